@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pedyra.fitting.calibration import calibrate, lora_layers, truncated
-from pedyra.fitting.cut import CURVE, RECORD, check_out, cut, cut_factors, cut_live, singular_basis, write_cut
+from pedyra.fitting.cut import CURVE, RECORD, check_out, cut, cut_factors, cut_live, write_cut
 from pedyra.fitting.fit import Rows, Wanted, fit_batches
 from pedyra.fitting.judge import Judge
 from pedyra.fitting.result import Fit
+from pedyra.fitting.worth import balance
 from pedyra.lora.attach import attach, write_ranks
 from pedyra.lora.folder import read_lora
 from pedyra.lora.resize import install, resized
@@ -209,7 +210,7 @@ def test_without_data_the_basis_is_that_of_the_singular_values(make_net: Any, tm
     model = make_net(trained=True)
     lora = saved(model, tmp_path / "adapter")
     pairs = {layer.name: [lora.tensors[layer.keys[slot]] for slot in "AB"] for layer in lora.layers}
-    bases = {name: singular_basis(A, B) for name, (A, B) in pairs.items()}
+    bases = {name: balance(A.double() @ A.double().T, B.double().T @ B.double()) for name, (A, B) in pairs.items()}
     write_cut(lora, {name: cut(A, B, bases[name], 2) for name, (A, B) in pairs.items()}, tmp_path / "out", {})
     for before, after in zip(lora.layers, (small := read_lora(tmp_path / "out")).layers, strict=True):
         W, V = (f.tensors[each.keys["B"]] @ f.tensors[each.keys["A"]] for f, each in ((lora, before), (small, after)))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pedyra.fitting.calibration import layer_has_more, lora_layers
 from pedyra.fitting.gramians import Calibration
-from pedyra.fitting.worth import Balance, balance
+from pedyra.fitting.worth import Balance
 from pedyra.lora.attach import detach
 from pedyra.lora.factors import linear
 from pedyra.lora.files import finite, refuse_unwritable, write_folder
@@ -172,15 +172,6 @@ def _check_there(factors: Factors, layers: Collection[str]) -> None:
             f"the adapter has no layer {gone[0]} any more, of which this fit keeps {len(factors[gone[0]][0])} "
             f"directions: another fit was applied to it; load the adapter anew, and fit it"
         )
-
-
-def singular_basis(A: Tensor, B: Tensor) -> Balance:
-    """The basis of B A's singular directions, for an adapter without data: values are the singular values.
-
-    As in `worth.balance` with the Gramians that white inputs and white gradients would give: P = A A^T, Q = B^T B.
-    """
-    A, B = A.double(), B.double()
-    return balance(A @ A.T, B.T @ B)
 
 
 def check_out(out: Path, overwrite: bool = False) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.run import train_run
 from pedyra.fitting.verdict import Point
+from pedyra.lab.bench import cuts
 from pedyra.lab.bench.cuts import Population, bench_bound
 from pedyra.lab.bench.rows import BOUND_KEY
 
@@ -67,10 +68,11 @@ def test_a_run_is_fitted_with_rows_of_each_fits_own(tmp_path):
     assert 0 < row["least_share"] <= row["share"] <= row["most_share"] <= 1
 
 
-def test_too_few_held_out_batches_are_told():
-    few: Any = SimpleNamespace(run=Path("runs/few"), weights=[8.0] * 4)
+def test_too_few_held_out_batches_of_any_run_are_told_first(monkeypatch):
+    tasks = {"many": 33, "few": 32}
+    monkeypatch.setattr(cuts, "opened", lambda run: (None, SimpleNamespace(eval=range(tasks[run.name]))))
     with pytest.raises(ValueError, match="runs/few has 4 batches of 8 held-out rows, and a fit takes 4 for the proof"):
-        Population(few)
+        next(bench_bound([Path("runs/many"), Path("runs/few")]))
 
 
 def test_what_is_no_run_is_told_first(tmp_path):

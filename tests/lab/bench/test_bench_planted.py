@@ -64,7 +64,7 @@ def test_a_problem_that_cannot_be_is_refused(settings, message):
 def test_the_error_is_one_for_the_base_and_zero_for_the_teacher(architecture):
     problem = make_problem("design", seed=0, architecture=architecture)
     assert relative_error(problem, problem.base) == 1 and relative_error(problem, problem.teacher) == 0
-    x, target = batches(problem, 5, 128)()
+    x, target = next(batches(problem, 5, 128))
     assert x.shape == target.shape and x.numel() == 128 * 64
 
 
@@ -80,7 +80,7 @@ def test_every_layer_of_a_block_matters():
 
 def test_noise_is_relative_to_the_true_change():
     clean, noisy = (make_problem("design", seed=0, noise=noise) for noise in (0.0, 0.5))
-    (x, target), (_, other) = batches(clean, 5, 4096)(), batches(noisy, 5, 4096)()
+    (x, target), (_, other) = next(batches(clean, 5, 4096)), next(batches(noisy, 5, 4096))
     change = target - clean.base(x)
     assert float((other - target).std() / change.std()) == pytest.approx(0.5, rel=0.02)
 

@@ -22,7 +22,6 @@ from pedyra.lab.bench.step import (
     over_a_run,
     peak_bytes,
     quartiles_by_kind,
-    quartiles_over_a_run,
     run_schedule,
 )
 from pedyra.lab.cli import app, main
@@ -143,7 +142,7 @@ def test_a_run_has_the_papers_median_schedule_or_what_is_given():
 def test_the_ratio_of_a_run_weighs_its_steps_and_adds_its_adjustments():
     schedule = run_schedule(parse_method("pedyra:interval=10,initial_warmup=20,final_warmup=60"), 100)
     # Of a window of 8 steps, those from 23 to 30 are observed.
-    ratio = over_a_run({"idle": 1.0, "observed": 2.0}, 3.0, schedule, window=8)
+    ratio = over_a_run({"idle": [1.0], "observed": [2.0]}, 3.0, schedule, window=8)[0]
     assert ratio == pytest.approx((92 * 1 + 8 * 2 + 3) / 100)
 
 
@@ -204,7 +203,7 @@ def test_the_ratio_of_a_run_lies_between_its_quartiles():
     """Half of the measured steps are slow, and 8 of the 100 of the run."""
     schedule = run_schedule(parse_method("pedyra:interval=10,initial_warmup=20,final_warmup=60"), 100)
     by_kind = {"observed": [9.0, 10.0, 12.0], "idle": [1.0, 1.1, 1.5]}
-    low, ratio, high = quartiles_over_a_run(by_kind, 3.0, schedule, window=8)
+    low, ratio, high = over_a_run(by_kind, 3.0, schedule, window=8)
     assert low == pytest.approx((92 * 1.0 + 8 * 9 + 3) / 100)
     assert ratio == pytest.approx((92 * 1.1 + 8 * 10 + 3) / 100)
     assert high == pytest.approx((92 * 1.5 + 8 * 12 + 3) / 100)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -136,8 +136,8 @@ def cuts(
     _ready(threads)
     from pedyra.lab.bench.cuts import SHARES, bench_cuts
 
-    found = list(file.keep(bench_cuts(runs, shares or SHARES, rows)))
-    _print(new_console(), found, ["run", "way", "share", "parameters", "increase", "standard_error"])
+    found = file.keep(bench_cuts(runs, shares or SHARES, rows))
+    _print_done(found, ["run", "way", "share", "parameters", "increase", "standard_error"])
 
 
 @app.command()
@@ -153,9 +153,8 @@ def bound(
     _ready(threads)
     from pedyra.lab.bench.cuts import bench_bound
 
-    found = list(file.keep(bench_bound(runs, fits, tolerance)))
     columns = ["run", "fits", "within", "kept_whole", "share", "least_share", "most_share", "tolerance"]
-    print_table(new_console(), columns, [[row[name] for name in columns] for row in found])
+    _print_done(file.keep(bench_bound(runs, fits, tolerance)), columns)
 
 
 @app.command()
@@ -173,9 +172,9 @@ def sizes(
     _ready(threads)
     from pedyra.lab.bench.cuts import bench_sizes
 
-    found = list(file.keep(bench_sizes(comparison, recoveries or (0, 160), rows)))
     columns = ["task", "seed", "smaller_rank", "recover_steps", "loss", "lora_loss", "lora_less_cut", "seconds"]
-    _print(new_console(), found, [*columns, "sweep_seconds"])
+    found = file.keep(bench_sizes(comparison, recoveries or (0, 160), rows))
+    _print_done(found, [*columns, "sweep_seconds"])
 
 
 @app.command()
@@ -194,8 +193,7 @@ def forgetting(
 
     texts = read_test_rows(str(general), None, "train", ["text"], "--general")
     made = ({"general": str(general), **row} for row in bench_forgetting(runs, texts, rows))
-    found = list(file.keep(made))
-    _print(new_console(), found, ["run", "way", "amount", "loss", "general_loss"])
+    _print_done(file.keep(made), ["run", "way", "amount", "loss", "general_loss"])
 
 
 @app.command()
@@ -295,6 +293,17 @@ def _ready(threads: int | None) -> None:
 def _print(console: Console, rows: Sequence[Row], columns: Sequence[str], title: str = "") -> None:
     """These fields of the rows, as a table."""
     print_table(console, columns, [[shown(row.get(column)) for column in columns] for row in rows], title=title)
+
+
+def _print_done(rows: Iterable[Row], columns: Sequence[str]) -> None:
+    """These fields of the rows, as a table. Where one fails, or at Ctrl-C, it has those that are done."""
+    found: list[Row] = []
+    try:
+        for row in rows:
+            found.append(row)
+    finally:
+        if found:
+            _print(new_console(), found, columns)
 
 
 def _print_row(console: Console, row: Row, value: str, where: str) -> None:

@@ -4,8 +4,9 @@ that they forget less (`pedyra bench forgetting`)."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
@@ -23,7 +24,7 @@ from pedyra.app.runs.evaluate import adapted_model, check_training_rows, finishe
 from pedyra.app.tasks.task import Task, load_task
 from pedyra.fitting.calibration import calibrate, disabled, evaluating, lora_layers, truncated
 from pedyra.fitting.curve import Ladder, Shape
-from pedyra.fitting.cut import cut_factors, singular_basis
+from pedyra.fitting.cut import cut_factors
 from pedyra.fitting.fit import LEAST
 from pedyra.fitting.general import harm_first, scaled, slopes_at_half, text_batches, texts_of
 from pedyra.fitting.gramians import Calibration, Measured
@@ -58,8 +59,8 @@ class TrainedLora:
         recipe, adapter, tokenizer, task = opened(run, data)
         self.model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
         self.tokenizer = tokenizer
-        bf16 = recipe.training.get("bf16", False)
-        self.judge = Judge(self.model, in_precision(model_loss, bf16), in_precision(model_outputs, bf16))
+        precision = torch.autocast(self.model.device.type, torch.bfloat16, enabled=recipe.training.get("bf16", False))
+        self.judge = Judge(self.model, precision(model_loss), precision(model_outputs))
         generator = torch.Generator().manual_seed(recipe.seed)
 
         def batches(part: Any, count: int) -> DataLoader[Any]:
@@ -122,16 +123,6 @@ def opened(run: Path, data: Path | None = None) -> tuple[Recipe, Path, Any, Task
     return recipe, adapter, tokenizer, task
 
 
-def in_precision(function: Callable[..., Any], bf16: bool) -> Callable[..., Any]:
-    """The same function of a model and a batch, as a run with this `training.bf16` computes it."""
-
-    def call(model: Any, batch: Batch) -> Any:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-            return function(model, batch)
-
-    return call
-
-
 def bench_cuts(runs: Sequence[Path], shares: Sequence[float] = SHARES, rows: int = 1024) -> Iterator[dict[str, Any]]:
     """One row for each run, way and size: the rise of the held-out loss, in pairs with the whole adapter.
 
@@ -174,7 +165,8 @@ def ways(model: Any, measured: Calibration) -> Iterator[tuple[str, int | None, C
     for name, module in lora_layers(model).items():
         A, B = (module.lora_A["default"].weight.detach(), module.lora_B["default"].weight.detach())
         layer, scaling = measured.layers[name], module.scaling["default"]
-        basis = singular_basis(A, scaling * B)
+        left, right = A.double(), (scaling * B).double()
+        basis = balance(left @ left.T, right.T @ right)  # white inputs and gradients: singular values
         singular[name] = _ordered(layer, basis, basis.values)
         squares = basis.values.square()
         left = squares.flip(0).cumsum(0).flip(0) / squares.sum()  # what goes, where this and all after it go
@@ -210,8 +202,13 @@ def bench_bound(runs: Sequence[Path], fits: int = 100, tolerance: float = 0.01) 
     replacement: a third for the choice and two thirds for the proof. What a size truly costs is then its mean over the
     population, so that a fit that takes a size beyond its tolerance is known. Each size is measured once, on all rows.
     """
-    for run in runs:
-        opened(run)  # what is wrong with one is told before anything is measured
+    for run in runs:  # what is wrong with one is told before anything is measured
+        *_, task = opened(run)
+        if (count := math.ceil(len(task.eval) / BATCH)) < LEAST + 1:
+            raise ValueError(
+                f"{run} has {count} batches of {BATCH} held-out rows, and a fit takes {LEAST} for the proof and one "
+                f"for the choice at least; give it more (data.eval_rows, data.validation_fraction)"
+            )
     for run in runs:
         population = Population(TrainedLora(run))
         found = [population.fit(seed, tolerance) for seed in range(fits)]
@@ -235,11 +232,6 @@ class Population:
 
     def __init__(self, trained: TrainedLora) -> None:
         self.trained = trained
-        if (count := len(trained.weights)) < LEAST + 1:
-            raise ValueError(
-                f"{trained.run} has {count} batches of {BATCH} held-out rows, and a fit takes {LEAST} for the "
-                f"proof and one for the choice at least; give it more (data.eval_rows, data.validation_fraction)"
-            )
         self.base = trained.losses(partial(disabled, trained.model))
         self._cut: dict[int, list[float]] = {}
 

@@ -9,7 +9,7 @@ student's budget.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -149,20 +149,17 @@ def make_problem(
     return Problem(base.requires_grad_(False), teacher.requires_grad_(False), ranks, noise)
 
 
-def batches(problem: Problem, seed: int, size: int) -> Callable[[], tuple[Tensor, Tensor]]:
-    """A source of (input, target) batches: `size` Gaussian vectors, the teacher's outputs, noise on the targets."""
+def batches(problem: Problem, seed: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(input, target) without end: `size` Gaussian vectors, the teacher's outputs, noise on the targets."""
     generator = torch.Generator().manual_seed(seed)
     shape = _shape(problem, size)
-
-    def draw() -> tuple[Tensor, Tensor]:
+    while True:
         x = torch.randn(shape, generator=generator)
         target = problem.teacher(x)
         if problem.noise:
             spread = problem.noise * (target - problem.base(x)).std()
             target = target + spread * torch.randn(target.shape, generator=generator)
-        return x, target
-
-    return draw
+        yield x, target
 
 
 @torch.no_grad()
@@ -234,11 +231,6 @@ def bench_planted(
 
 
 def _training(problem: Problem, job: Row) -> BenchTraining:
-    def drawn() -> Iterator[tuple[Tensor, Tensor]]:
-        draw = batches(problem, job["seed"] + 1000, BATCH)
-        while True:
-            yield draw()
-
     def loss(model: nn.Module, batch: Any) -> Tensor:
         x, target = batch
         return (model(x) - target).square().mean()
@@ -247,7 +239,7 @@ def _training(problem: Problem, job: Row) -> BenchTraining:
         base=problem.base,
         layers=problem.layer_names,
         loss=loss,
-        batches=drawn,
+        batches=lambda: batches(problem, job["seed"] + 1000, BATCH),
         rank=RANK,
         lr=job["lr"],
         steps=job["steps"],

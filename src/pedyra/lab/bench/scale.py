@@ -79,7 +79,7 @@ def bench_scale(
         for name in MEASURES:
             exponent = growth(values, [found[name] for found in medians])
             yield {"kind": "fit", **where, "axis": axis, "values": values, "measure": name, "exponent": exponent}
-    yield {"kind": "operations", **where, "layers": operations, **operation_seconds(operations)}
+    yield {"kind": "operations", **where, "device": "cpu", "layers": operations, **operation_seconds(operations)}
 
 
 class Chain(nn.Module):

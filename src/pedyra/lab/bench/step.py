@@ -253,18 +253,20 @@ def _static(variant: Variant) -> Iterable[Tensor]:
     yield from variant.state()
 
 
-def over_a_run(ratios: Mapping[str, float], adjustment: float, run: Schedule, window: int) -> float:
-    """The mean ratio of the steps of a run, with its adjustments.
+def over_a_run(by_kind: Mapping[str, Sequence[float]], adjustment: float, run: Schedule, window: int) -> list[float]:
+    """The mean ratio of the steps of a run, with its adjustments: of the first quartiles of each kind of step, of their
+    medians, and of their third quartiles, so that what is told of a run lies between its quartiles.
 
     Args:
-        ratios: of a step of each kind.
+        by_kind: the quartiles of the ratios of each kind.
         adjustment: what one takes, in steps of what the ratios refer to.
         window: steps that are observed before an adjustment, its own among them.
     """
     ahead = ((run.next_adjustment(step), step) for step in range(1, run.total_steps + 1))
     count = sum(adjusted is not None and adjusted - step < window for adjusted, step in ahead)
-    steps = count * ratios["observed"] + (run.total_steps - count) * ratios["idle"]
-    return (steps + len(run.adjustments) * adjustment) / run.total_steps
+    pairs = zip(by_kind["observed"], by_kind["idle"], strict=True)
+    steps = (count * observed + (run.total_steps - count) * idle for observed, idle in pairs)
+    return [(each + len(run.adjustments) * adjustment) / run.total_steps for each in steps]
 
 
 def _ratios(variant: Variant, lora: Variant, floor: Variant, run: Schedule | None) -> dict[str, Any]:
@@ -279,7 +281,7 @@ def _ratios(variant: Variant, lora: Variant, floor: Variant, run: Schedule | Non
             measured: Any = variant.allocator.run
             window: int = min(WINDOW, run.interval) if isinstance(measured, WideRun) else measured.window
             took = (adjustment or 0.0) / median(other.seconds)
-            found = quartiles_over_a_run(by_kind, took, run, window)
+            found = over_a_run(by_kind, took, run, window)
             if other is lora:
                 row["ratio_by_kind"] = {kind: quartiles[1] for kind, quartiles in by_kind.items()}
         low, row[f"ratio_to_{name}"], high = found
@@ -292,14 +294,3 @@ def quartiles_by_kind(observed: Sequence[bool], ratios: Sequence[float]) -> dict
     """The quartiles of the ratios of each of `KINDS`; the middle one is their median."""
     pairs = list(zip(observed, ratios, strict=True))
     return {kind: quantiles([ratio for seen, ratio in pairs if seen is (kind == "observed")], n=4) for kind in KINDS}
-
-
-def quartiles_over_a_run(
-    by_kind: Mapping[str, Sequence[float]], adjustment: float, run: Schedule, window: int
-) -> list[float]:
-    """`over_a_run` of the first quartiles of each kind, of their medians, and of their third quartiles, so that what is
-    told of a run lies between its quartiles."""
-    return [
-        over_a_run({kind: quartiles[i] for kind, quartiles in by_kind.items()}, adjustment, run, window)
-        for i in range(3)
-    ]
