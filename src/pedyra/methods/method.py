@@ -205,14 +205,6 @@ class Method:
             request = replace(request, lora=changed(request.lora, **self.lora))
         return self.make(request) if self.settings is None else self.make(request, self.settings(**request.settings))
 
-    def nearest_settings(self, request: Request, parameters: int) -> list[dict[str, Any]]:
-        """Settings, the nearest first, with which it trains about so many parameters; none where lora.r decides that.
-
-        A method whose own settings decide has `nearest(request, parameters)` among them, as RandLoRA does.
-        """
-        nearest = getattr(self.settings, "nearest", None)
-        return [] if nearest is None else nearest(request, parameters)
-
 
 # The adapter of a request.
 

@@ -23,14 +23,6 @@ class RandLoraSettings(Settings):
     r: int | None = setting(None, least=1)
     """Rank of a basis. MORE means FEWER parameters. None: the one nearest to the parameters of LoRA with lora.r."""
 
-    @staticmethod
-    def nearest(request: Request, parameters: int) -> list[dict[str, Any]]:
-        """The two r with the nearest counts of parameters, the nearest first; none where the request gives its r."""
-        _refuse(request)
-        if "r" in request.settings:
-            return []
-        return [{"r": r} for r in nearest_r([*_shapes(request).values()], parameters)]
-
 
 def prepare(request: Request, settings: RandLoraSettings) -> Adaptation:
     """RandLoRA on the LoRA's target modules, scaled by alpha / (r sqrt n) with the n bases of a layer, and alpha = 2 r.
@@ -40,11 +32,11 @@ def prepare(request: Request, settings: RandLoraSettings) -> Adaptation:
     scaling, which `finish` folds into its lambda. PEFT's RandLoRA knows no excluded modules: with some, all others are
     named. Raises ValueError: a start, DoRA or rsLoRA, which RandLoRA does not have.
     """
-    _refuse(request)
+    request.refuse_lora("PEFT's RandLoRA does not have it", "init", "use_dora", "use_rslora")
     lora = request.lora
     targets = _shapes(request)
     shapes = [*targets.values()]
-    r = settings.r or nearest_r(shapes, lora.r * sum(map(sum, shapes)))[0]
+    r = settings.r or nearest_r(shapes, lora.r * sum(map(sum, shapes)))
     most = max(bases_of(r, shape) for shape in shapes)
     config = RandLoraConfig(
         task_type=lora.task_type,
@@ -81,16 +73,12 @@ def parameters_of(r: int, shapes: Iterable[tuple[int, int]]) -> int:
     return sum(bases_of(r, shape) * (r + min(shape)) for shape in shapes)
 
 
-def nearest_r(shapes: list[tuple[int, int]], parameters: int) -> list[int]:
-    """The two r whose counts of parameters are nearest to this one; of two equally near the smaller count is first."""
-    return sorted(
+def nearest_r(shapes: list[tuple[int, int]], parameters: int) -> int:
+    """The r whose count of parameters is nearest to this one; of two equally near that of the smaller count."""
+    return min(
         range(1, max(min(shape) for shape in shapes) + 1),
         key=lambda r: (abs(parameters_of(r, shapes) - parameters), parameters_of(r, shapes)),
-    )[:2]
-
-
-def _refuse(request: Request) -> None:
-    request.refuse_lora("PEFT's RandLoRA does not have it", "init", "use_dora", "use_rslora")
+    )
 
 
 def _shapes(request: Request) -> dict[str, tuple[int, int]]:

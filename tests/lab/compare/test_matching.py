@@ -47,8 +47,8 @@ def test_the_nearest_rank_by_hand():
 
 
 def test_dora_is_matched_where_its_magnitudes_are_few(count):
-    assert match_parameters("dora", recipe("dora"), 16, recipe("lora"), count).r == 15  # 31 against 32 widths: 3 %
-    assert match_parameters("pissa", recipe("pissa"), 16, recipe("lora"), count).r == 16
+    assert match_parameters("dora", recipe("dora"), 16, recipe("lora"), count) == 15  # 31 against 32 widths: 3 %
+    assert match_parameters("pissa", recipe("pissa"), 16, recipe("lora"), count) == 16
 
 
 def test_dora_at_a_small_budget_is_refused_with_the_closest_two(count, shape):
@@ -62,15 +62,20 @@ def test_dora_at_a_small_budget_is_refused_with_the_closest_two(count, shape):
         match_parameters("dora", recipe("dora"), 2, recipe("lora"), count)
 
 
-def test_randlora_gets_the_rank_of_bases_with_the_nearest_count(count, shape):
+def test_randlora_has_the_bases_with_the_nearest_count(count, shape):
     layers, width = shape
-    matched = match_parameters("randlora", recipe("randlora"), 4, recipe("lora"), count)
-    r = matched.method_settings["r"]
-    # ceil(width / r) bases of r + width scalings each, per layer; n bases need about n (width / n + width).
-    by_hand = layers * -(-width // r) * (r + width)
-    assert abs(by_hand / (layers * 4 * 2 * width) - 1) <= 0.05
-    assert count.prepared(recipe("randlora", r=4), {"r": r}) == by_hand
-    assert matched.r == 4
+    # ceil(width / r) bases of r + width scalings each, per layer.
+    counts = [layers * -(-width // r) * (r + width) for r in range(1, width + 1)]
+    nearest = min(counts, key=lambda each: abs(each - layers * 4 * 2 * width))
+    assert abs(nearest / (layers * 4 * 2 * width) - 1) <= 0.05
+    assert count.trained(recipe("randlora"), 4) == nearest
+    assert match_parameters("randlora", recipe("randlora"), 4, recipe("lora"), count) == 4
+
+
+def test_randlora_with_bases_of_its_own_has_to_be_as_large_too(count):
+    own = recipe("randlora").model_copy(update={"method_settings": {"r": 1}})
+    with pytest.raises(ValueError, match="method randlora cannot match the baseline's"):
+        match_parameters("randlora", own, 4, recipe("lora"), count)
 
 
 def test_a_start_that_randlora_has_not_is_told_before_it_is_matched(count):
@@ -84,18 +89,18 @@ def test_randlora_is_counted_beside_a_head_of_several_layers(model):
         return recipe(method, 4).model_copy(update={"model": ModelSection(name=model), "lora": LoraSection(r=4)})
 
     base = BareModel(of("lora"))
-    matched = match_parameters("randlora", of("randlora"), 4, of("lora"), base)
-    assert base.prepared(of("randlora"), matched.method_settings) == pytest.approx(base.lora(of("lora"), 4), rel=0.05)
+    r = match_parameters("randlora", of("randlora"), 4, of("lora"), base)
+    assert base.trained(of("randlora"), r) == pytest.approx(base.lora(of("lora"), 4), rel=0.05)
 
 
 def test_within_five_percent_is_equal():
-    check_match("x", "lora.r", 100, {3: 105, 2: 70})
+    check_match("x", 100, {3: 105, 2: 70})
     with pytest.raises(ValueError, match="the closest are 106 at lora.r 3 and 70 at lora.r 2"):
-        check_match("x", "lora.r", 100, {3: 106, 2: 70})
+        check_match("x", 100, {3: 106, 2: 70})
 
 
 def test_counting_leaves_the_model_as_it_was(count):
     names = [name for name, _ in count.base.named_parameters()]
     count.lora(recipe("dora"), 3)
-    count.prepared(recipe("randlora"), {"r": 7})
+    count.trained(recipe("randlora"), 7)
     assert [name for name, _ in count.base.named_parameters()] == names

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from pedyra.lab.compare.grid import Grid
 from pedyra.lab.compare.jobs import Entry, Job, JobEnd, final_row, is_done, run_jobs
-from pedyra.lab.compare.prepare import Matched, prepare_experiment
+from pedyra.lab.compare.prepare import prepare_experiment
 from pedyra.lab.compare.results import Comparison, RateCurve, Row, collect
 from pedyra.lab.compare.tables import comparison_tables, print_tables, write_tables
 from pedyra.lora.files import json_line, read_rows, write_file
@@ -45,8 +45,9 @@ def compare_grid(grid: Grid, workers: int = 1, console: Console | None = None) -
     reported = len(experiment.entries) * len(grid.seeds)
     console.print(f"{grid.name}: {len(experiment.entries)} rows x tasks x budgets")
     console.print(f"runs        {sum(map(len, tuning.values()))} to choose rates, {reported} reported")
-    for line in sorted({_changes(entry, matched) for entry, matched in experiment.matched.items()} - {""}):
-        console.print(f"matched     {line}", soft_wrap=True, markup=False)
+    changed = {(each.method, each.budget, r) for each, r in experiment.matched.items() if r != each.budget}
+    for method, budget, r in sorted(changed):
+        console.print(f"matched     {method}, r = {budget}: lora.r = {r}", soft_wrap=True, markup=False)
     failed = _run_missing([job for jobs in tuning.values() for job in jobs], workers, console)
     curves = [RateCurve(entry, grid.rates(entry.method), collect(jobs, grid.judge)) for entry, jobs in tuning.items()]
     chosen = {curve.entry: curve.chosen for curve in curves}
@@ -104,14 +105,6 @@ def _entry(row: Row) -> Entry:
 
 def _run(row: Row) -> tuple[Entry, int, float]:
     return _entry(row), row["seed"], row["learning_rate"]
-
-
-def _changes(entry: Entry, matched: Matched) -> str:
-    """What matching changed of an entry; "" where it changed nothing."""
-    changes = {"lora.r": matched.r} if matched.r != entry.budget else {}
-    changes |= {f"method_settings.{key}": value for key, value in matched.method_settings.items()}
-    listed = ", ".join(f"{key} = {value}" for key, value in changes.items())
-    return f"{entry.method}, r = {entry.budget}: {listed}" if changes else ""
 
 
 def _run_missing(jobs: Sequence[Job], workers: int, console: Console) -> list[JobEnd]:

@@ -17,7 +17,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +51,6 @@ TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
-class Matched:
-    """What matching decided for one row, kind of task and budget."""
-
-    r: int
-    """lora.r of its recipes; alpha goes along, so that alpha / r stays."""
-    method_settings: dict[str, Any] = field(default_factory=dict)
-    """Of methods whose own settings decide on their parameters (RandLoRA)."""
-
-
-@dataclass(frozen=True)
 class Experiment:
     """A grid whose data is split and whose rows are matched."""
 
@@ -68,7 +58,7 @@ class Experiment:
     folder: Path
     splits: Mapping[str, Mapping[str, Any]]
     """Task -> purpose of a job -> its `data` section."""
-    matched: Mapping[Entry, Matched]
+    matched: Mapping[Entry, int]
 
     @property
     def entries(self) -> list[Entry]:
@@ -104,19 +94,19 @@ class Experiment:
     def content(self, entry: Entry, rate: float, purpose: Purpose) -> dict[str, Any]:
         """A recipe: the grid's sections, the row's own over them, and what was matched."""
         grid, row = self.grid, self.grid.methods[entry.method]
-        matched = self.matched.get(entry, Matched(entry.budget))
+        r = self.matched.get(entry, entry.budget)
         alpha = grid.lora.get("alpha", LoraSection().alpha)
-        if matched.r != grid.base_rank:  # the scaling stays: alpha / r, or alpha / sqrt(r)
-            ratio = matched.r / grid.base_rank
+        if r != grid.base_rank:  # the scaling stays: alpha / r, or alpha / sqrt(r)
+            ratio = r / grid.base_rank
             alpha *= math.sqrt(ratio) if {**grid.lora, **row.lora}.get("use_rslora") else ratio
         bits = {} if row.quantization is None else {"quantization": row.quantization}
         content = {
             "method": row.method,
             "model": grid.model | bits,
             "data": dict(self.splits[entry.task][purpose]),
-            "lora": {**grid.lora, **row.lora, "r": matched.r, "alpha": alpha},
+            "lora": {**grid.lora, **row.lora, "r": r, "alpha": alpha},
             "rank": {**grid.rank, **row.rank},
-            "method_settings": {**row.method_settings, **matched.method_settings},
+            "method_settings": dict(row.method_settings),
             "training": {**grid.training, "learning_rate": rate},
         }
         if purpose == "jobs" and grid.fit is not None:
@@ -237,13 +227,13 @@ def _check_methods(experiment: Experiment, models: Mapping[str, BareModel]) -> N
                 models[recipe.data.kind].check(recipe)
 
 
-def _match(grid: Grid, recipes: Mapping[Entry, Recipe], models: Mapping[str, BareModel]) -> dict[Entry, Matched]:
-    """What is matched for every entry; tasks of one kind are matched alike, for the head is left out."""
-    known: dict[tuple[str, str, int], Matched] = {}
+def _match(grid: Grid, recipes: Mapping[Entry, Recipe], models: Mapping[str, BareModel]) -> dict[Entry, int]:
+    """The matched lora.r of every entry; tasks of one kind are matched alike, for the head is left out."""
+    known: dict[tuple[str, str, int], int] = {}
     found = {}
     for entry, recipe in recipes.items():
         if grid.match_of(entry.method) == "rank":
-            found[entry] = Matched(entry.budget)
+            found[entry] = entry.budget
             continue
         kind = recipe.data.kind
         key = (entry.method, kind, entry.budget)
@@ -350,11 +340,14 @@ class BareModel:
                 self._known[key] = _trained(wanted.with_lora())
         return self._known[key]
 
-    def prepared(self, recipe: Recipe, settings: Mapping[str, Any]) -> int:
-        """Of what the recipe's method makes with these settings of its own."""
-        recipe = recipe.model_copy(update={"method_settings": {**recipe.method_settings, **settings}})
+    def trained(self, recipe: Recipe, r: int) -> int:
+        """Of what the recipe's method trains at lora.r: that LoRA, or a RandLoRA, which is about as large."""
+        method = get_method(recipe.method)
+        if method.peft_type != "RANDLORA":
+            return self.lora(recipe, r)
+        recipe = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"r": r})})
         with torch.device("meta"):
-            return _trained(get_method(recipe.method).prepare(self.request(recipe)).model)
+            return _trained(method.prepare(self.request(recipe)).model)
 
     def check(self, recipe: Recipe) -> None:
         """Raise ValueError for what the recipe's method refuses, as far as it is known without weights and rows."""
@@ -368,22 +361,16 @@ class BareModel:
             )
 
 
-def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, count: BareModel) -> Matched:
+def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, count: BareModel) -> int:
     """The rank at which a row has the trainable parameters of the baseline at lora.r = budget.
 
     Counted at the start of training. A dynamic method keeps that count or ends at it by its own budget; what each run
     had at its end is in the results.
     """
     target = count.lora(baseline, budget)
-    at_budget = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"r": budget})})
-    if own := get_method(recipe.method).nearest_settings(count.request(at_budget), target):
-        (setting,) = own[0]
-        counts = {values[setting]: count.prepared(at_budget, values) for values in own}
-        check_match(name, f"method_settings.{setting}", target, counts)
-        return Matched(budget, own[0])
     ranks = nearest_ranks(lambda r: count.lora(recipe, r), target, budget)
-    check_match(name, "lora.r", target, {r: count.lora(recipe, r) for r in ranks})
-    return Matched(ranks[0])
+    check_match(name, target, {r: count.trained(recipe, r) for r in ranks})
+    return ranks[0]
 
 
 def nearest_ranks(count: Callable[[int], int], target: int, start: int) -> list[int]:
@@ -397,16 +384,15 @@ def nearest_ranks(count: Callable[[int], int], target: int, start: int) -> list[
     return sorted((low, low + 1), key=lambda r: (abs(count(r) - target), r))
 
 
-def check_match(name: str, setting: str, target: int, counts: Mapping[int, int]) -> None:
+def check_match(name: str, target: int, counts: Mapping[int, int]) -> None:
     """Raise ValueError where the nearest number of parameters is more than 5 % off.
 
     Args:
-        setting: what was varied.
-        counts: its values -> numbers of parameters, nearest first.
+        counts: lora.r -> number of parameters, nearest first.
     """
     if abs(next(iter(counts.values())) - target) <= TOLERANCE * target:
         return
-    closest = " and ".join(f"{count:,} at {setting} {value}" for value, count in counts.items())
+    closest = " and ".join(f"{count:,} at lora.r {r}" for r, count in counts.items())
     raise ValueError(
         f"method {name} cannot match the baseline's {target:,} parameters within {TOLERANCE:.0%}: "
         f"the closest are {closest}; choose other budgets, or methods.{name}.match: rank to compare it as it is"
