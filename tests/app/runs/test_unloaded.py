@@ -74,6 +74,10 @@ def test_a_base_that_looks_for_padding_is_planned(tmp_path, model, data):
         ({"method": "randlora", "rank": {}, "fit": {}}, "fit asks how small a LoRA may be, and method randlora"),
         ({"method": "lora", "rank": {}, "fit": {}}, "fit takes 10 held-out rows or more, and data has 8"),
         ({"model": {"name": "tiny-llama", "head_dropout": 0.1}}, "model.head_dropout is 0.1, but Llama"),
+        (
+            {"data": {"source": "toy", "kind": "causal_lm", "prompt": "text", "completion": "label", "max_length": 40}},
+            r"'tiny-bert' is an encoder \(bert\), which sees the tokens it is to predict",
+        ),
     ],
 )
 def test_what_the_run_refuses_the_plan_refuses_too(settings, told, tmp_path):

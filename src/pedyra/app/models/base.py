@@ -80,9 +80,14 @@ def load_model(
     ImportError as `load_tokenizer`.
     """
     set_seed(seed)
+    if section.name in TINY and section.quantization == "none":
+        return shape_of(section, kind, num_labels, tokenizer)
     auto, head = HEADS.get(kind, _CLASSIFIER)[0], _head(kind, num_labels)
-    if section.name in TINY:
-        model = _tiny_model(auto, section, kind, head, len(tokenizer))
+    if section.name in TINY:  # by way of a folder, since weights are quantised as they are read
+        plain = section.model_copy(update={"quantization": "none", "dtype": "float32"})
+        with TemporaryDirectory() as folder:
+            shape_of(plain, kind, num_labels, tokenizer).save_pretrained(folder)
+            model = _from_pretrained(auto, folder, section, **_loading(section, kind))
     else:
         # A class of a repository may load in a way of its own, which tells nothing.
         asked = {} if _is_of_repository(auto, section) else {"output_loading_info": True}
@@ -122,14 +127,16 @@ def shape_of(
 ) -> PreTrainedModel:
     """The model of `load_model` as its config alone has it, on the device in force; no file of weights is read.
 
-    Raises ValueError as `load_tokenizer`.
+    Raises ValueError as `load_tokenizer`, and for a model that cannot do the task.
     """
-    head = _head(kind, num_labels)
+    auto, head = HEADS.get(kind, _CLASSIFIER)[0], _head(kind, num_labels)
     if section.name in TINY:
         config = tiny_config(section.name, len(tokenizer))
         config.update(head)
     else:
         config = _from_pretrained(AutoConfig, _source(section), section, **head)
+    if not trusts_remote_code():
+        _check_head(auto, config, section)
     arguments = _loading(section, kind)
     arguments.pop("quantization_config", None)
     dtype = arguments.pop("dtype")
@@ -137,7 +144,6 @@ def shape_of(
         dtype = "float32"  # so `prepare_model_for_kbit_training` leaves what is not quantised
     elif dtype == "auto":
         dtype = getattr(config, "dtype", None) or "float32"
-    auto = HEADS.get(kind, _CLASSIFIER)[0]
     model = auto.from_config(config, dtype=dtype, trust_remote_code=trusts_remote_code(), **arguments)
     model.config.pad_token_id = tokenizer.pad_token_id
     if section.head_dropout is not None:
@@ -252,17 +258,3 @@ def _set_head_dropout(model: PreTrainedModel, section: ModelSection) -> None:
             f"remove it"
         )
     found.p = float(section.head_dropout)  # type: ignore[arg-type]
-
-
-def _tiny_model(auto: Any, section: ModelSection, kind: str, head: dict[str, Any], vocab_size: int) -> PreTrainedModel:
-    config = tiny_config(section.name, vocab_size)
-    _check_head(auto, config, section)
-    for key, value in head.items():
-        setattr(config, key, value)
-    if section.quantization == "none":
-        dtype = "float32" if section.dtype == "auto" else section.dtype
-        return auto.from_config(config, **_loading(section, kind) | {"dtype": dtype})
-    # By way of a folder, since weights are quantised as they are read.
-    with TemporaryDirectory() as folder:
-        auto.from_config(config).save_pretrained(folder)
-        return _from_pretrained(auto, folder, section, **_loading(section, kind))
