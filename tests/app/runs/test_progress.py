@@ -55,8 +55,8 @@ def test_the_last_adjustment_is_told_with_what_it_did(pruned, added, told):
 
 def test_no_bar_is_drawn_before_the_number_of_steps_is_known():
     progress, screen = new_progress(terminal=True)
-    with progress:
-        progress._bar.refresh()
+    with progress.bar:
+        progress.bar.refresh()
     assert "None" not in screen.getvalue() and "train" not in screen.getvalue()
 
 
@@ -80,7 +80,7 @@ def test_a_step_that_is_evaluated_is_told_once():
 
 def test_a_terminal_gets_a_bar_and_no_plain_lines():
     progress, screen = new_progress(terminal=True)
-    with progress:
+    with progress.bar:
         progress.on_train_begin(None, state(0), TrainerControl())
         progress.on_step_end(None, state(40), TrainerControl())
         progress.on_log(None, state(40), TrainerControl(), logs={"loss": 0.25})

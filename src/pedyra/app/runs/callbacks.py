@@ -11,7 +11,6 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from pedyra.allocate.callback import RankCallback
-from pedyra.app.interrupts import on_interrupt
 from pedyra.app.runs.processes import any_of_all
 from pedyra.lora.files import append_row, json_line, read_rows, write_file
 
@@ -89,7 +88,7 @@ class MovedBest(TrainerCallback):
 
 
 class TrainingProgress(TrainerCallback):
-    """Step, loss, held-out metric, total rank and last adjustment. Enter it around `trainer.train()`.
+    """Step, loss, held-out metric, total rank and last adjustment. Enter its `bar` around `trainer.train()`.
 
     Args:
         console: where to draw; a bar if it is a terminal, else plain lines.
@@ -106,16 +105,9 @@ class TrainingProgress(TrainerCallback):
         self._next_line = 0.0
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
         times = (TextColumn("{task.fields[status]}"), TimeElapsedColumn(), TextColumn("<"), TimeRemainingColumn())
-        self._bar = Progress(*columns, *times, console=console, disable=not console.is_terminal)
+        self.bar = Progress(*columns, *times, console=console, disable=not console.is_terminal)
         # Shown once the number of steps is known.
-        self._task = self._bar.add_task("train", total=None, status="", visible=False)
-
-    def __enter__(self) -> TrainingProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self._task = self.bar.add_task("train", total=None, status="", visible=False)
 
     def status(self, step: int) -> str:
         """One line: loss, metric, total rank, last adjustment; each once it is known, and its step if it is older."""
@@ -133,17 +125,17 @@ class TrainingProgress(TrainerCallback):
 
     def _draw(self, state, **fields) -> None:
         status = self.status(state.global_step)
-        self._bar.update(self._task, description="train", completed=state.global_step, status=status, **fields)
+        self.bar.update(self._task, description="train", completed=state.global_step, status=status, **fields)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._bar.reset(self._task)
+        self.bar.reset(self._task)
         self._draw(state, total=state.max_steps, visible=True)
 
     def on_step_end(self, args, state, control, **kwargs):
         self._draw(state)
 
     def on_prediction_step(self, args, state, control, **kwargs):
-        self._bar.update(self._task, description="eval")
+        self.bar.update(self._task, description="eval")
 
     def on_evaluate(self, args, state, control, **kwargs):
         self._draw(state)
@@ -164,26 +156,17 @@ class TrainingProgress(TrainerCallback):
 
 
 class StopOnInterrupt(TrainerCallback):
-    """While entered as a context, the first Ctrl-C asks Trainer to save and stop after the current step.
+    """The first `request`, which is what Ctrl-C means, asks Trainer to save and stop after the current step.
 
-    `requested` tells afterwards whether that happened; a second Ctrl-C aborts at once. Outside the main thread, where
-    Python allows no signal handler, it does nothing.
+    `requested` tells afterwards whether that happened; a second request aborts at once.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self.agreed = False
         """Whether all processes know of it, and stop after this step."""
-        self._listening = on_interrupt(self._request)
 
-    def __enter__(self) -> StopOnInterrupt:
-        self._listening.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._listening.__exit__(None, None, None)
-
-    def _request(self) -> None:
+    def request(self) -> None:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True

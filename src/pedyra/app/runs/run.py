@@ -16,6 +16,7 @@ from transformers import Trainer, TrainingArguments
 
 from pedyra.allocate.checkpoint_folder import checkpoint_step, last_complete_checkpoint
 from pedyra.allocate.trainer import end_at_last_step, reshard
+from pedyra.app.interrupts import on_interrupt
 from pedyra.app.recipe import Recipe, identity
 from pedyra.app.runs.arguments import asks_for_fsdp, training_arguments
 from pedyra.app.runs.callbacks import MetricsLog, MovedBest, StopOnInterrupt, TrainingProgress
@@ -219,7 +220,7 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
             "memory_before_bytes": memory_bytes(device),
         }
         write_file(folder.environment, json.dumps(environment, indent=2) + "\n")
-    with stop, progress:
+    with on_interrupt(stop.request), progress.bar:
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except Exception as error:
