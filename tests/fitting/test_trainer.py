@@ -6,6 +6,7 @@ import copy
 import random
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from transformers import (
 import pedyra
 from pedyra.fitting.calibration import lora_layers
 from pedyra.fitting.cut import CURVE, RECORD
-from pedyra.fitting.trainer import _batches, _trained_batch
+from pedyra.fitting.trainer import TrainerJudge, _batches, _trained_batch
 
 FAST: dict[str, Any] = {"rows": 64}
 
@@ -50,7 +51,9 @@ def test_a_classifier_ends_smaller_with_a_proof_and_its_metric(make_trainer: Any
     assert f"{row['parameters']:,} parameters" in told and "accuracy" in told and "32 for the choice" in told
     held = rows(96, 2)
     before = logits(trainer.model, held)
+    trainer.processing_class = SimpleNamespace(save_pretrained=lambda to: Path(to, "tokenizer_config.json").touch())
     assert found.save(tmp_path / "small") == tmp_path / "small"
+    assert (tmp_path / "small" / "tokenizer_config.json").is_file()  # as trainer.save_model saves it
     assert same_bits(logits(trainer.model, held), before)  # the live model is as it was
     found.apply()
     assert sum(p.numel() for n, p in trainer.model.named_parameters() if "lora_" in n) == row["parameters"]
@@ -63,6 +66,15 @@ def test_a_classifier_ends_smaller_with_a_proof_and_its_metric(make_trainer: Any
     again = found.save(tmp_path / "again")  # after it was applied, too
     assert (again / RECORD).read_text() == (tmp_path / "small" / RECORD).read_text()
     assert len((again / CURVE).read_text().splitlines()) == len(found.curve_rows())
+
+
+def test_gradients_in_float16_are_those_of_a_loss_that_is_scaled(make_trainer: Any):
+    """They would underflow, also where the base alone is in float16 and no flag of the Trainer says so."""
+    trainer = make_trainer(trains=False)
+    assert TrainerJudge(trainer, trainer.model).loss_scale == 1.0
+    judge = TrainerJudge(trainer, trainer.model.half())
+    loss = judge.trained_loss(next(iter(trainer.get_train_dataloader())))
+    assert judge.loss_scale == 1024.0 and loss.dtype == torch.float32 and loss.item() > 100
 
 
 class Recorder(TrainerCallback):

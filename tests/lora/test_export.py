@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pedyra import attach, detach, export_adapter
+from pedyra.fitting.cut import check_out
 from pedyra.lora.attach import write_ranks
 from pedyra.lora.layer import adapted_layers
 from pedyra.lora.resize import NewTriples, install, resized
@@ -130,6 +131,29 @@ def test_rounding_of_alpha_over_r_is_no_other_scaling(make_llama, tmp_path):
     model = mixed_ranks(make_llama(r=3, lora_alpha=0.3))  # 0.1 * 6 / 6 is not 0.1 to the last bit
     record = json.loads((export_adapter(model, "peft", tmp_path / "out") / "pedyra_export.json").read_text())
     assert record["scaling"] == 0.1 and record["folded_into_B"] == {}
+
+
+def test_the_tokenizer_that_was_saved_beside_an_adapter_goes_along(make_llama, tmp_path):
+    """It has the template, and the added tokens, of the training; without it a merge takes that of the base."""
+    mixed_ranks(make_llama()).save_pretrained(tmp_path / "saved")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "training_args.bin"):
+        (tmp_path / "saved" / name).write_text(name)
+    out = export_adapter(tmp_path / "saved", "padded", tmp_path / "out")
+    found = {file.name: file.read_text() for file in out.iterdir() if file.suffix not in (".safetensors", ".bin")}
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert found[name] == name
+    assert not (out / "training_args.bin").exists()
+
+
+def test_a_mount_point_is_refused_before_the_work(make_llama, tmp_path, monkeypatch):
+    """A finished folder takes the place of `out` by a rename, and nothing can take that of a volume."""
+    model, out = make_llama(), tmp_path / "volume"
+    out.mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == out)
+    for refused in (lambda: export_adapter(model, "peft", out), lambda: check_out(out)):
+        with pytest.raises(ValueError, match="volume is a mount point, .* give a folder inside it"):
+            refused()
+    assert export_adapter(model, "peft", out / "adapter").is_dir()
 
 
 def test_a_saved_folder_exports_as_the_live_model_does(make_llama, tmp_path):

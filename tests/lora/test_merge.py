@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+import yaml
 from closeness import same_bits
 from peft import LoraConfig, get_peft_model
 from test_export import FLAVOURS, logits, mixed_ranks
@@ -152,10 +153,20 @@ def run_folder(tmp_path) -> Any:
 
 def test_a_run_is_merged_into_the_model_of_its_recipe(run_folder, tokens, tmp_path):
     run, model = run_folder()
-    for source, name in ((run, "whole"), (run / "adapter", "part")):
+    model.save_pretrained(run / "fit")
+    for source, name in ((run, "whole"), (run / "adapter", "part"), (run / "fit", "smaller")):
         folder = export_adapter(source, "merged", tmp_path / name)
         assert torch.allclose(logits(load_merged(folder), tokens), logits(model, tokens), atol=1e-5)
         assert AutoTokenizer.from_pretrained(folder).chat_template == tiny_tokenizer("tiny-llama").chat_template
+
+
+def test_the_template_of_the_training_is_that_of_the_merged_model(run_folder, tmp_path):
+    run, _ = run_folder()
+    recipe = (run / "recipe.yaml").read_text()
+    data = {"source": "x.jsonl", "kind": "causal_lm", "messages": "m", "chat_template": "{{ messages[0]['content'] }}"}
+    (run / "recipe.yaml").write_text(yaml.safe_dump({**yaml.safe_load(recipe), "data": data}))
+    folder = export_adapter(run, "merged", tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(folder).chat_template == data["chat_template"]
 
 
 def test_a_quantised_run_says_how_to_merge_and_then_does(run_folder, tokens, tmp_path):
@@ -248,6 +259,22 @@ def test_layers_the_base_lacks_are_not_dropped_in_silence(make_llama, tmp_path):
         ValueError, match=r"does not fit the base model LlamaForCausalLM, which has no layer .*layers\.1"
     ):
         export_adapter(tmp_path / "adapter", "merged", tmp_path / "out", base=shallow)
+
+
+def test_a_base_that_has_no_tokens_is_merged(make_llama, tokens, tmp_path, monkeypatch):
+    """A model of sound tells so by an error of its own."""
+
+    def none(self):
+        raise NotImplementedError("no embeddings")
+
+    model = make_llama()
+    model.save_pretrained(tmp_path / "adapter")
+    expected = logits(model, tokens)
+    base = make_llama().unload()
+    monkeypatch.setattr(type(base), "get_input_embeddings", none)
+    out = export_adapter(tmp_path / "adapter", "merged", tmp_path / "out", base=base)
+    monkeypatch.undo()
+    torch.testing.assert_close(logits(type(base).from_pretrained(out), tokens), expected)
 
 
 def test_an_adapter_that_is_merged_already_is_refused(make_llama, tmp_path):

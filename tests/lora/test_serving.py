@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from pedyra.app.runs.export import export_adapter
-from pedyra.lora.export import reserved_bytes, serving_lines
+from pedyra.lora.export import reserved_bytes, serving_lines, why_not_in_vllm
 from pedyra.lora.folder import read_lora
 
 
@@ -42,15 +42,17 @@ def test_vllm_gets_a_rank_that_it_allows_and_peft_a_line_that_loads(llama: Path,
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("task", ["SEQ_CLS", "FEATURE_EXTRACTION"])
-def test_peft_gets_a_line_that_loads_an_encoder(task: str, tmp_path: Path):
+@pytest.mark.parametrize("task", ["SEQ_CLS", "FEATURE_EXTRACTION", None])
+def test_peft_gets_a_line_that_loads_an_encoder(task: str | None, tmp_path: Path):
     """Without the number of labels PEFT makes a head of two."""
     config = BertConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
-    kind = BertForSequenceClassification if task == "SEQ_CLS" else BertModel
+    kind = BertModel if task == "FEATURE_EXTRACTION" else BertForSequenceClassification
     BertModel(config).save_pretrained(tmp_path / "base")
     config.num_labels = 3
     base = kind(config)
-    model: Any = get_peft_model(base, LoraConfig(r=2, target_modules=["query"], task_type=task))  # type: ignore[arg-type]
+    heads = None if task else ["classifier"]
+    lora = LoraConfig(r=2, target_modules=["query"], task_type=task, modules_to_save=heads)  # type: ignore[arg-type]
+    model: Any = get_peft_model(base, lora)
     model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
     model.save_pretrained(tmp_path / "adapter")
     out = export_adapter(tmp_path / "adapter", "peft", tmp_path / "out")
@@ -109,6 +111,14 @@ def test_what_vllm_refuses_has_no_line_for_it(make_bert: Any, tmp_path: Path):
     out = export_adapter(tmp_path / "adapter", "peft", tmp_path / "out")
     (line,) = serving_lines(out, "peft")
     assert "AutoPeftModelForSequenceClassification" in line
+
+
+def test_several_scalings_are_not_served_by_vllm_until_they_are_made_one(make_llama: Any, tmp_path: Path):
+    model = make_llama(target_modules=["q_proj", "v_proj"], alpha_pattern={"v_proj": 1.0})
+    model.save_pretrained(tmp_path / "adapter")
+    told = why_not_in_vllm(read_lora(tmp_path / "adapter"))
+    assert told is not None and "2 scalings" in told
+    assert why_not_in_vllm(read_lora(export_adapter(tmp_path / "adapter", "peft", tmp_path / "out"))) is None
 
 
 def test_a_server_reserves_each_adapter_at_one_rank_over_the_layers_of_all(llama: Path):

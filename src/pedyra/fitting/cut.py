@@ -19,8 +19,8 @@ from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.worth import Balance
 from pedyra.lora.attach import detach
 from pedyra.lora.factors import linear
-from pedyra.lora.files import finite, refuse_unwritable, write_folder
-from pedyra.lora.folder import SavedLora, check_plain, save_lora, whole_number
+from pedyra.lora.files import finite, refuse_mount, refuse_unwritable, write_folder
+from pedyra.lora.folder import SavedLora, check_plain, copy_processing, save_lora, whole_number
 from pedyra.lora.layer import adapted_layers
 from pedyra.lora.layer_names import pattern_keys
 
@@ -104,6 +104,7 @@ def write_cut(
 
     def fill(part: Path) -> None:
         save_lora(part, tensors, config)
+        copy_processing(lora.folder, part)
         (part / RECORD).write_text(json.dumps(finite(record), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         for name, text in (beside or {}).items():
             (part / name).write_text(text, encoding="utf-8")
@@ -179,6 +180,7 @@ def check_out(out: Path, overwrite: bool = False) -> None:
     anything but, with `overwrite`, an earlier fit."""
     if out.is_symlink():
         raise ValueError(f"{out} is a link, which is not followed; remove it, or choose another folder")
+    refuse_mount(out)
     refuse_unwritable(out.absolute().parent, str(out))  # a folder is made beside it, and then takes its name
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return

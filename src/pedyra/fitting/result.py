@@ -134,7 +134,8 @@ class Fit:
     def save(self, out: str | Path, overwrite: bool = False) -> Path:
         """Write the smaller adapter as an ordinary PEFT folder, with its record and the rows of its curve beside it.
 
-        What is no factor of the adapter (heads, biases, magnitudes) is saved as the live model has it now.
+        What is no factor of the adapter (heads, biases, magnitudes) is saved as the live model has it now, and the
+        Trainer's tokenizer (`processing_class`) beside it.
 
         Args:
             overwrite: replace an earlier fit in `out`.
@@ -146,6 +147,9 @@ class Fit:
         if PartialState().is_main_process:
             check_out(out, overwrite)
             with averaged(self._optimizer), saved_lora(self.model, self.adapter) as lora:
+                trainer = None if self.trainer is None else self.trainer()
+                if (processing := getattr(trainer, "processing_class", None)) is not None:  # as Trainer.save_model does
+                    processing.save_pretrained(lora.folder)
                 self.write(lora, out)
         PartialState().wait_for_everyone()
         return out

@@ -155,7 +155,7 @@ class TrainerJudge(Judge):
     def __init__(self, trainer: Trainer, model: Any) -> None:
         super().__init__(model)
         self.trainer: Any = trainer
-        self.loss_scale = FP16_SCALE if trainer.args.fp16 else 1.0
+        self.loss_scale = _loss_scale(trainer, model)
         self._judges_parts = True
         """Whether compute_metrics takes a part of the held-out rows."""
 
@@ -165,7 +165,7 @@ class TrainerJudge(Judge):
         count = trainer._get_num_items_in_batch([inputs], trainer.args.device)
         with trainer.accelerator.autocast(), trainer.compute_loss_context_manager():
             loss = trainer.compute_loss(self.model, inputs, num_items_in_batch=count)
-        return loss.mean() * self.loss_scale
+        return loss.mean().float() * self.loss_scale
 
     def samples(self, batch: Batch) -> float:
         kinds = {kind.__name__ for kind in type(self.trainer.data_collator).__mro__}
@@ -316,13 +316,20 @@ def least_held_out(eval_batch_size: int) -> int:
     return next(rows for rows in count(1) if rows // 3 > size and rows - rows // 3 > (LEAST - 1) * size)
 
 
+def _loss_scale(trainer: Any, model: Any) -> float:
+    """`FP16_SCALE` where gradients are in float16: by autocast, or as the base, or its 4-bit layers, compute in it."""
+    types = {parameter.dtype for parameter in model.parameters()}
+    types |= {getattr(module, "compute_dtype", None) for module in model.modules()}
+    return FP16_SCALE if trainer.args.fp16 or torch.float16 in types else 1.0
+
+
 class TextJudge(Judge):
     """Judges text by the loss of a language model, at the precision at which a Trainer trains."""
 
     def __init__(self, trainer: Any, model: Any) -> None:
         super().__init__(model, loss=self._of_text)
         self._trainer = trainer
-        self.loss_scale = FP16_SCALE if trainer.args.fp16 else 1.0
+        self.loss_scale = _loss_scale(trainer, model)
 
     def _of_text(self, model: Any, batch: Batch) -> Tensor:
         with self._trainer.accelerator.autocast():

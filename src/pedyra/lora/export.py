@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from peft import PeftModel, PeftType
 from torch import Tensor
 
-from pedyra.lora.files import write_folder
-from pedyra.lora.folder import SavedLora, check_plain, read_lora, save_lora, whole_number
+from pedyra.lora.files import refuse_mount, write_folder
+from pedyra.lora.folder import SavedLora, check_plain, copy_processing, read_lora, save_lora, whole_number
 from pedyra.lora.layer import adapted_layers
 from pedyra.lora.layer_names import pattern_keys
 from pedyra.lora.merge import num_labels
@@ -50,7 +50,12 @@ def export_lora(source: PeftModel | str | Path, target: str, out: Path) -> Path:
     with saved_lora(source) as lora:
         _check_convertible(lora, target)
         tensors, config, record = _converted(lora, target)
-        return write_export(out, record, lambda folder: save_lora(folder, tensors, config))
+
+        def save(folder: Path) -> None:
+            save_lora(folder, tensors, config)
+            copy_processing(lora.folder, folder)
+
+        return write_export(out, record, save)
 
 
 @contextmanager
@@ -72,6 +77,7 @@ def check_arguments(target: str, out: Path, base: object) -> None:
         raise ValueError(f"export target {target!r} is unknown; {did_you_mean(target, TARGETS)}")
     if base is not None and target != "merged":
         raise ValueError(f"base is given, but target {target} needs no base model; leave it out")
+    refuse_mount(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} already holds files; choose another folder or remove it")
 
@@ -230,10 +236,24 @@ def vllm_line(base: str, adapters: Mapping[str, Path], rank: int, revision: str 
 
 def why_not_in_vllm(lora: SavedLora) -> str | None:
     """Why vLLM refuses this adapter, in words; None where it takes it."""
-    if lora.config.get("task_type") not in (None, "CAUSAL_LM"):
-        return f"it serves adapters of language models, and this one has the task_type {lora.config['task_type']}"
+    task, base = lora.config.get("task_type"), _base_class(lora)
+    if task not in (None, "CAUSAL_LM") or (task is None and base is not None and not base.endswith(_WRITERS)):
+        has = f"has the task_type {task}" if task else f"is of a {base}"
+        return f"it serves adapters of language models, and this one {has}"
+    scalings = {f"{layer.scaling:.12g}" for layer in lora.layers if layer.scaling}
+    if len(scalings) > 1:
+        return f"its layers have {len(scalings)} scalings, and it knows one; pedyra export --target peft makes them one"
     refused = _refused_by_vllm(lora)
     return f"it refuses {' and '.join(refused)}" if refused else None
+
+
+_WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+"""Ends of the names of transformers' classes that write text."""
+
+
+def _base_class(lora: SavedLora) -> str | None:
+    """The transformers class of the base, which PEFT records of an adapter without a task_type."""
+    return (lora.config.get("auto_mapping") or {}).get("base_model_class")
 
 
 def _refused_by_vllm(lora: SavedLora) -> list[str]:
@@ -272,9 +292,12 @@ def serving_lines(folder: Path, target: str) -> list[str]:
     kind |= {"TOKEN_CLS": "AutoPeftModelForTokenClassification", "QUESTION_ANS": "AutoPeftModelForQuestionAnswering"}
     kind |= {"FEATURE_EXTRACTION": "AutoPeftModelForFeatureExtraction"}
     task = str(config.get("task_type"))
-    labels = num_labels(lora) if task in ("SEQ_CLS", "TOKEN_CLS") else None  # without it PEFT makes a head of two
+    by_class = config.get("task_type") is None and _base_class(lora) is not None
+    auto = "AutoPeftModel" if by_class else kind.get(task, "AutoPeftModelForCausalLM")
+    # Without it PEFT makes a head of two.
+    labels = num_labels(lora) if by_class or task in ("SEQ_CLS", "TOKEN_CLS") else None
     given = "" if labels is None else f", num_labels={labels}"
-    return [*lines, _python(f"from peft import {kind.get(task, 'AutoPeftModelForCausalLM')} as Model", folder, given)]
+    return [*lines, _python(f"from peft import {auto} as Model", folder, given)]
 
 
 def _python(imported: str, folder: Path, given: str = "") -> str:

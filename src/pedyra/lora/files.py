@@ -61,6 +61,13 @@ def refuse_link(path: Path) -> None:
         raise ValueError(f"{path} is a link, and nothing is written through one; remove the link")
 
 
+def refuse_mount(path: Path) -> None:
+    """Raise ValueError where another disk is mounted at `path`: a folder that is made whole beside it cannot take its
+    place."""
+    if os.path.ismount(path):
+        raise ValueError(f"{path} is a mount point, whose place no finished folder can take; give a folder inside it")
+
+
 def refuse_unwritable(path: Path, name: str) -> None:
     """Raise ValueError, beginning with `name`, where no file can be made at `path`: in the nearest folder above it that
     exists there is no permission, or the disk is read-only."""

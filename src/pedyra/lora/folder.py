@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,19 @@ def save_lora(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, 
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+_PROCESSING = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
+    *("chat_template*", "preprocessor_config.json", "processor_config.json"),
+)
+
+
+def copy_processing(folder: Path, out: Path) -> None:
+    """Copy the tokenizer, or another processor, that was saved beside an adapter: its prompts are written by it."""
+    for file in folder.iterdir():
+        if file.is_file() and any(file.match(pattern) for pattern in _PROCESSING):
+            shutil.copyfile(file, out / file.name)
+
+
 def whole_number(value: float) -> int | float:
     """A whole number as an int, as readers expect of lora_alpha."""
     return round(value) if math.isclose(value, round(value), rel_tol=1e-9) else value
@@ -164,7 +178,10 @@ def _follow_vocabulary(base: nn.Module, folder: Path) -> None:
     file = folder / "adapter_model.safetensors"
     if not isinstance(base, PreTrainedModel) or not file.is_file():
         return
-    embeddings: Any = base.get_input_embeddings()
+    try:
+        embeddings: Any = base.get_input_embeddings()
+    except NotImplementedError:  # of sound, which is no tokens
+        return
     names = {f"{name}.weight" for name, module in base.named_modules() if module is embeddings}
     with safe_open(file, "pt") as tensors:
         for key in tensors.keys():  # noqa: SIM118

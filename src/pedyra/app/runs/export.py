@@ -62,7 +62,7 @@ def _base(lora: SavedLora, recipe: Recipe | None, base: Any) -> tuple[nn.Module,
 
 
 def _recipe_of(source: Path) -> Recipe | None:
-    """The recipe of the run that `source` is, or is the adapter or a checkpoint of."""
+    """The recipe of the run that `source` is, or is the adapter, the fit or a checkpoint of."""
     from pedyra.app.runs.run_folder import run_of
 
     if (folder := run_of(source)) is None:
@@ -86,4 +86,6 @@ def _base_of_recipe(recipe: Recipe, lora: SavedLora, name: str | None) -> tuple[
             f"export_adapter(run, 'merged', out, base={section.name!r})"
         )
     tokenizer = load_tokenizer(section)
+    if recipe.data.chat_template is not None:  # by which the chats of the training were written
+        tokenizer.chat_template = recipe.data.chat_template
     return load_model(section, recipe.data.kind, num_labels(lora), tokenizer, recipe.seed), tokenizer

@@ -64,6 +64,14 @@ class Source:
     quantization: str | None = None
     """Of the base's weights, as `model.quantization` of a recipe, where no run says it."""
 
+    def loading(self, path: Path) -> dict[str, str]:
+        """How the base of the adapter in `path` is loaded, as keys of `model`. ValueError where a run says it."""
+        asked = {"dtype": self.dtype, "quantization": self.quantization}
+        given = {key: value for key, value in asked.items() if value is not None}
+        if given and (folder := self.folder(path)) is not None:
+            raise ValueError(f"the recipe of {folder} says how its base is loaded; leave out --{' and --'.join(given)}")
+        return given
+
     def texts(self) -> list[Any] | None:
         """The rows of general text, if there are some. ValueError for a file that cannot be read."""
         if self.general is None:
@@ -173,13 +181,8 @@ def _shape(wanted: Wanted, lora: SavedLora) -> Shape:
 def _recipe(path: Path, lora: SavedLora, source: Source) -> Recipe:
     """Model and data: a run's, or those that the adapter and the rows name."""
     folder, data = source.folder(path), source.data
-    loading = {"dtype": source.dtype, "quantization": source.quantization}
-    loading = {key: value for key, value in loading.items() if value is not None}
+    loading = source.loading(path)
     if folder is not None:
-        if loading:
-            raise ValueError(
-                f"the recipe of {folder} says how its base is loaded; leave out --{' and --'.join(loading)}"
-            )
         recipe = resolve(load_recipe(folder / "recipe.yaml"))
         if data is None:
             return recipe
@@ -285,8 +288,9 @@ def fit_for_server(
     Raises:
         ValueError: as `fit_folder`; an adapter of a rank that no server takes, and that no allowed one is within.
     """
-    for out in outs.values():
+    for path, out in outs.items():
         check_out(out, overwrite)
+        source.loading(path)  # what it refuses of one is told before another is fitted
     loras = [read_lora(path) for path in outs]
     bases = {(str(lora.config.get("base_model_name_or_path")), lora.config.get("revision")) for lora in loras}
     if len(bases) > 1:

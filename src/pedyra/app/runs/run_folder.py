@@ -37,10 +37,10 @@ LOCK = ".lock"
 
 
 def run_of(path: Path) -> Path | None:
-    """The run folder that `path` is, or is the adapter or a checkpoint of; None where there is none: others write files
-    of the name recipe.yaml, too."""
+    """The run folder that `path` is, or is the adapter, the fit or a checkpoint of; None where there is none: others
+    write files of the name recipe.yaml, too."""
     place = path.resolve()
-    of_run = place.name == "adapter" or place.name.startswith("checkpoint-")
+    of_run = place.name in ("adapter", "fit") or place.name.startswith("checkpoint-")
     for folder in (path, *((place.parent,) if of_run else ())):
         if (folder / "recipe.yaml").is_file() and (folder / "metrics.jsonl").is_file():
             return folder

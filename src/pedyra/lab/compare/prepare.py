@@ -369,7 +369,8 @@ def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, c
     """
     target = count.lora(baseline, budget)
     ranks = nearest_ranks(lambda r: count.lora(recipe, r), target, budget)
-    check_match(name, target, {r: count.trained(recipe, r) for r in ranks})
+    repair = f"remove methods.{name}.method_settings.r" if "r" in recipe.method_settings else "choose other budgets"
+    check_match(name, target, {r: count.trained(recipe, r) for r in ranks}, repair)
     return ranks[0]
 
 
@@ -384,7 +385,7 @@ def nearest_ranks(count: Callable[[int], int], target: int, start: int) -> list[
     return sorted((low, low + 1), key=lambda r: (abs(count(r) - target), r))
 
 
-def check_match(name: str, target: int, counts: Mapping[int, int]) -> None:
+def check_match(name: str, target: int, counts: Mapping[int, int], repair: str = "choose other budgets") -> None:
     """Raise ValueError where the nearest number of parameters is more than 5 % off.
 
     Args:
@@ -395,7 +396,7 @@ def check_match(name: str, target: int, counts: Mapping[int, int]) -> None:
     closest = " and ".join(f"{count:,} at lora.r {r}" for r, count in counts.items())
     raise ValueError(
         f"method {name} cannot match the baseline's {target:,} parameters within {TOLERANCE:.0%}: "
-        f"the closest are {closest}; choose other budgets, or methods.{name}.match: rank to compare it as it is"
+        f"the closest are {closest}; {repair}, or methods.{name}.match: rank to compare it as it is"
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from torch import OutOfMemoryError
 
+from pedyra.app.known_sets import TEST_SETS
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import GENERATED
 from pedyra.lab.compare.compare import compare_grid
@@ -156,8 +157,8 @@ def with_generated(
 
 
 def _named(generate: Mapping[str, Any], metrics: Set[str]) -> Mapping[str, Any]:
-    """The test sets that these metrics are of. One of the recipe's own has metrics of other names: then all of them."""
-    return {name: of for name, of in generate.items() if name in metrics} or generate
+    """The test sets that these metrics are of, and the recipe's own, whose metrics have other names."""
+    return {name: of for name, of in generate.items() if name in metrics or name not in TEST_SETS}
 
 
 @dataclass(frozen=True)
