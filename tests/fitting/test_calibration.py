@@ -166,6 +166,10 @@ def test_a_layer_that_something_bypasses_is_told(model, batches):
     with torch.no_grad():
         layer.lora_B["default"].weight.zero_()  # it does nothing: nothing is lost without it
     assert calibrate(Judge(model), batches).layers[name].tokens_per_sample == 0
+    with torch.no_grad():
+        layer.lora_B["default"].weight.normal_()
+        layer.lora_A["default"].weight.zero_()  # as triples are whose E is zero
+    assert calibrate(Judge(model), batches).layers[name].tokens_per_sample == 0
 
 
 def test_a_layer_that_no_gradient_reaches_is_told(model, batches):

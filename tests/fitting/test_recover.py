@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pedyra.fitting.calibration import calibrate, lora_layers
 from pedyra.fitting.cut import cut_factors
 from pedyra.fitting.fit import Rows, Wanted, fit_batches
-from pedyra.fitting.judge import DivergenceJudge, Judge, divergence, model_outputs
+from pedyra.fitting.judge import DivergenceJudge, Judge, asked, divergence, model_outputs
 from pedyra.fitting.recover import distill, evened, replaced
 from pedyra.fitting.result import Fit
 
@@ -127,6 +127,16 @@ def test_an_encoder_decoder_is_asked_at_the_label_itself():
     batch = {"input_ids": torch.tensor([[5, 6]]), "labels": torch.tensor([[4, 3, -100]])}
     (found,) = model_outputs(model, batch)
     torch.testing.assert_close(found, model(**batch).logits[0, :2])
+
+
+def test_what_is_no_token_of_the_labels_is_asked_everywhere():
+    """The frames of a sound have no place in its words; and classes stand before the places of a picture."""
+    frames, words = torch.randn(2, 9, 5), torch.tensor([[1, 2, -100], [3, 4, 1]])
+    (found,) = asked(nn.Linear(1, 1), {"labels": words}, {"logits": frames})
+    assert same_bits(found, frames)
+    pixels = torch.randn(2, 5, 3, 4)
+    (found,) = asked(nn.Linear(1, 1), {"labels": torch.zeros(2, 3, 4)}, {"logits": pixels})
+    assert found.shape == (2, 3, 4, 5) and same_bits(found[1, 2, 3], pixels[1, :, 2, 3])
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}], ids=["plain", "rslora", "dora"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pedyra.fitting.search import Search
+from pedyra.fitting.search import SHARES, Search
 from pedyra.fitting.verdict import Increase, Point, Tolerance, paired, student, verdict
 
 LIMIT = 0.01
@@ -319,6 +319,20 @@ def test_where_nothing_may_be_kept_whole_the_largest_size_is_asked_first():
     )
     taken = hopeful.choose()
     assert taken is not None and taken.share == Half().share(0) and taken.accepted
+
+
+def test_a_whole_curve_is_measured_also_where_the_largest_size_is_beyond_the_tolerance():
+    measured: list[int] = []
+    found = Search(
+        Half(),  # type: ignore[arg-type]
+        KNOWN,
+        measure=lambda index: measured.append(index) or Increase(2 * LIMIT, 1e-6, 64),
+        recover=None,
+        prove=lambda index, recovers: Increase(2 * LIMIT, 1e-6, 64),
+        ahead=(1.0, 64),
+    )
+    found.measure_curve()
+    assert {Half().at(share) for share in SHARES} <= {*measured}
 
 
 def test_a_recovery_without_room_leaves_what_was_proved_without_it(caplog):

@@ -248,7 +248,9 @@ def fit(
     same_rank: Annotated[
         bool, typer.Option("--same-rank", help="Every layer keeps the same rank, or all it has.")
     ] = False,
-    multiple_of: Annotated[int, typer.Option("--multiple-of", metavar="M", help="Ranks are multiples of M.")] = 1,
+    multiple_of: Annotated[
+        int, typer.Option("--multiple-of", metavar="M", help="Ranks are multiples of M, or all that a layer has.")
+    ] = 1,
     drop_types: Annotated[
         str,
         typer.Option("--drop-types", metavar="TYPE,...", help="Module types to empty, e.g. q_proj,k_proj."),

@@ -349,7 +349,7 @@ class FitSection(Section):
     same_rank: bool = False
     """Every layer keeps the same rank."""
     multiple_of: int = Field(default=1, ge=1)
-    """Ranks are multiples of it."""
+    """Ranks are multiples of it, or all that a layer has."""
     drop_types: list[str] = []
     """Module types that keep none, e.g. [q_proj, k_proj]."""
     rows: int = Field(default=1024, ge=16)

@@ -128,10 +128,11 @@ def seconds_a_batch(judge: Judge, trained: Batch, held: Batch, adapter: str = "d
 def _check_seen(found: Calibration, layers: Mapping[str, Any], adapter: str, called: set[str]) -> None:
     """Raise ValueError for a layer that does something and was not measured: its directions would seem worthless.
 
-    One whose B is zero does nothing, and has no gradient.
+    A direction does nothing whose column of B is zero, as LoRA begins, or whose row of A is, as a triple with E = 0.
     """
     for name, module in layers.items():
-        if found.layers[name].tokens_per_sample or not module.lora_B[adapter].weight.any():
+        A, B = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+        if found.layers[name].tokens_per_sample or not (A.any(1) & B.any(0)).any():
             continue
         if name in called:
             raise ValueError(

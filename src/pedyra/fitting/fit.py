@@ -263,6 +263,8 @@ class _Fitting:
             prove=self._prove,
             ahead=self._ahead(),
         )
+        if wanted.curve and not limit.learned:  # else it is measured on the way
+            search.measure_curve()
         if asked is not None:
             chosen = self._taken(search, asked)
         else:

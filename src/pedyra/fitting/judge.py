@@ -35,11 +35,13 @@ def asked(model: nn.Module, batch: Batch, output: Mapping[str, Any]) -> list[Ten
     """All logits of what a model gave for a batch; of a language model those of the tokens that have a label, a place
     in the completion, or are no padding, whichever the batch tells."""
     logits = [value for key, value in output.items() if key.endswith("logits") and isinstance(value, Tensor)]
+    logits = [value.movedim(1, -1) if value.dim() > 3 else value for value in logits]  # classes stand before the places
     if len(logits) != 1 or logits[0].dim() != 3:
         return logits
     for key in ("labels", "completion_mask", "attention_mask"):
         mask = batch.get(key)
-        if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point():
+        # Of another length are the words of a sound, whose logits are of its frames.
+        if isinstance(mask, Tensor) and mask.shape == logits[0].shape[:2] and not mask.is_floating_point():
             on = (mask != -100 if key == "labels" else mask != 0)[:, int(shifts(model)) :]
             return [logits[0][:, : on.shape[1]][on]]
     return logits

@@ -202,7 +202,9 @@ class Search:
         first place, where none does."""
         accepted, rejected = 0, None
         if not self.ladder.is_whole(0) and not self.promises(self.measured(0), self._doubt):
-            return 0
+            if not wholly:
+                return 0
+            rejected = 0
         for share in shares:
             index = self.ladder.at(share)
             if index == accepted or (not wholly and len(self.points) >= TRIES):

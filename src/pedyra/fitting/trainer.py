@@ -23,7 +23,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
-from transformers import EvalPrediction, Trainer
+from transformers import EvalPrediction, ProcessorMixin, Trainer
 from transformers.trainer_pt_utils import EvalLoopContainer
 
 from pedyra.fitting.calibration import averaged, checkpointing, evaluating, frozen, has_more, lora_layers
@@ -84,7 +84,7 @@ def fit(
         parameters: take the largest size of at most so many parameters instead, whatever it does to the loss.
         max_rank: no layer keeps more.
         same_rank: every layer keeps the same rank, and one that has fewer keeps all of its own.
-        multiple_of: ranks are multiples of it.
+        multiple_of: ranks are multiples of it, or all that a layer has.
         drop_types: module types that keep none, e.g. ("q_proj", "k_proj").
         data: held-out rows, as the Trainer takes an eval_dataset; by default its own, else a part of those it was
             trained on, with a warning.
@@ -339,7 +339,10 @@ class TextJudge(Judge):
 def _general_rows(trainer: Any, model: Any, general: Any, most: int) -> GeneralRows:
     """Half of the general texts for gradients, and half for the proof: this process's batches of them."""
     check_writes(model)
-    if trainer.processing_class is None:
+    tokenizer = trainer.processing_class
+    if isinstance(tokenizer, ProcessorMixin):  # of text and images, which TRL takes by itself
+        tokenizer = tokenizer.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+    if tokenizer is None:
         raise ValueError("general text has to be tokenised; give the Trainer its tokenizer as processing_class")
     processes, process = trainer.accelerator.num_processes, trainer.accelerator.process_index
     size = min(BATCH, trainer.args.per_device_eval_batch_size)
@@ -354,7 +357,7 @@ def _general_rows(trainer: Any, model: Any, general: Any, most: int) -> GeneralR
         )
 
     def batches(part: Tensor) -> list[Batch]:
-        every = text_batches(trainer.processing_class, [texts[index] for index in part], size)
+        every = text_batches(tokenizer, [texts[index] for index in part], size)
         return every[process::processes]
 
     slopes, proof = (batches(part) for part in (order[:half], order[half : 2 * half]))
