@@ -433,14 +433,14 @@ def test_a_run_of_qlora_is_fitted_on_its_quantised_base(run: Path, tmp_path: Pat
     ({}, torch.float32, "Linear"),
     ({"quantization": "nf4"}, torch.uint8, "Linear4bit"),
 ])  # fmt: skip
-def test_the_base_of_a_folder_is_loaded_as_asked(tmp_path: Path, how: dict[str, str], dtype: torch.dtype, kind: str):
+def test_the_base_of_a_folder_is_loaded_as_asked(tmp_path: Path, how: dict[str, Any], dtype: torch.dtype, kind: str):
     """An adapter is measured on the base that it was trained on, which its folder does not tell."""
     if "quantization" in how:
         pytest.importorskip("bitsandbytes")
     section = ModelSection(name="tiny-llama")
     tokenizer = load_tokenizer(section)
     base = load_model(section, "causal_lm", None, tokenizer, 0)
-    base.to(torch.float16).save_pretrained(tmp_path / "base")
+    base.half().save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
@@ -448,9 +448,10 @@ def test_the_base_of_a_folder_is_loaded_as_asked(tmp_path: Path, how: dict[str, 
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": "a", "completion": f"b {row}"}) + "\n" for row in range(96)))
     with runs_fit.opened(tmp_path / "adapter", Wanted(), runs_fit.Source(data=rows, **how)) as adapter:
-        (layer,) = {type(module.base_layer) for name, module in adapter.trainer.model.named_modules()
+        model: Any = adapter.trainer.model
+        (layer,) = {type(module.base_layer) for name, module in model.named_modules()
                     if name.endswith("q_proj")}  # fmt: skip
-        weights = {value.dtype for name, value in adapter.trainer.model.named_parameters() if "q_proj.base" in name}
+        weights = {value.dtype for name, value in model.named_parameters() if "q_proj.base" in name}
     assert layer.__name__ == kind and weights == {dtype}
 
 

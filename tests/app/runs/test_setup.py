@@ -228,6 +228,7 @@ def test_an_evaluation_keeps_no_states_of_an_encoder(tmp_path: Path, kind: str):
         data = {**data, "source": str(tmp_path / "rows.jsonl"), "kind": kind, "doc_stride": 8}
     setup = set_up(recipe(model={"name": "tiny-bart"}, data=data))
     trainer = setup.trainer(str(tmp_path), report_to="none")
-    kept = trainer.predict(setup.task.eval).predictions
+    rows: Any = setup.task.eval
+    kept = trainer.predict(rows).predictions
     shapes = [scores.shape for scores in (kept if isinstance(kept, tuple) else (kept,))]
-    assert shapes == ([(8, 2)] if kind == "classification" else 2 * [(len(setup.task.eval), shapes[0][1])])
+    assert shapes == ([(8, 2)] if kind == "classification" else 2 * [(len(rows), shapes[0][1])])

@@ -148,7 +148,7 @@ def _batch(
         kept = new[: settings.max_new_tokens if end is None else end]
         text = _decode(tokenizer, list(prompt) if left else [], kept)
         cut = min((at for stop in settings.stop or () if (at := text.find(stop)) >= 0), default=None)
-        by_itself = end is not None and not (forced and end == settings.max_new_tokens - 1)
+        by_itself = end is not None and not (forced and len(kept) + 1 == settings.max_new_tokens)
         finished = by_itself or cut is not None
         results.append({"text": text[:cut], "finished": finished, "tokens": len(kept)})
     return results
