@@ -54,7 +54,7 @@ def outcomes(monkeypatch: Any):
 
     def fake(least: dict[str, int], rank: int = 64) -> list[tuple[str, int]]:
         tried: list[tuple[str, int]] = []
-        layer = SimpleNamespace(rank=rank, name="q", keys={})
+        layer = SimpleNamespace(rank=rank, name="q", keys={}, scaling=1.0)
 
         def lora(path: Path) -> Any:
             config = {"base_model_name_or_path": "owner/base", "task_type": "CAUSAL_LM"}
