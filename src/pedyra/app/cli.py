@@ -229,7 +229,8 @@ def fit(
         ),
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="The run that says model and data, where ADAPTER is none.")
+        Path | None,
+        typer.Option(metavar="RUN", help="Take model and data from this run, where ADAPTER is not a run itself."),
     ] = None,
     tolerance: Annotated[
         str, typer.Option(metavar="PART", help="Part of what fine-tuning won that may be given up, 1% or 0.01.")
@@ -242,7 +243,8 @@ def fit(
         typer.Option(
             "--max-rank",
             metavar="R",
-            help="No layer keeps more: vLLM pads to the largest. auto: the least of vLLM's for all ADAPTERs together.",
+            help="No layer keeps a higher rank; vLLM pads all to the largest. auto: the least rank of vLLM at "
+            "which all ADAPTERs are within the tolerance.",
         ),
     ] = None,
     same_rank: Annotated[
@@ -259,23 +261,28 @@ def fit(
         int | None,
         typer.Option(
             metavar="STEPS",
-            help="Of recovery, where a cut leaves over a quarter; 0: none; default: 160 at most.",
+            help="Steps of recovery, where a cut alone leaves more than a quarter. 0: none. Default: 160 at most.",
         ),
     ] = None,
-    rows: Annotated[int, typer.Option(min=16, help="Rows at most to calibrate and to prove; half to choose.")] = 1024,
+    rows: Annotated[
+        int, typer.Option(min=16, help="At most so many rows calibrate, as many prove, and half as many choose.")
+    ] = 1024,
     general: Annotated[
         Path | None, typer.Option(metavar="ROWS", help="Text that should not be forgotten, in a column text.")
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option(metavar="N", min=2, help="Of --data: cut rows to N tokens; default: as the base can.")
+        int | None,
+        typer.Option(metavar="N", min=2, help="Cut the rows of --data to N tokens. Default: what the base can take."),
     ] = None,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"] | None,
-        typer.Option(help="Of the base, where no run says it; auto: as it was saved; default: float32."),
+        typer.Option(
+            help="Type of the base's weights, where no run says it. auto: as they were saved. Default: float32."
+        ),
     ] = None,
     quantization: Annotated[
         Literal["nf4", "int8"] | None,
-        typer.Option(help="Of the base, where no run says it: as it was while the adapter was trained (QLoRA: nf4)."),
+        typer.Option(help="Quantization of the base, where no run says it. Give that of the training (QLoRA: nf4)."),
     ] = None,
     curve: Annotated[bool, typer.Option("--curve", help="Measure the whole curve, not only what is needed.")] = False,
     out: Annotated[

@@ -69,7 +69,7 @@ def step(
     ] = None,
     methods: Annotated[list[str] | None, _methods("floor, lora, adalora, dora; pedyra with alpha 0.5 and 1")] = None,
     rounds: Annotated[
-        int | None, typer.Option(help="Half of the timed steps: observed ones, and idle ones.", show_default="20")
+        int | None, typer.Option(help="So many observed steps are timed, and as many idle ones.", show_default="20")
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, show_default="the model's")] = None,
     length: Annotated[int | None, typer.Option(min=1, show_default="the model's")] = None,
@@ -127,7 +127,9 @@ def cuts(
     shares: Annotated[
         list[float] | None, _several("--share", "0.5, 0.25, 0.125", "Part of the parameters that is left")
     ] = None,
-    rows: Annotated[int, typer.Option(min=16, help="To calibrate with; 1.5 times are measured on.")] = 1024,
+    rows: Annotated[
+        int, typer.Option(min=16, help="Rows to calibrate with. 1.5 times as many held-out rows are measured.")
+    ] = 1024,
     threads: Threads = None,
     json_file: KeptFile = None,
 ) -> None:
