@@ -49,10 +49,6 @@ def assert_one_line(stderr, *parts):
     assert all(part in stderr for part in parts), stderr
 
 
-def test_the_verbs_are_all_there():
-    assert {"train", "eval", "inspect", "export", "report", "compare", "bench", "schema"} <= set(VERBS)
-
-
 def test_the_version_is_that_of_the_package(call):
     assert call("--version")[:2] == (0, f"pedyra {importlib.metadata.version('pedyra')}\n")
 
@@ -143,19 +139,6 @@ def test_a_diverged_run_says_so_and_still_has_its_report(call, tmp_path):
     assert {row["total_rank"] for row in rows(tmp_path / "runs/recipe/ranks.jsonl") if "total_rank" in row} == {26}
     assert (tmp_path / "runs/recipe/report.html").is_file()
     assert call("report", "runs/recipe", "--figures", "figures")[0] == 0
-
-
-@pytest.mark.parametrize(
-    ("command", "told"),
-    [
-        (("planted", "--noise", "nan"), "noise is nan; it is a finite number of at least 0"),
-        (("planted", "--noise", "0", "--noise", "-1"), "noise is -1.0; it is a finite number of at least 0"),
-    ],
-)
-def test_a_benchmark_refuses_what_cannot_be(call, command, told):
-    code, _, stderr = call("bench", *command)
-    assert code == 2
-    assert_one_line(stderr, told)
 
 
 HEAVY = ("torch", "transformers", "peft", "datasets")
@@ -284,11 +267,6 @@ def test_our_own_mistake_keeps_its_traceback(call, monkeypatch, error):
     monkeypatch.setattr("pedyra.lora.inspection.inspect_adapter", broken)
     with pytest.raises(type(error)):  # an exception that reaches the interpreter: traceback, exit code 1
         call("inspect", ".")
-
-
-def test_schema_is_json_schema(call):
-    code, out, _ = call("schema")
-    assert code == 0 and {"model", "data", "lora", "rank", "training"} <= json.loads(out)["properties"].keys()
 
 
 @pytest.fixture

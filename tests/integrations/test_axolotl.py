@@ -121,8 +121,7 @@ def test_a_run_moves_ranks_and_ends_with_a_smaller_adapter(plugin: Any, make_ber
         plugin.post_train(cfg, trainer.model)
     from pedyra.lora.inspection import inspect_adapter
 
-    small = inspect_adapter(tmp_path / "fit")
-    assert 0 < sum(layer.parameters for layer in small.layers) <= 200
+    assert 0 < inspect_adapter(tmp_path / "fit")[-1]["parameters"] <= 200
     if IS_INSTALLED:
         note("tool", "axolotl", "axolotl", run="works: its plugin manager and hooks")
 

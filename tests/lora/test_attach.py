@@ -148,34 +148,6 @@ def test_only_the_named_adapter_is_touched(make_net):
     assert not layer.a.E.requires_grad
 
 
-def test_modules_to_save_stay_as_they_are(make_bert):
-    model = make_bert()  # SEQ_CLS trains the classifier in full
-    before = {name: p for name, p in model.named_parameters() if "modules_to_save" in name and p.requires_grad}
-    assert before
-    assert not any("classifier" in layer.name for layer in attach(model))
-    after = {name: p for name, p in model.named_parameters() if "modules_to_save" in name and p.requires_grad}
-    assert list(after) == list(before) and all(after[name] is before[name] for name in before)
-
-
-def test_layers_that_share_a_base_weight_have_their_own_triples():
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
-            self.second.weight = self.first.weight
-
-        def forward(self, x):
-            return self.second(torch.tanh(self.first(x)))
-
-    model = get_peft_model(Tied(), LoraConfig(r=2, target_modules=["first", "second"]))
-    x = torch.randn(3, 6)
-    before = model(x)
-    layers = attach(model)
-    assert [layer.name for layer in layers] == ["first", "second"] and layers[0].a.A is not layers[1].a.A
-    assert layers[0].module.base_layer.weight is layers[1].module.base_layer.weight
-    assert same_bits(model(x), before)
-
-
 @pytest.mark.parametrize("flavour", ["plain", "rslora"])
 def test_the_scaling_is_constant_at_every_rank_also_by_pefts_own_arithmetic(flavour, make_net, set_ranks):
     model = make_net(lora_alpha=6, **FLAVOURS[flavour])

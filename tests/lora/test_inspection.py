@@ -1,10 +1,13 @@
 """inspect_adapter: any LoRA folder, from its files alone."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from pedyra.lora.inspection import inspect_adapter
 
@@ -32,7 +35,7 @@ def adapter(tmp_path):
 
 
 def test_ranks_parameters_and_effective_ranks(adapter):
-    first, second, total = inspect_adapter(adapter).rows()
+    first, second, total = inspect_adapter(adapter)
     assert (first["layer"], first["rank"], first["parameters"]) == ("layer.2.q", 2, 12)
     assert (second["layer"], second["rank"], second["parameters"]) == ("layer.10.q", 2, 10)
     # Two equal singular values fill rank 2; one alone fills rank 1.
@@ -50,19 +53,16 @@ def test_dora_magnitudes_belong_to_their_layer_and_convolutions_are_read_flat(tm
         "conv.lora_B.weight": torch.ones(4, 2, 1, 1),
     }
     ranks = {
-        row["layer"]: (row["rank"], row["parameters"])
-        for row in inspect_adapter(write_adapter(tmp_path, tensors)).rows()
+        row["layer"]: (row["rank"], row["parameters"]) for row in inspect_adapter(write_adapter(tmp_path, tensors))
     }
     assert (ranks["q"], ranks["conv"]) == ((1, 10), (2, 158))
 
 
 def test_the_adapter_peft_writes_is_read(tmp_path):
-    from peft import LoraConfig, get_peft_model
-
     model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(6, 5)), LoraConfig(r=3, target_modules=["0"]))
     model.save_pretrained(tmp_path)
-    (layer,) = inspect_adapter(tmp_path).layers
-    assert (layer.layer, layer.rank, layer.parameters, layer.effective_rank) == ("0", 3, 33, 0.0)
+    layer, _ = inspect_adapter(tmp_path)
+    assert layer == {"layer": "0", "rank": 3, "parameters": 33, "effective_rank": 0.0}
 
 
 def test_a_damaged_file_is_named(adapter):
@@ -94,6 +94,17 @@ def test_a_layer_of_rank_0_counts_as_none(tmp_path):
         "b.lora_A.weight": torch.ones(1, 4),
         "b.lora_B.weight": torch.zeros(3, 1),  # rank 1, not trained yet
     }
-    first, second, total = inspect_adapter(write_adapter(tmp_path, tensors)).rows()
+    first, second, total = inspect_adapter(write_adapter(tmp_path, tensors))
     assert (first["rank"], first["parameters"], second["rank"], second["parameters"]) == (0, 0, 1, 7)
     assert (total["rank"], total["parameters"], total["other_parameters"], total["bytes"]) == (1, 7, 0, 4 * 14)
+
+
+def test_experts_have_the_rank_of_the_config_and_no_update_in_common(tmp_path):
+    shape: dict[str, Any] = dict(vocab_size=40, hidden_size=16, intermediate_size=8, num_hidden_layers=1)
+    shape |= dict(num_attention_heads=2, num_key_value_heads=1, num_local_experts=4, num_experts_per_tok=1)
+    lora = LoraConfig(r=2, target_modules=["q_proj"], target_parameters=["gate_up_proj", "down_proj"])
+    get_peft_model(MixtralForCausalLM(MixtralConfig(**shape)), lora).save_pretrained(tmp_path)
+    *layers, total = inspect_adapter(tmp_path)
+    ours = {row["layer"].split(".")[3]: row["effective_rank"] for row in layers}
+    assert ours == {"self_attn": 0.0, "mlp": None}  # not trained yet; and four updates, one for each expert
+    assert [row["rank"] for row in layers] == [2, 2, 2] and (total["rank"], total["effective_rank"]) == (6, None)

@@ -98,6 +98,39 @@ def test_a_vocabulary_that_was_resized_is_that_of_the_merged_model(make_llama, t
         torch.testing.assert_close(merged.eval()(**tokens).logits, expected)
 
 
+def test_tokens_that_were_added_and_trained_are_merged_from_a_folder(make_llama, tokens, tmp_path):
+    """As TRL has them where a chat template brings tokens of its own."""
+    base = make_llama().unload()
+    base.save_pretrained(tmp_path / "base")
+    base.resize_token_embeddings(base.config.vocab_size + 2)
+    lora = LoraConfig(target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [40, 41]})
+    lora.init_lora_weights, lora.task_type = False, "CAUSAL_LM"
+    model: Any = get_peft_model(base, lora)
+    model.get_parameter("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta.default").data += 1
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    tokens["input_ids"][:, 2] = 41
+    expected = logits(model, tokens)
+    merged = load_merged(export_adapter(tmp_path / "adapter", "merged", tmp_path / "merged"))
+    assert torch.allclose(logits(merged, tokens), expected, atol=1e-5)
+
+
+def test_the_tokenizer_of_the_base_is_not_that_of_a_vocabulary_that_was_resized(make_llama, tmp_path):
+    base = make_llama().unload()
+    base.save_pretrained(tmp_path / "base")
+    tiny_tokenizer("tiny-llama").save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    lora = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")  # type: ignore[arg-type]
+    out = export_adapter(get_peft_model(base, lora), "merged", tmp_path / "same")  # type: ignore[arg-type]
+    assert (out / "tokenizer.json").is_file()
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    base.resize_token_embeddings(base.config.vocab_size + 2)
+    with pytest.warns(UserWarning, match="vocabulary has 42 tokens, and that of .*base 40, so no tokenizer"):
+        out = export_adapter(get_peft_model(base, lora), "merged", tmp_path / "more")  # type: ignore[arg-type]
+    assert not (out / "tokenizer.json").exists()
+    assert json.loads((out / "pedyra_export.json").read_text())["tokenizer"] is False
+
+
 def test_the_dtype_of_the_base_is_kept(make_llama, tmp_path):
     make_llama().unload().to(torch.bfloat16).save_pretrained(tmp_path / "base")
     mixed_ranks(make_llama()).save_pretrained(tmp_path / "adapter")

@@ -46,42 +46,6 @@ def test_an_expansion_leaves_a_transformers_logits(start, make_llama, tokens):
     assert close(model(**tokens).logits, before)
 
 
-@pytest.mark.parametrize("pruned", [(0,), (1, 3), (0, 1, 2, 3)])
-def test_a_prune_takes_away_exactly_what_the_pruned_triples_contributed(pruned, make_net):
-    model, x = make_net(trained=True, dtype=torch.float64).eval(), torch.randn(4, 8, dtype=torch.float64)
-    layer = attach(model)[0]
-    with torch.no_grad():
-        layer.a.E.uniform_(0.5, 2.0)
-    before = layer.module(x)
-    part = torch.zeros_like(before)
-    for i in pruned:
-        part += layer.scaling * (layer.a.E[i] * (x @ layer.a.A[i]))[:, None] * layer.b.weight[:, i]
-    resize(layer, pruned)
-    assert close(layer.module(x), before - part)
-
-
-def test_kept_triples_keep_their_bits_and_order(make_net):
-    layer = attach(make_net(trained=True))[1]
-    A, E, B = layer.a.A.detach().clone(), layer.a.E.detach().clone(), layer.b.weight.detach().clone()
-    new = fresh(layer, 2, "lora")
-    resize(layer, (1,), new)
-    kept = [0, 2, 3]
-    assert same_bits(layer.a.A[:3], A[kept]) and same_bits(layer.a.A[3:], new.A)
-    assert same_bits(layer.a.E[:3], E[kept]) and same_bits(layer.a.E[3:], new.E)
-    assert same_bits(layer.b.weight[:, :3], B[:, kept]) and same_bits(layer.b.weight[:, 3:], new.B)
-
-
-def test_resized_touches_nothing_until_installed(make_net):
-    layer = attach(make_net(trained=True))[0]
-    old = layer.a.A, layer.a.E, layer.b.weight
-    values = [p.detach().clone() for p in old]
-    changes = resized(layer, (0,), fresh(layer, 3, "svd"))
-    assert (layer.a.A is old[0], layer.a.E is old[1], layer.b.weight is old[2]) == (True, True, True)
-    assert all(same_bits(p, value) for p, value in zip(old, values, strict=True))
-    assert [change.old is parameter for change, parameter in zip(changes, old, strict=True)] == [True] * 3
-    assert all(change.num_new == 3 and change.kept.tolist() == [1, 2, 3] for change in changes)
-
-
 def test_a_loss_from_before_a_resize_can_still_be_differentiated(make_net, net_batch):
     model = make_net(trained=True)
     x, y = net_batch(0)
@@ -89,26 +53,6 @@ def test_a_loss_from_before_a_resize_can_still_be_differentiated(make_net, net_b
     layer = attach(model)[0]
     resize(layer, (0, 1), None)
     loss.backward()
-
-
-@pytest.mark.parametrize("trainable", [True, False])
-def test_dtype_and_trainability_survive(trainable, make_net):
-    layer = attach(make_net(trained=True, dtype=torch.bfloat16))[0]
-    for parameter in (layer.a.A, layer.a.E, layer.b.weight):
-        parameter.requires_grad_(trainable)
-    resize(layer, (0,), fresh(layer, 2, "lora"))
-    for parameter in (layer.a.A, layer.a.E, layer.b.weight):
-        assert parameter.dtype == torch.bfloat16 and parameter.requires_grad == trainable
-
-
-def test_a_layer_comes_back_from_rank_zero(make_net):
-    model, x = make_net(trained=True).eval(), torch.randn(4, 8)
-    layer = attach(model)[0]
-    resize(layer, range(4))
-    assert layer.rank == 0
-    empty = model(x)
-    resize(layer, (), fresh(layer, 2, "lora"))
-    assert layer.rank == 2 and same_bits(model(x), empty)
 
 
 def test_an_e_that_is_not_one_is_part_of_the_forward_again(make_net):

@@ -14,7 +14,7 @@ from torch import nn
 from pedyra import PeDyra, RankAllocator
 from pedyra.allocate.checkpoint import SideFileError, restore, save_state
 from pedyra.lora.attach import attach, detach, write_ranks
-from pedyra.lora.layer import adapted_layers
+from pedyra.lora.layer import adapted_layers, lora_layers
 from pedyra.lora.resize import NewTriples, install, resized
 
 STARTS = ("pissa", "pissa_niter_4", "OLoRA")  # PEFT takes the last in any case of letters
@@ -192,3 +192,22 @@ def test_a_quantised_weight_is_refused_before_anything_changes(make_net):
     with pytest.raises(ValueError, match=r"layers\.1 .*quantised .*use the default start .*in float"):
         attach(model)
     assert adapted_layers(model) == []
+
+
+@pytest.mark.parametrize("init", STARTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_factors_that_were_trained_before_are_refused_and_nothing_is_changed(init, dtype, make_net):
+    """Their training would be taken for a part of the start, which saving takes back out of the adapter."""
+    for rate, std in ((0.0, 0.0), (1e-2, 0.02)):
+        model = make_net(init_lora_weights=init)
+        for layer in lora_layers(model, "default"):
+            weight = layer.module.get_base_layer().weight
+            weight.data = weight.data.to(dtype)
+            for slot in (layer.module.lora_A, layer.module.lora_B):
+                slot["default"].weight.data += std * torch.randn_like(slot["default"].weight)
+        if not rate:
+            attach(model)
+            continue
+        with pytest.raises(ValueError, match="trained already, .*path_initial_model_for_weight_conversion"):
+            attach(model)
+        assert not adapted_layers(model) and model.peft_config["default"].init_lora_weights == init

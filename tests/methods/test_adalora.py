@@ -38,8 +38,8 @@ def test_the_ranks_that_are_told_are_those_that_are_saved(prepare: Any, tmp_path
     run.train()
     told = layer_rows(run.model)
     run.model.save_pretrained(tmp_path)
-    saved = {layer.layer: layer for layer in inspect_adapter(tmp_path).layers}
-    assert {row["layer"]: row["rank"] for row in told} == {name: layer.rank for name, layer in saved.items()}
+    saved = {row["layer"]: row["rank"] for row in inspect_adapter(tmp_path)[:-1]}
+    assert {row["layer"]: row["rank"] for row in told} == saved
     assert sum(row["rank"] for row in told) < sum(row["rank"] for row in whole)
     before = {row["layer"]: row for row in whole}
     for row in told:  # each rank of a layer has as many parameters as the others

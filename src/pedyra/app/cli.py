@@ -17,9 +17,9 @@ import typer
 
 from pedyra.app.console import (
     new_console,
+    print_adapter,
     print_plan,
     print_result,
-    print_summary,
     print_table,
     quiet_libraries,
     write_json_lines,
@@ -157,10 +157,10 @@ def inspect(
     """Show ranks, parameters, effective ranks and memory of an adapter."""
     from pedyra.lora.inspection import inspect_adapter
 
-    summary = inspect_adapter(path)
-    print_summary(new_console(), summary)
+    rows = inspect_adapter(path)
+    print_adapter(new_console(), rows)
     if json_file:
-        write_json_lines(json_file, summary.rows())
+        write_json_lines(json_file, rows)
 
 
 @app.command()

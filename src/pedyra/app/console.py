@@ -17,7 +17,6 @@ from pedyra.lora.layer_names import layer_place
 if TYPE_CHECKING:
     from pedyra.app.runs.plan import Plan
     from pedyra.app.runs.run import RunResult
-    from pedyra.lora.inspection import AdapterSummary
 
 Row = Mapping[str, Any]
 
@@ -138,15 +137,15 @@ def _change(start: int, end: int) -> str:
     return f"{end:,} as at the start" if start == end else f"{start:,} at the start, {end:,} at the end"
 
 
-def print_summary(console: Console, summary: AdapterSummary) -> None:
-    """An adapter's layers as a table, its ranks as a map, and what it comes to."""
-    *layers, total = summary.rows()
+def print_adapter(console: Console, rows: Sequence[Row]) -> None:
+    """What `inspect_adapter` found: the layers as a table, their ranks as a map, and what they come to."""
+    *layers, total = rows
     columns = ("layer", "rank", "parameters", "effective_rank")
-    print_table(console, columns, [[row[column] for column in columns] for row in [*layers, total]])
+    print_table(console, columns, [[row[column] for column in columns] for row in rows])
     print_rank_map(console, layers)
-    console.print(f"memory      {format_bytes(summary.bytes)}")
-    if summary.other_parameters:
-        console.print(f"beside it   {summary.other_parameters:,} other parameters: a head, biases")
+    console.print(f"memory      {format_bytes(total['bytes'])}")
+    if total["other_parameters"]:
+        console.print(f"beside it   {total['other_parameters']:,} other parameters: a head, biases")
 
 
 def _budget_line(budget: Mapping[str, Any]) -> str:
@@ -190,6 +189,8 @@ def format_seconds(seconds: float) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
+    if value is None:
+        return ""
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -53,11 +53,11 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
             )
         return layers
     config: Any = model.peft_config[adapter_name]  # type: ignore[index]
-    init = getattr(config, "init_lora_weights", True)
+    init: Any = getattr(config, "init_lora_weights", True)
     check_supported(config, layers)
     check_whole(layers)
     if takes_from_weight(init):
-        check_start(model, layers, init)
+        check_start(layers, init)
     if start == "svd":
         check_svd_start(layers, init)
     # The config in the model will carry this run's ranks: never write into an object the user may reuse.

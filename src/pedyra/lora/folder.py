@@ -19,21 +19,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pedyra.lora.files import check_shape
-from pedyra.lora.inspection import find_adapter, read_adapter_config, read_tensors
+from pedyra.lora.inspection import PREFIX, find_adapter, keys_by_layer, read_adapter_config, read_tensors
 from pedyra.lora.layer_names import check_patterns
 
-_PREFIX = "base_model.model."
-_SLOTS = {
-    "lora_A.weight": "A",
-    "lora_B.weight": "B",
-    "lora_B.bias": "bias",
-    "lora_embedding_A": "A",
-    "lora_embedding_B": "B",
-    "lora_magnitude_vector": "magnitude",
-    "lora_magnitude_vector.weight": "magnitude",
-}
 # Starts after which the update s B A is relative to the base model as it was; True and False are, too.
-_PLAIN_STARTS = ("gaussian", "orthogonal", "eva")
+_PLAIN_STARTS = ("gaussian", "orthogonal", "eva", "mica")
 # Settings of LoraConfig under which the update is no longer s B A, or A and B have another layout.
 _OTHER_FORMS = (
     "alora_invocation_tokens",
@@ -45,6 +35,7 @@ _OTHER_FORMS = (
     "use_qalora",
     "velora_config",
 )
+_UNMERGEABLE = ("alora_invocation_tokens", "arrow_config", "use_qalora")
 
 
 def as_saved(weight: Tensor, origin: Tensor | None, dim: int) -> Tensor:
@@ -127,7 +118,7 @@ def read_lora(path: Path, title: str | None = None) -> SavedLora:
     if (least := min([config["r"], *(config.get("rank_pattern") or {}).values()])) < 1:
         raise ValueError(f"{folder / 'adapter_config.json'} is damaged: a rank is {least}, and PEFT has none below 1")
     tensors = read_tensors(folder / "adapter_model.safetensors")
-    by_layer = _keys_by_layer(tensors)
+    by_layer = keys_by_layer(tensors)
     check_config_patterns(config, by_layer, str(folder))
     layers = [_saved_layer(folder, config, tensors, name, keys) for name, keys in by_layer.items()]
     if not layers:
@@ -185,7 +176,8 @@ def _follow_vocabulary(base: nn.Module, folder: Path) -> None:
     names = {f"{name}.weight" for name, module in base.named_modules() if module is embeddings}
     with safe_open(file, "pt") as tensors:
         for key in tensors.keys():  # noqa: SIM118
-            if key.removeprefix("base_model.model.").replace(".base_layer", "") in names:
+            name = key.removeprefix(PREFIX).replace(".token_adapter", "").replace(".base_layer", "")
+            if name in names:
                 rows = tensors.get_slice(key).get_shape()[0]
                 if rows != embeddings.weight.shape[0]:
                     base.resize_token_embeddings(rows, mean_resizing=False)
@@ -216,22 +208,19 @@ def check_plain(lora: SavedLora) -> None:
     """Refuse an adapter whose files alone do not give the update of the base model as scaling * B A. Raises ValueError:
     a start that rewrote the base (PiSSA outside pedyra, LoftQ), or a variant of LoRA."""
     start = lora.config.get("init_lora_weights", True)
+    if isinstance(start, str) and start.lower() == "loftq":
+        raise ValueError(
+            f"{lora.title} was started with init_lora_weights='loftq', so its factors belong to quantised weights that "
+            f"no adapter file can hold; quantise the base (nf4) and use the default start"
+        )
     if isinstance(start, str) and start.lower() not in _PLAIN_STARTS:
         raise ValueError(
             f"{lora.title} was started with init_lora_weights={start!r}, so its factors are relative to a changed "
             f"base; train with pedyra's callback, which saves the difference to the original base, or merge it"
         )
     if forms := [name for name in _OTHER_FORMS if lora.config.get(name)]:
-        raise ValueError(f"{lora.title} uses {forms[0]}, which is no plain LoRA; only target merged can express it")
-
-
-def _keys_by_layer(tensors: dict[str, Tensor]) -> dict[str, dict[str, str]]:
-    found: dict[str, dict[str, str]] = {}
-    for key in tensors:
-        name, separator, slot = key.removeprefix(_PREFIX).rpartition(".lora_")
-        if separator and "lora_" + slot in _SLOTS:
-            found.setdefault(name, {})[_SLOTS["lora_" + slot]] = key
-    return found
+        repair = "PEFT alone can serve it" if forms[0] in _UNMERGEABLE else "only target merged can express it"
+        raise ValueError(f"{lora.title} uses {forms[0]}, which is no plain LoRA; {repair}")
 
 
 def _saved_layer(

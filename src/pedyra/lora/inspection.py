@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -14,63 +15,64 @@ from torch import Tensor
 from pedyra.lora.files import read_json
 from pedyra.lora.spectrum import effective_rank, singular_values
 
-
-@dataclass(frozen=True, kw_only=True)
-class LayerSummary:
-    """One adapted layer, and the effective rank (`lora.spectrum`) of its update B A.
-
-    A layer of rank 0 is one triple of zeros on disk, and counts as what it is.
-    """
-
-    layer: str
-    rank: int
-    parameters: int
-    effective_rank: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterSummary:
-    """All layers of one adapter, by name, block 2 before block 10."""
-
-    layers: list[LayerSummary]
-    other_parameters: int
-    """Parameters saved beside the LoRA factors: a classification head, biases."""
-    bytes: int
-    """Of all tensors together."""
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One row per layer, then `total`."""
-        rows: list[dict[str, Any]] = [vars(layer) for layer in self.layers]
-        total = {
-            "layer": "total",
-            **{key: sum(row[key] for row in rows) for key in ("rank", "parameters", "effective_rank")},
-            "other_parameters": self.other_parameters,
-            "bytes": self.bytes,
-        }
-        return [*rows, total]
+PREFIX = "base_model.model."
+_SLOTS = {
+    "A": "A",
+    "B": "B",
+    "E": "E",  # of PEFT's AdaLoRA
+    "A.weight": "A",
+    "B.weight": "B",
+    "B.bias": "bias",
+    "embedding_A": "A",
+    "embedding_B": "B",
+    "magnitude_vector": "magnitude",
+    "magnitude_vector.weight": "magnitude",
+}
 
 
-def inspect_adapter(path: Path) -> AdapterSummary:
-    """Summary of a run folder's adapter, or of any PEFT LoRA folder (a checkpoint is one too).
+def inspect_adapter(path: Path) -> list[dict[str, Any]]:
+    """A row for each layer of a run folder's adapter, or of any PEFT LoRA folder (a checkpoint is one too), by name,
+    block 2 before block 10; then the row `total`.
+
+    A layer of rank 0 is one triple of zeros on disk, and counts as what it is. The effective rank (`lora.spectrum`) is
+    that of the update B A; None of the experts of a MoE block, which have an update each. `total` has the number of
+    parameters that are saved beside the factors too (a classification head, biases), and the bytes of all tensors.
 
     Raises:
         ValueError: no adapter is there, it is no LoRA, or its file is damaged.
     """
     folder = find_adapter(path)
-    kind = read_adapter_config(folder)["peft_type"]
-    if kind not in ("LORA", "ADALORA"):
-        raise ValueError(f"{folder} holds an adapter of type {kind}; only LoRA adapters can be inspected")
+    config = read_adapter_config(folder)
+    if config["peft_type"] not in ("LORA", "ADALORA"):
+        raise ValueError(
+            f"{folder} holds an adapter of type {config['peft_type']}; only LoRA adapters can be inspected"
+        )
     tensors = read_tensors(folder / "adapter_model.safetensors")
-    factors = _by_layer(tensors)
-    layers = [_summarise(name, factors[name]) for name in sorted(factors, key=_natural)]
-    in_layers = sum(tensor.numel() for parts in factors.values() for tensor in parts.values())
+    layers = {name: keys for name, keys in keys_by_layer(tensors).items() if {"A", "B"} <= keys.keys()}
     if not layers:
         raise ValueError(f"{folder / 'adapter_model.safetensors'} holds no LoRA factors")
-    return AdapterSummary(
-        layers=layers,
-        other_parameters=sum(t.numel() for t in tensors.values()) - in_layers,
-        bytes=sum(t.numel() * t.element_size() for t in tensors.values()),
-    )
+    factors = {name: {slot: tensors[key] for slot, key in keys.items()} for name, keys in layers.items()}
+    rows = [_row(name, factors[name], _rank_of_experts(config, name)) for name in sorted(factors, key=_natural)]
+    measured = [row["effective_rank"] for row in rows if row["effective_rank"] is not None]
+    total = {
+        "layer": "total",
+        **{key: sum(row[key] for row in rows) for key in ("rank", "parameters")},
+        "effective_rank": sum(measured) if len(measured) == len(rows) else None,
+        "other_parameters": sum(t.numel() for t in tensors.values())
+        - sum(t.numel() for parts in factors.values() for t in parts.values()),
+        "bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
+    }
+    return [*rows, total]
+
+
+def keys_by_layer(keys: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Layer name in the base model -> slot (A, B, E, bias, magnitude) -> key of its tensor."""
+    found: dict[str, dict[str, str]] = {}
+    for key in keys:
+        name, separator, slot = key.removeprefix(PREFIX).rpartition(".lora_")
+        if separator and slot in _SLOTS:
+            found.setdefault(name, {})[_SLOTS[slot]] = key
+    return found
 
 
 def find_adapter(path: Path) -> Path:
@@ -101,6 +103,7 @@ _CONFIG = {
     "exclude_modules": (str, [str], None),
     "rank_pattern": (dict, None),
     "alpha_pattern": (dict, None),
+    "target_parameters": ([str], None),
     "modules_to_save": ([str], None),
     "layers_pattern": (str, [str], None),
     "auto_mapping": ({"base_model_class": (str, None)}, None),
@@ -121,30 +124,26 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
-def _by_layer(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Layer name in the base model -> its LoRA tensors by slot: A, B, E, magnitude_vector."""
-    layers: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, separator, slot = key.removeprefix("base_model.model.").partition(".lora_")
-        if separator:
-            layers.setdefault(name, {})[slot.removesuffix(".weight").removeprefix("embedding_")] = tensor
-    return {name: parts for name, parts in layers.items() if {"A", "B"} <= parts.keys()}
-
-
 def _natural(name: str) -> list[tuple[bool, int, str]]:
     """Sort key under which layer.2 comes before layer.10."""
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
 
 
-def _summarise(name: str, parts: dict[str, Tensor]) -> LayerSummary:
+def _rank_of_experts(config: Mapping[str, Any], name: str) -> int | None:
+    """The rank that the config gives a layer; None where no parameters of experts are adapted (`target_parameters`)."""
+    ranks = config.get("rank_pattern") or {}
+    return ranks.get(get_pattern_key(list(ranks), name), config.get("r")) if config.get("target_parameters") else None
+
+
+def _row(name: str, parts: Mapping[str, Tensor], of_experts: int | None) -> dict[str, Any]:
     # Factors of a convolution have kernel dimensions; its update is the same product with those flattened.
-    A = parts["A"].flatten(1)
-    B = parts["B"].flatten(1)
+    A, B = parts["A"].flatten(1), parts["B"].flatten(1)
     E = parts["E"].flatten() if "E" in parts else torch.ones(len(A))
     empty = len(A) == 1 and not A.any() and not B.any()
-    return LayerSummary(
-        layer=name,
-        rank=0 if empty else len(A),
-        parameters=sum(part.numel() for slot, part in parts.items() if not (empty and slot in ("A", "E", "B"))),
-        effective_rank=effective_rank(singular_values(A, E, B)),
-    )
+    stacked = of_experts is not None and len(A) != of_experts  # the factors of all experts, one after the other
+    return {
+        "layer": name,
+        "rank": 0 if empty else of_experts if stacked else len(A),
+        "parameters": sum(part.numel() for slot, part in parts.items() if not (empty and slot in ("A", "E", "B"))),
+        "effective_rank": None if stacked else effective_rank(singular_values(A, E, B)),
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,14 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pedyra.lora.folder import SavedLora, load_adapter
 from pedyra.lora.hub import NO_PICKLES, told_by_hub, trusts_remote_code
 from pedyra.lora.layer import lora_layers
 
 # Starts that PEFT repeats exactly, from the base alone, when it loads the adapter again.
-_REPEATABLE_STARTS = ("gaussian", "orthogonal", "eva", "pissa", "olora")
+_REPEATABLE_STARTS = ("gaussian", "orthogonal", "eva", "mica", "pissa", "olora")
 _AUTO_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_CLS": "AutoModelForSequenceClassification",
@@ -79,7 +80,7 @@ def merge_live(model: PeftModel, adapter_name: str) -> Merged:
     # A hook may hold its allocator and optimizer, which must not be copied along.
     memo: dict[int, Any] = {id(vars(module)[kind]): OrderedDict() for module in model.modules() for kind in _HOOKS}
     merged = _merged(copy.deepcopy(model, memo), f"adapter {adapter_name!r}", [adapter_name])
-    return Merged(merged, _find_tokenizer(str(getattr(base, "name_or_path", ""))))
+    return Merged(merged, _of_vocabulary(merged, _find_tokenizer(str(getattr(base, "name_or_path", "")))))
 
 
 def merge_into(base: nn.Module, tokenizer: PreTrainedTokenizerBase | None, lora: SavedLora) -> Merged:
@@ -89,7 +90,8 @@ def merge_into(base: nn.Module, tokenizer: PreTrainedTokenizerBase | None, lora:
     _check_base(base)
     adapted = _adapted(base, lora)
     _check_unshared(adapted.get_base_model(), "default")
-    return Merged(_merged(adapted, lora.title), tokenizer)
+    merged = _merged(adapted, lora.title)
+    return Merged(merged, _of_vocabulary(merged, tokenizer))
 
 
 def _merged(adapted: PeftModel, title: str, names: list[str] | None = None) -> PreTrainedModel:
@@ -229,3 +231,25 @@ def _find_tokenizer(place: str, *, revision: str | None = None) -> PreTrainedTok
         return AutoTokenizer.from_pretrained(place, **which)
     except (OSError, ValueError, ImportError):  # none there, or none that can be read here
         return None
+
+
+def _of_vocabulary(
+    merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> PreTrainedTokenizerBase | None:
+    """None, with a warning, in the place of a base model's tokenizer where training has resized the vocabulary: that
+    one lacks the tokens that were added."""
+    if tokenizer is None:
+        return None
+    which: dict[str, Any] = {"trust_remote_code": trusts_remote_code()}
+    try:
+        before = AutoConfig.from_pretrained(tokenizer.name_or_path, **which).get_text_config().vocab_size
+    except (OSError, ValueError, ImportError, AttributeError):  # of an adapter's folder, which has no model
+        return tokenizer
+    if (now := getattr(merged.config.get_text_config(), "vocab_size", before)) == before:
+        return tokenizer
+    warnings.warn(
+        f"the vocabulary has {now:,} tokens, and that of {tokenizer.name_or_path} {before:,}, so no tokenizer is "
+        f"written beside the merged model; save there the one of the training",
+        stacklevel=2,
+    )
+    return None

@@ -25,14 +25,13 @@ def takes_from_weight(init: object) -> bool:
     return isinstance(init, str) and init.lower().startswith(("pissa", "olora", "corda", "lora_ga"))
 
 
-def check_start(model: nn.Module, layers: Sequence[AdaptedLayer], init: object) -> None:
-    """Refuse layers whose weight cannot take back what a triple began as, or is saved with the adapter.
+def check_start(layers: Sequence[AdaptedLayer], init: str) -> None:
+    """Refuse layers whose weight cannot take back what a triple began as, or is saved with the adapter, and triples
+    that are no start any more: what training had added to them would be taken for a part of it, and lost on saving.
 
     PEFT saves heads where one of its `EMBEDDING_LAYER_NAMES` is adapted; what we save is relative to the weight before
     the start. Raises ValueError: naming the layer and the repair.
     """
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    saves_heads = any(layer.name.split(".")[-1] in EMBEDDING_LAYER_NAMES for layer in layers)
     for layer in layers:
         weight = getattr(layer.module.get_base_layer(), "weight", None)
         if type(weight) is not nn.Parameter or not weight.is_floating_point():
@@ -41,12 +40,43 @@ def check_start(model: nn.Module, layers: Sequence[AdaptedLayer], init: object) 
                 f"or sharded ({type(weight).__name__}) and could not take it back when one is pruned; use the default "
                 f"start (init_lora_weights=True), or load the base model in float"
             )
-        if saves_heads and any(layer.module is end for end in ends(base)):
+        if layer.name.split(".")[-1] in EMBEDDING_LAYER_NAMES:
             raise ValueError(
                 f"the {init!r} start rewrites the weight of {layer.name}, which PEFT saves with the adapter, so that "
                 f"it could not be loaded again; leave it out with LoraConfig(exclude_modules=[{layer.name!r}]), or use "
                 f"the default start"
             )
+        if not is_start(layer, init):
+            raise ValueError(
+                f"the factors of {layer.name} are not those with which {init!r} begins: they were trained already, and "
+                f"what that gave would be lost on saving. Save the adapter relative to the untouched base, "
+                f"save_pretrained(..., path_initial_model_for_weight_conversion=...), as PEFT documents, load that "
+                f"folder and train on"
+            )
+
+
+@torch.no_grad()
+def is_start(layer: AdaptedLayer, init: str) -> bool:
+    """Whether the factors A `(r, in)` and B `(out, r)` of a layer are still those of its start, as far as the rest of
+    its weight, R = W - s B A, can tell.
+
+    PiSSA's are singular vectors of W, so that Bᵀ R = 0 and R Aᵀ = 0; with `niter` PEFT has one of the two exactly.
+    OLoRA's B is orthonormal with Bᵀ W = A, so that Bᵀ R = (1 - s) A. Of CorDA and LoRA-GA nothing is known.
+    """
+    A, B = layer.module.lora_A[layer.adapter].weight, layer.module.lora_B[layer.adapter].weight
+    weight: Any = layer.module.get_base_layer().weight
+    if A.is_meta or not init.lower().startswith(("pissa", "olora")):
+        return True
+    rest = transpose(weight, layer.module.fan_in_fan_out).float()
+    A, B, kind = A.float(), B.float(), init.lower()
+    left = B.T @ rest - ((1 - layer.scaling) * A if kind == "olora" else 0)
+    # What rounding of the weight leaves is as if drawn at random, hence the roots; training moves far more.
+    allowed = max(1e-3, 2 * torch.finfo(weight.dtype).eps) * (rest.norm() + layer.scaling * (B @ A).norm())
+    is_left = bool(left.norm() <= allowed * B.norm() / len(rest) ** 0.5)
+    if kind == "olora":
+        return is_left
+    is_right = bool((rest @ A.T).norm() <= allowed * A.norm() / rest.shape[1] ** 0.5)
+    return is_left and is_right if kind == "pissa" else is_left or is_right
 
 
 def check_svd_start(layers: Sequence[AdaptedLayer], init: object) -> None:
@@ -58,17 +88,6 @@ def check_svd_start(layers: Sequence[AdaptedLayer], init: object) -> None:
         raise ValueError(
             f"start is 'svd', which would discard the adapter's {init!r} start; use start='lora' to keep it"
         )
-
-
-def ends(base: nn.Module) -> tuple[Any, Any]:
-    """The input embeddings and the output layer of a transformers model; None for what it does not have."""
-    found = []
-    for name in ("get_input_embeddings", "get_output_embeddings"):
-        try:
-            found.append(getattr(base, name)())
-        except (AttributeError, NotImplementedError):  # no transformers model, or one of a kind of its own
-            found.append(None)
-    return found[0], found[1]
 
 
 @torch.no_grad()

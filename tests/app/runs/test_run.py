@@ -49,7 +49,7 @@ def test_the_adapter_comes_with_a_card_that_says_what_was_done(recipe):
     card = yaml.safe_load(metadata)
     assert card["tags"] == ["pedyra", "lora"] and card["library_name"] == "peft" and card["metrics"] == ["accuracy"]
     assert "base_model" not in card  # it is of no repository
-    parameters = sum(layer.parameters for layer in inspect_adapter(result.folder.path).layers)
+    parameters = inspect_adapter(result.folder.path)[-1]["parameters"]
     for told in ("pedyra", "tiny-bert", "52 in total", f"{parameters:,}", f"{result.final['value']:.4f}"):
         assert told in text
     assert "site-packages" not in text and "[More Information Needed]" not in text
@@ -57,7 +57,7 @@ def test_the_adapter_comes_with_a_card_that_says_what_was_done(recipe):
 
 def test_the_card_tells_the_ranks_on_disk(recipe):
     result = run(recipe("pissa"))
-    assert {layer.rank for layer in inspect_adapter(result.folder.path).layers} == {8}  # twice lora.r
+    assert {row["rank"] for row in inspect_adapter(result.folder.path)[:-1]} == {8}  # twice lora.r
     assert "rank 8," in (result.folder.adapter / "README.md").read_text()
 
 
@@ -133,14 +133,6 @@ def test_the_best_checkpoint_is_judged_by_the_metric_of_the_task(recipe):
     assert metrics["accuracy"] == result.final["value"] == max(values)
 
 
-@pytest.mark.parametrize("method", ["lora", "pedyra"])
-def test_a_plan_trains_nothing_and_leaves_nothing(recipe, tmp_path, method):
-    plan = plan_run(recipe(method))
-    assert list(tmp_path.iterdir()) == []
-    assert (plan.row["total_steps"], len(plan.layers), plan.rows()[0]["total_rank"]) == (12, 13, 52)
-    assert plan.rows()[0]["adjustments"] == (0 if method == "lora" else 3)
-
-
 @pytest.mark.parametrize("act", [run, plan_run], ids=["run", "plan"])
 def test_a_run_and_a_plan_make_one_trainer_and_one_allocator(recipe, monkeypatch, act):
     made = []
@@ -192,8 +184,8 @@ def test_the_report_tells_the_ranks_and_losses_of_a_best_adapter_and_of_the_last
     folder = run(recipe("random", training=best)).folder.path
     final, read = read_rows(folder / "metrics.jsonl")[-1], read_run(folder)
     assert final["best_step"] < 12 and len(steps_of(folder, "eval")) == 6
-    layers = inspect_adapter(folder).layers
-    assert {layer.layer: layer.rank for layer in layers} == read.final_ranks
+    *layers, _ = inspect_adapter(folder)
+    assert {row["layer"]: row["rank"] for row in layers} == read.final_ranks
     assert read.final_ranks != read.adjustments[-1]["ranks"]
     (panel,) = next(figure.panels for figure in make_figures(read) if figure.id == "map")
     cells = panel.spec["data"]["values"]

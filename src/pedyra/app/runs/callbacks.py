@@ -32,7 +32,6 @@ class MetricsLog(TrainerCallback):
         rows = [row for row in known if "train_loss" not in row]  # without Trainer's summary of a run that was stopped
         if writes:
             write_file(path, "".join(map(json_line, rows)))
-        self._resumed_step = self._last_step = resumed_step
         self._seconds_before = max((row.get("seconds") or 0.0 for row in known), default=0.0)
         self._seconds_here = 0.0
         self._started: float | None = None
@@ -43,17 +42,8 @@ class MetricsLog(TrainerCallback):
         running = 0.0 if self._started is None else time.perf_counter() - self._started
         return self._seconds_before + self._seconds_here + running
 
-    @property
-    def steps_per_second(self) -> float:
-        """Optimizer steps a second since training was last started."""
-        seconds = self.seconds - self._seconds_before
-        return (self._last_step - self._resumed_step) / seconds if seconds > 0 else 0.0
-
     def on_train_begin(self, args, state, control, **kwargs):
         self._started = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self._last_step = state.global_step
 
     def on_train_end(self, args, state, control, **kwargs):
         self._seconds_here, self._started = self.seconds - self._seconds_before, None

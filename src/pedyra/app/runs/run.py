@@ -310,7 +310,7 @@ def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) 
         "final": True,
         **({} if best is None else {"best_step": checkpoint_step(Path(best))}),
         "seconds": round(setup.preparation_seconds + log.seconds, 3),
-        "train_steps_per_second": round(log.steps_per_second, 4),
+        "train_steps_per_second": round(trainer.state.global_step / log.seconds, 4),
         "peak_memory_bytes": peak_memory_bytes(trainer.args.device),
         "trainable_parameters": trained,
         "total_parameters": sum(parameter.numel() for parameter in setup.model.parameters()),
@@ -328,14 +328,14 @@ def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) 
 def _card(setup: Setup, folder: RunFolder, final: dict[str, Any]) -> str:
     """The model card of the adapter, as it was saved. PEFT's own may name a path of this machine as the base, which the
     Hub refuses."""
-    recipe, layers = setup.recipe, inspect_adapter(folder.adapter).layers if layer_rows(setup.model) else []
+    recipe, layers = setup.recipe, inspect_adapter(folder.adapter)[:-1] if layer_rows(setup.model) else []
     base, quantised = recipe.model.name, recipe.model.quantization
     rows = {
         "method": f"`{recipe.method}`: {get_method(recipe.method).summary}",
         "base model": shown_name(base) + ("" if quantised == "none" else f", in {quantised}"),
         "data": f"{shown_name(recipe.data.source)} ({recipe.data.kind})",
-        "adapted": shown_ranks([layer.rank for layer in layers]),
-        "parameters": f"{sum(layer.parameters for layer in layers):,} in the LoRA factors" if layers else "",
+        "adapted": shown_ranks([layer["rank"] for layer in layers]),
+        "parameters": f"{sum(layer['parameters'] for layer in layers):,} in the LoRA factors" if layers else "",
         "training": f"{final['step']:,} steps, seed {recipe.seed}",
         "held-out rows": f"{final['metric']} {final['value']:.4f}, loss {final['eval_loss']:.4f}",
     }
