@@ -50,32 +50,6 @@ def test_ties_fall_by_layer_order_then_triple_index():
     assert one.added == {"b": 1}
 
 
-def test_all_zero_scores_still_give_a_conserving_plan():
-    scores = {"a": [0.0] * 4, "b": [0.0] * 4}
-    plan = plan_adjustment(scores, moves=2, min_rank=1, max_ranks=unlimited(scores))
-    assert plan.ranks == {"a": 3, "b": 5}  # two of a pruned, one back to each
-
-
-def test_moves_are_clipped_to_what_the_minimum_leaves():
-    scores = {"a": [0.1, 0.2, 0.3], "b": [0.5]}
-    plan = plan_adjustment(scores, moves=50, min_rank=1, max_ranks=unlimited(scores))
-    assert plan.pruned == {"a": (0, 1)} and sum(plan.ranks.values()) == 4
-
-
-def test_a_minimum_of_zero_may_empty_a_layer_and_revive_it():
-    scores = {"a": [0.1, 0.2], "b": [0.5]}
-    plan = plan_adjustment(scores, moves=2, min_rank=0, max_ranks={"a": 2, "b": 9})
-    assert plan.pruned == {"a": (0, 1)}
-    empty = plan_adjustment({"a": [], "b": [0.1, 0.2, 0.3]}, moves=2, min_rank=0, max_ranks={"a": 9, "b": 2})
-    assert empty.added == {"b": 1, "a": 1} and empty.layer_scores["a"] == 0.0
-
-
-def test_a_layer_at_its_cap_is_skipped():
-    scores = {"a": [5.0, 5.0], "b": [1.0, 0.0]}
-    plan = plan_adjustment(scores, moves=1, min_rank=1, max_ranks={"a": 2, "b": 8})
-    assert plan.added == {"b": 1}
-
-
 def test_parameters_by_hand_a_move_is_ranked_by_its_score_per_parameter():
     scores = {"wide": [4.0, 8.0], "slim": [1.0, 3.0]}
     sizes = {"wide": 10, "slim": 2}
@@ -100,12 +74,3 @@ def test_what_buys_no_triple_is_carried_and_used_later():
         spare=6 + 4,
     )
     assert second.pruned == {"wide": (0,)} and second.added == {"wide": 2}
-
-
-def test_no_moves_no_change():
-    scores = {"a": [0.1, 0.2], "b": [0.5]}
-    sizes = {"a": 1, "b": 1}
-    by_rank = plan_adjustment(scores, moves=0, min_rank=1, max_ranks=unlimited(scores))
-    by_parameter = plan_adjustment(scores, moves=0, min_rank=1, max_ranks=unlimited(scores), parameters=sizes, spare=9)
-    for plan in (by_rank, by_parameter):
-        assert (plan.pruned, plan.added, plan.ranks) == ({}, {}, {"a": 2, "b": 1})

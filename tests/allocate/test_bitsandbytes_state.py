@@ -26,7 +26,7 @@ pytestmark = [
 bnb: Any = pytest.importorskip("bitsandbytes")
 
 BYTES = ["AdamW8bit", "PagedAdamW8bit", "Lion8bit", "PagedLion8bit", "RMSprop8bit"]
-FLOATS = ["PagedAdamW32bit", "Lion32bit", "PagedLion32bit"]
+FLOATS = ["AdamW32bit", "PagedAdamW32bit", "Lion32bit", "PagedLion32bit"]
 
 
 def stepped(kind: str, shape: tuple[int, int], steps: int = 3) -> tuple[Any, nn.Parameter]:

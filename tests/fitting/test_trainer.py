@@ -195,23 +195,6 @@ def test_other_losses_of_a_trainer(make_trainer: Any, smoothing: str):
     assert found.chosen.accepted
 
 
-@pytest.mark.parametrize("attached", [False, True], ids=["linear", "triples"])
-@pytest.mark.parametrize("lora", [{"use_dora": True}, {"use_rslora": True, "lora_alpha": 4}], ids=["dora", "rslora"])
-def test_kinds_of_lora(make_trainer: Any, make_bert: Any, tmp_path: Path, lora: dict[str, Any], attached: bool):
-    """As PEFT holds them, and with triples in the slots, as a RankCallback leaves them."""
-    trainer = make_trainer(lora=lora)
-    if attached:
-        pedyra.attach(trainer.model)
-    found = fit(trainer, tolerance=0.05)
-    assert found.chosen.share < 1
-    out = found.save(tmp_path / "small")
-    found.apply()
-    held = rows(20, 7)
-    base = make_bert(**lora).unload()
-    loaded = PeftModel.from_pretrained(base, str(out))
-    torch.testing.assert_close(logits(loaded, held), logits(trainer.model, held), rtol=1e-4, atol=1e-5)
-
-
 def test_after_ranks_have_moved(make_trainer: Any, quick: Any, tmp_path: Path):
     """PE-DyRA's triples stay in the slots after training, with E trained and ranks that differ."""
     callback = pedyra.RankCallback(**quick(paper=True))
@@ -322,17 +305,6 @@ def test_an_adapter_that_began_as_a_part_of_its_weights(make_trainer: Any, tmp_p
     torch.testing.assert_close(logits(trainer.model, held), before, rtol=1e-3, atol=1e-4)
     found = fit(trainer, tolerance=0.05)
     assert found.chosen.share < 0.6 and found.row()["of"] == 8 * len(lora_layers(trainer.model))
-
-
-def test_a_layer_that_is_bypassed_is_told(make_trainer: Any):
-    trainer = make_trainer()
-    name, layer = next(iter(lora_layers(trainer.model).items()))
-    layer.forward = lambda x: (
-        layer.base_layer(x)
-        + layer.scaling["default"] * (x @ layer.lora_A["default"].weight.T @ layer.lora_B["default"].weight.T)
-    )
-    with pytest.raises(ValueError, match=f"saw no token in {name}"):
-        fit(trainer)
 
 
 def test_nothing_won_keeps_everything(make_trainer: Any):

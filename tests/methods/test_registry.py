@@ -142,3 +142,15 @@ def test_on_weights_in_4_bits_a_method_trains_or_says_why_not(method: str, prepa
     run.train()
     after = run.logits()
     assert after.isfinite().all() and not same_bits(after, before)
+
+
+@pytest.mark.parametrize("method", ["dylora", "rasa", "sora", "triadaptlora"])
+def test_after_a_resume_training_goes_on_as_if_it_had_not_stopped(method: str, prepare: Any, tmp_path: Path):
+    sections: dict[str, Any] = {"training": {"save_strategy": "steps", "save_steps": 6}}
+    if method == "sora":
+        sections["method_settings"] = {"threshold": 0.05}
+    whole = prepare(method, **sections)
+    whole.trainer.train()
+    resumed = prepare(method, **sections)
+    resumed.trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-6"))
+    assert same_bits(resumed.logits(), whole.logits())

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from closeness import same_bits
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from windows import adamw
 
@@ -205,28 +203,6 @@ class TestTheRun:
         for name, increases in plain["scores"].items():
             assert other["scores"][name] == pytest.approx(increases, rel=1e-3, abs=1e-7)
 
-    @pytest.mark.parametrize("reentrant", [False, True])
-    def test_gradient_checkpointing_changes_no_cut(self, reentrant, make_llama, tokens, checkpoint_activations):
-        """A recomputed layer is measured once."""
-        records = []
-        for checkpoints in (False, True):
-            model = make_llama(r=4).train()
-            if checkpoints:
-                checkpoint_activations(model, reentrant)
-            config = Wide(rank=1, interval=10, initial_warmup=0, final_warmup=0)
-            allocator = RankAllocator(model, adamw(model), config, 12)
-            for _ in range(10):
-                model(**tokens, labels=tokens["input_ids"]).loss.backward()
-                allocator.before_step()
-                allocator.optimizer.step()
-                allocator.optimizer.zero_grad()
-                record = allocator.after_step()
-            records.append(record)
-        plain, other = records
-        assert plain["ranks"] == other["ranks"] and sum(plain["ranks"].values()) > 0
-        for name, increases in plain["scores"].items():
-            assert other["scores"][name] == pytest.approx(increases, rel=1e-3, abs=1e-9)
-
     def test_dora_is_cut_too(self, make_heads):
         assert size(train(make_heads(use_dora=True))) <= 2 * sum(PARAMETERS.values())
 
@@ -258,21 +234,6 @@ class TestInATrainer:
         trainer.train()
         assert len(callback.allocator.schedule.adjustments) == 5
         assert callback.result.adjustments == callback.result.planned == 3
-
-    @pytest.mark.parametrize("step", [5, 16, 33])
-    def test_it_resumes_to_the_last_bit(self, step, make_trainer, tmp_path, run_state, assert_equal):
-        """From a checkpoint inside the first window, inside the second, and after the cuts."""
-
-        def run(out: Path, resume: int | None = None) -> Any:
-            saves = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 40}
-            trainer, callback = make_trainer(out, IN_TRAINER, **TRAINER, **saves)
-            trainer.train(resume_from_checkpoint=None if resume is None else str(out / f"checkpoint-{resume}"))
-            return run_state(trainer, callback)
-
-        whole = run(tmp_path / "whole")
-        again = tmp_path / "again"
-        shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", again / f"checkpoint-{step}")
-        assert_equal(run(again, step), whole)
 
     def test_a_run_whose_layers_all_ended_at_its_rank_resumes(self, make_trainer, make_llama, rows, tmp_path):
         for row in rows:
@@ -436,25 +397,6 @@ class TestInARecipe:
         config = prepare("wide", rank={"moves": 3, "alpha": 0.3}).ranks.config
         assert config == Wide(rank=4, interval=10, initial_warmup=1, final_warmup=0)
         assert Wide(**json.loads(json.dumps(config.to_dict()))) == config
-
-    @pytest.mark.filterwarnings("ignore")  # bitsandbytes' own
-    @pytest.mark.parametrize("host", [{"lora": {"use_dora": True}}, {"model": {"quantization": "nf4"}}])
-    def test_it_goes_on_top_of_dora_and_qlora(self, prepare: Any, make_base: Any, tmp_path: Path, host: dict[str, Any]):
-        if "model" in host:
-            pytest.importorskip("bitsandbytes")
-        run = prepare("wide", **host)
-        base, _, _ = make_base(run.recipe)
-        with torch.no_grad():
-            untouched = base.eval()(**run.inputs()).logits
-        torch.testing.assert_close(run.logits(), untouched, rtol=1e-3, atol=1e-4)  # attaching changes nothing
-        run.train()
-        assert len(set(run.allocator.ranks.values())) > 1
-        expected = run.logits()
-        run.model.save_pretrained(tmp_path)
-        base, _, _ = make_base(run.recipe)
-        with torch.no_grad():
-            loaded = PeftModel.from_pretrained(base, tmp_path).eval()(**run.inputs()).logits
-        torch.testing.assert_close(loaded, expected, rtol=1e-3, atol=1e-3)
 
     @pytest.mark.parametrize("use_rslora", [False, True])
     def test_the_scaling_is_that_of_the_final_rank(self, use_rslora, prepare: Any):

@@ -26,11 +26,6 @@ class Schedule:
         steps = tuple(range(first, self.total_steps - self.final_warmup, self.interval))
         object.__setattr__(self, "adjustments", steps)
 
-    @property
-    def missing_steps(self) -> int:
-        """How many steps the run lacks, at least, for a first adjustment: phases that are fractions grow with it."""
-        return max(0, self.initial_warmup + self.interval + self.final_warmup + 1 - self.total_steps)
-
     def is_adjustment(self, step: int) -> bool:
         """Whether ranks are adjusted after this step."""
         return self.next_adjustment(step) == step
@@ -79,8 +74,8 @@ def resolve_schedule(
     resolved = of(total_steps)
     if not resolved.adjustments:
         enough = total_steps
-        while enough < 20 * total_steps + 1000 and not of(enough).adjustments:
-            enough += of(enough).missing_steps
+        while enough < 20 * total_steps + 1000 and not (tried := of(enough)).adjustments:
+            enough = tried.initial_warmup + tried.interval + tried.final_warmup + 1  # phases that are fractions grow
         repair = f", or train for {enough} steps, which are enough" if of(enough).adjustments else ""
         raise ValueError(
             f"no rank could ever move: the first adjustment would follow step "

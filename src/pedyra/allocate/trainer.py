@@ -246,11 +246,6 @@ class _Watched(Tensor):
             return func(*args, **(kwargs or {}))
 
 
-def is_ignored(items: Any) -> bool:
-    """Whether the model that was given this number of items is seen not to have used it."""
-    return isinstance(items, _Watched) and not items.used
-
-
 def expect_mean_loss(trainer: Trainer, model: nn.Module) -> FirstForward | None:
     """At the model's next forward with labels: have Trainer treat a loss that ignores `num_items_in_batch` as a mean.
 
@@ -303,7 +298,7 @@ class FirstForward:
         if trainer is None or not isinstance(number, _Watched):
             return
         self.remove()
-        if not is_ignored(number):
+        if number.used:
             return
         trainer.model_accepts_loss_kwargs = False
         times = trainer.args.gradient_accumulation_steps * trainer.args.world_size

@@ -1,11 +1,13 @@
-"""Files that PyPI packages carry, found without importing those packages, and what is prepared from them once."""
+"""Optional packages, files that packages carry, and what is prepared from them once."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -23,6 +25,14 @@ def packaged_file(relative: str, *, install: str) -> Path:
         if path.exists():
             return path
     raise ImportError(f"{relative} is carried by a package that is not installed; run: {install}")
+
+
+def needed(module: str, what: str, extra: str) -> Any:
+    """The module of an optional package. Raises ImportError: `what` needs it, with the line that installs it."""
+    try:
+        return import_module(module)
+    except ImportError:
+        raise ImportError(f'{what}; run in a checkout: pip install ".[{extra}]"') from None
 
 
 def cache_dir() -> Path:

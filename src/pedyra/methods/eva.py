@@ -41,15 +41,7 @@ def prepare(request: Request) -> Adaptation:
     config = changed(request.lora, init_lora_weights="eva", eva_config=EvaConfig(rho=RHO))
     needed = round(request.lora.r * RHO)
     first = next(data.batches())
-    if (mask := data.mask(first)) is not None:
-        _check_vectors(int(mask.sum()), needed)
-
-    def vectors(layer_input: Any, mask: Tensor | None, layer_name: str) -> Tensor:
-        x = layer_input[0] if isinstance(layer_input, (tuple, list)) else layer_input
-        if mask is not None and x.shape[:-1] == mask.shape[:1]:
-            _check_vectors(len(x), needed, f" for {layer_name.removeprefix('base_model.model.')}, which sees one a row")
-        return counted(x, mask)
-
+    mask = data.mask(first)
     with warnings.catch_warnings():  # that it could begin without weights: the check below needs them
         warnings.filterwarnings("ignore", message=".*low_cpu_mem_usage")
         model = request.with_adapter(config)
@@ -60,7 +52,7 @@ def prepare(request: Request) -> Adaptation:
             _Batches(data),
             forward_fn=data.loss,
             prepare_model_inputs_fn=lambda batch, config: data.mask(batch),
-            prepare_layer_inputs_fn=vectors,
+            prepare_layer_inputs_fn=lambda inputs, mask, name: counted(inputs[0], mask),
             show_progress_bar=False,
         )
     # PEFT makes a layer whose rank has changed anew, in the base's dtype; it trains in float32, as the others do.
@@ -96,17 +88,17 @@ class _Batches:
 
 
 def _check_layers(model: PeftModel, forward: Callable[[], object], count: Callable[[Tensor], int], needed: int) -> None:
-    """One forward pass: a layer that sees no input of a row, or is too narrow for its components, is told by name.
+    """One forward pass: a layer that sees no input of a row, or too few for its components, or is too narrow for them,
+    is told by name. PEFT passes over one that sees too few in a batch, and would wait for it for ever.
 
     Args:
         count: of the vectors that count in the input of a layer.
     """
-    seen: set[str] = set()
+    seen: dict[str, int] = {}
     layers = {layer.name: layer.module for layer in lora_layers(model, "default")}
 
     def see(x: Tensor, name: str) -> None:
-        if count(x):
-            seen.add(name)
+        seen[name] = max(seen.get(name, 0), count(x))  # DeBERTa's sees position embeddings too
 
     hooks = [
         layer.register_forward_pre_hook(lambda module, args, name=name: see(args[0], name))
@@ -117,25 +109,21 @@ def _check_layers(model: PeftModel, forward: Callable[[], object], count: Callab
     for hook in hooks:
         hook.remove()
     for name, layer in layers.items():
-        if name not in seen:
+        if not seen.get(name):
             raise ValueError(
                 f"{name} sees no input of a row in the forward pass, so EVA has none to look at; leave it out with "
                 f"lora.exclude_modules"
+            )
+        if seen[name] < needed:
+            raise ValueError(
+                f"a batch has {seen[name]} vectors for {name}, but EVA needs {needed} ({RHO:g} lora.r) for as many "
+                f"components; raise training.per_device_train_batch_size"
             )
         if layer.in_features < needed:
             raise ValueError(
                 f"the inputs of {name} have {layer.in_features} components, but EVA looks for {needed} "
                 f"({RHO:g} lora.r); lower lora.r"
             )
-
-
-def _check_vectors(found: int, needed: int, where: str = "") -> None:
-    """PEFT passes over a layer that sees too few vectors in a batch, and would wait for it for ever."""
-    if found < needed:
-        raise ValueError(
-            f"a batch has {found} vectors{where}, but EVA needs {needed} ({RHO:g} lora.r) for as many "
-            f"components; raise training.per_device_train_batch_size"
-        )
 
 
 METHOD = Method("eva", "LoRA with ranks and A from the inputs (Paischer et al. 2024)", prepare)

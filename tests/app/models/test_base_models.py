@@ -142,13 +142,6 @@ def test_lora_settings_reach_peft_and_the_head_is_trained():
     assert lora_config(LoraSection(), "causal_lm", nn.Module(), "v1").revision == "v1"
 
 
-def test_all_linear_layers_but_the_head_are_adapted_by_default():
-    base = load("causal_lm", None, name="tiny-llama")
-    model = get_peft_model(base, lora_config(LoraSection(r=2), "causal_lm", base))
-    adapted = {name.split(".lora_A")[0].rsplit(".", 1)[-1] for name, _ in model.named_modules() if "lora_A" in name}
-    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-
-
 @pytest.mark.parametrize(
     ("folder", "install"),
     [
@@ -186,11 +179,6 @@ def test_a_name_that_the_hub_has_not_is_told_at_once(monkeypatch: pytest.MonkeyP
         load_tokenizer(ModelSection(name="minilmm"))
     with pytest.raises(ValueError, match="model.tokenizer 'owner/other' is no folder from "):
         load_tokenizer(ModelSection(name="tiny-bert", tokenizer="owner/other"))
-
-
-def test_an_encoder_is_no_causal_model():
-    with pytest.raises(ValueError, match=r"model.name 'tiny-bert' is an encoder \(bert\), which sees"):
-        load("causal_lm", None)
 
 
 class Code:

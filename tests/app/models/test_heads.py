@@ -24,6 +24,7 @@ from pedyra.lora.merge import num_labels
 @pytest.mark.parametrize(
     ("name", "kind", "heads"),
     [
+        ("tiny-llama", "causal_lm", {"lm_head"}),
         ("tiny-bart", "seq2seq", {"lm_head"}),
         ("tiny-t5", "seq2seq", {"lm_head"}),
         ("tiny-deberta", "question_answering", {"qa_outputs"}),
@@ -46,7 +47,7 @@ def test_all_linear_is_all_but_the_head(name: str, kind: str, heads: set[str]):
     assert linear - adapted == heads
     trained = {path for path, parameter in model.named_parameters() if parameter.requires_grad and "lora_" not in path}
     tops = {head.partition(".")[0] for head in heads}
-    assert {path.split(".")[2] for path in trained} == (set() if kind == "seq2seq" else tops)
+    assert {path.split(".")[2] for path in trained} == (set() if kind in ("causal_lm", "seq2seq") else tops)
 
 
 @pytest.mark.parametrize("name", ["tiny-deberta", "tiny-bart", "tiny-bert"])

@@ -314,10 +314,10 @@ def test_gradients_and_proof_are_of_one_loss_where_labels_are_smoothed(run: Path
     copied = Path(shutil.copytree(run, tmp_path / "run"))
     recipe: Any = {**RECIPE, "training": {**RECIPE["training"], "label_smoothing_factor": 0.5}}  # type: ignore[dict-item]
     (copied / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    with runs_fit.opened(copied, runs_fit.Wanted(), runs_fit.Source()) as adapter:
-        model: Any = adapter.trainer.model
-        judge = TrainerJudge(adapter.trainer, model.eval())
-        batch = next(iter(adapter.trainer.get_eval_dataloader()))
+    with runs_fit.opened(copied, runs_fit.Wanted(), runs_fit.Source()) as (trainer, _):
+        model: Any = trainer.model
+        judge = TrainerJudge(trainer, model.eval())
+        batch = next(iter(trainer.get_eval_dataloader()))
         (proved,) = judge.losses([batch], nullcontext)
         assert float(judge.trained_loss(batch)) == pytest.approx(proved, rel=1e-5)
 
@@ -447,8 +447,8 @@ def test_the_base_of_a_folder_is_loaded_as_asked(tmp_path: Path, how: dict[str, 
     get_peft_model(base, lora).save_pretrained(str(tmp_path / "adapter"))
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": "a", "completion": f"b {row}"}) + "\n" for row in range(96)))
-    with runs_fit.opened(tmp_path / "adapter", Wanted(), runs_fit.Source(data=rows, **how)) as adapter:
-        model: Any = adapter.trainer.model
+    with runs_fit.opened(tmp_path / "adapter", Wanted(), runs_fit.Source(data=rows, **how)) as (trainer, _):
+        model: Any = trainer.model
         (layer,) = {type(module.base_layer) for name, module in model.named_modules()
                     if name.endswith("q_proj")}  # fmt: skip
         weights = {value.dtype for name, value in model.named_parameters() if "q_proj.base" in name}

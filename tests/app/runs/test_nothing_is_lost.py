@@ -21,12 +21,6 @@ def test_a_mistake_in_the_new_recipe_leaves_the_old_run_alone(recipe):
     assert load_recipe(folder / "recipe.yaml").seed == 1
 
 
-def test_a_second_run_is_refused(recipe):
-    run(recipe())
-    with pytest.raises(ValueError, match="holds another run"):
-        run(recipe())
-
-
 def fill_disk(monkeypatch, *, after):
     """torch.save writes half of an optimizer state and fails, once `after` were written."""
     original, written = torch.save, []

@@ -77,8 +77,3 @@ def test_budget_and_adjustments_are_the_allocators():
         "parameters": sum(r["parameters"] for r in plan.layers),
     }
     assert plan.schedule is not None and plan.schedule["adjustments"] == [3, 5, 7]
-
-
-def test_less_than_a_step_is_refused():
-    with pytest.raises(ValueError, match="num_train_epochs is 0"):
-        set_up_toy(num_train_epochs=0)

@@ -62,7 +62,7 @@ def outcomes(monkeypatch: Any):
 
         @contextmanager
         def opened(path: Path, *_: Any, **__: Any) -> Any:
-            yield SimpleNamespace(trainer=path.name, lora=lora(path))
+            yield path.name, lora(path)
 
         def fit_trainer(trainer: Any, wanted: Wanted) -> Any:
             asked = wanted.max_rank or rank  # None: no layer has to give up any

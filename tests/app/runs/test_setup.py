@@ -107,11 +107,6 @@ def test_micro_batches_give_the_gradient_of_one_batch(tmp_path, kind):
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
 
 
-def test_an_unknown_method_names_the_nearest():
-    with pytest.raises(ValueError, match="'pedira' is unknown; did you mean 'pedyra'"):
-        recipe(method="pedira")
-
-
 def test_head_and_adapter_are_those_of_the_seed_for_every_method():
     weights = {}
     for method in ("lora", "random", "pedyra"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import logging
 from pathlib import Path
@@ -16,7 +15,6 @@ from pedyra.app.recipe_sections import DataSection, ModelSection
 from pedyra.app.tasks.causal_lm import encode
 from pedyra.app.tasks.task import load_task
 
-GSM8K = Path(__file__).parents[4] / "shared" / "data" / "gsm8k" / "train.jsonl.gz"
 CHAT = [
     {"role": "user", "content": "hi"},
     {"role": "assistant", "content": "hello"},
@@ -202,24 +200,3 @@ def test_a_first_token_is_no_answer_as_nothing_comes_before_it():
     bert.backend_tokenizer.post_processor = without_cls
     with pytest.raises(ValueError, match="no training row has an answer"):
         encoded(bert, {"p": "", "c": "?"}, prompt="p", completion="c")
-
-
-@pytest.mark.skipif(not GSM8K.exists(), reason="the evaluation data is not here")
-def test_gsm8k_has_its_loss_on_the_answers(tokenizer: Any):
-    section = DataSection(
-        source=str(GSM8K),
-        kind="causal_lm",
-        template="Question: {question}\nAnswer:\n",
-        completion="answer",
-        max_length=4096,
-        train_rows=20,
-        eval_rows=5,
-    )
-    task = load_task(section, tokenizer, seed=0)
-    assert (len(task.train), len(task.eval), task.metric) == (20, 5, "perplexity")
-    with gzip.open(GSM8K, "rt", encoding="utf-8") as file:
-        answers = {row["question"]: row["answer"] for row in map(json.loads, file)}
-    for row in [*task.train.to_list(), *task.eval.to_list()]:
-        question = tokenizer.decode(row["input_ids"]).removeprefix("<s>Question: ").split("\nAnswer:\n")[0]
-        answer = tokenizer.decode([label for label in row["labels"] if label != -100])
-        assert answer == answers[question] + "</s>"

@@ -55,7 +55,7 @@ def probe(sandbox: Sandbox) -> Callable[..., None]:
         outcome = check(
             CodeProblem(task_id="", prompt="", entry_point="probe", solution="", stop=(), tests=tests), program, sandbox
         )
-        assert outcome.passed, outcome
+        assert outcome.status == "passed", outcome
 
     return ask
 
@@ -64,7 +64,7 @@ GOOD = "def double(x):\n    return x * 2\n"
 
 
 def test_a_right_solution_passes_and_a_wrong_one_fails(score: Callable[[str], Judged]) -> None:
-    assert score(GOOD).passed
+    assert score(GOOD).status == "passed"
     wrong = score("def double(x):\n    return x + 2 if isinstance(x, int) else x\n")
     assert (wrong.status, wrong.reason) == ("failed", "a list")
     assert score("def double(x):\n    return 5\n").status == "failed"
@@ -130,7 +130,7 @@ def test_what_is_no_solution_is_no_pass(score: Callable[[str], Judged], program:
 def test_what_a_solution_leaves_running_is_not_waited_for(score: Callable[[str], Judged]) -> None:
     started = "import os, threading, time\nthreading.Thread(target=time.sleep, args=(99,)).start()\n"
     began = time.monotonic()
-    assert score(started + "if os.fork() == 0:\n    time.sleep(99)\n" + GOOD).passed
+    assert score(started + "if os.fork() == 0:\n    time.sleep(99)\n" + GOOD).status == "passed"
     assert time.monotonic() - began < LIMITS.seconds / 2
 
 

@@ -52,6 +52,7 @@ def test_a_random_profile_is_that_of_its_seed():
     [
         ({"profile": "steep"}, "'steep' is unknown; choose from design"),
         ({"profile": "design", "noise": -1}, "noise is -1"),
+        ({"profile": "design", "noise": float("nan")}, "noise is nan"),
         ({"profile": "design", "architecture": "tree"}, "'tree' is unknown; choose from mlp, block"),
     ],
 )

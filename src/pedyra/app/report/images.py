@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pedyra.app.packaged import prepared
+from pedyra.app.packaged import needed, prepared
 from pedyra.app.report.chart import Spec, plain, theme
 from pedyra.app.report.figures import make_figures
 from pedyra.app.report.records import read_run
@@ -61,8 +61,4 @@ def vega_script() -> str:
 
 
 def _vl_convert() -> Any:
-    try:
-        import vl_convert
-    except ImportError:
-        raise ImportError('figures are drawn by vl-convert; run in a checkout: pip install ".[cli]"') from None
-    return vl_convert
+    return needed("vl_convert", "figures are drawn by vl-convert", "cli")

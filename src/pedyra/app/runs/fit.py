@@ -89,10 +89,6 @@ class Source:
         return self.run
 
 
-def _untold(line: str) -> None:
-    """Where nobody is told."""
-
-
 def fit_folder(
     path: Path,
     wanted: Wanted,
@@ -101,7 +97,7 @@ def fit_folder(
     *,
     overwrite: bool = False,
     shown: bool = False,
-    told: Callable[[str], None] = _untold,
+    told: Callable[[str], None] = lambda line: None,
 ) -> Fit:
     """Fit the adapter in `path` (a run folder, or a PEFT folder) on rows, and write the smaller one to `out`.
 
@@ -116,24 +112,16 @@ def fit_folder(
     """
     check_out(out, overwrite)
     general = source.texts()
-    with opened(path, wanted, source, shown=shown) as adapter:
-        found = fit_trainer(adapter.trainer, wanted, general=general)
+    with opened(path, wanted, source, shown=shown) as (trainer, lora):
+        found = fit_trainer(trainer, wanted, general=general)
         told(str(found))
-        found.write(adapter.lora, out)
+        found.write(lora, out)
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class Opened:
-    """An adapter of a folder with its base and its rows, ready to be fitted."""
-
-    trainer: Trainer
-    lora: SavedLora
-
-
 @contextmanager
-def opened(path: Path, wanted: Wanted, source: Source, *, shown: bool = False) -> Iterator[Opened]:
-    """Load the adapter in `path`, its base and its rows; errors as of `fit_folder`."""
+def opened(path: Path, wanted: Wanted, source: Source, *, shown: bool = False) -> Iterator[tuple[Trainer, SavedLora]]:
+    """The adapter in `path`, and a Trainer that has it with its base and its rows; errors as of `fit_folder`."""
     lora = read_lora(path)
     check_plain(lora)
     for layer in lora.layers:
@@ -153,7 +141,7 @@ def opened(path: Path, wanted: Wanted, source: Source, *, shown: bool = False) -
         trainer = setup.trainer(scratch, report_to="none")
         trainer.args.disable_tqdm = not shown
         ready_to_fit(recipe, trainer)
-        yield Opened(trainer=trainer, lora=lora)
+        yield trainer, lora
 
 
 def _check_layers(lora: SavedLora, model: Any) -> None:
@@ -270,7 +258,7 @@ def fit_for_server(
     *,
     overwrite: bool = False,
     shown: bool = False,
-    told: Callable[[str], None] = _untold,
+    told: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
     """Fit each adapter at the least of vLLM's ranks at which all are within their tolerance, and write them.
 
@@ -301,9 +289,9 @@ def fit_for_server(
     rank, rows = VLLM_RANKS[0], []
     with TemporaryDirectory() as scratch:  # where each waits for the others: all of them are written, or none
         for path in outs:
-            with opened(path, wanted, source, shown=shown) as each:
-                rank, found = _least(each, wanted, rank, lambda line, path=path: told(f"{path}: {line}"))
-                found.write(each.lora, Path(scratch, str(len(rows))))
+            with opened(path, wanted, source, shown=shown) as (trainer, lora):
+                rank, found = _least(trainer, lora, wanted, rank, lambda line, path=path: told(f"{path}: {line}"))
+                found.write(lora, Path(scratch, str(len(rows))))
             rows.append({"adapter": str(path), **found.row()})
         for number, (row, out) in enumerate(zip(rows, outs.values(), strict=True)):
             write_folder(out, lambda part, number=number: shutil.copytree(Path(scratch, str(number)), part))
@@ -318,7 +306,9 @@ def fit_for_server(
     return [{"max_rank": rank, "rank_before": before, "saved_bytes": saved}, *rows]
 
 
-def _least(each: Opened, wanted: Wanted, at_least: int, told: Callable[[str], None]) -> tuple[int, Fit]:
+def _least(
+    trainer: Trainer, lora: SavedLora, wanted: Wanted, at_least: int, told: Callable[[str], None]
+) -> tuple[int, Fit]:
     """The least of vLLM's ranks, from `at_least` on, at which the adapter is within tolerance, and its fit there.
 
     Ranks are asked from the largest down to the first that is refused: an order that the rows have no part in, as in
@@ -326,13 +316,13 @@ def _least(each: Opened, wanted: Wanted, at_least: int, told: Callable[[str], No
     things can go wrong, each in 5 % of cases at most: a rank is accepted that has no size within tolerance, and at the
     rank that is taken a size is taken that is not.
     """
-    highest, found = max(layer.rank for layer in each.lora.layers), None
+    highest, found = max(layer.rank for layer in lora.layers), None
     most = max(at_least, vllm_rank(highest) or VLLM_RANKS[-1])
     refused: NotWithin | None = None
     allowed = [rank for rank in VLLM_RANKS if at_least <= rank <= most]
     for rank in reversed([rank for rank in allowed if rank >= wanted.multiple_of or rank == most]):
         try:
-            found = rank, fit_trainer(each.trainer, replace(wanted, max_rank=rank if rank < highest else None))
+            found = rank, fit_trainer(trainer, replace(wanted, max_rank=rank if rank < highest else None))
         except NotWithin as error:
             told(f"rank {rank} is not within the tolerance")
             refused = error
@@ -340,7 +330,7 @@ def _least(each: Opened, wanted: Wanted, at_least: int, told: Callable[[str], No
         told(f"rank {rank} is within the tolerance")
     if found is None:
         bound = f"vLLM takes ranks up to {VLLM_RANKS[-1]}, and " if vllm_rank(highest) is None else ""
-        raise ValueError(f"{each.lora.title}: {bound}{refused}")
+        raise ValueError(f"{lora.title}: {bound}{refused}")
     return found
 
 

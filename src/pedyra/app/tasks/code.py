@@ -37,10 +37,6 @@ class Judged:
     reason: str = ""
     """What the judge says of a wrong result or an error, in words that may be the solution's own."""
 
-    @property
-    def passed(self) -> bool:
-        return self.status == "passed"
-
 
 _FENCE = re.compile(r"```([^\n`]*)\n(.*?)(?:```|\Z)", re.DOTALL)
 """A block in Markdown: its language, or nothing, and what is in it."""

@@ -10,6 +10,8 @@ import threading
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
 
+from pedyra.app.packaged import needed
+
 Grade = Literal["correct", "wrong", "unparsable"]
 """unparsable: no answer was found in the text."""
 
@@ -146,13 +148,7 @@ def equivalent(answer: str, reference: str) -> bool:
 
 def math_verify() -> Any:
     """The package that compares answers. Raises ImportError with the line that installs it."""
-    try:
-        import math_verify
-    except ImportError:
-        raise ImportError(
-            'the equivalence of answers needs math-verify; run in a checkout: pip install ".[tasks]"'
-        ) from None
-    return math_verify
+    return needed("math_verify", "the equivalence of answers needs math-verify", "tasks")
 
 
 def _plain(text: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from pedyra.app.packaged import needed
 from pedyra.app.recipe_sections import DataSection
 from pedyra.app.tasks.causal_lm import token_losses
 from pedyra.app.tasks.sources import Rows
@@ -59,8 +60,5 @@ def rouge(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
 
 def rouge_scorer() -> Any:
     """What compares two texts. Raises ImportError with the line that installs rouge-score."""
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError:
-        raise ImportError('ROUGE needs rouge-score; run in a checkout: pip install ".[tasks]"') from None
-    return RougeScorer(list(ROUGE), use_stemmer=True)
+    module = needed("rouge_score.rouge_scorer", "ROUGE needs rouge-score", "tasks")
+    return module.RougeScorer(list(ROUGE), use_stemmer=True)

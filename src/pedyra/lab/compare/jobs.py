@@ -84,15 +84,6 @@ class JobEnd:
     """Why it failed, one line."""
 
 
-class Stop:
-    """Tells running jobs to end: `level` 0 to go on, 1 to save a checkpoint and end, 2 to end at once."""
-
-    level = 0
-
-    def raise_level(self) -> None:
-        self.level += 1
-
-
 _FINAL = {
     **{"metric": str, "value": (float, None), "eval_loss": (float, None)},
     **{"trainable_parameters": int, "seconds": float, "peak_memory_bytes": int},
@@ -126,23 +117,24 @@ def run_jobs(jobs: Sequence[Job], report: Callable[[JobEnd], None], workers: int
     Raises:
         KeyboardInterrupt: after Ctrl-C.
     """
-    stop, threads = Stop(), max(1, (os.cpu_count() or 1) // workers)
+    stops: list[bool] = []  # one for each signal: after the first jobs save a checkpoint and end, after another at once
+    threads = max(1, (os.cpu_count() or 1) // workers)
     # A thread only waits for its child process.
-    with on_interrupt(stop.raise_level, also=[signal.SIGTERM]), ThreadPoolExecutor(workers) as executor:
-        pending = {executor.submit(_run, job, threads, stop) for job in jobs}
+    with on_interrupt(lambda: stops.append(True), also=[signal.SIGTERM]), ThreadPoolExecutor(workers) as executor:
+        pending = {executor.submit(_run, job, threads, stops) for job in jobs}
         while pending:
             # Not for ever: a signal may wake another thread only.
             done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
             for future in done:
                 if (end := future.result()) is not None:
                     report(end)
-    if stop.level:
+    if stops:
         raise KeyboardInterrupt
 
 
-def _run(job: Job, threads: int, stop: Stop) -> JobEnd | None:
+def _run(job: Job, threads: int, stops: list[bool]) -> JobEnd | None:
     """Run a job to its end in a child process, from its last checkpoint if there is one; None if it did not begin."""
-    if stop.level:
+    if stops:
         return None
     code = begins = 0
     try:
@@ -150,7 +142,7 @@ def _run(job: Job, threads: int, stop: Stop) -> JobEnd | None:
         write_file(job.recipe_file, to_yaml(job.recipe))
         environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ}
         for arguments in _attempts(job):
-            if stop.level or (arguments[-1] == "--overwrite" and (final_row(job.run) is not None or _may_resume(job))):
+            if stops or (arguments[-1] == "--overwrite" and (final_row(job.run) is not None or _may_resume(job))):
                 break
             command = [sys.executable, "-m", "pedyra", *arguments]
             said_before = job.log.read_bytes() if job.log.is_file() else b""
@@ -159,14 +151,14 @@ def _run(job: Job, threads: int, stop: Stop) -> JobEnd | None:
             write_file(job.log, said_before)
             with job.log.open("ab") as out:
                 child = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
-            code = _wait(child, stop)
+            code = _wait(child, stops)
             if code != 2:
                 break
     except OSError as error:  # no process, no disk: of this job, perhaps not of the next
         return JobEnd(job, "failed", str(error))
     if is_done(job):
         return JobEnd(job, "done")
-    return JobEnd(job, "stopped") if stop.level else JobEnd(job, "failed", _reason(code, job.log, begins))
+    return JobEnd(job, "stopped") if stops else JobEnd(job, "failed", _reason(code, job.log, begins))
 
 
 def _attempts(job: Job) -> list[list[str]]:
@@ -201,17 +193,17 @@ def _may_resume(job: Job) -> bool:
     return get_method(job.recipe["method"]).resumable
 
 
-def _wait(child: subprocess.Popen[bytes], stop: Stop) -> int:
+def _wait(child: subprocess.Popen[bytes], stops: list[bool]) -> int:
     """The exit code. A Ctrl-C in the terminal reaches the comparison alone, which then tells its children once."""
     told = False
     while True:
         try:
             return child.wait(timeout=POLL_SECONDS)
         except subprocess.TimeoutExpired:
-            if stop.level == 1 and not told:
+            if len(stops) == 1 and not told:
                 child.send_signal(signal.SIGINT)
                 told = True
-            elif stop.level > 1:
+            elif len(stops) > 1:
                 child.kill()
 
 
