@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from closeness import close, same_bits
-from windows import SCHEDULE, STEPS, allocate, forced, inside, trainable
+from windows import SCHEDULE, STEPS, adamw, allocate, forced, inside, on_lora, trainable
 
 from pedyra import PeDyra, RankAllocator
 
@@ -173,6 +173,21 @@ def test_a_seed_of_64_bits_is_a_seed(make_net, train_net):
     allocator = allocate(model, forced(**SCHEDULE, seed=2**64 - 1))
     train_net(model, allocator.optimizer, allocator, 6)
     assert allocator.history
+
+
+def test_the_first_update_on_loras_start_is_plain_loras(make_net, train_net, net_batch):
+    plain, model = make_net(), make_net()
+    x, y = net_batch(1)
+    optimizer = adamw(plain, weight_decay=0.0)
+    (plain(x) - y).square().mean().backward()
+    optimizer.step()
+    allocator = allocate(model, {"config": on_lora()}, adamw(model, weight_decay=0.0))
+    train_net(model, allocator.optimizer, allocator, 1)
+    slots = [module for module in plain.modules() if hasattr(module, "lora_A")]
+    for layer, slot in zip(allocator.layers, slots, strict=True):
+        assert same_bits(layer.a.A, slot.lora_A["default"].weight)  # B was 0: the first gradients of A and E are 0
+        assert close(layer.b.weight, slot.lora_B["default"].weight)
+        assert same_bits(layer.a.E, torch.ones(4))
 
 
 def test_moves_zero_observes_and_moves_nothing(make_net, train_net):

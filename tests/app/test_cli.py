@@ -141,6 +141,19 @@ def test_a_diverged_run_says_so_and_still_has_its_report(call, tmp_path):
     assert call("report", "runs/recipe", "--figures", "figures")[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (("planted", "--noise", "nan"), "noise is nan; it is a finite number of at least 0"),
+        (("planted", "--noise", "0", "--noise", "-1"), "noise is -1.0; it is a finite number of at least 0"),
+    ],
+)
+def test_a_benchmark_refuses_what_cannot_be(call, command, told):
+    code, _, stderr = call("bench", *command)
+    assert code == 2
+    assert_one_line(stderr, told)
+
+
 HEAVY = ("torch", "transformers", "peft", "datasets")
 
 

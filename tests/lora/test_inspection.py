@@ -108,3 +108,16 @@ def test_experts_have_the_rank_of_the_config_and_no_update_in_common(tmp_path):
     ours = {row["layer"].split(".")[3]: row["effective_rank"] for row in layers}
     assert ours == {"self_attn": 0.0, "mlp": None}  # not trained yet; and four updates, one for each expert
     assert [row["rank"] for row in layers] == [2, 2, 2] and (total["rank"], total["effective_rank"]) == (6, None)
+
+
+def test_experts_whose_parameters_have_several_ranks_have_none_that_is_told(tmp_path):
+    """As PEFT writes them where it fuses gate_proj and up_proj of a config by itself."""
+    tensors = {
+        "mlp.experts.lora_A.weight": torch.ones(16, 3),
+        "mlp.experts.lora_B.weight": torch.ones(5, 16),
+        "q.lora_A.weight": torch.ones(2, 3),
+        "q.lora_B.weight": torch.ones(5, 2),
+    }
+    experts = {"target_parameters": ["gate_up_proj", "down_proj"], "rank_pattern": {".*\\.gate_up_proj": 4}}
+    experts_row, q, total = inspect_adapter(write_adapter(tmp_path, tensors, r=2, **experts))
+    assert (experts_row["rank"], q["rank"], total["rank"], total["parameters"]) == (None, 2, None, 144)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from closeness import same_bits
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from pedyra import PeDyra, RankAllocator
@@ -48,7 +48,6 @@ def test_at_learning_rate_0_pruning_changes_no_output(pruned, start, init, make_
 
 
 def test_it_does_so_for_transposed_weights_and_in_half_precision():
-    from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
 
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 2e-2)):
@@ -196,18 +195,23 @@ def test_a_quantised_weight_is_refused_before_anything_changes(make_net):
 
 @pytest.mark.parametrize("init", STARTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_factors_that_were_trained_before_are_refused_and_nothing_is_changed(init, dtype, make_net):
-    """Their training would be taken for a part of the start, which saving takes back out of the adapter."""
-    for rate, std in ((0.0, 0.0), (1e-2, 0.02)):
-        model = make_net(init_lora_weights=init)
-        for layer in lora_layers(model, "default"):
-            weight = layer.module.get_base_layer().weight
-            weight.data = weight.data.to(dtype)
-            for slot in (layer.module.lora_A, layer.module.lora_B):
-                slot["default"].weight.data += std * torch.randn_like(slot["default"].weight)
-        if not rate:
+@pytest.mark.parametrize("shape", [(256, 32), (32, 256), (512, 128)])
+def test_trained_factors_are_told_from_a_start(init, dtype, shape):
+    """Their training would be taken for a part of the start, which saving takes out of the adapter."""
+    for trained in (False, True):
+        torch.manual_seed(0)
+        base = nn.Sequential(nn.Linear(*shape).to(dtype))
+        with torch.no_grad():  # as of a real weight, a few directions are much larger than the others
+            base[0].weight += 2 * torch.randn(shape[1], 1) @ torch.randn(1, shape[0]) / sum(shape) ** 0.5
+        lora = LoraConfig(r=4, lora_alpha=24, target_modules=["0"], init_lora_weights=init)
+        model: Any = get_peft_model(base, lora)  # type: ignore[arg-type]
+        if not trained:
             attach(model)
             continue
-        with pytest.raises(ValueError, match="trained already, .*path_initial_model_for_weight_conversion"):
+        for layer in lora_layers(model, "default"):
+            for slot in (layer.module.lora_A, layer.module.lora_B):
+                values = slot["default"].weight.data
+                values += 0.1 * values.std() * torch.randn_like(values)
+        with pytest.raises(ValueError, match="trained already .*path_initial_model_for_weight_conversion"):
             attach(model)
         assert not adapted_layers(model) and model.peft_config["default"].init_lora_weights == init

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -267,6 +269,20 @@ def fused_kernel(model: Any, layers: tuple[str, ...] = ("a", "b", "c")) -> None:
         return layer.base_layer(x) + F.linear(hidden, layer.lora_B["default"].weight) * layer.scaling["default"]
 
     heads.forward = lambda x: torch.cat([of(name, x) for name in WIDTHS], -1)
+
+    def test_it_resumes_to_the_last_bit(self, make_trainer, tmp_path, run_state, assert_equal):
+        """From a checkpoint inside the second window. By hand it does so from everywhere, see `TestTheRun`."""
+
+        def run(out: Path, resume: int | None = None) -> Any:
+            saves = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 40}
+            trainer, callback = make_trainer(out, IN_TRAINER, **TRAINER, **saves)
+            trainer.train(resume_from_checkpoint=None if resume is None else str(out / f"checkpoint-{resume}"))
+            return run_state(trainer, callback)
+
+        whole = run(tmp_path / "whole")
+        again = tmp_path / "again"
+        shutil.copytree(tmp_path / "whole" / "checkpoint-16", again / "checkpoint-16")
+        assert_equal(run(again, 16), whole)
 
 
 class TestNothingIsCutBlindly:

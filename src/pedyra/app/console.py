@@ -142,7 +142,7 @@ def print_adapter(console: Console, rows: Sequence[Row]) -> None:
     *layers, total = rows
     columns = ("layer", "rank", "parameters", "effective_rank")
     print_table(console, columns, [[row[column] for column in columns] for row in rows])
-    print_rank_map(console, layers)
+    print_rank_map(console, [layer for layer in layers if layer["rank"] is not None])
     console.print(f"memory      {format_bytes(total['bytes'])}")
     if total["other_parameters"]:
         console.print(f"beside it   {total['other_parameters']:,} other parameters: a head, biases")

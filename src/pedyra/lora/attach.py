@@ -57,7 +57,7 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
     check_supported(config, layers)
     check_whole(layers)
     if takes_from_weight(init):
-        check_start(layers, init)
+        check_start(model, layers, init)
     if start == "svd":
         check_svd_start(layers, init)
     # The config in the model will carry this run's ranks: never write into an object the user may reuse.

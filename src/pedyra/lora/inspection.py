@@ -35,8 +35,9 @@ def inspect_adapter(path: Path) -> list[dict[str, Any]]:
     block 2 before block 10; then the row `total`.
 
     A layer of rank 0 is one triple of zeros on disk, and counts as what it is. The effective rank (`lora.spectrum`) is
-    that of the update B A; None of the experts of a MoE block, which have an update each. `total` has the number of
-    parameters that are saved beside the factors too (a classification head, biases), and the bytes of all tensors.
+    that of the update B A. It is None of the experts of a MoE block, which have an update each, and so is their rank
+    where the config has several that it may be. `total` also has the number of parameters that are saved beside the
+    factors (a classification head, biases), and the bytes of all tensors.
 
     Raises:
         ValueError: no adapter is there, it is no LoRA, or its file is damaged.
@@ -52,12 +53,11 @@ def inspect_adapter(path: Path) -> list[dict[str, Any]]:
     if not layers:
         raise ValueError(f"{folder / 'adapter_model.safetensors'} holds no LoRA factors")
     factors = {name: {slot: tensors[key] for slot, key in keys.items()} for name, keys in layers.items()}
-    rows = [_row(name, factors[name], _rank_of_experts(config, name)) for name in sorted(factors, key=_natural)]
-    measured = [row["effective_rank"] for row in rows if row["effective_rank"] is not None]
+    rows = [_row(name, factors[name], _ranks_of_experts(config, name)) for name in sorted(factors, key=_natural)]
+    columns = {key: [row[key] for row in rows] for key in ("rank", "parameters", "effective_rank")}
     total = {
         "layer": "total",
-        **{key: sum(row[key] for row in rows) for key in ("rank", "parameters")},
-        "effective_rank": sum(measured) if len(measured) == len(rows) else None,
+        **{key: None if None in values else sum(values) for key, values in columns.items()},
         "other_parameters": sum(t.numel() for t in tensors.values())
         - sum(t.numel() for parts in factors.values() for t in parts.values()),
         "bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
@@ -129,21 +129,24 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
 
 
-def _rank_of_experts(config: Mapping[str, Any], name: str) -> int | None:
-    """The rank that the config gives a layer; None where no parameters of experts are adapted (`target_parameters`)."""
-    ranks = config.get("rank_pattern") or {}
-    return ranks.get(get_pattern_key(list(ranks), name), config.get("r")) if config.get("target_parameters") else None
+def _ranks_of_experts(config: Mapping[str, Any], name: str) -> set[Any]:
+    """The ranks that the config may give a layer of the file, of which it does not say which parameter of the experts
+    (`target_parameters`) it holds; none where no such parameters are adapted."""
+    ranks, layer = config.get("rank_pattern") or {}, name.replace(".base_layer", "")
+    names = [f"{layer}.{each.rpartition('.')[2]}" for each in config.get("target_parameters") or ()]
+    return {ranks.get(get_pattern_key(list(ranks), each), config.get("r")) for each in names}
 
 
-def _row(name: str, parts: Mapping[str, Tensor], of_experts: int | None) -> dict[str, Any]:
+def _row(name: str, parts: Mapping[str, Tensor], of_experts: set[Any]) -> dict[str, Any]:
     # Factors of a convolution have kernel dimensions; its update is the same product with those flattened.
     A, B = parts["A"].flatten(1), parts["B"].flatten(1)
     E = parts["E"].flatten() if "E" in parts else torch.ones(len(A))
     empty = len(A) == 1 and not A.any() and not B.any()
-    stacked = of_experts is not None and len(A) != of_experts  # the factors of all experts, one after the other
+    stacked = bool(of_experts) and len(A) not in of_experts  # the factors of all experts, one after the other
+    rank = len(A) if not stacked else of_experts.pop() if len(of_experts) == 1 else None
     return {
         "layer": name,
-        "rank": 0 if empty else of_experts if stacked else len(A),
+        "rank": 0 if empty else rank,
         "parameters": sum(part.numel() for slot, part in parts.items() if not (empty and slot in ("A", "E", "B"))),
         "effective_rank": None if stacked else effective_rank(singular_values(A, E, B)),
     }

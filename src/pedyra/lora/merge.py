@@ -80,7 +80,7 @@ def merge_live(model: PeftModel, adapter_name: str) -> Merged:
     # A hook may hold its allocator and optimizer, which must not be copied along.
     memo: dict[int, Any] = {id(vars(module)[kind]): OrderedDict() for module in model.modules() for kind in _HOOKS}
     merged = _merged(copy.deepcopy(model, memo), f"adapter {adapter_name!r}", [adapter_name])
-    return Merged(merged, _of_vocabulary(merged, _find_tokenizer(str(getattr(base, "name_or_path", "")))))
+    return Merged(merged, _tokenizer_of(base))
 
 
 def merge_into(base: nn.Module, tokenizer: PreTrainedTokenizerBase | None, lora: SavedLora) -> Merged:
@@ -88,10 +88,13 @@ def merge_into(base: nn.Module, tokenizer: PreTrainedTokenizerBase | None, lora:
     fit the adapter, or a start that cannot be repeated."""
     check_repeatable(lora)
     _check_base(base)
+    before = _vocabulary(base)
     adapted = _adapted(base, lora)
     _check_unshared(adapted.get_base_model(), "default")
     merged = _merged(adapted, lora.title)
-    return Merged(merged, _of_vocabulary(merged, tokenizer))
+    if tokenizer is not None and tokenizer.name_or_path != str(lora.folder) and _vocabulary(merged) != before:
+        return Merged(merged, _left_out(_vocabulary(merged), before))
+    return Merged(merged, tokenizer)
 
 
 def _merged(adapted: PeftModel, title: str, names: list[str] | None = None) -> PreTrainedModel:
@@ -105,9 +108,10 @@ def check_repeatable(lora: SavedLora) -> None:
     """Refuse an adapter whose start changed its base in a way that PEFT does not repeat; ValueError."""
     start = lora.config.get("init_lora_weights", True)
     if isinstance(start, str) and start.lower() not in _REPEATABLE_STARTS:
+        repair = "merge the live model" + ("" if start.lower() == "loftq" else ", or train with pedyra's callback")
         raise ValueError(
             f"{lora.title} was started with init_lora_weights={start!r}, which changed its base in a way that cannot "
-            f"be repeated; train with pedyra's callback, or merge the live model"
+            f"be repeated; {repair}"
         )
 
 
@@ -121,7 +125,7 @@ def copied_base(base: nn.Module) -> tuple[nn.Module, PreTrainedTokenizerBase | N
                 f"the base has an adapter in it already, at {name} (get_peft_model changes the model that it is "
                 f"given); give its name, or load it anew, or export the live model"
             )
-    return copy.deepcopy(base), _find_tokenizer(str(getattr(base, "name_or_path", "")))
+    return copy.deepcopy(base), _tokenizer_of(base)
 
 
 def _check_base(base: nn.Module) -> None:
@@ -233,23 +237,26 @@ def _find_tokenizer(place: str, *, revision: str | None = None) -> PreTrainedTok
         return None
 
 
-def _of_vocabulary(
-    merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
-) -> PreTrainedTokenizerBase | None:
-    """None, with a warning, in the place of a base model's tokenizer where training has resized the vocabulary: that
-    one lacks the tokens that were added."""
-    if tokenizer is None:
+def _tokenizer_of(base: Any) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a live base model; None, with a warning, where its vocabulary has been resized since."""
+    place = str(getattr(base, "name_or_path", ""))
+    if (tokenizer := _find_tokenizer(place)) is None:
         return None
-    which: dict[str, Any] = {"trust_remote_code": trusts_remote_code()}
     try:
-        before = AutoConfig.from_pretrained(tokenizer.name_or_path, **which).get_text_config().vocab_size
-    except (OSError, ValueError, ImportError, AttributeError):  # of an adapter's folder, which has no model
+        before = AutoConfig.from_pretrained(place, trust_remote_code=trusts_remote_code())
+    except (OSError, ValueError, ImportError):  # a tokenizer alone, or a config that cannot be read here
         return tokenizer
-    if (now := getattr(merged.config.get_text_config(), "vocab_size", before)) == before:
-        return tokenizer
+    now, was = _vocabulary(base), getattr(before.get_text_config(), "vocab_size", None)
+    return tokenizer if now == was else _left_out(now, was)
+
+
+def _vocabulary(model: Any) -> int | None:
+    return getattr(model.config.get_text_config(), "vocab_size", None)
+
+
+def _left_out(now: int | None, before: int | None) -> None:
     warnings.warn(
-        f"the vocabulary has {now:,} tokens, and that of {tokenizer.name_or_path} {before:,}, so no tokenizer is "
-        f"written beside the merged model; save there the one of the training",
+        f"training has resized the vocabulary from {before} tokens to {now}, and the tokenizer of the base model lacks "
+        f"those that were added, so none is written beside the merged model; save there the one of the training",
         stacklevel=2,
     )
-    return None

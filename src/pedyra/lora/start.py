@@ -25,13 +25,15 @@ def takes_from_weight(init: object) -> bool:
     return isinstance(init, str) and init.lower().startswith(("pissa", "olora", "corda", "lora_ga"))
 
 
-def check_start(layers: Sequence[AdaptedLayer], init: str) -> None:
+def check_start(model: nn.Module, layers: Sequence[AdaptedLayer], init: str) -> None:
     """Refuse layers whose weight cannot take back what a triple began as, or is saved with the adapter, and triples
     that are no start any more: what training had added to them would be taken for a part of it, and lost on saving.
 
     PEFT saves heads where one of its `EMBEDDING_LAYER_NAMES` is adapted; what we save is relative to the weight before
     the start. Raises ValueError: naming the layer and the repair.
     """
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    heads = EMBEDDING_LAYER_NAMES if hasattr(base, "get_input_embeddings") else ()
     for layer in layers:
         weight = getattr(layer.module.get_base_layer(), "weight", None)
         if type(weight) is not nn.Parameter or not weight.is_floating_point():
@@ -40,7 +42,7 @@ def check_start(layers: Sequence[AdaptedLayer], init: str) -> None:
                 f"or sharded ({type(weight).__name__}) and could not take it back when one is pruned; use the default "
                 f"start (init_lora_weights=True), or load the base model in float"
             )
-        if layer.name.split(".")[-1] in EMBEDDING_LAYER_NAMES:
+        if layer.name.split(".")[-1] in heads:
             raise ValueError(
                 f"the {init!r} start rewrites the weight of {layer.name}, which PEFT saves with the adapter, so that "
                 f"it could not be loaded again; leave it out with LoraConfig(exclude_modules=[{layer.name!r}]), or use "
@@ -48,11 +50,15 @@ def check_start(layers: Sequence[AdaptedLayer], init: str) -> None:
             )
         if not is_start(layer, init):
             raise ValueError(
-                f"the factors of {layer.name} are not those with which {init!r} begins: they were trained already, and "
-                f"what that gave would be lost on saving. Save the adapter relative to the untouched base, "
+                f"the factors of {layer.name} are not those with which {init!r} begins: they were trained already (or "
+                f"another adapter has changed this weight), and what that gave would be lost on saving. Save the "
+                f"adapter relative to the untouched base, "
                 f"save_pretrained(..., path_initial_model_for_weight_conversion=...), as PEFT documents, load that "
                 f"folder and train on"
             )
+
+
+ROUNDED, TF32 = 2 * torch.finfo(torch.bfloat16).eps, 2.0**-10
 
 
 @torch.no_grad()
@@ -61,21 +67,24 @@ def is_start(layer: AdaptedLayer, init: str) -> bool:
     its weight, R = W - s B A, can tell.
 
     PiSSA's are singular vectors of W, so that Bᵀ R = 0 and R Aᵀ = 0; with `niter` PEFT has one of the two exactly.
-    OLoRA's B is orthonormal with Bᵀ W = A, so that Bᵀ R = (1 - s) A. Of CorDA and LoRA-GA nothing is known.
+    OLoRA's B is orthonormal with Bᵀ W = A, so that Bᵀ R = (1 - s) A. This does not see a training of one factor alone
+    of which R says nothing: with `niter` it may be either, and of OLoRA with s = 1 it is A. Of CorDA and LoRA-GA
+    nothing is known.
     """
     A, B = layer.module.lora_A[layer.adapter].weight, layer.module.lora_B[layer.adapter].weight
     weight: Any = layer.module.get_base_layer().weight
-    if A.is_meta or not init.lower().startswith(("pissa", "olora")):
+    kind, s = init.lower(), layer.scaling
+    if A.is_meta or not kind.startswith(("pissa", "olora")):
         return True
-    rest = transpose(weight, layer.module.fan_in_fan_out).float()
-    A, B, kind = A.float(), B.float(), init.lower()
-    left = B.T @ rest - ((1 - layer.scaling) * A if kind == "olora" else 0)
-    # What rounding of the weight leaves is as if drawn at random, hence the roots; training moves far more.
-    allowed = max(1e-3, 2 * torch.finfo(weight.dtype).eps) * (rest.norm() + layer.scaling * (B @ A).norm())
-    is_left = bool(left.norm() <= allowed * B.norm() / len(rest) ** 0.5)
+    if kind == "olora" and layer.module.fan_in_fan_out:  # PEFT takes W for its transpose, and its forward fails
+        return True
+    A, B, rest = A.float(), B.float(), transpose(weight, layer.module.fan_in_fan_out).float()
+    # Rounding the factors or R to 16 bits leaves something as if drawn at random, hence the roots; TF32 rounds B A.
+    of_left = ROUNDED * rest.norm() * B.norm() / len(rest) ** 0.5 + TF32 * s * (B.T @ B @ A).norm()
+    of_right = ROUNDED * rest.norm() * A.norm() / rest.shape[1] ** 0.5 + TF32 * s * (B @ (A @ A.T)).norm()
     if kind == "olora":
-        return is_left
-    is_right = bool((rest @ A.T).norm() <= allowed * A.norm() / rest.shape[1] ** 0.5)
+        return bool((B.T @ rest - (1 - s) * A).norm() <= of_left + ROUNDED / 2 * abs(1 - s) * A.norm())
+    is_left, is_right = bool((B.T @ rest).norm() <= of_left), bool((rest @ A.T).norm() <= of_right)
     return is_left and is_right if kind == "pissa" else is_left or is_right
 
 

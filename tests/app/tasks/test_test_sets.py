@@ -310,3 +310,11 @@ def test_code_is_asked_as_it_stands_and_judged_by_its_tests(tmp_path: Path, monk
     scores = score(judged, written(good, bad, bad, none), sandbox=None)
     assert scores.metrics == {"humaneval": 0.25, "humaneval_unparsable": 1.0, "humaneval_unfinished": 0.0}
     assert scores.notes == ["2 failed, 1 passed, 1 unparsable"]
+
+
+def test_rows_that_are_no_problems_are_told(tmp_path: Path):
+    source = file_of(tmp_path, [ADD, {"task_id": 2, "x": 1}])
+    with pytest.raises(
+        ValueError, match=r"row 2 of generate.humaneval is no problem of HumanEval\(\+\) or MBPP\(\+\): it"
+    ):
+        load(TEMPLATE, {"humaneval": {"source": source}})

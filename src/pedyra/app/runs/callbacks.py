@@ -32,6 +32,7 @@ class MetricsLog(TrainerCallback):
         rows = [row for row in known if "train_loss" not in row]  # without Trainer's summary of a run that was stopped
         if writes:
             write_file(path, "".join(map(json_line, rows)))
+        self._resumed_step = resumed_step
         self._seconds_before = max((row.get("seconds") or 0.0 for row in known), default=0.0)
         self._seconds_here = 0.0
         self._started: float | None = None
@@ -41,6 +42,11 @@ class MetricsLog(TrainerCallback):
         """Wall time of training so far, evaluations included, over all resumes."""
         running = 0.0 if self._started is None else time.perf_counter() - self._started
         return self._seconds_before + self._seconds_here + running
+
+    def steps_per_second(self, step: int) -> float:
+        """Optimizer steps a second, up to this step, since training was last started."""
+        seconds = self.seconds - self._seconds_before
+        return (step - self._resumed_step) / seconds if seconds > 0 else 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._started = time.perf_counter()
