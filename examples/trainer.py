@@ -1,8 +1,8 @@
 """PE-DyRA in a stock transformers.Trainer, then fit. Run: python examples/trainer.py [OUTPUT_DIR] (half a minute)
 
-A tiny random BERT learns whether a sequence holds more even than odd tokens. Look at two things: the ranks, which all
-begin at 4 and end between layers as the paper's scores want them; and the table of the fit, which says how many of the
-parameters this task needs at all. Swap in your own model and data.
+A tiny random BERT learns whether a sequence holds more even than odd tokens. Look at two things. The ranks all begin at
+4, and in the end they differ from layer to layer, as the paper's scores want it. The table of the fit says how many of
+the parameters this task needs at all. Put your own model and data in their place.
 """
 
 import sys
@@ -29,8 +29,9 @@ def main(output_dir: str = "runs/example_trainer", steps: int = 300) -> pedyra.F
         BertForSequenceClassification(config),
         LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", modules_to_save=["classifier"]),
     )
-    # The one line; without it the Trainer trains plain LoRA, and fit works the same. The paper moves 12 of 576 triples
-    # at a time; of 12 of the 52 here, most would be pruned again at the next adjustment.
+    # This is the one line of PE-DyRA. Without it the Trainer trains plain LoRA, and fit works the same. The paper moves
+    # 12 of 576 triples at a time. This adapter has 52. If 12 of them moved, most of the new ones would be pruned again
+    # at the next adjustment.
     callback = RankCallback(PeDyra(moves=2))
     arguments = TrainingArguments(
         output_dir,

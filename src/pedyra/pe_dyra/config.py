@@ -28,9 +28,9 @@ class RankSettings:
     """Settings of every method that scores triples: when ranks move, how many, and how triples are scored.
 
     The defaults are PE-DyRA's, and the paper's where it speaks: t_i, Delta_T and t_f are medians of their parts of the
-    run over the twelve different schedules of Tables 7 to 9 (T being epochs times batches, t_i / T is 0.02 to 0.18, Delta_T / T 0.005
-    to 0.044 and t_f / T 0.32 to 0.92); k is 12, and gamma 0.1 as in six of the eight tasks of Table 7. What the paper
-    leaves open is read as docs/decisions.md says.
+    run over the twelve different schedules of Tables 7 to 9 (T being epochs times batches, t_i / T is 0.02 to 0.18,
+    Delta_T / T 0.005 to 0.044 and t_f / T 0.32 to 0.92); k is 12, and gamma 0.1 as in six of the eight tasks of Table
+    7. What the paper leaves open is read as docs/decisions.md says.
 
     Raises:
         ValueError: a value outside its range, with the value, the rule and the repair.
