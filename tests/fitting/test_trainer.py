@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,7 @@ from transformers import (
 import pedyra
 from pedyra.fitting.calibration import lora_layers
 from pedyra.fitting.cut import CURVE, RECORD
-from pedyra.fitting.trainer import TrainerJudge, _batches, _trained_batch
+from pedyra.fitting.trainer import TrainerJudge, _batches, _completed, _trained_batch
 
 FAST: dict[str, Any] = {"rows": 64}
 
@@ -107,6 +108,7 @@ class Counting(Trainer):
         self.state.num_input_tokens_seen += 1
         COUNT["loss" if torch.is_grad_enabled() else "prediction"] += 1
         self.drawn = np.random.rand() + random.random() + torch.rand(1).item()
+        self.log({"drawn": self.drawn})  # which would reach the trackers of the training
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
@@ -257,7 +259,7 @@ def test_no_row_is_in_two_parts(make_trainer: Any):
 
     trainer = make_trainer(Seeing)
     fit(trainer)
-    calibration, choice, proof = seen.values()
+    *_, calibration, choice, proof = seen.values()  # after those by which one loss is compared with another
     assert (len(calibration), len(choice), len(proof)) == (64, 32, 64)
     assert not choice & proof and not calibration & (choice | proof)
 
@@ -560,15 +562,57 @@ def test_a_model_that_was_loaded_checkpoints_its_activations_as_training_would(m
 
 
 @pytest.mark.parametrize(("shared", "calibrate"), [(24, 40), (40, 64)])
-def test_a_row_that_is_held_out_too_does_not_calibrate(make_trainer: Any, caplog: Any, shared: int, calibrate: int):
-    """But where most are, which is the nature of the rows."""
+def test_a_row_that_is_held_out_too_does_not_calibrate(make_trainer: Any, shared: int, calibrate: int):
+    """But where most are, which is the nature of the rows. That the proof knows them is told."""
     seen = rows(64, 1)
     held = [{key: copy.deepcopy(value) for key, value in row.items()} for row in seen[:shared]]
     held += rows(96 - shared, 2)
     trainer = make_trainer(given={"train_dataset": seen, "eval_dataset": held})
-    found = fit(trainer, recover=0)
-    assert f"{shared} of 64 rows of the train_dataset are in eval_dataset too" in caplog.text
+    with pytest.warns(UserWarning, match=f"{shared} of 64 rows .* too, .* {shared / 96:.0%} of the held"):
+        found = fit(trainer, recover=0)
     assert found.rows.startswith(f"{calibrate} to calibrate; ")
+
+
+def test_a_few_rows_that_repeat_are_no_reason_to_warn(make_trainer: Any, caplog: Any):
+    seen, held = rows(128, 1), rows(96, 2)
+    held[0] = copy.deepcopy(seen[0])
+    assert fit(make_trainer(given={"train_dataset": seen, "eval_dataset": held}), recover=0, rows=128)
+    assert "1 of 128 rows of the train_dataset are in eval_dataset too" in caplog.text
+
+
+def test_a_loss_that_compares_rows_is_measured_in_the_batches_of_the_trainer(make_trainer: Any, caplog: Any):
+    """Of few rows nearly any adapter finds the right one."""
+
+    class Contrastive(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+            outputs = model(**inputs)
+            likeness = outputs.logits @ outputs.logits.T
+            loss = nn.functional.cross_entropy(likeness / 100, torch.arange(len(likeness)))
+            return (loss, outputs) if return_outputs else loss
+
+    trainer = make_trainer(Contrastive, trains=False, per_device_eval_batch_size=8)
+    found = fit(trainer, recover=0)
+    assert found.tolerance.won.batches == 96 // 8 and "so it compares rows with each other" in caplog.text
+
+
+def test_rows_that_a_trainer_tokenises_when_it_is_made_are_told(make_trainer: Any):
+    class Tokenises(Trainer):
+        def tokenize_row(self, row: Any) -> Any:
+            raise NotImplementedError
+
+    trainer = make_trainer(Tokenises, trains=False)
+    with pytest.raises(ValueError, match="Tokenises tokenises its rows when it is made, .* as its eval_dataset"):
+        fit(trainer, data=[{"prompt": "a", "chosen": "b", "rejected": "c"}] * 96)
+
+
+def test_prompts_with_images_are_refused_where_text_is_judged():
+    model = nn.Linear(1, 1)
+    found = {"prompt_ids": torch.zeros(1, 2), "pixel_values": torch.zeros(1, 3)}
+    trainer = SimpleNamespace(
+        model=model, accelerator=SimpleNamespace(unwrap_model=lambda model: model), _prepare_inputs=lambda _: found
+    )
+    with pytest.raises(ValueError, match=r"the prompts have images \(pixel_values\)"):
+        _completed(trainer, [])
 
 
 def test_trained_biases_are_told_for_the_base_model_is_not_without_them(make_trainer: Any):
@@ -643,9 +687,19 @@ def test_what_is_generated_has_the_length_that_the_arguments_say(tmp_path: Path)
     def length(prediction: Any) -> dict[str, float]:
         return {"length": float((prediction.predictions != 0).sum(1).max())}  # 0 begins each, and fills it up
 
+    class Weighted(Seq2SeqTrainer):
+        def compute_loss(self, *args: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+            loss, outputs = super().compute_loss(*args, return_outputs=True, **kwargs)
+            return (3 * loss, outputs) if return_outputs else 3 * loss
+
     model: Any = get_peft_model(base, lora)  # type: ignore[arg-type]
     given: Any = {"train_dataset": seen, "eval_dataset": held}
-    trainer = Seq2SeqTrainer(model, arguments, compute_metrics=length, **given)
+    trainer = Weighted(model, arguments, compute_metrics=length, **given)
     trainer.train()
     assert fit(trainer, recover=0, rows=32, parameters=200).row()["metrics"]["whole"]["length"] <= 4
     assert not hasattr(trainer, "_gen_kwargs")
+    # With texts the Trainer gives the loss of the model, which is not the one that was trained.
+    vars(trainer)["_gen_kwargs"] = {"max_length": 5}
+    judge, batch = TrainerJudge(trainer, model.eval()), next(iter(trainer.get_eval_dataloader()))
+    ((alone,), (with_texts,)) = (list(judge.losses([batch], nullcontext, each)) for each in (None, []))
+    assert with_texts == alone == pytest.approx(3 * model(**batch).loss.item(), rel=1e-5)

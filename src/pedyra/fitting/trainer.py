@@ -11,7 +11,7 @@ import random
 import warnings
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import count, islice, zip_longest
 from pathlib import Path
@@ -45,6 +45,11 @@ CALIBRATION = 128
 """Batches of calibration at most."""
 SOME = 16
 """Rows by which two data sets of one length are compared."""
+LEARNED = 0.1
+"""Part of the held-out rows that were trained on, from which a warning says so; some rows repeat by chance."""
+COMPARED = 0.3
+"""A loss compares the rows of a batch if that of a batch differs so much from that of its parts: by 0.5 where a guess
+among 64 becomes one among 8. One that weighs classes differs too, by far less."""
 GENERATED_ROWS = 128
 """Completions at most to calibrate with, and for the proof, where the Trainer generates what it is judged on."""
 PAIRS = {"DataCollatorForPreference", "DataCollatorForVisionPreference"}
@@ -130,13 +135,15 @@ def fit_trainer(trainer: Trainer, wanted: Wanted, *, data: Any = None, general: 
         )
     if isinstance(data, str):
         raise ValueError(f"data is {data!r}; give the rows themselves, as the Trainer takes an eval_dataset")
+    if trainer.args.fp16_full_eval or trainer.args.bf16_full_eval:  # where it waits for its training to move the model
+        trainer._move_model_to_device(model, trainer.args.device)
     with _untouched(trainer, model):
         texts = None if general is None else _general_rows(trainer, model, general, wanted.rows)
-        rows = _rows(trainer, data, wanted)
+        judge = judged = TrainerJudge(trainer, model)
+        rows = _rows(judged, data, wanted)
         if texts is not None:
             rows = replace(rows, general=texts, told=f"{rows.told}; of general {texts.told}")
-        judge = judged = TrainerJudge(trainer, model)
-        if _completions(trainer) or getattr(trainer.args, "loss_type", None) == "dft":
+        if _is_surrogate(trainer):
             if texts is not None:
                 raise ValueError(
                     f"general text is weighed against the loss of the task, and that of {type(trainer).__name__} says "
@@ -161,7 +168,7 @@ class TrainerJudge(Judge):
 
     def trained_loss(self, batch: Batch) -> Tensor:
         trainer = self.trainer
-        inputs = trainer._prepare_inputs(dict(batch))
+        inputs = trainer._prepare_inputs(trainer._prepare_input(batch))  # copies, and keeps its type
         count = trainer._get_num_items_in_batch([inputs], trainer.args.device)
         with trainer.accelerator.autocast(), trainer.compute_loss_context_manager():
             loss = trainer.compute_loss(self.model, inputs, num_items_in_batch=count)
@@ -188,8 +195,12 @@ class TrainerJudge(Judge):
         torch.manual_seed(0)
         with cut():
             for number, batch in enumerate(batches):
+                inputs = trainer._prepare_input(batch)  # on the device, as a prepared loader gives it
                 with trainer.accelerator.autocast():
-                    loss, logits, labels = trainer.prediction_step(self.model, dict(batch), loss_only)
+                    loss, logits, labels = trainer.prediction_step(self.model, inputs, loss_only)
+                    if not loss_only and getattr(trainer.args, "predict_with_generate", False):
+                        # With its texts it gives the model's own loss, and not that of compute_loss.
+                        loss, _, _ = trainer.prediction_step(self.model, trainer._prepare_input(batch), True)
                 if loss is None:
                     raise ValueError(
                         f"the evaluation of {type(trainer).__name__} gives no loss for these rows; name their labels "
@@ -263,9 +274,10 @@ def _check_live(model: Any, adapter: str) -> None:
     check_plain(SavedLora(title, Path(), config, {}, []))
 
 
-def _rows(trainer: Any, data: Any, wanted: Wanted) -> Rows:
+def _rows(judge: TrainerJudge, data: Any, wanted: Wanted) -> Rows:
     """The batches of a fit: of the held-out rows a third is for the choice, which has to say where the proof begins,
     and the rest is for the proof, which has to tell sizes apart from the tolerance."""
+    trainer = judge.trainer
     completions, processes = _completions(trainer), trainer.accelerator.num_processes
     if completions:  # the batches of all processes have to hold whole groups of completions
         group = completions // math.gcd(completions, processes)
@@ -277,6 +289,8 @@ def _rows(trainer: Any, data: Any, wanted: Wanted) -> Rows:
         name, training, seen, held, left = _drawn(trainer, data, wanted.rows)
         small, size = min(BATCH, _trained_batch(trainer)), min(BATCH, trainer.args.per_device_eval_batch_size)
         size = max(min(2, size), min(size, len(left) // BATCHES))
+        if processes == 1 and not _is_surrogate(trainer) and _compares_rows(judge, held, left, size):
+            small, size = _trained_batch(trainer), trainer.args.per_device_eval_batch_size
 
     def shared(rows: list[int], size: int) -> list[int]:
         """As many batches in every process, and no row twice."""
@@ -300,6 +314,27 @@ def _rows(trainer: Any, data: Any, wanted: Wanted) -> Rows:
         f"the proof"
     )
     return Rows(**batches, told=told)
+
+
+def _compares_rows(judge: TrainerJudge, held: Any, left: list[int], size: int) -> bool:
+    """Whether the loss compares the rows of a batch with each other, as a contrastive one does: that of a batch of the
+    Trainer's own size is another than the mean of its parts. Batches of few rows would ask an easier question."""
+    whole = min(judge.trainer.args.per_device_eval_batch_size, len(left))
+    if whole <= size:
+        return False
+    asked = _selected(held, left[:whole])
+    (together,) = judge.losses(_batches(judge.trainer, asked, whole, False)[:1], nullcontext)
+    parts = _batches(judge.trainer, asked, size, False)
+    weights = [judge.samples(part) for part in parts]
+    apart = sum(map(operator.mul, judge.losses(parts, nullcontext), weights)) / sum(weights)
+    if abs(together - apart) <= COMPARED * max(abs(together), abs(apart)):
+        return False
+    logger.warning(
+        "fit: the loss of %d rows together is %.4g, and in batches of %d it is %.4g, so it compares rows with each "
+        "other, and the batches are as large as the Trainer's own",
+        *(whole, together, size, apart),
+    )
+    return True
 
 
 def _trained_batch(trainer: Any) -> int:
@@ -378,6 +413,11 @@ def _completions(trainer: Any) -> int:
     return completions
 
 
+def _is_surrogate(trainer: Any) -> bool:
+    """Whether the loss that was trained says nothing about held-out rows, and so a divergence is measured."""
+    return _completions(trainer) > 0 or getattr(trainer.args, "loss_type", None) == "dft"
+
+
 def _drawn(trainer: Any, data: Any, most: int) -> tuple[str, Any, list[int], Any, list[int]]:
     """What the held-out rows are called; the rows that calibrate, as a data set and places in it; those held out.
 
@@ -444,11 +484,21 @@ def _is_same(dataset: Any, training: Any) -> bool:
 def _apart(training: Any, seen: list[int], held: Any, left: list[int], name: str) -> list[int]:
     """The places of training rows that calibrate, without those that are held out too, as of a part that was selected:
     recovery would learn what the proof asks. Where most rows are, as where short texts repeat, all of them stay."""
-    proving = set(_contents_of(held, left))
-    apart = [place for place, row in zip(seen, _contents_of(training, seen), strict=True) if row not in proving]
+    proving, contents = set(_contents_of(held, left)), [*_contents_of(training, seen)]
+    apart = [place for place, row in zip(seen, contents, strict=True) if row not in proving]
     if both := len(seen) - len(apart):
         done = "so these do not calibrate" if 2 * len(apart) >= len(seen) else "too many to be left out"
-        logger.warning("fit: %d of %d rows of the train_dataset are in %s too, %s", both, len(seen), name, done)
+        told = f"{both} of {len(seen)} rows of the train_dataset are in {name} too, {done}"
+        # As many of all training rows are, of which the held-out ones may be a part.
+        trained = min(1.0, both / len(seen) * len(training) / len(held))
+        if trained < LEARNED or len(set(contents)) < (1 - LEARNED) * len(seen):  # few, or rows that repeat by nature
+            logger.warning("fit: %s", told)
+        else:
+            warnings.warn(
+                f"{told}. About {trained:.0%} of the held-out rows were trained on, so the adapter knows them better "
+                f"than others; hold out rows that it was not trained on",
+                stacklevel=6,
+            )
     return apart if 2 * len(apart) >= len(seen) else seen
 
 
@@ -510,6 +560,11 @@ def _completed(trainer: Any, prompts: Any) -> dict[str, Tensor]:
     model = trainer.accelerator.unwrap_model(trainer.model)
     with evaluating(model), torch.no_grad():
         found = trainer._prepare_inputs(prompts)
+    if images := [key for key in found if "pixel" in key or "image" in key]:
+        raise ValueError(
+            f"the prompts have images ({images[0]}), and a fit of {type(trainer).__name__} is judged by text alone; "
+            f"hold out prompts without images, as data="
+        )
     on = found["completion_mask"] * found.get("tool_mask", torch.ones_like(found["completion_mask"]))
     labels = found["completion_ids"].masked_fill(on == 0, -100)
     batch = {
@@ -535,6 +590,13 @@ def _prepared(trainer: Any, data: Any) -> Any:
     }
     takes = () if prepare is None else inspect.signature(prepare).parameters
     skips = getattr(trainer, "_is_vision_dataset", False) or getattr(trainer, "_skip_prepare_dataset", False)
+    if prepare is None and callable(getattr(trainer, "tokenize_row", None)):  # ORPO, CPO: when they are made
+        first = next(iter(data), {})
+        if isinstance(first, Mapping) and not any(str(key).endswith("input_ids") for key in first):
+            raise ValueError(
+                f"{type(trainer).__name__} tokenises its rows when it is made, and data has rows of text; give these "
+                f"rows to the Trainer as its eval_dataset, and leave data out"
+            )
     if prepare is None or not set(takes) <= known.keys() or skips:
         return data
     if isinstance(data, list):  # of rows, which TRL takes as a data set alone
@@ -598,6 +660,8 @@ def _untouched(trainer: Any, model: Any) -> Iterator[None]:
             trainer._gen_kwargs = {name: value for name, value in given.items() if value is not None}
         # Each process's loss is the mean over its own batch, whose samples are counted; on one device.
         vars(trainer.args)["average_tokens_across_devices"] = False
+        # What a loss of the user's own logs is of steps, and would go to the trackers of the training.
+        vars(trainer)["log"] = lambda *_, **__: None
         # Its training sets it, which may have been in another process; TRL divides a router's loss by it.
         vars(trainer)["current_gradient_accumulation_steps"] = 1
         if trainer.args.n_gpu > 1:
