@@ -27,7 +27,7 @@ from transformers import EvalPrediction, ProcessorMixin, Trainer
 from transformers.trainer_pt_utils import EvalLoopContainer
 
 from pedyra.fitting.calibration import averaged, checkpointing, evaluating, frozen, has_more, lora_layers
-from pedyra.fitting.fit import LEAST, GeneralRows, Rows, Wanted, fit_batches
+from pedyra.fitting.fit import FEW, LEAST, GeneralRows, Rows, Wanted, fit_batches
 from pedyra.fitting.general import check_writes, text_batches, texts_of
 from pedyra.fitting.judge import Batch, Cut, DivergenceJudge, Judge, Predictions, asked, finite
 from pedyra.fitting.result import Fit
@@ -46,10 +46,12 @@ CALIBRATION = 128
 SOME = 16
 """Rows by which two data sets of one length are compared."""
 LEARNED = 0.1
-"""Part of the held-out rows that were trained on, from which a warning says so; some rows repeat by chance."""
-COMPARED = 0.3
-"""A loss compares the rows of a batch if that of a batch differs so much from that of its parts: by 0.5 where a guess
-among 64 becomes one among 8. One that weighs classes differs too, by far less."""
+"""Part of the held-out rows that were trained on, from which a warning says so."""
+REPEATED = 4
+"""Different rows in both sets from which one may say so: a few are there by chance, as short texts are."""
+COMPARED = 0.2
+"""By how much more than in any of its parts the loss of a batch is, if it compares rows: a guess among 64 instead of
+among 8 has twice as much. A mean over rows, weighted or not, is between those of the parts."""
 GENERATED_ROWS = 128
 """Completions at most to calibrate with, and for the proof, where the Trainer generates what it is judged on."""
 PAIRS = {"DataCollatorForPreference", "DataCollatorForVisionPreference"}
@@ -290,7 +292,8 @@ def _rows(judge: TrainerJudge, data: Any, wanted: Wanted) -> Rows:
         small, size = min(BATCH, _trained_batch(trainer)), min(BATCH, trainer.args.per_device_eval_batch_size)
         size = max(min(2, size), min(size, len(left) // BATCHES))
         if processes == 1 and not _is_surrogate(trainer) and _compares_rows(judge, held, left, size):
-            small, size = _trained_batch(trainer), trainer.args.per_device_eval_batch_size
+            size = max(size, min(trainer.args.per_device_eval_batch_size, len(left) // (3 * FEW // 2)))
+            small = max(small, min(_trained_batch(trainer), len(seen) // FEW))
 
     def shared(rows: list[int], size: int) -> list[int]:
         """As many batches in every process, and no row twice."""
@@ -317,22 +320,30 @@ def _rows(judge: TrainerJudge, data: Any, wanted: Wanted) -> Rows:
 
 
 def _compares_rows(judge: TrainerJudge, held: Any, left: list[int], size: int) -> bool:
-    """Whether the loss compares the rows of a batch with each other, as a contrastive one does: that of a batch of the
-    Trainer's own size is another than the mean of its parts. Batches of few rows would ask an easier question."""
+    """Whether the loss compares the rows of a batch with each other, as a contrastive one does: in a batch of the
+    Trainer's own size it is larger than in any part of it. Batches of few rows would ask an easier question.
+
+    It is not asked where labels are tokens: that loss is a mean over them.
+    """
     whole = min(judge.trainer.args.per_device_eval_batch_size, len(left))
     if whole <= size:
         return False
-    asked = _selected(held, left[:whole])
-    (together,) = judge.losses(_batches(judge.trainer, asked, whole, False)[:1], nullcontext)
-    parts = _batches(judge.trainer, asked, size, False)
-    weights = [judge.samples(part) for part in parts]
-    apart = sum(map(operator.mul, judge.losses(parts, nullcontext), weights)) / sum(weights)
-    if abs(together - apart) <= COMPARED * max(abs(together), abs(apart)):
+    rows = _selected(held, left[:whole])
+    batch, *parts = (*_batches(judge.trainer, rows, whole, False)[:1], *_batches(judge.trainer, rows, size, False))
+    parts = [part for part in parts if judge.samples(part)]
+    if len(parts) < 2 or any(key.endswith("labels") and getattr(batch[key], "ndim", 0) > 1 for key in batch):
+        return False
+    try:
+        together, *apart = judge.losses([batch, *parts], nullcontext)
+    except (torch.OutOfMemoryError, ValueError):  # no room for it, or a loss that is not finite, which is told later
+        return False
+    most = max(apart)
+    if together <= (1 + COMPARED) * most or math.isclose(together, sum(apart), rel_tol=COMPARED):  # or a sum over rows
         return False
     logger.warning(
-        "fit: the loss of %d rows together is %.4g, and in batches of %d it is %.4g, so it compares rows with each "
-        "other, and the batches are as large as the Trainer's own",
-        *(whole, together, size, apart),
+        "fit: the loss of %d rows together is %.4g, and of %d at a time at most %.4g, so it compares rows with each "
+        "other, and the batches are as large as the rows allow, and at most the Trainer's own",
+        *(whole, together, size, most),
     )
     return True
 
@@ -489,9 +500,9 @@ def _apart(training: Any, seen: list[int], held: Any, left: list[int], name: str
     if both := len(seen) - len(apart):
         done = "so these do not calibrate" if 2 * len(apart) >= len(seen) else "too many to be left out"
         told = f"{both} of {len(seen)} rows of the train_dataset are in {name} too, {done}"
-        # As many of all training rows are, of which the held-out ones may be a part.
-        trained = min(1.0, both / len(seen) * len(training) / len(held))
-        if trained < LEARNED or len(set(contents)) < (1 - LEARNED) * len(seen):  # few, or rows that repeat by nature
+        different = len(proving.intersection(contents))
+        trained = min(1.0, different / len(seen) * len(training) / len(left))  # of all training rows as many are
+        if trained < LEARNED or different < REPEATED or len(set(contents)) < (1 - LEARNED) * len(seen):
             logger.warning("fit: %s", told)
         else:
             warnings.warn(
@@ -563,7 +574,7 @@ def _completed(trainer: Any, prompts: Any) -> dict[str, Tensor]:
     if images := [key for key in found if "pixel" in key or "image" in key]:
         raise ValueError(
             f"the prompts have images ({images[0]}), and a fit of {type(trainer).__name__} is judged by text alone; "
-            f"hold out prompts without images, as data="
+            f"save the adapter and run `pedyra fit FOLDER --data ROWS`"
         )
     on = found["completion_mask"] * found.get("tool_mask", torch.ones_like(found["completion_mask"]))
     labels = found["completion_ids"].masked_fill(on == 0, -100)
