@@ -276,13 +276,15 @@ def rank_curve() -> Cells:
     return [head, loss, better]
 
 
+NAMED = {"lora": "LoRA", "adalora": "AdaLoRA", "pedyra": "PE-DyRA", "pissa": "PiSSA", "eva": "EVA"}
+
+
 @table("language")
 def language() -> Cells:
     """Text that a real decoder hardly knows, each method at its best rate."""
     rates, every = (0.001, 0.0017, 0.003, 0.0055, 0.01, 0.03, 0.1), rows("language")
     heads = [*(f"rate {rate:g}" for rate in rates), "loss at the best"]
     cells = [["text", "r", "method", *heads, "lower than LoRA's of its size by", "lower than LoRA's, r = 1, by"]]
-    names = {"lora": "LoRA", "adalora": "AdaLoRA", "pedyra": "PE-DyRA", "pissa": "PiSSA", "eva": "EVA"}
     cases = dict.fromkeys((row["task"], row["budget"], row["method"]) for row in every)
     for task, r, method in sorted(cases, key=lambda case: (list(TEXTS).index(case[0]), case[1])):
         found = where(every, task=task)
@@ -297,8 +299,38 @@ def language() -> Cells:
             reported = [spread(ours.values()), "" if method == "lora" else gain(same, ours)]
             reported.append(gain(narrow, ours) if r > 1 else "")
         told = [*(tuned.get(rate, "") for rate in rates), *reported]
-        cells.append([TEXTS[task], str(r), names.get(method, method), *told])
+        cells.append([TEXTS[task], str(r), NAMED.get(method, method), *told])
     return cells
+
+
+@table("longer")
+def longer() -> Cells:
+    """Norwegian at r = 1 with more steps, and with another model."""
+    every, rates = rows("language_more"), (0.001, 0.0017, 0.003, 0.0055, 0.01)
+    heads = [*(f"rate {rate:g}" for rate in rates), "seeds", "loss at the best", "lower than LoRA's by"]
+    cells = [["model", "steps", "method", *heads]]
+    for model, steps, method in dict.fromkeys((row["model"], row["steps"], row["method"]) for row in every):
+        found = where(every, model=model, steps=steps)
+        tuned = {row["learning_rate"]: row["eval_loss"] for row in where(found, kind="tuning", method=method)}
+        ours, same = (by_seed(where(found, kind="reported", method=of), "eval_loss") for of in (method, "lora"))
+        told = [f"{tuned[rate]:.3f}" if rate in tuned else "" for rate in rates]
+        loss, less = spread(ours.values()), ""
+        if len(ours) == 1:  # which has no spread
+            loss, less = f"{ours[0]:.4f}", f"{same[0] - ours[0]:+.4f}" if method != "lora" else ""
+        elif method != "lora":
+            less = gain(same, ours)
+        cells.append([model, str(steps), NAMED.get(method, method), *told, str(len(ours)), loss, less])
+    return cells
+
+
+@table("language curve")
+def language_curve() -> Cells:
+    """LoRA's curve over the rank on Norwegian, in float32."""
+    reported = where(rows("language_float32"), kind="reported", task="language")
+    losses = {r: by_seed(where(reported, budget=r), "eval_loss") for r in (2, 4, 8, 16)}
+    loss = ["loss", *(spread(losses[r].values()) for r in losses)]
+    lower = ["lower than at half of it by", *("" if r == 2 else gain(losses[r // 2], losses[r]) for r in losses)]
+    return [["r", *map(str, losses)], loss, lower]
 
 
 # Results: fit.
