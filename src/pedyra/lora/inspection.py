@@ -143,7 +143,7 @@ def _row(name: str, parts: Mapping[str, Tensor], of_experts: set[Any]) -> dict[s
     E = parts["E"].flatten() if "E" in parts else torch.ones(len(A))
     empty = len(A) == 1 and not A.any() and not B.any()
     stacked = bool(of_experts) and len(A) not in of_experts  # the factors of all experts, one after the other
-    rank = len(A) if not stacked else of_experts.pop() if len(of_experts) == 1 else None
+    rank = len(A) if not stacked else min(of_experts) if len(of_experts) == 1 else None
     return {
         "layer": name,
         "rank": 0 if empty else rank,

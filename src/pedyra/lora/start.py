@@ -59,6 +59,8 @@ def check_start(model: nn.Module, layers: Sequence[AdaptedLayer], init: str) -> 
 
 
 ROUNDED, TF32 = 2 * torch.finfo(torch.bfloat16).eps, 2.0**-10
+"""By how much 16 bits may have rounded a factor or a weight, and TF32 a product of two, relative to each; doubled, so
+that no fresh start is refused. A training that moved the factors by less is not seen."""
 
 
 @torch.no_grad()
