@@ -34,7 +34,7 @@ from pedyra.fitting.cut import Factors, evened
 from pedyra.fitting.gramians import Calibration, Gramians
 from pedyra.fitting.judge import Batch, Cut, DivergenceJudge, Judge, model_outputs
 from pedyra.fitting.recover import distill, recovered
-from pedyra.fitting.repair import DAMPING, mixings
+from pedyra.fitting.repair import DAMPING, compensation, in_basis, mixings
 from pedyra.fitting.verdict import Increase, paired
 from pedyra.fitting.worth import Balance, gate_slopes
 from pedyra.lora.layer import rank_parameters
@@ -98,6 +98,11 @@ class Trained:
             name: (module.lora_A["default"].weight.detach().double(), module.lora_B["default"].weight.detach().double())
             for name, module in self.layers.items()
         }
+
+    @property
+    def floats(self) -> Factors:
+        """The same in single precision."""
+        return {name: (A.float(), B.float()) for name, (A, B) in self.whole.items()}
 
     def summed(self, judge: Judge, name: str, batches: Sequence[Batch]) -> tuple[Gramians, float]:
         """The sums of a pass over these batches, and its processor seconds; kept under this name."""
@@ -196,15 +201,16 @@ def after_compensation(measured: Calibration, products: Mapping[str, Tensor], da
     return replace(measured, layers={name: layer.reordered(part) for (name, layer), part in named})
 
 
-def cut(trained: Trained, calibration: Calibration, ranks: Mapping[str, int], mixing: Mapping[str, Tensor]) -> Factors:
-    """Factors with so many ranks of each layer, its columns times I + M where it has an M."""
+def cut(trained: Trained, calibration: Calibration, ranks: Mapping[str, int], moves: Mapping[str, Tensor]) -> Factors:
+    """Factors with so many ranks of each layer, moved by X: A_k + X_kr A_r and B_k + B X_.k in its basis."""
     found = {}
     for name, (A, B) in trained.whole.items():
         basis, rank = calibration.layers[name].basis, ranks[name]
-        rows, columns = basis.T[:rank] @ A, B @ basis.inverse[:, :rank]
-        if name in mixing:
-            columns = columns + columns @ mixing[name]
-        found[name] = tuple(each.float() for each in evened(rows, columns)) if rank else (rows.float(), columns.float())
+        A, B = basis.T @ A, B @ basis.inverse
+        rows, columns = A[:rank], B[:, :rank]
+        if name in moves:
+            rows, columns = rows + moves[name][:rank, rank:] @ A[rank:], columns + B @ moves[name][:, :rank]
+        found[name] = tuple(each.float() for each in (evened(rows, columns) if rank else (rows, columns)))
     return found
 
 
@@ -216,14 +222,16 @@ def measure(trained: Trained, way: str, repair: str, share: float) -> tuple[dict
     first, *rest = repair.split(" + ")
     distillation = rest[0] if rest else first
     began = time.process_time()
-    mixing = {} if first.startswith(("none", "distil")) else repaired(trained, calibration, size.ranks, first)
-    factors = cut(trained, calibration, size.ranks, mixing)
+    moves = {} if first.startswith(("none", "distil")) else repaired(trained, calibration, size.ranks, first)
+    factors = cut(trained, calibration, size.ranks, moves)
     repair_seconds = time.process_time() - began
     began = time.process_time()
+    if distillation.startswith("again"):
+        factors = second_step(trained, factors, int(distillation.split()[1]))
     if distillation.startswith("distil"):
         factors = distill(trained.judge, factors, trained.training, int(distillation.split()[1]))
     distillation_seconds = time.process_time() - began
-    needed = bool(mixing) or way not in ("uniform", "energy")
+    needed = bool(moves) or way not in ("uniform", "energy")
     row = {
         "share": size.share, "parameters": size.parameters, "repair_seconds": repair_seconds,
         "calibration_seconds": trained.calibration[2] if needed else 0.0, "distillation_seconds": distillation_seconds,
@@ -232,13 +240,83 @@ def measure(trained: Trained, way: str, repair: str, share: float) -> tuple[dict
 
 
 def repaired(trained: Trained, calibration: Calibration, ranks: Mapping[str, int], repair: str) -> dict[str, Tensor]:
-    """Layer -> M of a repair in closed form: `gates` or `mixing`, with `said` by labels that the whole adapter itself
-    would give, and with a number as damping."""
+    """Layer -> X `(r, r)` of a repair in closed form: `gates`, `mixing`, or `span`, where A_k takes of A_r and B_k of
+    B_r; with `said` by labels that the whole adapter itself would give, and with a number as damping."""
     kind, *options = repair.split()
     samples, products, _ = trained.said if "said" in options else (calibration.samples, *trained.calibration[1:])
     damping = next((float(option) for option in options if option[0].isdigit()), DAMPING)
     bases = {name: layer.basis for name, layer in calibration.layers.items()}
-    return mixings(products, samples, bases, ranks, gates=kind == "gates", damping=damping)
+    if kind == "span":
+        return spanning(products, samples, bases, ranks, damping)
+    found = mixings(products, samples, bases, ranks, gates=kind == "gates", damping=damping)
+    moves = {}
+    for name, M in found.items():
+        moves[name] = torch.zeros_like(bases[name].T)
+        moves[name][: len(M), : len(M)] = M
+    return moves
+
+
+def spanning(
+    products: Mapping[str, Tensor],
+    samples: Tensor,
+    bases: Mapping[str, Balance],
+    ranks: Mapping[str, int],
+    damping: float,
+) -> dict[str, Tensor]:
+    """Layer -> X `(r, r)`, all of whose rows and columns of the kept directions are free; dL/dX = K'^T, as of M."""
+    root = samples.double().sqrt()[:, None]
+    kept, removed, free = [], torch.zeros(len(samples)).double(), {}
+    for name, basis in bases.items():
+        K = in_basis(products[name], basis).mT
+        removed += K.diagonal(dim1=1, dim2=2)[:, ranks[name] :].sum(1)
+        free[name] = torch.ones_like(basis.T, dtype=torch.bool)
+        free[name][ranks[name] :, ranks[name] :] = False
+        kept.append(root * K[:, free[name]])
+    found = compensation(torch.cat(kept, 1), root[:, 0] * removed, damping)
+    moves = {}
+    for (name, mask), part in zip(free.items(), found.split([each.shape[1] for each in kept]), strict=True):
+        moves[name] = torch.zeros(mask.shape, dtype=torch.float64)
+        moves[name][mask] = part
+    return moves
+
+
+def second_step(trained: Trained, factors: Factors, batches: int, damping: float = DAMPING) -> Factors:
+    """One step of Gauss and Newton from a cut towards what the whole adapter says, linearised at the cut.
+
+    What is missing of the logits, u, and the change of the logits along the parameters are both seen through the
+    gradient of what the cut itself would say, drawn at random for each batch: so their products are those of the
+    Fisher information in the mean, and the step is the ridge regression of one on the other.
+    """
+    missing: list[Tensor] = []
+
+    class OfTheCut(Judge):
+        def trained_loss(self, batch: Batch) -> Tensor:
+            with torch.no_grad(), recovered(self.model, trained.floats):
+                (teacher,) = self.outputs(batch)
+            (logits,) = self.outputs(batch)
+            logits, teacher = logits.float().flatten(0, -2), teacher.float().flatten(0, -2)
+            chances = logits.detach().softmax(-1)
+            drawn = torch.multinomial(chances, 1).squeeze(-1)
+            score = torch.nn.functional.one_hot(drawn, logits.shape[-1]) - chances
+            missing.append((score * (teacher - logits.detach())).sum(-1).mean())
+            return torch.nn.functional.cross_entropy(logits, drawn)
+
+    judge = OfTheCut(trained.model, outputs=model_outputs)
+    torch.manual_seed(0)
+    with recovered(trained.model, factors):
+        slots = {name: module.lora_A["default"] for name, module in lora_layers(trained.model).items()}
+        gramians = Gramians({name: slot.weight for name, slot in slots.items()}, blocks=batches)
+        with measuring(judge, slots, gramians, set()) as measure:
+            for batch in trained.training[:batches]:
+                measure(batch)
+    tensors = gramians.tensors()
+    root = tensors["samples"].double().sqrt()
+    slopes = [-root[:, None] * tensors[f"K.{name}"].double().mT.flatten(1) for name in factors]
+    found = compensation(torch.cat(slopes, 1), root * torch.stack(missing).double(), damping)
+    moved = {}
+    for (name, (A, B)), part in zip(factors.items(), found.split([each.shape[1] for each in slopes]), strict=True):
+        moved[name] = (A, B + B @ part.view(len(A), len(A)).float())
+    return moved
 
 
 def run_measure(asked: argparse.Namespace) -> None:
