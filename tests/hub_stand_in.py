@@ -18,8 +18,8 @@ class HubStandIn:
         self.tokens: list[Any] = []
 
     def install(self, monkeypatch: Any) -> HubStandIn:
-        monkeypatch.setattr("pedyra.lora.hub.HfApi", self._api)
-        monkeypatch.setattr("pedyra.lora.hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("pedyra.lora.card.HfApi", self._api)
+        monkeypatch.setattr("pedyra.lora.card.constants.HF_HUB_OFFLINE", False)
         return self
 
     def _api(self, *, token: Any = None) -> HubStandIn:

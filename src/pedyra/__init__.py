@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pedyra.allocate.callback import RankCallback as RankCallback
     from pedyra.allocate.rank_allocator import RankAllocator as RankAllocator
-    from pedyra.app.runs.export import export_adapter as export_adapter
+    from pedyra.app.export.export import export_adapter as export_adapter
     from pedyra.fitting.result import Fit as Fit
     from pedyra.fitting.trainer import fit as fit
     from pedyra.lora.attach import attach as attach
@@ -27,7 +27,7 @@ _HOMES = {
     "Fit": "pedyra.fitting.result",
     "attach": "pedyra.lora.attach",
     "detach": "pedyra.lora.attach",
-    "export_adapter": "pedyra.app.runs.export",
+    "export_adapter": "pedyra.app.export.export",
 }
 
 __all__ = ["PeDyra", "Wide", "RankCallback", "RankAllocator", "fit", "Fit", "attach", "detach", "export_adapter"]

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 import pedyra
 from pedyra.fitting.cut import RECORD
 from pedyra.fitting.result import fit_card
-from pedyra.lora.hub import CARD
+from pedyra.lora.card import CARD
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_hub_that_says_no_is_one_line_with_the_repair(found: pedyra.Fit, monke
 
 def test_offline_nothing_is_pushed(found: pedyra.Fit, monkeypatch: Any):
     hub = HubStandIn().install(monkeypatch)
-    monkeypatch.setattr("pedyra.lora.hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("pedyra.lora.card.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set"):
         found.push_to_hub("me/small")
     assert not hub.repositories

@@ -183,8 +183,8 @@ def export(
 ) -> None:
     """Write an adapter in the form that another program reads."""
     quiet_libraries()
-    from pedyra.app.runs.export import export_adapter
-    from pedyra.lora.export import serving_lines
+    from pedyra.app.export.export import export_adapter
+    from pedyra.app.export.serving import serving_lines
     from pedyra.lora.files import refuse_link
 
     if out is None:

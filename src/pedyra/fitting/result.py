@@ -18,10 +18,9 @@ from pedyra.fitting.cut import CURVE, Factors, check_out, cut_live, module_names
 from pedyra.fitting.general import Forgetting
 from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.verdict import Increase, Point, Tolerance
-from pedyra.lora.export import saved_lora
+from pedyra.lora.card import CARD, adapter_card, push_folder, shown_name, shown_ranks
 from pedyra.lora.files import json_line
-from pedyra.lora.folder import SavedLora
-from pedyra.lora.hub import CARD, adapter_card, push_folder, shown_name, shown_ranks
+from pedyra.lora.folder import SavedLora, saved_lora
 
 Metrics = dict[str, float]
 

@@ -31,8 +31,7 @@ from pedyra.fitting.fit import FEW, LEAST, GeneralRows, Rows, Wanted, fit_batche
 from pedyra.fitting.general import check_writes, text_batches, texts_of
 from pedyra.fitting.judge import Batch, Cut, DivergenceJudge, Judge, Predictions, asked, finite
 from pedyra.fitting.result import Fit
-from pedyra.lora.export import active_adapter
-from pedyra.lora.folder import SavedLora, check_plain
+from pedyra.lora.folder import SavedLora, active_adapter, check_plain
 from pedyra.lora.start import takes_from_weight
 
 logger = logging.getLogger(__name__)

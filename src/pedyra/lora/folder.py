@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from pedyra.lora.files import check_shape
 from pedyra.lora.inspection import PREFIX, find_adapter, keys_by_layer, read_adapter_config, read_tensors
@@ -126,6 +127,35 @@ def read_lora(path: Path, title: str | None = None) -> SavedLora:
     return SavedLora(title or str(folder), folder, config, tensors, layers)
 
 
+@contextmanager
+def saved_lora(source: PeftModel | str | Path, name: str | None = None) -> Iterator[SavedLora]:
+    """The adapter of a folder, or of a live model that of this name, or the active one, as it is on disk; its folder
+    may be gone after."""
+    if isinstance(source, (str, Path)):
+        yield read_lora(Path(source))
+        return
+    name = name or active_adapter(source)
+    with TemporaryDirectory() as scratch:
+        source.save_pretrained(scratch, selected_adapters=[name])
+        yield read_lora(Path(scratch) if name == "default" else Path(scratch, name), f"adapter {name!r}")
+
+
+def active_adapter(model: Any) -> str:
+    """The one active LoRA adapter of a live model."""
+    if not isinstance(model, PeftModel):
+        raise ValueError(
+            f"the source is a {type(model).__name__} without an adapter; give the model that "
+            f"peft.get_peft_model returned, or the folder it was saved to"
+        )
+    names = list(model.active_adapters)
+    if len(names) != 1:
+        raise ValueError(f"the model has {len(names)} active adapters {names}; choose one with model.set_adapter(name)")
+    kind = model.peft_config[names[0]].peft_type
+    if kind != PeftType.LORA:
+        raise ValueError(f"adapter {names[0]!r} is of type {PeftType(kind).value}; what is read here is a LoRA")
+    return names[0]
+
+
 def save_lora(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
     """Write the two files of a PEFT LoRA folder into a new folder."""
     folder.mkdir()
@@ -164,10 +194,10 @@ def load_adapter(base: nn.Module, folder: Path, title: str | None = None, **opti
         raise ValueError(f"{title} does not fit the base model {type(base).__name__}: {told}") from error
 
 
-def _follow_vocabulary(base: nn.Module, folder: Path) -> None:
+def _follow_vocabulary(base: Any, folder: Path) -> None:
     """Give the base as many token embeddings as the file has, which holds those of a vocabulary that was resized."""
     file = folder / "adapter_model.safetensors"
-    if not isinstance(base, PreTrainedModel) or not file.is_file():
+    if not hasattr(base, "resize_token_embeddings") or not file.is_file():
         return
     try:
         embeddings: Any = base.get_input_embeddings()

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, DistilBertConfig, XLMConfig, XLNetConfig
 
+from pedyra.app.export.merge import num_labels
 from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.models.lora import check_drawn, lora_config
 from pedyra.app.recipe_sections import LoraSection, ModelSection
 from pedyra.lora.folder import read_lora
-from pedyra.lora.merge import num_labels
 
 
 @pytest.mark.parametrize(

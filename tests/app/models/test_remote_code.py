@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from pedyra.app.export.export import export_adapter
 from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.recipe import check_recipe
 from pedyra.app.recipe_sections import ModelSection
-from pedyra.app.runs.export import export_adapter
 from pedyra.lab.cli import main
 
 CODE = """

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from short_runs import run
 
 import pedyra.app.runs.fit as folder_fit
+from pedyra.app.export.serving import vllm_line
 from pedyra.app.runs.fit import Source
 from pedyra.fitting.fit import NotWithin, Wanted
 from pedyra.lab.cli import main
-from pedyra.lora.export import vllm_line
 
 # tiny-bert: 2 blocks of four 64 x 64 linears, 64 x 128 and 128 x 64; a 64 x 64 pooler.
 WIDTHS = 2 * (4 * 128 + 2 * 192) + 128

@@ -8,10 +8,10 @@ from peft import LoraConfig, TaskType
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 
+from pedyra.app.export.merge import MORE_HEADS
 from pedyra.app.models.base import task_type
 from pedyra.app.recipe_sections import LoraSection
 from pedyra.lora.layer_names import check_patterns
-from pedyra.lora.merge import MORE_HEADS
 
 
 def lora_config(section: LoraSection, kind: str, model: nn.Module, revision: str | None = None) -> LoraConfig:

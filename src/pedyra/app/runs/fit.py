@@ -16,6 +16,8 @@ from typing import Any
 from transformers import Trainer
 
 from pedyra.app.console import format_bytes
+from pedyra.app.export.merge import num_labels
+from pedyra.app.export.serving import VLLM_RANKS, reserved_bytes, vllm_line, vllm_rank, why_not_in_vllm
 from pedyra.app.models.base import class_names, load_model, load_tokenizer, positions
 from pedyra.app.recipe import Recipe, check_recipe, load_recipe
 from pedyra.app.recipe_sections import ModelSection
@@ -31,10 +33,8 @@ from pedyra.fitting.cut import check_out
 from pedyra.fitting.fit import NotWithin, Wanted
 from pedyra.fitting.result import Fit
 from pedyra.fitting.trainer import fit_trainer
-from pedyra.lora.export import VLLM_RANKS, reserved_bytes, vllm_line, vllm_rank, why_not_in_vllm
 from pedyra.lora.files import write_folder
 from pedyra.lora.folder import SavedLora, check_plain, load_adapter, read_lora
-from pedyra.lora.merge import num_labels
 from pedyra.methods.method import Adaptation
 
 KINDS = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal_lm"}

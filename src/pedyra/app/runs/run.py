@@ -31,8 +31,8 @@ from pedyra.fitting.fit import Wanted
 from pedyra.fitting.result import Fit
 from pedyra.fitting.trainer import fit_trainer
 from pedyra.lora.attach import detach
+from pedyra.lora.card import CARD, adapter_card, made_repository, push_folder, shown_name, shown_ranks
 from pedyra.lora.files import append_row, is_disk_full, remove, write_file, write_folder
-from pedyra.lora.hub import CARD, adapter_card, made_repository, push_folder, shown_name, shown_ranks
 from pedyra.lora.inspection import inspect_adapter
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.registry import get_method

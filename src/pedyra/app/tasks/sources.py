@@ -21,10 +21,10 @@ from typing import Any
 
 import pyarrow.parquet
 
+from pedyra.app.export.hub import told_by_hub, why_not_on_hub
 from pedyra.app.packaged import packaged_file
 from pedyra.app.recipe_sections import GENERATED, DataSection, template_columns
 from pedyra.app.tasks.toy import toy
-from pedyra.lora.hub import told_by_hub, why_not_on_hub
 from pedyra.lora.spelling import did_you_mean
 
 logger = logging.getLogger(__name__)

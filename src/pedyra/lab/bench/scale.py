@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pedyra.allocate.checkpoint import restore, save_state
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.app.runs.export import export_adapter
+from pedyra.app.export.export import export_adapter
 from pedyra.fitting.gramians import Gramians
 from pedyra.lab.bench.measuring import check_device, now, storages, timed
 from pedyra.lora.attach import attach

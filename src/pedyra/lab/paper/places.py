@@ -13,11 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from pedyra.app.export.hub import why_not_offline, why_not_on_hub
 from pedyra.app.known_sets import TEST_SETS
 from pedyra.app.recipe import Recipe, check_recipe
 from pedyra.lab.compare.named_tasks import HUB, PACKAGED, local_file, task_data
 from pedyra.lab.paper.item import RECIPES, Item, Scale, recipe
-from pedyra.lora.hub import why_not_offline, why_not_on_hub
 from pedyra.lora.spelling import did_you_mean
 
 MODEL_PACKAGES = {

@@ -17,8 +17,8 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from pedyra.app.export.hub import NO_PICKLES, told_by_hub, trusts_remote_code
 from pedyra.lora.folder import SavedLora, load_adapter
-from pedyra.lora.hub import NO_PICKLES, told_by_hub, trusts_remote_code
 from pedyra.lora.layer import lora_layers
 
 # Starts that PEFT repeats exactly, from the base alone, when it loads the adapter again.

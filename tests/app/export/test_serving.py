@@ -13,8 +13,8 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
-from pedyra.app.runs.export import export_adapter
-from pedyra.lora.export import reserved_bytes, serving_lines, why_not_in_vllm
+from pedyra.app.export.export import export_adapter
+from pedyra.app.export.serving import reserved_bytes, serving_lines, why_not_in_vllm
 from pedyra.lora.folder import read_lora
 
 

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from pedyra.lora.hub import told_by_hub, why_not_on_hub
+from pedyra.app.export.hub import told_by_hub, why_not_on_hub
 
 
 @pytest.fixture
@@ -65,7 +65,9 @@ def test_a_cache_and_offline_mode_ask_nothing(answers, tmp_path: Path, monkeypat
     with monkeypatch.context() as patched:
         patched.setenv("HF_DATASETS_OFFLINE", "1")
         assert why_not_on_hub("owner/other", "dataset") is None
-    monkeypatch.setattr("pedyra.lora.hub.try_to_load_from_cache", lambda name, file, revision: f"/cache/{name}/{file}")
+    monkeypatch.setattr(
+        "pedyra.app.export.hub.try_to_load_from_cache", lambda name, file, revision: f"/cache/{name}/{file}"
+    )
     assert why_not_on_hub("owner/model", "model") is None
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert why_not_on_hub("owner/other", "dataset") is None

@@ -1,5 +1,4 @@
-"""An adapter for other readers: the same update under PEFT's, vLLM's and llama.cpp's scaling, or merged weights; and
-the lines that serve it.
+"""An adapter for other readers: the same update under PEFT's, vLLM's and llama.cpp's scaling.
 
 The three readers disagree on the scaling of a layer whose rank is not the rank `r` of the whole adapter: PEFT takes
 alpha_i / r_i from its patterns, vLLM alpha / r for every layer, llama.cpp alpha / r_i (docs/export.md).
@@ -10,24 +9,28 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch.nn.functional as F
-from peft import PeftModel, PeftType
+from peft import PeftModel
 from torch import Tensor
 
+from pedyra.app.export.serving import refused_by_vllm, vllm_rank
 from pedyra.lora.files import refuse_mount, write_folder
-from pedyra.lora.folder import SavedLora, check_plain, copy_processing, read_lora, save_lora, whole_number
+from pedyra.lora.folder import (
+    SavedLora,
+    active_adapter,
+    check_plain,
+    copy_processing,
+    save_lora,
+    saved_lora,
+    whole_number,
+)
 from pedyra.lora.layer import adapted_layers
 from pedyra.lora.layer_names import pattern_keys
-from pedyra.lora.merge import num_labels
 from pedyra.lora.spelling import did_you_mean
 from pedyra.lora.start import takes_from_weight
 
@@ -36,11 +39,6 @@ logger = logging.getLogger(__name__)
 TARGETS = ("peft", "padded", "gguf", "merged")
 RECORD = "pedyra_export.json"
 """Beside the exported files: target, ranks, scaling, which layers were folded, what vLLM needs."""
-
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""To which vLLM pads every adapter: vllm/config/lora.py, MaxLoRARanks."""
-SERVED_BYTES = 2
-"""Of a parameter as vLLM holds it: bfloat16 or float16."""
 
 
 def export_lora(source: PeftModel | str | Path, target: str, out: Path) -> Path:
@@ -58,19 +56,6 @@ def export_lora(source: PeftModel | str | Path, target: str, out: Path) -> Path:
         return write_export(out, record, save)
 
 
-@contextmanager
-def saved_lora(source: PeftModel | str | Path, name: str | None = None) -> Iterator[SavedLora]:
-    """The adapter of a folder, or of a live model that of this name, or the active one, as it is on disk; its folder
-    may be gone after."""
-    if isinstance(source, (str, Path)):
-        yield read_lora(Path(source))
-        return
-    name = name or active_adapter(source)
-    with TemporaryDirectory() as scratch:
-        source.save_pretrained(scratch, selected_adapters=[name])
-        yield read_lora(Path(scratch) if name == "default" else Path(scratch, name), f"adapter {name!r}")
-
-
 def check_arguments(target: str, out: Path, base: object) -> None:
     """Refuse an unknown target, a base where none is needed, and an `out` that holds files; ValueError."""
     if target not in TARGETS:
@@ -80,27 +65,6 @@ def check_arguments(target: str, out: Path, base: object) -> None:
     refuse_mount(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} already holds files; choose another folder or remove it")
-
-
-def vllm_rank(largest: int) -> int | None:
-    """The `--max-lora-rank` that vLLM needs for an adapter whose largest rank is this; None: it takes none so large."""
-    return next((limit for limit in VLLM_RANKS if limit >= largest), None)
-
-
-def active_adapter(model: Any) -> str:
-    """The one active LoRA adapter of a live model."""
-    if not isinstance(model, PeftModel):
-        raise ValueError(
-            f"the source is a {type(model).__name__} without an adapter; give the model that "
-            f"peft.get_peft_model returned, or the folder it was saved to"
-        )
-    names = list(model.active_adapters)
-    if len(names) != 1:
-        raise ValueError(f"the model has {len(names)} active adapters {names}; choose one with model.set_adapter(name)")
-    kind = model.peft_config[names[0]].peft_type
-    if kind != PeftType.LORA:
-        raise ValueError(f"adapter {names[0]!r} is of type {PeftType(kind).value}; what is read here is a LoRA")
-    return names[0]
 
 
 def _check_base_unchanged(model: PeftModel, name: str) -> None:
@@ -201,7 +165,7 @@ def _record(lora: SavedLora, target: str, scaling: float, factors: dict[str, flo
         )
     ranks = {layer.name: layer.rank for layer in lora.layers}
     largest = max(ranks.values())
-    vllm = {"max_lora_rank": vllm_rank(largest), "refused_for": _refused_by_vllm(lora)}
+    vllm = {"max_lora_rank": vllm_rank(largest), "refused_for": refused_by_vllm(lora)}
     return {
         "target": target,
         "scaling": scaling,
@@ -224,92 +188,3 @@ def write_export(out: Path, record: dict[str, Any], save: Any) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_folder(out, fill)
     return out
-
-
-def vllm_line(base: str, adapters: Mapping[str, Path], rank: int, revision: str | None = None) -> str:
-    """The command that serves these adapters, name -> folder, on their base model of this revision."""
-    which = shlex.quote(base) + (f" --revision {shlex.quote(revision)}" if revision else "")
-    modules = " ".join(f"{shlex.quote(name)}={shlex.quote(str(folder))}" for name, folder in adapters.items())
-    several = f" --max-loras {len(adapters)}" if len(adapters) > 1 else ""
-    return f"vllm serve {which} --enable-lora{several} --max-lora-rank {rank} --lora-modules {modules}"
-
-
-def why_not_in_vllm(lora: SavedLora) -> str | None:
-    """Why vLLM refuses this adapter, in words; None where it takes it."""
-    task, base = lora.config.get("task_type"), _base_class(lora)
-    if task not in (None, "CAUSAL_LM") or (task is None and base is not None and not base.endswith(_WRITERS)):
-        has = f"has the task_type {task}" if task else f"is of a {base}"
-        return f"it serves adapters of language models, and this one {has}"
-    scalings = {f"{layer.scaling:.12g}" for layer in lora.layers if layer.scaling}
-    if len(scalings) > 1:
-        return f"its layers have {len(scalings)} scalings, and it knows one; pedyra export --target peft makes them one"
-    refused = _refused_by_vllm(lora)
-    return f"it refuses {' and '.join(refused)}" if refused else None
-
-
-_WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-"""Ends of the names of transformers' classes that write text."""
-
-
-def _base_class(lora: SavedLora) -> str | None:
-    """The transformers class of the base, which PEFT records of an adapter without a task_type."""
-    return (lora.config.get("auto_mapping") or {}).get("base_model_class")
-
-
-def _refused_by_vllm(lora: SavedLora) -> list[str]:
-    """Fields of adapter_config.json for which vLLM refuses the adapter: it takes factors, and no other tensor. A tensor
-    that no field tells of (PEFT adds the embedding of a vocabulary that was resized) is named by its key, the first of
-    them."""
-    names = ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices")
-    biases = ["bias"] if lora.config.get("bias") not in (None, "none") else []
-    return [*(name for name in names if lora.config.get(name)), *biases] or lora.others[:1]
-
-
-def serving_lines(folder: Path, target: str) -> list[str]:
-    """Lines of a shell that serve what an export for this target has written to `folder`, the usual one first."""
-    quoted = shlex.quote(str(folder))
-    if target == "merged":
-        architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
-        if architectures[0].endswith("ForCausalLM"):
-            return [f"vllm serve {quoted}"]
-        return [_python(f"from transformers import {architectures[0] or 'AutoModel'} as Model", folder)]
-    lora = read_lora(folder)
-    config = lora.config
-    base = config.get("base_model_name_or_path") or "BASE"
-    if target == "gguf":
-        # --base takes a folder; a repository on the Hub has an option of its own.
-        here = base == "BASE" or base.startswith((".", "/", "~")) or Path(base).exists()
-        option = "--base" if here else "--base-model-id"
-        return [
-            f"python convert_lora_to_gguf.py {quoted} {option} {shlex.quote(base)} --outfile adapter.gguf",
-            "llama-server -m base.gguf --lora adapter.gguf",
-        ]
-    rank = json.loads((folder / RECORD).read_text(encoding="utf-8"))["vllm"]["max_lora_rank"]
-    lines = []
-    if rank is not None and why_not_in_vllm(lora) is None:
-        lines.append(vllm_line(base, {folder.name: folder}, rank, config.get("revision")))
-    kind = {"SEQ_CLS": "AutoPeftModelForSequenceClassification", "SEQ_2_SEQ_LM": "AutoPeftModelForSeq2SeqLM"}
-    kind |= {"TOKEN_CLS": "AutoPeftModelForTokenClassification", "QUESTION_ANS": "AutoPeftModelForQuestionAnswering"}
-    kind |= {"FEATURE_EXTRACTION": "AutoPeftModelForFeatureExtraction"}
-    task = str(config.get("task_type"))
-    by_class = config.get("task_type") is None and _base_class(lora) is not None
-    auto = "AutoPeftModel" if by_class else kind.get(task, "AutoPeftModelForCausalLM")
-    # Without it PEFT makes a head of two.
-    labels = num_labels(lora) if by_class or task in ("SEQ_CLS", "TOKEN_CLS") else None
-    given = "" if labels is None else f", num_labels={labels}"
-    return [*lines, _python(f"from peft import {auto} as Model", folder, given)]
-
-
-def _python(imported: str, folder: Path, given: str = "") -> str:
-    """A line of a shell that loads the folder by Python, with these arguments."""
-    return f"python -c {shlex.quote(f'{imported}; model = Model.from_pretrained({str(folder)!r}{given})')}"
-
-
-def reserved_bytes(loras: Sequence[SavedLora], rank: int) -> int:
-    """What vLLM reserves for these adapters at once, each padded to one rank, over the layers that any of them has."""
-    widths = {}
-    for lora in loras:
-        for layer in lora.layers:
-            A, B = (lora.tensors[layer.keys[slot]] for slot in "AB")
-            widths[layer.name] = A.flatten(1).shape[1] + B.flatten(1).shape[0]
-    return len(loras) * rank * sum(widths.values()) * SERVED_BYTES

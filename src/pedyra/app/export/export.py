@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 from peft import PeftModel
 from torch import nn
 
-from pedyra.lora.export import active_adapter, check_arguments, export_lora, saved_lora, write_export
-from pedyra.lora.folder import SavedLora
-from pedyra.lora.merge import base_by_name, check_repeatable, copied_base, merge_into, merge_live, num_labels
+from pedyra.app.export.merge import base_by_name, check_repeatable, copied_base, merge_into, merge_live, num_labels
+from pedyra.app.export.readers import check_arguments, export_lora, write_export
+from pedyra.app.models.base import load_model, load_tokenizer
+from pedyra.app.recipe import Recipe, load_recipe
+from pedyra.app.runs.run_folder import run_of
+from pedyra.app.runs.setup import resolve
+from pedyra.lora.folder import SavedLora, active_adapter, saved_lora
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from pedyra.app.recipe import Recipe
 
 
 def export_adapter(
@@ -63,19 +65,12 @@ def _base(lora: SavedLora, recipe: Recipe | None, base: Any) -> tuple[nn.Module,
 
 def _recipe_of(source: Path) -> Recipe | None:
     """The recipe of the run that `source` is, or is the adapter, the fit or a checkpoint of."""
-    from pedyra.app.runs.run_folder import run_of
-
     if (folder := run_of(source)) is None:
         return None
-    from pedyra.app.recipe import load_recipe
-    from pedyra.app.runs.setup import resolve
-
     return resolve(load_recipe(folder / "recipe.yaml"))
 
 
 def _base_of_recipe(recipe: Recipe, lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    from pedyra.app.models.base import load_model, load_tokenizer
-
     section = recipe.model
     if name is not None:
         section = section.model_copy(update={"name": name, "revision": None, "quantization": "none"})

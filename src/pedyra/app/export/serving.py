@@ -1,0 +1,110 @@
+"""How an exported folder is served: whether vLLM takes it, what that reserves, and the lines of a shell that do it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pedyra.app.export.merge import num_labels
+from pedyra.lora.folder import SavedLora, read_lora
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""To which vLLM pads every adapter: vllm/config/lora.py, MaxLoRARanks."""
+SERVED_BYTES = 2
+"""Of a parameter as vLLM holds it: bfloat16 or float16."""
+
+
+def vllm_rank(largest: int) -> int | None:
+    """The `--max-lora-rank` that vLLM needs for an adapter whose largest rank is this; None: it takes none so large."""
+    return next((limit for limit in VLLM_RANKS if limit >= largest), None)
+
+
+def vllm_line(base: str, adapters: Mapping[str, Path], rank: int, revision: str | None = None) -> str:
+    """The command that serves these adapters, name -> folder, on their base model of this revision."""
+    which = shlex.quote(base) + (f" --revision {shlex.quote(revision)}" if revision else "")
+    modules = " ".join(f"{shlex.quote(name)}={shlex.quote(str(folder))}" for name, folder in adapters.items())
+    several = f" --max-loras {len(adapters)}" if len(adapters) > 1 else ""
+    return f"vllm serve {which} --enable-lora{several} --max-lora-rank {rank} --lora-modules {modules}"
+
+
+def why_not_in_vllm(lora: SavedLora) -> str | None:
+    """Why vLLM refuses this adapter, in words; None where it takes it."""
+    task, base = lora.config.get("task_type"), _base_class(lora)
+    if task not in (None, "CAUSAL_LM") or (task is None and base is not None and not base.endswith(_WRITERS)):
+        has = f"has the task_type {task}" if task else f"is of a {base}"
+        return f"it serves adapters of language models, and this one {has}"
+    scalings = {f"{layer.scaling:.12g}" for layer in lora.layers if layer.scaling}
+    if len(scalings) > 1:
+        return f"its layers have {len(scalings)} scalings, and it knows one; pedyra export --target peft makes them one"
+    refused = refused_by_vllm(lora)
+    return f"it refuses {' and '.join(refused)}" if refused else None
+
+
+_WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+"""Ends of the names of transformers' classes that write text."""
+
+
+def _base_class(lora: SavedLora) -> str | None:
+    """The transformers class of the base, which PEFT records of an adapter without a task_type."""
+    return (lora.config.get("auto_mapping") or {}).get("base_model_class")
+
+
+def refused_by_vllm(lora: SavedLora) -> list[str]:
+    """Fields of adapter_config.json for which vLLM refuses the adapter: it takes factors, and no other tensor. A tensor
+    that no field tells of (PEFT adds the embedding of a vocabulary that was resized) is named by its key, the first of
+    them."""
+    names = ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices")
+    biases = ["bias"] if lora.config.get("bias") not in (None, "none") else []
+    return [*(name for name in names if lora.config.get(name)), *biases] or lora.others[:1]
+
+
+def serving_lines(folder: Path, target: str) -> list[str]:
+    """Lines of a shell that serve what an export for this target has written to `folder`, the usual one first."""
+    quoted = shlex.quote(str(folder))
+    if target == "merged":
+        architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
+        if architectures[0].endswith("ForCausalLM"):
+            return [f"vllm serve {quoted}"]
+        return [_python(f"from transformers import {architectures[0] or 'AutoModel'} as Model", folder)]
+    lora = read_lora(folder)
+    config = lora.config
+    base = config.get("base_model_name_or_path") or "BASE"
+    if target == "gguf":
+        # --base takes a folder; a repository on the Hub has an option of its own.
+        here = base == "BASE" or base.startswith((".", "/", "~")) or Path(base).exists()
+        option = "--base" if here else "--base-model-id"
+        return [
+            f"python convert_lora_to_gguf.py {quoted} {option} {shlex.quote(base)} --outfile adapter.gguf",
+            "llama-server -m base.gguf --lora adapter.gguf",
+        ]
+    rank = vllm_rank(max(layer.rank for layer in lora.layers))
+    lines = []
+    if rank is not None and why_not_in_vllm(lora) is None:
+        lines.append(vllm_line(base, {folder.name: folder}, rank, config.get("revision")))
+    kind = {"SEQ_CLS": "AutoPeftModelForSequenceClassification", "SEQ_2_SEQ_LM": "AutoPeftModelForSeq2SeqLM"}
+    kind |= {"TOKEN_CLS": "AutoPeftModelForTokenClassification", "QUESTION_ANS": "AutoPeftModelForQuestionAnswering"}
+    kind |= {"FEATURE_EXTRACTION": "AutoPeftModelForFeatureExtraction"}
+    task = str(config.get("task_type"))
+    by_class = config.get("task_type") is None and _base_class(lora) is not None
+    auto = "AutoPeftModel" if by_class else kind.get(task, "AutoPeftModelForCausalLM")
+    # Without it PEFT makes a head of two.
+    labels = num_labels(lora) if by_class or task in ("SEQ_CLS", "TOKEN_CLS") else None
+    given = "" if labels is None else f", num_labels={labels}"
+    return [*lines, _python(f"from peft import {auto} as Model", folder, given)]
+
+
+def _python(imported: str, folder: Path, given: str = "") -> str:
+    """A line of a shell that loads the folder by Python, with these arguments."""
+    return f"python -c {shlex.quote(f'{imported}; model = Model.from_pretrained({str(folder)!r}{given})')}"
+
+
+def reserved_bytes(loras: Sequence[SavedLora], rank: int) -> int:
+    """What vLLM reserves for these adapters at once, each padded to one rank, over the layers that any of them has."""
+    widths = {}
+    for lora in loras:
+        for layer in lora.layers:
+            A, B = (lora.tensors[layer.keys[slot]] for slot in "AB")
+            widths[layer.name] = A.flatten(1).shape[1] + B.flatten(1).shape[0]
+    return len(loras) * rank * sum(widths.values()) * SERVED_BYTES

@@ -1,0 +1,127 @@
+"""The model card of an adapter's folder, which says what was done, for a person and for the Hub; and how a folder is
+pushed there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCard, ModelCardData, constants
+
+CARD = "README.md"
+_LOADING = """A LoRA adapter that was made with pedyra, and that loads without it:
+
+```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(base, "this/folder")  # base: the base model named below
+```
+"""
+
+
+def adapter_card(
+    title: str,
+    rows: Mapping[str, str],
+    *,
+    text: str = "",
+    base: str | None = None,
+    dataset: str | None = None,
+    metrics: Sequence[str] = (),
+) -> str:
+    """The card as Markdown, with the Hub's metadata on top.
+
+    Args:
+        rows: what was done, as name -> value; an empty value is left out.
+        text: more of it, in Markdown, below them.
+        base: the base model, and `dataset` the data, of which only a name of the Hub goes into the metadata.
+    """
+    data = ModelCardData(
+        base_model=base if names_repository(base) else None,
+        datasets=[dataset] if dataset is not None and names_repository(dataset) else None,
+        library_name="peft",
+        metrics=list(metrics) or None,
+        tags=["pedyra", "lora"],
+    )
+    table = [f"| {name} | {' '.join(told.split()).replace('|', ' ')} |" for name, told in rows.items() if told]
+    body = "\n".join([f"# {title}", "", _LOADING, "| | |", "| --- | --- |", *table, *(["", text] if text else []), ""])
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+
+
+def names_repository(name: str | None) -> bool:
+    """Whether this is the name of a repository as the Hub has them, owner/name, and no path of this machine."""
+    if name is None or name.startswith((".", "/", "~")) or Path(name).exists():
+        return False
+    return name.count("/") == 1 and "\\" not in name
+
+
+def shown_name(name: str | None) -> str:
+    """A base model's name as others may read it: of a path of this machine only the last part."""
+    if not name:
+        return ""
+    return name if names_repository(name) else Path(name).name
+
+
+def shown_ranks(ranks: Sequence[int]) -> str:
+    """The ranks of an adapter's layers in one line."""
+    if not ranks:
+        return ""
+    low, high = min(ranks), max(ranks)
+    each = f"rank {low}" if low == high else f"ranks {low} to {high}"
+    return f"{len(ranks)} layers of {each}, {sum(ranks)} in total"
+
+
+def made_repository(repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
+    """Make the model repository where it is not there yet, and return its whole name; of `name` alone the Hub makes
+    it under the name of the user whose token it is.
+
+    Raises:
+        ValueError: the Hub cannot be asked, or says no, in words.
+    """
+    if constants.HF_HUB_OFFLINE:
+        raise ValueError(f"HF_HUB_OFFLINE is set, so nothing can be pushed to {repo_id}; unset it, or do not push")
+    try:
+        return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
+    except Exception as error:  # the errors of a connection have changed their class with the client's library
+        raise ValueError(_not_pushed(repo_id, error)) from error
+
+
+def push_folder(
+    folder: Path,
+    repo_id: str,
+    *,
+    path_in_repo: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    message: str = "Upload a LoRA adapter by pedyra",
+) -> str:
+    """Push a folder to a model repository, which is made where it is not there yet, and return the address of it.
+
+    Args:
+        path_in_repo: where in the repository; by default at its top.
+        private: of a repository that is made.
+        token: by default the one of `hf auth login` or HF_TOKEN.
+        revision: the branch, which is made where it is not there yet.
+
+    Raises:
+        ValueError: the Hub says no, in words.
+    """
+    name = made_repository(repo_id, private=private, token=token)
+    api = HfApi(token=token)
+    try:
+        if revision is not None:
+            api.create_branch(name, branch=revision, exist_ok=True)
+        api.upload_folder(
+            repo_id=name, folder_path=folder, path_in_repo=path_in_repo, revision=revision, commit_message=message
+        )
+    except Exception as error:
+        raise ValueError(_not_pushed(name, error)) from error
+    return f"{constants.ENDPOINT}/{name}"
+
+
+def _not_pushed(name: str, error: Exception) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    login = status in (401, 403) or "token" in str(error).lower()
+    repair = "; log in with `hf auth login`, or set HF_TOKEN to a token that may write" if login else ""
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{name} cannot be pushed to on the Hub: {said}{repair}"
