@@ -143,7 +143,7 @@ def test_settings_of_methods_that_move_ranks_may_stand_in_a_recipe_of_any_method
         ("training={push_to_hub: true, hub_strategy: checkpoint}", "pushes its adapter at the end: leave it out"),
         ("lora.init=lora_ga", "lora.init 'lora_ga' looks at the data first, which a recipe cannot ask for"),
         ("lora.init=loftq", "lora.init 'loftq' replaces the base weights by quantised ones"),
-        ("lora.init=eva", "lora.init 'eva' looks at the data first, which is the method eva: set method to eva"),
+        ("lora.init=eva", "lora.init 'eva' looks at the data first, which a recipe cannot ask for"),
         ("data.labels=[pos,neg,pos]", "['pos', 'neg', 'pos']; it names two classes or more, each once"),
         ("data={source: d.csv, kind: regression, num_labels: 3}", "data.num_labels has no meaning for data.kind regr"),
         ("data={source: d.csv, kind: regression, labels: [a, b]}", "data.labels has no meaning for data.kind regr"),

@@ -165,7 +165,7 @@ def test_a_search_takes_adams_steps_on_a_and_b_and_no_others(make_net, net_batch
 def test_the_search_takes_rows_of_training_only_and_each_once(make_recipe, make_base):
     recipe = make_recipe("autolora")
     _, task, _ = make_base(recipe)
-    data = rows_data(task.train, lambda rows: {"rows": rows}, batch_size=1, seed=0, label_mask=False)
+    data = rows_data(task.train, lambda rows: {"rows": rows}, batch_size=1, seed=0)
     train, validation = (part.batches() for part in data.parts(0.3))
     rows = [next(train)["rows"][0] for _ in range(34)] + [next(validation)["rows"][0] for _ in range(14)]
     assert sorted(map(str, rows)) == sorted(map(str, task.train))

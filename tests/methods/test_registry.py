@@ -122,8 +122,6 @@ def test_a_number_of_numpy_is_one():
 REFUSES_4_BIT = {
     "pissa": "the base model is quantised, but PiSSA decomposes the weight before it is quantised and rewrites it; set "
     "model.quantization to none, or use another lora.init (method pissa: method qlora)",
-    "gora": "the base model is quantised, but GoRA needs the gradient of the weights, which quantised ones do not "
-    "have; set model.quantization to none, or use method eva",
 }
 
 

@@ -119,12 +119,10 @@ class LoraSection(Section):
     @model_validator(mode="after")
     def _can_start(self) -> LoraSection:
         # PEFT would start like any LoRA until it is handed data, or, for CorDA, tell of one of its own functions.
-        if self.init == "eva":
-            raise ValueError("lora.init 'eva' looks at the data first, which is the method eva: set method to eva")
-        if self.init in ("lora_ga", "corda"):
+        if self.init in ("eva", "lora_ga", "corda"):
             raise ValueError(
-                f"lora.init {self.init!r} looks at the data first, which a recipe cannot ask for; the methods that do "
-                f"are eva and gora"
+                f"lora.init {self.init!r} looks at the data first, which a recipe cannot ask for; use another start, "
+                f"or initialise the adapter with PEFT and train it by pedyra.adapt"
             )
         if self.init == "loftq":  # PEFT fails with a KeyError
             raise ValueError(

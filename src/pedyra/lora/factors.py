@@ -5,7 +5,6 @@ On disk both are the plain `weight` of an ordinary LoRA: E is folded into A. In 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -182,9 +181,6 @@ class AFactor(nn.Module):
         A, E = self.taken_apart(weight)
         self.A, self.E = loaded(self.A, A, local_metadata), loaded(self.E, E, local_metadata)
 
-    most_e = math.inf
-    """The size of an E that may be trained, see `taken_apart`; of a gate 1."""
-
     def taken_apart(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """A `(r, in)` and E `(r,)`, whose product a loaded `weight` is, up to rounding.
 
@@ -203,7 +199,7 @@ class AFactor(nn.Module):
             lengths, signs = lengths.mean().expand(rank), torch.ones_like(found)
         known = lengths.isfinite() & (lengths > 0)
         E = (signs * found / lengths).to(self.E)
-        split = known & E.isfinite() & (E != 0) & (E.abs() <= self.most_e)
+        split = known & E.isfinite() & (E != 0)
         A = torch.where(split[:, None], weight / E.where(split, 1.0)[:, None].to(live), weight)
         if rank == len(live):
             empty = known & (found == 0)

@@ -13,11 +13,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 
-def no_mask(batch: Any) -> Tensor | None:
-    """Every vector of a layer's input counts."""
-    return None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """A source of batches and the loss of a model on one."""
@@ -26,8 +21,6 @@ class Data:
     """Batches without end; the same ones from the first on at every call."""
     loss: Callable[[nn.Module, Any], Tensor]
     """(model, batch) -> mean loss."""
-    mask: Callable[[Any], Tensor | None] = no_mask
-    """Batch -> which tokens count `(rows, length)`; None: all."""
     split: Callable[[float], tuple[Data, Data]] | None = None
     """Part -> two sources without a common row, the second of that part; None: no row comes twice, so that every other
     batch will do."""
@@ -50,13 +43,12 @@ def model_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     return model(**{key: value.to(device) for key, value in batch.items()}).loss
 
 
-def rows_data(rows: Any, collate: Callable[[list[Any]], Any], *, batch_size: int, seed: int, label_mask: bool) -> Data:
+def rows_data(rows: Any, collate: Callable[[list[Any]], Any], *, batch_size: int, seed: int) -> Data:
     """Batches of a data set's rows, shuffled anew for every pass with the seed; whole ones where there is one.
 
     Args:
         rows: with `__len__`, `__getitem__` and `select(indices)`, as datasets.Dataset has them.
         collate: rows -> batch of keyword arguments of the model.
-        label_mask: tokens count by their label, which is not -100, instead of by the attention mask.
     """
 
     def batches() -> Iterator[Any]:
@@ -71,13 +63,6 @@ def rows_data(rows: Any, collate: Callable[[list[Any]], Any], *, batch_size: int
         while True:
             yield from loader
 
-    def mask(batch: Mapping[str, Tensor]) -> Tensor | None:
-        if label_mask:
-            return batch["labels"] != -100
-        if "input_ids" not in batch:
-            return None
-        return batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
-
     def split(fraction: float) -> tuple[Data, Data]:
         held_out = round(len(rows) * fraction)
         if not 0 < held_out < len(rows):
@@ -87,9 +72,9 @@ def rows_data(rows: Any, collate: Callable[[list[Any]], Any], *, batch_size: int
             )
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
         first, second = (
-            rows_data(rows.select(part), collate, batch_size=batch_size, seed=seed, label_mask=label_mask)
+            rows_data(rows.select(part), collate, batch_size=batch_size, seed=seed)
             for part in (order[held_out:], order[:held_out])
         )
         return first, second
 
-    return Data(batches=batches, loss=model_loss, mask=mask, split=split)
+    return Data(batches=batches, loss=model_loss, split=split)

@@ -46,7 +46,7 @@ class Request:
     steps: int = 1
     """Optimizer steps of the run."""
     data: Data | None = None
-    """The training batches, for methods that look at them first (eva, gora, autolora)."""
+    """The training batches, for methods that look at them first (autolora)."""
 
     def with_lora(self, **changes: Any) -> PeftModel:
         """The base model with the LoRA, some of its fields changed (e.g. r=12). Raises ValueError: PiSSA's start

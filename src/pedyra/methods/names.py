@@ -5,8 +5,8 @@ from __future__ import annotations
 from pedyra.lora.spelling import did_you_mean
 
 NAMES = (
-    *("lora", "lora+", "pissa", "dora", "qlora", "graded", "randlora", "eva", "gora", "para"),
-    *("adalora", "adalora-svd", "increlora", "triadaptlora", "elalora", "l1ra", "dylora", "rasa", "sora", "autolora"),
+    *("lora", "lora+", "pissa", "dora", "qlora", "randlora"),
+    *("adalora", "adalora-svd", "increlora", "triadaptlora", "dylora", "rasa", "sora", "autolora"),
     *("prune", "expand", "random", "mask", "wide", "pedyra"),
 )
 

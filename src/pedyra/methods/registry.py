@@ -6,14 +6,8 @@ from pedyra.methods import (
     adalora,
     autolora,
     dylora,
-    elalora,
-    eva,
     from_peft,
-    gora,
-    graded,
     increlora,
-    l1ra,
-    para,
     pedyra,
     randlora,
     rasa,
@@ -27,9 +21,8 @@ from pedyra.methods.names import check_method
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        *(from_peft.LORA, from_peft.LORA_PLUS, from_peft.PISSA, from_peft.DORA, from_peft.QLORA, graded.METHOD),
-        *(randlora.METHOD, eva.METHOD, gora.METHOD, para.METHOD),
-        *(adalora.METHOD, adalora.SVD, increlora.METHOD, triadaptlora.METHOD, elalora.METHOD, l1ra.METHOD),
+        *(from_peft.LORA, from_peft.LORA_PLUS, from_peft.PISSA, from_peft.DORA, from_peft.QLORA, randlora.METHOD),
+        *(adalora.METHOD, adalora.SVD, increlora.METHOD, triadaptlora.METHOD),
         *(dylora.METHOD, rasa.METHOD, sora.METHOD, autolora.METHOD),
         *(*pedyra.ABLATIONS, wide.METHOD, pedyra.METHOD),
     )

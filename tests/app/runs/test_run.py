@@ -22,7 +22,7 @@ from pedyra.app.runs.plan import plan_run
 from pedyra.app.tasks.toy import toy
 from pedyra.lora.files import read_rows
 from pedyra.lora.inspection import inspect_adapter
-from pedyra.methods import para
+from pedyra.methods import dylora
 
 
 @pytest.mark.parametrize("method", ["lora", "pedyra"])
@@ -209,13 +209,13 @@ def test_the_adapter_of_a_schedule_free_optimizer_is_saved_as_it_was_judged(reci
 
 def test_what_is_cut_at_the_end_is_what_a_schedule_free_optimizer_judges(recipe, monkeypatch):
     pytest.importorskip("schedulefree")
-    cut, trained = para.truncate, []
+    cut, trained = dylora.truncate, []
 
-    def truncate(model, rank):
+    def truncate(model, nested, rank):
         trained.append({name: weight.detach().clone() for name, weight in model.named_parameters() if "lora" in name})
-        return cut(model, rank)
+        return cut(model, nested, rank)
 
-    monkeypatch.setattr(para, "truncate", truncate)
+    monkeypatch.setattr(dylora, "truncate", truncate)
     averaged = run_module.use_averaged
     judged = []
 
@@ -225,7 +225,7 @@ def test_what_is_cut_at_the_end_is_what_a_schedule_free_optimizer_judges(recipe,
 
     monkeypatch.setattr(run_module, "use_averaged", use_averaged)
     training = {"optim": "schedule_free_adamw", "eval_strategy": "no", "save_strategy": "no"}
-    run(recipe("para", training=training))
+    run(recipe("dylora", training=training))
     sums = [sorted(float(weight.double().sum()) for weight in weights) for weights in (judged[0], trained[0].values())]
     assert set(sums[1]) <= set(sums[0])
 

@@ -125,8 +125,8 @@ def test_what_a_method_of_peft_refuses_of_a_run_is_told(tmp_path, training, told
 
 
 def test_a_method_that_reads_the_weights_says_so(tmp_path):
-    with pytest.raises(ValueError, match="method eva looks at the model's weights .*leave --no-weights out"):
-        plan_unloaded(recipe(tmp_path, method="eva", rank={}))
+    with pytest.raises(ValueError, match="method autolora looks at the model's weights .*leave --no-weights out"):
+        plan_unloaded(recipe(tmp_path, method="autolora", rank={}))
 
 
 def test_seventy_billion_parameters_are_planned_from_a_config(tmp_path):

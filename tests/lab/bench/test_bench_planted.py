@@ -110,7 +110,7 @@ def test_smoke_writes_a_row_for_every_method(tmp_path):
     ("method", "told"),
     [
         ("lora+:ratio=-1", "method_settings.ratio is -1"),
-        ("gora:min_rank=9", "method_settings.min_rank 9 and max_rank 16 must enclose lora.r 4"),
+        ("adalora:initial_rank=1", "method_settings.initial_rank is 1, but AdaLoRA prunes from it"),
         ("pedyra:interval=1000", "no rank could ever move"),
         ("prune:budget=ranks,moves=3", "prune has no use for moves"),
         ("pedyra:max_rank=1", "starts at rank 4; raise max_rank"),
@@ -137,7 +137,7 @@ def test_every_method_sees_the_same_batches_whatever_ran_before_it():
     def error(methods):
         return list(bench_planted(methods, steps=SHORT))[-1]["relative_error"]
 
-    assert error(["oracle", "gora", "lora"]) == error(["lora"])
+    assert error(["oracle", "pissa", "lora"]) == error(["lora"])
 
 
 def _row(method, seed, error, lr=0.1, profile="design", distance=2.0):

@@ -61,7 +61,7 @@ def test_every_method_learns_within_the_budget(name: str):
     assert outcome.ranks is not None and list(outcome.ranks) == ["q", "up"]
     spent = sum(rank * WIDTHS[layer] for layer, rank in outcome.ranks.items())
     assert spent == outcome.parameters or name == "dora"
-    assert spent <= 2 * 2 * 72 or name == "eva"  # whose budget is one of ranks
+    assert spent <= 2 * 2 * 72
 
 
 def test_lora_here_is_peft_lora():
@@ -94,7 +94,7 @@ def test_rank_settings_reach_the_method_or_are_refused():
         run("increlora:budget=parameters")
 
 
-@pytest.mark.parametrize("name", ["lora", "para", "sora", "dylora", "gora"])
+@pytest.mark.parametrize("name", ["lora", "sora", "dylora"])
 def test_a_run_that_diverges_ends_at_the_budget_too(name: str):
     outcome = run(name, lr=1e30)
     assert outcome.ranks is not None and outcome.diverged and sum(outcome.ranks.values()) <= 4

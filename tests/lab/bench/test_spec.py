@@ -12,7 +12,6 @@ def test_a_key_goes_where_a_recipe_has_it():
     assert (spec.name, spec.rank) == ("pedyra", {"moves": 4, "orth_weight": 0.1, "max_rank": None})
     assert spec.lora == {"use_dora": True} and not spec.settings
     assert parse_method("lora+:ratio=4").settings == {"ratio": 4}
-    assert parse_method("gora:max_rank=9").settings == {"max_rank": 9}  # a method's own before those of `rank`
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ class Setup:
     callbacks: Sequence[TrainerCallback] = ()
     """The method's."""
     preparation_seconds: float = 0.0
-    """What the method did before the first step: AutoLoRA's search, GoRA's gradients, EVA's singular vectors."""
+    """What the method did before the first step: AutoLoRA's search."""
 
     @property
     def model(self) -> PeftModel:
@@ -222,7 +222,7 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
     check_base(recipe, base, tokenizer, task, test_sets)
     if recipe.model.quantization == "none" and not asks_for_fsdp(recipe):
-        # A method may look at data before there is a Trainer (GoRA, EVA, AutoLoRA).
+        # A method may look at data before there is a Trainer (AutoLoRA).
         base.to(args.device)  # pyright: ignore[reportArgumentType]
     set_seed(recipe.seed)
     began = time.perf_counter()
@@ -345,8 +345,7 @@ def request(recipe: Recipe, base: PreTrainedModel, task: Task | None) -> Request
     data, steps = None, 1
     if task is not None:
         size = recipe.training["per_device_train_batch_size"]
-        label_mask = recipe.data.kind == "causal_lm"  # a classifier has one label a row, not one a token
-        data = rows_data(task.train, task.collator, batch_size=size, seed=recipe.seed, label_mask=label_mask)
+        data = rows_data(task.train, task.collator, batch_size=size, seed=recipe.seed)
         steps = run_steps(len(task.train), recipe)
     return Request(
         method=recipe.method,

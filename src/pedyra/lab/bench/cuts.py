@@ -129,7 +129,7 @@ def bench_cuts(runs: Sequence[Path], shares: Sequence[float] = SHARES, rows: int
     Ways: `fit`, as `pedyra fit` orders and cuts; `singular values`, of s B A, by their squares per parameter; `energy`,
     the same values, each layer keeping an equal part of its own squares, which is the rule of `peft.convert_to_lora`;
     `inputs`, which knows the inputs of a layer and not its gradients; `first`, the first ranks of A and B as they are
-    stored, as many in every layer, which is what method graded trains for; `random` directions.
+    stored, as many in every layer; `random` directions.
 
     Args:
         shares: parts of the parameters that are left.

@@ -83,7 +83,7 @@ def _fit(run: Path) -> Row:
 def _last_metrics(run: Path, final: Mapping[str, Any]) -> dict[str, float]:
     """All metrics of the evaluation that the final line is from; the task's own alone if that one was not logged.
 
-    A method may change the model after its last logged evaluation (PARA cuts ranks), which is then not the final one.
+    A method may change the model after its last logged evaluation (SoRA cuts ranks), which is then not the final one.
     """
     own = final["metric"]
     if final["value"] is None:
