@@ -299,8 +299,11 @@ def test_ctrl_c_exits_130_and_says_how_to_go_on(call, interrupt):
     assert code == 130 and "pedyra train runs/recipe/recipe.yaml --resume" in out
 
 
+BY_LENGTH = "training.train_sampling_strategy=group_by_length"
+
+
 @pytest.mark.filterwarnings("ignore")  # PEFT's own, of AdaLoRA
-@pytest.mark.parametrize("option", ["method=adalora", "training.save_only_model=true"])
+@pytest.mark.parametrize("option", ["method=adalora", "training.save_only_model=true", BY_LENGTH])
 def test_a_run_that_cannot_go_on_is_not_said_to(option, call, interrupt):
     code, out, _ = call("train", "recipe.yaml", option, "rank={}")
     assert code == 130 and "--resume" not in out and "--overwrite" in out

@@ -86,7 +86,7 @@ def train(
 
     quiet_libraries()
     from pedyra.app.report.page import build_report
-    from pedyra.app.runs.run import INTERRUPTED, push_run, ready_to_push, train_run
+    from pedyra.app.runs.run import INTERRUPTED, train_run
 
     diverged, unfitted = False, None
     if dry_run:
@@ -99,7 +99,6 @@ def train(
         print_plan(console, plan)
         rows = plan.rows()
     else:
-        ready_to_push(checked)
         result = train_run(checked, overwrite=overwrite, resume=resume, console=console)
         print_result(console, result)
         if result.interrupted:
@@ -110,8 +109,6 @@ def train(
             except (OSError, ValueError) as error:  # the run is whole, and what follows does not need its page
                 again = f"repair it, and run pedyra report {shlex.quote(str(result.folder.path))}"
                 console.print(f"report      could not be made: {_one_line(error)}; {again}", soft_wrap=True)
-            if address := push_run(result):
-                console.print(f"pushed      {address}", soft_wrap=True)
             if result.awaits_fit:
                 told = f"pedyra fit {shlex.quote(str(result.folder.path))}   finds out how small the adapter may be"
                 console.print(f"next        {told}", soft_wrap=True)

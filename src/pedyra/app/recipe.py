@@ -115,10 +115,10 @@ class Recipe(Section):
                 "training.hub_token would be written into the run folder and its report; log in with `hf auth login`, "
                 "or set HF_TOKEN"
             )
-        if training.get("push_to_hub") and training.get("hub_strategy", "end") != "end":
+        if training.get("push_to_hub"):
             raise ValueError(
-                f"training.hub_strategy is {training['hub_strategy']!r}; a run pushes its adapter at the end: leave it "
-                f"out"
+                "training.push_to_hub: a run pushes nothing; leave it out, and when the run has ended: hf upload "
+                "YOU/NAME OUTPUT_DIR/adapter"
             )
         return {**TRAINING_DEFAULTS, **training}
 

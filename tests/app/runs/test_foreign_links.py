@@ -11,7 +11,7 @@ from pedyra.app.report.page import build_report
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.lora.files import append_row, remove, write_file, write_folder
 
-FOLDERS = ("adapter", "checkpoint-4", "checkpoint-12", "_saving", ".replaced", ".adapter.part", "runs", "fit", "export")
+FOLDERS = ("adapter", "checkpoint-4", "checkpoint-12", "_saving", ".adapter.part", "runs", "fit", "export")
 FILES = (
     *("metrics.jsonl", "ranks.jsonl", "samples.jsonl", "report.html", "recipe.yaml", "environment.json"),
     *(".lock", ".recipe.yaml.part", ".report.html.part"),

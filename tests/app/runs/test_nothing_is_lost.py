@@ -50,16 +50,6 @@ def test_a_full_disk_before_anything_is_saved_leaves_nothing(recipe, monkeypatch
     assert not Path(recipe().output_dir).exists()
 
 
-def test_a_run_that_is_replaced_comes_back_if_the_new_one_cannot_begin(recipe):
-    folder = run(recipe()).folder.path
-    before, metrics = adapter(folder), (folder / "metrics.jsonl").read_text()
-    with pytest.raises(ValueError, match="no rank could ever move"):  # told by the allocator, once Trainer has begun
-        run(recipe("pedyra", rank={"interval": 12}), overwrite=True)
-    assert_same_tensors(adapter(folder), before)
-    assert (folder / "metrics.jsonl").read_text() == metrics and (folder / "checkpoint-12").is_dir()
-    assert load_recipe(folder / "recipe.yaml").method == "lora" and not (folder / ".replaced").exists()
-
-
 @pytest.mark.parametrize("method", ["lora", "pedyra"])
 def test_a_full_disk_leaves_the_last_checkpoint_whole(recipe, monkeypatch, method):
     whole = run(recipe(method, output="whole"))

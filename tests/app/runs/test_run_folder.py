@@ -108,35 +108,20 @@ def test_a_new_run_takes_the_place_of_what_a_run_wrote_and_of_nothing_else(run, 
     assert contents() == new | {"my-plots/file": "old"}
 
 
-class Killed(BaseException):
-    pass
+def test_a_kill_while_a_run_is_replaced_leaves_one_that_can_be(run, contents, monkeypatch):
+    for name in ("remove", "write_file"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"pedyra.app.runs.run_folder.{name}", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with suppress(KeyboardInterrupt):
+                run.begin("name: new\n")
+        assert run.holds_run()
+        run.check(overwrite=True, resume=False)
 
 
-@pytest.mark.parametrize("changes", range(14))
-def test_a_run_comes_back_where_the_new_one_has_logged_and_saved_nothing(run, contents, changes, monkeypatch):
-    """Also where a kill came after so many changes to the folder; ten are made."""
-    before, left = contents(), changes
-
-    def counted(original):
-        def call(*args, **kwargs):
-            nonlocal left
-            if left == 0:
-                raise Killed
-            left -= 1
-            return original(*args, **kwargs)
-
-        return call
-
-    with monkeypatch.context() as patched:
-        for name in ("rename", "mkdir"):
-            patched.setattr(Path, name, counted(getattr(Path, name)))
-        patched.setattr("pedyra.app.runs.run_folder.write_file", counted(write_file))
-        with suppress(Killed):
-            run.begin("name: new\n")
-            write_file(run.environment, "{}")
-    assert run.holds_run()
-    run.end()  # as the next one does first
-    assert contents() == before
+def test_a_run_that_has_logged_and_saved_nothing_leaves_nothing(run, contents):
+    run.begin("name: new\n")
+    run.end()
+    assert contents() == {"my-plots/file": "old"}
 
 
 def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):

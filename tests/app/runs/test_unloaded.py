@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig, TrainingArguments
+from transformers import LlamaConfig
 
 from pedyra.app.models.tiny import tiny_tokenizer
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.plan import plan_run, plan_unloaded
-
-_NAMES = ("activation_checkpointing", "gradient_checkpointing")  # the second is the older one
-CHECKPOINTING = next(name for name in _NAMES if name in TrainingArguments.__dataclass_fields__)
 
 
 def recipe(out: Path, **settings: Any) -> Recipe:
@@ -44,7 +41,7 @@ def test_it_is_the_plan_of_the_loaded_model(method, tmp_path):
         assert unloaded.row[field] == loaded.row[field], field
     for field in ("weights", "gradients_and_optimizer"):
         assert unloaded.memory[field] == loaded.memory[field], field
-    assert unloaded.memory["activations"] == pytest.approx(loaded.memory["activations"], rel=0.25)  # it has no mask
+    assert "activations" not in unloaded.memory
     assert not (tmp_path / "run").exists()
 
 
@@ -64,7 +61,6 @@ def test_a_base_that_looks_for_padding_is_planned(tmp_path, model, data):
     loaded, unloaded = (plan(recipe(tmp_path, **settings)) for plan in (plan_run, plan_unloaded))
     for field in loaded.row.keys() - {"memory_bytes"}:
         assert unloaded.row[field] == loaded.row[field], field
-    assert unloaded.memory["activations"] == pytest.approx(loaded.memory["activations"], rel=0.25)
 
 
 @pytest.mark.parametrize(
@@ -96,11 +92,6 @@ def test_test_sets_that_are_not_there_are_told_by_the_plan(tmp_path):
     for plan in (plan_run, plan_unloaded):
         with pytest.raises(ValueError, match=r"generate.gsm8k.* '.*no.jsonl' does not exist"):
             plan(recipe(tmp_path, **asks))
-
-
-def test_a_base_that_chooses_by_the_numbers_of_a_batch_says_so(tmp_path):
-    with pytest.raises(ValueError, match="model.name 'tiny-bart' looks at the numbers .*leave --no-weights out"):
-        plan_unloaded(recipe(tmp_path, model={"name": "tiny-bart"}, method="lora", rank={}))
 
 
 def test_a_decoder_without_a_padding_token_of_its_own_is_planned_as_a_classifier(tmp_path):
@@ -146,7 +137,7 @@ def test_seventy_billion_parameters_are_planned_from_a_config(tmp_path):
             "prompt": "question", "completion": "answer",
         },
         training={
-            "max_steps": 1000, "per_device_train_batch_size": 1, "use_cpu": True, CHECKPOINTING: True,
+            "max_steps": 1000, "per_device_train_batch_size": 1, "use_cpu": True,
         },
     )  # fmt: skip
     plan = plan_unloaded(recipe(tmp_path, rank={"alpha": 0.5}, **settings))
@@ -157,4 +148,3 @@ def test_seventy_billion_parameters_are_planned_from_a_config(tmp_path):
     assert plan.row["trainable_parameters"] == trained and plan.row["total_parameters"] == linear + rest + trained
     assert plan.memory["gradients_and_optimizer"] == 3 * 4 * trained
     assert plan.memory["weights"] == pytest.approx(linear * 4.127 / 8 + 4 * (rest + trained), rel=1e-3)
-    assert 0 < plan.memory["activations"] < 10e9

@@ -1,4 +1,4 @@
-"""What a run will do, read off the run itself: it is set up and begun, and stopped before its first step.
+"""A plan says what a run will do: the run is set up and begun, and stopped before its first step.
 
 Where its base is not loaded, the plan is read off the model's config, on torch's meta device, where tensors have shapes
 but no numbers. So a plan of any size fits on any machine.
@@ -7,8 +7,8 @@ but no numbers. So a plan of any size fits on any machine.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, UntypedStorage, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
 from pedyra.allocate.rank_allocator import RankAllocator
@@ -37,14 +36,14 @@ from pedyra.app.runs.setup import (
     trainable_parameters,
     widen_heads,
 )
-from pedyra.app.tasks.task import Task, load_task
+from pedyra.app.tasks.task import load_task
 from pedyra.app.tasks.test_sets import load_test_sets
 from pedyra.methods.loop import Loop
 from pedyra.methods.registry import get_method
 from pedyra.methods.trainer import check_arguments
 
 BITS = {"none": None, "nf4": 4.127, "int8": 8.0}
-"""Of a weight that is quantised; of a 4-bit one with its part of the scales, which are quantised too."""
+"""A quantised weight has so many bits; a 4-bit one has its part of the scales, which are quantised too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +65,8 @@ class Plan:
     """Bytes training holds at its fullest moment, without what the framework itself needs.
 
     `weights`; `gradients_and_optimizer`: one gradient and, as in Adam, two moments per trainable parameter;
-    `activations`: what one forward pass over the longest batch keeps for the backward pass, measured.
+    `activations`: what one forward pass over the longest batch keeps for the backward pass, measured where
+    the weights were loaded.
     """
 
     def rows(self) -> list[dict[str, Any]]:
@@ -126,7 +126,7 @@ class _StopAtBegin(TrainerCallback):
 
 
 def plan_unloaded(recipe: Recipe, *, overwrite: bool = False) -> Plan:
-    """The plan, of the model's config and the rows alone; nothing is read of weights, trained or written.
+    """The plan, of the model's config and the rows alone: no weight is read, and activations are not counted.
 
     Raises:
         ValueError: what would stop the run, as far as it can be known, or a method that looks at the weights.
@@ -140,44 +140,25 @@ def plan_unloaded(recipe: Recipe, *, overwrite: bool = False) -> Plan:
     with torch.device("meta"):
         base = shape_of(recipe.model, recipe.data.kind, task.num_labels, tokenizer)
         check_base(recipe, base, tokenizer, task, test_sets)
-        with _refusing_numbers(f"method {recipe.method} looks at the model's weights before it trains"):
+        try:
             adaptation = get_method(recipe.method).prepare(request(recipe, base, task))
+        except RuntimeError as error:  # NotImplementedError is one
+            raise ValueError(
+                f"method {recipe.method} looks at the model's weights before it trains, so nothing can be planned "
+                f"without them: leave --no-weights out"
+            ) from error
         widen_heads(arguments, adaptation.model)
         check_arguments(adaptation.refused, arguments)
-        model, steps = adaptation.model, run_steps(len(task.train), recipe)
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        trained = [parameter for parameter in adaptation.model.parameters() if parameter.requires_grad]
+        steps = run_steps(len(task.train), recipe)
         allocator = Loop(adaptation, torch.optim.SGD(trained), steps).allocator  # refuses what the run would
-        if any(getattr(arguments, name, False) for name in ("activation_checkpointing", "gradient_checkpointing")):
-            switch = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
-            switch({"use_reentrant": False})
-        weights = _weights(model, BITS[recipe.model.quantization])
-        with _refusing_numbers(f"model.name {recipe.model.name!r} looks at the numbers of a batch"):
-            activations = _activations(model, task, recipe.training["per_device_train_batch_size"])
         setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=adaptation)
         check_fit(setup)
-        return _read_plan(setup, allocator, steps, weights, activations)
-
-
-@contextmanager
-def _refusing_numbers(reason: str) -> Iterator[None]:
-    """Tell it in one line where tensors without numbers do not suffice."""
-    try:
-        yield
-    except RuntimeError as error:  # NotImplementedError is one
-        raise ValueError(f"{reason}, so nothing can be planned without them: leave --no-weights out") from error
-
-
-class _NoNumbers(TorchDispatchMode):
-    """Answers 0, or false, where a model reads one number of a tensor that has none: is there padding?"""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return 0
-        return func(*args, **(kwargs or {}))
+        return _read_plan(setup, allocator, steps, _weights(adaptation.model, BITS[recipe.model.quantization]))
 
 
 def _weights(model: nn.Module, bits: float | None) -> int:
-    """Bytes of all that the model holds; with `bits`, of a base whose linear layers but the head are quantised."""
+    """Bytes of all that the model holds; with `bits`, its frozen linear layers but the head have so many a weight."""
     total = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
     if bits is None:
         return total
@@ -190,24 +171,10 @@ def _weights(model: nn.Module, bits: float | None) -> int:
     return total - sum(math.floor(w.numel() * (w.element_size() - bits / 8)) for w in frozen)
 
 
-def _activations(model: Any, task: Task, rows: int) -> int:
-    """What a forward pass over the longest batch keeps for the backward pass.
-
-    The mask is left out, since transformers looks at its numbers; a decoder, which would then look at those of the
-    positions, is given the whole one.
-    """
-    with torch.device("cpu"):
-        batch = task.collator(_longest_rows(task.train, rows))
-    batch = {key: value.to("meta") for key, value in batch.items() if key != "attention_mask"}
-    if task.kind == "causal_lm":
-        count, length = batch["input_ids"].shape
-        batch["attention_mask"] = torch.ones(count, 1, length, length, dtype=torch.bool)
-    with _NoNumbers():
-        return _kept_bytes(model, lambda: model(**batch))
-
-
-def _read_plan(setup: Setup, allocator: RankAllocator | None, total_steps: int, weights: int, activations: int) -> Plan:
-    """The plan of a run whose model is adapted, and whose bytes of weights and of activations are known."""
+def _read_plan(
+    setup: Setup, allocator: RankAllocator | None, total_steps: int, weights: int, activations: int | None = None
+) -> Plan:
+    """The plan of a run whose model is adapted, and whose bytes of weights are known."""
     recipe, task, layers = setup.recipe, setup.task, layer_rows(setup.model)
     description = {"budget": None, "schedule": None} if allocator is None else allocator.describe()
     budget, schedule = description["budget"], description["schedule"]
@@ -215,7 +182,7 @@ def _read_plan(setup: Setup, allocator: RankAllocator | None, total_steps: int, 
     memory = {
         "weights": weights,
         "gradients_and_optimizer": 3 * sum(p.numel() * p.element_size() for p in trained),
-        "activations": activations,
+        **({} if activations is None else {"activations": activations}),
     }
     row = {
         "plan": recipe.name,

@@ -24,14 +24,13 @@ from pedyra.app.runs.environment import describe_environment, memory_bytes, peak
 from pedyra.app.runs.processes import count_processes, from_first, is_first
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import Setup, layer_rows, ready_to_fit, set_up, trainable_parameters, wanted_fit
-from pedyra.app.runs.trackers import TrackerImages
 from pedyra.app.yaml_file import first_difference, read_settings
 from pedyra.fitting.calibration import use_averaged
 from pedyra.fitting.fit import Wanted
 from pedyra.fitting.result import Fit
 from pedyra.fitting.trainer import fit_trainer
 from pedyra.lora.attach import detach
-from pedyra.lora.card import CARD, adapter_card, made_repository, push_folder, shown_name, shown_ranks
+from pedyra.lora.card import CARD, adapter_card, shown_name, shown_ranks
 from pedyra.lora.files import append_row, is_disk_full, remove, write_file, write_folder
 from pedyra.lora.inspection import inspect_adapter
 from pedyra.lora.layer import adapted_layers
@@ -92,7 +91,7 @@ class RunResult:
 def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, console: Console) -> RunResult:
     """Train a recipe into its run folder, save the adapter and judge it on the held-out rows.
 
-    An older run comes back where this one ends before it has logged or saved anything. Progress goes to `console`.
+    A run that ends before it has logged or saved anything leaves nothing. Progress goes to `console`.
 
     Args:
         overwrite: replace the run in the output folder.
@@ -144,6 +143,8 @@ def _why_not_resumable(recipe: Recipe) -> str | None:
         return f"method {recipe.method} cannot continue from a checkpoint"
     if recipe.training.get("save_only_model"):
         return "training.save_only_model leaves the optimizer out of its checkpoints"
+    if recipe.training.get("train_sampling_strategy") == "group_by_length":
+        return "training.train_sampling_strategy group_by_length draws its order anew, and the rows would be others"
     return None
 
 
@@ -200,8 +201,7 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
     progress = TrainingProgress(console, setup.task.metric, sum(layer["rank"] for layer in start), setup.ranks)
     stop = StopOnInterrupt()
     # The method's first: what it adds to a log is then seen by the others.
-    images = TrackerImages()
-    callbacks = [*setup.callbacks, images, log, *([progress] if is_first() else []), MovedBest(checkpoint), stop]
+    callbacks = [*setup.callbacks, log, *([progress] if is_first() else []), MovedBest(checkpoint), stop]
     trainer = setup.trainer(str(folder.path), callbacks)
     end_at_last_step(trainer)
     if asks_for_fsdp(setup.recipe) and not trainer.is_fsdp_enabled:
@@ -240,7 +240,6 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
         try:
             ready_to_fit(setup.recipe, trainer)
             found = _fit(wanted, folder, trainer, console)
-            images.log_curve(found)
         except (ValueError, torch.OutOfMemoryError) as error:
             unfitted = str(error)
         except KeyboardInterrupt:
@@ -353,46 +352,3 @@ def _final_evaluation(trainer: Trainer, silent: MetricsLog | None) -> dict[str, 
     if silent is not None:
         trainer.remove_callback(silent)
     return trainer.evaluate()
-
-
-def ready_to_push(recipe: Recipe) -> None:
-    """training.push_to_hub: make the repository before the training, so that a login that lacks is told before it.
-
-    Raises:
-        ValueError: the recipe asks for a push, and the Hub says no.
-    """
-    training = recipe.training
-    if training.get("push_to_hub") and is_first():
-        made_repository(_repository(recipe), private=training.get("hub_private_repo"))
-
-
-def push_run(result: RunResult) -> str | None:
-    """Push the adapter of a run that has ended, and its fit into the folder `fit`, where the recipe asks for it.
-
-    Returns:
-        The address of the repository; None where nothing is pushed: it was not asked for, or the run diverged.
-
-    Raises:
-        ValueError: the Hub says no; the adapter stays in the run folder, and the message says how to push it.
-    """
-    recipe, run = result.recipe, result.folder
-    if not recipe.training.get("push_to_hub") or result.interrupted or result.diverged:
-        return None
-    given: dict[str, Any] = {
-        "revision": recipe.training.get("hub_revision"),
-        "private": recipe.training.get("hub_private_repo"),
-    }
-    try:
-        address = push_folder(run.adapter, _repository(recipe), **given)
-        if result.found is not None:
-            push_folder(run.path / "fit", _repository(recipe), path_in_repo="fit", **given)
-    except ValueError as error:
-        raise ValueError(
-            f"{error}. The run itself is whole; push its adapter with: hf upload {_repository(recipe)} {run.adapter}"
-        ) from error
-    return address
-
-
-def _repository(recipe: Recipe) -> str:
-    """Its name; as Trainer names it, after the output folder, where the recipe does not."""
-    return recipe.training.get("hub_model_id") or Path(recipe.output_dir).absolute().name

@@ -66,9 +66,8 @@ class RunFolder:
         return read_json(self.environment).get(key) if self.environment.is_file() else None
 
     def holds_run(self) -> bool:
-        """Whether a run was started here. Anyone's folder may have a recipe.yaml; what a run writes before it is its
-        environment.json, which is beside it but while the run is replaced."""
-        return self.recipe.is_file() and (self.environment.is_file() or self._aside.is_dir())
+        """Whether a run was started here: anyone's folder may have a recipe.yaml, a run has environment.json too."""
+        return self.recipe.is_file() and self.environment.is_file()
 
     def check_holds_run(self) -> None:
         """Raise ValueError where no run was started here."""
@@ -158,33 +157,18 @@ class RunFolder:
                     folder.rmdir()
 
     def begin(self, recipe: str) -> None:
-        """Put the run that is here aside, and write the recipe of a new one; `end` follows in any case."""
-        self.end()  # of a run that was killed
-        if self.holds_run():
-            self._aside.mkdir()
-            for entry in self._entries():
-                if entry != self.recipe:  # without one the folder would count as foreign
-                    entry.rename(self._aside / entry.name)
-            write_file(self._aside / self.recipe.name, self.recipe.read_bytes())  # with it all is put aside
+        """Remove the run that is here, and write the recipe of a new one; `end` follows in any case."""
+        for entry in self._entries():
+            if entry not in (self.recipe, self.environment):  # by which a kill leaves a run that can be replaced
+                remove(entry)
         write_file(self.environment, "{}\n")  # until there is a device to tell of
         write_file(self.recipe, recipe)
 
     def end(self) -> None:
-        """Remove the run that was put aside, or bring it back where the new one has logged and saved nothing."""
-        all_aside = (self._aside / self.recipe.name).is_file()
-        if all_aside == self._aside.is_dir():  # else a kill came between, and what is here is of the same run
-            if not self.is_blank():
-                remove(self._aside)
-                return
+        """Remove a run that has ended before it logged or saved anything."""
+        if self.is_blank():
             for entry in self._entries():
                 remove(entry)
-        for entry in self._aside.glob("*"):
-            entry.rename(self.path / entry.name)
-        remove(self._aside)
-
-    @property
-    def _aside(self) -> Path:
-        return self.path / ".replaced"
 
     def _entries(self) -> list[Path]:
         """What a run has written here."""

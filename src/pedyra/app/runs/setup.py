@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch import nn
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,7 +24,7 @@ from transformers import (
 )
 
 from pedyra.allocate.callback import RankCallback
-from pedyra.allocate.trainer import keep_whole, resumed_from, save_whole
+from pedyra.allocate.trainer import keep_whole, save_whole
 from pedyra.app.models.base import load_model, load_tokenizer, positions
 from pedyra.app.models.lora import check_drawn, check_names, lora_config
 from pedyra.app.recipe import Recipe
@@ -75,7 +73,6 @@ class Setup:
             overrides: TrainingArguments that are not the recipe's.
         """
         overrides |= {"output_dir": output_dir, "disable_tqdm": True, "label_names": list(self.task.targets)}
-        overrides |= {"push_to_hub": False}  # Trainer would push the run folder; the adapter is pushed at the end
         training = self.recipe.training
         best = training.get("load_best_model_at_end") or training.get("save_strategy") == "best"
         metric = training.get("metric_for_best_model") or (self.task.metric if best else "loss")
@@ -116,22 +113,6 @@ class _Trainer(Trainer):
     their labels.
     """
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        sampler = super()._get_train_sampler(train_dataset)
-        if sampler is None or self.args.train_sampling_strategy != "group_by_length":
-            return sampler  # it draws from numbers that a checkpoint has
-        self._order = RepeatableOrder(sampler)
-        checkpoint = resumed_from()
-        if checkpoint is not None and (checkpoint / ORDER).is_file():
-            self._order.again = load_file(checkpoint / ORDER)["drawn_from"]
-        return self._order
-
-    def write_side_files(self, folder: Path) -> None:
-        """Into a checkpoint inside an epoch: what its order was drawn from."""
-        order = getattr(self, "_order", None)
-        if order is not None and order.drawn_from is not None and not float(self.state.epoch or 0).is_integer():
-            save_file({"drawn_from": order.drawn_from}, folder / ORDER)
-
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         given = {name: getattr(self.args, name) for name in _HELD_OUT}
         vars(self.args).update(_HELD_OUT)
@@ -152,32 +133,6 @@ class _Trainer(Trainer):
             return super().prediction_step(*args, **kwargs)
         finally:
             self.label_smoother = smoother
-
-
-ORDER = "order.safetensors"
-"""In a checkpoint: the state of torch's random numbers from which the order of its epoch was drawn."""
-
-
-class RepeatableOrder(Sampler[int]):
-    """The order of a sampler that draws it from torch's own random numbers as an epoch begins (`group_by_length`). A
-    checkpoint inside the epoch holds those of later on, so a resume would go on in another order."""
-
-    def __init__(self, sampler: Any) -> None:
-        self.sampler = sampler
-        self.drawn_from: Tensor | None = None
-        """State of the random numbers as the last order was drawn."""
-        self.again: Tensor | None = None
-        """What the next one is drawn from, where it was drawn before."""
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[int]:
-        if self.again is not None:
-            torch.set_rng_state(self.again)
-            self.again = None
-        self.drawn_from = torch.get_rng_state()
-        return iter(self.sampler)
 
 
 _HELD_OUT = {"dataloader_drop_last": False, "train_sampling_strategy": "random"}

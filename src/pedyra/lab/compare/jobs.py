@@ -186,11 +186,12 @@ def _fit_options(section: Mapping[str, Any]) -> list[str]:
 def _may_resume(job: Job) -> bool:
     """Whether a later call can go on where this job was stopped. One that cannot starts anew; what was refused for a
     reason that passes (a full disk, another process that trains it) keeps its checkpoint."""
+    grouped = job.recipe.get("training", {}).get("train_sampling_strategy") == "group_by_length"
     try:
         last_complete_checkpoint(job.run, with_ranks=(job.run / "ranks.jsonl").is_file())
     except ValueError:
         return False
-    return get_method(job.recipe["method"]).resumable
+    return get_method(job.recipe["method"]).resumable and not grouped
 
 
 def _wait(child: subprocess.Popen[bytes], stops: list[bool]) -> int:
