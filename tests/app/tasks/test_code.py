@@ -196,6 +196,7 @@ BODY = 'import math\n\ndef area(r):\n    """of a circle"""\n    return math.pi *
 CONSTANT = "import math\nPI = 3\n\ndef area(r):\n    return PI * r ** 2"
 WHOLE = "import math\n\ndef area(r):\n    return math.pi * r ** 2"
 IMPORTED = "import math\n" + WHOLE
+ALONE = "import math\n\ndef area(r):\n    k = math.pi\n    return k * r ** 2"
 HELPED = "import math\n\ndef square(r):\n    return r\n\ndef area(r):\n    return square(r)"
 
 
@@ -217,6 +218,9 @@ HELPED = "import math\n\ndef square(r):\n    return r\n\ndef area(r):\n    retur
         # As by a tokenizer that begins every text with a space.
         (" def area(r):\n    return math.pi * r ** 2", WHOLE),
         (" import math\n\ndef area(r):\n    return math.pi * r ** 2", IMPORTED),
+        (" PI = 3\n\ndef area(r):\n    return PI * r ** 2", CONSTANT),
+        ("```\nPI = 3\n```\nThen:\n```\ndef area(r):\n    return PI * r ** 2\n```", CONSTANT),
+        ("```\ndef area(r):\n    k = math.pi\n    return k * r ** 2\n```\n```\nk = area(1)\n```", ALONE),
         ("Here it is:\n\nPI = (\n    3\n)\ndef area(r):\n    return PI * r ** 2\n\nIt uses PI.", CONSTANT),
         # Several blocks are one program, and a head alone is none.
         ("```python\nimport math\n```\nThen:\n```python\ndef area(r):\n    return math.pi * r ** 2\n```", IMPORTED),

@@ -1,4 +1,4 @@
-"""Scoring of written code: a program out of a model's text, and its verdict by a problem's tests.
+"""Written code is scored: a program is found in a model's text, and a problem's tests give the verdict.
 
 A solution is scored in two sandboxes (`pedyra.app.tasks.code_judge`): one holds the solution and answers calls with
 plain data, the other holds the tests and gives the verdict. The verdict comes over a pipe that the solution's
@@ -30,43 +30,44 @@ Status = Literal["passed", "failed", "error", "timeout", "unparsable"]
 
 @dataclass(frozen=True)
 class Judged:
-    """What became of one solution."""
+    """This became of one solution."""
 
     status: Status
     """passed; failed: a wrong result; error: it raised or ended; timeout; unparsable: no program was found."""
     reason: str = ""
-    """What the judge says of a wrong result or an error, in words that may be the solution's own."""
+    """The judge says this of a wrong result or an error, in words that may be the solution's own."""
 
 
 _FENCE = re.compile(r"```([^\n`]*)\n(.*?)(?:```|\Z)", re.DOTALL)
-"""A block in Markdown: its language, or nothing, and what is in it."""
+"""This finds a block in Markdown: its language, or nothing, and what is in it."""
 _PYTHON = re.compile(r"\s*(?:(?:python[\d.]*|py)\b|$)", re.IGNORECASE)
 _CODE_STARTS = re.compile(r"^(?:def|class|import|from|@|async def)\b", re.MULTILINE)
 _MOST_STARTS = 20
-"""Of blocks, or of lines that may begin the program, that are tried."""
+"""No more blocks, or lines that may begin the program, are tried."""
 _MOST_LINES = 1000
-"""Of a text that are read: the time to find the part that parses grows with their square."""
+"""No more lines are read: the time to find the part that parses grows with their square."""
 
 
 def extract(text: str, problem: CodeProblem) -> str:
-    """The program in what a model wrote after the problem's prompt, or in reply to it; "" where there is none.
+    """Find the program in what a model wrote after the problem's prompt, or in reply to it; "" where there is none.
 
-    In this order: the first fenced block that defines the entry point and gives it a body, with the imports, functions
-    and classes of the other blocks; the text from a function, class or import on, and the constants before it, if that
-    defines it; the text as a continuation of the prompt, up to a stop string. What does not parse at the end (a
-    function that was cut short, or prose) is left out, and so are demonstrations at the margin. Imports and helper
-    functions of the prompt are put before.
+    Three readings are tried in this order: the first fenced block that defines the entry point and gives it a body,
+    with the imports, functions, classes and constants of the other blocks that it uses; the text from a function, class
+    or import on, with the constants before it; the text as a continuation of the prompt, up to a stop string. What does
+    not parse at the end (a function that was cut short, or prose) is left out, and so are demonstrations at the margin.
+    Imports and helper functions of the prompt are put before.
     """
     blocks = [block for language, block in _FENCE.findall(text) if _PYTHON.match(language)]
     # Tokenizers that begin a text with a space (Llama 2) teach the model to begin with one.
-    alone = text[1:] if text[:1] == " " and _CODE_STARTS.match(text[1:]) else text
+    alone = text[1:] if re.match(r" \S", text) else text
     parsed = map(_longest, map(dedent, blocks) if blocks else _from_code(alone))
     programs = [program for program in islice(parsed, _MOST_STARTS) if program is not None]
     for program in programs:
         if _defines(program, problem.entry_point):
             preamble = _longest(problem.prompt + "    pass\n") or ast.Module([], [])
             body = [node for node in preamble.body if not _is_entry(node, problem.entry_point)]
-            others = _helpers([each for each in programs if each is not program], program) if blocks else []
+            others = [each for each in programs if each is not program] if blocks else []
+            others = _helpers(others, program, problem.entry_point)
             return _unparse([*body, *others, *program.body], problem.entry_point)
     cut = min((at for stop in problem.stop if (at := text.find(stop)) >= 0), default=len(text))
     for continuation in (text[:cut], *blocks):
@@ -77,8 +78,8 @@ def extract(text: str, problem: CodeProblem) -> str:
 
 
 def _from_code(text: str) -> Iterator[str]:
-    """The text from each line on that may begin a function, class or import (or is prose: "from here on"), with the
-    lines before it from where they parse."""
+    """Yield the text from each line on that may begin a function, class or import (or is prose: "from here on"), with
+    the lines before it from where they parse."""
     for start in _CODE_STARTS.finditer(text):
         before = text[: start.start()].splitlines()
         for first in range(max(0, len(before) - _MOST_LINES), len(before)):
@@ -92,14 +93,16 @@ def _from_code(text: str) -> Iterator[str]:
             yield text[start.start() :]
 
 
-def _helpers(others: Sequence[ast.Module], program: ast.Module) -> list[ast.stmt]:
-    """Imports, functions and classes of other blocks that the program uses, and those that these use."""
+def _helpers(others: Sequence[ast.Module], program: ast.Module, entry_point: str) -> list[ast.stmt]:
+    """Find the imports, functions, classes and constants of other blocks that the program uses, and that these use."""
     known: dict[str, ast.stmt] = {}
     for node in (node for each in others for node in each.body):
         if isinstance(node, ast.Import | ast.ImportFrom):
             known |= {(alias.asname or alias.name).partition(".")[0]: node for alias in node.names}
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             known[node.name] = node
+        elif isinstance(node, ast.Assign) and not _shows(node.value, entry_point):
+            known |= {target.id: node for target in node.targets if isinstance(target, ast.Name)}
     for node in program.body:
         known.pop(getattr(node, "name", ""), None)
     found: dict[ast.stmt, None] = {}
@@ -113,7 +116,7 @@ def _helpers(others: Sequence[ast.Module], program: ast.Module) -> list[ast.stmt
 
 
 def _longest(source: str, least: int = 0) -> ast.Module | None:
-    """The tree of the longest run of first lines, more than `least`, that parses."""
+    """Parse the longest run of first lines, more than `least`, that can be parsed."""
     lines = source.splitlines()[:_MOST_LINES]
     for end in range(len(lines), least, -1):
         try:
@@ -128,14 +131,14 @@ def _is_entry(node: ast.stmt, entry_point: str) -> bool:
 
 
 def _defines(program: ast.Module, entry_point: str) -> bool:
-    """Whether the program gives this name a value, or a function or class that is more than its head."""
+    """Return whether the program gives this name a value, or a function or class that is more than its head."""
     assigned = {t.id for n in program.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
     is_class = any(isinstance(node, ast.ClassDef) and node.name == entry_point for node in program.body)
     return entry_point in assigned or is_class or _has_body(program, entry_point)
 
 
 def _has_body(program: ast.Module, entry_point: str) -> bool:
-    """Whether the function is more than its docstring, `pass` and `...`."""
+    """Return whether the function is more than its docstring, `pass` and `...`."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
     found = [node for node in program.body if isinstance(node, kinds) and node.name == entry_point]
     return bool(found) and not all(
@@ -145,13 +148,17 @@ def _has_body(program: ast.Module, entry_point: str) -> bool:
 
 
 def _demonstrates(node: ast.stmt, entry_point: str) -> bool:
-    """Whether the statement is an assert, an expression that calls nothing, one that prints, asks or is a trial, or a
+    """Return whether it is an assert, an expression that calls nothing, one that prints, asks or is a trial, or a
     name with a colon behind it, which may be prose ("Explanation: fine")."""
     if not isinstance(node, ast.Expr):
         return isinstance(node, ast.Assert) or (isinstance(node, ast.AnnAssign) and node.value is None)
+    return _shows(node, entry_point) or not any(isinstance(each, ast.Call) for each in ast.walk(node))
+
+
+def _shows(node: ast.AST, entry_point: str) -> bool:
+    """Return whether it prints something, asks for something, or tries the entry point."""
     called = [call.func for call in ast.walk(node) if isinstance(call, ast.Call)]
-    shown = ("print", "input", entry_point)
-    return not called or any(isinstance(function, ast.Name) and function.id in shown for function in called)
+    return any(isinstance(each, ast.Name) and each.id in ("print", "input", entry_point) for each in called)
 
 
 def _unparse(body: list[ast.stmt], entry_point: str) -> str:
@@ -189,7 +196,7 @@ def check_all(problems: Sequence[CodeProblem], programs: Sequence[str], sandbox:
 
 
 def _hear(job: bytes, sandbox: Sandbox) -> tuple[bool, dict[str, Any]]:
-    """Whether the solution ended in time, and the verdict of the judge."""
+    """Return whether the solution ended in time, and the verdict of the judge."""
     source = Path(code_judge.__file__).read_text(encoding="utf-8")
     questions, ask = os.pipe()
     answers, tell = os.pipe()
