@@ -116,7 +116,7 @@ def test_a_known_set_takes_the_template_of_training(tmp_path: Path):
         ({"gsm8k": {"source": "none.jsonl"}}, "generate.gsm8k.source 'none.jsonl' does not exist"),
         (
             {"mine": {"source": "FILE", "template": "{q}", "reference": "a", "score": "exact"}},
-            "row 2 of the test set mine has an empty reference; remove the row or fill it",
+            "row 2 of the test set mine: its reference is empty; remove the row or fill it",
         ),
         (
             {"mine": {"source": "FILE", "template": "{q}", "reference": "n", "score": "gsm8k"}},
@@ -124,7 +124,7 @@ def test_a_known_set_takes_the_template_of_training(tmp_path: Path):
         ),
         (
             {"mine": {"source": "FILE", "template": "{q}", "reference": "n", "score": "math"}},
-            r"row 1 of the test set mine: the reference '#### 4' holds no .boxed",
+            r"row 2 of the test set mine: the reference 'none' holds no answer",
         ),
         ({"mine": {"template": "{q} {document}"}}, "mine.template has a place {q}, and the held-out rows hold text, "),
         ({"mine": {"template": "{document.x}"}}, "mine.template has a place {document.x}, and the held-out rows hold "),
@@ -268,7 +268,7 @@ def test_references_that_rouge_cannot_read_are_told():
 def test_mathematics_is_judged_by_its_answer_and_what_has_none_is_counted_and_shown():
     test_set = of("gsm8k", ["so 4\n#### 4", "#### 1,200", "#### 7", "#### 7"])
     found = score(test_set, written("#### 4", "The answer is: 1200.", "seven", "#### 8"))
-    assert found.metrics == {"s": 2 / 4, "s_unparsable": 1.0, "s_unfinished": 0.0}
+    assert found.metrics == {"s": 2 / 4, "s_strict_match": 1 / 4, "s_unparsable": 1.0, "s_unfinished": 0.0}
     assert found.notes == ["no answer was found in the text of row 3: 'seven'"]
     latex = of("math", [r"thus \boxed{\frac12}", r"\boxed{7}"])
     assert score(latex, written(r"is \boxed{0.5}", r"\boxed{8}")).metrics["s"] == 0.5

@@ -19,7 +19,7 @@ from pedyra.app.tasks.causal_lm import messages_of
 from pedyra.app.tasks.code import check_all, extract
 from pedyra.app.tasks.code_problems import problems_of
 from pedyra.app.tasks.generation import Written
-from pedyra.app.tasks.math import grade_gsm8k, grade_math, gsm8k_reference, math_reference, math_verify
+from pedyra.app.tasks.math import equivalent, gsm8k_reference, last_number, marked_number, math_verify, parsed
 from pedyra.app.tasks.seq2seq import ROUGE, rouge, rouge_scorer
 from pedyra.app.tasks.sources import Rows, check_hub_keys, read_test_rows, sample
 from pedyra.app.tasks.tokens import chat_text, positions_of, prompt_text, prompt_tokens, tools_of
@@ -30,7 +30,17 @@ TOKENS = 128
 SCORERS = {"rouge": rouge_scorer, "math": math_verify}
 """Score -> what raises ImportError where its package is not installed."""
 
-TAKEN = {"loss", "token_loss", "perplexity", "accuracy", "exact_match", "unfinished", "unparsable", *ROUGE}
+TAKEN = {
+    "loss",
+    "token_loss",
+    "perplexity",
+    "accuracy",
+    "exact_match",
+    "strict_match",
+    "unfinished",
+    "unparsable",
+    *ROUGE,
+}
 """Metrics of a run and of its held-out rows. A test set of the same name would overwrite one."""
 
 
@@ -149,9 +159,6 @@ class _Trained:
             rows = self._rows(name, settings, [*template_columns(settings.template or ""), str(settings.reference)])
             texts = [self._question(prompt_text(row, None, settings.template)) for row in rows]
             references = [str(row[settings.reference or ""]) for row in rows]
-        empty = next((number for number, text in enumerate(references, start=1) if not text.strip()), None)
-        if empty is not None:
-            raise ValueError(f"row {empty} of the test set {name} has an empty reference; remove the row or fill it")
         _check_references(name, settings, references)
         prompts = [self._tokens(text) for text in texts]
         empty = next((number for number, ids in enumerate(prompts, start=1) if not ids), None)
@@ -268,12 +275,14 @@ def _with_place(template: str, place: str) -> str:
 
 def _check_references(name: str, settings: GenerateSection, references: Sequence[str]) -> None:
     """Refuse right answers that the score finds none in, before any text is written."""
-    read = {"gsm8k": gsm8k_reference, "math": math_reference}.get(settings.score or "")
-    if read is None:
-        return
     for number, reference in enumerate(references, start=1):
         try:
-            read(reference)
+            if not reference.strip():
+                raise ValueError("its reference is empty; remove the row or fill it")
+            if settings.score == "gsm8k":
+                gsm8k_reference(reference)
+            if settings.score == "math" and not parsed(reference):
+                raise ValueError(f"the reference {reference[-80:]!r} holds no answer, such as \\boxed{{2}}")
         except ValueError as error:
             raise ValueError(f"row {number} of the test set {name}: {error}") from None
 
@@ -329,13 +338,23 @@ def score(test_set: TestSet, written: Sequence[Written], *, sandbox: Any = None)
 
 
 def _math_scores(test_set: TestSet, texts: Sequence[str], notes: list[str]) -> dict[str, float]:
-    """Accuracy, and how many texts hold no answer; these count as wrong."""
-    grade = grade_gsm8k if test_set.settings.score == "gsm8k" else grade_math
-    grades = [grade(text, right) for text, right in zip(texts, test_set.references, strict=True)]
-    lost = [row for row, given in enumerate(grades) if given == "unparsable"]
+    """Return the share of right answers, and how many texts hold no answer; these count as wrong.
+
+    For GSM8K the right ones are given by the last number of a text, and by the number after "####" (strict match).
+    """
+    found: list[Any]
+    if test_set.settings.score == "gsm8k":
+        found, right = [last_number(text) for text in texts], [gsm8k_reference(each) for each in test_set.references]
+        strict = [marked_number(text) == number for text, number in zip(texts, right, strict=True)]
+        same = [number == each for number, each in zip(found, right, strict=True)]
+        more = {"strict_match": sum(strict) / len(strict)}
+    else:
+        found, right = [parsed(text) for text in texts], [parsed(each) for each in test_set.references]
+        same, more = [equivalent(*sides) for sides in zip(found, right, strict=True)], {}
+    lost = [row for row, answer in enumerate(found) if not answer]
     for row in lost[:3]:
         notes.append(f"no answer was found in the text of row {row + 1}: {texts[row][-120:]!r}")
-    return {"": grades.count("correct") / len(grades), "unparsable": float(len(lost))}
+    return {"": sum(same) / len(same), **more, "unparsable": float(len(lost))}
 
 
 def _code_scores(test_set: TestSet, texts: Sequence[str], sandbox: Any, notes: list[str]) -> dict[str, float]:
