@@ -1,7 +1,8 @@
-"""Rows: packaged text, generated text, a local file or the Hub; and which of them are trained on or held out.
+"""Rows come from packaged text, generated text, a local file or the Hub; some are trained on and some held out.
 
-Local files are read as they are, by the standard library and pyarrow. `datasets.load_dataset` would make times of texts
-that look like dates, keep a copy of each file, need a disk to write to, and tell a damaged row in several lines.
+pandas reads tables with every cell as text, pyarrow reads Parquet, `datasets` the Hub. JSON is read by the standard
+library: the reader of `datasets` makes times of texts that look like dates, and refuses the whole numbers in EvalPlus's
+files.
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ import gzip
 import json
 import logging
 import lzma
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from io import StringIO
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import pandas
 import pyarrow.parquet
 
 from pedyra.app.export.hub import told_by_hub, why_not_on_hub
@@ -30,11 +30,11 @@ from pedyra.lora.spelling import did_you_mean
 logger = logging.getLogger(__name__)
 
 Rows = list[dict[str, Any]]
-"""A data set in memory: one dict a row, column name to value."""
+"""A data set is kept in memory: one dict a row, from column name to value."""
 
 
 def reviews() -> Rows:
-    """Film reviews from Rotten Tomatoes: 12,808 of 508 films. Text, label (1 fresh, 0 rotten), movie.
+    """Read 12,808 film reviews of 508 films from Rotten Tomatoes: text, label (1 fresh, 0 rotten) and movie.
 
     Split them with group_by: movie. Raises ImportError with the line that installs the package that carries them.
     """
@@ -48,12 +48,14 @@ def reviews() -> Rows:
 
 
 PACKAGED = {"reviews": reviews, "toy": toy}
-FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+TABLES: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": {"sep": "\t", "quoting": csv.QUOTE_NONE}}
+"""How pandas reads each kind of table. A quotation mark in a .tsv is a letter, as in GLUE's files."""
+FORMATS = (".jsonl", ".json", *TABLES, ".parquet")
 OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 def load_rows(data: DataSection) -> tuple[Rows, Rows | None, list[str] | None]:
-    """Training rows, validation rows (None: to be split off), and class names where the source declares them.
+    """Read training rows, validation rows (None: to be split off), and class names where the source declares them.
 
     Rows hold the columns that `data` names and no others. Raises ValueError for a source or column that is not there.
     """
@@ -89,7 +91,7 @@ def check_hub_keys(section: str, source: str, **given: str | None) -> None:
 
 
 def read_test_rows(source: str, config: str | None, split: str, columns: list[str] | None, key: str) -> Rows:
-    """Rows of a file, or of a split of a Hub data set, to be answered; `columns` None: all that there are, as they are.
+    """Read rows of a file or of a split of a Hub data set; with `columns` None they keep all columns as they are.
 
     Raises ValueError, beginning with `key`, for a source or column that is not there.
     """
@@ -98,7 +100,7 @@ def read_test_rows(source: str, config: str | None, split: str, columns: list[st
 
 
 def held_out(rows: Rows, fraction: float, group_by: str | None, seed: int) -> tuple[Rows, Rows]:
-    """Training and validation rows; rows with the same value of `group_by` stay on one side.
+    """Split into training and validation rows; rows with the same value of `group_by` stay on one side.
 
     Groups are held out in random order until they hold `fraction` of the rows. Raises ValueError if a side is empty.
     """
@@ -141,7 +143,7 @@ def _content(row: dict[str, Any], group_by: str | None) -> str:
 
 
 def sample(rows: Rows, count: int | None, seed: int, side: str) -> Rows:
-    """`count` of the rows in their order, drawn with `seed`; all of them if there are no more. Raises if none."""
+    """Draw `count` of the rows with `seed`, in their order, or take all of them. Raises ValueError without any."""
     if not rows:
         raise ValueError(f"the {side} rows of data.source are empty; a run needs at least one")
     if count is None or count >= len(rows):
@@ -166,8 +168,8 @@ def _select(
     structured: Sequence[str | None] = (),
     also: Sequence[str] = (),
 ) -> Rows:
-    """The rows with these columns, and those of `also` in which they have something; `structured` ones may hold more
-    than a text or a number."""
+    """Keep these columns of the rows, and those of `also` that hold something; `structured` columns may hold more than
+    a text or a number."""
     selected = []
     for number, row in enumerate(rows, start=1):
         for column in columns:
@@ -179,14 +181,11 @@ def _select(
                 raise ValueError(
                     f"row {number} of {where} has no value in column {column!r}; remove the row or fill it"
                 )
-            if isinstance(row[column], bytes):
-                raise ValueError(
-                    f"row {number} of {where} has bytes in column {column!r}, no text and no number; write it as text "
-                    f"(of Parquet: with the logical type string)"
-                )
-            if isinstance(row[column], (list, dict)) and column not in structured:
+            if isinstance(row[column], (bytes, list, dict)) and column not in structured:
                 kind = type(row[column]).__name__
-                raise ValueError(f"row {number} of {where} has a {kind} in column {column!r}, where text is expected")
+                raise ValueError(
+                    f"row {number} of {where} has a {kind} in column {column!r}, where a text or a number is expected"
+                )
         selected.append(
             {column: row[column] for column in columns} | {name: row[name] for name in also if row.get(name)}
         )
@@ -194,7 +193,7 @@ def _select(
 
 
 def _format(source: str) -> str | None:
-    """The format that a file name ends in, whether compressed or not; None if it is no file name."""
+    """Find the format that a file name ends in, whether compressed or not; None if it is no file name."""
     suffixes = [suffix.lower() for suffix in Path(source).suffixes]
     if suffixes and suffixes[-1] in OPENERS:
         suffixes.pop()
@@ -210,77 +209,40 @@ def _read_file(source: str, key: str) -> Rows:
     try:
         if kind == ".parquet":
             return pyarrow.parquet.read_table(path).to_pylist()
-        opener = OPENERS.get(path.suffix.lower(), open)
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            text = file.read()
-        if kind in (".csv", ".tsv"):
-            form: Any = {"delimiter": "," if kind == ".csv" else "\t"}
-            if kind == ".tsv" and not _is_quoted(text):
-                form["quoting"] = csv.QUOTE_NONE
-            csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # it would refuse cells of 131,072 letters
-            reader = csv.DictReader(StringIO(text, newline=""), strict=True, **form)
-            _check_names(reader.fieldnames or ())
-            return _whole(list(reader), source)
+        if kind in TABLES:
+            text_only: Any = {"dtype": str, "keep_default_na": False, "index_col": False, "encoding": "utf-8-sig"}
+            return pandas.read_csv(path, **text_only, **TABLES[kind]).to_dict("records")  # pyright: ignore
+        with OPENERS.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+            return _json_rows(file.read())
     except Exception as error:  # each library that unpacks or reads has errors of its own
-        raise ValueError(f"{key} {source!r} cannot be read as {kind[1:]}: {error}") from error
-    return _json_rows(text, source)
+        raise ValueError(f"{key} {source!r} cannot be read as {kind[1:]}: {' '.join(str(error).split())}") from error
 
 
-def _is_quoted(text: str) -> bool:
-    """Whether quotation marks hold the cells of a .tsv together, as those of a .csv do.
-
-    In GLUE's files they are letters: not every cell that has one begins and ends with one, and no line is cut.
-    """
-    lines = [line.removesuffix("\r").split("\t") for line in text.split("\n") if line]
-    marked = [cell for line in lines for cell in line if '"' in cell]
-    whole = all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in marked)
-    return bool(marked) and (whole or len({len(line) for line in lines}) > 1)
-
-
-def _check_names(names: Sequence[str]) -> None:
-    """Refuse a name that two columns have, of which only the last would be read; a table may have nameless ones."""
-    twice = next((name for name, count in Counter(names).items() if name and count > 1), None)
-    if twice is not None:
-        raise ValueError(f"{names.count(twice)} columns are called {twice!r}; give each a name of its own")
-
-
-def _whole(rows: Rows, source: str) -> Rows:
-    for number, row in enumerate(rows, start=1):
-        if any(row.get(None) or ()):  # pyright: ignore[reportArgumentType, reportCallIssue]
-            raise ValueError(f"row {number} of {source} has more cells than the first line has column names")
-    return rows
-
-
-def _json_rows(text: str, source: str) -> Rows:
-    """JSON lines, or one JSON list of objects."""
-    whole = text.lstrip().startswith("[")
-    # Not splitlines(): JSON strings may hold the other line separators of Unicode.
-    parts = [text] if whole else [line for line in text.split("\n") if line.strip()]
-    rows = []
-    for number, part in enumerate(parts, start=1):
-        where = source if whole else f"line {number} of {source}"
-        try:
-            found = json.loads(part)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where} is no valid JSON: {error}") from None
-        rows += found if whole else [found]
+def _json_rows(text: str) -> Rows:
+    """Read the rows of JSON lines, or of one JSON list of objects."""
+    if text.lstrip().startswith("["):
+        rows = json.loads(text)
+    else:  # not splitlines(): JSON strings may hold the other line separators of Unicode
+        rows = []
+        for number, line in enumerate(text.split("\n"), start=1):
+            try:
+                rows += [json.loads(line)] if line.strip() else []
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from None
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise ValueError(f"row {number} of {source} is no JSON object; a row maps column names to values")
+            raise ValueError(f"row {number} is no JSON object; a row maps column names to values")
         try:
             json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:  # JSON writes a character beyond the first 65,536 as two halves
-            half = error.object[error.start]
-            raise ValueError(
-                f"row {number} of {source} holds half of a character ({half!r}), which no tokenizer takes; correct it"
-            ) from None
+        except UnicodeEncodeError as error:  # scraped texts are cut within a character, which no tokenizer takes
+            raise ValueError(f"row {number} holds half of a character: {error}") from None
     return rows
 
 
 def _read_hub(
     source: str, config: str | None, split: str, key: str, label: str | None = None
 ) -> tuple[Rows, list[str] | None]:
-    """The rows of a Hub data set's split, and the class names of its column `label` if it declares them.
+    """Read a split of a Hub data set, and the class names of its column `label` if it declares them.
 
     Raises ValueError for what is not there, or may not be read without logging in.
     """
