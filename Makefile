@@ -37,7 +37,7 @@ docs: $(VENV)/.docs
 # On a machine with CUDA: parity with the CPU, step times, NCCL, and a table of methods, into build/gpu. GPU="--model
 # Qwen/Qwen2.5-Coder-0.5B" takes another model; GPU=--cpu tries it without a GPU.
 gpu: $(VENV)/.dev
-	$(BIN)/python tests/gpu.py --out build/gpu $(GPU)
+	PYTHONPATH=. $(BIN)/python tests/gpu.py --out build/gpu $(GPU)
 
 # The wheel and the sdist, checked as an index would.
 dist: $(VENV)/.created

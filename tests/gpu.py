@@ -1,6 +1,6 @@
-"""What a machine with CUDA says of pedyra: `make gpu`, or `python tests/gpu.py [--model NAME] [--out FOLDER]`.
+"""What a machine with CUDA says of pedyra: `make gpu`, or `make gpu GPU="--model NAME"`.
 
-Parity (the same run on the CPU and on the device, float32 and bfloat16), `bench step`, two
+Parity (the same run on the CPU and on the device, float32 and bfloat16), `benchmarks.step`, two
 processes over NCCL where there are two devices, and one table of methods on a real text: step time, peak
 memory, loss. It writes gpu.json and gpu.md. With --cpu the device is the CPU, which tests the script itself.
 """
@@ -29,11 +29,11 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 import pedyra
+from benchmarks.models import BenchModel, bench_model
+from benchmarks.spec import parse_method
+from benchmarks.step import Timing, bench_step, build, peak_bytes
 from pedyra import PeDyra, RankAllocator
 from pedyra.allocate.distributed import wrap_again
-from pedyra.lab.bench.bench_models import BenchModel, bench_model
-from pedyra.lab.bench.spec import parse_method
-from pedyra.lab.bench.step import Timing, bench_step, build, peak_bytes
 
 METHODS = {
     "LoRA": "lora",
@@ -50,10 +50,10 @@ WARMUP = 3
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--model", default="llama-512x8", help="as of bench step, or a causal LM: a folder, a name of the Hub"
+        "--model", default="llama-512x8", help="as of benchmarks.step, or a causal LM: a folder, a name of the Hub"
     )
     parser.add_argument("--steps", type=int, default=200, help="of each method in the table")
-    parser.add_argument("--rounds", type=int, default=20, help="of bench step")
+    parser.add_argument("--rounds", type=int, default=20, help="of benchmarks.step")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--processes", type=int, default=None, help="default: two where there are two devices")
@@ -183,7 +183,7 @@ def parity(device: str) -> list[dict[str, Any]]:
 
 
 def step(given: Any, device: str) -> list[dict[str, Any]]:
-    """`pedyra bench step`."""
+    """Run `benchmarks.step`."""
     models = [given.model] if not is_named(given.model) else ["llama-256x8"]
     dtypes = ("float32", "bfloat16") if device == "cuda" else ("float32",)
     rows = []

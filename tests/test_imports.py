@@ -1,5 +1,5 @@
-"""Imports go one way: lora <- fitting; lora <- allocate <- pe_dyra <- methods <- app <- lab; methods <- integrations.
-Heavy ones come late."""
+"""Imports go one way: lora <- fitting; lora <- allocate <- pe_dyra <- methods <- app <- lab <- benchmarks; methods <-
+integrations. Heavy ones come late."""
 
 from __future__ import annotations
 
@@ -63,6 +63,11 @@ def files(place: str) -> list[Path]:
     """The modules of a room, or the one that a path names."""
     path = SOURCE / place
     return sorted(path.rglob("*.py")) if path.is_dir() else [path if path.suffix else path.with_suffix(".py")]
+
+
+def test_benchmarks_import_everything_and_nothing_imports_them():
+    for path in files("."):
+        assert "benchmarks" not in {name.split(".")[0] for name in imported(path)}, path
 
 
 @pytest.mark.parametrize("room", BELOW)

@@ -141,19 +141,6 @@ def test_a_diverged_run_says_so_and_still_has_its_report(call, tmp_path):
     assert call("report", "runs/recipe", "--figures", "figures")[0] == 0
 
 
-@pytest.mark.parametrize(
-    ("command", "told"),
-    [
-        (("planted", "--noise", "nan"), "noise is nan; it is a finite number of at least 0"),
-        (("planted", "--noise", "0", "--noise", "-1"), "noise is -1.0; it is a finite number of at least 0"),
-    ],
-)
-def test_a_benchmark_refuses_what_cannot_be(call, command, told):
-    code, _, stderr = call("bench", *command)
-    assert code == 2
-    assert_one_line(stderr, told)
-
-
 HEAVY = ("torch", "transformers", "peft", "datasets")
 
 
@@ -172,8 +159,7 @@ def test_a_wrong_path_or_method_is_told_before_anything_heavy_is_loaded(tmp_path
 def test_help_loads_nothing_heavy():
     code = "import sys\nfrom pedyra.lab.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
     code += f"print([name for name in {HEAVY!r} if name in sys.modules])"
-    benches = ([*("bench", kind), "--help"] for kind in ("step", "scale", "planted"))
-    for arguments in (["--help"], *([verb, "--help"] for verb in VERBS), *benches):
+    for arguments in (["--help"], *([verb, "--help"] for verb in VERBS)):
         shown = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
         assert "Usage" in shown.stdout and shown.stdout.endswith("[]\n"), arguments
 

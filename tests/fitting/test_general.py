@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import ProcessorMixin, Trainer, TrainingArguments
 
 import pedyra
+from benchmarks.forgetting import bench_forgetting
 from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.recipe_sections import ModelSection
 from pedyra.fitting.calibration import calibrate, lora_layers, truncated
@@ -233,14 +234,15 @@ def test_a_folder_is_cut_so_that_it_forgets_less(folder: Path, tmp_path: Path, c
     general = tmp_path / "general.jsonl"
     general.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     asked = ["--general", str(general), "--tolerance", "20%", "--json", str(tmp_path / "fit.jsonl")]
-    for command in (["fit", str(folder), *asked], ["bench", "forgetting", str(folder), *asked[:2]]):
-        with pytest.raises(SystemExit) as stopped:
-            main(command)
-        assert not stopped.value.code, capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", str(folder), *asked])
+    assert not stopped.value.code, capsys.readouterr().err
     row = json.loads((tmp_path / "fit.jsonl").read_text().splitlines()[0])
     assert row["general_undone"] == pytest.approx(row["general_smaller"] - row["general_whole"], abs=1e-6)
     out = capsys.readouterr().out
-    assert "of general 64 to say what harms them and 64 for its proof" in out and "scaled" in out
+    assert "of general 64 to say what harms them and 64 for its proof" in out
+    rows = list(bench_forgetting([folder], TEXTS, rows=32))
+    assert [row["way"] for row in rows] == ["base", "whole", *["scaled"] * 3, *["general"] * 3, "task"]
     with pytest.raises(SystemExit) as stopped:
         main(["fit", str(folder), str(folder), "--max-rank", "auto", "--general", str(general)])
     assert stopped.value.code == 2 and "--general goes with one size" in capsys.readouterr().err

@@ -352,10 +352,10 @@ def _rank(text: str | None) -> int | Literal["auto"] | None:
     return int(text)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, commands: typer.Typer = app, name: str = "pedyra") -> None:
     """Entry point: run the command line, and turn a user's mistake into one line on stderr and exit code 2."""
     try:
-        app(args=arguments, prog_name="pedyra")
+        commands(args=arguments, prog_name=name)
     except Exception as error:
         if not _is_users(error):
             raise

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import typer
 
 from pedyra.app.cli import app, main
-from pedyra.lab.bench import bench_command
 from pedyra.lab.compare.compare_command import compare
 from pedyra.lab.paper import paper_command
 
@@ -27,7 +26,6 @@ def schema(
     print(json.dumps((recipe_schema if kind == "recipe" else grid_schema)(), indent=2))
 
 
-app.add_typer(bench_command.app, name="bench")
 app.add_typer(paper_command.app, name="paper")
 app.command()(compare)
 app.command()(schema)

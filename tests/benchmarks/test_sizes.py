@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from benchmarks.sizes import SIZES_KEY, bench_sizes
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.run import train_run
-from pedyra.lab.bench.cuts import bench_sizes
-from pedyra.lab.bench.rows import SIZES_KEY
 from pedyra.lora.files import append_row
 
 

@@ -1,4 +1,4 @@
-"""`pedyra bench step`: its rows, and the arithmetic between what it times and what it reports. No time is asserted."""
+"""`benchmarks.step`: its rows, and the arithmetic between what it times and what it reports. No time is asserted."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from pedyra.lab.bench.bench_models import bench_model
-from pedyra.lab.bench.measuring import storages
-from pedyra.lab.bench.spec import parse_method
-from pedyra.lab.bench.step import (
+from benchmarks.models import bench_model
+from benchmarks.spec import parse_method
+from benchmarks.step import (
     FLOOR,
     Timing,
     Variant,
@@ -23,8 +21,9 @@ from pedyra.lab.bench.step import (
     peak_bytes,
     quartiles_by_kind,
     run_schedule,
+    step,
+    storages,
 )
-from pedyra.lab.cli import app, main
 
 SHORT = Timing(rounds=8, batch=2, length=8)
 
@@ -35,12 +34,11 @@ def built(text: str) -> tuple[Variant, dict[str, torch.Tensor]]:
     return build(None if text == FLOOR else parse_method(text), model, SHORT), model.example()
 
 
-def test_smoke_writes_a_row_for_every_model_and_method_that_is_named(tmp_path):
+def test_smoke_writes_a_row_for_every_model_and_method_that_is_named(tmp_path, call):
     file, methods = tmp_path / "rows.jsonl", ["floor", "lora", "adalora", "pedyra:alpha=1.0"]
     arguments = ["llama-64x1", "llama-32x1", "--smoke", "--threads", "1", "--json", str(file)]
     named = [part for method in methods for part in ("--method", method)]
-    result = CliRunner().invoke(app, ["bench", "step", *arguments, *named])
-    assert result.exit_code == 0, result.output
+    assert call(step, *arguments, *named)[0] == 0
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert [(row["model"], row["variant"]) for row in rows] == [
         (model, method) for model in ("llama-64x1", "llama-32x1") for method in methods
@@ -55,13 +53,12 @@ def test_smoke_writes_a_row_for_every_model_and_method_that_is_named(tmp_path):
         assert row["peak_bytes"] > 4 * row["trainable_parameters"]
 
 
-def test_the_file_keeps_rows_of_other_settings_and_replaces_those_of_the_same(tmp_path):
+def test_the_file_keeps_rows_of_other_settings_and_replaces_those_of_the_same(tmp_path, call):
     file = tmp_path / "rows.jsonl"
 
     def run(method: str, batch: str) -> list[Any]:
         arguments = ["--smoke", "--threads", "1", "--json", str(file), "--batch", batch, "--method", method]
-        result = CliRunner().invoke(app, ["bench", "step", *arguments])
-        assert result.exit_code == 0, result.output
+        assert call(step, *arguments)[0] == 0
         return [json.loads(line) for line in file.read_text().splitlines()]
 
     (first,) = run("floor", "2")
@@ -70,27 +67,6 @@ def test_the_file_keeps_rows_of_other_settings_and_replaces_those_of_the_same(tm
     *others, last = run("floor", "2")
     assert [(row["variant"], row["batch"]) for row in others] == [("lora", 2), ("floor", 1)]
     assert last["variant"] == "floor" and last["step_seconds"] != first["step_seconds"]
-
-
-@pytest.mark.parametrize(
-    "bench", [["step", "--smoke"], ["scale", "--smoke"], ["cuts", "x"], ["bound", "x"], ["sizes", "x"]]
-)
-def test_a_file_of_other_rows_is_refused_and_left_as_it_is(bench, tmp_path, capsys):
-    (tmp_path / "rows.jsonl").write_text('{"loss": 1.0}\n')
-    with pytest.raises(SystemExit) as ended:
-        main(["bench", *bench, "--json", str(tmp_path / "rows.jsonl")])
-    assert ended.value.code == 2
-    assert "holds rows of something else; name another file" in capsys.readouterr().err
-    assert (tmp_path / "rows.jsonl").read_text() == '{"loss": 1.0}\n'
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [({"rounds": 1}, "at least 8")],
-)
-def test_a_setting_that_cannot_be_is_told(setting: dict[str, Any], message: str):
-    with pytest.raises(ValueError, match=message):
-        Timing(**setting)
 
 
 def test_what_is_unknown_or_too_short_is_told_before_anything_is_timed():
@@ -104,32 +80,6 @@ def test_what_is_unknown_or_too_short_is_told_before_anything_is_timed():
 def test_a_model_of_no_size_is_refused(name):
     with pytest.raises(ValueError, match="multiple of 32 and a depth of at least 1"):
         bench_model(name)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["step", "nosuch"], "model 'nosuch' is unknown"),
-        (["step", "--method", "lorra"], "did you mean 'lora'"),
-        (["planted", "--method", "lora", "--method", "pedira:alpha=1"], "did you mean 'pedyra'"),
-        (["transfer", "--method", "oracle"], "method 'oracle' is unknown"),
-        (["cuts", "nowhere"], "nowhere is no run folder"),
-        (["step", "--smoke", "--rounds", "0"], "rounds is 0; what is measured takes at least 8"),
-        (["step", "--method", "lora", "--method", "wide"], "20 rounds have 5; give --rounds 40"),
-    ],
-)
-def test_what_cannot_be_is_told_in_one_line(arguments, told, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["bench", *arguments])
-    assert ended.value.code == 2
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert told in line
-
-
-@pytest.mark.parametrize("option", ["--batch", "--length"])
-def test_sizes_of_nothing_are_refused(option):
-    result = CliRunner().invoke(app, ["bench", "step", "--smoke", option, "0"])
-    assert result.exit_code == 2 and f"'{option}'" in result.output
 
 
 def test_a_run_has_the_papers_median_schedule_or_what_is_given():

@@ -1,4 +1,4 @@
-"""`pedyra bench step`: what a training step costs, against PEFT's methods and against no adapter at all.
+"""`python -m benchmarks.step`: what a training step costs, against PEFT's methods and against no adapter at all.
 
 All methods train in one process, one step each in random order, so that whatever else the machine does hits all alike;
 a ratio is the median over rounds of a method's step by LoRA's (or the floor's) of the same round.
@@ -6,22 +6,25 @@ a ratio is the median over rounds of a method's step by LoRA's (or the floor's) 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle
 from random import Random
 from statistics import median, quantiles
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+import typer
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+from benchmarks.command import JsonFile, Smoke, Threads, command_line, methods_option, print_rows
+from benchmarks.method_run import configured
+from benchmarks.models import BenchModel, bench_model
+from benchmarks.rows import RowFile
+from benchmarks.spec import MethodSpec, parse_method
 from pedyra.allocate.schedule import Schedule, resolve_schedule
-from pedyra.lab.bench.bench_models import BenchModel, bench_model
-from pedyra.lab.bench.measuring import check_device, now, storages
-from pedyra.lab.bench.method_run import configured
-from pedyra.lab.bench.spec import MethodSpec, parse_method
 from pedyra.methods.data import Data, model_loss
 from pedyra.methods.loop import Loop, make_optimizer
 from pedyra.methods.method import SCHEDULE, Adaptation, Request
@@ -29,6 +32,9 @@ from pedyra.methods.registry import get_method
 from pedyra.methods.wide import CUTS, LEAST_INTERVAL, WINDOW, Wide, WideRun
 from pedyra.pe_dyra.config import RankSettings
 
+STEP_KEY = (
+    "model", "variant", "rounds", "batch", "length", "dtype", "device", "cpu_time", "threads", "rank", "run_steps",
+)  # fmt: skip
 FLOOR = "floor"
 """No adapter at work: what is timed beside the methods."""
 DEFAULT = (FLOOR, "lora", "adalora", "dora", "pedyra", "pedyra:alpha=1.0")
@@ -60,7 +66,8 @@ class Timing:
     def __post_init__(self) -> None:
         if self.rounds < LEAST_ROUNDS:
             raise ValueError(f"rounds is {self.rounds}; what is measured takes at least {LEAST_ROUNDS}")
-        check_device(self.device)
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device is 'cuda', but this machine has no CUDA device; use --device cpu")
 
     @property
     def total_steps(self) -> int:
@@ -73,7 +80,47 @@ class Timing:
         return {"initial_warmup": _WARMUP, "interval": self.rounds // 4, "final_warmup": self.rounds - 1}
 
     def now(self) -> float:
-        return now(self.device, cpu_time=self.cpu_time)
+        """Return seconds: of the processor's clock, which other work does not stop, or of the wall's; on a GPU of the
+        wall's, once the GPU is done."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.process_time() if self.cpu_time and self.device != "cuda" else time.perf_counter()
+
+
+def step(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="minilm, or llama-WIDTHxDEPTH.", show_default="minilm")
+    ] = None,
+    methods: Annotated[
+        list[str] | None, methods_option("floor, lora, adalora, dora; pedyra with alpha 0.5 and 1")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="So many observed steps are timed, and as many idle ones.", show_default="20")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, show_default="the model's")] = None,
+    length: Annotated[int | None, typer.Option(min=1, show_default="the model's")] = None,
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option()] = "float32",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option()] = "cpu",
+    cpu_time: Annotated[
+        bool, typer.Option("--cpu-time", help="Processor time, for a machine that others use.")
+    ] = False,
+    threads: Threads = None,
+    smoke: Smoke = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Time one training step of PE-DyRA against PEFT's methods, step by step in turn."""
+    file = RowFile(json_file, STEP_KEY)
+    if smoke:
+        models, batch, length = models or ["llama-32x1"], batch or 2, length or 16
+    if rounds is None:
+        rounds = LEAST_ROUNDS if smoke else 20
+    timing = Timing(rounds=rounds, batch=batch, length=length, dtype=dtype, device=device, cpu_time=cpu_time)
+    rows = list(file.keep(bench_step(models or ["minilm"], methods or DEFAULT, timing)))
+    for row in rows:
+        row["quartiles"] = "{:.3f} to {:.3f}".format(*row["ratio_quartiles"])
+        row |= row.get("ratio_by_kind", {})
+    columns = ("model", "variant", "ratio_to_lora", "quartiles", *KINDS, "ratio_to_floor", "peak_bytes")
+    print_rows(rows, [*columns, "trainable_parameters", "adjustment_seconds"])
 
 
 def bench_step(
@@ -242,6 +289,11 @@ def peak_bytes(variant: Variant, batch: dict[str, Tensor], device: str) -> int:
     return peak
 
 
+def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Return address -> bytes of the distinct storages behind these tensors."""
+    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+
+
 def _static(variant: Variant) -> Iterable[Tensor]:
     """What lives from step to step."""
     model: nn.Module = variant.model
@@ -294,3 +346,7 @@ def quartiles_by_kind(observed: Sequence[bool], ratios: Sequence[float]) -> dict
     """The quartiles of the ratios of each of `KINDS`; the middle one is their median."""
     pairs = list(zip(observed, ratios, strict=True))
     return {kind: quantiles([ratio for seen, ratio in pairs if seen is (kind == "observed")], n=4) for kind in KINDS}
+
+
+if __name__ == "__main__":
+    command_line(step)

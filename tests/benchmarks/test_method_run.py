@@ -10,8 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from pedyra.lab.bench.method_run import BenchTraining, FinishedRun, request, run_method
-from pedyra.lab.bench.spec import parse_method
+from benchmarks.method_run import BenchTraining, FinishedRun, request, run_method
+from benchmarks.spec import parse_method
 from pedyra.lab.refusals import check_refusals
 from pedyra.methods.registry import METHODS
 

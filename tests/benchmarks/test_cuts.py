@@ -13,13 +13,14 @@ from closeness import same_bits
 from rich.console import Console
 from torch import Tensor
 
+from benchmarks.bound import bench_bound
+from benchmarks.cuts import CUTS_KEY, bench_cuts, ways
+from benchmarks.forgetting import bench_forgetting
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.run import train_run
 from pedyra.fitting.calibration import calibrate, lora_layers
 from pedyra.fitting.curve import Ladder, Shape
 from pedyra.fitting.judge import Judge
-from pedyra.lab.bench.cuts import bench_bound, bench_cuts, bench_forgetting, ways
-from pedyra.lab.bench.rows import CUTS_KEY
 
 WAYS = ["fit", "singular values", "energy", "inputs", "first", "random"]
 
@@ -105,8 +106,8 @@ def test_every_run_is_checked_before_the_first_is_measured(run, tmp_path, monkey
     shutil.copytree(run, other)
     config = other / "adapter" / "adapter_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "peft_type": "ADALORA"}))
-    monkeypatch.setattr("pedyra.lab.bench.cuts.TrainedLora", lambda *a, **k: pytest.fail("measured"))
-    for bench in (bench_cuts, bench_bound):
+    for module, bench in (("cuts", bench_cuts), ("bound", bench_bound)):
+        monkeypatch.setattr(f"benchmarks.{module}.TrainedLora", lambda *a, **k: pytest.fail("measured"))
         with pytest.raises(ValueError, match=r"/adalora has an adapter of type ADALORA, and what is cut is a LoRA"):
             next(bench([run, other]))
     with pytest.raises(ValueError, match=r"/run is of data.kind classification, and general text is for a model that"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pedyra.lab.bench.spec import parse_method
+from benchmarks.spec import parse_method
 
 
 def test_a_key_goes_where_a_recipe_has_it():

@@ -1,4 +1,4 @@
-"""`pedyra bench planted`: every method against a known answer, the planted-rank problem.
+"""`python -m benchmarks.planted`: every method against a known answer, the planted-rank problem.
 
 A student with a uniform LoRA must find the ranks of a teacher's true update. The teacher is the base plus an update of
 known rank per layer. What a method reaches is its error relative to the untouched base, and how far its ranks end from
@@ -13,18 +13,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+import typer
 from torch import Tensor, nn
 
-from pedyra.lab.bench.method_run import BenchTraining, check_run, run_method
-from pedyra.lab.bench.rows import PLANTED_KEY, Row, RowFile, rates_by_method, summary
-from pedyra.lab.bench.spec import MethodSpec, parse_method
+from benchmarks.command import Smoke, Threads, command_line, methods_option, print_rows, several
+from benchmarks.method_run import BenchTraining, check_run, run_method
+from benchmarks.rows import Row, RowFile, rates_by_method, summary
+from benchmarks.spec import MethodSpec, parse_method
+from pedyra.app.console import new_console
+from pedyra.app.options import json_option
 from pedyra.methods.registry import METHODS
 
+PLANTED_KEY = ("method", "architecture", "width", "depth", "rank", "profile", "noise", "seed", "steps", "lr")
 PROFILES: dict[str, tuple[int, ...]] = {
     "design": (0, 0, 2, 0, 16, 4, 0, 12, 0, 2, 12, 0),
     "sparse": (0, 0, 0, 24, 0, 0, 0, 0, 24, 0, 0, 0),
@@ -44,6 +50,51 @@ SMOKE_STEPS = 24
 """The fewest in which every method does what it does."""
 ORACLE = "oracle"
 """LoRA with the true ranks from the start."""
+
+
+def planted(
+    chosen: Annotated[list[str] | None, methods_option("all but qlora, and the oracle")] = None,
+    profiles: Annotated[
+        list[str] | None, several("--profile", "design", "design, sparse, linear, uniform, random")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Number of seeds.", min=1, show_default="1 with --smoke, else 5")
+    ] = None,
+    first_seed: Annotated[int, typer.Option("--first-seed", help="The others follow it.", min=0)] = 0,
+    noises: Annotated[
+        list[float] | None, several("--noise", "0", "Of the targets, by the size of the true change")
+    ] = None,
+    architectures: Annotated[
+        list[str] | None, several("--architecture", "mlp", "mlp (residual layers) or block (transformer blocks)")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, show_default="1500")] = None,
+    lrs: Annotated[list[float] | None, several("--lr", "0.005", "Learning rate", min=1e-12)] = None,
+    threads: Threads = None,
+    smoke: Smoke = False,
+    json_file: Annotated[
+        Path | None, json_option("Append each row there when it is done; rows that it holds are not made again.")
+    ] = None,
+) -> None:
+    """Let every method look for the ranks of a planted update, and compare with the oracle that knows them."""
+    console, rows = new_console(), []
+    for row in bench_planted(
+        chosen or every_method(),
+        profiles=profiles or ["design"],
+        seeds=range(first_seed, first_seed + (seeds or (1 if smoke else 5))),
+        noises=noises or [0.0],
+        lrs=lrs or [5e-3],
+        architectures=architectures or ["mlp"],
+        steps=steps or (SMOKE_STEPS if smoke else 1500),
+        file=RowFile(json_file, PLANTED_KEY),
+    ):
+        rows.append(row)
+        ranks = " ".join(map(str, row["ranks"] or ["no ranks"]))
+        where = f"{row['architecture']}, {row['profile']}, noise {row['noise']:g}, seed {row['seed']}, {ranks}"
+        reached = "diverged" if row["relative_error"] is None else f"{row['relative_error']:.4g}"
+        console.print(f"{reached}  {row['method']}  {where}, {row['seconds']:.1f} s", soft_wrap=True)
+    for title, lines in summarise_planted(rows).items():
+        console.print()
+        print_rows(lines, list(lines[0]), title)
 
 
 @dataclass(frozen=True)
@@ -219,7 +270,7 @@ def bench_planted(
     for text in methods:
         check_run(specs[text], _training(problem_of(*cases[0], seeds[0]), jobs[0]))
 
-    def run(job: Row) -> Row:
+    def made(job: Row) -> Row:
         problem = problem_of(job["architecture"], job["profile"], job["noise"], job["seed"])
         spec = specs[job["method"]]
         if job["method"] == ORACLE:
@@ -227,7 +278,7 @@ def bench_planted(
             spec = MethodSpec(text=ORACLE, name="lora", lora={"ranks": true})
         return _run(problem, spec, job)
 
-    yield from file.complete(jobs, run)
+    yield from file.complete(jobs, made)
 
 
 def _training(problem: Problem, job: Row) -> BenchTraining:
@@ -286,3 +337,7 @@ def _lines(rows: Sequence[Row]) -> list[Row]:
         ranks = {"ranks wrong": fmean(wrong) if wrong else None}
         found.append({**kept, **times, **ranks, "seconds": fmean(row["seconds"] for row in own)})
     return found
+
+
+if __name__ == "__main__":
+    command_line(planted)

@@ -9,33 +9,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pedyra.lab.compare.statistics import differences, interval, standard_error
+from pedyra.lab.compare.statistics import standard_error
 from pedyra.lora.files import append_row, json_line, read_rows, write_file
 
 Row = dict[str, Any]
 
-# What makes two rows of a benchmark the same run.
-PLANTED_KEY = ("method", "architecture", "width", "depth", "rank", "profile", "noise", "seed", "steps", "lr")
-TRANSFER_KEY = ("method", "rank", "lr", "seed", "steps", "batch", "base")
-"""`base` names the texts and the pre-trained model."""
-CUTS_KEY = ("run", "way", "seed", "asked", "rows")
-BOUND_KEY = ("run", "fits", "asked")
-"""`asked` is the share or the tolerance that was given, of which a row has what came of it too."""
-SIZES_KEY = ("comparison", "rows", "task", "seed", "rank", "smaller_rank", "recover_steps")
-FORGETTING_KEY = ("run", "general", "rows", "way", "asked")
-STEP_KEY = (
-    "model", "variant", "rounds", "batch", "length", "dtype", "device", "cpu_time", "threads", "rank", "run_steps",
-)  # fmt: skip
-SCALE_KEY = ("kind", "device", "threads")
-SCALE_KEY_OF_SOME = ("axis", "value", "values", "measure", "layers", "rank", "width", "length", "batch")
-
 
 class RowFile:
-    """Rows in memory and, with a `path`, in a file too. A row is known by its values of the `key` fields, and of those
-    `of_some`, which not every row has."""
+    """Rows in memory and, with a `path`, in a file too. A row is known by its values of the `key` fields, and by its
+    `config`, which not every row has."""
 
-    def __init__(self, path: Path | None, key: Sequence[str], of_some: Sequence[str] = ("config",)) -> None:
-        self.path, self.key = path, (*key, *of_some)
+    def __init__(self, path: Path | None, key: Sequence[str]) -> None:
+        self.path, self.key = path, (*key, "config")
         self.rows: list[Row] = []
         if path is None:
             return
@@ -103,22 +88,17 @@ def best_rate(rates: Rates, value: str) -> float:
 
 
 def summary(rows: Sequence[Row], value: str) -> list[Row]:
-    """A line per method, in the order given, at the rate with its lowest mean; `edge` where that rate ends the grid.
+    """Return a line per method, in the order given, at the rate with its lowest mean; `edge` where that ends the grid.
 
-    `less lora` is the paired difference to LoRA at its own best rate. The rate is chosen from the very runs
-    that are then compared, which flatters every method a little, those with more rates a little more: give all of them
-    the same grid.
+    The rate is chosen from the very runs that are then compared, which flatters every method a little, those with more
+    rates a little more: give all of them the same grid.
     """
-    methods = rates_by_method(rows)
-    best = {method: best_rate(rates, value) for method, rates in methods.items()}
-    values = {method: losses(methods[method][rate], value) for method, rate in best.items()}
     lines = []
-    for method, rates in methods.items():
-        own = list(values[method].values())
-        edge = {min(rates): "lowest", max(rates): "highest"}.get(best[method], "") if len(rates) > 1 else ""
-        line = {"method": method, value: fmean(own), "s.e.": standard_error(own), "lr": best[method], "edge": edge}
-        less = differences(values[method], values["lora"]) if method != "lora" and "lora" in values else []
-        line |= {"less lora": fmean(less) if less else None, "95 %": interval(less)}
+    for method, rates in rates_by_method(rows).items():
+        best = best_rate(rates, value)
+        own = list(losses(rates[best], value).values())
+        edge = {min(rates): "lowest", max(rates): "highest"}.get(best, "") if len(rates) > 1 else ""
+        line = {"method": method, value: fmean(own), "s.e.": standard_error(own), "lr": best, "edge": edge}
         lines.append(line | {"seeds": len(own)})
     return lines
 
@@ -127,8 +107,6 @@ def shown(value: Any) -> str:
     """A value of a line as text."""
     if value is None:
         return ""
-    if isinstance(value, tuple):
-        return " ".join(f"{end:+.4f}" for end in value)
     if isinstance(value, float):
         return f"{value:.5g}" if math.isfinite(value) else "diverged"
     return str(value)

@@ -1,4 +1,4 @@
-"""`pedyra bench planted`: the problem has the ranks it says, and rows, table and figure say what was found."""
+"""`python -m benchmarks.planted`: the problem has the ranks it says, and rows, table and figure say what was found."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from typer.testing import CliRunner
 
-from pedyra.lab.bench.planted import (
+from benchmarks.planted import (
     ARCHITECTURES,
+    PLANTED_KEY,
     PROFILES,
     batches,
     bench_planted,
     every_method,
     make_problem,
+    planted,
     profile_ranks,
     relative_error,
     summarise_planted,
 )
-from pedyra.lab.bench.rows import PLANTED_KEY, RowFile
-from pedyra.lab.cli import app
+from benchmarks.rows import RowFile
 from pedyra.methods.registry import METHODS
 
 SHORT = 24
@@ -86,10 +86,10 @@ def test_noise_is_relative_to_the_true_change():
     assert float((other - target).std() / change.std()) == pytest.approx(0.5, rel=0.02)
 
 
-def test_smoke_writes_a_row_for_every_method(tmp_path):
+def test_smoke_writes_a_row_for_every_method(tmp_path, call):
     file = tmp_path / "rows.jsonl"
-    result = CliRunner().invoke(app, ["bench", "planted", "--smoke", "--json", str(file)])
-    assert result.exit_code == 0, result.output
+    code, out, _ = call(planted, "--smoke", "--json", str(file))
+    assert code == 0
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert [row["method"] for row in rows] == every_method()
     assert len(rows) == len(METHODS)  # without qlora, and with the oracle
@@ -103,7 +103,7 @@ def test_smoke_writes_a_row_for_every_method(tmp_path):
         assert row["rank_distance"] == wrong
     by_method = {row["method"]: row for row in rows}
     assert by_method["lora"]["ranks"] == [4] * 12 and by_method["oracle"]["rank_distance"] == 0
-    assert "x oracle" in result.output
+    assert "x oracle" in out
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_smoke_writes_a_row_for_every_method(tmp_path):
     ],
 )
 def test_what_a_method_refuses_is_told_before_another_is_trained(method, told, monkeypatch):
-    monkeypatch.setattr("pedyra.lab.bench.planted.run_method", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setattr("benchmarks.planted.run_method", lambda *a, **k: pytest.fail("trained"))
     with pytest.raises(ValueError, match=told):
         next(bench_planted(["lora", method], steps=SHORT))
 
@@ -129,7 +129,7 @@ def test_rows_are_not_made_twice(tmp_path, monkeypatch):
         return list(bench_planted(["lora", "oracle"], **problems, file=file))
 
     first = run()
-    monkeypatch.setattr("pedyra.lab.bench.planted.run_method", lambda *a, **k: pytest.fail("made again"))
+    monkeypatch.setattr("benchmarks.planted.run_method", lambda *a, **k: pytest.fail("made again"))
     assert run() == first and len(first) == 4
 
 

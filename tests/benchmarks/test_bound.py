@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from benchmarks import bound
+from benchmarks.bound import BOUND_KEY, Population, bench_bound
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.run import train_run
 from pedyra.fitting.verdict import Point
-from pedyra.lab.bench import cuts
-from pedyra.lab.bench.cuts import Population, bench_bound
-from pedyra.lab.bench.rows import BOUND_KEY
 
 
 class HandMadeLadder:
@@ -70,7 +69,7 @@ def test_a_run_is_fitted_with_rows_of_each_fits_own(tmp_path):
 
 def test_too_few_held_out_batches_of_any_run_are_told_first(monkeypatch):
     tasks = {"many": 33, "few": 32}
-    monkeypatch.setattr(cuts, "opened", lambda run: (None, SimpleNamespace(eval=range(tasks[run.name]))))
+    monkeypatch.setattr(bound, "opened", lambda run: (None, SimpleNamespace(eval=range(tasks[run.name]))))
     with pytest.raises(ValueError, match="runs/few has 4 batches of 8 held-out rows, and a fit takes 4 for the proof"):
         next(bench_bound([Path("runs/many"), Path("runs/few")]))
 

@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
-from pedyra.lab.bench.spec import MethodSpec
+from benchmarks.spec import MethodSpec
 from pedyra.lab.refusals import check_refusals
 from pedyra.lora.attach import attach, drop_empty
 from pedyra.lora.layer import rank_parameters

@@ -1,0 +1,106 @@
+"""`python -m benchmarks.forgetting RUN --general ROWS`: trained LoRAs, cut or scaled so that they forget less."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.command import JsonFile, Runs, Threads, command_line, print_done
+from benchmarks.rows import Row, RowFile
+from benchmarks.trained import BATCH, TrainedLora, opened
+from pedyra.app.tasks.sources import read_test_rows
+from pedyra.fitting.calibration import disabled, evaluating, truncated
+from pedyra.fitting.curve import Ladder, Shape
+from pedyra.fitting.general import harm_first, scaled, slopes_at_half, text_batches, texts_of
+from pedyra.fitting.judge import Batch, Cut
+from pedyra.fitting.verdict import paired
+
+FORGETTING_KEY = ("run", "general", "rows", "way", "asked")
+SHARES = {"general": (0.9, 0.85, 0.8), "task": (0.5,)}
+"""Order of a cut -> parts of the parameters that are left."""
+SCALES = (0.9, 0.8, 0.7)
+GENERAL_ROWS = 192
+
+
+def forgetting(
+    runs: Runs,
+    general: Annotated[Path, typer.Option(metavar="ROWS", help="Text that should not be forgotten, in a column text.")],
+    rows: Annotated[int, typer.Option(min=16, help="Of training, to calibrate with.")] = 1024,
+    threads: Threads = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Cut trained LoRAs so that they forget less, and scale them down; the loss of the task and of general text."""
+    file = RowFile(json_file, FORGETTING_KEY)
+    texts = read_test_rows(str(general), None, "train", ["text"], "--general")
+    made = ({"general": str(general), **row} for row in bench_forgetting(runs, texts, rows))
+    print_done(file.keep(made), ["run", "way", "amount", "loss", "general_loss"])
+
+
+def bench_forgetting(runs: Sequence[Path], general: Sequence[Any], rows: int = 1024) -> Iterator[dict[str, Any]]:
+    """One row for each run and way to forget less: the loss of the task, and that of general text.
+
+    Ways: `base` and `whole`; `scaled`, the whole adapter times `amount`; `task` and `general`, what is left of a cut to
+    this part of the parameters, in the order of `pedyra fit` and in that of `pedyra fit --general`.
+
+    Args:
+        general: texts, or rows with the column `text`; half of them say what harms them, and half are measured on.
+        rows: of training, to calibrate with, at most.
+    """
+    texts = texts_of(general)[:GENERAL_ROWS]
+    if len(texts) < 4 * BATCH:
+        raise ValueError(f"general has {len(texts)} texts, and it takes at least {4 * BATCH}; give more")
+    for run in runs:  # what is wrong with one is told before anything is measured
+        recipe, _, tokenizer, _ = opened(run)
+        if recipe.data.kind != "causal_lm":
+            raise ValueError(
+                f"{run} is of data.kind {recipe.data.kind}, and general text is for a model that writes; give runs of "
+                f"causal_lm"
+            )
+        text_batches(tokenizer, texts, BATCH)
+    for run in runs:
+        trained = TrainedLora(run, rows)
+        batches = text_batches(trained.tokenizer, texts, BATCH)
+        for row in _forgetting(trained, batches[::2], batches[1::2]):
+            yield {"run": str(run), "rows": rows, **row}
+
+
+def _forgetting(trained: TrainedLora, slopes: Sequence[Batch], held: Sequence[Batch]) -> Iterator[Row]:
+    weights = [trained.judge.samples(batch) for batch in held]
+    none = [0.0] * len(held)
+
+    def row(way: str, asked: float, cut: Cut, share: float | None = None) -> Row:
+        general = list(trained.judge.losses(held, cut))
+        losses = trained.mean(trained.losses(cut)), paired(none, general, weights).mean
+        amount = asked if share is None else share
+        return {"way": way, "asked": asked, "amount": amount, "loss": losses[0], "general_loss": losses[1]}
+
+    yield row("base", 0.0, partial(disabled, trained.model))
+    yield row("whole", 1.0, partial(evaluating, trained.model))
+    for scale in SCALES:
+        yield row("scaled", scale, partial(_scaled, trained, scale))
+    training = list(trained.training)
+    of_task, of_text = (slopes_at_half(trained.judge, each, trained.calibration) for each in (training, slopes))
+    for way, shares in SHARES.items():
+        calibration = trained.calibration
+        if way == "general":
+            calibration, _ = harm_first(calibration, of_task, of_text)
+        ladder = Ladder(calibration, Shape())
+        for share in shares:
+            size = ladder.point(ladder.at(share))
+            yield row(way, share, partial(truncated, trained.model, calibration, size.ranks), size.share)
+
+
+@contextmanager
+def _scaled(trained: TrainedLora, scale: float) -> Iterator[None]:
+    """While it lasts, each layer adds this part of what the adapter gives."""
+    with evaluating(trained.model), scaled(trained.model, scale):
+        yield
+
+
+if __name__ == "__main__":
+    command_line(forgetting)

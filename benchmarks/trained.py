@@ -1,0 +1,103 @@
+"""A trained LoRA whose cuts a benchmark measures: a finished run with its base, and held-out batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from pedyra.app.models.base import load_tokenizer, positions
+from pedyra.app.recipe import Recipe
+from pedyra.app.runs.evaluate import adapted_model, check_training_rows, finished_run
+from pedyra.app.tasks.task import Task, load_task
+from pedyra.fitting.calibration import calibrate, evaluating, lora_layers, truncated
+from pedyra.fitting.curve import Ladder, Shape
+from pedyra.fitting.gramians import Calibration
+from pedyra.fitting.judge import Cut, Judge, model_loss, model_outputs
+from pedyra.fitting.verdict import paired
+from pedyra.lora.inspection import read_adapter_config
+
+BATCH = 8
+"""Rows of a batch: losses are paired batch by batch, so small ones make a better standard error."""
+
+
+class TrainedLora:
+    """The LoRA of a finished run with its base, and held-out batches to be judged by.
+
+    Args:
+        rows: of training, to calibrate with, at most; the default is that of `pedyra fit`.
+        held_out: rows to be judged by, at most; None: all of them.
+        data: as `opened`.
+    """
+
+    def __init__(self, run: Path, rows: int = 1024, held_out: int | None = None, data: Path | None = None) -> None:
+        self.run = run
+        recipe, adapter, tokenizer, task = opened(run, data)
+        self.model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
+        self.tokenizer = tokenizer
+        precision = torch.autocast(self.model.device.type, torch.bfloat16, enabled=recipe.training.get("bf16", False))
+        self.judge = Judge(self.model, precision(model_loss), precision(model_outputs))
+        generator = torch.Generator().manual_seed(recipe.seed)
+
+        def batches(part: Any, count: int) -> DataLoader[Any]:
+            drawn = part.select(torch.randperm(len(part), generator=generator)[:count].tolist())
+            return DataLoader(drawn, batch_size=BATCH, collate_fn=lambda found: dict(task.collator(found)))
+
+        self.training = batches(task.train, rows)
+        self.batches = list(batches(task.eval, len(task.eval) if held_out is None else held_out))
+        self.weights = [self.judge.samples(batch) for batch in self.batches]
+        self.whole = self.losses()
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        return calibrate(self.judge, self.training)
+
+    @cached_property
+    def ladder(self) -> Ladder:
+        return Ladder(self.calibration, Shape())
+
+    @property
+    def parameters(self) -> int:
+        """Of all factors A and B."""
+        slots = [(module.lora_A["default"], module.lora_B["default"]) for module in lora_layers(self.model).values()]
+        return sum(A.weight.numel() + B.weight.numel() for A, B in slots)
+
+    def losses(self, cut: Cut | None = None) -> list[float]:
+        """Of each held-out batch, with the model that `cut` makes; by default the adapter as it was trained."""
+        return list(self.judge.losses(self.batches, cut or (lambda: evaluating(self.model))))
+
+    def losses_at(self, ranks: Mapping[str, int], calibration: Calibration | None = None) -> list[float]:
+        """Of each held-out batch, with so many ranks of each layer, in the order of a calibration; default: its own."""
+        return self.losses(partial(truncated, self.model, calibration or self.calibration, ranks))
+
+    def mean(self, losses: Sequence[float]) -> float:
+        """Over the samples of all held-out batches."""
+        return paired([0.0] * len(losses), losses, self.weights).mean
+
+
+def opened(run: Path, data: Path | None = None) -> tuple[Recipe, Path, Any, Task]:
+    """The recipe of a finished run, its adapter folder, its tokenizer and its task.
+
+    Args:
+        data: a folder that has the files of the run's rows, though they may have been elsewhere when it was trained.
+
+    Raises:
+        ValueError: it is no finished run, its adapter is no LoRA, or its rows are not those that it was trained on.
+    """
+    folder, recipe, adapter = finished_run(run)
+    if (kind := read_adapter_config(adapter)["peft_type"]) != "LORA":
+        raise ValueError(
+            f"{run} has an adapter of type {kind}, and what is cut is a LoRA; give the run of another method"
+        )
+    if data is not None:
+        files = {key: data / Path(getattr(recipe.data, key) or "").name for key in ("source", "validation")}
+        found = {key: str(file) for key, file in files.items() if file.is_file()}
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=found)})
+    tokenizer = load_tokenizer(recipe.model)
+    task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
+    check_training_rows(folder, recipe, task)
+    return recipe, adapter, tokenizer, task
