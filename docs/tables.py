@@ -24,7 +24,6 @@ from scipy.stats import binomtest
 from pedyra.fitting.verdict import student
 from pedyra.lab.compare.statistics import interval, standard_error
 from pedyra.methods.registry import METHODS
-from pedyra.methods.wide import Wide
 from pedyra.pe_dyra.config import RankSettings
 
 DOCS = Path(__file__).parent
@@ -765,11 +764,6 @@ def methods() -> Cells:
 @table("PeDyra")
 def settings_of_pedyra() -> Cells:
     return _settings(RankSettings)
-
-
-@table("Wide")
-def settings_of_wide() -> Cells:
-    return _settings(Wide)
 
 
 def _settings(kind: Any) -> Cells:

@@ -1,15 +1,14 @@
 """Ranks that move in a training loop of one's own. Run: python examples/own_loop.py (ten seconds)
 
 The target differs from the base by an update of rank 8 in the last layer alone. Look at the ranks: every layer begins
-with 20, three cuts lead to the number of parameters of a LoRA of r = 5, and what is left is where the update is.
-With `PeDyra()` in the place of `Wide(rank=5)` the same loop trains with the paper's method.
+with 5, their sum stays 15, and triples move to where the update is.
 """
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from pedyra import RankAllocator, Wide
+from pedyra import PeDyra, RankAllocator
 
 
 def main(steps: int = 600) -> RankAllocator:
@@ -19,9 +18,9 @@ def main(steps: int = 600) -> RankAllocator:
     teacher = nn.Sequential(*base[:-1], nn.Linear(32, 128))
     teacher[4].load_state_dict({"weight": base[4].weight + update, "bias": base[4].bias})
 
-    model = get_peft_model(base, LoraConfig(r=20, lora_alpha=40, target_modules=["0", "2", "4"]))  # type: ignore[arg-type]
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
-    allocator = RankAllocator(model, optimizer, Wide(rank=5), total_steps=steps)
+    model = get_peft_model(base, LoraConfig(r=5, lora_alpha=40, target_modules=["0", "2", "4"]))  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-2)
+    allocator = RankAllocator(model, optimizer, PeDyra(moves=1, interval=20), total_steps=steps)
     for step in range(1, steps + 1):
         x = torch.randn(64, 32)
         with torch.no_grad():

@@ -14,13 +14,11 @@ if TYPE_CHECKING:
     from pedyra.fitting.trainer import fit as fit
     from pedyra.lora.attach import attach as attach
     from pedyra.lora.attach import detach as detach
-    from pedyra.methods.wide import Wide as Wide
     from pedyra.pe_dyra.method import PeDyra as PeDyra
 
 # Loaded on first use, so that `import pedyra` and `pedyra --help` load neither torch nor transformers.
 _HOMES = {
     "PeDyra": "pedyra.pe_dyra.method",
-    "Wide": "pedyra.methods.wide",
     "RankCallback": "pedyra.allocate.callback",
     "RankAllocator": "pedyra.allocate.rank_allocator",
     "fit": "pedyra.fitting.trainer",
@@ -30,7 +28,7 @@ _HOMES = {
     "export_adapter": "pedyra.app.export.export",
 }
 
-__all__ = ["PeDyra", "Wide", "RankCallback", "RankAllocator", "fit", "Fit", "attach", "detach", "export_adapter"]
+__all__ = ["PeDyra", "RankCallback", "RankAllocator", "fit", "Fit", "attach", "detach", "export_adapter"]
 __version__ = "0.1.0"
 
 

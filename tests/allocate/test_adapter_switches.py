@@ -9,9 +9,10 @@ import torch
 from closeness import same_bits
 from torch import nn
 
-from pedyra import PeDyra, RankAllocator, RankCallback, Wide
+from pedyra import PeDyra, RankAllocator, RankCallback
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import adapted_layers
+from pedyra.methods.wide import Wide
 
 NARROW = Wide(rank=1, interval=10, initial_warmup=0, final_warmup=4)
 

@@ -10,7 +10,8 @@ import torch
 from transformers import TrainerCallback
 from windows import SCHEDULE, allocate, forced
 
-from pedyra import RankAllocator, Wide, detach
+from pedyra import RankAllocator, detach
+from pedyra.methods.wide import Wide
 
 MEASURING = {"config": Wide(rank=1, initial_warmup=1, interval=10, final_warmup=0)}
 """From the second step on."""

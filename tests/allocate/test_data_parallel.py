@@ -19,8 +19,9 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 from windows import forced, on_lora
 from works_with import note
 
-from pedyra import RankAllocator, RankCallback, Wide
+from pedyra import RankAllocator, RankCallback
 from pedyra.allocate.distributed import wrap_again
+from pedyra.methods.wide import Wide
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="forks are for Linux without an accelerator")
 

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from transformers import TrainerCallback
 
-from pedyra import RankCallback, Wide
+from pedyra import RankCallback
 from pedyra.allocate.allocation import undone
 from pedyra.lora.layer import adapted_layers
+from pedyra.methods.wide import Wide
 
 LOGGED = {"logging_strategy": "steps", "logging_steps": 2}
 

@@ -17,9 +17,10 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from windows import adamw
 
-from pedyra import RankAllocator, RankCallback, Wide
+from pedyra import RankAllocator, RankCallback
 from pedyra.allocate.checkpoint import restore, save_state
 from pedyra.lora.layer import adapted_layers
+from pedyra.methods.wide import Wide
 
 TRUE = {"a": 2, "b": 0, "c": 3}
 """Layer -> rank of what the teacher has beyond the base."""

@@ -12,7 +12,8 @@ from together import can_fork, together
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pedyra import RankAllocator, Wide
+from pedyra import RankAllocator
+from pedyra.methods.wide import Wide
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="forks are for Linux without an accelerator")
 STEPS = 80

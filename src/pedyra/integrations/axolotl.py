@@ -13,7 +13,6 @@ from pydantic import BaseModel, TypeAdapter, model_validator
 from pedyra.allocate.callback import RankCallback
 from pedyra.fitting.fit import Wanted
 from pedyra.fitting.trainer import fit_trainer
-from pedyra.methods.wide import Wide
 from pedyra.pe_dyra.method import PeDyra
 
 LOG = get_logger("axolotl.pedyra")  # a child of the logger whose level axolotl sets
@@ -24,17 +23,17 @@ KERNELS = ("lora_qkv_kernel", "lora_o_kernel", "lora_mlp_kernel", "lora_embeddin
 class PedyraSection(BaseModel, extra="forbid"):
     """What stands under `pedyra`."""
 
-    method: Literal["pedyra", "wide"] | None = None
+    method: Literal["pedyra"] | None = None
     """How ranks move while it trains; none: they stay."""
     settings: dict[str, Any] = {}
-    """Fields of PeDyra or Wide."""
+    """Fields of PeDyra."""
     fit: dict[str, Any] | None = None
     """Arguments of pedyra.fit, {} for its defaults: the smaller adapter goes to the folder `fit` of output_dir."""
 
     @model_validator(mode="after")
     def _check(self) -> PedyraSection:
         if self.method is None and self.settings:
-            raise ValueError("pedyra.settings is given without pedyra.method: pedyra or wide")
+            raise ValueError("pedyra.settings is given without pedyra.method: pedyra")
         self.config()  # to have a mistake told before anything is loaded
         self.wanted()
         return self
@@ -48,17 +47,17 @@ class PedyraSection(BaseModel, extra="forbid"):
             )
         return TypeAdapter(Wanted).validate_python(self.fit)  # with the types of its fields
 
-    def config(self) -> PeDyra | Wide | None:
+    def config(self) -> PeDyra | None:
         if self.method is None:
             return None
         try:
-            return {"pedyra": PeDyra, "wide": Wide}[self.method](**self.settings)
-        except TypeError as error:  # a field that is missing, unknown, or of another type
-            raise ValueError(f"pedyra.settings of method {self.method}: {error}") from error
+            return PeDyra(**self.settings)
+        except TypeError as error:  # a field that is unknown, or of another type
+            raise ValueError(f"pedyra.settings: {error}") from error
 
     def sees_layers(self) -> bool:
-        """Whether inputs of the layers are needed: by the input score, by the Gramians of Wide, and by a fit."""
-        return self.fit is not None or self.method == "wide" or getattr(self.config(), "alpha", 1) != 1
+        """Whether inputs of the layers are needed: by the input score, and by a fit."""
+        return self.fit is not None or getattr(self.config(), "alpha", 1) != 1
 
 
 class PedyraArgs(BaseModel):
