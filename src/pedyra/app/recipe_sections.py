@@ -6,9 +6,8 @@ Nothing heavy is imported here, as in `pedyra.app.recipe`.
 from __future__ import annotations
 
 import os.path
-import re
 import string
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -16,11 +15,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 METRICS: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "f1", "matthews"),
@@ -38,25 +34,12 @@ LOWER_IS_BETTER = ("loss", "perplexity")
 GENERATED = ("causal_lm", "seq2seq")
 """Kinds whose models write text, so that `generate` can judge what they write."""
 
-MOST_LETTERS = 10_000
-"""Of one place of a template; a wider one is no prompt, and would fill the memory."""
-
-
 LARGEST_SEED = 2**32 - 1
 """NumPy takes no larger one."""
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_yes_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """`r: true` is no rank of 1."""
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and annotation is not bool and bool not in get_args(annotation):
-            raise PydanticCustomError("number", "Input should be a number, not true or false")
-        return value
 
 
 HomePath = Annotated[str, AfterValidator(os.path.expanduser)]
@@ -265,22 +248,11 @@ def check_template(template: str | None, key: str) -> None:
 
 
 def template_columns(template: str, key: str = "data.template") -> list[str]:
-    """The columns that a template has places for.
-
-    Raises:
-        ValueError: braces that do not pair, a place within a place, or one that is to be filled up to more letters than
-            MOST_LETTERS.
-    """
+    """Find the columns that a template has places for. Raises ValueError for braces that do not pair."""
     try:
-        places = [(name, spec or "") for _, name, spec, _ in string.Formatter().parse(template) if name is not None]
+        return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise ValueError(f"{key} {template!r}: {error}; a brace itself is written twice") from None
-    for name, spec in places:
-        if "{" in spec:
-            raise ValueError(f"{key}: the place {{{name}:{spec}}} holds another place; write its width as a number")
-        if any(int(number) > MOST_LETTERS for number in re.findall(r"\d{1,99}", spec)):
-            raise ValueError(f"{key}: the place {{{name}:{spec}}} says more than a width of at most {MOST_LETTERS}")
-    return [name for name, _ in places]
 
 
 Score = Literal["rouge", "exact", "gsm8k", "math", "code"]

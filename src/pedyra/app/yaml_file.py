@@ -1,4 +1,4 @@
-"""Settings in YAML files: how they are read, overridden on the command line, and how a mistake in them is told."""
+"""Settings are read from YAML files and overridden on the command line, and a mistake in them is told in one line."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
 from pedyra.lora.spelling import did_you_mean
 
 
 def read_settings(path: Path, overrides: Sequence[str], *, what: str, starts_with: str) -> dict[str, Any]:
-    """The mapping in a YAML file, with `key.path=value` overrides (values are YAML).
+    """Read the mapping in a YAML file, with `key.path=value` overrides (values are YAML).
 
     `what` the file is and the key it typically `starts_with` are for the messages. Raises ValueError, one line, for a
     file that is missing or no YAML mapping, and an override without `=`.
@@ -35,7 +34,7 @@ def read_settings(path: Path, overrides: Sequence[str], *, what: str, starts_wit
 
 
 def _yaml() -> YAML:
-    """YAML 1.2: `no` is text, 1e-3 is a number, and a key that is given twice is a mistake."""
+    """Make a reader of YAML 1.2: `no` is text, 1e-3 is a number, and a key that is given twice is a mistake."""
     yaml = YAML(typ="safe", pure=True)  # the other one, in C, reads YAML 1.1
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
@@ -43,57 +42,30 @@ def _yaml() -> YAML:
 
 
 def to_yaml(content: Any) -> str:
-    """Text that `parse_yaml` reads as `content` again, keys in their order."""
+    """Write text that `parse_yaml` reads as `content` again, keys in their order."""
     text = StringIO()
     _yaml().dump(content, text)
     return text.getvalue()
 
 
 LONGEST = 256 << 10
-"""Of a YAML file, which takes ten seconds to read at the worst; the ranks of 6,500 layers fit into it."""
-MOST_NODES, DEEPEST = 100_000, 50
-"""Of a YAML file, its aliases written out: a few lines of aliases of aliases would be more than any memory holds."""
+"""No YAML file is longer, so that a wrong file is told at once; the ranks of 6,500 layers fit into it."""
 
 
 def parse_yaml(text: str | bytes, where: str) -> Any:
-    """What YAML 1.2 text holds; JSON is a part of it. Raises ValueError, one line that begins with `where`.
-
-    Merge keys (`<<`) are no part of YAML 1.2 and are refused.
-    """
-    yaml = _yaml()
+    """Read YAML 1.2 text, of which JSON is a part. Raises ValueError, one line that begins with `where`."""
+    if len(text) > LONGEST:
+        raise ValueError(f"{where} has {len(text):,} letters, and settings have at most {LONGEST:,}")
     try:
-        if len(text) > LONGEST:
-            raise ValueError(f"it has {len(text):,} letters, and settings have at most {LONGEST:,}")
-        node = yaml.compose(text if isinstance(text, str) else text.decode("utf-8-sig"))
-        if node is None:
-            return None
-        if _size(node, DEEPEST, {}) > MOST_NODES:
-            raise ValueError(f"its aliases make more than {MOST_NODES:,} values")
-        return yaml.constructor.construct_document(node)
-    except RecursionError:
-        reason = "it is nested too deep"
+        return _yaml().load(text if isinstance(text, str) else text.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is no text: {error}; give the path of a YAML file") from None
     except MarkedYAMLError as error:
         at = error.problem_mark
         reason = f"{error.problem}" + (f" (line {at.line + 1}, column {at.column + 1})" if at else "")
-    except (YAMLError, ValueError, OverflowError) as error:  # ValueError: a date that cannot be, a lone surrogate
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that cannot be
         reason = " ".join(str(error).split())
     raise ValueError(f"{where} is not valid YAML: {reason}")
-
-
-def _size(node: Node, depth: int, known: dict[Node, int]) -> int:
-    """How many values are in it, its aliases written out."""
-    if depth == 0:  # an alias inside of what it stands for, too
-        raise RecursionError
-    if node not in known:
-        parts = [] if isinstance(node, ScalarNode) else node.value
-        if isinstance(node, MappingNode):
-            if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
-                raise ValueError("merge keys (<<) are no part of YAML 1.2; write the keys out")
-            parts = [part for pair in node.value for part in pair]
-        known[node] = 1 + sum(_size(part, depth - 1, known) for part in parts)
-    return known[node]
 
 
 def _apply_override(content: dict[str, Any], override: str) -> None:
@@ -112,7 +84,7 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
 
 
 def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"lora": {"r": 8}} -> {"lora.r": 8}."""
+    """Make {"lora.r": 8} of {"lora": {"r": 8}}."""
     found: dict[str, Any] = {}
     for key, value in section.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
@@ -120,7 +92,7 @@ def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first key whose value has changed, with both values, and how many others have; None if none has."""
+    """Tell the first key whose value has changed, with both values, and how many others have; None if none has."""
     old, new = flat(before), flat(now)
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     if not changed:
@@ -131,16 +103,12 @@ def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str |
     return f"{changed[0]} was {old.get(changed[0])!r} and is now {new.get(changed[0])!r}{more}"
 
 
-OTHER_NAMES = {"rank": "r", "lora_alpha": "alpha", "lora_dropout": "dropout"}
-"""What people, or PEFT, call a key -> the key."""
-
-
 def one_line(error: ValidationError, model: type[BaseModel], depth: int) -> str:
-    """The first mistake as one line with its full key path, and how many other keys have one.
+    """Tell the first mistake in one line with its full key path, and how many other keys have one.
 
     Args:
-        model: the schema that was broken, for the names of its keys.
-        depth: how many keys deep settings are where the first mistake is; pydantic's paths may go on below them, e.g.
+        model: the schema that was broken; it has the names of the keys.
+        depth: settings are so many keys deep where the first mistake is; pydantic's paths may go on below them, e.g.
             into a union.
     """
     mistakes: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
@@ -155,8 +123,7 @@ def _message(mistake: ErrorDetails, path: list[str], model: type[BaseModel]) -> 
     key = ".".join(path)
     if mistake["type"] == "extra_forbidden":
         known = _keys_at(model, path[:-1])
-        also = {other: key for other, key in OTHER_NAMES.items() if key in known}
-        return f"unknown key {key!r}; {did_you_mean(path[-1], known, prefix=key.removesuffix(path[-1]), also=also)}"
+        return f"unknown key {key!r}; {did_you_mean(path[-1], known, prefix=key.removesuffix(path[-1]))}"
     if mistake["type"] == "missing":
         return f"key {key!r} is required"
     if mistake["type"] == "value_error":
@@ -165,7 +132,7 @@ def _message(mistake: ErrorDetails, path: list[str], model: type[BaseModel]) -> 
 
 
 def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
-    """The keys of the section at `path`; a part of the path may be a key of a dict of sections."""
+    """Find the keys of the section at `path`; a part of the path may be a key of a dict of sections."""
     section: Any = model
     for part in path:
         # dict[str, Section] -> Section

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,6 @@ from torch import Tensor, nn
 
 from pedyra.lora.files import check_shape
 from pedyra.lora.inspection import PREFIX, find_adapter, keys_by_layer, read_adapter_config, read_tensors
-from pedyra.lora.layer_names import check_patterns
 
 # Starts after which the update s B A is relative to the base model as it was; True and False are, too.
 _PLAIN_STARTS = ("gaussian", "orthogonal", "eva", "mica")
@@ -120,8 +120,10 @@ def read_lora(path: Path, title: str | None = None) -> SavedLora:
         raise ValueError(f"{folder / 'adapter_config.json'} is damaged: a rank is {least}, and PEFT has none below 1")
     tensors = read_tensors(folder / "adapter_model.safetensors")
     by_layer = keys_by_layer(tensors)
-    check_config_patterns(config, by_layer, str(folder))
-    layers = [_saved_layer(folder, config, tensors, name, keys) for name, keys in by_layer.items()]
+    try:
+        layers = [_saved_layer(folder, config, tensors, name, keys) for name, keys in by_layer.items()]
+    except re.error as error:
+        raise ValueError(f"{folder / 'adapter_config.json'} names layers by no regular expression: {error}") from error
     if not layers:
         raise ValueError(f"{folder / 'adapter_model.safetensors'} holds no LoRA factors")
     return SavedLora(title or str(folder), folder, config, tensors, layers)
@@ -185,7 +187,6 @@ def whole_number(value: float) -> int | float:
 def load_adapter(base: nn.Module, folder: Path, title: str | None = None, **options: Any) -> PeftModel:
     """The adapter on `base`, as PEFT loads it. Raises ValueError: its files are damaged, or do not fit this model."""
     title = title or str(folder)
-    check_config_patterns(read_adapter_config(folder), [name for name, _ in base.named_modules()], title)
     try:
         _follow_vocabulary(base, folder)
         return PeftModel.from_pretrained(base, folder, **options)  # type: ignore[arg-type]
@@ -213,25 +214,8 @@ def _follow_vocabulary(base: Any, folder: Path) -> None:
                     base.resize_token_embeddings(rows, mean_resizing=False)
 
 
-_MISFITS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError)
+_MISFITS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, re.error)
 """What PEFT raises for a config that was written by hand, or for another model."""
-
-
-_PATTERNS = (
-    *("target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "rank_pattern", "alpha_pattern"),
-)
-
-
-def check_config_patterns(config: dict[str, Any], names: Iterable[str], title: str) -> None:
-    """Refuse an adapter's config whose regular expressions cannot be matched with these names; ValueError."""
-    given: list[str] = []
-    for key in _PATTERNS:
-        value = config.get(key) or ()
-        given += [value] if isinstance(value, str) else value
-    try:
-        check_patterns(given, names)
-    except ValueError as error:
-        raise ValueError(f"{title}: adapter_config.json: {error}") from None
 
 
 def check_plain(lora: SavedLora) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
@@ -31,47 +28,6 @@ def pattern_keys(names: Iterable[str]) -> dict[str, str]:
     """
     names = tuple(names)
     return dict(zip(names, _keys(names), strict=True))
-
-
-_SECONDS = 2
-_TRIAL = f"""
-import json, re, sys
-try:
-    import resource
-    resource.setrlimit(resource.RLIMIT_CPU, ({_SECONDS}, {_SECONDS}))
-except ImportError:
-    pass
-patterns, names = json.load(sys.stdin)
-for pattern in patterns:
-    try:
-        pattern = re.compile(rf"(.*\\.)?({{pattern}})$")
-    except (re.error, OverflowError, RecursionError) as error:
-        sys.exit(f"{{pattern!r}} is no regular expression: {{error}}")
-    for name in names:
-        pattern.match(name)
-"""
-
-
-def check_patterns(patterns: Iterable[str], names: Iterable[str]) -> None:
-    """Refuse regular expressions of a file that cannot be matched with these names, or not within two seconds.
-
-    They are tried in a process of its own, since nothing can end a search in this one. PEFT's way is followed. Raises
-    ValueError: with the pattern, or what they are together.
-    """
-    odd = [pattern for pattern in patterns if not re.fullmatch(r"\^?(\\[.-]|[\w.-])*", pattern)]
-    if not odd:
-        return
-    given = json.dumps([odd, list(names)])
-    try:
-        tried = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", _TRIAL], input=given, capture_output=True, text=True, timeout=60
-        )
-    except subprocess.TimeoutExpired:
-        tried = None
-    if tried is None or tried.returncode < 0:
-        raise ValueError(f"{odd[0]!r} takes more than {_SECONDS} s to be matched with the layers; name them plainly")
-    if tried.returncode:
-        raise ValueError(" ".join(tried.stderr.split()))
 
 
 @lru_cache(maxsize=64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from difflib import get_close_matches
 
 
@@ -12,18 +12,15 @@ def did_you_mean(
     *,
     otherwise: str | None = None,
     prefix: str = "",
-    also: Mapping[str, str] | None = None,
 ) -> str:
     """ "did you mean 'lora'?" with the nearest known name, for the end of a message.
 
     Args:
         otherwise: what is said where none is near; default: all that are known.
-        also: other names that may be written -> the known name that is meant by each.
         prefix: goes before the name that was meant, e.g. the section of a key.
     """
     names = {each.lower(): each for each in reversed(list(known))}
-    meant = {**names, **(also or {})}
-    near = get_close_matches(str(name).lower(), meant, n=1, cutoff=0.5)
+    near = get_close_matches(str(name).lower(), names, n=1, cutoff=0.5)
     if near:
-        return f"did you mean {prefix + meant[near[0]]!r}?"
+        return f"did you mean {prefix + names[near[0]]!r}?"
     return f"known are {', '.join(reversed(names.values()))}" if otherwise is None else otherwise

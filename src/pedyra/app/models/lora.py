@@ -11,7 +11,6 @@ from torch import nn
 from pedyra.app.export.merge import MORE_HEADS
 from pedyra.app.models.base import task_type
 from pedyra.app.recipe_sections import LoraSection
-from pedyra.lora.layer_names import check_patterns
 
 
 def lora_config(section: LoraSection, kind: str, model: nn.Module, revision: str | None = None) -> LoraConfig:
@@ -111,10 +110,9 @@ def check_names(model: nn.Module, section: LoraSection) -> None:
             continue
         if isinstance(given, str):
             try:
-                check_patterns([given], names)
-            except ValueError as error:
-                raise ValueError(f"lora.{key}: {error}") from None
-            unmatched = [] if any(re.fullmatch(given, name) for name in names) else [given]
+                unmatched = [] if any(re.fullmatch(given, name) for name in names) else [given]
+            except re.error as error:
+                raise ValueError(f"lora.{key}: {given!r} is no regular expression: {error}") from None
         else:
             unmatched = [wanted for wanted in given if not any(_is_called(name, wanted) for name in names)]
         if unmatched:

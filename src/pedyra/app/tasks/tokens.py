@@ -18,8 +18,8 @@ NO_LIMIT = 1_000_000
 """Tokenizers without a limit say 1e30."""
 
 DAY = date(2026, 1, 1)
-"""The day on which chats are said to be: templates that write the date (Llama 3.2, SmolLM3, gpt-oss) would give other
-tokens on the next day, and the run would no longer know its rows."""
+"""Chats are said to be on this day: templates that write the date (Llama 3.2, SmolLM3, gpt-oss) would give other tokens
+on the next day, and a run could be neither resumed nor fitted."""
 _WRITES_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "longformer", "mpnet")
