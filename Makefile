@@ -20,9 +20,9 @@ versions:
 # The tables of docs/works_with.md, by the tests that run each Trainer, optimizer, engine and tool. A tool that is not
 # installed keeps the row that it had.
 works-with: $(VENV)/.dev
-	PEDYRA_WORKS_WITH=1 $(TEST_ENV) $(BIN)/python -m pytest -q tests/allocate/test_trainers.py \
-		tests/allocate/test_optimizers.py tests/allocate/test_data_parallel.py tests/allocate/test_sharded.py \
-		tests/allocate/test_callback.py tests/allocate/test_deepspeed.py tests/allocate/test_engines.py \
+	PEDYRA_WORKS_WITH=1 $(TEST_ENV) $(BIN)/python -m pytest -q tests/trainer/test_trainers.py \
+		tests/allocate/test_optimizers.py tests/trainer/test_data_parallel.py tests/trainer/test_sharded.py \
+		tests/trainer/test_adapt.py tests/trainer/test_deepspeed.py tests/trainer/test_engines.py \
 		tests/app/runs/test_fsdp2.py tests/test_tools_page.py tests/app/runs/test_trackers.py tests/integrations
 	$(BIN)/python docs/tables.py
 

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments, set_seed
 
 import pedyra
-from pedyra import PeDyra, RankCallback
+from pedyra import PeDyra
 
 
 def rows(count: int, seed: int) -> list[dict[str, torch.Tensor]]:
@@ -29,10 +29,6 @@ def main(output_dir: str = "runs/example_trainer", steps: int = 300) -> pedyra.F
         BertForSequenceClassification(config),
         LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", modules_to_save=["classifier"]),
     )
-    # This is the one line of PE-DyRA. Without it the Trainer trains plain LoRA, and fit works the same. The paper moves
-    # 12 of 576 triples at a time. This adapter has 52. If 12 of them moved, most of the new ones would be pruned again
-    # at the next adjustment.
-    callback = RankCallback(PeDyra(moves=2))
     arguments = TrainingArguments(
         output_dir,
         max_steps=steps,
@@ -43,11 +39,13 @@ def main(output_dir: str = "runs/example_trainer", steps: int = 300) -> pedyra.F
         report_to="none",
         dataloader_pin_memory=False,
     )
-    trainer = Trainer(
-        model, arguments, train_dataset=rows(2048, seed=1), eval_dataset=rows(1024, seed=2), callbacks=[callback]
-    )
+    trainer = Trainer(model, arguments, train_dataset=rows(2048, seed=1), eval_dataset=rows(1024, seed=2))
+    # This is the one line of PE-DyRA. Without it the Trainer trains plain LoRA, and fit works the same. The paper moves
+    # 12 of 576 triples at a time. This adapter has 52. If 12 of them moved, most of the new ones would be pruned again
+    # at the next adjustment.
+    handle = pedyra.adapt(trainer, PeDyra(moves=2))
     trainer.train()
-    for name, rank in callback.result.ranks.items():
+    for name, rank in handle.result.ranks.items():
         print(f"{rank:3d}  {name}")
     model.save_pretrained(f"{output_dir}/adapter")  # an ordinary LoRA folder
 

@@ -31,7 +31,7 @@ TRAIN = """
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
-from pedyra import PeDyra, RankCallback
+from pedyra import PeDyra, adapt
 
 def base():
     torch.manual_seed(0)
@@ -42,11 +42,12 @@ model = get_peft_model(base(), LoraConfig(r=2, task_type="SEQ_CLS", target_modul
 rows = [dict(input_ids=torch.tensor([n % 20, 3]), labels=n % 2) for n in range(16)]
 arguments = TrainingArguments(sys.argv[1], max_steps=13, use_cpu=True, report_to="none", save_strategy="no",
                               per_device_train_batch_size=4, dataloader_pin_memory=False, label_names=["labels"])
-callback = RankCallback(PeDyra(interval=2, initial_warmup=1, final_warmup=1))
-Trainer(model, arguments, train_dataset=rows, callbacks=[callback]).train()
+trainer = Trainer(model, arguments, train_dataset=rows)
+handle = adapt(trainer, PeDyra(interval=2, initial_warmup=1, final_warmup=1))
+trainer.train()
 model.save_pretrained(sys.argv[1])
 PeftModel.from_pretrained(base(), sys.argv[1])
-print(sum(callback.allocator.ranks.values()), sorted(ABSENT & set(sys.modules)))
+print(sum(handle.allocator.ranks.values()), sorted(ABSENT & set(sys.modules)))
 """
 
 
@@ -54,7 +55,7 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", WITHOUT + script, *arguments], capture_output=True, text=True)
 
 
-def test_the_callback_trains_and_saves_without_what_the_command_line_adds(tmp_path):
+def test_adapt_trains_and_saves_without_what_the_command_line_adds(tmp_path):
     done = run(TRAIN, str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "4 []"

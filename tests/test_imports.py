@@ -1,5 +1,5 @@
-"""Imports go one way: lora <- fitting; lora <- allocate <- pe_dyra <- methods <- app <- lab <- benchmarks; methods <-
-integrations. Heavy ones come late."""
+"""Imports go one way: lora <- fitting; lora <- allocate <- pe_dyra <- trainer <- methods <- app <- lab <- benchmarks;
+methods <- integrations. Heavy ones come late."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ BELOW: dict[str, set[str]] = {
     "fitting": {"lora"},
     "allocate": {"lora"},
     "pe_dyra": {"lora", "allocate"},
-    "methods": {"lora", "fitting", "allocate", "pe_dyra"},
-    "app": {"lora", "fitting", "allocate", "pe_dyra", "methods"},
-    "integrations": {"lora", "fitting", "allocate", "pe_dyra", "methods"},
-    "lab": {"lora", "fitting", "allocate", "pe_dyra", "methods", "app"},
+    "trainer": {"lora", "fitting", "allocate", "pe_dyra"},
+    "methods": {"lora", "fitting", "allocate", "pe_dyra", "trainer"},
+    "app": {"lora", "fitting", "allocate", "pe_dyra", "trainer", "methods"},
+    "integrations": {"lora", "fitting", "allocate", "pe_dyra", "trainer", "methods"},
+    "lab": {"lora", "fitting", "allocate", "pe_dyra", "trainer", "methods", "app"},
 }
 # Roots that a place must not import, not even inside a function.
 FOREIGN = {
@@ -143,3 +144,48 @@ def test_every_public_name_resolves():
     assert set(pedyra.__all__) <= set(dir(pedyra))
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = pedyra.nonsense  # type: ignore[attr-defined]
+
+
+WITHOUT_TRAINER = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("transformers.trainer"):
+            raise ImportError(f"{name} is not to be had in this process")
+
+sys.meta_path.insert(0, Refuse())
+import torch
+from peft import LoraConfig, get_peft_model
+from pedyra import PeDyra, RankAllocator, attach, detach
+from pedyra.fitting.fit import Rows, Wanted, fit_batches
+from pedyra.fitting.judge import Judge
+
+torch.manual_seed(0)
+model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4)),
+                       LoraConfig(r=4, lora_alpha=20, target_modules=["0", "2"]))
+optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+allocator = RankAllocator(model, optimizer, PeDyra(interval=2, initial_warmup=2, final_warmup=4, moves=1), 24)
+batches = [{"x": torch.randn(8, 8)} for _ in range(8)]
+
+def loss(model, batch):
+    return (model(batch["x"]) - batch["x"][:, :4].tanh()).square().mean()
+
+for step in range(24):
+    optimizer.zero_grad()
+    loss(model, batches[step % 8]).backward()
+    allocator.before_step()
+    optimizer.step()
+    allocator.after_step()
+allocator.release()
+detach(model)
+judge = Judge(model, loss, lambda model, batch: [model(batch["x"])])
+found = fit_batches(judge, Rows(calibration=batches, choice=batches, proof=batches), Wanted(recover=0, tolerance=0.5))
+print(len(allocator.history), found.row()["of"])
+"""
+
+
+def test_the_core_runs_where_transformers_trainer_cannot_be_imported():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TRAINER], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["8", "8"], done.stdout

@@ -22,9 +22,6 @@ from peft.tuners.lora import Linear, LoraLayer
 from peft.utils.other import EMBEDDING_LAYER_NAMES, get_pattern_key, transpose
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_callback import CallbackHandler
-
-from pedyra.allocate.trainer import caller, resumed_from
 
 # peft
 
@@ -63,11 +60,10 @@ def test_peft_moved_what_the_starts_need():
 
 
 class Recorder(TrainerCallback):
-    """The order of Trainer's events and of what it does between them, and what its frames show."""
+    """The order of Trainer's events and of what it does between them."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
-        self.frames: tuple[Any, Any, Any] = None, None, None
 
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("on_") and name not in ("on_train_begin", "on_pre_optimizer_step", "on_step_end"):
@@ -75,7 +71,6 @@ class Recorder(TrainerCallback):
         return super().__getattribute__(name)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.frames = caller(Trainer), caller(CallbackHandler), resumed_from()
         self.optimizer, self.model = kwargs["optimizer"], kwargs["model"]
         step = self.optimizer.optimizer.register_step_pre_hook(lambda *_: self.seen.append("step"))
         self.handle = step
@@ -100,25 +95,22 @@ def recorded(make_trainer: Any, tmp_path: Path) -> tuple[Trainer, Recorder]:
 
 
 def test_trainer_calls_its_events_in_another_order(recorded):
-    """`allocate.callback`: gradients are read after clipping and before the step; ranks move once they are cleared."""
+    """`trainer.adapt`: gradients are read after clipping and before the step; ranks move once they are cleared."""
     _, recorder = recorded
     events = [name for name in recorder.seen if name in ("on_pre_optimizer_step", "step", "on_step_end", "on_save")]
     assert events[:3] == ["on_pre_optimizer_step", "step", "on_step_end"] and events[-1] == "on_save"
     assert recorder.norm == pytest.approx(1e-3, rel=1e-2) and recorder.cleared
 
 
-def test_trainers_frames_no_longer_show_trainer_handler_and_checkpoint(recorded):
-    """`allocate.trainer`."""
-    trainer, recorder = recorded
-    assert recorder.frames == (trainer, trainer.callback_handler, None)
-    assert recorder in trainer.callback_handler.callbacks
-    assert "self._run_epoch(" in inspect.getsource(Trainer._inner_training_loop)
-    for method in (Trainer.train, Trainer._inner_training_loop):
-        assert "resume_from_checkpoint" in inspect.signature(method).parameters
+def test_trainers_loop_is_no_longer_handed_the_checkpoint_by_name(recorded):
+    """`trainer.changes.watch_training`."""
+    assert "resume_from_checkpoint=resume_from_checkpoint," in inspect.getsource(Trainer.train)
+    assert "self._inner_training_loop," in inspect.getsource(Trainer.train)
+    assert "resume_from_checkpoint" in inspect.signature(Trainer._inner_training_loop).parameters
 
 
 def test_trainer_renamed_what_a_checkpoint_is_saved_with(recorded, tmp_path):
-    """`allocate.trainer.save_whole`."""
+    """`trainer.checkpoints.save_whole`."""
     trainer, _ = recorded
     assert trainer._get_output_dir(trial=None) == str(tmp_path / "run")
     assert list(inspect.signature(Trainer._save_checkpoint).parameters) == ["self", "model", "trial"]
@@ -126,18 +118,18 @@ def test_trainer_renamed_what_a_checkpoint_is_saved_with(recorded, tmp_path):
 
 
 def test_trainer_no_longer_takes_the_batches_of_a_step_from_get_batch_samples():
-    """`allocate.trainer.end_at_last_step`; what comes of it is in test_resume, of the very last step."""
+    """`trainer.changes.end_at_last_step`; what comes of it is in test_resume, of the very last step."""
     assert "self.get_batch_samples(epoch_iterator, " in inspect.getsource(Trainer)
 
 
 def test_trainer_no_longer_asks_whether_a_model_divides_its_loss(recorded):
-    """`allocate.trainer.expect_mean_loss`; what it does with the answer is in test_mean_loss."""
+    """`trainer.changes.expect_mean_loss`; what it does with the answer is in test_mean_loss."""
     trainer, _ = recorded
-    assert trainer.model_accepts_loss_kwargs is False  # RankCallback saw that BERT does not
+    assert trainer.model_accepts_loss_kwargs is False  # pedyra saw that BERT does not
 
 
 def test_trainer_renamed_what_it_does_otherwise_under_fsdp(recorded):
-    """`allocate.trainer.keep_whole`; what comes of it is in test_sharded."""
+    """`trainer.engines.keep_whole`; what comes of it is in test_sharded."""
     trainer, _ = recorded
     assert trainer.is_fsdp_enabled is False and trainer.accelerator.sync_gradients is True
     for name in ("save_model", "_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler", "_load_best_model"):
@@ -150,7 +142,7 @@ def test_trainer_renamed_what_it_does_otherwise_under_fsdp(recorded):
 
 @pytest.mark.skipif(Version(accelerate.__version__) < Version("1.11"), reason="it has not, there")
 def test_accelerate_no_longer_leaves_whole_what_fsdp2_is_told_to_ignore():
-    """`allocate.trainer.keep_whole`; what comes of it is in test_sharded."""
+    """`trainer.engines.keep_whole`; what comes of it is in test_sharded."""
     plugin = {field.name for field in fields(FullyShardedDataParallelPlugin)}
     assert {"fsdp_version", "ignored_modules", "cpu_ram_efficient_loading", "activation_checkpointing"} <= plugin
     assert "fsdp2_plugin.ignored_modules" in inspect.getsource(fsdp2_prepare_model)

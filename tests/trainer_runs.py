@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from windows import forced
 
-from pedyra import PeDyra, RankCallback
+from pedyra import PeDyra, adapt
 from pedyra.allocate.contract import RankConfig
+from pedyra.trainer.adapt import RankTraining
 
 STEPS = 12
 SCHEDULE: dict[str, Any] = dict(interval=2, initial_warmup=1, final_warmup=3, moves=4)
@@ -47,8 +48,11 @@ def rows() -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def make_trainer(make_bert: Any, rows: list[dict[str, Any]], quick: Any) -> Callable[..., tuple[Trainer, RankCallback]]:
-    """make_trainer(out, config, model=..., lora={...}, **TrainingArguments): a Trainer with its RankCallback."""
+def make_trainer(make_bert: Any, rows: list[dict[str, Any]], quick: Any) -> Callable[..., tuple[Trainer, RankTraining]]:
+    """make_trainer(out, config, model=..., lora={...}, **TrainingArguments): a Trainer and the handle of `adapt`.
+
+    adapting: further arguments of `adapt`; None: the Trainer is left as it is, and the handle is None.
+    """
 
     def make(
         out: Path,
@@ -56,13 +60,12 @@ def make_trainer(make_bert: Any, rows: list[dict[str, Any]], quick: Any) -> Call
         *,
         model: Any = None,
         lora: dict[str, Any] | None = None,
-        callback: RankCallback | None = None,
+        adapting: dict[str, Any] | None = {},  # noqa: B006
         trainer_class: type[Trainer] = Trainer,
         **arguments: Any,
-    ) -> tuple[Trainer, RankCallback]:
+    ) -> tuple[Trainer, Any]:
         given: Any = quick() if config is None else config
-        if callback is None:
-            callback = RankCallback(**given) if isinstance(given, dict) else RankCallback(given)
+        method = given["config"] if isinstance(given, dict) else given
         settings: dict[str, Any] = dict(
             max_steps=STEPS,
             per_device_train_batch_size=4,
@@ -82,10 +85,9 @@ def make_trainer(make_bert: Any, rows: list[dict[str, Any]], quick: Any) -> Call
             args=TrainingArguments(str(out), **{**settings, **arguments}),
             train_dataset=rows,  # type: ignore[arg-type]
             eval_dataset=rows[:8],  # type: ignore[arg-type]
-            callbacks=[callback],
         )
         trainer.remove_callback(PrinterCallback)
-        return trainer, callback
+        return trainer, None if adapting is None else adapt(trainer, method, **adapting)
 
     return make
 
@@ -105,11 +107,11 @@ def logits(tokens: dict[str, Tensor]) -> Callable[[Any], Tensor]:
 
 
 @pytest.fixture
-def run_state() -> Callable[[Trainer, RankCallback], dict[str, Any]]:
-    """run_state(trainer, callback): everything that an exact resume must reproduce, by name."""
+def run_state() -> Callable[[Trainer, RankTraining], dict[str, Any]]:
+    """run_state(trainer, handle): everything that an exact resume must reproduce, by name."""
 
-    def collect(trainer: Trainer, callback: RankCallback) -> dict[str, Any]:
-        allocator, model = callback.allocator, trainer.model
+    def collect(trainer: Trainer, handle: RankTraining) -> dict[str, Any]:
+        allocator, model = handle.allocator, trainer.model
         assert allocator is not None and model is not None and trainer.lr_scheduler is not None
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         held = {id(p) for group in allocator.optimizer.param_groups for p in group["params"]}

@@ -7,28 +7,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pedyra.allocate.callback import RankCallback as RankCallback
     from pedyra.allocate.rank_allocator import RankAllocator as RankAllocator
     from pedyra.app.export.export import export_adapter as export_adapter
     from pedyra.fitting.result import Fit as Fit
-    from pedyra.fitting.trainer import fit as fit
     from pedyra.lora.attach import attach as attach
     from pedyra.lora.attach import detach as detach
     from pedyra.pe_dyra.method import PeDyra as PeDyra
+    from pedyra.trainer.adapt import adapt as adapt
+    from pedyra.trainer.fit import fit as fit
 
 # Loaded on first use, so that `import pedyra` and `pedyra --help` load neither torch nor transformers.
 _HOMES = {
     "PeDyra": "pedyra.pe_dyra.method",
-    "RankCallback": "pedyra.allocate.callback",
+    "adapt": "pedyra.trainer.adapt",
     "RankAllocator": "pedyra.allocate.rank_allocator",
-    "fit": "pedyra.fitting.trainer",
+    "fit": "pedyra.trainer.fit",
     "Fit": "pedyra.fitting.result",
     "attach": "pedyra.lora.attach",
     "detach": "pedyra.lora.attach",
     "export_adapter": "pedyra.app.export.export",
 }
 
-__all__ = ["PeDyra", "RankCallback", "RankAllocator", "fit", "Fit", "attach", "detach", "export_adapter"]
+__all__ = ["adapt", "fit", "PeDyra", "RankAllocator", "Fit", "attach", "detach", "export_adapter"]
 __version__ = "0.1.0"
 
 

@@ -9,7 +9,7 @@ import torch
 from closeness import same_bits
 from torch import nn
 
-from pedyra import PeDyra, RankAllocator, RankCallback
+from pedyra import PeDyra, RankAllocator
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.wide import Wide
@@ -61,8 +61,8 @@ def test_a_named_adapter_resumes_as_the_unbroken_run(make_trainer, make_bert, qu
         config = LoraConfig(r=3, task_type="SEQ_CLS", target_modules=["query", "value"])
         model = get_peft_model(base, config, adapter_name="mine")
         rank = quick(train_e=False)
-        callback = RankCallback(**rank, adapter_name="mine")
-        return make_trainer(folder, rank, model=model, callback=callback, save_strategy="steps", save_steps=4)[0]
+        adapting = {"adapter": "mine"}
+        return make_trainer(folder, rank, model=model, adapting=adapting, save_strategy="steps", save_steps=4)[0]
 
     whole = trainer(tmp_path)
     whole.train()
@@ -130,12 +130,8 @@ def test_layers_on_several_devices_are_refused(make_net):
         allocate(model, NARROW)
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_checkpoints_of_a_search_for_hyperparameters_have_their_side_files(
-    whole, make_trainer, quick, tmp_path, monkeypatch
-):
-    given = {**quick(), "whole_checkpoints": whole}
-    trainer, _ = make_trainer(tmp_path, given, save_strategy="steps", save_steps=6)
+def test_checkpoints_of_a_search_for_hyperparameters_have_their_side_files(make_trainer, tmp_path, monkeypatch):
+    trainer, _ = make_trainer(tmp_path, save_strategy="steps", save_steps=6)
     inner = type(trainer)._get_output_dir
     monkeypatch.setattr(type(trainer), "_get_output_dir", lambda self, trial: f"{inner(self, trial)}/run-0")
     trainer.train()

@@ -16,7 +16,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from windows import SCHEDULE, STEPS, allocate, forced
 
-from pedyra import RankCallback
+from pedyra import adapt
 from pedyra.allocate import checkpoint
 from pedyra.allocate.checkpoint import RECORD, TENSORS, read_state
 from pedyra.lora.files import SUMS, write_file, write_sums
@@ -166,15 +166,14 @@ def test_missing_random_numbers_are_told(stopped, make_trainer, quick):
         trainer.train(resume_from_checkpoint=str(stopped / "checkpoint-8"))
 
 
-def test_two_adapters_are_trained_side_by_side_each_with_its_own_callback(make_trainer, make_bert, quick, tmp_path):
+def test_two_adapters_are_trained_side_by_side_each_by_itself(make_trainer, make_bert, quick, tmp_path):
     model = make_bert(task_type=None)
     model.add_adapter(
         "second", LoraConfig(r=2, target_modules=["query", "dense"], exclude_modules=["bert.pooler.dense"])
     )
     model.base_model.set_adapter(["default", "second"])
     trainer, first = make_trainer(tmp_path, quick(), model=model, logging_strategy="steps", logging_steps=4, **EVERY_4)
-    second = RankCallback(**quick(), adapter_name="second")
-    trainer.add_callback(second)
+    second = adapt(trainer, quick()["config"], adapter="second")
     trainer.train()
     logged = [entry for entry in trainer.state.log_history if "loss" in entry][-1]
     own = ((first, "", tmp_path / "checkpoint-12"), (second, "second/", tmp_path / "checkpoint-12" / "second"))

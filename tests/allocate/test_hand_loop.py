@@ -1,4 +1,4 @@
-"""RankAllocator in a hand-written loop: the same training as RankCallback's, and gradients as the loop leaves them."""
+"""RankAllocator in a hand-written loop: the same training as a Trainer's, and gradients as the loop leaves them."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import Trainer, TrainingArguments
 from windows import forced, on_lora
 
-from pedyra import PeDyra, RankAllocator, RankCallback, attach
+from pedyra import PeDyra, RankAllocator, adapt, attach
 from pedyra.lora.attach import write_ranks
 from pedyra.lora.layer import AdaptedLayer, adapted_layers
 from pedyra.lora.resize import install, resized
@@ -45,11 +45,11 @@ class Idle:
 def test_loading_at_the_same_ranks_trains_on_as_peft_does(make_net, train_net, caplog):
     caplog.set_level(logging.WARNING, "pedyra.allocate.rank_allocator")
     ended = []
-    for adapt in (True, False):
+    for adapts in (True, False):
         model = make_net()
         optimizer = torch.optim.AdamW(trainable(model), lr=0.02)
         settings = on_lora(interval=10, moves=0)
-        allocator = RankAllocator(model, optimizer, settings, 40) if adapt else Idle()
+        allocator = RankAllocator(model, optimizer, settings, 40) if adapts else Idle()
         train_net(model, optimizer, allocator, 5)
         saved = copy.deepcopy(model.state_dict())
         train_net(model, optimizer, allocator, 5, first=6)
@@ -244,9 +244,9 @@ def test_a_trainer_goes_on_with_a_layer_of_rank_0(own, make_trainer, make_bert, 
         again,
         TrainingArguments(str(tmp_path), max_steps=12, save_strategy="no", report_to="none", use_cpu=True),
         train_dataset=make_trainer(tmp_path)[0].train_dataset,
-        callbacks=[callback := RankCallback(**quick())],
         optimizers=(torch.optim.AdamW(trainable(again), lr=0.02), None) if own else (None, None),
     )
+    callback = adapt(trainer, quick()["config"])
     assert sorted(layer.rank for layer in adapted_layers(again)) == [0] + 9 * [3]
     trainer.train()
     assert callback.allocator is not None

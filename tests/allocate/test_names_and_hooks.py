@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from pedyra import PeDyra, RankAllocator, RankCallback
+from pedyra import PeDyra, RankAllocator
 
 LORA: dict[str, Any] = {"train_e": False, "moves": 8}
 """Ranks move, and E stays 1, as with the defaults."""
@@ -122,19 +122,3 @@ def test_an_optimizer_that_knows_its_first_pairs_alone_is_refused(make_bert):
     optimizer = peft.optimizers.create_riemannian_optimizer(model, torch.optim.AdamW, lr=1e-2)
     with pytest.raises(ValueError, match="RiemannianPre.* cannot follow a rank change; use optim=.adamw_torch"):
         RankAllocator(model, optimizer, PeDyra(), 60)
-
-
-def test_two_callbacks_for_one_adapter_are_told(make_trainer, quick, tmp_path):
-    for second in (lambda first: first, lambda first: RankCallback(**quick())):
-        trainer, first = make_trainer(tmp_path / "run")
-        trainer.add_callback(second(first))
-        with pytest.raises(ValueError, match="has two RankCallbacks for adapter 'default'; pass one"):
-            trainer.train()
-
-
-def test_two_adapters_do_not_share_a_record(make_trainer, make_bert, quick, tmp_path):
-    trainer, first = make_trainer(tmp_path / "run")
-    first.record_to = tmp_path / "ranks.jsonl"
-    trainer.add_callback(RankCallback(**quick(), adapter_name="other", record_to=tmp_path / "ranks.jsonl"))
-    with pytest.raises(ValueError, match="two RankCallbacks write to .*ranks.jsonl; give each its own record_to"):
-        trainer.train()

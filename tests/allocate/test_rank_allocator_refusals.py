@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from windows import SCHEDULE, forced, on_lora
 
-from pedyra import PeDyra, RankCallback
+from pedyra import PeDyra
 from pedyra.allocate.allocation import make_plan
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.pe_dyra.scored import ScoredMethod
@@ -165,12 +165,8 @@ def test_a_start_at_the_highest_rank_is_refused(make_net):
 @pytest.mark.parametrize("config", [{"moves": 2}, None, PeDyra], ids=["settings", "none", "the class"])
 def test_a_config_of_another_kind_is_refused(config, make_net):
     model = make_net()
-    for make in (
-        lambda: RankCallback(config),
-        lambda: RankAllocator(model, torch.optim.SGD(trainable(model)), config, 30),
-    ):
-        with refused(r"config is .*; give the method's own config, such as PeDyra\(\)"):
-            make()
+    with refused(r"config is .*; give the method's own config, such as PeDyra\(\)"):
+        RankAllocator(model, torch.optim.SGD(trainable(model)), config, 30)
 
 
 def test_steps_that_are_no_whole_number_are_refused(make_net):

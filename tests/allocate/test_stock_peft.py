@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-
-from pedyra import RankCallback
+from transformers import TrainerCallback
 
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
@@ -59,9 +58,8 @@ def test_every_adapter_loads_in_stock_peft_without_pedyra(make_trainer, make_ber
     save_file(tokens, tmp_path / "tokens")
     folders = []
 
-    class KeepLogits(RankCallback):
+    class KeepLogits(TrainerCallback):
         def on_save(self, args, state, control, **kwargs):
-            super().on_save(args, state, control, **kwargs)
             keep(kwargs["model"], Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
     def keep(model: Any, folder: Path) -> None:
@@ -70,9 +68,8 @@ def test_every_adapter_loads_in_stock_peft_without_pedyra(make_trainer, make_ber
 
     start = logits(make_bert())
     for name, (rank, lora) in VARIANTS.items():
-        trainer, callback = make_trainer(
-            tmp_path / name, callback=KeepLogits(**quick(**rank)), lora=lora, save_strategy="steps", save_steps=4
-        )
+        trainer, callback = make_trainer(tmp_path / name, quick(**rank), lora=lora, save_strategy="steps", save_steps=4)
+        trainer.add_callback(KeepLogits)
         trainer.train()
         trainer.model.save_pretrained(tmp_path / name / "adapter")
         keep(trainer.model, tmp_path / name / "adapter")

@@ -18,7 +18,8 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 import pedyra
 from pedyra.fitting.fit import Wanted, labelled
 from pedyra.fitting.judge import Judge
-from pedyra.fitting.trainer import TrainerJudge, _rows
+from pedyra.trainer.judge import TrainerJudge
+from pedyra.trainer.rows import fit_rows
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="forks are for Linux without an accelerator")
 
@@ -87,7 +88,7 @@ def parts_by(rank: int, size: int, out: str) -> tuple[list[int], str]:
     )  # fmt: skip
     trainer = Trainer(model, arguments, train_dataset=rows(32, 1), eval_dataset=rows(16, 2))
     trainer.train()
-    parts = _rows(TrainerJudge(trainer, model), None, Wanted(rows=32, recover=0))
+    parts = fit_rows(TrainerJudge(trainer, model), None, Wanted(rows=32, recover=0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = pedyra.fit(trainer, rows=32, recover=0)

@@ -26,10 +26,10 @@ from pedyra.fitting.general import HarmLadder, harm_first, scaled, slopes_at_hal
 from pedyra.fitting.gramians import Calibration, Measured
 from pedyra.fitting.judge import Judge, model_loss
 from pedyra.fitting.search import Search
-from pedyra.fitting.trainer import _general_rows
 from pedyra.fitting.verdict import Increase, Tolerance
 from pedyra.fitting.worth import Balance
 from pedyra.lab.cli import main
+from pedyra.trainer.rows import general_rows
 
 
 class Line(nn.Module):
@@ -262,10 +262,10 @@ def test_what_is_wrong_is_told_before_anything_is_measured(make_trainer: Any, tm
     trainer = Trainer(model, args, eval_dataset=[], processing_class=tokenizer)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="general has 40 texts, .* give at least 64"):
         pedyra.fit(trainer, general=TEXTS[:40])
-    rows = _general_rows(trainer, model, TEXTS, 1024)
+    rows = general_rows(trainer, model, TEXTS, 1024)
     trainer.processing_class = ProcessorMixin.__new__(ProcessorMixin)  # of text and images, as TRL finds it for some
     trainer.processing_class.tokenizer = tokenizer
-    same = _general_rows(trainer, model, TEXTS, 1024)
+    same = general_rows(trainer, model, TEXTS, 1024)
     assert [each["input_ids"].tolist() for each in same.proof] == [each["input_ids"].tolist() for each in rows.proof]
     with pytest.raises(ValueError, match="general row 2 has no text: None"):
         texts_of([{"text": "a"}, {"words": "b"}])

@@ -32,7 +32,8 @@ from transformers import (
 import pedyra
 from pedyra.fitting.calibration import lora_layers
 from pedyra.fitting.cut import CURVE, RECORD
-from pedyra.fitting.trainer import TrainerJudge, _batches, _completed, _trained_batch
+from pedyra.trainer.judge import TrainerJudge
+from pedyra.trainer.rows import _batches, _completed, _trained_batch
 
 FAST: dict[str, Any] = {"rows": 64}
 
@@ -201,8 +202,8 @@ def test_other_losses_of_a_trainer(make_trainer: Any, smoothing: str):
 
 def test_after_ranks_have_moved(make_trainer: Any, quick: Any, tmp_path: Path):
     """PE-DyRA's triples stay in the slots after training, with E trained and ranks that differ."""
-    callback = pedyra.RankCallback(**quick(paper=True))
-    trainer = make_trainer(trains=False, given={"callbacks": [callback]}, max_steps=12)
+    trainer = make_trainer(trains=False, max_steps=12)
+    callback = pedyra.adapt(trainer, quick(paper=True)["config"])
     trainer.train()
     before = {name: each.clone() for name, each in trainer.model.state_dict().items()}
     found = fit(trainer, parameters=300)
@@ -459,7 +460,7 @@ def test_where_all_logits_have_no_room_the_fit_is_a_cut_alone(make_trainer: Any,
     def outputs(*_: Any) -> Any:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr("pedyra.fitting.trainer.TrainerJudge.outputs", outputs)
+    monkeypatch.setattr("pedyra.trainer.judge.TrainerJudge.outputs", outputs)
     found = fit(make_trainer())
     assert found.chosen.accepted and "no recovery" in caplog.text
     with pytest.raises(ValueError, match="its forward pass raises OutOfMemoryError.*leave recover out"):
@@ -480,7 +481,7 @@ def test_one_batch_at_a_time_is_on_the_device(make_trainer: Any, monkeypatch: An
         return batch
 
     trainer.get_eval_dataloader = one_by_one
-    monkeypatch.setattr("pedyra.fitting.trainer.send_to_device", send)
+    monkeypatch.setattr("pedyra.trainer.judge.send_to_device", send)
     batches = _batches(trainer, rows(24, 2), 8, False)
     assert len(batches) == 3 and events == ["on the device", "to the cpu"] * 3
 

@@ -14,7 +14,8 @@ from transformers import Trainer
 
 import pedyra
 from pedyra.fitting.fit import Wanted
-from pedyra.fitting.trainer import TrainerJudge, _rows
+from pedyra.trainer.judge import TrainerJudge
+from pedyra.trainer.rows import fit_rows
 
 pytest.importorskip("trl")
 
@@ -120,7 +121,7 @@ def test_a_batch_of_an_evaluation_holds_whole_groups_of_completions(make: Any):
     trainer = make("GRPO", steps=1, num_generations=16, gradient_accumulation_steps=2)
     trainer.train()
     assert trainer.args.per_device_eval_batch_size == 8
-    parts = _rows(TrainerJudge(trainer, trainer.model), None, Wanted(rows=16))
+    parts = fit_rows(TrainerJudge(trainer, trainer.model), None, Wanted(rows=16))
     sizes = {len(batch["labels"]) for part in (parts.calibration, parts.choice, parts.proof) for batch in part}
     assert sizes == {16}
 

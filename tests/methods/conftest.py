@@ -12,7 +12,6 @@ import pytest
 import torch
 from transformers import PrinterCallback, Trainer
 
-from pedyra.allocate.callback import RankCallback
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.allocate.schedule import Schedule
 from pedyra.app.models.base import load_model, load_tokenizer
@@ -22,8 +21,9 @@ from pedyra.app.runs.setup import request, resolve
 from pedyra.app.tasks.task import Task, load_task
 from pedyra.methods.method import Adaptation
 from pedyra.methods.registry import get_method
-from pedyra.methods.trainer import trainer_callbacks, trainer_optimizer
+from pedyra.methods.trainer import train_as, trainer_optimizer
 from pedyra.pe_dyra.scored import ScoredSituation
+from pedyra.trainer.adapt import RankTraining
 
 # Trainer collects garbage before every run; without this, through all that the imports made.
 gc.freeze()
@@ -55,14 +55,11 @@ class Run:
         return self.adaptation.model
 
     @property
-    def ranks(self) -> RankCallback:
-        callbacks = self.trainer.callback_handler.callbacks
-        return next(callback for callback in callbacks if isinstance(callback, RankCallback))
-
-    @property
     def allocator(self) -> RankAllocator:
-        assert self.ranks.allocator is not None
-        return self.ranks.allocator
+        handles = (each for each in self.trainer.callback_handler.callbacks if isinstance(each, RankTraining))
+        allocator = next(handles).allocator
+        assert allocator is not None
+        return allocator
 
     def train(self) -> Run:
         self.trainer.train()
@@ -150,10 +147,10 @@ def prepare(make_recipe: Any, make_base: Any) -> Callable[..., Run]:
             model=adaptation.model,
             args=args,
             processing_class=tokenizer,
-            callbacks=trainer_callbacks(adaptation),
-            optimizers=(trainer_optimizer(adaptation, args), None),
             **task.trainer_arguments(),
         )
+        train_as(adaptation, trainer)
+        trainer.optimizer = trainer_optimizer(adaptation, args)
         trainer.remove_callback(PrinterCallback)
         return Run(recipe, task, adaptation, trainer)
 

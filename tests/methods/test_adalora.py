@@ -15,7 +15,7 @@ from pedyra.app.runs.setup import layer_rows
 from pedyra.lora.inspection import inspect_adapter
 from pedyra.methods.method import Request
 from pedyra.methods.registry import get_method
-from pedyra.methods.trainer import trainer_callbacks
+from pedyra.methods.trainer import train_as
 
 
 def active(model: Any) -> int:
@@ -118,8 +118,9 @@ def first_step(rank: int, size: int, folder: str) -> float:
         ddp_backend="gloo" if size > 1 else None,
     )  # fmt: skip
     before = [p.detach().clone() for name, p in adaptation.model.named_parameters() if "lora_A" in name]
-    callbacks = [*trainer_callbacks(adaptation), StopAfterOne()]
-    Trainer(adaptation.model, args, train_dataset=rows, callbacks=callbacks).train()  # type: ignore[arg-type]
+    trainer = Trainer(adaptation.model, args, train_dataset=rows, callbacks=[StopAfterOne()])  # type: ignore[arg-type]
+    train_as(adaptation, trainer)
+    trainer.train()
     after = [p.detach() for name, p in adaptation.model.named_parameters() if "lora_A" in name]
     return float(sum((new - old).square().sum() for old, new in zip(before, after, strict=True))) ** 0.5
 

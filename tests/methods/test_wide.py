@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from windows import adamw
 
-from pedyra import RankAllocator, RankCallback
+from pedyra import RankAllocator
 from pedyra.allocate.checkpoint import restore, save_state
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.wide import Wide
@@ -428,8 +428,3 @@ class TestInARecipe:
     def test_pissa_is_refused(self, prepare: Any):
         with pytest.raises(ValueError, match="began as a part of the weight"):
             prepare("wide", lora={"init": "pissa"}).train()
-
-
-def test_a_config_and_not_its_class_is_given():
-    with pytest.raises(ValueError, match="give the method's own config"):
-        RankCallback(Wide)  # type: ignore[arg-type]

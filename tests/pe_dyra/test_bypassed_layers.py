@@ -12,7 +12,7 @@ from trainer_cases import base, make_trainer
 from windows import adamw
 
 import pedyra
-from pedyra import PeDyra, RankAllocator, RankCallback
+from pedyra import PeDyra, RankAllocator
 from pedyra.methods.wide import Wide
 
 STEPS = 12
@@ -142,15 +142,12 @@ def with_fused_mlps(trainer: Any) -> Any:
 def test_a_trainer_with_such_a_kernel_from_training_to_the_smaller_adapter(tmp_path):
     pytest.importorskip("trl")
     config = PeDyra(alpha=1.0, interval=2, initial_warmup=1, final_warmup=3, moves=4)
-    callbacks: Any = [RankCallback(config), RankCallback(config)]
     settings: dict[str, Any] = dict(activation_checkpointing=False)
-    called, fused = (
-        make_trainer("SFT", tmp_path / name, callbacks=[callback], **settings)
-        for name, callback in zip(("called", "fused"), callbacks, strict=True)
-    )
+    called, fused = (make_trainer("SFT", tmp_path / name, **settings) for name in ("called", "fused"))
+    handles: Any = [pedyra.adapt(trainer, config) for trainer in (called, fused)]
     called.train()
     with_fused_mlps(fused).train()
-    histories = [callback.allocator.history for callback in callbacks]
+    histories = [handle.allocator.history for handle in handles]
     assert [record["ranks"] for record in histories[1]] == [record["ranks"] for record in histories[0]]
     assert any(record["pruned"] for record in histories[1])
 
@@ -161,7 +158,8 @@ def test_a_trainer_with_such_a_kernel_from_training_to_the_smaller_adapter(tmp_p
     assert pedyra.fit(plain, rows=24, tolerance=0.05).measure == "loss"
 
     for refused in (PeDyra(interval=2, initial_warmup=1, final_warmup=3), Wide(rank=2, initial_warmup=0)):
-        trainer = make_trainer("SFT", tmp_path / "refused", callbacks=[RankCallback(refused)], **settings)
+        trainer = make_trainer("SFT", tmp_path / "refused", **settings)
+        pedyra.adapt(trainer, refused)
         with pytest.raises(ValueError, match="no input of model.layers.0.mlp|saw no token in model.layers.0.mlp"):
             with_fused_mlps(trainer).train()
 

@@ -36,12 +36,12 @@ from spoiling import spoil
 
 from pedyra import PeDyra, RankAllocator
 from pedyra.allocate.checkpoint import restore
-from pedyra.allocate.checkpoint_folder import check_loaded
 from pedyra.app.recipe import load_recipe
 from pedyra.app.runs.arguments import training_arguments
 from pedyra.lab.cli import main as pedyra
 from pedyra.lab.compare.grid import load_grid
 from pedyra.lora.files import SUMS, write_sums
+from pedyra.trainer.checkpoint_folder import check_loaded
 
 SECONDS, LONGEST = 10, 300 + len("Error: ")
 RECIPE: dict[str, Any] = {

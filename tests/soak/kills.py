@@ -3,7 +3,7 @@
     python tests/soak/kills.py --kills 300
 
 trains a tiny classifier, with a save after every step and triples that move, through `pedyra train` (and `--resume`)
-and through a script of one's own (`Trainer`, `RankCallback`, `resume_from_checkpoint=True`), by turns. Each attempt is
+and through a script of one's own (`Trainer`, `adapt`, `resume_from_checkpoint=True`), by turns. Each attempt is
 a process of its own, killed after a random part of the processor time that an unbroken training takes.
 """
 
@@ -35,7 +35,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from pedyra import PeDyra, RankCallback
+from pedyra import PeDyra, adapt
 from pedyra.app.runs import run as _  # noqa: F401 (loaded once, before the forks)
 from pedyra.lab.cli import main as pedyra
 
@@ -95,8 +95,8 @@ def by_script(folder: Path, limit: int) -> None:
         model=get_peft_model(base, lora),
         args=arguments,
         train_dataset=[{"input_ids": row, "labels": int(row[0] > 20)} for row in ids],  # type: ignore[arg-type]
-        callbacks=[RankCallback(PeDyra(**SCHEDULE), record_to=folder / "run" / "ranks.jsonl")],
     )
+    adapt(trainer, PeDyra(**SCHEDULE), record_to=folder / "run" / "ranks.jsonl")
     started = (folder / "run").is_dir() and get_last_checkpoint(str(folder / "run")) is not None
     trainer.train(resume_from_checkpoint=started)
     trainer.model.save_pretrained(str(folder / "run" / "adapter.part"))  # type: ignore[union-attr]

@@ -2,7 +2,7 @@
 
     python tests/soak/steps.py --steps 20000 --adjustments 400
 
-trains a small network with `Trainer` and `RankCallback`, saves twenty times, and looks at its own process each time.
+trains a small network with `Trainer` and `adapt`, saves twenty times, and looks at its own process each time.
 Prints a table; exit code 1 where something grew that is no record of an adjustment.
 """
 
@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from pedyra import PeDyra, RankCallback
+from pedyra import PeDyra, adapt
+from pedyra.trainer.adapt import RankTraining
 
 MEGABYTES, SLOWER = 8.0, 1.25
 """What the second half of the run may take more than the first: allocators and clocks are not exact."""
@@ -68,7 +69,7 @@ def held(record: Any) -> int:
 
 
 class Watch(TrainerCallback):
-    def __init__(self, adapting: RankCallback, every: int) -> None:
+    def __init__(self, adapting: RankTraining, every: int) -> None:
         self.adapting, self.every = adapting, every
         self.looks: list[Look] = []
         self.times: list[float] = []
@@ -116,9 +117,10 @@ def watch(steps: int, adjustments: int, folder: Path, places: int = 20) -> list[
         dataloader_pin_memory=False,
         label_names=["labels"],
     )
-    adapting = RankCallback(config, record_to=folder / "ranks.jsonl")
-    watching = Watch(adapting, max(1, steps // places))
-    Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[adapting, watching]).train()  # type: ignore[arg-type]
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows)  # type: ignore[arg-type]
+    watching = Watch(adapt(trainer, config, record_to=folder / "ranks.jsonl"), max(1, steps // places))
+    trainer.add_callback(watching)
+    trainer.train()
     return watching.looks
 
 

@@ -6,10 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch.distributed
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from transformers import TrainingArguments
 
 
 class Average:
@@ -107,46 +105,3 @@ def wrap_again(wrapper: DistributedDataParallel, *, init_sync: bool = True) -> N
     wrapper.training = training
     for hook, state in hooks:
         wrapper.register_comm_hook(state, hook)
-
-
-def check_engine(trainer: Any) -> None:
-    """Refuse an engine that would cut the adapter into pieces, before it is set up; ValueError."""
-    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
-    if getattr(trainer, "is_deepspeed_enabled", False):
-        raise ValueError(f"RankCallback does not support training under DeepSpeed; {DEEPSPEED}")
-    if getattr(trainer, "is_fsdp_enabled", False) and plugin is not None and plugin.fsdp_version == 1:
-        raise ValueError(
-            "RankCallback does not support training under FSDP1; use fsdp_config={'version': 2}, or DDP, or train "
-            "plain LoRA there and cut it afterwards: pedyra fit FOLDER"
-        )
-
-
-DEEPSPEED = (
-    "train under DDP, without args.deepspeed: an adapter's own state is small; or train plain LoRA there and cut it "
-    "afterwards: pedyra fit FOLDER"
-)
-
-
-def data_parallel(args: TrainingArguments, wrapped: Any) -> DistributedDataParallel | None:
-    """The wrapper that averages gradients, which must follow a resize; None for one process, and for FSDP2.
-
-    Raises:
-        ValueError: another wrapper; a resize inside it would diverge or crash.
-    """
-    wrapped = getattr(wrapped, "_orig_mod", wrapped)  # accelerate compiles what it has wrapped
-    wrapper, kind = None, type(wrapped).__name__
-    if args.deepspeed or kind == "DeepSpeedEngine":  # `accelerate launch` sets up both without an argument of Trainer
-        wrapper, repair = "DeepSpeed", DEEPSPEED
-    elif isinstance(wrapped, FSDPModule) and isinstance(wrapped, nn.Module):
-        if not any(hasattr(p, "placements") for p in wrapped.parameters() if p.requires_grad):
-            return None  # `trainer.keep_whole` has seen to it
-        wrapper, repair = "FSDP2 that has cut the adapter", "pass it to Trainer(callbacks=), with accelerate >= 1.11"
-    elif not isinstance(wrapped, DistributedDataParallel) and (args.fsdp or kind == "FullyShardedDataParallel"):
-        wrapper, repair = "Trainer's FSDP but for version 2 on an accelerator", "see docs/processes.md, or use DDP"
-    elif args.world_size > 1 and not isinstance(wrapped, DistributedDataParallel):
-        wrapper, repair = f"{args.world_size} processes in a {kind}", "use DDP, or one process"
-    elif args.n_gpu > 1:
-        wrapper, repair = f"DataParallel over {args.n_gpu} GPUs", "set CUDA_VISIBLE_DEVICES to one of them"
-    if wrapper is not None:
-        raise ValueError(f"RankCallback does not support training under {wrapper}; {repair}")
-    return wrapped if isinstance(wrapped, DistributedDataParallel) else None

@@ -139,7 +139,7 @@ class RankAllocator:
     def expect_compilation(self) -> None:
         """The model is or will be compiled by torch: see that changing ranks do not compile it again.
 
-        Called here for a model that is already compiled, and by `RankCallback` for `torch_compile=True`. One
+        Called here for a model that is already compiled, and by `adapt` for `torch_compile=True`. One
         graph then serves a run, two where layer inputs are observed (Eq. 6).
 
         Raises:

@@ -10,10 +10,10 @@ from axolotl.integrations.base import BasePlugin
 from axolotl.utils.logging import get_logger
 from pydantic import BaseModel, TypeAdapter, model_validator
 
-from pedyra.allocate.callback import RankCallback
 from pedyra.fitting.fit import Wanted
-from pedyra.fitting.trainer import fit_trainer
 from pedyra.pe_dyra.method import PeDyra
+from pedyra.trainer.adapt import adapt
+from pedyra.trainer.fit import fit_trainer
 
 LOG = get_logger("axolotl.pedyra")  # a child of the logger whose level axolotl sets
 KERNELS = ("lora_qkv_kernel", "lora_o_kernel", "lora_mlp_kernel", "lora_embedding_kernel")
@@ -80,12 +80,10 @@ class PedyraPlugin(BasePlugin):
             tell("pedyra has to see the layers: %s are off", ", ".join(KERNELS))
             cfg |= dict.fromkeys(KERNELS, False)  # axolotl would switch on those that are not named
 
-    def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[Any]:
-        config = PedyraSection(**(cfg.pedyra or {})).config()
-        return [] if config is None else [RankCallback(config)]
-
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         self.trainer = trainer
+        if (config := PedyraSection(**(cfg.pedyra or {})).config()) is not None:
+            adapt(trainer, config)
 
     def post_train(self, cfg: Any, model: Any) -> None:
         trainer, self.trainer = self.trainer, None  # axolotl calls it twice

@@ -156,7 +156,7 @@ class Adaptation:
 
     model: PeftModel
     ranks: RankMethod | None = None
-    """What moves the ranks, for a RankAllocator or RankCallback; None: they stay as they are."""
+    """What moves the ranks, for a RankAllocator; None: they stay as they are."""
     optimizer: MakeOptimizer | None = None
     """None: any optimizer over all that is trained."""
     hooks: Hooks = Hooks()

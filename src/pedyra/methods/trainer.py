@@ -8,19 +8,23 @@ from pathlib import Path
 from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from pedyra.allocate.callback import RankCallback
-from pedyra.allocate.trainer import caller
 from pedyra.methods.method import Adaptation, Running
+from pedyra.trainer.adapt import RankTraining, adapt
 
 
-def trainer_callbacks(adaptation: Adaptation, record_to: Path | None = None) -> list[TrainerCallback]:
-    """The callbacks that make a Trainer train as the method does; a RankCallback first, where ranks move.
+def train_as(adaptation: Adaptation, trainer: Trainer, record_to: Path | None = None) -> RankTraining | None:
+    """Have a Trainer, before it has an optimizer, train as the method does.
 
     Args:
-        record_to: the ranks.jsonl of a RankCallback.
+        record_to: the ranks.jsonl of a method that moves ranks.
+
+    Returns:
+        What `adapt` returns; None where the method keeps every rank as it is.
     """
-    ranks = None if adaptation.ranks is None else RankCallback(adaptation.ranks, record_to=record_to)
-    return [*([] if ranks is None else [ranks]), MethodCallback(adaptation, ranks)]
+    ranks = None if adaptation.ranks is None else adapt(trainer, adaptation.ranks, record_to=record_to)
+    # Before the reporters: what it adds to a log is then seen by them.
+    trainer.callback_handler.callbacks.insert(int(ranks is not None), MethodCallback(adaptation, trainer, ranks))
+    return ranks
 
 
 def trainer_optimizer(adaptation: Adaptation, args: TrainingArguments) -> Optimizer | None:
@@ -43,13 +47,12 @@ def check_arguments(refused: Mapping[str, str], args: TrainingArguments) -> None
 class MethodCallback(TrainerCallback):
     """Calls a method's hooks at Trainer's events."""
 
-    def __init__(self, adaptation: Adaptation, ranks: RankCallback | None = None) -> None:
-        self.adaptation, self.ranks = adaptation, ranks
+    def __init__(self, adaptation: Adaptation, trainer: Trainer, ranks: RankTraining | None) -> None:
+        self.adaptation, self.trainer, self.ranks = adaptation, trainer, ranks
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         check_arguments(self.adaptation.refused, args)
-        trainer = caller(Trainer)
-        divides = trainer is not None and trainer.model_accepts_loss_kwargs
+        divides = self.trainer.model_accepts_loss_kwargs
         # Trainer multiplies such a loss by their number, since the gradient is averaged over them.
         processes = args.world_size if args.average_tokens_across_devices else 1
         run = Running(

@@ -41,7 +41,7 @@ LEAST_INTERVAL = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Wide(RankMethod):
-    """Begin at the adapter's own rank, end with the parameters of a LoRA of `rank`: `RankCallback(Wide(rank=2))` on a
+    """Begin at the adapter's own rank, end with the parameters of a LoRA of `rank`: `adapt(trainer, Wide(rank=2))` on a
     LoRA of r = 8. The class of the config is the method.
 
     Raises:

@@ -12,8 +12,8 @@ from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
 
 @dataclass(frozen=True, kw_only=True)
 class PeDyra(RankSettings):
-    """The paper's method, and its settings: `RankCallback(PeDyra())` moves ranks between the layers of a LoRA while it
-    trains. Every field, with the paper's symbol, is one of `RankSettings`."""
+    """The paper's method, and its settings: `adapt(trainer, PeDyra())` moves ranks between the layers of a LoRA while
+    it trains. Every field, with the paper's symbol, is one of `RankSettings`."""
 
     def method(self) -> ScoredMethod:
         """The method with these settings."""

@@ -25,9 +25,9 @@ from pedyra.app.runs import fit as runs_fit
 from pedyra.app.tasks import task
 from pedyra.app.tasks.toy import toy
 from pedyra.fitting.fit import Wanted
-from pedyra.fitting.trainer import TrainerJudge
 from pedyra.lab.cli import main
 from pedyra.lora.folder import read_lora
+from pedyra.trainer.judge import TrainerJudge
 
 RECIPE = {
     "model": {"name": "tiny-bert"},

@@ -20,7 +20,9 @@ def new_progress(*, terminal=False, history=()) -> Any:
     ranks: Any = SimpleNamespace(allocator=allocator)
     screen = StringIO()
     console = Console(file=screen, width=120, force_terminal=terminal)
-    return TrainingProgress(console, "accuracy", 99, ranks), screen
+    progress = TrainingProgress(console, "accuracy", 99)
+    progress.ranks = ranks
+    return progress, screen
 
 
 def test_the_status_tells_what_is_known():

@@ -75,12 +75,12 @@ def test_batches_of_one_length_each_are_taken_as_trainer_makes_them(tmp_path):
 
 
 def test_the_class_of_the_rank_settings_is_the_method():
-    assert set_up(recipe(method="lora")).ranks is None
-    ranks = set_up(recipe(method="pedyra", rank={"interval": 12})).ranks
-    assert ranks is not None and isinstance(ranks.config, ScoredMethod)
-    assert ranks.config.to_dict() == PeDyra(interval=12, seed=3).to_dict()
-    wide = set_up(recipe(method="wide", rank={"interval": 12})).ranks
-    assert wide is not None and isinstance(wide.config, Wide) and wide.config.interval == 12
+    assert set_up(recipe(method="lora")).adaptation.ranks is None
+    ranks = set_up(recipe(method="pedyra", rank={"interval": 12})).adaptation.ranks
+    assert isinstance(ranks, ScoredMethod)
+    assert ranks.to_dict() == PeDyra(interval=12, seed=3).to_dict()
+    wide = set_up(recipe(method="wide", rank={"interval": 12})).adaptation.ranks
+    assert isinstance(wide, Wide) and wide.interval == 12
 
 
 @pytest.mark.parametrize("kind", ["classification", "causal_lm"])

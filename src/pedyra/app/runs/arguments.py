@@ -12,11 +12,11 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import SchedulerType, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
-from pedyra.allocate.trainer import why_not_fsdp2
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import METRICS
 from pedyra.app.runs.processes import count_processes, is_launched
 from pedyra.lora.spelling import did_you_mean
+from pedyra.trainer.engines import why_not_fsdp2
 
 PLAIN = {int, float, bool, str, type(None)}
 """Types whose values are checked; the others are names and mappings that TrainingArguments checks itself."""

@@ -10,9 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from pedyra.allocate.callback import RankCallback
 from pedyra.app.runs.processes import any_of_all
 from pedyra.lora.files import append_row, json_line, read_rows, write_file
+from pedyra.trainer.adapt import RankTraining
 
 PLAIN_LINES = 20  # lines a whole run prints when stdout is no terminal, beside one per evaluation
 
@@ -90,12 +90,14 @@ class TrainingProgress(TrainerCallback):
         console: where to draw; a bar if it is a terminal, else plain lines.
         metric: name of the task's metric, as Trainer logs it after `eval_`.
         total_rank: the sum of all ranks at the start.
-        ranks: what adapts the ranks, and knows their sum and the last adjustment; None if they stay.
     """
 
-    def __init__(self, console: Console, metric: str, total_rank: int, ranks: RankCallback | None) -> None:
+    ranks: RankTraining | None = None
+    """What adapts the ranks, and knows their sum and the last adjustment; None if they stay."""
+
+    def __init__(self, console: Console, metric: str, total_rank: int) -> None:
         self.console, self.metric = console, metric
-        self._total_rank, self._ranks = total_rank, ranks
+        self._total_rank = total_rank
         self._logged: dict[str, tuple[float, int]] = {}
         """Name -> the value that was logged last, and the step of that log."""
         self._next_line = 0.0
@@ -110,7 +112,7 @@ class TrainingProgress(TrainerCallback):
         parts = []
         for name, (value, logged) in self._logged.items():
             parts.append(f"{name} {value:.4f}" + ("" if logged == step else f" at {logged}"))
-        allocator = self._ranks.allocator if self._ranks else None
+        allocator = self.ranks.allocator if self.ranks else None
         parts.append(f"rank {sum(allocator.ranks.values()) if allocator else self._total_rank}")
         if allocator and allocator.history:
             last = allocator.history[-1]

@@ -32,10 +32,10 @@ from pedyra.fitting.curve import Shape
 from pedyra.fitting.cut import check_out
 from pedyra.fitting.fit import NotWithin, Wanted
 from pedyra.fitting.result import Fit
-from pedyra.fitting.trainer import fit_trainer
 from pedyra.lora.files import write_folder
 from pedyra.lora.folder import SavedLora, check_plain, load_adapter, read_lora
 from pedyra.methods.method import Adaptation
+from pedyra.trainer.fit import fit_trainer
 
 KINDS = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal_lm"}
 """PEFT's task_type -> data.kind."""

@@ -95,7 +95,7 @@ def make_plan(setup: Setup) -> Plan:
     """
     begun = _StopAtBegin()
     with TemporaryDirectory() as folder:  # Trainer makes its output folder
-        trainer = setup.trainer(folder, [*setup.callbacks, begun], report_to="none")
+        trainer, ranks = setup.training(folder, [begun], report_to="none")
         with suppress(_StopAtBegin.Begun):
             trainer.train()
     batch = trainer.data_collator(_longest_rows(setup.task.train, trainer.args.train_batch_size))
@@ -105,7 +105,7 @@ def make_plan(setup: Setup) -> Plan:
         with trainer.compute_loss_context_manager():
             trainer.compute_loss(setup.model, batch)
 
-    allocator = None if setup.ranks is None else setup.ranks.allocator
+    allocator = None if ranks is None else ranks.allocator
     tensors = [*setup.model.parameters(), *setup.model.buffers()]
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     activations = _kept_bytes(setup.model, forward)

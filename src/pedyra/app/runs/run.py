@@ -14,8 +14,6 @@ import torch
 from rich.console import Console
 from transformers import Trainer, TrainingArguments
 
-from pedyra.allocate.checkpoint_folder import checkpoint_step, last_complete_checkpoint
-from pedyra.allocate.trainer import end_at_last_step, reshard
 from pedyra.app.interrupts import on_interrupt
 from pedyra.app.recipe import Recipe, identity
 from pedyra.app.runs.arguments import asks_for_fsdp, training_arguments
@@ -28,13 +26,15 @@ from pedyra.app.yaml_file import first_difference, read_settings
 from pedyra.fitting.calibration import use_averaged
 from pedyra.fitting.fit import Wanted
 from pedyra.fitting.result import Fit
-from pedyra.fitting.trainer import fit_trainer
 from pedyra.lora.attach import detach
 from pedyra.lora.card import CARD, adapter_card, shown_name, shown_ranks
 from pedyra.lora.files import append_row, is_disk_full, remove, write_file, write_folder
 from pedyra.lora.inspection import inspect_adapter
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.registry import get_method
+from pedyra.trainer.checkpoint_folder import checkpoint_step, last_complete_checkpoint
+from pedyra.trainer.engines import reshard
+from pedyra.trainer.fit import fit_trainer
 
 INTERRUPTED = "it was interrupted"
 """Why there is no fit after Ctrl-C."""
@@ -198,12 +198,10 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
     start = layer_rows(setup.model)
     start_step = checkpoint_step(checkpoint) if checkpoint else 0
     log = MetricsLog(folder.metrics, start_step, writes=is_first())
-    progress = TrainingProgress(console, setup.task.metric, sum(layer["rank"] for layer in start), setup.ranks)
+    progress = TrainingProgress(console, setup.task.metric, sum(layer["rank"] for layer in start))
     stop = StopOnInterrupt()
-    # The method's first: what it adds to a log is then seen by the others.
-    callbacks = [*setup.callbacks, log, *([progress] if is_first() else []), MovedBest(checkpoint), stop]
-    trainer = setup.trainer(str(folder.path), callbacks)
-    end_at_last_step(trainer)
+    callbacks = [log, *([progress] if is_first() else []), MovedBest(checkpoint), stop]
+    trainer, progress.ranks = setup.training(str(folder.path), callbacks)
     if asks_for_fsdp(setup.recipe) and not trainer.is_fsdp_enabled:
         where = "several processes on a CPU, where accelerate cuts nothing" if count_processes() > 1 else "one process"
         console.print(f"FSDP is left out in {where}", soft_wrap=True)

@@ -10,8 +10,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pedyra.allocate.checkpoint_folder import ASIDE, list_checkpoints
 from pedyra.lora.files import read_json, read_rows, refuse_link, refuse_unwritable, remove, write_file
+from pedyra.trainer.checkpoint_folder import ASIDE, list_checkpoints
 
 # What a run writes, and so all that `--overwrite` may remove. "runs" is where Trainer puts TensorBoard's files.
 CONTENTS = (

@@ -23,8 +23,6 @@ from transformers import (
     set_seed,
 )
 
-from pedyra.allocate.callback import RankCallback
-from pedyra.allocate.trainer import keep_whole, save_whole
 from pedyra.app.models.base import load_model, load_tokenizer, positions
 from pedyra.app.models.lora import check_drawn, check_names, lora_config
 from pedyra.app.recipe import Recipe
@@ -36,12 +34,16 @@ from pedyra.app.tasks.task import Task, load_task
 from pedyra.app.tasks.test_sets import TestSet, check_lengths, load_test_sets
 from pedyra.fitting.calibration import has_more, lora_layers
 from pedyra.fitting.fit import Wanted
-from pedyra.fitting.trainer import least_held_out
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.data import rows_data
 from pedyra.methods.method import Adaptation, Request
 from pedyra.methods.registry import get_method
-from pedyra.methods.trainer import trainer_callbacks, trainer_optimizer
+from pedyra.methods.trainer import train_as, trainer_optimizer
+from pedyra.trainer.adapt import RankTraining
+from pedyra.trainer.changes import end_at_last_step
+from pedyra.trainer.checkpoints import save_whole
+from pedyra.trainer.engines import keep_whole
+from pedyra.trainer.rows import least_held_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +54,8 @@ class Setup:
     tokenizer: PreTrainedTokenizerBase
     task: Task
     adaptation: Adaptation
-    callbacks: Sequence[TrainerCallback] = ()
-    """The method's."""
+    record_to: Path | None = None
+    """Where a training writes what becomes of the ranks."""
     preparation_seconds: float = 0.0
     """What the method did before the first step: AutoLoRA's search."""
 
@@ -61,17 +63,31 @@ class Setup:
     def model(self) -> PeftModel:
         return self.adaptation.model
 
-    @property
-    def ranks(self) -> RankCallback | None:
-        """What moves ranks; None: the method keeps every rank as it is."""
-        return next((callback for callback in self.callbacks if isinstance(callback, RankCallback)), None)
-
-    def trainer(self, output_dir: str, callbacks: Sequence[TrainerCallback] = (), **overrides: Any) -> Trainer:
-        """A Trainer of this run that writes to `output_dir` and draws nothing on the screen itself.
+    def trainer(self, output_dir: str, **overrides: Any) -> Trainer:
+        """A Trainer that evaluates this run's model as it is, and draws nothing on the screen itself.
 
         Args:
             overrides: TrainingArguments that are not the recipe's.
         """
+        trainer = self._trainer(output_dir, (), overrides)
+        keep_whole(trainer, self.model, adapted_layers(self.model))
+        return trainer
+
+    def training(
+        self, output_dir: str, callbacks: Sequence[TrainerCallback] = (), **overrides: Any
+    ) -> tuple[Trainer, RankTraining | None]:
+        """A Trainer of this run that trains as its method does, and writes to `output_dir`; and what moves ranks, None
+        where the method keeps every rank as it is."""
+        trainer = self._trainer(output_dir, callbacks, overrides)
+        ranks = train_as(self.adaptation, trainer, self.record_to)
+        if ranks is None:  # as `adapt` has it, so that the first process can save what any number of them can load
+            keep_whole(trainer, self.model, adapted_layers(self.model))
+        trainer.optimizer = trainer_optimizer(self.adaptation, trainer.args)  # which Trainer does not take under FSDP2
+        for change in (save_whole, end_at_last_step):
+            change(trainer)
+        return trainer, ranks
+
+    def _trainer(self, output_dir: str, callbacks: Sequence[TrainerCallback], overrides: dict[str, Any]) -> Trainer:
         overrides |= {"output_dir": output_dir, "disable_tqdm": True, "label_names": list(self.task.targets)}
         training = self.recipe.training
         best = training.get("load_best_model_at_end") or training.get("save_strategy") == "best"
@@ -93,16 +109,11 @@ class Setup:
             callbacks=list(callbacks),
             **self.task.trainer_arguments(),
         )
-        if not any(isinstance(callback, RankCallback) for callback in callbacks):
-            # As RankCallback has it, so that the first process can save an adapter that any number of them can load.
-            keep_whole(trainer, self.model, adapted_layers(self.model))
-        trainer.optimizer = trainer_optimizer(self.adaptation, args)  # which Trainer does not take under FSDP2
         if self.recipe.data.kind != "causal_lm":
             # A head whose forward takes any keyword makes Trainer believe that it divides its loss by the rows of all
             # micro-batches. A classifier's is the mean of one, and would count as often as there are.
             trainer.model_accepts_loss_kwargs = False
         trainer.remove_callback(PrinterCallback)
-        save_whole(trainer)
         return trainer
 
 
@@ -189,7 +200,7 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
         task=task,
         adaptation=adaptation,
         preparation_seconds=time.perf_counter() - began,
-        callbacks=trainer_callbacks(adaptation, record_to),
+        record_to=record_to,
     )
     check_fit(setup)
     return setup

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pedyra.allocate.checkpoint_folder import last_complete_checkpoint
 from pedyra.app.interrupts import on_interrupt
 from pedyra.app.yaml_file import to_yaml
 from pedyra.fitting.cut import RECORD
 from pedyra.lora.files import check_shape, read_rows, write_file
 from pedyra.methods.registry import get_method
+from pedyra.trainer.checkpoint_folder import last_complete_checkpoint
 
 POLL_SECONDS = 0.5
 Purpose = Literal["jobs", "tuning"]

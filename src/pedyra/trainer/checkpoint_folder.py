@@ -16,7 +16,7 @@ TRAINER_FILES = (
     "scheduler.pt",
     "trainer_state.json",
 )
-# RankCallback's side files.
+# pedyra's side files.
 RANK_FILES = ("pedyra_state.safetensors", "pedyra_state.json")
 ASIDE = "_saving"
 """Folder of a run in which a checkpoint is written, and removed; what a kill left there is of no use."""
@@ -38,7 +38,7 @@ def last_complete_checkpoint(run: Path, *, with_ranks: bool) -> tuple[Path, list
     """The newest whole checkpoint, and the newer broken ones with what is wrong with each.
 
     Args:
-        with_ranks: whether the run adapts ranks, and so needs RankCallback's side files.
+        with_ranks: whether the run adapts ranks, and so needs pedyra's side files.
 
     Raises:
         ValueError: the run has no whole checkpoint.

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from transformers import TrainerCallback
 
-from pedyra import RankCallback
 from pedyra.allocate.allocation import undone
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.wide import Wide
@@ -34,9 +33,7 @@ def without_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest.fixture
 def run(make_trainer: Any, quick: Any):
     def go(out: Path, *, record: Path | None = None, resume_at: int | None = None, **arguments: Any):
-        trainer, callback = make_trainer(
-            out, callback=RankCallback(**quick(), record_to=record), **{**LOGGED, **arguments}
-        )
+        trainer, callback = make_trainer(out, quick(), adapting={"record_to": record}, **{**LOGGED, **arguments})
         trainer.train(resume_from_checkpoint=None if resume_at is None else str(out / f"checkpoint-{resume_at}"))
         return trainer, callback
 

@@ -13,8 +13,7 @@ from file_changes import from_change, killed_at
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
-from pedyra import RankCallback
-from pedyra.allocate.checkpoint_folder import checkpoint_step, find_flaw, list_checkpoints
+from pedyra.trainer.checkpoint_folder import checkpoint_step, find_flaw, list_checkpoints
 
 
 @pytest.mark.parametrize(("limit", "step"), [(1, 8), (1, 10), (2, 10)], ids=["written again", "1 kept", "2 kept"])
@@ -101,20 +100,3 @@ def test_a_push_to_the_hub_sees_the_checkpoint_under_its_own_name(make_trainer, 
     monkeypatch.setattr(Trainer, "_finish_current_push", lambda self: None)
     trainer.train()
     assert len(pushed) == 1 and "pedyra_state.json" in pushed[0]
-
-
-def test_switched_off_it_leaves_trainers_saving_alone_and_a_resume_goes_on(
-    make_trainer, quick, tmp_path, run_state, assert_equal
-):
-    def begun(folder: str, **saved: object) -> tuple[Trainer, RankCallback]:
-        callback = RankCallback(**quick(), whole_checkpoints=False)
-        return make_trainer(tmp_path / folder, callback=callback, **saved)
-
-    whole, callback = begun("whole", save_strategy="steps", save_steps=4, save_total_limit=2)
-    whole.train()
-    assert "_save_checkpoint" not in vars(whole)
-    assert any(record["pruned"] for record in callback.allocator.history), "nothing moved: it proves nothing"  # type: ignore[union-attr]
-    assert (tmp_path / "whole" / "checkpoint-8" / "pedyra_state.json").is_file()
-    again, resumed = begun("again")
-    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-8"))
-    assert_equal(run_state(again, resumed), run_state(whole, callback))

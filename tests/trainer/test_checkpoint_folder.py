@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pedyra.allocate.checkpoint_folder import (
+from pedyra.lora.files import SUMS, write_sums
+from pedyra.trainer.checkpoint_folder import (
     RANK_FILES,
     TRAINER_FILES,
     find_flaw,
     last_complete_checkpoint,
     list_checkpoints,
 )
-from pedyra.lora.files import SUMS, write_sums
 
 
 def resum(folder):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from closeness import same_bits
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import TrainerCallback
 
-from pedyra import RankCallback
 from pedyra.allocate.checkpoint import RECORD
 
 
@@ -49,14 +49,14 @@ def test_the_best_model_comes_back_with_its_own_ranks(rank, lora, make_trainer, 
     """The best checkpoint, of step 4, has other ranks than the last; it can be saved and trained on."""
     seen: dict[int, Any] = {}
 
-    class Keep(RankCallback):
+    class Keep(TrainerCallback):
         def on_save(self, args, state, control, **kwargs):
-            super().on_save(args, state, control, **kwargs)
-            layers = self.allocator.layers  # type: ignore[union-attr]
+            layers = callback.allocator.layers
             factors = {layer.name: (layer.a.A.clone(), layer.a.E.clone(), layer.b.weight.clone()) for layer in layers}
-            seen[state.global_step] = self.allocator.ranks, logits(kwargs["model"]), factors  # type: ignore[union-attr]
+            seen[state.global_step] = callback.allocator.ranks, logits(kwargs["model"]), factors
 
-    trainer, callback = make_trainer(tmp_path / "run", callback=Keep(**quick(**rank)), lora=lora, **BEST)
+    trainer, callback = make_trainer(tmp_path / "run", quick(**rank), lora=lora, **BEST)
+    trainer.add_callback(Keep)
     trainer.compute_metrics = Scripted()
     trainer.train()
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-4")
@@ -78,12 +78,12 @@ def test_the_best_model_comes_back_with_its_own_ranks(rank, lora, make_trainer, 
 
 
 def test_a_best_checkpoint_without_side_file_is_loaded_with_a_warning(make_trainer, quick, tmp_path):
-    class Lose(RankCallback):
+    class Lose(TrainerCallback):
         def on_train_end(self, args, state, control, **kwargs):
-            (Path(str(state.best_model_checkpoint)) / RECORD).unlink()
-            super().on_train_end(args, state, control, **kwargs)
+            (Path(str(state.best_model_checkpoint)) / RECORD).unlink(missing_ok=True)
 
-    trainer, _ = make_trainer(tmp_path, callback=Lose(**quick()), **BEST)
+    trainer, _ = make_trainer(tmp_path, **BEST)
+    trainer.callback_handler.callbacks.insert(0, Lose())
     trainer.compute_metrics = Scripted()
     with pytest.warns(UserWarning, match=rf"{RECORD} is missing\. The best adapter was loaded without its split"):
         trainer.train()
@@ -95,14 +95,14 @@ def test_the_best_of_a_named_adapter_comes_back_whole(make_trainer, make_bert, q
     """PEFT saves it in a folder of its own, where Trainer does not look; the head belongs to it."""
     expected: dict[int, Any] = {}
 
-    class Keep(RankCallback):
+    class Keep(TrainerCallback):
         def on_save(self, args, state, control, **kwargs):
-            super().on_save(args, state, control, **kwargs)
             expected[state.global_step] = logits(kwargs["model"])
 
     config = LoraConfig(r=3, task_type="SEQ_CLS", target_modules=["query", "value"])
     model = get_peft_model(make_bert().unload(), config, adapter_name="mine")
-    trainer, callback = make_trainer(tmp_path, model=model, callback=Keep(**quick(), adapter_name="mine"), **BEST)
+    trainer, callback = make_trainer(tmp_path, model=model, adapting={"adapter": "mine"}, **BEST)
+    trainer.add_callback(Keep)
     trainer.compute_metrics = Scripted()
     trainer.train()
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-4")

@@ -19,7 +19,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 from windows import forced, on_lora
 from works_with import note
 
-from pedyra import RankAllocator, RankCallback
+from pedyra import RankAllocator, adapt
 from pedyra.allocate.distributed import wrap_again
 from pedyra.methods.wide import Wide
 
@@ -101,12 +101,11 @@ def by_trainer(rank: int, size: int, settings: dict[str, Any], out: str, resume:
         lr_scheduler_type="constant", max_grad_norm=1.0, report_to="none", save_steps=11, logging_steps=5, seed=5,
         disable_tqdm=True, ddp_backend="gloo" if size > 1 else None,
     )  # fmt: skip
-    callback = RankCallback(record_to=f"{out}/ranks.jsonl", **given(settings))
-    Trainer(model, arguments, train_dataset=rows, callbacks=[callback]).train(
-        resume_from_checkpoint=f"{out}/checkpoint-11" if resume else None
-    )
-    assert callback.allocator is not None
-    return ending(model, callback.allocator)
+    trainer = Trainer(model, arguments, train_dataset=rows)
+    handle = adapt(trainer, given(settings)["config"], record_to=f"{out}/ranks.jsonl")
+    trainer.train(resume_from_checkpoint=f"{out}/checkpoint-11" if resume else None)
+    assert handle.allocator is not None
+    return ending(model, handle.allocator)
 
 
 def synced(rank: int, size: int, settings: dict[str, Any], out: str) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from transformers import LlamaForSequenceClassification
 from works_with import note
 
 import pedyra
-from pedyra import PeDyra, RankCallback
+from pedyra import PeDyra, adapt
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"),
@@ -25,7 +25,7 @@ pytestmark = [
 
 
 def trained(rank: int, size: int, stage: int, out: str) -> str:
-    """What a RankCallback says; then plain LoRA, to the end."""
+    """What `adapt` says; then plain LoRA, to the end."""
     zero = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True}  # else ZeRO-3 saves no adapter
     config = {"zero_optimization": zero, "train_micro_batch_size_per_gpu": "auto", "train_batch_size": "auto"}
     settings: dict[str, Any] = dict(deepspeed=config, label_smoothing_factor=0.2, max_steps=6, ddp_backend="gloo")
@@ -34,7 +34,7 @@ def trained(rank: int, size: int, stage: int, out: str) -> str:
     lora: Any = LoraConfig(**LORA, task_type="SEQ_CLS")  # type: ignore[arg-type]
     model = get_peft_model(base(LlamaForSequenceClassification, num_labels=2), lora)
     try:
-        make_trainer(case, Path(out), model=model, callbacks=[RankCallback(PeDyra(interval=2))], **settings).train()
+        adapt(make_trainer(case, Path(out), model=model, **settings), PeDyra(interval=2))
     except ValueError as error:
         told = str(error)
     trainer = make_trainer(case, Path(out), model=model, **settings)

@@ -1,4 +1,4 @@
-"""RankCallback in a stock Trainer: what trains, and what is refused before the first step."""
+"""`adapt` of a stock Trainer: what trains, and what is refused before the first step."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 from windows import inside, on_lora
 from works_with import note
 
-from pedyra import RankAllocator, RankCallback, attach
-from pedyra.allocate.callback import _unscale
-from pedyra.allocate.distributed import check_engine, data_parallel
+from pedyra import RankAllocator, adapt, attach
+from pedyra.trainer.adapt import _unscale
+from pedyra.trainer.engines import check_engine, data_parallel
 
 
 class NanAt(Trainer):
@@ -53,31 +53,17 @@ def test_attaching_happens_before_the_optimizer_is_built_so_that_every_triple_is
     assert held == {id(p) for p in trainer.model.parameters() if p.requires_grad}
 
 
-def test_a_callback_added_after_construction_trains_the_same(make_trainer, make_bert, quick, tmp_path, run_state):
+def test_an_optimizer_that_is_there_already_trains_the_same(make_trainer, quick, tmp_path, run_state):
     """E then joins the optimizer that Trainer has built without it; the update of a parameter does not change."""
-    early, callback = make_trainer(tmp_path)
+    early, handle = make_trainer(tmp_path)
     early.train()
-    late, other = make_trainer(tmp_path, callback=TrainerCallback())
-    other = RankCallback(**quick())
-    late.add_callback(other)
+    late, _ = make_trainer(tmp_path, adapting=None)
+    late.create_optimizer()
+    other = adapt(late, quick()["config"])
     late.train()
-    left, right = run_state(early, callback), run_state(late, other)
+    left, right = run_state(early, handle), run_state(late, other)
     assert left["history"] == right["history"]
     assert all(same_bits(value, right["parameters"][name]) for name, value in left["parameters"].items())
-
-
-def test_what_a_late_callback_has_saved_is_resumed_by_one_of_the_constructor(
-    make_trainer, quick, tmp_path, run_state, assert_equal
-):
-    """E has the place in the optimizer that it has there: state is loaded by places."""
-    saves = {"save_strategy": "steps", "save_steps": 6}
-    late, _ = make_trainer(tmp_path, callback=TrainerCallback(), **saves)
-    callback = RankCallback(**quick())
-    late.add_callback(callback)
-    late.train()
-    again, other = make_trainer(tmp_path, **saves)
-    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
-    assert_equal(run_state(again, other), run_state(late, callback))
 
 
 def test_a_second_training_goes_on_from_the_ranks_of_the_first(make_trainer, tmp_path):
@@ -91,27 +77,18 @@ def test_a_second_training_goes_on_from_the_ranks_of_the_first(make_trainer, tmp
     assert [record["step"] for record in callback.allocator.history] == [3, 5, 7]
 
 
-def test_a_model_made_anew_by_model_init_is_attached_at_train_begin(make_bert, make_trainer, rows, quick, tmp_path):
-    reference, _ = make_trainer(tmp_path)
-    callback = RankCallback(**quick())
-    trainer = Trainer(
-        model_init=lambda: make_bert(),
-        args=reference.args,
-        train_dataset=rows,
-        callbacks=[callback],  # type: ignore[arg-type]
-    )
-    trainer.train()
-    assert [record["step"] for record in callback.allocator.history] == [3, 5, 7]  # type: ignore[union-attr]
-
-
-def test_model_init_may_be_a_partial(make_bert, make_trainer, rows, quick, tmp_path):
+@pytest.mark.parametrize("partial", [False, True])
+def test_a_model_made_anew_by_model_init_is_attached_at_train_begin(
+    partial, make_bert, make_trainer, rows, quick, tmp_path
+):
     """Trainer counts the arguments of a partial in a way of its own."""
     reference, _ = make_trainer(tmp_path)
-    callback = RankCallback(**quick())
-    init = functools.partial(lambda r: make_bert(r=r), r=4)
-    trainer = Trainer(model_init=init, args=reference.args, train_dataset=rows, callbacks=[callback])  # type: ignore[arg-type]
+    init: Any = functools.partial(lambda r: make_bert(r=r), r=4) if partial else lambda: make_bert()
+    trainer = Trainer(model_init=init, args=reference.args, train_dataset=rows)
+    handle = adapt(trainer, quick()["config"])
     trainer.train()
-    assert [record["step"] for record in callback.allocator.history] == [3, 5, 7]  # type: ignore[union-attr]
+    assert handle.allocator is not None
+    assert [record["step"] for record in handle.allocator.history] == [3, 5, 7]
 
 
 def test_bf16_autocast_keeps_the_triples_and_their_scores_in_float32(make_trainer, tmp_path):
@@ -192,11 +169,32 @@ def test_evaluation_and_generation_do_not_count_as_input_energy(make_trainer, ma
 # What is refused, before the first step and with the repair in the message.
 
 
-def test_a_model_without_lora_adapter_is_refused(make_trainer, tmp_path):
+def test_what_cannot_be_adapted_is_told_at_once(make_trainer, quick, tmp_path):
     config = BertConfig(vocab_size=40, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
-    trainer, _ = make_trainer(tmp_path, model=BertForSequenceClassification(config))
-    with pytest.raises(ValueError, match="no LoRA adapter named 'default'; wrap it with peft.get_peft_model"):
-        trainer.train()
+    plain, _ = make_trainer(tmp_path, adapting=None, model=BertForSequenceClassification(config))
+    method, record = quick()["config"], tmp_path / "ranks.jsonl"
+    trainer, _ = make_trainer(tmp_path)
+    named = {"adapter": "second"}
+    cases: list[tuple[Any, dict[str, Any], str]] = [
+        (plain.model, {}, "adapt takes a Trainer of transformers or TRL, and BertForSequenceClassification is none"),
+        (plain, {}, "no LoRA adapter named 'default'; wrap it with peft.get_peft_model"),
+        (trainer, named, "no LoRA adapter named 'second'"),
+        (trainer, {}, "adapter 'default' of this Trainer is adapted already; call adapt once"),
+    ]
+    for given, more, message in cases:
+        with pytest.raises(ValueError, match=message):
+            adapt(given, method, **more)
+    twice, _ = make_trainer(tmp_path, adapting={"record_to": record})
+    twice.model.add_adapter("second", twice.model.peft_config["default"])
+    with pytest.raises(ValueError, match="ranks.jsonl, to which another adapter's ranks are written"):
+        adapt(twice, method, adapter="second", record_to=record)
+
+
+def test_a_training_that_has_begun_is_refused(make_trainer, quick, tmp_path):
+    trainer, _ = make_trainer(tmp_path, adapting=None)
+    trainer.train()
+    with pytest.raises(ValueError, match=r"training has begun \(12 steps\).*call adapt before train"):
+        adapt(trainer, quick()["config"])
 
 
 def test_what_the_allocator_refuses_is_told_before_the_first_step(make_trainer, quick, tmp_path):
@@ -204,12 +202,6 @@ def test_what_the_allocator_refuses_is_told_before_the_first_step(make_trainer, 
     with pytest.raises(ValueError, match="no rank could ever move: .*interval 50.*shorten them"):
         trainer.train()
     assert trainer.state.global_step == 0
-
-
-def test_another_adapter_name_is_refused(make_trainer, quick, tmp_path):
-    trainer, _ = make_trainer(tmp_path, callback=RankCallback(**quick(), adapter_name="second"))
-    with pytest.raises(ValueError, match="no LoRA adapter named 'second'"):
-        trainer.train()
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,10 @@
-"""RankCallback: Trainer's events -> allocator calls. It knows no equation."""
+"""`pedyra.adapt(trainer, method)`: Trainer's events become calls of a RankAllocator. It knows no equation."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,37 +12,77 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import CallbackHandler
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import number_of_arguments
 
 from pedyra.allocate.allocation import undone
 from pedyra.allocate.checkpoint import SideFileError, restore, restore_factors, save_state
-from pedyra.allocate.checkpoint_folder import check_loaded
 from pedyra.allocate.contract import RankConfig, method_of
-from pedyra.allocate.distributed import check_engine, data_parallel, wrap_again
+from pedyra.allocate.distributed import wrap_again
 from pedyra.allocate.optimizer_state import adopt, rekey_state, unwrapped
 from pedyra.allocate.rank_allocator import RankAllocator, trainable
-from pedyra.allocate.trainer import (
-    FirstForward,
-    caller,
-    end_at_last_step,
-    expect_mean_loss,
-    go_first,
-    keep_whole,
-    release_at_error,
-    resumed_from,
-    save_whole,
-)
 from pedyra.lora.attach import attach, drop_empty, train_e, write_ranks
 from pedyra.lora.files import append_row, json_line, read_rows, write_file
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.layer_names import layer_place
+from pedyra.trainer.changes import FirstForward, end_at_last_step, expect_mean_loss, watch_training
+from pedyra.trainer.checkpoint_folder import check_loaded
+from pedyra.trainer.checkpoints import save_whole
+from pedyra.trainer.engines import check_engine, data_parallel, keep_whole
 
 logger = logging.getLogger(__name__)
 
-_CALLBACKS: weakref.WeakSet[RankCallback] = weakref.WeakSet()
-"""All that there are; what one of an interrupted training still holds is given up to the next."""
+
+def adapt(
+    trainer: Trainer,
+    method: RankConfig,
+    *,
+    adapter: str = "default",
+    record_to: str | Path | None = None,
+) -> RankTraining:
+    """Make the LoRA training of a Trainer rank-adaptive. Call it once the Trainer is made, and before `train()`.
+
+    Any Trainer of transformers or TRL will do, with `model_init` too. What is changed in it stands in
+    `pedyra.trainer.changes`. Every checkpoint gets pedyra's side file, from which `resume_from_checkpoint` continues
+    bit for bit.
+
+    Args:
+        method: the method and its settings, such as `PeDyra()`.
+        adapter: which of the model's adapters to adapt.
+        record_to: a JSON-lines file that gets the set-up, a snapshot at every log, and every adjustment; begun anew by
+            a training that is no resume.
+
+    Returns:
+        A handle. When a training has ended, its `result` says what became of the ranks, and one line of it is printed.
+
+    Raises:
+        ValueError: the model has no such adapter, it is adapted already, training has begun, an engine that cuts the
+            adapter into pieces. When training starts: a schedule in which nothing moves, an unsupported optimizer or
+            wrapper.
+    """
+    if not isinstance(trainer, Trainer):
+        raise ValueError(f"adapt takes a Trainer of transformers or TRL, and {type(trainer).__name__} is none")
+    if trainer.state.global_step > 0:
+        raise ValueError(
+            f"training has begun ({trainer.state.global_step} steps), so ranks cannot be adapted in it any more; call "
+            f"adapt before train()"
+        )
+    handle = RankTraining(trainer, method, adapter, record_to)
+    others = [each for each in trainer.callback_handler.callbacks if isinstance(each, RankTraining)]
+    if any(each.adapter == adapter for each in others):
+        raise ValueError(f"adapter {adapter!r} of this Trainer is adapted already; call adapt once for each adapter")
+    if handle.record_to is not None and any(each.record_to == handle.record_to for each in others):
+        raise ValueError(f"record_to is {record_to}, to which another adapter's ranks are written; name another file")
+    check_engine(trainer)
+    # Before the optimizer is built and before a checkpoint is loaded: slots that take any rank must be there.
+    handle.attach(trainer.model)
+    if trainer.model_init is not None:
+        trainer.model_init = handle.attaching(trainer.model_init)
+    for change in (end_at_last_step, save_whole):
+        change(trainer)
+    watch_training(trainer, handle.training_begins, handle.training_fails)
+    trainer.callback_handler.callbacks.insert(0, handle)  # before the reporters, whose log gets its numbers
+    return handle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,43 +139,21 @@ class RankResult:
         return words if self.outcome is None else f"{words}; {self.outcome}"
 
 
-class RankCallback(TrainerCallback):
-    """Makes the LoRA training of any `transformers.Trainer` rank-adaptive: `callbacks=[RankCallback(PeDyra())]`.
+class RankTraining(TrainerCallback):
+    """What `adapt` returns: it hands Trainer's events to the RankAllocator of each training."""
 
-    Args:
-        config: the method and its settings: `PeDyra(...)` or `Wide(...)`.
-        adapter_name: which of the model's adapters to adapt.
-        record_to: a JSON-lines file that gets the set-up, a snapshot at every log, and every adjustment; begun anew by
-            a training that is no resume.
-        whole_checkpoints: have checkpoints appear whole or not at all (`trainer.save_whole`); what else it changes in
-            a Trainer stands in `pedyra.allocate.trainer`.
-
-    Every checkpoint gets pedyra's side file, from which `resume_from_checkpoint` continues bit for bit. When training
-    has ended, `result` says what became of the ranks, and one line of it is printed.
-
-    Raises, when training starts:
-        ValueError: nothing to adapt, a schedule in which nothing moves, an unsupported optimizer or wrapper.
-    """
-
-    def __init__(
-        self,
-        config: RankConfig,
-        adapter_name: str = "default",
-        record_to: str | Path | None = None,
-        *,
-        whole_checkpoints: bool = True,
-    ) -> None:
-        self.config, self.method = config, method_of(config)
-        self.adapter_name, self.whole_checkpoints = adapter_name, whole_checkpoints
+    def __init__(self, trainer: Trainer, method: RankConfig, adapter: str, record_to: str | Path | None) -> None:
+        self.trainer, self.method, self.adapter = trainer, method_of(method), adapter
         self.record_to = None if record_to is None else Path(record_to)
         self.allocator: RankAllocator | None = None
+        """That of the last training; None before the first."""
         self._result: RankResult | None = None
         self._wrapper: DistributedDataParallel | None = None
-        self.first_forward: FirstForward | None = None
-        _CALLBACKS.add(self)
+        self._first_forward: FirstForward | None = None
+        self._resumes_from: Path | None = None
         self._writes = True
         self._attached: list[tuple[AdaptedLayer, tuple[Tensor, ...]]] = []
-        """Layers and the triples they had when the callback attached them, until training begins."""
+        """Layers and the triples they had when they were attached, until training begins."""
 
     @property
     def result(self) -> RankResult:
@@ -146,41 +163,38 @@ class RankCallback(TrainerCallback):
             ValueError: no training has ended yet.
         """
         if self._result is None:
-            raise ValueError("RankCallback.result is known when a training has ended; call trainer.train() first")
+            raise ValueError("result is known when a training has ended; call trainer.train() first")
         return self._result
 
-    def on_init_end(self, args, state, control, **kwargs) -> None:
-        # Before the optimizer is built and before a checkpoint is loaded: slots that take any rank must be there.
-        trainer = caller(Trainer)
-        if trainer is not None:
-            check_engine(trainer)
-        self._attach(trainer, kwargs["model"], kwargs.get("optimizer"))
-        if trainer is not None and trainer.model_init is not None:
-            trainer.model_init = self._attaching(trainer)
+    def training_begins(self, checkpoint: Path | None) -> None:
+        """A training begins, or goes on from this checkpoint."""
+        self._resumes_from = checkpoint
+
+    def training_fails(self) -> None:
+        """An exception ends the training: nothing of it stays in the model."""
+        self._release()
+
+    def _release(self) -> None:
+        if self.allocator is not None:
+            self.allocator.release()
+        if self._first_forward is not None:
+            self._first_forward.remove()
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        handler, trainer = caller(CallbackHandler), caller(Trainer)
-        self._check_alone(() if handler is None else handler.callbacks)
-        self._wrapper = data_parallel(args, None if trainer is None else trainer.model_wrapped)
+        self._wrapper = data_parallel(args, self.trainer.model_wrapped)
         self._writes = state.is_world_process_zero
-        go_first(self)
-        if trainer is not None:
-            changes = [end_at_last_step, release_at_error, *([save_whole] if self.whole_checkpoints else [])]
-            for change in changes:
-                change(trainer)
         model, optimizer = kwargs["model"], kwargs["optimizer"]
-        self._take_over(model)
+        self._release()  # a second training may have loaded a checkpoint, which its optimizer has to follow
         self._follow_loaded(optimizer)
         group = None if self._wrapper is None else self._wrapper.process_group
-        self.allocator = RankAllocator(model, optimizer, self.method, state.max_steps, self.adapter_name, group)
+        self.allocator = RankAllocator(model, optimizer, self.method, state.max_steps, self.adapter, group)
         if args.torch_compile:
             self.allocator.expect_compilation()
-        if state.global_step > 0:
-            self._resume(self.allocator, args, state.global_step)
+        if self._resumes_from is not None and state.global_step > 0:
+            self._resume(self.allocator, self._resumes_from)
         if self._wrapper is not None:  # attaching and resuming may have renewed parameters
             wrap_again(self._wrapper)
-        if trainer is not None:
-            self.first_forward = expect_mean_loss(trainer, model)
+        self._first_forward = expect_mean_loss(self.trainer, model)
         self._start_record(self.allocator, state.global_step)
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
@@ -209,20 +223,12 @@ class RankCallback(TrainerCallback):
         assert self.allocator is not None
         save_state(self.allocator, folder)
 
-    def on_save(self, args, state, control, **kwargs) -> None:
-        if not self.whole_checkpoints and state.is_world_process_zero:  # else `save_whole` has written them
-            trainer: Any = caller(Trainer)
-            output_dir = args.output_dir if trainer is None else trainer._get_output_dir(trial=trainer._trial)
-            self.write_side_files(Path(str(output_dir)) / f"checkpoint-{state.global_step}")
-
     def on_train_end(self, args, state, control, **kwargs) -> None:
         assert self.allocator is not None
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self._restore_best(kwargs["model"], Path(state.best_model_checkpoint))
         self._result = self._conclude(self.allocator)
-        self.allocator.release()
-        if self.first_forward is not None:
-            self.first_forward.remove()
+        self._release()
         if self._writes:
             logger.info("%s", self._result)
             if not args.disable_tqdm:  # where Trainer prints its progress
@@ -245,45 +251,30 @@ class RankCallback(TrainerCallback):
             outcome=allocator.run.outcome(allocator.situation()),
         )
 
-    def _attach(self, trainer: Trainer | None, model: Any, optimizer: Any = None) -> None:
-        if self.adapter_name not in getattr(model, "peft_config", {}):
-            return
-        layers = attach(model, self.adapter_name, self.method.start, self.method.seed)
+    def attach(self, model: Any) -> None:
+        """Put triples into the adapter, and those that are trained into the Trainer's optimizer, if it has one."""
+        layers = attach(model, self.adapter, self.method.start, self.method.seed)
         renewed = drop_empty(layers)
         train_e(layers, self.method.trains_e)
+        optimizer: Any = self.trainer.optimizer
         if optimizer is not None:  # the user's own: before its state is loaded
             rekey_state(unwrapped(optimizer), renewed)
             for layer in trainable(layers):
                 adopt(unwrapped(optimizer), layer)
-        keep_whole(trainer, model, layers)
+        keep_whole(self.trainer, model, layers)
         self._attached = [(layer, layer.factors) for layer in layers]
 
-    def _attaching(self, trainer: Trainer) -> Callable[..., Any]:
-        """Its `model_init`, whose models take a checkpoint of any ranks."""
-        model_init: Any = trainer.model_init
+    def attaching(self, model_init: Callable[..., Any]) -> Callable[..., Any]:
+        """A Trainer's `model_init`, whose models take a checkpoint of any ranks."""
 
         def attached(*args: Any) -> Any:
             model = model_init(*args)
-            self._attach(trainer, model)
+            self.trainer.optimizer = None  # of the model before; Trainer makes it anew after this
+            self.attach(model)
             return model
 
         # Trainer counts the arguments, those of a functools.partial otherwise than a signature does.
         return (lambda: attached()) if number_of_arguments(model_init) == 0 else (lambda trial: attached(trial))
-
-    def _check_alone(self, callbacks: Sequence[TrainerCallback]) -> None:
-        """Raise ValueError where another RankCallback adapts the same adapter, or writes to the same file."""
-        others = [each for each in callbacks if isinstance(each, RankCallback) and each is not self]
-        if any(each.adapter_name == self.adapter_name for each in others) or callbacks.count(self) > 1:
-            raise ValueError(f"callbacks= has two RankCallbacks for adapter {self.adapter_name!r}; pass one")
-        if self.record_to is not None and any(each.record_to == self.record_to for each in others):
-            raise ValueError(f"two RankCallbacks write to {self.record_to}; give each its own record_to")
-
-    def _take_over(self, model: Any) -> None:
-        """Have a callback's allocator of this adapter release it: that of an earlier `train`, or of an interrupted
-        training with another Trainer, which no one may have in hand."""
-        for made in [callback.allocator for callback in {self, *_CALLBACKS}]:
-            if made is not None and made.model is model and made.adapter_name == self.adapter_name:
-                made.release()
 
     def _follow_loaded(self, optimizer: Any) -> None:
         """A checkpoint of other ranks was loaded; an optimizer that the user made before still holds the triples that
@@ -292,8 +283,7 @@ class RankCallback(TrainerCallback):
             rekey_state(unwrapped(optimizer), {o: n for o, n in zip(before, layer.factors, strict=True) if o is not n})
         self._attached = []
 
-    def _resume(self, allocator: RankAllocator, args: TrainingArguments, step: int) -> None:
-        folder = resumed_from() or Path(str(args.output_dir)) / f"checkpoint-{step}"
+    def _resume(self, allocator: RankAllocator, folder: Path) -> None:
         check_loaded(folder)
         try:
             restore(allocator, folder)
@@ -305,14 +295,14 @@ class RankCallback(TrainerCallback):
 
     def _restore_best(self, model: Any, folder: Path) -> None:
         """After `load_best_model_at_end`: Trainer loaded what PEFT saved; bring back its split, and its config."""
-        own = folder / self.adapter_name
-        if self.adapter_name != "default" and own.is_dir():  # where Trainer, but for "default", does not look
-            model.load_adapter(str(own), self.adapter_name, is_trainable=True)
+        own = folder / self.adapter
+        if self.adapter != "default" and own.is_dir():  # where Trainer, but for "default", does not look
+            model.load_adapter(str(own), self.adapter, is_trainable=True)
         try:
-            restore_factors(model, folder, self.adapter_name)
+            restore_factors(model, folder, self.adapter)
         except SideFileError as problem:
             warnings.warn(f"{problem}. The best adapter was loaded without its split into A and E", stacklevel=2)
-            write_ranks(model, self.adapter_name)
+            write_ranks(model, self.adapter)
 
     def _metrics(self, allocator: RankAllocator, snapshot: dict[str, Any]) -> dict[str, float]:
         """Flat numbers for the log: ranks and scores, by module type too, and orthogonality."""
@@ -335,8 +325,8 @@ class RankCallback(TrainerCallback):
             for name, score in snapshot["layer_scores"].items():
                 scored.setdefault(layer_place(name)[0], []).append(score)
             metrics |= {f"scores/mean_{kind}": sum(scores) / len(scores) for kind, scores in scored.items()}
-        if self.adapter_name != "default":  # beside another's callback
-            return {f"{self.adapter_name}/{key}": value for key, value in metrics.items()}
+        if self.adapter != "default":  # beside another's callback
+            return {f"{self.adapter}/{key}": value for key, value in metrics.items()}
         return metrics
 
     @property

@@ -10,7 +10,7 @@ import pytest
 from peft import PeftModel
 
 import pedyra
-from pedyra import RankCallback
+from pedyra import adapt
 
 pytest.importorskip("trl")
 
@@ -22,13 +22,13 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's own
 
 @pytest.fixture
 def train(quick: Any) -> Any:
-    """train(case, out, resume=..., **settings): the Trainer and its callback, after twelve steps."""
+    """train(case, out, resume=..., **settings): the Trainer and the handle of `adapt`, after twelve steps."""
 
     def go(case: str, out: Path, resume: str | None = None, **settings: Any) -> Any:
-        callback = RankCallback(**quick())
-        trainer = make_trainer(case, out, callbacks=[callback], **settings)
+        trainer = make_trainer(case, out, **settings)
+        handle = adapt(trainer, quick()["config"])
         trainer.train(resume_from_checkpoint=resume)
-        return trainer, callback
+        return trainer, handle
 
     return go
 

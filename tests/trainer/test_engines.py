@@ -14,7 +14,7 @@ from transformers import Trainer, TrainingArguments
 from windows import on_lora
 from works_with import note, rows
 
-from pedyra import RankCallback
+from pedyra import adapt
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="forks are for Linux without an accelerator")
 
@@ -43,10 +43,11 @@ def trained(rank: int, size: int, out: str, backend: str | None, resume: str | N
         optim="sgd",  # of which a difference of a rounding stays one
         use_cpu=True, disable_tqdm=True, label_names=["labels"], ddp_backend="gloo" if size > 1 else None, **compiled,
     )  # fmt: skip
-    callback = RankCallback(on_lora(interval=2, initial_warmup=1, final_warmup=3, moves=4, min_rank=2))
-    Trainer(model, args, train_dataset=examples, callbacks=[callback]).train(resume_from_checkpoint=resume)
-    assert callback.allocator is not None
-    return ending(model, callback.allocator)
+    trainer = Trainer(model, args, train_dataset=examples)
+    handle = adapt(trainer, on_lora(interval=2, initial_warmup=1, final_warmup=3, moves=4, min_rank=2))
+    trainer.train(resume_from_checkpoint=resume)
+    assert handle.allocator is not None
+    return ending(model, handle.allocator)
 
 
 @pytest.mark.parametrize("size", [1, 2])

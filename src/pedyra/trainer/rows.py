@@ -1,4 +1,4 @@
-"""`pedyra.fit(trainer)`: how small may the adapter be that this Trainer has trained, by the loss that it trains?"""
+"""The rows of a fit, out of a Trainer's data: which are held out, and the batches that its own evaluation makes."""
 
 from __future__ import annotations
 
@@ -7,32 +7,23 @@ import inspect
 import logging
 import math
 import operator
-import random
 import warnings
-from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import count, islice, zip_longest
-from pathlib import Path
 from typing import Any
-from weakref import ref
 
-import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
-from transformers import EvalPrediction, ProcessorMixin, Trainer
-from transformers.trainer_pt_utils import EvalLoopContainer
+from transformers import ProcessorMixin
 
-from pedyra.fitting.calibration import averaged, checkpointing, evaluating, frozen, has_more, lora_layers
-from pedyra.fitting.fit import FEW, LEAST, GeneralRows, Rows, Wanted, fit_batches
+from pedyra.fitting.calibration import evaluating
+from pedyra.fitting.fit import FEW, LEAST, GeneralRows, Rows, Wanted
 from pedyra.fitting.general import check_writes, text_batches, texts_of
-from pedyra.fitting.judge import Batch, Cut, DivergenceJudge, Judge, Predictions, asked, finite
-from pedyra.fitting.result import Fit
-from pedyra.lora.folder import SavedLora, active_adapter, check_plain
-from pedyra.lora.start import takes_from_weight
+from pedyra.fitting.judge import Batch
+from pedyra.trainer.judge import TextJudge, TrainerJudge
 
 logger = logging.getLogger(__name__)
 
@@ -53,229 +44,9 @@ COMPARED = 0.2
 among 8 has twice as much. A mean over rows, weighted or not, is between those of the parts."""
 GENERATED_ROWS = 128
 """Completions at most to calibrate with, and for the proof, where the Trainer generates what it is judged on."""
-PAIRS = {"DataCollatorForPreference", "DataCollatorForVisionPreference"}
-"""TRL's collators that stack chosen rows on rejected ones; the loss of such a batch is a mean over its pairs."""
-FP16_SCALE = 1024.0
-"""Of a loss whose gradients are half precision: they would underflow."""
 
 
-def fit(
-    trainer: Trainer,
-    *,
-    tolerance: float = 0.01,
-    recover: int | None = None,
-    parameters: int | None = None,
-    max_rank: int | None = None,
-    same_rank: bool = False,
-    multiple_of: int = 1,
-    drop_types: Sequence[str] = (),
-    data: Any = None,
-    general: Any = None,
-    rows: int = 1024,
-    curve: bool = False,
-) -> Fit:
-    """How small may the LoRA be that this Trainer has trained? Ask after `trainer.train()`.
-
-    Gradients come from `trainer.compute_loss`, losses from its own evaluation, so the loss is the one that was trained:
-    of DPO, KTO, a reward model, with class weights or label smoothing. Where that is a surrogate which says nothing
-    about held-out rows (GRPO and RLOO, which are rewarded for what they write; DFT, whose weights are the probabilities
-    themselves), it is judged by the divergence from what the whole adapter says instead. Nothing of Trainer, model or
-    random state changes. One process, or several under DDP.
-
-    Args:
-        tolerance: part of what fine-tuning won (loss of the base model less the adapter's) that may be given up.
-        recover: steps towards what the whole adapter says, after which smaller sizes are tried where a cut alone leaves
-            more than a quarter, and the size that `parameters` names; 0: none. By default 160, or fewer where these
-            would take a calibration batch more than twice.
-        parameters: take the largest size of at most so many parameters instead, whatever it does to the loss.
-        max_rank: no layer keeps more.
-        same_rank: every layer keeps the same rank, and one that has fewer keeps all of its own.
-        multiple_of: ranks are multiples of it, or all that a layer has.
-        drop_types: module types that keep none, e.g. ("q_proj", "k_proj").
-        data: held-out rows, as the Trainer takes an eval_dataset; by default its own, else a part of those it was
-            trained on, with a warning.
-        general: texts that the model should not forget, as a list or as rows with the column `text`, for a model that
-            writes. What goes is then what harms them most for what it does for the task, and half of them tell what
-            came of it. Without recovery, which would bring back what was forgotten.
-        rows: to calibrate with and for the proof, at most; half as many for the choice.
-        curve: measure the whole curve, not only what the choice needs.
-
-    Returns:
-        What was found: print it, `save` the smaller adapter, or `apply` it to the live model.
-
-    Raises:
-        ValueError: no plain LoRA, a sharded model, too few rows, a layer that the calibration did not see, a shape that
-            cannot be had within tolerance.
-    """
-    wanted = Wanted(
-        tolerance=tolerance,
-        parameters=parameters,
-        max_rank=max_rank,
-        same_rank=same_rank,
-        multiple_of=multiple_of,
-        drop_types=drop_types,
-        recover=recover,
-        rows=rows,
-        curve=curve,
-    )
-    return fit_trainer(trainer, wanted, data=data, general=general)
-
-
-def fit_trainer(trainer: Trainer, wanted: Wanted, *, data: Any = None, general: Any = None) -> Fit:
-    """`fit` of a record."""
-    _check_whole(trainer)
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    adapter = active_adapter(model)
-    _check_live(model, adapter)
-    wanted.shape([*lora_layers(model, adapter)], has_more(model, adapter))  # before anything is measured
-    if (bias := model.peft_config[adapter].bias) != "none":
-        warnings.warn(
-            f"the adapter has bias={bias!r}, and PEFT keeps no biases of the base model, so the base model here has "
-            f"the trained ones: what these won is not counted, and the tolerance is a part of the rest",
-            stacklevel=3,
-        )
-    if isinstance(data, str):
-        raise ValueError(f"data is {data!r}; give the rows themselves, as the Trainer takes an eval_dataset")
-    if trainer.args.fp16_full_eval or trainer.args.bf16_full_eval:  # where it waits for its training to move the model
-        trainer._move_model_to_device(model, trainer.args.device)
-    with _untouched(trainer, model):
-        texts = None if general is None else _general_rows(trainer, model, general, wanted.rows)
-        judge = judged = TrainerJudge(trainer, model)
-        rows = _rows(judged, data, wanted)
-        if texts is not None:
-            rows = replace(rows, general=texts, told=f"{rows.told}; of general {texts.told}")
-        if _is_surrogate(trainer):
-            if texts is not None:
-                raise ValueError(
-                    f"general text is weighed against the loss of the task, and that of {type(trainer).__name__} says "
-                    f"nothing about held-out rows; leave general out"
-                )
-            judge = DivergenceJudge(model, lambda _, batch: judged.outputs(batch), lambda: evaluating(model))
-            judge.loss_scale = judged.loss_scale
-        shown = not trainer.args.disable_tqdm and trainer.is_world_process_zero()
-        found = fit_batches(judge, rows, wanted, adapter=adapter, shown=shown)
-    return replace(found, trainer=ref(trainer))
-
-
-class TrainerJudge(Judge):
-    """Judges by a Trainer's own loss and evaluation."""
-
-    def __init__(self, trainer: Trainer, model: Any) -> None:
-        super().__init__(model)
-        self.trainer: Any = trainer
-        self.loss_scale = _loss_scale(trainer, model)
-        self._judges_parts = True
-        """Whether compute_metrics takes a part of the held-out rows."""
-
-    def trained_loss(self, batch: Batch) -> Tensor:
-        trainer = self.trainer
-        inputs = trainer._prepare_inputs(trainer._prepare_input(batch))  # copies, and keeps its type
-        count = trainer._get_num_items_in_batch([inputs], trainer.args.device)
-        with trainer.accelerator.autocast(), trainer.compute_loss_context_manager():
-            loss = trainer.compute_loss(self.model, inputs, num_items_in_batch=count)
-        return loss.mean().float() * self.loss_scale
-
-    def samples(self, batch: Batch) -> float:
-        kinds = {kind.__name__ for kind in type(self.trainer.data_collator).__mro__}
-        return super().samples(batch) / (2 if kinds & PAIRS else 1)
-
-    def outputs(self, batch: Batch) -> list[Tensor]:
-        inputs = send_to_device(dict(batch), self.trainer.args.device)
-        base: Any = self.model.get_base_model()
-        takes = inspect.signature(base.forward).parameters
-        known = {key: value for key, value in inputs.items() if key in takes}
-        if not getattr(getattr(base, "config", None), "is_encoder_decoder", False):
-            known.pop("labels", None)  # a loss would be computed for nothing
-        with self.trainer.accelerator.autocast():
-            return asked(self.model, inputs, self.model(**known))
-
-    def losses(self, batches: Sequence[Batch], cut: Cut, predictions: Predictions | None = None) -> Iterator[float]:
-        trainer = self.trainer
-        judged = self._judges_parts and trainer.compute_metrics is not None and not trainer.args.batch_eval_metrics
-        loss_only = predictions is None or not judged
-        torch.manual_seed(0)
-        with cut():
-            for number, batch in enumerate(batches):
-                inputs = trainer._prepare_input(batch)  # on the device, as a prepared loader gives it
-                with trainer.accelerator.autocast():
-                    loss, logits, labels = trainer.prediction_step(self.model, inputs, loss_only)
-                    if not loss_only and getattr(trainer.args, "predict_with_generate", False):
-                        # With its texts it gives the model's own loss, and not that of compute_loss.
-                        loss, _, _ = trainer.prediction_step(self.model, trainer._prepare_input(batch), True)
-                if loss is None:
-                    raise ValueError(
-                        f"the evaluation of {type(trainer).__name__} gives no loss for these rows; name their labels "
-                        f"with TrainingArguments(label_names=...)"
-                    )
-                if not loss_only and predictions is not None and logits is not None and labels is not None:
-                    if trainer.preprocess_logits_for_metrics is not None:
-                        logits = trainer.preprocess_logits_for_metrics(logits, labels)
-                    predictions.append(send_to_device((logits, labels), "cpu"))
-                yield finite(float(loss.mean()), number)
-
-    def metrics(self, predictions: Predictions) -> dict[str, float]:
-        if not predictions:
-            return {}
-        logits, labels = (EvalLoopContainer(padding_index=-100) for _ in range(2))
-        for each in predictions:
-            for kept, part in zip((logits, labels), each, strict=True):
-                kept.add(part)
-        found: Any = logits.get_arrays(), labels.get_arrays()
-        try:
-            metrics = self.trainer.compute_metrics(EvalPrediction(*found))
-        except Exception as error:  # whatever the function of a user raises that knows all rows together, and no part
-            warnings.warn(
-                f"compute_metrics judges no part of the held-out rows ({type(error).__name__}: {error}), so the fit "
-                f"shows no metric",
-                stacklevel=2,
-            )
-            self._judges_parts = False
-            return {}
-        numbers = (int, float, np.number)
-        return {str(name): float(value) for name, value in metrics.items() if isinstance(value, numbers)}
-
-
-def _check_whole(trainer: Any) -> None:
-    """Refuse a model that is cut into shards: ValueError."""
-    parallel = getattr(trainer.accelerator, "parallelism_config", None)
-    ways = {
-        "FSDP": trainer.is_fsdp_enabled,
-        "DeepSpeed": trainer.is_deepspeed_enabled,
-        "tensor, context or sequence parallelism": parallel is not None
-        and any(getattr(parallel, f"{kind}_enabled", False) for kind in ("tp", "cp", "sp")),
-    }
-    if found := [name for name, on in ways.items() if on]:
-        raise ValueError(
-            f"the model is sharded ({found[0]}), and a fit takes it whole; save the adapter and run `pedyra fit FOLDER "
-            f"--data ROWS` in one process"
-        )
-
-
-def _check_live(model: Any, adapter: str) -> None:
-    """Refuse a live adapter whose own factors are not its update of the base model: ValueError."""
-    config = model.peft_config[adapter].to_dict()
-    title = f"adapter {adapter!r}"
-    layers = lora_layers(model, adapter)
-    for name, module in layers.items():
-        if module.disable_adapters:
-            raise ValueError(f"{title} is switched off in {name}; call model.base_model.enable_adapter_layers() first")
-        if adapter in module.merged_adapters:
-            raise ValueError(f"{title} is merged into {name}; call model.unmerge_adapter() first")
-        if getattr(module.lora_A[adapter], "origin", None) is not None:
-            raise ValueError(
-                f"{title} began as a part of the weights (PiSSA, OLoRA), which the live model keeps beside it; call "
-                f"pedyra.detach(model, {adapter!r}) first, after which its factors hold the difference"
-            )
-    if takes_from_weight(config.get("init_lora_weights")):
-        raise ValueError(
-            f"{title} began as a part of the weights ({config['init_lora_weights']}), and the live model holds a base "
-            f"that lacks it; save it with save_pretrained(..., path_initial_model_for_weight_conversion=...), as PEFT "
-            f"documents, and run `pedyra fit FOLDER`"
-        )
-    check_plain(SavedLora(title, Path(), config, {}, []))
-
-
-def _rows(judge: TrainerJudge, data: Any, wanted: Wanted) -> Rows:
+def fit_rows(judge: TrainerJudge, data: Any, wanted: Wanted) -> Rows:
     """The batches of a fit: of the held-out rows a third is for the choice, which has to say where the proof begins,
     and the rest is for the proof, which has to tell sizes apart from the tolerance."""
     trainer = judge.trainer
@@ -290,7 +61,7 @@ def _rows(judge: TrainerJudge, data: Any, wanted: Wanted) -> Rows:
         name, training, seen, held, left = _drawn(trainer, data, wanted.rows)
         small, size = min(BATCH, _trained_batch(trainer)), min(BATCH, trainer.args.per_device_eval_batch_size)
         size = max(min(2, size), min(size, len(left) // BATCHES))
-        if processes == 1 and not _is_surrogate(trainer) and _compares_rows(judge, held, left, size):
+        if processes == 1 and not is_surrogate(trainer) and _compares_rows(judge, held, left, size):
             size = max(size, min(trainer.args.per_device_eval_batch_size, len(left) // (3 * FEW // 2)))
             small = max(small, min(_trained_batch(trainer), len(seen) // FEW))
 
@@ -361,27 +132,7 @@ def least_held_out(eval_batch_size: int) -> int:
     return next(rows for rows in count(1) if rows // 3 > size and rows - rows // 3 > (LEAST - 1) * size)
 
 
-def _loss_scale(trainer: Any, model: Any) -> float:
-    """`FP16_SCALE` where gradients are in float16: by autocast, or as the base, or its 4-bit layers, compute in it."""
-    types = {parameter.dtype for parameter in model.parameters()}
-    types |= {getattr(module, "compute_dtype", None) for module in model.modules()}
-    return FP16_SCALE if trainer.args.fp16 or torch.float16 in types else 1.0
-
-
-class TextJudge(Judge):
-    """Judges text by the loss of a language model, at the precision at which a Trainer trains."""
-
-    def __init__(self, trainer: Any, model: Any) -> None:
-        super().__init__(model, loss=self._of_text)
-        self._trainer = trainer
-        self.loss_scale = _loss_scale(trainer, model)
-
-    def _of_text(self, model: Any, batch: Batch) -> Tensor:
-        with self._trainer.accelerator.autocast():
-            return model(**send_to_device(dict(batch), self._trainer.args.device)).loss
-
-
-def _general_rows(trainer: Any, model: Any, general: Any, most: int) -> GeneralRows:
+def general_rows(trainer: Any, model: Any, general: Any, most: int) -> GeneralRows:
     """Half of the general texts for gradients, and half for the proof: this process's batches of them."""
     check_writes(model)
     tokenizer = trainer.processing_class
@@ -423,7 +174,7 @@ def _completions(trainer: Any) -> int:
     return completions
 
 
-def _is_surrogate(trainer: Any) -> bool:
+def is_surrogate(trainer: Any) -> bool:
     """Whether the loss that was trained says nothing about held-out rows, and so a divergence is measured."""
     return _completions(trainer) > 0 or getattr(trainer.args, "loss_type", None) == "dft"
 
@@ -647,75 +398,3 @@ def _shuffled(dataset: Any, most: int, generator: torch.Generator) -> tuple[Any,
 
 def _selected(dataset: Any, indices: list[int]) -> Any:
     return dataset.select(indices) if hasattr(dataset, "select") else Subset(dataset, indices)
-
-
-@contextmanager
-def _untouched(trainer: Any, model: Any) -> Iterator[None]:
-    """Whatever is done meanwhile, afterwards the Trainer, what it holds (logs, metrics that wait to be logged, state,
-    arguments), the model's modes and gradients and all random states are as before."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
-        stack.callback(random.setstate, random.getstate())
-        stack.callback(np.random.set_state, np.random.get_state())
-        for held in (trainer, trainer.args, trainer.state, trainer.control, trainer.callback_handler):
-            stack.callback(_kept(held))
-        stack.callback(_kept(trainer.accelerator))
-        stack.enter_context(frozen(model))
-        stack.enter_context(checkpointing(model, trainer.args))
-        stack.enter_context(evaluating(model))
-        stack.enter_context(averaged(trainer.optimizer))
-        if getattr(trainer.args, "predict_with_generate", False) and not hasattr(trainer, "_gen_kwargs"):
-            # By its own evaluate() only, which may never have run.
-            given = {"max_length": trainer.args.generation_max_length, "num_beams": trainer.args.generation_num_beams}
-            trainer._gen_kwargs = {name: value for name, value in given.items() if value is not None}
-        # Each process's loss is the mean over its own batch, whose samples are counted; on one device.
-        vars(trainer.args)["average_tokens_across_devices"] = False
-        # What a loss of the user's own logs is of steps, and would go to the trackers of the training.
-        vars(trainer)["log"] = lambda *_, **__: None
-        # Its training sets it, which may have been in another process; TRL divides a router's loss by it.
-        vars(trainer)["current_gradient_accumulation_steps"] = 1
-        if trainer.args.n_gpu > 1:
-            vars(trainer.args)["_n_gpu"] = 1
-        yield
-
-
-_LARGE = ("train_dataset", "eval_dataset")
-
-
-def _kept(held: Any) -> Callable[[], None]:
-    """What puts an object's attributes back as they are now, and what containers among them hold."""
-    attributes = dict(vars(held))
-    contents = [_contents(value) for name, value in attributes.items() if name not in _LARGE]
-
-    def restore() -> None:
-        vars(held).clear()
-        vars(held).update(attributes)
-        for put_back in contents:
-            put_back()
-
-    return restore
-
-
-def _contents(value: Any) -> Callable[[], None]:
-    """What puts back the contents of a dict, list, set or deque, and of those inside; and of a small tensor."""
-    if isinstance(value, dict | list | deque | set):
-        held = dict(value) if isinstance(value, dict) else list(value)
-        inner = [_contents(each) for each in (held.values() if isinstance(held, dict) else held)]
-
-        def put_back() -> None:
-            value.clear()
-            (value.update if isinstance(value, dict | set) else value.extend)(held)
-            for each in inner:
-                each()
-
-        return put_back
-    if type(value) is Tensor and value.numel() <= 1024:
-        saved = value.detach().clone()
-        return lambda: _copy(value, saved)
-    return lambda: None
-
-
-@torch.no_grad()
-def _copy(value: Tensor, saved: Tensor) -> None:
-    if not torch.equal(value, saved):
-        value.copy_(saved)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from pedyra import RankCallback
-from pedyra.allocate.trainer import expect_mean_loss
+from pedyra import adapt
+from pedyra.trainer.changes import expect_mean_loss
 
 
 def test_micro_batches_of_a_classifier_give_the_gradient_of_one_batch(make_trainer, tmp_path, caplog):
@@ -47,7 +47,8 @@ def test_a_language_model_that_divides_by_all_tokens_goes_on_doing_so(make_llama
         str(tmp_path), max_steps=8, per_device_train_batch_size=2, gradient_accumulation_steps=2, report_to="none",
         save_strategy="no", disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False,
     )  # fmt: skip
-    trainer = Trainer(make_llama(), arguments, train_dataset=rows, callbacks=[RankCallback(**quick(final_warmup=1))])  # type: ignore[arg-type]
+    trainer = Trainer(make_llama(), arguments, train_dataset=rows)  # type: ignore[arg-type]
+    adapt(trainer, quick(final_warmup=1)["config"])
     trainer.train()
     assert trainer.model_accepts_loss_kwargs
 

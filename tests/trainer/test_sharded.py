@@ -23,7 +23,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 from works_with import note
 
-from pedyra import RankAllocator, RankCallback
+from pedyra import RankAllocator, adapt
 from pedyra.allocate.checkpoint import restore, save_state
 from pedyra.allocate.distributed import average_gradients
 
@@ -152,8 +152,9 @@ def fsdp2_trainer(
 
 
 def by_trainer(rank: int, size: int, settings: dict[str, Any], out: str, resume: str | None = None) -> dict[str, Any]:
-    model, callback = llama(), RankCallback(**given(settings))
-    trainer = fsdp2_trainer(model, out, [callback], size)
+    model = llama()
+    trainer = fsdp2_trainer(model, out, [], size)
+    callback = adapt(trainer, given(settings)["config"])
     trainer.train(resume_from_checkpoint=resume)
     cut = [isinstance(parameter, DTensor) for parameter in model.parameters() if not parameter.requires_grad]
     assert all(cut) if size > 1 else not any(cut)
@@ -188,10 +189,10 @@ def trained_twice(rank: int, size: int, out: str) -> Any:
     base = llama().unload()
     torch.manual_seed(rank)
     model = get_peft_model(base, LoraConfig(r=3, target_modules="all-linear"))
-    callback = RankCallback(**given(PAPER))
     trainer = fsdp2_trainer(
-        model, out, [callback], eval_strategy="steps", eval_steps=8, load_best_model_at_end=True, greater_is_better=True
+        model, out, [], eval_strategy="steps", eval_steps=8, load_best_model_at_end=True, greater_is_better=True
     )
+    callback = adapt(trainer, given(PAPER)["config"])
     trainer.train()
     assert trainer.state.best_model_checkpoint == f"{out}/checkpoint-8" and callback.allocator is not None
     best = ending(model, callback.allocator)["weights"]
@@ -225,10 +226,9 @@ def told_by_trainer(rank: int, size: int, out: str) -> dict[str, str]:
         lora: dict[str, Any] = {"init_lora_weights": "pissa"} if case == "pissa" else {}
         targets = ["q_proj", "lm_head"] if case == "head" else "all-linear"
         model = get_peft_model(llama().unload(), LoraConfig(r=3, target_modules=targets, **lora))
-        callback = RankCallback(**given(PAPER))
         try:
-            trainer = fsdp2_trainer(model, out, [] if case == "late" else [callback], **arguments)
-            trainer.add_callback(callback)
+            trainer = fsdp2_trainer(model, out, [], **arguments)
+            adapt(trainer, given(PAPER)["config"])
             trainer.train()
         except ValueError as error:
             told[case] = str(error)

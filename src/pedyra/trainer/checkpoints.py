@@ -1,0 +1,122 @@
+"""Checkpoints that appear whole or not at all: Trainer's own files, the side files of callbacks, and digests."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+from transformers.trainer_utils import IntervalStrategy
+
+from pedyra.lora.files import SUMS, remove, sync_folder, write_sums
+from pedyra.trainer.changes import put_around, replaced
+from pedyra.trainer.checkpoint_folder import ASIDE, list_checkpoints
+
+
+def save_whole(trainer: Trainer) -> None:
+    """Have `trainer` write its checkpoints aside and rename them, so that none is ever seen half-written.
+
+    Trainer itself writes into `checkpoint-<step>` file by file, removes older checkpoints, and calls `on_save` only
+    then. From here on it writes into a folder aside; callbacks that have a `write_side_files(folder)` add theirs; the
+    digests of all files are put beside them; one rename makes it `checkpoint-<step>`; only then older ones go.
+    At every instant the newest checkpoint that has been finished is there whole.
+
+    Where the last step of an epoch is saved and the epoch evaluated, Trainer itself saves first. A resume would then
+    lack that evaluation, and the random numbers that it took. From here on the evaluation comes first.
+    """
+    put_around(trainer, "_save_checkpoint", _save, trainer)
+    put_around(trainer, "_maybe_log_save_evaluate", _save_after_evaluation, trainer)
+
+
+_WAITED = "_saves_after_evaluation"
+"""Attribute of a Trainer: the step whose checkpoint has waited for the end of its epoch."""
+
+
+def _save_after_evaluation(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+    control, state = trainer.control, trainer.state
+    over = trainer.args.eval_strategy == IntervalStrategy.EPOCH and float(state.epoch or 0.5).is_integer()
+    has_waited = vars(trainer).pop(_WAITED, None) == state.global_step
+    waits = over and control.should_save and not control.should_evaluate and not has_waited
+    if waits:
+        vars(trainer)[_WAITED], control.should_save = state.global_step, False
+    found = original(*args, **kwargs)
+    if waits:
+        control.should_save = True  # as the epoch ends, where Trainer evaluates before it saves
+    return found
+
+
+def _save(original: Callable[..., Any], trainer: Trainer, model: Any, trial: Any = None) -> None:
+    args, state, wait = trainer.args, trainer.state, trainer.accelerator.wait_for_everyone
+    run = Path(trainer._get_output_dir(trial=trial))
+    checkpoint, written = (folder / f"checkpoint-{state.global_step}" for folder in (run, run / ASIDE))
+    if args.should_save:
+        remove(run / ASIDE)  # a link, too, which would lead out of the run folder
+    wait()  # for those who write there, too
+    try:
+        with replaced(trainer, "_get_output_dir", lambda trial: str(run / ASIDE)):
+            with replaced(trainer, "_push_from_checkpoint", lambda folder: None):
+                original(model, trial)
+        renamed = state.best_model_checkpoint == str(written)
+        if renamed:  # in every process: each of them may load it
+            state.best_model_checkpoint = str(checkpoint)
+        if args.should_save:
+            _complete(trainer, written if written.is_dir() else checkpoint, renamed)
+        wait()  # for the random numbers of every process
+        # The first process of a node may have a disk of its own, with nothing but its node's random numbers.
+        for finishes in (args.should_save, args.local_process_index == 0):
+            if finishes and written.is_dir():
+                write_sums(written, _files(written))
+                sync_folder(written)
+                _put(written, checkpoint)
+            wait()
+        if args.should_save:
+            _drop_oldest(run, args.save_total_limit, checkpoint, state.best_model_checkpoint)
+    finally:
+        if args.should_save:
+            shutil.rmtree(run / ASIDE, ignore_errors=True)
+    if args.push_to_hub:
+        trainer._push_from_checkpoint(str(checkpoint))
+
+
+def _complete(trainer: Trainer, written: Path, renamed: bool) -> None:
+    """Add the side files, and Trainer's state anew, if its best checkpoint has got another name."""
+    if renamed:
+        trainer.state.save_to_json(str(written / "trainer_state.json"))
+    for each in (trainer, *trainer.callback_handler.callbacks):
+        if callable(write := getattr(each, "write_side_files", None)):
+            write(written)
+
+
+def _put(written: Path, checkpoint: Path) -> None:
+    """Rename, in the place of a checkpoint of the same step, which stays to be found until the new one can be."""
+    older = checkpoint.with_name(checkpoint.name.replace("-", "-0"))  # int("08") is a step, too
+    if checkpoint.exists():
+        _remove(older, written.parent)
+        checkpoint.rename(older)
+    written.rename(checkpoint)
+    _remove(older, written.parent)
+
+
+def _drop_oldest(run: Path, limit: int | None, newest: Path, best: str | None) -> None:
+    """By Trainer's rule: the oldest go, but neither the newest nor the best."""
+    if limit is None or limit <= 0:
+        return
+    kept = {newest.resolve(), *([] if best is None else [Path(best).resolve()])}
+    found = sorted(list_checkpoints(run), key=lambda folder: folder.stat().st_mtime)
+    others = [folder for folder in found if folder.resolve() not in kept]
+    for folder in others[: max(0, len(found) - max(limit, len(kept)))]:
+        _remove(folder, run / ASIDE)
+
+
+def _remove(folder: Path, aside: Path) -> None:
+    """At once, as far as anyone can see: half a checkpoint must not be found either."""
+    if folder.is_dir():
+        aside.mkdir(exist_ok=True)
+        remove(folder.rename(aside / f"{folder.name}.old"))
+
+
+def _files(folder: Path) -> list[str]:
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return [name for name in found if name != SUMS]

@@ -1,0 +1,168 @@
+"""What shares a training among processes: which engines ranks can move under, DDP's wrapper, and FSDP2's cuts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch.distributed
+from accelerate.utils import compare_versions
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import EMBEDDING_LAYER_NAMES
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from transformers import Trainer, TrainingArguments
+
+from pedyra.allocate.distributed import average_gradients
+from pedyra.lora.layer import AdaptedLayer
+from pedyra.trainer.changes import put_around, replaced
+
+
+def check_engine(trainer: Any) -> None:
+    """Refuse an engine that would cut the adapter into pieces, before it is set up; ValueError."""
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if getattr(trainer, "is_deepspeed_enabled", False):
+        raise ValueError(f"pedyra.adapt does not support training under DeepSpeed; {DEEPSPEED}")
+    if getattr(trainer, "is_fsdp_enabled", False) and plugin is not None and plugin.fsdp_version == 1:
+        raise ValueError(
+            "pedyra.adapt does not support training under FSDP1; use fsdp_config={'version': 2}, or DDP, or train "
+            "plain LoRA there and cut it afterwards: pedyra fit FOLDER"
+        )
+
+
+DEEPSPEED = (
+    "train under DDP, without args.deepspeed: an adapter's own state is small; or train plain LoRA there and cut it "
+    "afterwards: pedyra fit FOLDER"
+)
+
+
+def data_parallel(args: TrainingArguments, wrapped: Any) -> DistributedDataParallel | None:
+    """The wrapper that averages gradients, which must follow a resize; None for one process, and for FSDP2.
+
+    Raises:
+        ValueError: another wrapper; a resize inside it would diverge or crash.
+    """
+    wrapped = getattr(wrapped, "_orig_mod", wrapped)  # accelerate compiles what it has wrapped
+    wrapper, kind = None, type(wrapped).__name__
+    if args.deepspeed or kind == "DeepSpeedEngine":  # `accelerate launch` sets up both without an argument of Trainer
+        wrapper, repair = "DeepSpeed", DEEPSPEED
+    elif isinstance(wrapped, FSDPModule) and isinstance(wrapped, nn.Module):
+        if not any(hasattr(p, "placements") for p in wrapped.parameters() if p.requires_grad):
+            return None  # `keep_whole` has seen to it
+        wrapper, repair = "FSDP2 that has cut the adapter", "call pedyra.adapt before train(), with accelerate >= 1.11"
+    elif not isinstance(wrapped, DistributedDataParallel) and (args.fsdp or kind == "FullyShardedDataParallel"):
+        wrapper, repair = "Trainer's FSDP but for version 2 on an accelerator", "see docs/processes.md, or use DDP"
+    elif args.world_size > 1 and not isinstance(wrapped, DistributedDataParallel):
+        wrapper, repair = f"{args.world_size} processes in a {kind}", "use DDP, or one process"
+    elif args.n_gpu > 1:
+        wrapper, repair = f"DataParallel over {args.n_gpu} GPUs", "set CUDA_VISIBLE_DEVICES to one of them"
+    if wrapper is not None:
+        raise ValueError(f"pedyra.adapt does not support training under {wrapper}; {repair}")
+    return wrapped if isinstance(wrapped, DistributedDataParallel) else None
+
+
+# FSDP2 averages the gradients of what it has cut, and Trainer then saves and loads the parts of every process. What is
+# whole is averaged, saved and loaded here as under DDP.
+
+
+def keep_whole(trainer: Trainer | None, model: nn.Module, layers: Sequence[AdaptedLayer]) -> None:
+    """Have a Trainer that will cut `model` by FSDP2 leave whole what is trained; nothing for any other Trainer.
+
+    Every process begins with the trained parameters of the first. Gradients are averaged before they are clipped. A
+    checkpoint is that of a training under DDP: it goes on in any number of processes, and without FSDP. Raises
+    ValueError: a setting under which accelerate would cut them all the same, or ranks could not move.
+    """
+    plugin = None if trainer is None else getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if trainer is None or plugin is None or plugin.fsdp_version != 2:
+        return
+    _check(trainer, plugin, model, layers)
+    whole = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for layer in layers:
+        layer.a.to(trainer.args.device)  # where FSDP2 puts what it cuts; an E that is not trained is no Parameter
+        whole += [p for slot in (layer.a, layer.b) for p in slot.parameters() if not p.requires_grad]
+    for parameter in whole:
+        parameter.data = parameter.data.to(trainer.args.device)
+        torch.distributed.broadcast(parameter.data, 0)
+    theirs = plugin.ignored_modules or []
+    if isinstance(theirs, str):
+        theirs = [module for name, module in model.named_modules() if re.fullmatch(theirs, name)]
+    plugin.ignored_modules = [*theirs, nn.ParameterList(whole)]
+    put_around(trainer.accelerator, "prepare", _prepared, trainer)
+    put_around(trainer, "training_step", _averaged, trainer)
+    for name in ("save_model", "_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler", "_load_best_model"):
+        put_around(trainer, name, _without_fsdp, trainer)
+
+
+def why_not_fsdp2(plugin: Any, args: TrainingArguments) -> str | None:
+    """What these settings of accelerate and Trainer have that keeps `keep_whole` from its work, and the repair.
+
+    It needs no model, so that it can be asked before one is loaded.
+    """
+    if plugin.cpu_ram_efficient_loading:
+        return (
+            "cpu_ram_efficient_loading, which cuts the adapter too; set it to false in fsdp_config, or in a launch "
+            "--fsdp_cpu_ram_efficient_loading false"
+        )
+    if plugin.activation_checkpointing:
+        return "activation_checkpointing in fsdp_config, whose names PEFT does not save; set gradient_checkpointing"
+    if args.torch_compile:
+        return "torch_compile; leave it out"
+    if compare_versions("accelerate", "<", "1.11"):
+        return "accelerate below 1.11, which cuts the adapter too; install a newer one"
+    return None
+
+
+def _check(trainer: Trainer, plugin: Any, model: nn.Module, layers: Sequence[AdaptedLayer]) -> None:
+    flaw = why_not_fsdp2(plugin, trainer.args) or _why_not_whole(trainer, model, layers)
+    if flaw is not None:
+        raise ValueError(f"pedyra does not train under Trainer's FSDP2 with {flaw}")
+
+
+def _why_not_whole(trainer: Trainer, model: nn.Module, layers: Sequence[AdaptedLayer]) -> str | None:
+    """What the model, or the way its processes share a batch, has that keeps `keep_whole` from its work."""
+    mesh = getattr(trainer.accelerator, "parallelism_config", None)
+    if mesh is not None and mesh.non_dp_dim_names:
+        return f"{', '.join(mesh.non_dp_dim_names)} parallelism, whose processes share a batch; leave it out"
+    adapted = [name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    if heads := [name for name in adapted if name in EMBEDDING_LAYER_NAMES]:
+        return f"an adapter of {heads[0]}, whose weight PEFT would save; leave it out of target_modules"
+    if any(layer.a.start is not None for layer in layers):
+        return "a start that takes from the base weight, which is cut (PiSSA, OLoRA); use init_lora_weights=True"
+    return None
+
+
+def _prepared(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+    """accelerate finds an optimizer's Parameters again by their address, and those of a rank 0 have none. All of them
+    are whole, and so the same as before."""
+    groups = [group for each in args if isinstance(each, Optimizer) for group in each.param_groups]
+    held = [[*group["params"]] for group in groups]
+    prepared = original(*args, **kwargs)
+    for group, parameters in zip(groups, held, strict=True):
+        group["params"][:] = parameters
+    return prepared
+
+
+def _averaged(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+    """At the last backward pass of a step, and so before clipping."""
+    loss, model = original(*args, **kwargs), trainer.model
+    if trainer.accelerator.sync_gradients and model is not None:
+        average_gradients(model.parameters())
+    return loss
+
+
+def _without_fsdp(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+    """As under DDP: the adapter by PEFT, the optimizer's state by its first process."""
+    if trainer.model is not None:
+        reshard(trainer.model)
+    with replaced(trainer, "is_fsdp_enabled", False):
+        return original(*args, **kwargs)
+
+
+def reshard(model: nn.Module) -> None:
+    """Before the first process saves `model`: after an evaluation the state dict does this, and it would be alone."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

@@ -1,0 +1,160 @@
+"""`pedyra.fit(trainer)`: how small may the adapter be that this Trainer has trained, by the loss that it trains?"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from weakref import ref
+
+from transformers import Trainer
+
+from pedyra.fitting.calibration import evaluating, has_more, lora_layers
+from pedyra.fitting.fit import Wanted, fit_batches
+from pedyra.fitting.judge import DivergenceJudge
+from pedyra.fitting.result import Fit
+from pedyra.lora.folder import SavedLora, active_adapter, check_plain
+from pedyra.lora.start import takes_from_weight
+from pedyra.trainer.judge import TrainerJudge
+from pedyra.trainer.rows import fit_rows, general_rows, is_surrogate
+from pedyra.trainer.untouched import untouched
+
+
+def fit(
+    trainer: Trainer,
+    *,
+    tolerance: float = 0.01,
+    recover: int | None = None,
+    parameters: int | None = None,
+    max_rank: int | None = None,
+    same_rank: bool = False,
+    multiple_of: int = 1,
+    drop_types: Sequence[str] = (),
+    data: Any = None,
+    general: Any = None,
+    rows: int = 1024,
+    curve: bool = False,
+) -> Fit:
+    """How small may the LoRA be that this Trainer has trained? Ask after `trainer.train()`.
+
+    Gradients come from `trainer.compute_loss`, losses from its own evaluation, so the loss is the one that was trained:
+    of DPO, KTO, a reward model, with class weights or label smoothing. Where that is a surrogate which says nothing
+    about held-out rows (GRPO and RLOO, which are rewarded for what they write; DFT, whose weights are the probabilities
+    themselves), it is judged by the divergence from what the whole adapter says instead. Nothing of Trainer, model or
+    random state changes. One process, or several under DDP.
+
+    Args:
+        tolerance: part of what fine-tuning won (loss of the base model less the adapter's) that may be given up.
+        recover: steps towards what the whole adapter says, after which smaller sizes are tried where a cut alone leaves
+            more than a quarter, and the size that `parameters` names; 0: none. By default 160, or fewer where these
+            would take a calibration batch more than twice.
+        parameters: take the largest size of at most so many parameters instead, whatever it does to the loss.
+        max_rank: no layer keeps more.
+        same_rank: every layer keeps the same rank, and one that has fewer keeps all of its own.
+        multiple_of: ranks are multiples of it, or all that a layer has.
+        drop_types: module types that keep none, e.g. ("q_proj", "k_proj").
+        data: held-out rows, as the Trainer takes an eval_dataset; by default its own, else a part of those it was
+            trained on, with a warning.
+        general: texts that the model should not forget, as a list or as rows with the column `text`, for a model that
+            writes. What goes is then what harms them most for what it does for the task, and half of them tell what
+            came of it. Without recovery, which would bring back what was forgotten.
+        rows: to calibrate with and for the proof, at most; half as many for the choice.
+        curve: measure the whole curve, not only what the choice needs.
+
+    Returns:
+        What was found: print it, `save` the smaller adapter, or `apply` it to the live model.
+
+    Raises:
+        ValueError: no plain LoRA, a sharded model, too few rows, a layer that the calibration did not see, a shape that
+            cannot be had within tolerance.
+    """
+    wanted = Wanted(
+        tolerance=tolerance,
+        parameters=parameters,
+        max_rank=max_rank,
+        same_rank=same_rank,
+        multiple_of=multiple_of,
+        drop_types=drop_types,
+        recover=recover,
+        rows=rows,
+        curve=curve,
+    )
+    return fit_trainer(trainer, wanted, data=data, general=general)
+
+
+def fit_trainer(trainer: Trainer, wanted: Wanted, *, data: Any = None, general: Any = None) -> Fit:
+    """`fit` of a record."""
+    _check_whole(trainer)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    adapter = active_adapter(model)
+    _check_live(model, adapter)
+    wanted.shape([*lora_layers(model, adapter)], has_more(model, adapter))  # before anything is measured
+    if (bias := model.peft_config[adapter].bias) != "none":
+        warnings.warn(
+            f"the adapter has bias={bias!r}, and PEFT keeps no biases of the base model, so the base model here has "
+            f"the trained ones: what these won is not counted, and the tolerance is a part of the rest",
+            stacklevel=3,
+        )
+    if isinstance(data, str):
+        raise ValueError(f"data is {data!r}; give the rows themselves, as the Trainer takes an eval_dataset")
+    if trainer.args.fp16_full_eval or trainer.args.bf16_full_eval:  # where it waits for its training to move the model
+        trainer._move_model_to_device(model, trainer.args.device)
+    with untouched(trainer, model):
+        texts = None if general is None else general_rows(trainer, model, general, wanted.rows)
+        judge = judged = TrainerJudge(trainer, model)
+        rows = fit_rows(judged, data, wanted)
+        if texts is not None:
+            rows = replace(rows, general=texts, told=f"{rows.told}; of general {texts.told}")
+        if is_surrogate(trainer):
+            if texts is not None:
+                raise ValueError(
+                    f"general text is weighed against the loss of the task, and that of {type(trainer).__name__} says "
+                    f"nothing about held-out rows; leave general out"
+                )
+            judge = DivergenceJudge(model, lambda _, batch: judged.outputs(batch), lambda: evaluating(model))
+            judge.loss_scale = judged.loss_scale
+        shown = not trainer.args.disable_tqdm and trainer.is_world_process_zero()
+        found = fit_batches(judge, rows, wanted, adapter=adapter, shown=shown)
+    return replace(found, trainer=ref(trainer))
+
+
+def _check_whole(trainer: Any) -> None:
+    """Refuse a model that is cut into shards: ValueError."""
+    parallel = getattr(trainer.accelerator, "parallelism_config", None)
+    ways = {
+        "FSDP": trainer.is_fsdp_enabled,
+        "DeepSpeed": trainer.is_deepspeed_enabled,
+        "tensor, context or sequence parallelism": parallel is not None
+        and any(getattr(parallel, f"{kind}_enabled", False) for kind in ("tp", "cp", "sp")),
+    }
+    if found := [name for name, on in ways.items() if on]:
+        raise ValueError(
+            f"the model is sharded ({found[0]}), and a fit takes it whole; save the adapter and run `pedyra fit FOLDER "
+            f"--data ROWS` in one process"
+        )
+
+
+def _check_live(model: Any, adapter: str) -> None:
+    """Refuse a live adapter whose own factors are not its update of the base model: ValueError."""
+    config = model.peft_config[adapter].to_dict()
+    title = f"adapter {adapter!r}"
+    layers = lora_layers(model, adapter)
+    for name, module in layers.items():
+        if module.disable_adapters:
+            raise ValueError(f"{title} is switched off in {name}; call model.base_model.enable_adapter_layers() first")
+        if adapter in module.merged_adapters:
+            raise ValueError(f"{title} is merged into {name}; call model.unmerge_adapter() first")
+        if getattr(module.lora_A[adapter], "origin", None) is not None:
+            raise ValueError(
+                f"{title} began as a part of the weights (PiSSA, OLoRA), which the live model keeps beside it; call "
+                f"pedyra.detach(model, {adapter!r}) first, after which its factors hold the difference"
+            )
+    if takes_from_weight(config.get("init_lora_weights")):
+        raise ValueError(
+            f"{title} began as a part of the weights ({config['init_lora_weights']}), and the live model holds a base "
+            f"that lacks it; save it with save_pretrained(..., path_initial_model_for_weight_conversion=...), as PEFT "
+            f"documents, and run `pedyra fit FOLDER`"
+        )
+    check_plain(SavedLora(title, Path(), config, {}, []))

@@ -1,0 +1,120 @@
+"""Judges that ask a Trainer: by the loss that it trains and evaluates, and by the loss of plain text."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor
+from transformers import EvalPrediction, Trainer
+from transformers.trainer_pt_utils import EvalLoopContainer
+
+from pedyra.fitting.judge import Batch, Cut, Judge, Predictions, asked, finite
+
+PAIRS = {"DataCollatorForPreference", "DataCollatorForVisionPreference"}
+"""TRL's collators that stack chosen rows on rejected ones; the loss of such a batch is a mean over its pairs."""
+FP16_SCALE = 1024.0
+"""Of a loss whose gradients are half precision: they would underflow."""
+
+
+class TrainerJudge(Judge):
+    """Judges by a Trainer's own loss and evaluation."""
+
+    def __init__(self, trainer: Trainer, model: Any) -> None:
+        super().__init__(model)
+        self.trainer: Any = trainer
+        self.loss_scale = _loss_scale(trainer, model)
+        self._judges_parts = True
+        """Whether compute_metrics takes a part of the held-out rows."""
+
+    def trained_loss(self, batch: Batch) -> Tensor:
+        trainer = self.trainer
+        inputs = trainer._prepare_inputs(trainer._prepare_input(batch))  # copies, and keeps its type
+        count = trainer._get_num_items_in_batch([inputs], trainer.args.device)
+        with trainer.accelerator.autocast(), trainer.compute_loss_context_manager():
+            loss = trainer.compute_loss(self.model, inputs, num_items_in_batch=count)
+        return loss.mean().float() * self.loss_scale
+
+    def samples(self, batch: Batch) -> float:
+        kinds = {kind.__name__ for kind in type(self.trainer.data_collator).__mro__}
+        return super().samples(batch) / (2 if kinds & PAIRS else 1)
+
+    def outputs(self, batch: Batch) -> list[Tensor]:
+        inputs = send_to_device(dict(batch), self.trainer.args.device)
+        base: Any = self.model.get_base_model()
+        takes = inspect.signature(base.forward).parameters
+        known = {key: value for key, value in inputs.items() if key in takes}
+        if not getattr(getattr(base, "config", None), "is_encoder_decoder", False):
+            known.pop("labels", None)  # a loss would be computed for nothing
+        with self.trainer.accelerator.autocast():
+            return asked(self.model, inputs, self.model(**known))
+
+    def losses(self, batches: Sequence[Batch], cut: Cut, predictions: Predictions | None = None) -> Iterator[float]:
+        trainer = self.trainer
+        judged = self._judges_parts and trainer.compute_metrics is not None and not trainer.args.batch_eval_metrics
+        loss_only = predictions is None or not judged
+        torch.manual_seed(0)
+        with cut():
+            for number, batch in enumerate(batches):
+                inputs = trainer._prepare_input(batch)  # on the device, as a prepared loader gives it
+                with trainer.accelerator.autocast():
+                    loss, logits, labels = trainer.prediction_step(self.model, inputs, loss_only)
+                    if not loss_only and getattr(trainer.args, "predict_with_generate", False):
+                        # With its texts it gives the model's own loss, and not that of compute_loss.
+                        loss, _, _ = trainer.prediction_step(self.model, trainer._prepare_input(batch), True)
+                if loss is None:
+                    raise ValueError(
+                        f"the evaluation of {type(trainer).__name__} gives no loss for these rows; name their labels "
+                        f"with TrainingArguments(label_names=...)"
+                    )
+                if not loss_only and predictions is not None and logits is not None and labels is not None:
+                    if trainer.preprocess_logits_for_metrics is not None:
+                        logits = trainer.preprocess_logits_for_metrics(logits, labels)
+                    predictions.append(send_to_device((logits, labels), "cpu"))
+                yield finite(float(loss.mean()), number)
+
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        if not predictions:
+            return {}
+        logits, labels = (EvalLoopContainer(padding_index=-100) for _ in range(2))
+        for each in predictions:
+            for kept, part in zip((logits, labels), each, strict=True):
+                kept.add(part)
+        found: Any = logits.get_arrays(), labels.get_arrays()
+        try:
+            metrics = self.trainer.compute_metrics(EvalPrediction(*found))
+        except Exception as error:  # whatever the function of a user raises that knows all rows together, and no part
+            warnings.warn(
+                f"compute_metrics judges no part of the held-out rows ({type(error).__name__}: {error}), so the fit "
+                f"shows no metric",
+                stacklevel=2,
+            )
+            self._judges_parts = False
+            return {}
+        numbers = (int, float, np.number)
+        return {str(name): float(value) for name, value in metrics.items() if isinstance(value, numbers)}
+
+
+def _loss_scale(trainer: Any, model: Any) -> float:
+    """`FP16_SCALE` where gradients are in float16: by autocast, or as the base, or its 4-bit layers, compute in it."""
+    types = {parameter.dtype for parameter in model.parameters()}
+    types |= {getattr(module, "compute_dtype", None) for module in model.modules()}
+    return FP16_SCALE if trainer.args.fp16 or torch.float16 in types else 1.0
+
+
+class TextJudge(Judge):
+    """Judges text by the loss of a language model, at the precision at which a Trainer trains."""
+
+    def __init__(self, trainer: Any, model: Any) -> None:
+        super().__init__(model, loss=self._of_text)
+        self._trainer = trainer
+        self.loss_scale = _loss_scale(trainer, model)
+
+    def _of_text(self, model: Any, batch: Batch) -> Tensor:
+        with self._trainer.accelerator.autocast():
+            return model(**send_to_device(dict(batch), self._trainer.args.device)).loss

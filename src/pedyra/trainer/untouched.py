@@ -1,0 +1,87 @@
+"""What a fit leaves as it was: the Trainer, what it holds, its model, and all random states."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pedyra.fitting.calibration import averaged, checkpointing, evaluating, frozen
+
+
+@contextmanager
+def untouched(trainer: Any, model: Any) -> Iterator[None]:
+    """Whatever is done meanwhile, afterwards the Trainer, what it holds (logs, metrics that wait to be logged, state,
+    arguments), the model's modes and gradients and all random states are as before."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
+        for held in (trainer, trainer.args, trainer.state, trainer.control, trainer.callback_handler):
+            stack.callback(_kept(held))
+        stack.callback(_kept(trainer.accelerator))
+        stack.enter_context(frozen(model))
+        stack.enter_context(checkpointing(model, trainer.args))
+        stack.enter_context(evaluating(model))
+        stack.enter_context(averaged(trainer.optimizer))
+        if getattr(trainer.args, "predict_with_generate", False) and not hasattr(trainer, "_gen_kwargs"):
+            # By its own evaluate() only, which may never have run.
+            given = {"max_length": trainer.args.generation_max_length, "num_beams": trainer.args.generation_num_beams}
+            trainer._gen_kwargs = {name: value for name, value in given.items() if value is not None}
+        # Each process's loss is the mean over its own batch, whose samples are counted; on one device.
+        vars(trainer.args)["average_tokens_across_devices"] = False
+        # What a loss of the user's own logs is of steps, and would go to the trackers of the training.
+        vars(trainer)["log"] = lambda *_, **__: None
+        # Its training sets it, which may have been in another process; TRL divides a router's loss by it.
+        vars(trainer)["current_gradient_accumulation_steps"] = 1
+        if trainer.args.n_gpu > 1:
+            vars(trainer.args)["_n_gpu"] = 1
+        yield
+
+
+_LARGE = ("train_dataset", "eval_dataset")
+
+
+def _kept(held: Any) -> Callable[[], None]:
+    """What puts an object's attributes back as they are now, and what containers among them hold."""
+    attributes = dict(vars(held))
+    contents = [_contents(value) for name, value in attributes.items() if name not in _LARGE]
+
+    def restore() -> None:
+        vars(held).clear()
+        vars(held).update(attributes)
+        for put_back in contents:
+            put_back()
+
+    return restore
+
+
+def _contents(value: Any) -> Callable[[], None]:
+    """What puts back the contents of a dict, list, set or deque, and of those inside; and of a small tensor."""
+    if isinstance(value, dict | list | deque | set):
+        held = dict(value) if isinstance(value, dict) else list(value)
+        inner = [_contents(each) for each in (held.values() if isinstance(held, dict) else held)]
+
+        def put_back() -> None:
+            value.clear()
+            (value.update if isinstance(value, dict | set) else value.extend)(held)
+            for each in inner:
+                each()
+
+        return put_back
+    if type(value) is Tensor and value.numel() <= 1024:
+        saved = value.detach().clone()
+        return lambda: _copy(value, saved)
+    return lambda: None
+
+
+@torch.no_grad()
+def _copy(value: Tensor, saved: Tensor) -> None:
+    if not torch.equal(value, saved):
+        value.copy_(saved)
