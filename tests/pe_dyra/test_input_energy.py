@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -41,7 +41,7 @@ def literal_mean_square(inputs: list[Tensor], masks: list[Tensor]) -> Tensor:
         for row in range(x.shape[0]):
             for position in range(x.shape[1]):
                 if mask[row, position]:
-                    total += x[row, position] ** 2
+                    total += x[row, position].float() ** 2
                     count += 1
     return total / count
 
@@ -212,6 +212,20 @@ def test_half_precision_inputs_are_summed_in_float32(make_net):
     mean = energy.collect()[0]
     assert mean is not None and mean.dtype == torch.float32
     assert torch.allclose(mean, x.float().square().mean(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_inputs_are_summed_in_float32(dtype, make_bert, tokens):
+    """A feature of size 100, as outliers of real models are, has a sum of squares that float16 does not hold."""
+    model = make_bert().train()
+    for norm in [module for module in model.modules() if isinstance(module, nn.LayerNorm)]:
+        norm.bias.data[3] = 100.0
+    _, energy, seen = watched(model)
+    with torch.autocast("cpu", dtype=dtype):
+        model(**tokens)
+    expected = [literal_mean_square(inputs, [tokens["attention_mask"]]) for inputs in seen]
+    assert max(float(mean.max()) for mean in expected) * int(tokens["attention_mask"].sum()) > 65_504
+    assert agree(energy.collect(), expected)
 
 
 def test_an_input_of_many_tokens_is_summed_whole(make_net):

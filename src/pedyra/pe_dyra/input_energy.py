@@ -242,12 +242,14 @@ _CHUNK_BYTES = 512 * 1024
 
 
 def _energy(x: Tensor, real: Tensor) -> Tensor:
-    """Sum of squares per feature `(in,)`, in float32, over the tokens of x `(..., in)` that are `real` `(tokens,)`."""
+    """Sum of squares per feature `(in,)`, in float32, over the tokens of x `(..., in)` that are `real` `(tokens,)`.
+
+    The hooks run inside the forward pass, so under autocast a product is one of its type: in bfloat16 a sum is off by
+    1e-3, and in float16 one above 65,504 is infinite. Autocast leaves operations in place as they are.
+    """
     rows = x.reshape(-1, x.shape[-1])
     # A GPU streams the whole temporary faster than it launches many small kernels.
     chunk = max(1, len(rows) if rows.is_cuda else _CHUNK_BYTES // (4 * rows.shape[1]))
-    if len(rows) <= chunk:
-        return rows.float().square().T @ real
     total = torch.zeros(rows.shape[1], device=rows.device, dtype=torch.float32)
     for part, weight in zip(rows.split(chunk), real.split(chunk), strict=True):
         total.addmv_(part.float().square().T, weight)
