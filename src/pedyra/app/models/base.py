@@ -1,10 +1,10 @@
-"""A recipe's base model and its tokenizer, ready for PEFT."""
+"""A recipe's base model and its tokenizer are made ready for PEFT."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -26,7 +26,7 @@ from transformers import (
     set_seed,
 )
 
-from pedyra.app.export.hub import NO_PICKLES, told_by_hub, trusts_remote_code, why_not_on_hub
+from pedyra.app.export.hub import told_by_hub, trusts_remote_code, why_not_on_hub
 from pedyra.app.export.merge import MORE_HEADS
 from pedyra.app.models.packaged import minilm_folder, smollm2_folder
 from pedyra.app.models.quantized import keep_weight_layout, quantization_config
@@ -47,16 +47,11 @@ _WITH_HEAD = [auto for auto, _ in (*HEADS.values(), _CLASSIFIER)]
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, padding and cutting on the right, with the end token as padding where it has none.
+    """Load the model's tokenizer; it pads and cuts on the right, with the end token as padding where it has none.
 
     Raises ValueError if there is no such model, or none of this revision, ImportError if the package that carries it is
     missing.
     """
-    if section.revision is not None and (section.name in TINY or section.name in PACKAGED):
-        raise ValueError(
-            f"model.revision is {section.revision!r}, but model.name {section.name!r} comes with a package and has no "
-            f"revisions; remove model.revision"
-        )
     if section.tokenizer is None and section.name in TINY:
         return tiny_tokenizer(section.name)
     if section.tokenizer is None:
@@ -72,10 +67,9 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
 def load_model(
     section: ModelSection, kind: str, num_labels: int | None, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> PreTrainedModel:
-    """The base model with the head of the task (`HEADS`), else a classifier (`regression`: one output).
+    """Load the base model with the head of the task (`HEADS`), else as a classifier (`regression`: one output).
 
-    A new head is drawn with `seed`, and the global seeds are set to it. Quantised weights come prepared for
-    training. The tokenizer of a classifier that takes the last token (XLNet) pads on the left from then on.
+    A new head is drawn with `seed`, and the global seeds are set to it. Quantised weights come prepared for training.
     `drawn_anew` of the model names what its checkpoint lacks, see `models.lora.check_drawn`. Raises ValueError and
     ImportError as `load_tokenizer`.
     """
@@ -89,15 +83,13 @@ def load_model(
             shape_of(plain, kind, num_labels, tokenizer).save_pretrained(folder)
             model = _from_pretrained(auto, folder, section, **_loading(section, kind))
     else:
-        # A class of a repository may load in a way of its own, which tells nothing.
-        asked = {} if _is_of_repository(auto, section) else {"output_loading_info": True}
+        # A class that a repository carries may load in a way of its own, which tells nothing.
+        asked = {} if trusts_remote_code() else {"output_loading_info": True}
         model = _from_pretrained(auto, _source(section), section, **_loading(section, kind), **asked, **head)
         if asked:
             model, told = model
             model.drawn_anew = _drawn(model, told["missing_keys"])
     model.config.pad_token_id = tokenizer.pad_token_id
-    if model.config.model_type == "xlnet" and kind not in HEADS:
-        tokenizer.padding_side = "left"  # its classifier takes the last token, whatever the mask says
     if section.head_dropout is not None:
         _set_head_dropout(model, section)
     if section.quantization != "none":
@@ -107,16 +99,8 @@ def load_model(
     return model
 
 
-def _is_of_repository(auto: Any, section: ModelSection) -> bool:
-    """Whether the model's class is code that its repository carries."""
-    if not trusts_remote_code():
-        return False
-    config = _from_pretrained(AutoConfig, _source(section), section)
-    return auto.__name__ in (getattr(config, "auto_map", None) or {})
-
-
 def _drawn(model: PreTrainedModel, missing: Iterable[str]) -> list[str]:
-    """Of the weights that the checkpoint lacks those that were drawn: no buffer, and no sine waves (Pegasus)."""
+    """Name the weights that the checkpoint lacks and that were drawn: no buffers, and no sine waves (Pegasus)."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     owners = {name: type(model.get_submodule(name.rpartition(".")[0])).__name__ for name in parameters}
     return sorted(name for name in missing if name in owners and "Sinusoidal" not in owners[name])
@@ -125,7 +109,7 @@ def _drawn(model: PreTrainedModel, missing: Iterable[str]) -> list[str]:
 def shape_of(
     section: ModelSection, kind: str, num_labels: int | None, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
-    """The model of `load_model` as its config alone has it, on the device in force; no file of weights is read.
+    """Make the model of `load_model` from its config alone, on the device in force; no file of weights is read.
 
     Raises ValueError as `load_tokenizer`, and for a model that cannot do the task.
     """
@@ -144,7 +128,8 @@ def shape_of(
         dtype = "float32"  # so `prepare_model_for_kbit_training` leaves what is not quantised
     elif dtype == "auto":
         dtype = getattr(config, "dtype", None) or "float32"
-    model = auto.from_config(config, dtype=dtype, trust_remote_code=trusts_remote_code(), **arguments)
+    with _told(section):
+        model = auto.from_config(config, dtype=dtype, trust_remote_code=trusts_remote_code(), **arguments)
     model.config.pad_token_id = tokenizer.pad_token_id
     if section.head_dropout is not None:
         _set_head_dropout(model, section)
@@ -152,14 +137,14 @@ def shape_of(
 
 
 def positions(section: ModelSection) -> int | None:
-    """Tokens of a row that the base takes; None for any number. Raises ValueError as `load_tokenizer`."""
+    """Return how many tokens of a row the base takes, None for any number. Raises ValueError as `load_tokenizer`."""
     if section.name in TINY:
         return positions_of(tiny_config(section.name, 1))
     return positions_of(_from_pretrained(AutoConfig, _source(section), section))
 
 
 def class_names(section: ModelSection) -> list[str] | None:
-    """What the base's config calls its classes, in the order of their numbers; None where it has no names of its own.
+    """Return what the base's config calls its classes, in the order of their numbers; None where it has no names.
     Raises ValueError as `load_tokenizer`."""
     if section.name in TINY:
         return None
@@ -169,12 +154,12 @@ def class_names(section: ModelSection) -> list[str] | None:
 
 
 def task_type(kind: str) -> TaskType | None:
-    """PEFT's task type of a kind of data."""
+    """Return PEFT's task type of a kind of data."""
     return HEADS.get(kind, _CLASSIFIER)[1]
 
 
 def _head(kind: str, num_labels: int | None) -> dict[str, Any]:
-    """What the config of a classifier says of its head; nothing for other kinds."""
+    """Return what the config of a classifier says of its head; nothing for other kinds."""
     problem = "regression" if kind == "regression" else "single_label_classification"
     return {} if kind in HEADS else {"num_labels": num_labels, "problem_type": problem}
 
@@ -207,49 +192,45 @@ def _from_pretrained(auto: Any, source: str, section: ModelSection, *, key: str 
         raise ValueError(f"model.{key} {given!r} is no folder from {Path.cwd()}, and {reason}{hint and '; '}{hint}")
     if auto in _WITH_HEAD and not trusts_remote_code():
         _check_head(auto, _from_pretrained(AutoConfig, source, section, key=key), section)
-    given_by_user = {"revision": revision or "main", "trust_remote_code": trusts_remote_code()}
+    with _told(section, key, arguments.get("num_labels")):
+        return auto.from_pretrained(
+            source, revision=revision or "main", trust_remote_code=trusts_remote_code(), **arguments
+        )
+
+
+@contextmanager
+def _told(section: ModelSection, key: str = "name", num_labels: int | None = None) -> Iterator[None]:
+    """Tell any error of the library that loads a model in one line, with the key and the value that it is about."""
     try:
-        return auto.from_pretrained(source, **given_by_user, **arguments)
+        yield
     except Exception as error:  # what reads a file of settings or weights has errors of its own
-        if isinstance(error, UnpicklingError):
-            why = NO_PICKLES
-        elif "size mismatch" in str(error) or "ignore_mismatched_sizes" in str(error):
+        why = f"{told_by_hub(error)} ({type(error).__name__})"
+        if "size mismatch" in str(error) or "ignore_mismatched_sizes" in str(error):
             why = (
                 f"its weights are of other sizes than the task's model, such as a head of another number of classes "
-                f"than data.num_labels {arguments.get('num_labels')}; save it without its head first"
+                f"than data.num_labels {num_labels}; save it without its head first"
             )
-        elif isinstance(error, (OSError, ValueError, ImportError)) and not isinstance(error, UnicodeError):
-            why = told_by_hub(error)
-        else:
-            why = f"a file of it is damaged or of another kind ({type(error).__name__}: {told_by_hub(error):.120})"
-        raise ValueError(f"model.{key} {given!r} cannot be loaded: {why}") from error
+        raise ValueError(f"model.{key} {getattr(section, key)!r} cannot be loaded: {why}") from error
 
 
 def _check_head(auto: Any, config: PretrainedConfig, section: ModelSection) -> None:
-    """Refuse what transformers gives, but cannot do the task, and heads that it has not, which it says at length."""
+    """Refuse what transformers makes a causal model of although it is none, and would train in silence."""
+    if auto is not AutoModelForCausalLM:
+        return
     kind, where = config.model_type, f"model.name {section.name!r}"
-    if auto is AutoModelForCausalLM and getattr(config, "is_encoder_decoder", False):  # it takes the decoder alone
+    if getattr(config, "is_encoder_decoder", False):  # it takes the decoder alone
         raise ValueError(
             f"{where} is an encoder-decoder ({kind}), which would be trained without its encoder; use data.kind seq2seq"
         )
-    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
-    if auto is AutoModelForCausalLM and masked:
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
         raise ValueError(
             f"{where} is an encoder ({kind}), which sees the tokens it is to predict; data.kind causal_lm needs a "
             f"decoder such as a Llama"
         )
-    if type(config) in auto._model_mapping:
-        return
-    needs = {
-        AutoModelForSeq2SeqLM: "data.kind seq2seq needs an encoder-decoder such as BART or T5; a decoder does the same "
-        "task under causal_lm, with a template that ends where the answer begins",
-        AutoModelForQuestionAnswering: "data.kind question_answering needs an encoder such as DeBERTa-v3",
-    }.get(auto, "give another model.name or data.kind")
-    raise ValueError(f"{where} is a {kind}, for which transformers has no {auto.__name__}; {needs}")
 
 
 def _set_head_dropout(model: PreTrainedModel, section: ModelSection) -> None:
-    """Models keep it by one of two names: BERT and DeBERTa beside the head, RoBERTa inside."""
+    """Set it under one of two names: BERT and DeBERTa have it beside the head, RoBERTa inside."""
     modules: dict[str, Any] = dict(model.named_modules())
     found = next((m for name in ("dropout", "classifier.dropout") if type(m := modules.get(name)) is nn.Dropout), None)
     if found is None:
