@@ -104,10 +104,6 @@ class Recipe(Section):
         for key in ("output_dir", "seed"):
             if key in training:
                 raise ValueError(f"training.{key} is set by the recipe's top-level key {key!r}; move it there")
-        for key, value in training.items():
-            # YAML 1.1 took these words for true and false, YAML 1.2 does not; "no" is also a strategy.
-            if str(value).lower() in ("yes", "no", "on", "off", "y", "n") and not key.endswith("_strategy"):
-                raise ValueError(f"training.{key} is the text {value!r}; write true or false")
         if training.get("resume_from_checkpoint"):
             raise ValueError("training.resume_from_checkpoint is not read; pedyra train --resume continues a run")
         if training.get("hub_token"):

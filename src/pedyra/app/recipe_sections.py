@@ -188,17 +188,9 @@ class DataSection(Section):
             # Compared with the default, because a resolved recipe repeats every default.
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"data.{key} has no meaning for data.kind {self.kind}; remove it")
-        structured = self.answers if self.kind == "question_answering" else self.messages
-        if self.group_by is not None and self.group_by == structured:
-            raise ValueError(
-                f"data.group_by {self.group_by} is a column of answers or chats, which are no values to group by; name "
-                f"another column"
-            )
         if self.metric is not None and self.metric not in METRICS[self.kind]:
             known = ", ".join(METRICS[self.kind])
             raise ValueError(f"data.metric {self.metric} is none of data.kind {self.kind}; choose from {known}")
-        if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
-            raise ValueError(f"data.labels is {self.labels}; it names two classes or more, each once")
         if self.kind == "pairs" and self.text_pair is None:
             raise ValueError("data.kind pairs compares two text columns; name the second as data.text_pair")
         if self.kind == "question_answering" and self.max_length is None:

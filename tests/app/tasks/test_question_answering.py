@@ -121,15 +121,10 @@ def test_scores_are_those_of_the_official_script_by_hand():
     [
         (asked("", answers=None), "row 1 has None in column 'answers'; answers are {text: "),
         (asked("", answers={"text": ["x"], "answer_start": []}), "answers are {text: "),
+        (asked("", answers={"text": [7], "answer_start": [4]}), "answers are {text: "),
+        (asked("", answers={"text": ["plot"], "answer_start": [None]}), "answers are {text: "),
         (asked("", answers={"text": ["plot"], "answer_start": [5]}), "'plot', which does not stand at character 5"),
         (asked("", answers={"text": ["plot"], "answer_start": [-len(CONTEXT) + 4]}), "does not stand at character -"),
-        (
-            asked("", answers={"text": [7], "answer_start": [4]}),
-            "row 1 has .* in column 'answers'; answers are {text: ",
-        ),
-        (asked("", answers={"text": ["plot"], "answer_start": ["4"]}), "answers are {text: .* whole numbers"),
-        (asked("", answers={"text": ["plot"], "answer_start": [None]}), "answers are {text: .* whole numbers"),
-        (asked("", answers={"text": ["the"], "answer_start": [False]}), "answers are {text: .* whole numbers"),
         ({**asked(""), "context": 5}, "row 1 has 5 in column 'context'; a context is a text"),
         (asked("", question="what " * 20), "leaves no room for parts that overlap by data.doc_stride 6"),
     ],
@@ -137,15 +132,3 @@ def test_scores_are_those_of_the_official_script_by_hand():
 def test_rows_that_are_no_questions_are_told(tokenizer: Any, row: dict[str, Any], told: str):
     with pytest.raises(ValueError, match=told):
         encode([row], section(), tokenizer, "training")
-
-
-def test_a_stride_that_does_not_move_on_is_told():
-    with pytest.raises(ValueError, match="data.doc_stride 128 is not below data.max_length 100"):
-        section(max_length=100, doc_stride=128)
-
-
-@pytest.mark.parametrize(("metric", "answer"), [("NoAns_f1", "good"), ("HasAns_exact", "")])
-def test_a_metric_of_questions_that_are_not_there_is_told(metric: str, answer: str):
-    question_answering.check_metric(section(metric=metric), [asked("good"), asked("")])
-    with pytest.raises(ValueError, match=f"data.metric is {metric}, but no held-out row is a question with"):
-        question_answering.check_metric(section(metric=metric), [asked(answer)])

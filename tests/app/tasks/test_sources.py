@@ -91,8 +91,6 @@ REFUSED = [
     ("d.jsonl", QA, {"text": "answers"}, "has a dict in column 'answers', where a text or a number is expected"),
     ("d.jsonl", QA, {"group_by": "answers"}, "has a dict in column 'answers', where a text or a number is expected"),
     ("d.jsonl", QA, {"validation": "d.txt"}, "data.validation 'd.txt' has no known format; a file ends in .jsonl, "),
-    ("d.jsonl", QA, {"split": "other"}, "data.split is 'other', but data.source 'd.jsonl' is no Hub data set"),
-    ("toy", "", {"config": "other"}, "data.config is 'other', but data.source 'toy' is no Hub data set"),
     ("toy", "", {"validation": "test"}, "data.source toy has no other split; remove data.validation"),
     ("nowhere/d.csv", None, {}, "data.source 'nowhere/d.csv' does not exist; give a file (from /"),
 ]

@@ -63,11 +63,6 @@ def _prompt_and_answer(
 
 def _chat(row: dict[str, Any], data: DataSection, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Tokens and labels of a chat; an answer is what an assistant's turn adds to the text that asks for it."""
-    if not tokenizer.is_fast:
-        raise ValueError(
-            "data.messages takes a fast tokenizer, which says where tokens are in the text, and the model's is slow; "
-            "give model.tokenizer a fast one, or data.prompt and data.completion"
-        )
     messages, tools = messages_of(row, data), tools_of(row)
     whole = chat_text(messages, tokenizer, data.chat_template, ask=False, tools=tools)
     spans = []
@@ -93,13 +88,13 @@ def _chat(row: dict[str, Any], data: DataSection, tokenizer: PreTrainedTokenizer
 def messages_of(row: dict[str, Any], data: DataSection) -> list[dict[str, Any]]:
     """The chat of a row. Raises ValueError for what is none, or begins with an answer."""
     messages = row[data.messages or ""]
-    if not isinstance(messages, list) or not all(
-        isinstance(message, dict) and {"role", "content"} <= set(message) for message in messages
-    ):
-        raise ValueError(f"column {data.messages!r} holds {messages!r:.80}; a chat is a list of {{role, content}}")
-    if not messages or messages[0]["role"] == "assistant":
+    whole = isinstance(messages, list) and all(
+        isinstance(each, dict) and {"role", "content"} <= {*each} for each in messages
+    )
+    if not whole or not messages or messages[0]["role"] == "assistant":
         raise ValueError(
-            f"column {data.messages!r} holds {messages!r:.80}; a chat begins with a system or user message"
+            f"column {data.messages!r} holds {messages!r:.80}; a chat is a list of {{role, content}} that begins "
+            f"with a system or user message"
         )
     return [{**message, "content": _content(message, data)} for message in messages]
 

@@ -85,29 +85,21 @@ def encode(
     return features, parts
 
 
-def check_metric(data: DataSection, rows: Rows) -> None:
-    """Raise ValueError where the metric is of a kind of question that these rows have none of."""
-    metric, answered = data.metric or "", {bool(row[data.answers]["text"]) for row in rows}
-    if metric.startswith("HasAns") and True not in answered or metric.startswith("NoAns") and False not in answered:
-        having = "an" if metric.startswith("HasAns") else "no"
-        raise ValueError(
-            f"data.metric is {metric}, but no held-out row is a question with {having} answer; choose f1 or exact"
-        )
-
-
 def _check(row: dict[str, Any], data: DataSection, where: str) -> None:
     if not isinstance(row[data.context], str):
         raise ValueError(f"{where} has {row[data.context]!r:.80} in column {data.context!r}; a context is a text")
-    shape = "{text: [...], answer_start: [...]}, texts and whole numbers, both empty where there is no answer"
     answers = row[data.answers]
-    if not isinstance(answers, dict) or not {"text", "answer_start"} <= set(answers):
-        raise ValueError(f"{where} has {answers!r:.80} in column {data.answers!r}; answers are {shape}")
-    texts, starts = answers["text"], answers["answer_start"]
-    if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
-        raise ValueError(f"{where} has {answers!r:.80} in column {data.answers!r}; answers are {shape}")
-    if not all(isinstance(text, str) for text in texts) or not all(type(start) is int for start in starts):
-        raise ValueError(f"{where} has {answers!r:.80} in column {data.answers!r}; answers are {shape}")
-    for text, start in zip(texts, starts, strict=True):
+    try:
+        found = list(zip(answers["text"], answers["answer_start"], strict=True))
+        whole = all(isinstance(text, str) and type(start) is int for text, start in found)
+    except (TypeError, LookupError, ValueError):
+        whole = False
+    if not whole:
+        raise ValueError(
+            f"{where} has {answers!r:.80} in column {data.answers!r}; answers are {{text: [...], answer_start: "
+            f"[...]}}, texts and whole numbers, both empty where there is no answer"
+        )
+    for text, start in found:
         if not text or start < 0 or row[data.context][start : start + len(text)] != text:
             raise ValueError(
                 f"{where} has the answer {text!r:.60}, which does not stand at character {start} of its context; "

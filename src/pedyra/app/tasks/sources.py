@@ -60,7 +60,6 @@ def load_rows(data: DataSection) -> tuple[Rows, Rows | None, list[str] | None]:
     Rows hold the columns that `data` names and no others. Raises ValueError for a source or column that is not there.
     """
     columns, names = _columns(data), None
-    check_hub_keys("data", data.source, config=data.config, split=None if data.split == "train" else data.split)
     if data.source in PACKAGED:
         if data.validation is not None:
             raise ValueError(f"data.source {data.source} has no other split; remove data.validation")
@@ -78,16 +77,6 @@ def load_rows(data: DataSection) -> tuple[Rows, Rows | None, list[str] | None]:
         None if held is None else _select(held, columns, data.validation or "", structured, also),
         names,
     )
-
-
-def check_hub_keys(section: str, source: str, **given: str | None) -> None:
-    """Refuse keys that only a Hub data set has (None: not given) where the section's source is none."""
-    for key, value in given.items():
-        if value is not None and (source in PACKAGED or _format(source)):
-            raise ValueError(
-                f"{section}.{key} is {value!r}, but {section}.source {source!r} is no Hub data set, and has none; "
-                f"remove {section}.{key}"
-            )
 
 
 def read_test_rows(source: str, config: str | None, split: str, columns: list[str] | None, key: str) -> Rows:

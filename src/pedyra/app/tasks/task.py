@@ -91,7 +91,6 @@ def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]] = DataCollatorWithPadding(tokenizer)
     if data.kind == "question_answering":
         judged, parts = question_answering.encode(evaluation, data, tokenizer, "validation")
-        question_answering.check_metric(data, evaluation)
         trained, _ = question_answering.encode(train, data, tokenizer, "training")
         compute_metrics = question_answering.metrics(evaluation, parts, data)
         preprocess, targets = question_answering.start_and_end, tuple(question_answering.LABELS)

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from pedyra.app.recipe_sections import DataSection
@@ -99,12 +98,7 @@ def prompt_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def tools_of(row: Mapping[str, Any]) -> list[Any] | None:
     """The tools that a chat may call, which stand in a column of this name, as a list or as JSON; None: it has none."""
     found = row.get("tools") or None
-    if isinstance(found, str):
-        try:
-            found = json.loads(found) or None
-        except ValueError:
-            raise ValueError(f"column 'tools' holds {found!r:.80}; it is a list of tools, or one as JSON") from None
-    return found
+    return json.loads(found) or None if isinstance(found, str) else found
 
 
 def chat_text(
@@ -127,15 +121,10 @@ def chat_text(
         text = tokenizer.apply_chat_template(
             messages, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=ask
         )
-    except TemplateError as error:
-        raise ValueError(
-            f"the chat template refuses a row of data.messages: {' '.join(str(error).split())}; correct the row, or "
-            f"give another data.chat_template"
-        ) from error
     except Exception as error:  # a template is a program, with errors of any kind
         raise ValueError(
-            f"the chat template fails on a row of data.messages ({type(error).__name__}: "
-            f"{' '.join(str(error).split())}); correct it, or give another data.chat_template"
+            f"the chat template refuses a row of data.messages ({type(error).__name__}: "
+            f"{' '.join(str(error).split())}); correct the row, or give another data.chat_template"
         ) from error
     assert isinstance(text, str)
     return text
