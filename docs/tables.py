@@ -23,6 +23,7 @@ from scipy.stats import binomtest
 
 from pedyra.fitting.verdict import student
 from pedyra.lab.compare.statistics import interval, standard_error
+from pedyra.lora.supported import KINDS, VERBS
 from pedyra.methods.registry import METHODS
 from pedyra.pe_dyra.config import RankSettings
 
@@ -118,6 +119,17 @@ def percent(share: float) -> str:
 # Results: where ranks go, and what it gains.
 
 PROFILES = ("design", "sparse", "linear", "random", "uniform")
+
+
+@table("kinds")
+def kinds() -> Cells:
+    """What each verb takes, as `pedyra.lora.supported` says it to whoever asks for more."""
+    cells = [["kind of LoRA", "in LoraConfig", *VERBS, "why not, and what to do"]]
+    for kind in KINDS:
+        taken = ["no" if verb in kind.refused else "yes" for verb in VERBS]
+        told = f"{kind.why}; {kind.repair.format(layer='LAYER')}" if kind.refused else ""
+        cells.append([kind.name, kind.sign, *taken, told])
+    return cells
 
 
 @table("planted")

@@ -113,9 +113,7 @@ def test_attention_whose_slots_peft_never_calls_is_refused_and_can_be_left_out()
     from peft import LoraConfig, get_peft_model
 
     model: Any = get_peft_model(Attending(), LoraConfig(r=2, target_modules=["mha", "out"]))  # type: ignore[arg-type]
-    with pytest.raises(
-        ValueError, match="mha is a torch.nn.MultiheadAttention.*exclude_modules=.'mha', 'mha.out_proj'"
-    ):
+    with pytest.raises(ValueError, match="mha: MultiheadAttention .*exclude_modules=.'mha', 'mha.out_proj'"):
         attach(model)
     config = LoraConfig(r=2, target_modules=["mha", "out"], exclude_modules=["mha", "mha.out_proj"])
     left: Any = get_peft_model(Attending(), config)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from closeness import close, same_bits
-from peft import AdaLoraConfig, LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import (
     FalconConfig,
@@ -203,13 +203,6 @@ def test_a_model_in_evaluation_mode_checkpoints_what_it_was_told_to(model, batch
         with evaluating(model, checkpointing=True):
             assert layer.training and not layer.attention.self.query.training
         assert not layer.training
-
-
-def test_layers_of_adalora_are_refused():
-    base = torch.nn.Sequential(torch.nn.Linear(4, 4))
-    config = AdaLoraConfig(target_modules=["0"], total_step=10)
-    with pytest.raises(ValueError, match="0 is a layer of PEFT's AdaLoRA, whose directions are not measured"):
-        lora_layers(get_peft_model(base, config))  # type: ignore[arg-type]
 
 
 def opt() -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AdaLoraConfig, LoHaConfig, LoraConfig, get_peft_model
+from peft import LoHaConfig, LoraConfig, get_peft_model
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
@@ -29,23 +29,6 @@ def adapted(*targets: str, **settings: Any) -> Any:
     return get_peft_model(Mixed(), LoraConfig(r=2, target_modules=list(targets), **settings))
 
 
-@pytest.mark.parametrize(("name", "kind"), [("conv", "Conv1d"), ("emb", "Embedding")])
-@pytest.mark.parametrize("beside", [True, False])
-def test_layers_that_are_not_linear_are_named_with_the_way_out(name, kind, beside):
-    model = adapted(name, "lin") if beside else adapted(name)
-    before = {n: id(p) for n, p in model.named_parameters()}
-    with pytest.raises(ValueError, match=rf"{name} is a LoRA layer of kind {kind}.*exclude_modules=\['{name}'\]"):
-        attach(model)
-    assert {n: id(p) for n, p in model.named_parameters()} == before
-    assert adapted_layers(model) == []
-
-
-def test_adalora_is_refused_by_type():
-    config = AdaLoraConfig(init_r=2, target_r=1, target_modules=["lin"], total_step=10, tinit=1, tfinal=1)
-    with pytest.raises(ValueError, match="of type .*ADALORA.*LoraConfig"):
-        attach(get_peft_model(Mixed(), config))
-
-
 def test_other_adapter_types_are_refused():
     with pytest.raises(ValueError, match="no LoRA adapter named 'default'.*get_peft_model"):
         attach(get_peft_model(Mixed(), LoHaConfig(r=2, target_modules=["lin"])))
@@ -65,33 +48,6 @@ def test_a_merged_adapter_is_refused():
     model = adapted("lin")
     model.merge_adapter()
     with pytest.raises(ValueError, match=r"merged into lin; call model\.unmerge_adapter\(\) first"):
-        attach(model)
-
-
-def test_a_variant_with_a_fixed_rank_is_refused(make_llama):
-    with pytest.raises(ValueError, match="ALora.* knows no changing ranks; plain LoRA and DoRA do"):
-        attach(make_llama(alora_invocation_tokens=[1]))
-
-
-def test_expert_parameters_are_refused():
-    class Experts(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.randn(3, 6, 6))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x @ self.weight[0]
-
-    class MoE(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.experts = Experts()
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.experts(x)
-
-    model = get_peft_model(MoE(), LoraConfig(r=2, target_modules=[], target_parameters=["experts.weight"]))
-    with pytest.raises(ValueError, match="experts holds a LoRA of a parameter .*leave target_parameters out"):
         attach(model)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -18,24 +17,19 @@ from pedyra.fitting.judge import Batch, Judge
 from pedyra.lora.factors import AFactor, observed
 from pedyra.lora.layer import lora_layers as all_lora_layers
 from pedyra.lora.layer import rank_parameters
+from pedyra.lora.supported import check_supported, kind_of_module
 
 
 def lora_layers(model: nn.Module, adapter: str = "default") -> dict[str, Any]:
     """Name in the base model -> PEFT's LoraLayer, for every linear layer that holds the adapter. Raises ValueError: no
-    such adapter, or a layer (embedding, convolution, AdaLoRA's) whose directions are not measured."""
+    such adapter, or a layer (embedding, convolution, AdaLoRA's) that a fit does not take."""
     found = {layer.name: layer.module for layer in all_lora_layers(model, adapter)}
-    for name, module in found.items():
-        if isinstance(module, AdaLoraLayer):
-            raise ValueError(
-                f"{name} is a layer of PEFT's AdaLoRA, whose directions are not measured; train it with method "
-                f"adalora-svd, which ends with a LoRA"
-            )
-        if adapter in module.lora_embedding_A:
-            raise ValueError(f"{name} is an embedding, whose directions are not measured; take it out of the adapter")
-        if getattr(module.lora_A[adapter], "kernel_size", None) is not None:
-            raise ValueError(f"{name} is a convolution, whose directions are not measured; take it out")
     if not found:
         raise ValueError(f"the model has no LoRA adapter named {adapter!r}; load one, or pass its name")
+    kinds = {name: kind for name, module in found.items() if (kind := kind_of_module(module, adapter))}
+    configs: Any = getattr(model, "peft_config", {})  # one that is wrapped for several processes has none
+    kind_of_adapter = {"peft_type": configs[adapter].peft_type} if adapter in configs else {}
+    check_supported("fit", f"adapter {adapter!r}", kind_of_adapter, kinds)
     return found
 
 

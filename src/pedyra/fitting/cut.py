@@ -20,7 +20,7 @@ from pedyra.fitting.worth import Balance
 from pedyra.lora.attach import detach
 from pedyra.lora.factors import linear
 from pedyra.lora.files import finite, refuse_mount, refuse_unwritable, write_folder
-from pedyra.lora.folder import SavedLora, check_plain, copy_processing, save_lora, whole_number
+from pedyra.lora.folder import SavedLora, copy_processing, save_lora, whole_number
 from pedyra.lora.layer import adapted_layers
 from pedyra.lora.layer_names import pattern_keys
 
@@ -85,7 +85,7 @@ def write_cut(
     Raises:
         ValueError: `lora` is no plain LoRA, or no direction is left.
     """
-    check_plain(lora)
+    lora.check_supported("fit")
     _check_there(factors, [layer.name for layer in lora.layers])
     factors = _with_rows(factors, [layer.name for layer in lora.layers if not layer.keys.keys() <= {"A", "B"}])
     kept = [layer for layer in lora.layers if len(factors[layer.name][0])]

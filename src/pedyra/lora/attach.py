@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, PeftType
+from peft import PeftModel
 from torch import Tensor, nn
 
 from pedyra.lora.factors import AFactor, BFactor, linear, renewed
@@ -22,6 +22,7 @@ from pedyra.lora.start import (
     start_svd,
     takes_from_weight,
 )
+from pedyra.lora.supported import check_supported, kind_of_module
 
 
 def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora", seed: int = 0) -> list[AdaptedLayer]:
@@ -54,7 +55,10 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
         return layers
     config: Any = model.peft_config[adapter_name]  # type: ignore[index]
     init: Any = getattr(config, "init_lora_weights", True)
-    check_supported(config, layers)
+    kinds = {layer.name: kind for layer in layers if (kind := kind_of_module(layer.module, adapter_name))}
+    check_supported("adapt", f"adapter {adapter_name!r}", vars(config), kinds)
+    if merged := [layer.name for layer in layers if adapter_name in layer.module.merged_adapters]:
+        raise ValueError(f"adapter {adapter_name!r} is merged into {merged[0]}; call model.unmerge_adapter() first")
     check_whole(layers)
     if takes_from_weight(init):
         check_start(model, layers, init)
@@ -86,45 +90,6 @@ def check_whole(layers: Sequence[AdaptedLayer]) -> None:
                     f"{slot} of {layer.name} is cut into shards, and ranks cannot move across shards; keep what is "
                     f"trained whole: fully_shard(..., ignored_params=), or no tensor parallel plan for this layer"
                 )
-
-
-def check_supported(config: PeftConfig, layers: Sequence[AdaptedLayer]) -> None:
-    """Refuse what cannot hold triples. Raises ValueError: naming the layer and what to leave out."""
-    if config.peft_type != PeftType.LORA:
-        raise ValueError(f"the adapter is of type {config.peft_type}; triples go into LoRA adapters (peft.LoraConfig)")
-    if getattr(config, "init_lora_weights", True) == "loftq":
-        raise ValueError(
-            "init_lora_weights is 'loftq', which replaces the base weights by quantised ones that no adapter file can "
-            "hold; quantise the base (nf4) and use the default start"
-        )
-    for layer in layers:
-        slots, kind = layer.module.lora_A, type(layer.module).__name__
-        if kind == "MultiheadAttention":  # PEFT's merges the slots' weights and never calls them
-            raise ValueError(
-                f"{layer.name} is a torch.nn.MultiheadAttention, in which PEFT calls no LoRA slot, so nothing could be "
-                f"measured there; leave it out with "
-                f"LoraConfig(exclude_modules=[{layer.name!r}, {layer.name + '.out_proj'!r}])"
-            )
-        if kind == "ParamWrapper":
-            raise ValueError(
-                f"{layer.name} holds a LoRA of a parameter (LoraConfig(target_parameters=...), which PEFT fills in by "
-                f"itself for the experts of some models), which cannot hold triples; only linear layers can: leave "
-                f"target_parameters out, and name the linear layers, e.g. target_modules=['q_proj', 'v_proj']"
-            )
-        if layer.adapter not in slots or type(slots[layer.adapter]) is not nn.Linear:
-            raise ValueError(
-                f"{layer.name} is a LoRA layer of kind {kind}, which cannot hold triples; only linear layers can: "
-                f"leave it out with LoraConfig(exclude_modules=[{layer.name!r}])"
-            )
-        variant = getattr(layer.module, "lora_variant", {}).get(layer.adapter)
-        if variant is not None and "Dora" not in type(variant).__name__:
-            raise ValueError(
-                f"{layer.name} uses {type(variant).__name__}, which knows no changing ranks; plain LoRA and DoRA do"
-            )
-        if layer.adapter in layer.module.merged_adapters:
-            raise ValueError(
-                f"adapter {layer.adapter!r} is merged into {layer.name}; call model.unmerge_adapter() first"
-            )
 
 
 def train_e(layers: Iterable[AdaptedLayer], on: bool) -> None:

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from peft import PeftModel, PeftType
+from peft import PeftModel
 from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -22,21 +22,7 @@ from torch import Tensor, nn
 
 from pedyra.lora.files import check_shape
 from pedyra.lora.inspection import PREFIX, find_adapter, keys_by_layer, read_adapter_config, read_tensors
-
-# Starts after which the update s B A is relative to the base model as it was; True and False are, too.
-_PLAIN_STARTS = ("gaussian", "orthogonal", "eva", "mica")
-# Settings of LoraConfig under which the update is no longer s B A, or A and B have another layout.
-_OTHER_FORMS = (
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "monteclora_config",
-    "target_parameters",
-    "use_bdlora",
-    "use_qalora",
-    "velora_config",
-)
-_UNMERGEABLE = ("alora_invocation_tokens", "arrow_config", "use_qalora")
+from pedyra.lora.supported import BESIDE, check_supported
 
 
 def as_saved(weight: Tensor, origin: Tensor | None, dim: int) -> Tensor:
@@ -101,6 +87,21 @@ class SavedLora:
         return bool(self.config.get("use_dora")) or any("magnitude" in layer.keys for layer in self.layers)
 
     @property
+    def kinds(self) -> dict[str, str]:
+        """Layer -> its kind in `lora.supported`, of those that are not plainly linear; and one tensor beside them."""
+        found = {}
+        for layer in self.layers:
+            if ".lora_embedding_" in layer.keys["A"]:
+                found[layer.name] = "embedding"
+            elif self.tensors[layer.keys["A"]].dim() > 2:
+                found[layer.name] = "convolution"
+        return {**found, **dict.fromkeys(self.others[:1], BESIDE)}
+
+    def check_supported(self, verb: Verb) -> None:
+        """Refuse an adapter of a kind that this verb does not take; ValueError."""
+        check_supported(verb, self.title, self.config, self.kinds)
+
+    @property
     def others(self) -> list[str]:
         """Keys of what is no factor of a triple: heads, modules trained in full, biases."""
         factors = {key for layer in self.layers for slot, key in layer.keys.items() if slot != "bias"}
@@ -114,7 +115,7 @@ def read_lora(path: Path, title: str | None = None) -> SavedLora:
     folder = find_adapter(path)
     config = read_adapter_config(folder)
     if config["peft_type"] != "LORA":
-        raise ValueError(f"{folder} holds an adapter of type {config['peft_type']}; what is read here is a LoRA")
+        check_supported("fit", str(folder), config)
     check_shape(config, _OF_LORA, str(folder / "adapter_config.json"))
     if (least := min([config["r"], *(config.get("rank_pattern") or {}).values()])) < 1:
         raise ValueError(f"{folder / 'adapter_config.json'} is damaged: a rank is {least}, and PEFT has none below 1")
@@ -152,9 +153,7 @@ def active_adapter(model: Any) -> str:
     names = list(model.active_adapters)
     if len(names) != 1:
         raise ValueError(f"the model has {len(names)} active adapters {names}; choose one with model.set_adapter(name)")
-    kind = model.peft_config[names[0]].peft_type
-    if kind != PeftType.LORA:
-        raise ValueError(f"adapter {names[0]!r} is of type {PeftType(kind).value}; what is read here is a LoRA")
+    check_supported("fit", f"adapter {names[0]!r}", {"peft_type": model.peft_config[names[0]].peft_type})
     return names[0]
 
 
@@ -216,25 +215,6 @@ def _follow_vocabulary(base: Any, folder: Path) -> None:
 
 _MISFITS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, re.error)
 """What PEFT raises for a config that was written by hand, or for another model."""
-
-
-def check_plain(lora: SavedLora) -> None:
-    """Refuse an adapter whose files alone do not give the update of the base model as scaling * B A. Raises ValueError:
-    a start that rewrote the base (PiSSA outside pedyra, LoftQ), or a variant of LoRA."""
-    start = lora.config.get("init_lora_weights", True)
-    if isinstance(start, str) and start.lower() == "loftq":
-        raise ValueError(
-            f"{lora.title} was started with init_lora_weights='loftq', so its factors belong to quantised weights that "
-            f"no adapter file can hold; quantise the base (nf4) and use the default start"
-        )
-    if isinstance(start, str) and start.lower() not in _PLAIN_STARTS:
-        raise ValueError(
-            f"{lora.title} was started with init_lora_weights={start!r}, so its factors are relative to a changed "
-            f"base; train with pedyra's callback, which saves the difference to the original base, or merge it"
-        )
-    if forms := [name for name in _OTHER_FORMS if lora.config.get(name)]:
-        repair = "PEFT alone can serve it" if forms[0] in _UNMERGEABLE else "only target merged can express it"
-        raise ValueError(f"{lora.title} uses {forms[0]}, which is no plain LoRA; {repair}")
 
 
 def _saved_layer(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from weakref import ref
 
@@ -15,8 +14,8 @@ from pedyra.fitting.calibration import evaluating, has_more, lora_layers
 from pedyra.fitting.fit import Wanted, fit_batches
 from pedyra.fitting.judge import DivergenceJudge
 from pedyra.fitting.result import Fit
-from pedyra.lora.folder import SavedLora, active_adapter, check_plain
-from pedyra.lora.start import takes_from_weight
+from pedyra.lora.folder import active_adapter
+from pedyra.lora.supported import check_supported
 from pedyra.trainer.judge import TrainerJudge
 from pedyra.trainer.rows import fit_rows, general_rows, is_surrogate
 from pedyra.trainer.untouched import untouched
@@ -151,10 +150,4 @@ def _check_live(model: Any, adapter: str) -> None:
                 f"{title} began as a part of the weights (PiSSA, OLoRA), which the live model keeps beside it; call "
                 f"pedyra.detach(model, {adapter!r}) first, after which its factors hold the difference"
             )
-    if takes_from_weight(config.get("init_lora_weights")):
-        raise ValueError(
-            f"{title} began as a part of the weights ({config['init_lora_weights']}), and the live model holds a base "
-            f"that lacks it; save it with save_pretrained(..., path_initial_model_for_weight_conversion=...), as PEFT "
-            f"documents, and run `pedyra fit FOLDER`"
-        )
-    check_plain(SavedLora(title, Path(), config, {}, []))
+    check_supported("fit", title, config)

@@ -307,12 +307,6 @@ def test_an_empty_folder_is_filled_and_one_with_files_is_left_alone(make_llama, 
 REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "unknown target": ("llama", {}, "ggu", "export target 'ggu' is unknown; did you mean 'gguf'?"),
     "base": ("llama", {}, "peft base", "base is given, but target peft needs no base model"),
-    "dora padded": ("llama", {"use_dora": True}, "padded", "DoRA adapter, which target padded cannot express"),
-    "dora gguf": ("llama", {"use_dora": True}, "gguf", "DoRA adapter, which target gguf cannot express; use peft or"),
-    "head": ("bert", {}, "gguf", "more than LoRA factors .2 tensors, the first is .*classifier"),
-    "biases": ("net", {"lora_bias": True}, "gguf", "more than LoRA factors .3 tensors, .*lora_B.bias"),
-    "pissa": ("llama", {"init_lora_weights": "pissa"}, "padded", "relative to a changed base; train with pedyra"),
-    "variant": ("llama", {"use_qalora": True}, "padded", "uses use_qalora, which is no plain LoRA"),
     **{f"nothing, {target}": ("llama", {"lora_alpha": 0}, target, "scaling .* of 0") for target in RIGHT},
 }
 

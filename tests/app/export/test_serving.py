@@ -85,11 +85,17 @@ def test_llama_cpp_gets_a_base_on_the_hub_by_the_option_for_one(llama: Path, tmp
 
 @pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")  # of biases where the base has none
 @pytest.mark.parametrize(
-    ("field", "value"), [("bias", "all"), ("lora_bias", True), ("trainable_token_indices", [1]), ("use_dora", True)]
+    ("field", "value", "kind"),
+    [
+        ("bias", "all", "biases"),
+        ("lora_bias", True, "biases"),
+        ("trainable_token_indices", [1], "trained tokens"),
+        ("use_dora", True, "DoRA"),
+    ],
 )
-def test_what_is_no_factor_is_refused_by_vllm(make_llama: Any, tmp_path: Path, field: str, value: Any):
+def test_what_is_no_factor_is_refused_by_vllm(make_llama: Any, tmp_path: Path, field: str, value: Any, kind: str):
     out = export_adapter(make_llama(**{field: value}), "peft", tmp_path / "out")
-    assert json.loads((out / "pedyra_export.json").read_text())["vllm"]["refused_for"] == [field]
+    assert json.loads((out / "pedyra_export.json").read_text())["vllm"]["refused_for"] == [kind]
     assert not any("vllm" in line for line in serving_lines(out, "peft"))
 
 

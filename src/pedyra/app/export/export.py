@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from peft import PeftModel
 from torch import nn
 
-from pedyra.app.export.merge import base_by_name, check_repeatable, copied_base, merge_into, merge_live, num_labels
+from pedyra.app.export.merge import base_by_name, copied_base, merge_into, merge_live, num_labels
 from pedyra.app.export.readers import check_arguments, export_lora, write_export
 from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.recipe import Recipe, load_recipe
@@ -50,7 +50,7 @@ def export_adapter(
         merged = merge_live(source, active_adapter(source))
         return write_export(out, merged.record, merged.save)
     with saved_lora(source) as lora:
-        check_repeatable(lora)
+        lora.check_supported("merged")
         recipe = _recipe_of(Path(source)) if isinstance(source, (str, Path)) else None
         merged = merge_into(*_base(lora, recipe, base), lora)
     return write_export(out, merged.record, merged.save)

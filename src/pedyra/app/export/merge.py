@@ -21,8 +21,6 @@ from pedyra.app.export.hub import NO_PICKLES, told_by_hub, trusts_remote_code
 from pedyra.lora.folder import SavedLora, load_adapter
 from pedyra.lora.layer import lora_layers
 
-# Starts that PEFT repeats exactly, from the base alone, when it loads the adapter again.
-_REPEATABLE_STARTS = ("gaussian", "orthogonal", "eva", "mica", "pissa", "olora")
 _AUTO_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_CLS": "AutoModelForSequenceClassification",
@@ -86,7 +84,7 @@ def merge_live(model: PeftModel, adapter_name: str) -> Merged:
 def merge_into(base: nn.Module, tokenizer: PreTrainedTokenizerBase | None, lora: SavedLora) -> Merged:
     """Merge a saved adapter into `base`, which is taken over. Raises ValueError: a quantised base, one that does not
     fit the adapter, or a start that cannot be repeated."""
-    check_repeatable(lora)
+    lora.check_supported("merged")
     _check_base(base)
     before = _vocabulary(base)
     adapted = _adapted(base, lora)
@@ -102,17 +100,6 @@ def _merged(adapted: PeftModel, title: str, names: list[str] | None = None) -> P
         return adapted.merge_and_unload(safe_merge=True, adapter_names=names)  # type: ignore[operator]
     except RuntimeError as error:  # lora_bias on a layer that has no bias
         raise ValueError(f"{title} cannot be merged: {error}; export target peft") from error
-
-
-def check_repeatable(lora: SavedLora) -> None:
-    """Refuse an adapter whose start changed its base in a way that PEFT does not repeat; ValueError."""
-    start = lora.config.get("init_lora_weights", True)
-    if isinstance(start, str) and start.lower() not in _REPEATABLE_STARTS:
-        repair = "merge the live model" + ("" if start.lower() == "loftq" else ", or train with pedyra's callback")
-        raise ValueError(
-            f"{lora.title} was started with init_lora_weights={start!r}, which changed its base in a way that cannot "
-            f"be repeated; {repair}"
-        )
 
 
 def copied_base(base: nn.Module) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:

@@ -23,7 +23,6 @@ from pedyra.lora.files import refuse_mount, write_folder
 from pedyra.lora.folder import (
     SavedLora,
     active_adapter,
-    check_plain,
     copy_processing,
     save_lora,
     saved_lora,
@@ -79,16 +78,9 @@ def _check_base_unchanged(model: PeftModel, name: str) -> None:
 
 
 def _check_convertible(lora: SavedLora, target: str) -> None:
-    check_plain(lora)
+    lora.check_supported(target)
     if not any(layer.scaling for layer in lora.layers):
         raise ValueError(f"{lora.title} has a scaling (lora_alpha / r) of 0, so that it adds nothing; set lora_alpha")
-    if target != "peft" and lora.uses_dora:
-        raise ValueError(f"{lora.title} is a DoRA adapter, which target {target} cannot express; use peft or merged")
-    if target == "gguf" and (others := lora.others):
-        raise ValueError(
-            f"{lora.title} holds more than LoRA factors ({len(others)} tensors, the first is {others[0]}), which "
-            f"llama.cpp's converter refuses; use target merged and convert the whole model"
-        )
 
 
 def _converted(lora: SavedLora, target: str) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:

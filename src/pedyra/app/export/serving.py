@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pedyra.app.export.merge import num_labels
 from pedyra.lora.folder import SavedLora, read_lora
+from pedyra.lora.supported import kinds_of
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """To which vLLM pads every adapter: vllm/config/lora.py, MaxLoRARanks."""
@@ -52,12 +53,10 @@ def _base_class(lora: SavedLora) -> str | None:
 
 
 def refused_by_vllm(lora: SavedLora) -> list[str]:
-    """Fields of adapter_config.json for which vLLM refuses the adapter: it takes factors, and no other tensor. A tensor
-    that no field tells of (PEFT adds the embedding of a vocabulary that was resized) is named by its key, the first of
-    them."""
-    names = ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices")
-    biases = ["bias"] if lora.config.get("bias") not in (None, "none") else []
-    return [*(name for name in names if lora.config.get(name)), *biases] or lora.others[:1]
+    """The kinds of LoRA for which vLLM refuses the adapter: it takes factors, and no other tensor. A tensor that no
+    field of the config tells of (PEFT adds the embedding of a resized vocabulary) is named by its key, the first."""
+    refused = ("DoRA", "biases", "heads", "trained tokens")
+    return [kind.name for kind in kinds_of(lora.config) if kind.name in refused] or lora.others[:1]
 
 
 def serving_lines(folder: Path, target: str) -> list[str]:

@@ -33,7 +33,7 @@ from pedyra.fitting.cut import check_out
 from pedyra.fitting.fit import NotWithin, Wanted
 from pedyra.fitting.result import Fit
 from pedyra.lora.files import write_folder
-from pedyra.lora.folder import SavedLora, check_plain, load_adapter, read_lora
+from pedyra.lora.folder import SavedLora, load_adapter, read_lora
 from pedyra.methods.method import Adaptation
 from pedyra.trainer.fit import fit_trainer
 
@@ -123,7 +123,7 @@ def fit_folder(
 def opened(path: Path, wanted: Wanted, source: Source, *, shown: bool = False) -> Iterator[tuple[Trainer, SavedLora]]:
     """The adapter in `path`, and a Trainer that has it with its base and its rows; errors as of `fit_folder`."""
     lora = read_lora(path)
-    check_plain(lora)
+    lora.check_supported("fit")
     for layer in lora.layers:
         if not all(lora.tensors[layer.keys[factor]].isfinite().all() for factor in "AB"):
             raise ValueError(f"the adapter's {layer.name} has a weight that is not finite; it diverged, or is damaged")

@@ -1,0 +1,257 @@
+"""Which LoRA each verb takes: one table of the kinds that PEFT has, read by whoever adapts, fits, exports or merges.
+
+A kind that a verb does not take is refused with the reason and the repair, before anything is changed. What is wrong
+with one adapter alone (it is merged already, its file is damaged) is told where it is found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Verb = Literal["adapt", "fit", "peft", "padded", "gguf", "merged"]
+"""What is done with a LoRA: its ranks move, it is made smaller, or it is exported to one of the targets."""
+
+VERBS: dict[Verb, str] = {
+    "adapt": "cannot be adapted",
+    "fit": "cannot be fitted",
+    "peft": "cannot be exported",
+    "padded": "cannot be exported to target padded",
+    "gguf": "cannot be exported to target gguf",
+    "merged": "cannot be merged from a folder",
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of LoRA, and the verbs that do not take it."""
+
+    name: str
+    sign: str
+    """What says so in LoraConfig, for a person; or what kind of layer it is."""
+    is_in: Callable[[Mapping[str, Any]], bool] = field(default=lambda config: False, repr=False)
+    """Tells the kind by LoraConfig's fields. A kind of layer is told by `kind_of_module` or by the file instead."""
+    refused: tuple[Verb, ...] = ()
+    why: str = ""
+    repair: str = ""
+    """{layer} is the first layer of this kind."""
+
+
+_PLAIN, _REPEATED, _LOFTQ, _MICA = ("eva", "orthogonal", "gaussian"), ("pissa", "olora"), ("loftq",), ("mica",)
+"""Starts (init_lora_weights). The first leave the base as it was; PEFT repeats the next from the base alone."""
+
+
+def _start(config: Mapping[str, Any]) -> str | None:
+    """The name of the start, which PEFT takes in any case of letters; None for its default."""
+    init = config.get("init_lora_weights")
+    return init.lower() if isinstance(init, str) else None
+
+
+def _has(*fields: str) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda config: any(config.get(field) not in (None, False, "none", [], {}) for field in fields)
+
+
+_EXPORTS: tuple[Verb, ...] = ("peft", "padded", "gguf")
+_FACTORS_ALONE = "llama.cpp's converter takes the factors of a LoRA and nothing else"
+_RELATIVE = (
+    "train it with pedyra.adapt, whose folders hold the difference to the original base, or save it with "
+    "save_pretrained(..., path_initial_model_for_weight_conversion=...), as PEFT documents"
+)
+_LEAVE_OUT = "leave it out with LoraConfig(exclude_modules=[{layer!r}])"
+
+KINDS: tuple[Kind, ...] = (
+    Kind(
+        "AdaLoRA and others that are no LoRA",
+        "peft_type",
+        lambda config: config.get("peft_type", "LORA") != "LORA",
+        ("adapt", "fit", *_EXPORTS, "merged"),
+        "it is no LoRA",
+        "train a LoRA (peft.LoraConfig); in place of AdaLoRA method adalora-svd, which ends with one",
+    ),
+    Kind("LoRA", "nothing"),
+    Kind("rsLoRA", "use_rslora", _has("use_rslora")),
+    Kind(
+        "EVA, orthogonal, Gaussian",
+        "init_lora_weights",
+        lambda config: _start(config) in _PLAIN,
+    ),
+    Kind(
+        "DoRA",
+        "use_dora",
+        _has("use_dora"),
+        ("padded", "gguf"),
+        "this form has no place for the magnitude of a layer",
+        "use target peft or merged",
+    ),
+    Kind(
+        "PiSSA, OLoRA",
+        "init_lora_weights",
+        lambda config: _start(config) in _REPEATED,
+        ("fit", *_EXPORTS),
+        "its factors are relative to a base that its start has changed",
+        _RELATIVE,
+    ),
+    Kind(
+        "PiSSA by a fast SVD, CorDA, LoRA-GA, or a start that is unknown here",
+        "init_lora_weights",
+        lambda config: _start(config) not in (None, *_PLAIN, *_REPEATED, *_LOFTQ, *_MICA),
+        ("fit", *_EXPORTS, "merged"),
+        "its factors are relative to a base that its start has changed, in a way that does not come out twice",
+        f"{_RELATIVE}, or merge the live model",
+    ),
+    Kind(
+        "LoftQ",
+        "init_lora_weights",
+        lambda config: _start(config) in _LOFTQ,
+        ("adapt", "fit", *_EXPORTS, "merged"),
+        "its factors belong to quantised weights that no adapter file can hold",
+        "quantise the base (nf4) and use the default start; what is trained already can be merged while it is live",
+    ),
+    Kind(
+        "MiCA",
+        "init_lora_weights",
+        lambda config: _start(config) in _MICA,
+        ("adapt",),
+        "B is fixed to singular vectors of the weight, and new directions would have none",
+        "use the default start",
+    ),
+    Kind(
+        "aLoRA, Arrow, QA-LoRA",
+        "alora_invocation_tokens, arrow_config, use_qalora",
+        _has("alora_invocation_tokens", "arrow_config", "use_qalora"),
+        ("adapt", "fit", *_EXPORTS, "merged"),
+        "its update depends on the token, or is no product of two matrices",
+        "PEFT alone can serve it; to go on here, train a plain LoRA or a DoRA",
+    ),
+    Kind(
+        "BD-LoRA, KaSA, MonteCLoRA, VeLoRA",
+        "use_bdlora, kasa_config, monteclora_config, velora_config",
+        _has("use_bdlora", "kasa_config", "monteclora_config", "velora_config"),
+        ("adapt", "fit", *_EXPORTS),
+        "its update is not s B A, or A and B have another layout",
+        "merge it (target merged), or train a plain LoRA or a DoRA",
+    ),
+    Kind(
+        "experts",
+        "target_parameters",
+        _has("target_parameters"),
+        ("adapt", "fit", *_EXPORTS),
+        "the factors of all experts of a layer are one tensor, and PEFT fills target_parameters in by itself for some "
+        "models",
+        "leave target_parameters out and name the linear layers, e.g. target_modules=['q_proj', 'v_proj']; what is "
+        "trained already can be merged (target merged)",
+    ),
+    Kind(
+        "embedding",
+        "a layer",
+        refused=("adapt", "fit", "gguf"),
+        why="only the factors of linear layers are taken",
+        repair=_LEAVE_OUT,
+    ),
+    Kind(
+        "convolution",
+        "a layer",
+        refused=("adapt", "fit", "gguf"),
+        why="only the factors of linear layers are taken",
+        repair=_LEAVE_OUT,
+    ),
+    Kind(
+        "MultiheadAttention",
+        "a layer",
+        refused=("adapt", "fit"),
+        why="PEFT calls no LoRA slot in it, so that nothing can be measured there",
+        repair="leave it and its out_proj out with LoraConfig(exclude_modules=[{layer!r}, '{layer}.out_proj'])",
+    ),
+    Kind(
+        "unknown layer",
+        "a layer",
+        refused=("adapt", "fit"),
+        why="its factors are no torch.nn.Linear, or it is a variant of LoRA that is newer than this table",
+        repair=_LEAVE_OUT,
+    ),
+    Kind(
+        "biases",
+        "bias, lora_bias",
+        _has("bias", "lora_bias"),
+        ("gguf",),
+        _FACTORS_ALONE,
+        "use target merged and convert the whole model",
+    ),
+    Kind(
+        "heads",
+        "modules_to_save",
+        _has("modules_to_save"),
+        ("gguf",),
+        _FACTORS_ALONE,
+        "use target merged and convert the whole model",
+    ),
+    Kind(
+        "trained tokens",
+        "trainable_token_indices",
+        _has("trainable_token_indices"),
+        ("gguf",),
+        _FACTORS_ALONE,
+        "use target merged and convert the whole model",
+    ),
+    Kind(
+        "other tensors",
+        "a tensor beside the factors, such as the embedding of a resized vocabulary",
+        refused=("gguf",),
+        why=_FACTORS_ALONE,
+        repair="use target merged and convert the whole model",
+    ),
+)
+
+BESIDE = KINDS[-1].name
+_OF_LAYERS = {kind.name for kind in KINDS if kind.sign.startswith("a ")}
+
+
+def kinds_of(config: Mapping[str, Any], layers: Iterable[str] = ()) -> list[Kind]:
+    """The kinds that an adapter is of, by its LoraConfig (or adapter_config.json) and by those of its layers.
+
+    Args:
+        layers: names of kinds that its layers and tensors are of, as `kind_of_module` says them.
+    """
+    return [kind for kind in KINDS if kind.name in layers or kind.is_in(config)]
+
+
+def check_supported(verb: Verb, title: str, config: Mapping[str, Any], layers: Mapping[str, str] | None = None) -> None:
+    """Refuse an adapter that is of a kind which this verb does not take.
+
+    Args:
+        title: what the message calls the adapter.
+        layers: layer -> its kind, as `kind_of_module` says it, of the layers that are not plainly linear.
+
+    Raises:
+        ValueError: with the layer, the reason and the repair.
+    """
+    layers = layers or {}
+    for kind in kinds_of(config, layers.values()):
+        if verb in kind.refused:
+            layer = next((name for name, each in layers.items() if each == kind.name), "")
+            where = layer if kind.name in _OF_LAYERS else title
+            told = kind.name if kind.name in _OF_LAYERS else f"{kind.name} ({kind.sign})"
+            raise ValueError(f"{where}: {told} {VERBS[verb]}: {kind.why}; {kind.repair.format(layer=layer)}")
+
+
+def kind_of_module(module: Any, adapter: str) -> str | None:
+    """The kind of a live LoRA layer of PEFT, where the config does not say it; None for a linear one."""
+    if type(module).__name__ == "MultiheadAttention":
+        return "MultiheadAttention"
+    if type(module).__name__ == "ParamWrapper":
+        return "experts"
+    if adapter in module.lora_embedding_A:
+        return "embedding"
+    slot = module.lora_A[adapter]
+    if hasattr(slot, "kernel_size"):
+        return "convolution"
+    variant = type(module.lora_variant[adapter]).__name__ if adapter in module.lora_variant else ""
+    known = any(each in variant for each in _KNOWN_VARIANTS)
+    if (variant and not known) or type(slot).__name__ not in ("Linear", "AFactor"):
+        return "unknown layer"
+    return None
+
+
+_KNOWN_VARIANTS = ("Dora", "Arrow", "BdLora", "ALora", "Velora", "Monteclora", "MiCA", "Kasa", "QALora")
+"""How the names of PEFT's classes for them begin; which of them the adapter is of stands in its config."""
