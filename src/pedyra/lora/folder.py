@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from pedyra.lora.files import check_shape
 from pedyra.lora.inspection import PREFIX, find_adapter, keys_by_layer, read_adapter_config, read_tensors
 from pedyra.lora.supported import BESIDE, check_supported
+from pedyra.lora.supported import BESIDE, check_supported
 
 
 def as_saved(weight: Tensor, origin: Tensor | None, dim: int) -> Tensor:
@@ -97,7 +98,7 @@ class SavedLora:
                 found[layer.name] = "convolution"
         return {**found, **dict.fromkeys(self.others[:1], BESIDE)}
 
-    def check_supported(self, verb: Verb) -> None:
+    def check_supported(self, verb: str) -> None:
         """Refuse an adapter of a kind that this verb does not take; ValueError."""
         check_supported(verb, self.title, self.config, self.kinds)
 

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-Verb = Literal["adapt", "fit", "peft", "padded", "gguf", "merged"]
-"""What is done with a LoRA: its ranks move, it is made smaller, or it is exported to one of the targets."""
-
-VERBS: dict[Verb, str] = {
+VERBS = {
     "adapt": "cannot be adapted",
     "fit": "cannot be fitted",
     "peft": "cannot be exported",
@@ -21,6 +18,7 @@ VERBS: dict[Verb, str] = {
     "gguf": "cannot be exported to target gguf",
     "merged": "cannot be merged from a folder",
 }
+"""What is done with a LoRA: its ranks move, it is made smaller, or it is exported to one of the targets."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Kind:
     """What says so in LoraConfig, for a person; or what kind of layer it is."""
     is_in: Callable[[Mapping[str, Any]], bool] = field(default=lambda config: False, repr=False)
     """Tells the kind by LoraConfig's fields. A kind of layer is told by `kind_of_module` or by the file instead."""
-    refused: tuple[Verb, ...] = ()
+    refused: tuple[str, ...] = ()
     why: str = ""
     repair: str = ""
     """{layer} is the first layer of this kind."""
@@ -52,7 +50,7 @@ def _has(*fields: str) -> Callable[[Mapping[str, Any]], bool]:
     return lambda config: any(config.get(field) not in (None, False, "none", [], {}) for field in fields)
 
 
-_EXPORTS: tuple[Verb, ...] = ("peft", "padded", "gguf")
+_EXPORTS: tuple[str, ...] = ("peft", "padded", "gguf")
 _FACTORS_ALONE = "llama.cpp's converter takes the factors of a LoRA and nothing else"
 _RELATIVE = (
     "train it with pedyra.adapt, whose folders hold the difference to the original base, or save it with "
@@ -216,7 +214,7 @@ def kinds_of(config: Mapping[str, Any], layers: Iterable[str] = ()) -> list[Kind
     return [kind for kind in KINDS if kind.name in layers or kind.is_in(config)]
 
 
-def check_supported(verb: Verb, title: str, config: Mapping[str, Any], layers: Mapping[str, str] | None = None) -> None:
+def check_supported(verb: str, title: str, config: Mapping[str, Any], layers: Mapping[str, str] | None = None) -> None:
     """Refuse an adapter that is of a kind which this verb does not take.
 
     Args:
