@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from pedyra.lora.files import check_shape
 from pedyra.lora.inspection import PREFIX, find_adapter, keys_by_layer, read_adapter_config, read_tensors
 from pedyra.lora.supported import BESIDE, check_supported
-from pedyra.lora.supported import BESIDE, check_supported
 
 
 def as_saved(weight: Tensor, origin: Tensor | None, dim: int) -> Tensor:
