@@ -1,4 +1,4 @@
-"""Draws the figures of docs/results.md that are made from rows: python docs/figures.py"""
+"""Draws the figures of docs and research that are made from rows: python docs/figures.py"""
 
 from __future__ import annotations
 

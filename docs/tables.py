@@ -1,7 +1,7 @@
-"""Writes every table of the docs that comes from measurements: python docs/tables.py
+"""Writes every table of README, docs and research that comes from measurements: python docs/tables.py
 
 A page has `<!-- table: NAME -->` and `<!-- end -->`, and what stands between them is what `TABLES[NAME]` makes of the
-rows in docs/results. Differences are paired by seed, with a 95 % interval, and positive where the method is better.
+rows in research/results. Differences are paired by seed, with a 95 % interval, and positive where the method is better.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from pedyra.methods.registry import METHODS
 from pedyra.pe_dyra.config import RankSettings
 
 DOCS = Path(__file__).parent
-PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
+RESEARCH = DOCS.parent / "research"
+PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")), *sorted(RESEARCH.glob("*.md"))]
 MARKED = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Row = dict[str, Any]
@@ -64,8 +65,8 @@ def _markdown(cells: Cells) -> str:
 
 @cache
 def rows(name: str) -> list[Row]:
-    """The rows of docs/results/NAME.jsonl."""
-    return [json.loads(line) for line in (DOCS / "results" / f"{name}.jsonl").read_text().splitlines()]
+    """The rows of research/results/NAME.jsonl."""
+    return [json.loads(line) for line in (RESEARCH / "results" / f"{name}.jsonl").read_text().splitlines()]
 
 
 def where(found: Iterable[Row], **wanted: Any) -> list[Row]:

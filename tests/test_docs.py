@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "pedyra"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += sorted((ROOT / "research").glob("*.md"))
 MADE = ("recipe.md", "index.md")
 """Pages that docs/hooks.py makes when the site is built."""
 

@@ -28,7 +28,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("source")
     for name in FILES:
         shutil.copy(ROOT / name, source)
-    for name in ("src", "tests", "docs", "recipes", "benchmarks"):  # which a build could take by mistake
+    for name in ("src", "tests", "docs", "research", "recipes", "benchmarks"):  # which a build could take by mistake
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(ROOT / name, source / name, ignore=ignored, symlinks=True)
     code = "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')"
@@ -60,7 +60,7 @@ def test_no_tests_and_no_data_are_in_the_wheel_or_the_sdist(built: Path, wheel: 
         names = [name.partition("/")[2] for name in sdist.getnames()]
     assert "src/pedyra/app/report/page.html" in names and "LICENSE" in names and "setup.py" in names
     for name in [*names, *wheel.namelist()]:
-        assert not name.startswith(("tests", "docs", "recipes", "benchmarks", "build")) and not name.endswith(
+        assert not name.startswith(("tests", "docs", "research", "recipes", "benchmarks", "build")) and not name.endswith(
             ".jsonl"
         ), name
     assert sum(each.file_size for each in wheel.infolist()) < 3_000_000

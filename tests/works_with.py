@@ -1,4 +1,4 @@
-"""What the tests of trainers, optimizers, engines and tools found: docs/results/works_with.jsonl, by make works-with.
+"""What the tests of trainers, optimizers, engines and tools found: research/results/works_with.jsonl, by make works-with.
 
 `note` is called by those tests, and writes where PEDYRA_WORKS_WITH is set; the table in docs/works_with.md is made from
 the rows.
@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-ROWS = Path(__file__).parent.parent / "docs" / "results" / "works_with.jsonl"
+ROWS = Path(__file__).parent.parent / "research" / "results" / "works_with.jsonl"
 KINDS: dict[str, str | None] = {"trainer": "trl", "optimizer": "bitsandbytes", "engine": "accelerate", "tool": None}
 """Of a row, and the package whose version stands in it beside torch and transformers; of a tool its own."""
 

@@ -1,4 +1,4 @@
-"""Short versions of the soaks, whose long ones docs/reliability.md has the figures of."""
+"""Short versions of the soaks, whose long ones research/reliability.md has the figures of."""
 
 from __future__ import annotations
 

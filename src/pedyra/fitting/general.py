@@ -26,7 +26,7 @@ from pedyra.fitting.judge import Batch, Judge, shifts
 from pedyra.fitting.verdict import FORGETS_LESS, UNKNOWN, Increase
 
 TOKENS = 128
-"""Of a general text, at most: what every result of docs/results.md was measured with."""
+"""Of a general text, at most: what every result of research/results.md was measured with."""
 Slopes = dict[str, Float[Tensor, " r"]]
 """Layer -> dL/dz_i of each of its directions, in the order of a calibration."""
 

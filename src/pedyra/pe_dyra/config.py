@@ -11,7 +11,7 @@ from typing import Any
 from pedyra.allocate.schedule import check_count, check_steps
 from pedyra.lora.spelling import did_you_mean
 
-# Values a string field may take; docs/decisions.md says why.
+# Values a string field may take; docs/paper_read.md says why.
 CHOICES: dict[str, tuple[str, ...]] = {
     "budget": ("ranks", "parameters"),
     "start": ("svd", "lora"),
@@ -30,7 +30,7 @@ class RankSettings:
     The defaults are PE-DyRA's, and the paper's where it speaks: t_i, Delta_T and t_f are medians of their parts of the
     run over the twelve different schedules of Tables 7 to 9 (T being epochs times batches, t_i / T is 0.02 to 0.18,
     Delta_T / T 0.005 to 0.044 and t_f / T 0.32 to 0.92); k is 12, and gamma 0.1 as in six of the eight tasks of Table
-    7. What the paper leaves open is read as docs/decisions.md says.
+    7. What the paper leaves open is read as docs/paper_read.md says.
 
     Raises:
         ValueError: a value outside its range, with the value, the rule and the repair.
@@ -66,7 +66,7 @@ class RankSettings:
     """beta_2: EMA of the uncertainty, Eq. (3). AdaLoRA's value; the paper names none."""
     score_norm: str = "mean"
     """Before mixing, divide each score by its mean over all triples ("mean"), or mix it as it is ("none", literal; then
-    the input score decides alone, see docs/decisions.md)."""
+    the input score decides alone, see docs/paper_read.md)."""
     input_norm: str = "mean_square"
     """||X_j|| of Eq. (6): "mean_square" as the paper writes it, "rms" its square root."""
     omega: str = "gradient"

@@ -1,7 +1,7 @@
 """An adapter for other readers: the same update under PEFT's, vLLM's and llama.cpp's scaling.
 
 The three readers disagree on the scaling of a layer whose rank is not the rank `r` of the whole adapter: PEFT takes
-alpha_i / r_i from its patterns, vLLM alpha / r for every layer, llama.cpp alpha / r_i (docs/export.md).
+alpha_i / r_i from its patterns, vLLM alpha / r for every layer, llama.cpp alpha / r_i (docs/serve.md).
 """
 
 from __future__ import annotations
