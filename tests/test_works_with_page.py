@@ -55,5 +55,5 @@ def test_a_snippet_trains_and_fits(snippet: str, tmp_path: Path, monkeypatch: py
         "AutoModelForSequenceClassification": transformers.AutoModelForSequenceClassification,
     }  # fmt: skip
     exec(compile(f"{BEGIN}\n{snippet}\n{END}", f"{PAGE}: {name}", "exec"), space)
-    assert space["ranks"].result.adjustments > 0
+    assert space["handle"].result.adjustments > 0
     assert inspect_adapter(tmp_path / "small")[:-1]

@@ -1,4 +1,4 @@
-"""What the tests of trainers, optimizers, engines and tools found: research/results/works_with.jsonl, by make works-with.
+"""What the tests of trainers, optimizers, engines and tools found: rows of works_with.jsonl, made by make works-with.
 
 `note` is called by those tests, and writes where PEDYRA_WORKS_WITH is set; the table in docs/works_with.md is made from
 the rows.
