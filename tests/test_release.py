@@ -59,10 +59,9 @@ def test_no_tests_and_no_data_are_in_the_wheel_or_the_sdist(built: Path, wheel: 
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         names = [name.partition("/")[2] for name in sdist.getnames()]
     assert "src/pedyra/app/report/page.html" in names and "LICENSE" in names and "setup.py" in names
+    outside = ("tests", "docs", "research", "recipes", "benchmarks", "build")
     for name in [*names, *wheel.namelist()]:
-        assert not name.startswith(("tests", "docs", "research", "recipes", "benchmarks", "build")) and not name.endswith(
-            ".jsonl"
-        ), name
+        assert not name.startswith(outside) and not name.endswith(".jsonl"), name
     assert sum(each.file_size for each in wheel.infolist()) < 3_000_000
 
 
