@@ -191,7 +191,8 @@ MOVED_RATES = {1: 0.048, 2: 0.032, 4: 0.016, 8: 0.016}
 def begun_wide() -> Cells:
     cells = [["text", "r", "LoRA", "wide", "LoRA less wide"]]
     for text, r, lora, wide, _ in _transfers():
-        cells.append([f"toy {text}", str(r), f"{mean(lora.values()):.4f}", f"{mean(wide.values()):.4f}", gain(lora, wide)])
+        losses = [f"{mean(of.values()):.4f}" for of in (lora, wide)]
+        cells.append([f"toy {text}", str(r), *losses, gain(lora, wide)])
     lora, wide = (by_seed(where(rows("wide_sst2"), method=name), "eval_loss") for name in ("lora", "wide"))
     cells.append(["SST-2", "2", f"{mean(lora.values()):.4f}", f"{mean(wide.values()):.4f}", gain(lora, wide)])
     return cells
@@ -680,8 +681,8 @@ FIGURES: dict[str, tuple[str, str]] = {
     "10": ("The orthogonality term falls and stays low.", "holds"),
     "11": (
         "Gradients of A and B are smaller than those of E by orders of magnitude.",
-        "cannot tell what is meant: by their norms A's and B's are smaller by a third and by a half; by the mean size of "
-        "an entry they are smaller by at least 30 and 47 times, for A and B have 384 entries or more for each one of E",
+        "cannot tell what is meant: by their norms A's and B's are smaller by a third and by a half; by the mean size "
+        "of an entry by at least 30 and 47 times, for A and B have 384 entries or more for each one of E",
     ),
 }
 """Figure -> what the paper says of it, and the verdict, in which {column: row, other row} is their difference."""
