@@ -1,4 +1,4 @@
-"""SIGINT (Ctrl-C) as something that has happened, not as an exception, which a finalizer or a library may drop."""
+"""SIGINT (Ctrl-C) calls a function here; an exception would be dropped by a finalizer or a library."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def on_interrupt(act: Callable[[], None], *, also: Sequence[signal.Signals] = ()) -> Iterator[None]:
-    """While entered, every SIGINT calls `act`, in the main thread, and raises nothing. Ignoring it ends.
+    """Let every SIGINT call `act` while entered, in the main thread, and raise nothing.
 
     Entered in another thread, where Python allows no signal handler, it does nothing. `also`: other signals that mean
     the same, as SIGTERM does to a process whose children would outlive it.

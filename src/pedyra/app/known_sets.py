@@ -1,4 +1,4 @@
-"""Test sets known by name: what a recipe's `generate.<name>` says without any keys. Nothing heavy is imported here."""
+"""Some test sets are known by name, so that `generate.<name>` needs no keys. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ TEST_SETS: dict[str, dict[str, Any]] = {
     "mbpp": {"source": "google-research-datasets/mbpp", "config": "full", "score": "code", "max_new_tokens": 512},
     "mbppplus": {"source": "evalplus/mbppplus", "score": "code", "max_new_tokens": 512},
 }
-"""Keys of `generate.<name>` that a known test set fills in. Its split is test.
+"""A known test set fills in these keys of `generate.<name>`. Its split is test.
 
 Where the recipe was trained on a template with one place, a set's question takes that place, and its own template is
 for a model that was trained on none.
 """
 
 COMPLETED = ("humaneval", "humanevalplus")
-"""Sets whose prompt is the head of a function, which a model that was trained on instructions is asked to complete."""
+"""The prompts of these sets are heads of functions, which a model trained on instructions is asked to complete."""
 COMPLETE = ("Complete the function.\n\n{prompt}", "\n{prompt}")
-"""What takes the instruction's place there, and what the answer begins with. Left to itself, Qwen2.5-Coder-0.5B with a
-LoRA repeats the docstring until the limit, or stops behind it: it solved 1 of 20 problems, and 8 with the head."""
+"""The first takes the instruction's place there, and the answer begins with the second. Left to itself,
+Qwen2.5-Coder-0.5B with a LoRA repeats the docstring until the limit, or stops behind it. It solved 1 of 20 problems,
+and 8 with the head."""
 COMPLETE_STOP = ["\ndef ", "\nclass ", "\nif __name__", "\nprint(", "\n#", "\n```"]

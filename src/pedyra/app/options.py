@@ -1,4 +1,4 @@
-"""What several commands have on the command line."""
+"""Several commands share these arguments and options."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pedyra.app.runs.run_folder import RunFolder
 
 
 def _checked(path: Path | None) -> Path | None:
-    """Told before a long run, not after it."""
+    """Refuse a file that cannot be written before a long run, not after it."""
     if path is not None and not path.parent.is_dir():
         raise typer.BadParameter(f"the folder {path.parent} does not exist")
     if path is not None and path.is_dir():
@@ -20,7 +20,7 @@ def _checked(path: Path | None) -> Path | None:
 
 
 def _folder(path: Path) -> Path:
-    """Told before the seconds that torch takes to load."""
+    """Refuse what is no folder before the seconds that torch takes to load."""
     if not path.is_dir():
         found = "is a file" if path.is_file() else "does not exist"
         raise ValueError(f"{path} {found}; give a run folder or an adapter folder")
@@ -33,7 +33,7 @@ def _run_folder(path: Path) -> Path:
 
 
 def json_option(help: str) -> Any:
-    """--json FILE, which is checked before anything is done."""
+    """Make --json FILE, which is checked before anything is done."""
     return typer.Option("--json", metavar="FILE", help=help, callback=_checked, show_default=False)
 
 

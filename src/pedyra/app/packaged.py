@@ -1,4 +1,4 @@
-"""Optional packages, files that packages carry, and what is prepared from them once."""
+"""Files and modules of optional packages are found here, and models are prepared from them once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pedyra.lora.files import write_folder
 
 
 def packaged_file(relative: str, *, install: str) -> Path:
-    """Path of a file in an installed package, `relative` to a folder of sys.path.
+    """Find a file of an installed package, `relative` to a folder of sys.path.
 
     The package is not imported: some that carry a useful file need many others to be imported.
     Raises ImportError with the line that installs it.
@@ -28,7 +28,7 @@ def packaged_file(relative: str, *, install: str) -> Path:
 
 
 def needed(module: str, what: str, extra: str) -> Any:
-    """The module of an optional package. Raises ImportError: `what` needs it, with the line that installs it."""
+    """Import the module of an optional package. Raises ImportError: `what` needs it, with the line that installs it."""
     try:
         return import_module(module)
     except ImportError:
@@ -36,12 +36,12 @@ def needed(module: str, what: str, extra: str) -> Any:
 
 
 def cache_dir() -> Path:
-    """Where prepared models and data are kept: $PEDYRA_CACHE, or ~/.cache/pedyra."""
+    """Return where prepared models are kept: $PEDYRA_CACHE, or ~/.cache/pedyra."""
     return Path(os.environ.get("PEDYRA_CACHE") or Path.home() / ".cache" / "pedyra").expanduser()
 
 
 def prepared(name: str, prepare: Callable[[Path], None]) -> Path:
-    """The cached folder `name`; when absent, `prepare` fills it. It appears complete or not at all.
+    """Return the cached folder `name`; when absent, `prepare` fills it. It appears complete or not at all.
 
     Raises:
         ValueError: the cache cannot be written, or its disk knows no locks.

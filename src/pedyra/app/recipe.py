@@ -1,4 +1,4 @@
-"""One training run as a YAML file: the schema, how it is read, and how a mistake in it is told.
+"""A recipe is one training run as a YAML file; it is read and checked here, and a mistake in it told in one line.
 
 Nothing heavy is imported here: a recipe is checked before torch, transformers or peft are loaded.
 """
@@ -44,7 +44,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "save_total_limit": 2,
     "report_to": "none",
 }
-"""What a recipe's `training` starts from; every other name keeps the default of TrainingArguments."""
+"""A recipe's `training` starts from these; every other name keeps the default of TrainingArguments."""
 
 
 class Recipe(Section):
@@ -119,12 +119,12 @@ class Recipe(Section):
         return {**TRAINING_DEFAULTS, **training}
 
     def to_yaml(self) -> str:
-        """The resolved recipe: every default written out; `load_recipe` of it gives an equal recipe."""
+        """Write the resolved recipe with every default; `load_recipe` of it gives an equal recipe."""
         return to_yaml(self.model_dump(mode="json"))
 
 
 def identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the outcome of a run: neither where its files are, nor what it is asked when it has ended."""
+    """Keep what decides the outcome of a run: neither where its files are, nor what it is asked when it has ended."""
     kept = {key: value for key, value in recipe.items() if key not in ("output_dir", "generate")}
     paths = ("source", "validation")
     return {**kept, "data": {key: value for key, value in recipe["data"].items() if key not in paths}}
@@ -143,7 +143,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def check_recipe(content: dict[str, Any], where: str) -> Recipe:
-    """The recipe with this content. Raises ValueError, one line beginning with `where`, as `load_recipe` does."""
+    """Check a recipe of this content. Raises ValueError, one line beginning with `where`, as `load_recipe` does."""
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -153,7 +153,7 @@ def check_recipe(content: dict[str, Any], where: str) -> Recipe:
 
 
 def recipe_schema() -> dict[str, Any]:
-    """JSON schema of a recipe, for editors; `rank` lists the fields of RankSettings."""
+    """Make the JSON schema of a recipe, for editors; `rank` lists the fields of RankSettings."""
     schema = Recipe.model_json_schema()
     schema["required"] = ["model", "data"]
     rank = TypeAdapter(RankSettings).json_schema()

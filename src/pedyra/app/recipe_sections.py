@@ -1,4 +1,4 @@
-"""The sections of a recipe: what their keys mean, and what they may be.
+"""These are the sections of a recipe: what their keys mean, and what they may be.
 
 Nothing heavy is imported here, as in `pedyra.app.recipe`.
 """
@@ -60,7 +60,7 @@ class ModelSection(Section):
     quantization: Literal["none", "nf4", "int8"] = "none"
     """Frozen weights in 4 or 8 bits; needs pedyra[quant]."""
     head_dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Of what goes into a classification head, while training; default: the model's own."""
+    """Dropout before a classification head, while training; default: the model's own."""
     attn_implementation: str | None = None
     """Passed to from_pretrained: eager, sdpa, flash_attention_2, ...; a Hub kernel needs --trust-remote-code."""
 
@@ -83,7 +83,7 @@ class LoraSection(Section):
     alpha: int | float = Field(default=16, gt=0, allow_inf_nan=False)
     """Scaling is alpha / r (alpha / sqrt(r) with use_rslora)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Of what goes into the adapter, while training."""
+    """Dropout before the adapter, while training."""
     target_modules: str | list[str] = "all-linear"
     """Suffixes of module names, a regular expression, or all-linear."""
     exclude_modules: str | list[str] | None = None
@@ -228,7 +228,7 @@ _OWN_KEYS = {
 
 
 def _foreign_keys(kind: str) -> list[str]:
-    """The keys of `data` that mean nothing for this kind."""
+    """Find the keys of `data` that mean nothing for this kind."""
     special = dict.fromkeys((*_LABELLED, *_ANSWERED, *_PROMPTS, "max_target_length"))
     return [key for key in special if key not in _OWN_KEYS.get(kind, _LABELLED)]
 
@@ -289,7 +289,7 @@ class GenerateSection(Section):
 
 
 def part(given: Any) -> Any:
-    """0.01, or 1% as a text, as a number; anything else as it is, for the check of the type."""
+    """Read 0.01, or 1% as a text, as a number; leave anything else to the check of the type."""
     text = given.strip() if isinstance(given, str) else ""
     try:
         return float(text[:-1]) / 100 if text.endswith("%") else given
@@ -315,6 +315,6 @@ class FitSection(Section):
     drop_types: list[str] = []
     """Module types that keep none, e.g. [q_proj, k_proj]."""
     rows: int = Field(default=1024, ge=16)
-    """To calibrate with and for the proof, at most; half as many for the choice."""
+    """Rows to calibrate with and for the proof, at most; half as many for the choice."""
     curve: bool = False
     """Measure the whole curve, not only what the choice needs."""

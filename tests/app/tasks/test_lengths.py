@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BertConfig, DebertaV2Config, GPT2Config, MPNetConfig, RobertaConfig, T5Config, XLNetConfig
+from transformers import BertConfig, DebertaV2Config, GPT2Config, MPNetConfig, RobertaConfig, T5Config
 
 from pedyra.app.models.base import load_tokenizer, positions
 from pedyra.app.recipe_sections import DataSection, ModelSection
@@ -75,7 +75,6 @@ def test_a_shorter_limit_holds_and_rows_that_fit_are_not_spoken_of(
         (MPNetConfig(max_position_embeddings=514), 512),  # the table begins after the padding
         (RobertaConfig(max_position_embeddings=514, pad_token_id=1), 512),
         (GPT2Config(n_positions=1024), 1024),
-        (XLNetConfig(), None),
         (DebertaV2Config(relative_attention=True, position_biased_input=False), None),
     ],
 )

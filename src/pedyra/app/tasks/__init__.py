@@ -1,4 +1,4 @@
-"""Tasks: a recipe's data, tokenised and split, with its collator and metric. They know no adapter.
+"""A task is a recipe's data, tokenised and split, with its collator and metric. It knows no adapter.
 
 One file a family: text (classes and numbers; glue), question_answering, seq2seq, causal_lm. `test_sets` and
 `generation` judge what a model writes.

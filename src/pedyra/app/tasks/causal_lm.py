@@ -1,4 +1,4 @@
-"""Prompts with answers, or chats, tokenised for a causal LM whose loss is on the answers alone."""
+"""Prompts with answers, or chats, are tokenised for a causal LM whose loss is on the answers alone."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pedyra.app.tasks.sources import Rows
 from pedyra.app.tasks.tokens import chat_text, prompt_text, prompt_tokens, tell_cut, tools_of
 
 IGNORED = -100
-"""The label that torch's cross entropy leaves out."""
+"""torch's cross entropy leaves this label out."""
 
 logger = logging.getLogger(__name__)
 
 
 def encode(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, side: str) -> list[dict[str, list[int]]]:
-    """input_ids, attention_mask and labels of each row, cut to max_length tokens; labels are -100 off the answers.
+    """Make input_ids, attention_mask and labels of each row, cut to max_length tokens; labels are -100 off the answers.
 
     Rows whose answer lies wholly beyond max_length teach nothing; they are left out, and their number is logged.
     Raises ValueError if no row is left, and for chats without a chat template that can render them.
@@ -53,7 +53,7 @@ def encode(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, si
 def _prompt_and_answer(
     row: dict[str, Any], data: DataSection, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[int]]:
-    """Tokens and labels of a prompt with its answer, tokenised apart: at generation the prompt is all there is."""
+    """Tokenise a prompt and its answer apart, since at generation the prompt is all there is."""
     prompt_ids = prompt_tokens(prompt_text(row, data.prompt, data.template), tokenizer)
     answer_ids = tokenizer(str(row[data.completion or ""]), add_special_tokens=False)["input_ids"]
     if tokenizer.eos_token_id is not None:
@@ -62,7 +62,7 @@ def _prompt_and_answer(
 
 
 def _chat(row: dict[str, Any], data: DataSection, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Tokens and labels of a chat; an answer is what an assistant's turn adds to the text that asks for it."""
+    """Tokenise a chat; an answer is what an assistant's turn adds to the text that asks for it."""
     messages, tools = messages_of(row, data), tools_of(row)
     whole = chat_text(messages, tokenizer, data.chat_template, ask=False, tools=tools)
     spans = []
@@ -77,7 +77,7 @@ def _chat(row: dict[str, Any], data: DataSection, tokenizer: PreTrainedTokenizer
                 )
             spans.append((len(before), len(after)))
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-    # Some tokenizers tell where a token's text is without its spaces: of spaces alone only where they end is left.
+    # Some tokenizers leave spaces out of a token's place; a token of spaces alone then has only its end.
     labels = [
         token if any(start <= first - (first == last) and last <= end for start, end in spans) else IGNORED
         for token, (first, last) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
@@ -86,7 +86,7 @@ def _chat(row: dict[str, Any], data: DataSection, tokenizer: PreTrainedTokenizer
 
 
 def messages_of(row: dict[str, Any], data: DataSection) -> list[dict[str, Any]]:
-    """The chat of a row. Raises ValueError for what is none, or begins with an answer."""
+    """Read the chat of a row. Raises ValueError for what is none, or begins with an answer."""
     messages = row[data.messages or ""]
     whole = isinstance(messages, list) and all(
         isinstance(each, dict) and {"role", "content"} <= {*each} for each in messages
@@ -100,7 +100,7 @@ def messages_of(row: dict[str, Any], data: DataSection) -> list[dict[str, Any]]:
 
 
 def _content(message: dict[str, Any], data: DataSection) -> str | None:
-    """A message's text, of which there may be none where it calls a tool. Parts that are texts are joined: a template
+    """Read a message's text; there may be none where it calls a tool. Parts that are texts are joined, since a template
     that does not know parts would write them as Python does."""
     content = message["content"]
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
@@ -111,7 +111,7 @@ def _content(message: dict[str, Any], data: DataSection) -> str | None:
 
 
 def answer_loss(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
-    """Summed loss and number of the answer tokens of each row, `(batch, 2)`, from logits `(batch, length, vocab)`.
+    """Sum the loss and count the answer tokens of each row, `(batch, 2)`, from logits `(batch, length, vocab)`.
 
     Given to Trainer as preprocess_logits_for_metrics, so that no logits are kept over an evaluation.
     """
@@ -120,7 +120,7 @@ def answer_loss(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Summed loss and number of the targets of each row, `(batch, 2)`, where logits stand at what they predict."""
+    """Sum the loss and count the targets of each row, `(batch, 2)`, where logits stand at what they predict."""
     losses = torch.nn.functional.cross_entropy(
         logits.float().transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
     )

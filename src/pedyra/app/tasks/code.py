@@ -30,10 +30,10 @@ Status = Literal["passed", "failed", "error", "timeout", "unparsable"]
 
 @dataclass(frozen=True)
 class Judged:
-    """This became of one solution."""
+    """A verdict says what became of one solution."""
 
     status: Status
-    """passed; failed: a wrong result; error: it raised or ended; timeout; unparsable: no program was found."""
+    """It failed with a wrong result; error: it raised or ended; unparsable: no program was found."""
     reason: str = ""
     """The judge says this of a wrong result or an error, in words that may be the solution's own."""
 
@@ -112,7 +112,7 @@ def _helpers(others: Sequence[ast.Module], program: ast.Module, entry_point: str
         new = [known[name] for name in sorted(used & known.keys()) if known[name] not in found]
         found |= dict.fromkeys(new)
         nodes += new
-    return [*reversed(found)]  # what others are made of comes first
+    return [*reversed(found)]  # a helper comes before what uses it
 
 
 def _longest(source: str, least: int = 0) -> ast.Module | None:
@@ -190,7 +190,7 @@ def check(problem: CodeProblem, program: str, sandbox: Sandbox) -> Judged:
 
 
 def check_all(problems: Sequence[CodeProblem], programs: Sequence[str], sandbox: Sandbox) -> list[Judged]:
-    """`check` of the program of every problem, as many at once as there are processors."""
+    """Run `check` on the program of every problem, as many at once as there are processors."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(lambda problem, program: check(problem, program, sandbox), problems, programs))
 

@@ -1,4 +1,4 @@
-"""The two programs that score a solution, each in a sandbox of its own: one answers calls, the other judges.
+"""Two programs score a solution, each in a sandbox of its own: one answers calls, the other judges.
 
 `answer` holds the solution. It is sent calls and sends plain data back; it never sees a test, an expected result or
 the channel of the verdict. `judge` holds the tests and the reference, and runs nothing of the solution: a patched
@@ -26,7 +26,7 @@ from typing import Any
 
 _SEQUENCES = (tuple, set, frozenset, collections.deque)
 LONGEST = 64 << 20
-"""Bytes in one message."""
+"""No message has more bytes."""
 
 
 class CandidateError(Exception):
@@ -40,7 +40,7 @@ class CandidateError(Exception):
 
 
 def encode(value: Any, keep: Callable[[Any], int] | None = None) -> Any:
-    """What JSON can hold, with a tag where JSON has no such type. keep: numbers the objects that are no plain data."""
+    """Make what JSON can hold, with a tag where it has no such type. `keep` numbers objects that are no plain data."""
     if isinstance(value, getattr(sys.modules.get("numpy"), "generic", ())):
         value = value.item()  # a scalar of NumPy, which compares as the plain one does
     if value is None or isinstance(value, (bool, str)):
@@ -75,7 +75,7 @@ def encode(value: Any, keep: Callable[[Any], int] | None = None) -> Any:
 
 
 def decode(value: Any, find: Callable[[Any], Any]) -> Any:
-    """The inverse of `encode`. find: the object of a number or name. Raises ValueError and TypeError."""
+    """Undo `encode`; `find` gives the object of a number or name. Raises ValueError and TypeError."""
     if isinstance(value, list):
         return [decode(item, find) for item in value]
     if not isinstance(value, dict):
@@ -108,7 +108,7 @@ def send(fd: int, message: Any) -> None:
 
 
 def receive(fd: int) -> Any:
-    """Raises EOFError at the end of the pipe, ValueError for what is no message."""
+    """Read one message. Raises EOFError at the end of the pipe, ValueError for what is no message."""
     (length,) = struct.unpack(">I", _read(fd, 4))
     if length > LONGEST:
         raise ValueError(f"a message of {length} bytes")
@@ -176,13 +176,13 @@ def answer(questions: int, answers: int) -> None:
 
 
 def _builtin(error: BaseException) -> str | None:
-    """The name of the nearest class of the error that Python itself has."""
+    """Name the nearest class of the error that Python itself has."""
     names = (kind.__name__ for kind in type(error).__mro__ if vars(builtins).get(kind.__name__) is kind)
     return next(names, None)
 
 
 def _raised(reason: str, name: Any) -> CandidateError:
-    """The error that the tests get, which is also one of the builtin class of this name, as they may expect that.
+    """Make the error that the tests get; it is also one of the builtin class of this name, which they may expect.
 
     StopIteration is left out: it would end a loop of the tests as if all of them had passed.
     """
@@ -195,7 +195,7 @@ def _raised(reason: str, name: Any) -> CandidateError:
 
 
 class Candidate:
-    """The solution, seen from the tests: what it defines can be called, and answers with plain data."""
+    """The tests see the solution by this: what it defines can be called, and answers with plain data."""
 
     def __init__(self, questions: int, answers: int) -> None:
         self._questions, self._answers = questions, answers
@@ -216,7 +216,7 @@ class Candidate:
 
 
 class Remote:
-    """A function or object of the solution. It says what it holds, but its own `==` is never asked."""
+    """This stands for a function or object of the solution. It says what it holds; its own `==` is never asked."""
 
     def __init__(self, candidate: Candidate, reference: Any) -> None:
         vars(self).update(_candidate=candidate, _reference=reference)
@@ -291,7 +291,7 @@ def _run_tests(job: dict[str, Any], candidate: Candidate) -> None:
 
 
 def compare_with_reference(job: dict[str, Any], candidate: Callable[..., Any]) -> None:
-    """Each input of the job: the candidate's result against the reference's; AssertionError at the first unlike."""
+    """Compare the candidate's result with the reference's for each input; AssertionError at the first unlike."""
     inputs = decode(job["inputs"], lambda reference: None)
     if not inputs:
         return
@@ -307,7 +307,7 @@ def compare_with_reference(job: dict[str, Any], candidate: Callable[..., Any]) -
 
 
 def agrees(result: Any, expected: Any, arguments: list[Any], tolerance: float, oracle: str) -> bool:
-    """EvalPlus's comparison. oracle: root (of the polynomial), set, not_none, any, zero, pyramid, digits, or ""
+    """Compare as EvalPlus does. oracle: root (of the polynomial), set, not_none, any, zero, pyramid, digits, or ""
     for equality: see `code_problems._ORACLES`.
 
     Floats agree within tolerance + 1e-7 x expected; a tolerance of 0 is 1e-6 where only floats are expected.

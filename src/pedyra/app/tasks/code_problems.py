@@ -1,4 +1,4 @@
-"""Programming problems: HumanEval, HumanEval+, MBPP and MBPP+ from their published files."""
+"""Programming problems are read from the published files of HumanEval, HumanEval+, MBPP and MBPP+."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 from pedyra.app.tasks import code_judge
 
 STOP = ("\nclass ", "\ndef ", "\n#", "\n@", "\nif ", "\nprint(", "\nassert ", "\nimport ", "\nfrom ", "\n```", "\n<")
-"""Where a continuation of a function's head ends: the next thing at the margin (Chen et al. 2021, and EvalPlus)."""
+"""A continuation of a function's head ends at the next thing at the margin (Chen et al. 2021, and EvalPlus)."""
 STOP_WHOLE = ('\n"""', "\nassert ", "\nif __name__", "\nprint(", "\n```", "\n<")
-"""Where a function ends that the model writes from its head on."""
+"""A function ends here that the model writes from its head on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class CodeProblem:
 
     task_id: str
     prompt: str
-    """What a model completes: a function's head with its docstring (HumanEval), or a docstring before it (MBPP)."""
+    """A model completes this: a function's head with its docstring (HumanEval), or a docstring before it (MBPP)."""
     entry_point: str
     solution: str
     """The reference: a whole program."""
@@ -39,11 +39,11 @@ class CodeProblem:
     tolerance: float = 0.0
     """Absolute, for results of `inputs`."""
     oracle: str = ""
-    """How results of `inputs` are compared where equality is not the rule: see `code_judge.agrees`."""
+    """It compares results of `inputs` where equality is not the rule: see `code_judge.agrees`."""
 
 
 def parse(source: str) -> ast.Module:
-    """The syntax tree. Raises SyntaxError for all that Python does not read."""
+    """Make the syntax tree. Raises SyntaxError for all that Python does not read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -53,7 +53,7 @@ def parse(source: str) -> ast.Module:
 
 
 def problems_of(rows: Sequence[dict[str, Any]], where: str) -> list[CodeProblem]:
-    """The problems of rows of human-eval, MBPP or EvalPlus; the columns say which.
+    """Read the problems of rows of human-eval, MBPP or EvalPlus; the columns say which.
 
     Raises ValueError, one line that begins with the row and `where`, for what is none.
     """
@@ -88,7 +88,7 @@ def _human_eval(row: dict[str, Any]) -> CodeProblem:
 
 
 def _mbpp(row: dict[str, Any]) -> CodeProblem:
-    """MBPP's files, and the Hub's of MBPP+: MBPP's sanitized columns, and in `test` an assertion over all inputs."""
+    """Read MBPP's files, and the Hub's of MBPP+, whose `test` is over all inputs beside MBPP's sanitized columns."""
     tests, solution = row["test_list"], row["code"].replace("\r\n", "\n")
     defined = {node.name for node in parse(solution).body if isinstance(node, ast.FunctionDef)}
     called = [call.func.id for call in _calls(tests[0])]
@@ -116,11 +116,11 @@ _ORACLES = {
         **dict.fromkeys(("larg_nnum", "intersection_array", "find_dissimilar", "Diff"), "set"),
     },
 }
-"""EvalPlus 0.3.1: problems whose text allows more than one result, and how theirs is judged."""
+"""The texts of these problems allow more than one result, and EvalPlus 0.3.1 judges them so."""
 
 
 def _evalplus(row: dict[str, Any]) -> CodeProblem:
-    """EvalPlus's release files: HumanEvalPlus.jsonl and MbppPlus.jsonl."""
+    """Read EvalPlus's release files: HumanEvalPlus.jsonl and MbppPlus.jsonl."""
     family, entry_point, inputs = (
         row["task_id"].split("/")[0],
         row["entry_point"],
@@ -142,7 +142,7 @@ def _evalplus(row: dict[str, Any]) -> CodeProblem:
 
 
 def _with_types(inputs: list[list[Any]], assertion: str, entry_point: str) -> list[list[Any]]:
-    """MBPP+ inputs with tuples, sets and complex numbers, which JSON lost, as the problem's own asserts have them."""
+    """Give MBPP+ inputs the tuples, sets and complex numbers that JSON lost and the problem's own asserts have."""
     calls = [call for call in _calls(assertion) if call.func.id == entry_point]
     shown = [[_literal(argument) for argument in call.args] for call in calls]
     places = [[row[place] for row in shown if place < len(row)] for place in range(max(map(len, shown)))]
@@ -150,8 +150,8 @@ def _with_types(inputs: list[list[Any]], assertion: str, entry_point: str) -> li
 
 
 def _literal(argument: ast.expr) -> Any:
-    """The value of an argument that is written out, or a product of such numbers, as in one problem of MBPP+. Rows may
-    be anybody's, so nothing of them is run here. Raises ValueError for anything else."""
+    """Read an argument that is written out, or a product of such numbers, as in one problem of MBPP+. Rows may be
+    anybody's, so nothing of them is run here. Raises ValueError for anything else."""
     if isinstance(argument, ast.BinOp) and isinstance(argument.op, ast.Mult):
         factors = [ast.literal_eval(side) for side in (argument.left, argument.right)]
         if all(isinstance(factor, int) for factor in factors):
@@ -160,7 +160,7 @@ def _literal(argument: ast.expr) -> Any:
 
 
 def _like(value: Any, examples: list[Any], in_tuple: bool = False) -> Any:
-    """The value, with every list in it as what the examples have at this place; tuples in tuples go on without end."""
+    """Make every list in the value what the examples have at this place; tuples in tuples go on without end."""
     if isinstance(value, list):
         sequences = [example for example in examples if isinstance(example, (list, tuple, set))]
         kind = next((kind for kind in (tuple, set) if any(isinstance(e, kind) for e in sequences)), list)

@@ -1,4 +1,4 @@
-"""Texts that a model writes after prompts: batched, stopped, and kept in a file as they are done.
+"""A model writes texts after prompts: in batches, up to their end, into a file as they are done.
 
 A killed call goes on where it stopped, and gives what it would have given: batches are the same whatever is finished
 already.
@@ -32,7 +32,7 @@ from pedyra.lora.files import append_row, json_line, read_rows, write_file
 PLAIN_LINES = 10  # lines of progress where stdout is no terminal
 
 WRITING = {"max_new_tokens", "stop", "beams", "batch_size"}
-"""Keys of `GenerateSection` that change what is written after given tokens."""
+"""These keys of `GenerateSection` change what is written after given tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,20 +42,20 @@ class Written:
     row: int
     """Index of the prompt."""
     text: str
-    """Without the prompt, the stop string and what comes after."""
+    """The text has neither the prompt, nor the stop string and what comes after."""
     finished: bool
-    """Whether it ended by itself; False: it was cut after max_new_tokens."""
+    """It ended by itself; False: it was cut after max_new_tokens."""
     tokens: int
 
 
 class SampleFile:
-    """The texts of one test set in a run's samples.jsonl.
+    """It keeps the texts of one test set in a run's samples.jsonl.
 
     Lines of the set that were made of something else are dropped. Those of another set that were made of the same serve
     for both (HumanEval and HumanEval+).
 
     Args:
-        made_of: what decides on the texts: weights, prompts and settings.
+        made_of: weights, prompts and settings, which decide on the texts.
     """
 
     def __init__(self, path: Path, name: str, made_of: Any) -> None:
@@ -83,7 +83,7 @@ def write_texts(
     console: Console,
     ends: Sequence[int] = (),
 ) -> list[Written]:
-    """The text of each prompt, in the prompts' order; the model is left in evaluation mode.
+    """Write a text after each prompt, and return them in the prompts' order; the model is left in evaluation mode.
 
     Args:
         prompts: token ids. For an encoder-decoder they are the source, for a decoder what the text goes on from.
@@ -116,7 +116,7 @@ def _batch(
     settings: GenerateSection,
     also: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """Text, whether it ended by itself, and its number of tokens, for each prompt."""
+    """Write a text after each prompt; return it, whether it ended by itself, and its number of tokens."""
     longest, pad = max(map(len, prompts)), tokenizer.pad_token_id
     left = not model.config.is_encoder_decoder  # a text goes on from the last token
     ids = torch.full((len(prompts), longest), 0 if pad is None else int(pad))  # pyright: ignore[reportArgumentType]
@@ -169,7 +169,7 @@ class _Stops(StoppingCriteria):
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int]) -> str:
-    """The text of new tokens after a prompt; decoded with it, as some tokenizers drop a text's first space."""
+    """Decode new tokens together with their prompt, as some tokenizers drop a text's first space."""
     plain: dict[str, Any] = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     before, whole = (str(tokenizer.decode(ids, **plain)) for ids in (prompt, [*prompt, *new]))
     if whole.startswith(before):
@@ -178,21 +178,21 @@ def _decode(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end a text: the tokenizer's, and those that the model's authors name (Qwen, Llama 3)."""
+    """Find the tokens that end a text: the tokenizer's, and those that the model's authors name (Qwen, Llama 3)."""
     named: Any = getattr(model.generation_config, "eos_token_id", None)
     own: Any = tokenizer.eos_token_id
     named = named if isinstance(named, list) else [named]
     return [int(token) for token in dict.fromkeys([*named, own]) if token is not None]
 
 
-# What of a model's own generation settings is no matter of taste.
+# These of a model's own generation settings are no matter of taste.
 _STRUCTURAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
 _STRUCTURAL = (*_STRUCTURAL, "forced_eos_token_id", "suppress_tokens", "bad_words_ids")
 
 
 @contextmanager
 def _plain_settings(model: PreTrainedModel) -> Iterator[None]:
-    """Without the sampling, penalties and lengths of the authors' settings, which transformers would fill in."""
+    """Take the authors' sampling, penalties and lengths away, which transformers would fill in."""
     model.eval()
     own: Any = model.generation_config
     model.generation_config = GenerationConfig(**{key: getattr(own, key, None) for key in _STRUCTURAL})

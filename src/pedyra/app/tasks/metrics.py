@@ -1,4 +1,4 @@
-"""What a task is judged by, as functions of transformers.EvalPrediction."""
+"""Tasks are judged by these functions of transformers.EvalPrediction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import EvalPrediction
 
 
 def classification(prediction: EvalPrediction) -> dict[str, float]:
-    """Accuracy, F1 (of class 1 for two classes, else the mean over classes) and Matthews correlation."""
+    """Compute accuracy, F1 (of class 1 for two classes, else the mean over classes) and Matthews correlation."""
     logits, labels = _logits(prediction), np.asarray(prediction.label_ids)
     guesses = logits.argmax(axis=-1)
     average = "binary" if logits.shape[-1] == 2 else "macro"
@@ -24,7 +24,7 @@ def classification(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def correlation(prediction: EvalPrediction) -> dict[str, float]:
-    """Pearson's and Spearman's correlation and their mean (`combined`, GLUE's score of STS-B).
+    """Compute Pearson's and Spearman's correlation and their mean (`combined`, GLUE's score of STS-B).
 
     0 where guesses or labels are constant, as nothing follows anything then.
     """
@@ -37,7 +37,7 @@ def correlation(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def perplexity(prediction: EvalPrediction) -> dict[str, float]:
-    """exp of the mean loss over all answer tokens; predictions are the two columns of `causal_lm.answer_loss`.
+    """Compute exp of the mean loss over all answer tokens from the two columns of `causal_lm.answer_loss`.
 
     Trainer's own eval_loss is a mean over batches, so it shifts a little with the batch size; this does not.
     """
@@ -51,6 +51,6 @@ def _logits(prediction: EvalPrediction) -> np.ndarray:
 
 
 def first_output(outputs: Any, labels: Any) -> Any:
-    """Trainer's preprocess_logits_for_metrics: BART and T5 give the encoder's states behind the logits, which of all
-    held-out rows take many gigabytes."""
+    """Serve as Trainer's preprocess_logits_for_metrics: BART and T5 give the encoder's states behind the logits, which
+    take many gigabytes over all held-out rows."""
     return outputs[0] if isinstance(outputs, tuple) else outputs

@@ -1,4 +1,4 @@
-"""Questions whose answer is a span of a text, or that have none: SQuAD v2.0, for any encoder.
+"""Questions have a span of a text for an answer, or none: SQuAD v2.0, for any encoder.
 
 A context longer than a model reads is cut into overlapping parts (features). The answer is the best span of all parts,
 unless the score of "no answer" beats it. Scores are those of the official script.
@@ -20,14 +20,14 @@ from pedyra.app.recipe_sections import DataSection
 from pedyra.app.tasks.sources import Rows
 
 BEST, LONGEST = 20, 30
-"""Starts and ends of a part that are looked at, and tokens of an answer, as in the script of BERT's authors."""
+"""So many starts and ends of a part are looked at, and an answer has so many tokens, as in BERT's own script."""
 
 LABELS = ["start_positions", "end_positions"]
 
 
 @dataclass(frozen=True)
 class ContextPart:
-    """What turns a model's two scores per token of one feature back into text."""
+    """It turns a model's two scores per token of one feature back into text."""
 
     row: int
     """Index of its row."""
@@ -40,7 +40,7 @@ class ContextPart:
 def encode(
     rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, side: str
 ) -> tuple[list[dict[str, Any]], list[ContextPart]]:
-    """The features of all rows in their order, and per feature its `ContextPart`.
+    """Make the features of all rows in their order, and per feature its `ContextPart`.
 
     A feature has the tokenizer's columns, `start_positions` and `end_positions`: the tokens of the first answer, or
     the token for "no answer" where the feature does not hold all of it.
@@ -108,7 +108,7 @@ def _check(row: dict[str, Any], data: DataSection, where: str) -> None:
 
 
 def _positions(part: ContextPart, answers: dict[str, list[Any]]) -> tuple[int, int]:
-    """First and last token of the first answer, or twice the token for none."""
+    """Find the first and last token of the first answer, or twice the token for none."""
     if not answers["text"]:
         return part.no_answer, part.no_answer
     first, last = answers["answer_start"][0], answers["answer_start"][0] + len(answers["text"][0])
@@ -123,13 +123,13 @@ def _positions(part: ContextPart, answers: dict[str, list[Any]]) -> tuple[int, i
 
 
 def _cut(part: ContextPart, token: int, step: int) -> bool:
-    """Whether the context of this part ends at the token; spaces, which belong to no token, do not end it."""
+    """Return whether the context of this part ends at the token; spaces, which belong to no token, do not end it."""
     neighbour = token + step
     return not 0 <= neighbour < len(part.spans) or part.spans[neighbour] is None
 
 
 def answers_of(start: np.ndarray, end: np.ndarray, parts: Sequence[ContextPart], contexts: Sequence[str]) -> list[str]:
-    """The answer to each row; empty for "no answer".
+    """Find the answer to each row; empty for "no answer".
 
     Args:
         start, end: scores of every feature's tokens, `(features, length)`; beyond a feature's tokens they are not read.
@@ -154,14 +154,14 @@ def answers_of(start: np.ndarray, end: np.ndarray, parts: Sequence[ContextPart],
 
 
 def start_and_end(outputs: Any, labels: Any) -> Any:
-    """Trainer's preprocess_logits_for_metrics: the two scores of each token, without the encoder's states behind."""
+    """Keep the two scores of each token, without the encoder's states; Trainer's preprocess_logits_for_metrics."""
     return outputs[:2]
 
 
 def metrics(
     rows: Rows, parts: Sequence[ContextPart], data: DataSection
 ) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Trainer's compute_metrics for features of `encode`: `squad_scores` of the answers."""
+    """Make Trainer's compute_metrics for features of `encode`: `squad_scores` of the answers."""
     contexts = [row[data.context] for row in rows]
     references = [row[data.answers]["text"] for row in rows]
 
@@ -173,7 +173,7 @@ def metrics(
 
 
 def squad_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """The numbers of SQuAD's official script (evaluate-v2.0.py), in per cent, over all questions and by kind.
+    """Compute the numbers of SQuAD's official script (evaluate-v2.0.py), in per cent, over all questions and by kind.
 
     Args:
         texts: an answer per question; empty says that there is none.
@@ -198,13 +198,13 @@ def squad_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> d
 
 
 def normalised(text: str) -> str:
-    """Lower case, without punctuation, the articles a, an, the, and surplus spaces."""
+    """Write the text in lower case, without punctuation, the articles a, an, the, and surplus spaces."""
     kept = "".join(letter for letter in text.lower() if letter not in set(string.punctuation))
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
 
 
 def token_f1(reference: str, text: str) -> float:
-    """F1 of the words that both have, after `normalised`; 1 where both are empty, 0 where one is."""
+    """Compute F1 of the words that both have, after `normalised`; 1 where both are empty, 0 where one is."""
     gold, given = normalised(reference).split(), normalised(text).split()
     if not gold or not given:
         return float(gold == given)

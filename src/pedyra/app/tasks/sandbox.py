@@ -1,6 +1,6 @@
-"""A process that model-written code cannot leave: bubblewrap's namespaces, a system call filter, resource limits.
+"""Model-written code cannot leave its process: bubblewrap's namespaces, a system call filter and limits hold it.
 
-What runs inside sees the interpreter's own libraries, read-only, and nothing else: no network, no other process, no
+It sees the interpreter's own libraries, read-only, and nothing else: no network, no other process, no
 file of the machine and no place to write one, no environment, no open file but those it is handed, no rights, and
 bounded time, memory and processes. When it ends or its time is up, all that it started is gone.
 
@@ -32,13 +32,13 @@ from pathlib import Path
 
 INSTALL = "apt install bubblewrap libseccomp2 (dnf install bubblewrap libseccomp)"
 PACKAGES = "/packages"
-"""Where installed packages are seen inside."""
+"""Installed packages are seen here inside."""
 IMPORTABLE = ("numpy",)
-"""Installed packages that the code may import beside the standard library."""
+"""The code may import these installed packages beside the standard library."""
 
 _NOBODY = "65534"
 _OUT_OF_TIME = 128 + signal.SIGXCPU if sys.platform == "linux" else None
-"""How bubblewrap reports a program whose processor time was up."""
+"""bubblewrap reports so a program whose processor time was up."""
 _DENIED = (
     *("ptrace", "process_vm_readv", "process_vm_writev"),  # other processes' memory
     *("mount", "umount2", "pivot_root", "chroot", "unshare", "setns", "open_tree", "move_mount", "fsopen"),
@@ -46,8 +46,8 @@ _DENIED = (
     *("shmget", "shmat", "msgget", "semget", "memfd_create", "memfd_secret"),  # memory that no limit counts
     *("socket", "bpf", "userfaultfd", "perf_event_open", "io_uring_setup", "keyctl", "add_key", "request_key"),
 )
-"""System calls that a solution has no use for, and that reach past its limits or into parts of the kernel with a
-history of holes."""
+"""A solution has no use for these system calls, which reach past its limits or into parts of the kernel with a history
+of holes."""
 _NEW_USER_NAMESPACE = 0x10000000  # linux/sched.h, CLONE_NEWUSER
 
 _INSIDE = """
@@ -74,7 +74,7 @@ try:
 finally:
     os._exit(code)
 """
-"""The first thing that runs inside: it gives up what is left of its rights, and then runs the source."""
+"""This runs first inside: it gives up what is left of its rights, and then runs the source."""
 
 
 class SandboxRefused(ValueError):
@@ -83,7 +83,7 @@ class SandboxRefused(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What the code may use. The defaults are enough for references of HumanEval(+) and MBPP(+), Mbpp/255 aside."""
+    """The code may use so much. The defaults are enough for references of HumanEval(+) and MBPP(+), Mbpp/255 aside."""
 
     cpu_seconds: int = 10
     """Processor time, for each process."""
@@ -188,7 +188,7 @@ def _resource_limits(limits: Limits) -> dict[str, int]:
 
 
 def _stranger() -> int | None:
-    """For root, a user that owns nothing and runs nothing: RLIMIT_NPROC does not hold root, and counts by user.
+    """Find, for root, a user that owns and runs nothing: RLIMIT_NPROC does not hold root, and counts by user.
 
     None for others, and for root in a container that knows no second user: bubblewrap makes them nobody in a user
     namespace, where processes are counted apart.
@@ -201,7 +201,7 @@ def _stranger() -> int | None:
 
 
 def _filter() -> bytes:
-    """The system call filter as the kernel takes it."""
+    """Make the system call filter as the kernel takes it."""
     try:
         from pyseccomp import ALLOW, ERRNO, MASKED_EQ, Arg, SyscallFilter
     except ImportError:
@@ -222,7 +222,7 @@ def _filter() -> bytes:
 
 
 def _view() -> Iterator[str]:
-    """What of the machine is seen inside, as arguments of bubblewrap."""
+    """Yield what of the machine is seen inside, as arguments of bubblewrap."""
     libraries = ["/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/share/zoneinfo"]
     libraries += [f"{prefix}/{name}" for prefix in {sys.base_prefix, sys.base_exec_prefix} for name in ("lib", "lib64")]
     libraries += ["/etc/ld.so.cache", os.path.realpath(sys.executable)]
@@ -248,7 +248,7 @@ def _view() -> Iterator[str]:
 
 
 def _bind(how: str, source: str, target: str) -> Iterator[str]:
-    """With the folders above it, which bubblewrap makes for root alone otherwise."""
+    """Yield it with the folders above it, which bubblewrap makes for root alone otherwise."""
     for folder in reversed(Path(target).parents[:-1]):
         yield from ("--dir", str(folder))
     yield from (how, source, target)

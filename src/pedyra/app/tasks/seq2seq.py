@@ -1,6 +1,6 @@
-"""Text made of text by an encoder-decoder (BART, T5): rows, and ROUGE of what a model writes.
+"""An encoder-decoder (BART, T5) makes text of text; ROUGE judges what a model writes.
 
-The loss is the plain one of the model, on the tokens of the answer. ROUGE judges decoder-only models too.
+The loss is the plain one of the model, on the tokens of the answer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
 def encode(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, side: str) -> list[dict[str, list[int]]]:
-    """input_ids and attention_mask of each source, cut to max_length, and labels, cut to max_target_length.
+    """Make input_ids and attention_mask of each source, cut to max_length, and labels, cut to max_target_length.
 
     Raises ValueError for an empty source or answer.
     """
@@ -42,12 +42,12 @@ def encode(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, si
 
 
 def answer_loss(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
-    """`causal_lm.answer_loss` for a decoder, whose logits stand at the token that they predict."""
+    """Do as `causal_lm.answer_loss` for a decoder whose logits stand at the token that they predict."""
     return token_losses(logits[0] if isinstance(logits, tuple) else logits, labels)
 
 
 def rouge(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Mean F of ROUGE-1, -2, -L and -Lsum in per cent, with Porter's stemmer, as papers on XSum report them.
+    """Compute mean F of ROUGE-1, -2, -L and -Lsum in per cent, with Porter's stemmer, as papers on XSum do.
 
     For Lsum each line is a sentence, as in the scripts of transformers; neither side is split into sentences first.
 
@@ -59,6 +59,6 @@ def rouge(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
 
 
 def rouge_scorer() -> Any:
-    """What compares two texts. Raises ImportError with the line that installs rouge-score."""
+    """Make what compares two texts. Raises ImportError with the line that installs rouge-score."""
     module = needed("rouge_score.rouge_scorer", "ROUGE needs rouge-score", "tasks")
     return module.RougeScorer(list(ROUGE), use_stemmer=True)

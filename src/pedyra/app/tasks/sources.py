@@ -43,13 +43,13 @@ def reviews() -> Rows:
     return [
         {"text": row["text"], "label": int(row["category"] == "fresh"), "movie": row["movie_name"]}
         for row in _read_file(str(source), "data.source")
-        if row["category"] != "plot"  # those are summaries of the films, without an opinion
+        if row["category"] != "plot"  # a summary of the film has no opinion
     ]
 
 
 PACKAGED = {"reviews": reviews, "toy": toy}
 TABLES: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": {"sep": "\t", "quoting": csv.QUOTE_NONE}}
-"""How pandas reads each kind of table. A quotation mark in a .tsv is a letter, as in GLUE's files."""
+"""pandas reads each kind of table with these. A quotation mark in a .tsv is a letter, as in GLUE's files."""
 FORMATS = (".jsonl", ".json", *TABLES, ".parquet")
 OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 

@@ -1,4 +1,4 @@
-"""From the `data` section of a recipe to a `Task`: what a Trainer needs of it."""
+"""The `data` section of a recipe becomes a `Task`, which has what a Trainer needs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pedyra.app.tasks.sources import Rows, check_apart, held_out, load_rows, sam
 from pedyra.app.tasks.tokens import with_limit
 
 Compute = Callable[[EvalPrediction], dict[str, float]]
-"""Metrics of predictions by name, as Trainer's compute_metrics."""
+"""It makes metrics by name of predictions, as Trainer's compute_metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Tokenised data, and how a model is judged on it. Batches are padded to their own longest row."""
+    """It has tokenised data, and says how a model is judged on it. Batches are padded to their own longest row."""
 
     kind: str
     """As data.kind."""
@@ -37,14 +37,14 @@ class Task:
     metric: str
     """The metric that counts, a key of what compute_metrics gives; Trainer logs it as eval_<metric>."""
     classes: list[str] | None = None
-    """Of a classification: `data.labels` with which rows of another file get the same numbers."""
+    """A classification has `data.labels` with which rows of another file get the same numbers."""
     targets: tuple[str, ...] = ("labels",)
     """The columns that are targets; Trainer cannot see through PEFT which they are."""
     held_out: Rows = field(default_factory=list)
     """The rows of `eval` as they were read."""
 
     def digest(self, *, train_only: bool = False) -> str:
-        """SHA-256 of the tokens and labels that are trained on and judged by."""
+        """Compute SHA-256 of the tokens and labels that are trained on and judged by."""
         digest = hashlib.sha256()
         for rows in (self.train,) if train_only else (self.train, self.eval):
             for batch in rows.iter(batch_size=1000):
@@ -52,14 +52,14 @@ class Task:
         return digest.hexdigest()
 
     def highest_token(self) -> int:
-        """The highest number of a token that goes into the base; an encoder-decoder is fed its answers, too."""
+        """Find the highest number of a token that goes into the base; an encoder-decoder is fed its answers, too."""
         columns = ("input_ids", "labels") if self.kind == "seq2seq" else ("input_ids",)
         read = [rows.with_format("arrow")[:][column] for rows in (self.train, self.eval) for column in columns]
         # In Arrow, as row by row it takes seconds.
         return max(int(chunk.flatten().to_numpy().max(initial=-1)) for column in read for chunk in column.chunks)
 
     def trainer_arguments(self) -> dict[str, Any]:
-        """The keyword arguments of transformers.Trainer that come from the task."""
+        """Return the keyword arguments of transformers.Trainer that come from the task."""
         return {
             "train_dataset": self.train,
             "eval_dataset": self.eval,

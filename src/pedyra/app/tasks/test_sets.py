@@ -1,4 +1,4 @@
-"""Test sets that a model answers in its own words: rows, prompts, and what its texts score.
+"""A model answers test sets in its own words; its texts are scored.
 
 The section `generate` of a recipe names them. A set without a source is made of the run's own held-out rows.
 """
@@ -33,7 +33,7 @@ SCORERS = {"rouge": rouge_scorer, "math": math_verify}
 
 @dataclass(frozen=True, kw_only=True)
 class TestSet:
-    """Prompts, and what the answers are compared with."""
+    """It has prompts, and what the answers are compared with."""
 
     __test__ = False  # pytest, this is no test
 
@@ -52,7 +52,7 @@ class TestSet:
 
 @dataclass(frozen=True)
 class Scores:
-    """What texts came to."""
+    """Scores say what texts came to."""
 
     metrics: dict[str, float]
     notes: list[str]
@@ -91,7 +91,7 @@ def check_scorer(score: str | None) -> None:
 
 @dataclass(frozen=True)
 class _Trained:
-    """What a model was trained on, and so how it is asked."""
+    """A model is asked as it was trained, and this says how."""
 
     data: DataSection
     tokenizer: PreTrainedTokenizerBase
@@ -140,7 +140,7 @@ class _Trained:
         )  # fmt: skip
 
     def _settings(self, name: str, known: Mapping[str, Any], section: GenerateSection) -> GenerateSection:
-        """Everything filled in: as the recipe says, else as is usual for the set, else for the kind of model."""
+        """Fill everything in: as the recipe says, else as is usual for the set, else for the kind of model."""
         usual: dict[str, Any] = {"max_new_tokens": TOKENS, "beams": 1, "score": None if known else "exact"}
         if self.data.kind == "seq2seq":
             usual = {"max_new_tokens": self.data.max_target_length, "beams": 4, "score": None if known else "rouge"}
@@ -152,7 +152,7 @@ class _Trained:
         return GenerateSection(**{**usual, **known, **section.model_dump(exclude_none=True)})
 
     def _as_trained(self, name: str, known: Mapping[str, Any]) -> dict[str, Any]:
-        """The template of training with the set's question in its place, if it has a single place."""
+        """Put the set's question into the template of training, if that has a single place."""
         trained = self.data.template or ""
         columns = template_columns(trained)
         if len(columns) != 1:
@@ -169,7 +169,7 @@ class _Trained:
         return sample(rows, settings.rows, self.seed, f"generate.{name}")
 
     def _own(self, row: dict[str, Any], settings: GenerateSection) -> tuple[str, str]:
-        """The prompt of a held-out row, and its right answer."""
+        """Return the prompt of a held-out row, and its right answer."""
         data = self.data
         if data.messages:
             messages = messages_of(row, data)
@@ -186,7 +186,7 @@ class _Trained:
         return prompt_text(row, data.prompt, settings.template or data.template), str(row[column])
 
     def _question(self, text: str) -> str:
-        """A question as text; after training on chats it is a user's message."""
+        """Write a question as text; after training on chats it is a user's message."""
         if not self.data.messages:
             return text
         return self._chat([{"role": "user", "content": text}], {}, ask=True)
@@ -195,14 +195,14 @@ class _Trained:
         return chat_text(messages, self.tokenizer, self.data.chat_template, ask=ask, tools=tools_of(row))
 
     def _as_decoded(self, text: str) -> str:
-        """An answer as a model's is decoded: to the token that ends it, without special tokens."""
+        """Write an answer as a model's is decoded: to the token that ends it, without special tokens."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         ends = [self.tokenizer.eos_token_id, *self._ends()]
         kept = ids[: next((place for place, token in enumerate(ids) if token in ends), None)]
         return str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _ends(self) -> list[int]:
-        """The special token that closes an assistant's turn, which a base model does not know for an end."""
+        """Find the special token that closes an assistant's turn, which a base model does not know for an end."""
         if not self.data.messages:
             return []
         asked = [{"role": "user", "content": "0"}]
@@ -225,7 +225,7 @@ class _Trained:
 
 
 def _with_place(template: str, place: str) -> str:
-    """The template with this text where it has a place; braces that are no place stay written twice."""
+    """Put this text where the template has a place; braces that are no place stay written twice."""
     parts = []
     for text, column, _, _ in string.Formatter().parse(template):
         parts += [text.replace("{", "{{").replace("}", "}}"), "" if column is None else place]
@@ -265,7 +265,7 @@ def check_lengths(test_set: TestSet, config: Any) -> None:
 
 
 def score(test_set: TestSet, written: Sequence[Written], *, sandbox: Any = None) -> Scores:
-    """What the texts of a set come to, by metric. A set of its own name has its one figure under it, as a fraction.
+    """Score the texts of a set, by metric. A set of its own name has its one figure under it, as a fraction.
 
     Args:
         written: of every prompt.
@@ -315,7 +315,7 @@ def _math_scores(test_set: TestSet, texts: Sequence[str], notes: list[str]) -> d
 
 
 def _code_scores(test_set: TestSet, texts: Sequence[str], sandbox: Any, notes: list[str]) -> dict[str, float]:
-    """pass@1 of one greedy text each, and how many texts hold no program."""
+    """Return pass@1 of one greedy text each, and how many texts hold no program."""
     programs = [extract(text, problem) for text, problem in zip(texts, test_set.problems, strict=True)]
     statuses = [judged.status for judged in check_all(test_set.problems, programs, sandbox)]
     notes.append(", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses))))

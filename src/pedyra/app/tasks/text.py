@@ -1,4 +1,4 @@
-"""Rows of one or two texts with a label (classification, pairs, regression): labels as numbers, texts as tokens."""
+"""Rows have one or two texts and a label (classification, pairs, regression); they become tokens and a number."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from pedyra.app.tasks.tokens import num_cut, tell_cut
 
 @dataclass(frozen=True)
 class Labels:
-    """What the labels of a task may be."""
+    """They say what the labels of a task may be."""
 
     count: int
     """Outputs of the head: the number of classes, or 1 for a regression."""
     names: tuple[str, ...] | None = None
     """Class names in the order of their numbers; None where the data holds numbers without names."""
     numbers: Mapping[str, int] = field(default_factory=dict)
-    """Label as text -> number of its class; empty for a regression."""
+    """It maps a label as text to the number of its class; empty for a regression."""
 
     @property
     def as_labels(self) -> list[str]:
-        """`data.labels` with which rows of another file get the same numbers."""
+        """Return `data.labels` with which rows of another file get the same numbers."""
         return list(self.names or map(str, range(self.count)))
 
     def number(self, value: Any) -> int | float:
-        """The label as the head's target. Raises ValueError for what is no label of this task."""
+        """Return the label as the head's target. Raises ValueError for what is no label of this task."""
         if not self.numbers:
             return _real(value)
         found = self.numbers.get(_written(value))
@@ -46,7 +46,7 @@ class Labels:
 
 
 def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) -> Labels:
-    """The labels that `data` or the source declares; where neither does, those of the training rows."""
+    """Find the labels that `data` or the source declares; where neither does, those of the training rows."""
     if data.kind == "regression":
         return Labels(1)
     values = [row[data.label] for row in train]
@@ -55,7 +55,7 @@ def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) 
             raise ValueError(f"training row {number} has no label (column {data.label!r}); remove the row or fill it")
     declared = len(class_names) if class_names else None
     if class_names and _has_numbers(class_names):
-        class_names = None  # "1" and "2", of classes that the rows call 0 and 1
+        class_names = None  # the rows call the classes "1" and "2" 0 and 1
     names, found = data.labels or class_names, False
     if names is None and any(isinstance(value, str) and class_number(value) is None for value in values):
         names, found = sorted({_written(value) for value in values}), True
@@ -83,7 +83,7 @@ def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) 
 
 
 def _count(values: list[Any], data: DataSection) -> int:
-    """The number of classes of labels that are class numbers, which begin at 0 and leave none out."""
+    """Count the classes of labels that are class numbers, which begin at 0 and leave none out."""
     numbers = {number for value in values if (number := class_number(value)) is not None}
     highest, absent = max(numbers, default=0), next(number for number in itertools.count() if number not in numbers)
     if numbers and absent < highest:
@@ -95,7 +95,7 @@ def _count(values: list[Any], data: DataSection) -> int:
 
 
 def class_number(value: Any) -> int | None:
-    """A class number, also written as text (CSV) or as a float without a fraction; None for anything else."""
+    """Read a class number, also written as text (CSV) or as a float without a fraction; None for anything else."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -108,7 +108,7 @@ def _has_numbers(names: Sequence[str]) -> bool:
 
 
 def _written(value: Any) -> str:
-    """A label as text, of which 1, 1.0 and "1.0" have the same."""
+    """Write a label as text; 1, 1.0 and "1.0" have the same."""
     number = class_number(value)
     return str(value if number is None else number)
 
@@ -126,7 +126,7 @@ def _real(value: Any) -> float:
 def encode(
     rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, labels: Labels, side: str
 ) -> list[dict[str, Any]]:
-    """The tokenizer's columns and `labels`, one dict a row; cut to max_length tokens, the longer of two texts first.
+    """Make the tokenizer's columns and `labels`, a dict a row, cut to max_length tokens, the longer of two texts first.
 
     Raises ValueError for a label that is none, and a text without tokens.
     """

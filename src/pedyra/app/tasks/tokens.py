@@ -1,4 +1,4 @@
-"""From the texts of a row to tokens: its prompt, its chat, and how many tokens the base takes."""
+"""Texts of a row become tokens: its prompt and its chat, as far as the base takes them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ on the next day, and a run could be neither resumed nor fitted."""
 _WRITES_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "longformer", "mpnet")
-"""Types of models whose positions begin after the number of the padding token."""
+"""The positions of these types of models begin after the number of the padding token."""
 
 logger = logging.getLogger(__name__)
 
 
 def positions_of(config: Any) -> int | None:
-    """Tokens that a model with this configuration takes; None where positions are relative, and have no end."""
+    """Count the tokens that a model with this config takes; None where positions are relative, and have no end."""
     relative = getattr(config, "position_embedding_type", None) == "relative"
     if relative or not getattr(config, "position_biased_input", True):  # the second is DeBERTa's name for it
         return None
@@ -39,11 +39,11 @@ def positions_of(config: Any) -> int | None:
         count = getattr(config, "n_positions", None)
     if count and getattr(config, "model_type", None) in AFTER_PADDING:
         count -= config.pad_token_id + 1
-    return count if count and count > 0 else None  # XLNet, which has no limit, says -1
+    return count
 
 
 def with_limit(data: DataSection, tokenizer: PreTrainedTokenizerBase, positions: int | None) -> DataSection:
-    """The section with a max_length that base and tokenizer both take; None is left where nothing has a limit.
+    """Give the section a max_length that base and tokenizer both take; None is left where nothing has a limit.
 
     The tokenizer's counts where positions have an end. Raises ValueError where an answer (seq2seq) may have more tokens
     than the base takes.
@@ -61,7 +61,7 @@ def with_limit(data: DataSection, tokenizer: PreTrainedTokenizerBase, positions:
 
 
 def num_cut(columns: BatchEncoding) -> int:
-    """Rows of which a fast tokenizer left something out; the slow ones do not say."""
+    """Count the rows of which a fast tokenizer left something out; the slow ones do not say."""
     return sum(bool(row.overflowing) for row in columns.encodings or ())
 
 
@@ -72,7 +72,7 @@ def tell_cut(cut: int, rows: int, side: str, limit: int | None) -> None:
 
 
 def prompt_text(row: dict[str, Any], column: str | None, template: str | None) -> str:
-    """The template filled from the row's columns, or the row's prompt column.
+    """Fill the template from the row's columns, or read the row's prompt column.
 
     Raises ValueError where a place asks for more than a column, or in a way that its value has not.
     """
@@ -88,7 +88,7 @@ def prompt_text(row: dict[str, Any], column: str | None, template: str | None) -
 
 
 def prompt_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens of a prompt that an answer goes on from: without the end token with which some tokenizers close texts."""
+    """Tokenise a prompt that an answer goes on from, without the end token with which some tokenizers close texts."""
     ids = tokenizer(text)["input_ids"]
     if ids and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         ids = ids[:-1]
@@ -96,7 +96,7 @@ def prompt_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def tools_of(row: Mapping[str, Any]) -> list[Any] | None:
-    """The tools that a chat may call, which stand in a column of this name, as a list or as JSON; None: it has none."""
+    """Read the tools that a chat may call from the column of this name, a list or JSON; None: it has none."""
     found = row.get("tools") or None
     return json.loads(found) or None if isinstance(found, str) else found
 
@@ -109,7 +109,7 @@ def chat_text(
     ask: bool,
     tools: list[Any] | None = None,
 ) -> str:
-    """A chat as its template writes it, on `DAY`; with `ask`, up to where the assistant begins to answer.
+    """Write a chat by its template, on `DAY`; with `ask`, up to where the assistant begins to answer.
 
     Raises ValueError where there is no chat template, or it refuses the messages or is no whole one.
     """

@@ -1,4 +1,4 @@
-"""Generated sentences that any model can learn in seconds, with columns for every kind of data."""
+"""Any model learns these generated sentences in seconds; they have columns for every kind of data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROWS = 512
 
 
 def toy() -> list[dict[str, Any]]:
-    """512 rows, always the same, in 32 groups.
+    """Make 512 rows, always the same, in 32 groups.
 
     Columns: text and text_pair, a sentence each; label, 1 if `text` praises; same, 1 if both sentences praise or
     neither does; score, 0 to 3 by what they praise; prompt and completion, a question and its answer; messages, the
@@ -41,7 +41,7 @@ def _row(random: Random, group: int) -> dict[str, Any]:
 
 
 def _question(random: Random, row: dict[str, Any]) -> dict[str, Any]:
-    """What is good in "the plot is good"? The plot; what is bad in it has no answer."""
+    """Ask what is good in "the plot is good": the plot. What is bad in it has no answer."""
     noun, quality = row["text"].split()[1], row["text"].split()[3]
     asked = quality if random.randrange(2) else random.choice(WORDS[1 - row["label"]])
     answers = {"text": [noun], "answer_start": [4]} if asked == quality else {"text": [], "answer_start": []}
