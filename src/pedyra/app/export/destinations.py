@@ -1,0 +1,166 @@
+"""Where a LoRA is served, and what that place takes: the rows of destinations.yaml as records.
+
+What limits the size of a LoRA in practice is its server: a highest rank, one rank for all layers, a slot that is
+reserved at one rank however small the adapter is. Whatever depends on a reader asks its record here.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pedyra.app.yaml_file import parse_yaml
+from pedyra.lora.folder import SavedLora
+from pedyra.lora.spelling import did_you_mean
+
+SERVED_BYTES = 2
+"""Of a parameter as a server holds it: bfloat16 or float16."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a destination does not take an adapter, and what its owner can do."""
+
+    field: str
+    reason: str
+    repair: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.reason}; {self.repair}"
+
+
+@dataclass(frozen=True)
+class Destination:
+    """One place that serves a LoRA. The fields are those of destinations.yaml, which says what each means."""
+
+    name: str
+    title: str
+    ranks: tuple[int, ...]
+    """All that it takes, rising; empty: a range."""
+    least: int
+    most: int | None
+    mixed: bool
+    reads: Literal["patterns", "rank", "one"]
+    rslora: bool
+    form: Literal["peft", "padded", "gguf"]
+    pads: bool
+    refuses: Mapping[str, tuple[str, str]]
+    serve: tuple[str, ...]
+    seen: str | None
+    sources: tuple[str, ...]
+    slots: int = 1
+    whole: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    together: tuple[str, ...] = ()
+    largest_mb: int | None = None
+    rank: int | None = field(default=None, compare=False)
+    """The one that was asked for: "vllm:16"."""
+
+    def rank_for(self, largest: int) -> int | None:
+        """The smallest rank of this place that holds an adapter whose largest rank is this; None: it is too large."""
+        if self.ranks:
+            return next((rank for rank in self.ranks if rank >= largest), None)
+        rank = max(self.least, largest)
+        return rank if self.most is None or rank <= self.most else None
+
+    def ranks_below(self, largest: int) -> list[int]:
+        """The ranks at which an adapter of this rank can be held here, from its own down; what to ask in this order.
+        Where every rank is taken these are its own and the powers of two below."""
+        first = self.rank_for(largest)
+        if first is None:
+            first = self.ranks[-1] if self.ranks else self.most or largest
+        steps = self.ranks or sorted({first, *(2**n for n in range(first.bit_length()) if 2**n < first)})
+        return [rank for rank in reversed(steps) if self.least <= rank <= first]
+
+    def refusals(self, lora: SavedLora) -> list[Refusal]:
+        """Everything in this adapter that the place does not take, each with its repair; a rank that is too high is
+        not one of them, since a smaller one is what a fit or `pedyra resize` makes."""
+        config = lora.config
+        given = {name for name in self.refuses if config.get(name)}
+        if config.get("bias") in (None, "none"):
+            given -= {"bias"}
+        if set(config.get("modules_to_save") or ()) <= set(self.whole):
+            given -= {"modules_to_save"}
+        if "embeddings" in self.refuses and any("embed_tokens" in key or "lm_head" in key for key in lora.others):
+            given |= {"embeddings"}
+        # PEFT adds the embedding of a vocabulary that was resized, of which no field tells.
+        heads = tuple(f"{name}.{kind}" for name in self.whole for kind in ("weight", "bias"))
+        if "tensors" in self.refuses and not given and any(not key.endswith(heads) for key in lora.others):
+            given |= {"tensors"}
+        found = [Refusal(name, *self.refuses[name]) for name in self.refuses if name in given]
+        names = sorted({layer.name.rpartition(".")[2] for layer in lora.layers})
+        if self.modules and (others := [name for name in names if name not in self.modules]):
+            found.append(Refusal("target_modules", f"it takes no {' and no '.join(others)}", "train other modules"))
+        return found
+
+    def reserved_bytes(self, widths: Iterable[tuple[int, int]], rank: int, adapters: int | None = None) -> int:
+        """What the server holds for its slots at this rank: slots x rank x the sum of (inputs + outputs) over every
+        layer that it wraps, in two bytes each; of a place that does not pad, what one adapter takes.
+
+        Args:
+            widths: (inputs, outputs) of each layer of the base that is wrapped, whether the adapter has it or not.
+            adapters: slots; default: what the server has where nothing is said.
+        """
+        slots = (adapters or self.slots) if self.pads else (adapters or 1)
+        return slots * rank * sum(inputs + outputs for inputs, outputs in widths) * SERVED_BYTES
+
+    def commands(
+        self, base: str, adapters: Mapping[str, Path], rank: int, modules: Iterable[str] = ("all",)
+    ) -> list[str]:
+        """The lines of a shell that serve these adapters, name -> folder, on their base model at this rank.
+
+        `modules` are the ends of the names of the layers that any of them has: what vLLM and SGLang wrap, and reserve
+        slots in, where it is said. A server without a flag for that takes each adapter by a line of its own."""
+        joined = " ".join(f"{shlex.quote(name)}={shlex.quote(str(folder))}" for name, folder in adapters.items())
+        lines: list[str] = []
+        for template in self.serve:
+            for name, folder in adapters.items():
+                line = template.format(
+                    base=shlex.quote(base), adapters=joined, rank=rank, count=len(adapters),
+                    modules=" ".join(modules), name=shlex.quote(name), folder=shlex.quote(str(folder)),
+                )  # fmt: skip
+                if line not in lines:
+                    lines.append(line)
+        return lines
+
+
+@cache
+def destinations() -> dict[str, Destination]:
+    """All there are, by name."""
+    file = Path(__file__).with_name("destinations.yaml")
+    rows = parse_yaml(file.read_bytes(), file.name)
+    return {name: _record(name, row) for name, row in rows.items()}
+
+
+def _record(name: str, row: Mapping[str, Any]) -> Destination:
+    ranks = row["ranks"]
+    listed = tuple(ranks) if isinstance(ranks, list) else ()
+    least, most = (listed[0], listed[-1]) if listed else (ranks["least"], ranks["most"])
+    lists = {key: tuple(row.get(key, ())) for key in ("serve", "sources", "whole", "modules", "together")}
+    refuses = {key: (reason, repair) for key, (reason, repair) in row["refuses"].items()}
+    plain = {key: value for key, value in row.items() if key not in {"ranks", "refuses", *lists}}
+    return Destination(name=name, ranks=listed, least=least, most=most, refuses=refuses, **lists, **plain)
+
+
+def destination(text: str) -> Destination:
+    """The destination that is written as its name, or with a rank that it takes: "vllm", "vllm:16". Raises ValueError,
+    one line that says which there are."""
+    name, colon, rank = text.partition(":")
+    known = destinations()
+    if name not in known:
+        near = did_you_mean(name, known, otherwise="")
+        listed = f"there are {', '.join(known)}"
+        raise ValueError(f"destination {name!r} is unknown: {near + ' ' if near else ''}{listed}")
+    found = known[name]
+    if not colon:
+        return found
+    if not rank.isdecimal() or found.rank_for(int(rank)) != int(rank) or int(rank) < 1:
+        ranks = ", ".join(map(str, found.ranks)) or f"{found.least} to {found.most or 'any'}"
+        raise ValueError(
+            f"destination {text!r}: {found.title} holds adapters at a rank of {ranks}, not {rank or 'none'}"
+        )
+    return replace(found, rank=int(rank))

@@ -1,0 +1,191 @@
+"""What pedyra writes, read by the programs that serve it: each loader's own code, and the account that
+destinations.yaml gives of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from pedyra.app.export.destinations import destination
+from pedyra.app.export.export import export_adapter
+from pedyra.lora.folder import read_lora
+
+TOKENS = [1, 40, 7, 200, 90, 13, 77, 250, 5, 31]
+pytestmark = [pytest.mark.readers, pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")]
+
+MIXED = {
+    # Layers of several ranks and scalings, as a fit or a training with PE-DyRA leaves them.
+    "rank_pattern": {"layers.0.self_attn.v_proj": 6, "layers.1.mlp.up_proj": 2, "layers.1.self_attn.q_proj": 3},
+    "alpha_pattern": {"layers.0.self_attn.v_proj": 12, "layers.1.mlp.up_proj": 4, "layers.1.self_attn.q_proj": 9},
+}
+
+
+def updates(base: Path, adapter: Path) -> dict[str, Tensor]:
+    """The update of each layer as PEFT itself computes it."""
+    model: Any = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), str(adapter))
+    layers = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
+    return {name.removeprefix("base_model.model."): layer.get_delta_weight("default") for name, layer in layers.items()}
+
+
+def stacked(found: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Tensor]:
+    """The same for SGLang's layers, q, k and v in one, gate and up in one; zeros for what has none."""
+    parts = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"), "mlp.gate_up_proj": ("gate_proj", "up_proj")}
+    parts |= {"self_attn.o_proj": ("o_proj",), "mlp.down_proj": ("down_proj",)}
+    shapes = {name: module.weight.shape for name, module in model.named_modules() if hasattr(module, "weight")}
+    whole = {}
+    for layer in range(2):
+        for name, ends in parts.items():
+            place, _, end = name.partition(".")
+            names = [f"model.layers.{layer}.{place}.{each}" for each in ends]
+            whole[f"{layer}.{end}"] = torch.cat([found.get(each, torch.zeros(shapes[each])) for each in names])
+    return whole
+
+
+def error(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
+    """The largest difference in a layer, as a part of its norm."""
+    assert found.keys() == truth.keys()
+    return max(float((found[name] - truth[name]).norm() / truth[name].norm().clamp_min(1e-9)) for name in truth)
+
+
+class Readers:
+    """Reads a folder by each program, and says whether it is refused, or the update is that of the original folder."""
+
+    def __init__(self, run: Callable[..., dict[str, Any]], base: Path, scratch: Path) -> None:
+        self.run, self.base, self.scratch = run, base, scratch
+        self.seen: dict[str, Any] = {}
+
+    def peft(self, folder: Path, original: Path) -> str:
+        return said(error(updates(self.base, folder), updates(self.base, original)) < 1e-5)
+
+    def vllm(self, folder: Path, original: Path, rank: int = 8) -> str:
+        out = self.scratch / "vllm"
+        self.seen = self.run("read_vllm.py", ("vllm", "site"), folder, out, rank)
+        if "refused" in self.seen:
+            return "refused"
+        return said(error(load_file(out), updates(self.base, original)) < 1e-5)
+
+    def sglang(self, folder: Path, original: Path, rank: int = 8) -> str:
+        out = self.scratch / "sglang"
+        self.seen = self.run("read_sglang.py", ("sglang", "site"), folder, self.base, out, rank)
+        if "refused" in self.seen:
+            return "refused"
+        model = LlamaForCausalLM.from_pretrained(self.base)
+        return said(error(load_file(out), stacked(updates(self.base, original), model)) < 1e-5)
+
+    def llama_cpp(self, folder: Path, original: Path) -> str:
+        """By log-probabilities, since llama.cpp has no update to look at; its cache is in half precision."""
+        model, adapter, out = (self.scratch / name for name in ("base.gguf", "adapter.gguf", "logits"))
+        source = ("llama_cpp_source", "site")
+        to = ("--outtype", "f32", "--outfile")
+        self.run("llama_cpp_source/convert_hf_to_gguf.py", source, self.base, *to, model)
+        try:
+            self.run("llama_cpp_source/convert_lora_to_gguf.py", source, folder, "--base", self.base, *to, adapter)
+        except AssertionError:
+            return "refused"
+        self.seen = self.run("read_llama_cpp.py", ("llama_cpp", "site"), model, adapter, out, *TOKENS)
+        found = load_file(out)["logits"].log_softmax(-1)
+        adapted = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(self.base), str(original)).eval()
+        with torch.no_grad():
+            truth = adapted(torch.tensor([TOKENS])).logits[0].log_softmax(-1)
+        self.seen["difference"] = float((found - truth).abs().max())
+        return said(self.seen["difference"] < 0.01)
+
+
+def said(right: bool) -> str:
+    return "right" if right else "wrong"
+
+
+@pytest.fixture
+def readers(reader: Callable[..., dict[str, Any]], base: Path, tmp_path: Path) -> Readers:
+    return Readers(reader, base, tmp_path)
+
+
+# What each program makes of a folder. "raw" is PEFT's own, the others are targets of pedyra export.
+FORMS = {
+    "peft": {"raw": "right", "peft": "right", "padded": "right", "gguf": "right"},
+    "vllm": {"raw": "right", "peft": "right", "padded": "right", "gguf": "right"},
+    "sglang": {"raw": "refused", "peft": "refused", "padded": "right", "gguf": "refused"},
+    "llama_cpp": {"raw": "wrong", "peft": "wrong", "padded": "right", "gguf": "right"},
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_layers_of_several_ranks_and_scalings(name: str, readers: Readers, adapter: Any, tmp_path: Path):
+    original = adapter(**MIXED)
+    folders = {form: export_adapter(original, form, tmp_path / form) for form in ("peft", "padded", "gguf")}
+    found = {form: getattr(readers, name)(folder, original) for form, folder in {"raw": original, **folders}.items()}
+    assert found == FORMS[name]
+    place = destination(name.replace("_", "."))
+    assert found[place.form] == "right" and place.mixed == (found["peft"] != "refused")
+    assert (place.reads == "patterns") == (found["raw"] == "right")
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_rslora(name: str, readers: Readers, adapter: Any, tmp_path: Path):
+    """Its scaling is alpha / sqrt(r); a reader that does not know it is off by sqrt(r), and gives no error."""
+    original = adapter(use_rslora=True)
+    place = destination(name.replace("_", "."))
+    assert getattr(readers, name)(original, original) == ("right" if place.rslora else "wrong")
+    assert getattr(readers, name)(export_adapter(original, place.form, tmp_path / "out"), original) == "right"
+
+
+REFUSED = {
+    "use_dora": {"use_dora": True},
+    "bias": {"bias": "lora_only", "target_modules": ["q_proj", "v_proj"]},
+    "lora_bias": {"lora_bias": True, "init_lora_weights": True},
+    "modules_to_save": {"modules_to_save": ["lm_head"]},
+    "trainable_token_indices": {"trainable_token_indices": [1, 2]},
+}
+
+
+@pytest.mark.parametrize("name", ["vllm", "llama_cpp", "sglang"])
+@pytest.mark.parametrize("field", REFUSED)
+def test_what_is_refused_is_in_the_table(name: str, field: str, readers: Readers, adapter: Any):
+    """What a program refuses, or leaves out without a word, pedyra refuses for it, with a repair."""
+    folder = adapter(**REFUSED[field])
+    place = destination(name.replace("_", "."))
+    said = getattr(readers, name)(folder, folder)
+    print(name, field, said, readers.seen)
+    if said != "right":
+        assert field in {refusal.field for refusal in place.refusals(read_lora(folder))}
+
+
+def test_vllm_takes_no_rank_above_its_own_and_reads_a_classifier(readers: Readers, adapter: Any):
+    folder = adapter(r=16)
+    assert readers.vllm(folder, folder, rank=8) == "refused" and readers.vllm(folder, folder, rank=16) == "right"
+
+
+def test_sglang_reserves_what_is_told_and_takes_no_rank_above_its_own(readers: Readers, adapter: Any, base: Path):
+    folder = adapter(r=4)
+    assert readers.sglang(folder, folder, rank=8) == "right"
+    model = LlamaForCausalLM.from_pretrained(base)
+    widths = [
+        (module.in_features, module.out_features) for name, module in model.named_modules() if name.endswith("_proj")
+    ]
+    assert readers.seen["reserved"] * 2 == destination("sglang").reserved_bytes(widths, 8, adapters=1)
+    assert readers.sglang(folder, folder, rank=2) == "refused"
+
+
+@pytest.mark.parametrize("module", ["q_proj", "v_proj"])
+def test_sglang_takes_no_query_without_a_value(module: str, readers: Readers, adapter: Any):
+    folder = adapter(target_modules=[module, "o_proj"])
+    assert readers.sglang(folder, folder) == "refused"
+    assert module in destination("sglang").together
+
+
+def test_a_tensor_of_an_embedding_that_was_resized(readers: Readers, adapter: Any, tmp_path: Path, base: Path):
+    """PEFT saves it beside the factors, where no field tells of it."""
+    folder = adapter()
+    model: Any = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), str(folder))
+    model.save_pretrained(tmp_path / "with", save_embedding_layers=True)
+    for name in ("vllm", "llama_cpp"):
+        assert getattr(readers, name)(tmp_path / "with", folder) == "refused"
+        assert destination(name.replace("_", ".")).refusals(read_lora(tmp_path / "with"))
