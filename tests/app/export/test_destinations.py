@@ -61,6 +61,7 @@ def test_an_unknown_name_is_told_all_that_there_are():
         ({}, {}),
         ({"use_dora": True}, {"use_dora": {"vllm", "sglang", "llama.cpp", "cloudflare", "fireworks", "wandb"}}),
         ({"bias": "all"}, {"bias": {*destinations()} - {"peft"}}),
+        ({"target_modules": ["v_proj", "o_proj"]}, {"target_modules": {"sglang"}}),
         ({"modules_to_save": ["lm_head"]}, {"modules_to_save": {*destinations()} - {"peft", "tensorrt-llm"}}),
     ],
 )

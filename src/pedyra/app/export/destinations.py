@@ -95,6 +95,13 @@ class Destination:
         names = sorted({layer.name.rpartition(".")[2] for layer in lora.layers})
         if self.modules and (others := [name for name in names if name not in self.modules]):
             found.append(Refusal("target_modules", f"it takes no {' and no '.join(others)}", "train other modules"))
+        for parent in sorted({layer.name.rpartition(".")[0] for layer in lora.layers}):
+            ends = {layer.name.rpartition(".")[2] for layer in lora.layers if layer.name.startswith(f"{parent}.")}
+            gone = [name for name in self.together if name not in ends]
+            if gone and len(gone) < len(self.together):
+                told = f"{parent} has {' and '.join(ends & {*self.together})} without {' and '.join(gone)}"
+                found.append(Refusal("target_modules", f"it stacks the two, and {told}", "keep a rank of 1 in each"))
+                break
         return found
 
     def reserved_bytes(self, widths: Iterable[tuple[int, int]], rank: int, adapters: int | None = None) -> int:
@@ -137,7 +144,7 @@ def destinations() -> dict[str, Destination]:
 
 
 def _record(name: str, row: Mapping[str, Any]) -> Destination:
-    ranks = row["ranks"]
+    ranks: Any = row["ranks"]
     listed = tuple(ranks) if isinstance(ranks, list) else ()
     least, most = (listed[0], listed[-1]) if listed else (ranks["least"], ranks["most"])
     lists = {key: tuple(row.get(key, ())) for key in ("serve", "sources", "whole", "modules", "together")}
