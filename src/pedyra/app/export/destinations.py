@@ -144,9 +144,11 @@ def destinations() -> dict[str, Destination]:
 
 
 def _record(name: str, row: Mapping[str, Any]) -> Destination:
-    ranks: Any = row["ranks"]
-    listed = tuple(ranks) if isinstance(ranks, list) else ()
-    least, most = (listed[0], listed[-1]) if listed else (ranks["least"], ranks["most"])
+    ranks = row["ranks"]
+    if isinstance(ranks, list):
+        listed, least, most = tuple(ranks), ranks[0], ranks[-1]
+    else:
+        listed, least, most = (), ranks["least"], ranks["most"]
     lists = {key: tuple(row.get(key, ())) for key in ("serve", "sources", "whole", "modules", "together")}
     refuses = {key: (reason, repair) for key, (reason, repair) in row["refuses"].items()}
     plain = {key: value for key, value in row.items() if key not in {"ranks", "refuses", *lists}}
