@@ -15,7 +15,7 @@ WITHOUT = """
 import sys
 
 # What the extra brings and torch, peft and transformers do not.
-ABSENT = {"datasets", "pydantic", "pydantic_core", "rich", "ruamel", "scipy", "sklearn", "typer", "vl_convert"}
+ABSENT = set("altair datasets pydantic pydantic_core rich ruamel scipy sklearn typer vl_convert".split())
 
 class Without:
     def __init__(self, finder):
@@ -64,7 +64,7 @@ def test_adapt_trains_and_saves_without_what_the_command_line_adds(tmp_path):
 def test_the_command_line_tells_how_it_is_installed():
     done = run("from pedyra.__main__ import main; main()")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("Error: the command line needs datasets, pydantic, ")
+    assert done.stderr.startswith("Error: the command line needs altair, datasets, pydantic, ")
     assert done.stderr.endswith('; run in a checkout: pip install ".[cli]"\n') and done.stderr.count("\n") == 1
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from altair import InlineData
 
-from pedyra.app.report.chart import Axes, Curve, Spec, curves
+from pedyra.app.report.chart import Axes, Chart, Curve, curves, spec_of
 from pedyra.app.report.figures import importance_ranks, make_figures, notable, utilisation
 from pedyra.app.report.records import read_run
 
@@ -22,18 +23,18 @@ def figures_of(folder: Path) -> Figures:
     return {figure.id: figure for figure in make_figures(read_run(folder))}
 
 
-def columns(spec: Spec) -> dict[str, dict[str, list[Any]]]:
+def columns(chart: Chart) -> dict[str, dict[str, list[Any]]]:
     """Name of a curve -> the columns of its points."""
     found: dict[str, dict[str, list[Any]]] = {}
-    for row in spec["data"]["values"]:
+    for row in chart.data.values:
         for key, value in row.items():
             found.setdefault(row["name"], {}).setdefault(key, []).append(value)
     return found
 
 
-def drawn(spec: Spec) -> dict[str, dict[str, list[Any]]]:
+def drawn(chart: Chart) -> dict[str, dict[str, list[Any]]]:
     """The curves in the foreground."""
-    return {name: each for name, each in columns(spec).items() if each["kind"][0] == "drawn"}
+    return {name: each for name, each in columns(chart).items() if each["kind"][0] == "drawn"}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_a_long_run_is_drawn_by_few_points_from_its_first_to_its_last(lora_run: 
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     logged = [json.dumps({"step": step, "loss": 1 / step}) for step in range(1, 20_001)]
     (folder / "metrics.jsonl").write_text("\n".join([*logged, lines[-1]]) + "\n")
-    (curve,) = columns(figures_of(folder)["loss"].panels[0].spec).values()
+    (curve,) = columns(figures_of(folder)["loss"].panels[0].chart).values()
     assert len(curve["x"]) < 1000 and (curve["x"][0], curve["x"][-1]) == (1, 20_000)
     assert curve["y"] == pytest.approx([1 / step for step in curve["x"]])
 
@@ -64,7 +65,7 @@ def test_of_a_run_that_was_fitted_the_curve_comes_first(fitted_run: Path):
     figures = figures_of(fitted_run)
     assert next(iter(figures)) == "fit"
     (panel,) = figures["fit"].panels
-    curves = drawn(panel.spec)
+    curves = drawn(panel.chart)
     assert {name: (curve["x"], curve["y"]) for name, curve in curves.items()} == {
         "choice": ([100], [0.25]),
         "proof": ([500], [0.02]),
@@ -74,19 +75,20 @@ def test_of_a_run_that_was_fitted_the_curve_comes_first(fitted_run: Path):
     }
     assert curves["proof"]["low"] == pytest.approx([0.0004])  # 1.96 standard errors
     assert "low" not in curves["predicted"]  # it has no band
-    assert figures["fit"].caption.endswith("flat: r = 8 is 2 times what this task needs.")
+    rings = [row for layer in panel.chart.layer if isinstance(layer.data, InlineData) for row in layer.data.values]
+    assert {"x": 500, "y": 0.02, "text": "taken"} in rings
 
 
 @pytest.mark.parametrize(("values", "within"), [([0.773], (0.69, 0.86)), ([0.0], (-1, 1)), ([-2.0], (-2.3, -1.7))])
 def test_a_single_value_has_room_around_it(values: list[float], within: tuple[float, float]):
     """Vega draws a scale of one value at its middle and writes another number there."""
-    spec = curves([Curve("run", [160], values)], Axes("step", "accuracy"))
+    spec = spec_of(curves([Curve("run", [160], values)], Axes("step", "accuracy")))
     low, high = spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
     assert within[0] <= low < values[0] < high <= within[1]
 
 
 def test_a_single_value_of_a_logarithmic_axis_has_room_too():
-    spec = curves([Curve("run", [4], [8.0])], Axes("size", "loss", log_x=True, log_y=True))
+    spec = spec_of(curves([Curve("run", [4], [8.0])], Axes("size", "loss", log_x=True, log_y=True)))
     encoding = spec["layer"][0]["encoding"]
     assert (encoding["x"]["scale"]["domain"], encoding["y"]["scale"]["domain"]) == ([2, 8], [4, 16])
 
@@ -95,14 +97,14 @@ def test_every_axis_is_labelled_and_every_figure_explained(figures: Figures):
     for figure in figures.values():
         assert len(figure.caption) > 60
         for panel in figure.panels if figure.id != "map" else []:
-            last = panel.spec["layer"][-1]["encoding"]
+            last = spec_of(panel.chart)["layer"][-1]["encoding"]
             assert last["y"]["title"] and last.get("x", {}).get("title", "of another layer")
 
 
 def test_the_map_has_the_start_and_one_frame_per_adjustment(figures: Figures, dynamic_run: Path):
     (panel,) = figures["map"].panels
     run = read_run(dynamic_run)
-    cells = panel.spec["data"]["values"]
+    cells = panel.chart.data.values
     assert len(cells) == 36 and {cell["ranks"][0] for cell in cells} == {8}
     assert {len(cell["ranks"]) for cell in cells} == {len(panel.frames)} == {21}
     assert panel.frames[-1].startswith("Adjustment 20 of 20, step 240: ")
@@ -117,7 +119,7 @@ def test_layers_at_one_place_share_a_cell_and_what_is_outside_of_blocks_comes_la
     layers = [dict(zip(("name", "type", "depth", "rank"), row, strict=True)) for row in rows]
     (folder / "ranks.jsonl").write_text(json.dumps({"kind": "layers", "layers": layers}) + "\n")
     (panel,) = figures_of(folder)["map"].panels
-    cells = [(cell["type"], cell["depth"], cell["ranks"]) for cell in panel.spec["data"]["values"]]
+    cells = [(cell["type"], cell["depth"], cell["ranks"]) for cell in panel.chart.data.values]
     assert cells == [("up", "1", [5.5]), ("pooler", "–", [4])]
 
 
@@ -128,11 +130,11 @@ def test_the_history_colours_the_layers_that_changed_most_and_holds_all(figures:
     assert [change[layer.name] for layer in notable(run)] == ordered[:3] + ordered[-3:]
     ranks, places = figures["history"].panels
     for panel in (ranks, places):
-        assert len(drawn(panel.spec)) == 6
-        assert set(columns(panel.spec)) == {layer.short_name for layer in run.layers}
+        assert len(drawn(panel.chart)) == 6
+        assert set(columns(panel.chart)) == {layer.short_name for layer in run.layers}
     scores = run.adjustments[0]["layer_scores"]
     best = max(run.layers, key=lambda layer: scores[layer.name])
-    assert columns(places.spec)[best.short_name]["y"][0] == 1
+    assert columns(places.chart)[best.short_name]["y"][0] == 1
 
 
 def test_a_run_in_which_nothing_moved_says_so(still_run: Path):

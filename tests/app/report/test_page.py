@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pedyra.app.report.images import vega_script
-from pedyra.app.report.page import build_report, facts
+from pedyra.app.report.page import build_report, facts, fit_line
 from pedyra.app.report.records import read_run
 
 
@@ -105,11 +105,21 @@ def test_values_that_are_no_number_become_gaps(dynamic_run: Path, tmp_path: Path
     embedded(page)
 
 
-def test_of_a_run_that_was_fitted_the_verdict_comes_first_and_then_the_curve(fitted_run: Path):
+def test_of_a_run_that_was_fitted_size_metric_proof_and_tolerance_come_first(fitted_run: Path):
     page = build_report(fitted_run).read_text(encoding="utf-8")
     header, main = page.split("<header>")[1].split("</header>")
-    assert "flat: r = 8 is 2 times what this task needs" in header
+    line = header.split('class="verdict">')[1].split("</p>")[0]
+    known = ["500", "50.0%", "0.8100", "0.8050", "+0.0200", "[+0.0000, +0.0400]", "proved", "0.0500"]
+    places = [line.index(each) for each in known]
+    assert places == sorted(places) and "not proved" not in line
     assert main.index('id="fit-0"') < main.index('id="loss-0"')
+
+
+@pytest.mark.parametrize(("share", "accepted", "told"), [(0.5, False, "not proved to be"), (1.0, None, "no smaller")])
+def test_a_fit_whose_size_is_not_proved_says_so(fitted_run: Path, share: float, accepted: bool | None, told: str):
+    run = read_run(fitted_run)
+    rows = [{**row, "accepted": accepted} if row["chosen"] else row for row in run.curve]
+    assert told in fit_line(replace(run, fit={**run.fit, "share": share}, curve=rows))
 
 
 def test_a_plain_lora_run_shows_nothing_that_it_does_not_know(lora_run: Path):
@@ -143,4 +153,4 @@ def test_the_adjustments_say_how_many_moves_were_taken_back_at_once(dynamic_run:
 
 def test_a_fit_tells_the_size_that_is_left(fitted_run: Path):
     size = facts(read_run(fitted_run))["Smaller adapter"]
-    assert size[0] == "500" and "50%" in size[1]
+    assert size[0] == "500" and "50.0%" in size[1]

@@ -1,6 +1,7 @@
-"""Rows -> a Vega-Lite specification. The page draws it with Vega, `images` without a browser: one path for both.
+"""Rows become charts of Altair. The page draws them with Vega, `images` draws them without a browser.
 
-Names that come from a run are data here, never part of an expression. Sizes are the reader's, colours the theme's.
+Names that come from a run are data here, never part of an expression. The reader says how large a chart is, the theme
+which colours it has.
 """
 
 from __future__ import annotations
@@ -10,21 +11,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Spec = dict[str, Any]
+import altair as alt
+
+Chart = alt.Chart | alt.LayerChart
+Row = dict[str, Any]
 Value = float | None
 
-# Okabe and Ito's colour-blind safe set, darkened or lightened until each reads as a thin line on its ground.
+# These are Okabe and Ito's colour-blind safe colours, darkened or lightened until each reads as a thin line.
 PALETTE = {
     "light": ["#0068A8", "#C8500A", "#00805C", "#A8447E", "#94700A", "#4A8FBE", "#5B5BB0", "#6B6B6B"],
     "dark": ["#5EB5EE", "#FF9557", "#38C8A0", "#E79AC8", "#E8C04F", "#A6D3F5", "#B3B2F5", "#B0B0B0"],
 }
 GREY, CHANGED = "#78828c", "#C8500A"
-MARKED = 12  # points; a curve of so few shows each
+MARKED = 12
+"""A curve of so few points shows each."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One curve: `y` against `x`, with a band from `low` to `high` where they are given."""
+    """One curve: `y` against `x`, with a bar from `low` to `high` where they are given."""
 
     name: str
     x: Sequence[float]
@@ -32,10 +37,10 @@ class Curve:
     low: Sequence[Value] | None = None
     high: Sequence[Value] | None = None
     quiet: bool = False
-    """Grey, under the others."""
+    """It is drawn in grey, under the others."""
 
-    def rows(self) -> list[Spec]:
-        """A row a point; a point without a number is left out."""
+    def rows(self) -> list[Row]:
+        """There is a row for each point that has a number."""
         columns = {"x": self.x, "y": self.y, "low": self.low, "high": self.high}
         known = {key: values for key, values in columns.items() if values is not None}
         points = [dict(zip(known, values, strict=True)) for values in zip(*known.values(), strict=True)]
@@ -48,7 +53,7 @@ class Axes:
     """A pair of axes, and how curves are drawn over it."""
 
     x: str
-    """Title, with the unit."""
+    """This is the title, with the unit."""
     y: str
     log_x: bool = False
     log_y: bool = False
@@ -61,82 +66,83 @@ class Axes:
     step: bool = False
     """A value holds until the next."""
     line_at: tuple[str, float] | None = None
-    """A named horizontal line."""
+    """A horizontal line has this name and value."""
 
 
-def curves(several: Sequence[Curve], axes: Axes) -> Spec:
-    """Curves with their bands over one pair of axes."""
+def curves(several: Sequence[Curve], axes: Axes) -> alt.LayerChart:
+    """Curves with their bars over one pair of axes."""
     rows = [row for curve in several for row in curve.rows()]
-    if axes.log_x or axes.log_y:
-        rows = [row for row in rows if (row["x"] > 0 or not axes.log_x) and (row["y"] > 0 or not axes.log_y)]
-    at = {"x": _x_axis(axes, rows), "y": _y_axis(axes, rows)}
-    drawn = [curve for curve in several if not curve.quiet]
-    legend = {"values": [curve.name for curve in drawn]} if len(drawn) > 1 else None
-    scale = {"domain": [curve.name for curve in drawn]}
-    color = {"field": "name", "type": "nominal", "title": None, "legend": legend, "scale": scale}
-    line = {"type": "line", "interpolate": "step-after" if axes.step else "linear"}
-    who = {"field": "name", "type": "nominal", "title": " "}
+    rows = [row for row in rows if (row["x"] > 0 or not axes.log_x) and (row["y"] > 0 or not axes.log_y)]
+    x, y = _x(axes, rows), _y(axes, rows)
+    drawn, quiet = ([curve for curve in several if curve.quiet is kind] for kind in (False, True))
+    names = [curve.name for curve in drawn]
+    legend = alt.Legend(values=names) if len(names) > 1 else None
+    color = alt.Color("name:N", title=None, scale=alt.Scale(domain=names), legend=legend)
+    who = alt.Tooltip("name:N", title=" ")
+    line: dict[str, Any] = {"interpolate": "step-after" if axes.step else "linear"}
     layers = []
-    if len(drawn) < len(several):
-        grey = {**at, "detail": {"field": "name"}, "tooltip": who}
-        layers.append(_of("quiet", {**line, "color": GREY, "strokeWidth": 1, "opacity": 0.5}, grey))
+    if quiet:
+        grey = _of("quiet").mark_line(color=GREY, strokeWidth=1, opacity=0.5, **line)
+        layers.append(grey.encode(x, y, detail="name:N", tooltip=who))
     if any(curve.low for curve in drawn):
-        ends = {"x": at["x"], "y": {**at["y"], "field": "low"}, "y2": {"field": "high"}, "color": color}
-        layers.append(_of("drawn", {"type": "area", "opacity": 0.17}, ends, "isValid(datum.low)"))
+        bars = _of("drawn").transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, opacity=0.7)
+        layers.append(bars.encode(x, _y(axes, rows, "low"), alt.Y2("high"), color))
     if drawn:
         few = max(len(curve.x) for curve in drawn) <= MARKED and not axes.step
-        layers.append(_of("drawn", {**line, "point": few}, {**at, "color": color}))
-        number = {"type": "quantitative", "format": ",.5~g"}
-        told = [who, {"field": "x", "title": axes.x, **number}, {"field": "y", "title": axes.y, **number}]
-        reader = {"type": "point", "filled": True, "size": 160, "opacity": 0}  # what the pointer reads
-        layers.append(_of("drawn", reader, {**at, "color": color, "tooltip": told}))
+        layers.append(_of("drawn").mark_line(point=few, **line).encode(x, y, color))
+        told = [alt.Tooltip(f"{key}:Q", title=title, format=",.5~g") for key, title in (("x", axes.x), ("y", axes.y))]
+        pointed = _of("drawn").mark_point(filled=True, size=160, opacity=0)  # the pointer finds these
+        layers.append(pointed.encode(x, y, color, tooltip=[who, *told]))
     if axes.line_at:
-        layers += _named_line(*axes.line_at, at["y"])
-    return {"data": {"values": rows}, "layer": layers}
+        name, value = axes.line_at
+        there = alt.Chart(alt.InlineData(values=[{"y": value, "text": f"{name} {value:,}"}]))
+        layers.append(there.mark_rule(strokeDash=[5, 4], strokeWidth=1.5, color=GREY).encode(y))
+        words = there.mark_text(align="right", dy=-7, color=GREY)
+        layers.append(words.encode(y, x=alt.value("width"), text="text:N"))
+    return alt.layer(*layers, data=alt.InlineData(values=rows))
 
 
-def rank_map(cells: Sequence[Mapping[str, Any]], *, at: str = "adjustment") -> Spec:
+def ringed(chart: alt.LayerChart, axes: Axes, point: tuple[float, float], name: str) -> alt.LayerChart:
+    """The chart, with a ring around one of its points, and a name beside the ring."""
+    rows = chart.data.values
+    there = alt.Chart(alt.InlineData(values=[{"x": point[0], "y": point[1], "text": name}]))
+    there = there.encode(_x(axes, rows), _y(axes, rows))
+    ring = there.mark_point(shape="circle", filled=False, size=260, strokeWidth=2.5, opacity=1, color=GREY)
+    words = there.mark_text(align="left", dx=13, dy=11, fontWeight="bold", color=GREY)
+    return chart + ring + words.encode(text="text:N")
+
+
+def rank_map(cells: Sequence[Mapping[str, Any]], *, at: str = "adjustment") -> alt.LayerChart:
     """Ranks as module type by depth, coloured by rank.
 
     Args:
-        cells: one row a place in the model: `type`, `depth` (as text), and `ranks`, `changes`: one each per frame.
+        cells: there is one for each place in the model: `type`, `depth` (as text), and `ranks`, `changes`: one each per
+            frame.
         at: the number of the frame to draw, as an expression; by default the parameter `adjustment`.
     """
     highest = max([1, *(rank for cell in cells for rank in cell["ranks"])])
     number = "format(datum.rank, datum.rank % 1 ? '.1f' : 'd')"
     mark = "datum.change > 0 ? '▲' : datum.change < 0 ? '▼' : ''"
-    axis = {"ticks": False, "domain": False, "grid": False, "labelAngle": 0}
-    place = {"type": "nominal", "sort": None, "axis": axis}
-    scale = {"domain": [0, highest], "scheme": "blues"}
-    fill = {"field": "rank", "type": "quantitative", "scale": scale, "title": "rank"}
-    told = {"tooltip": [{"field": key, "type": "nominal"} for key in ("type", "depth", "rank", "change")]}
-    on_dark = {"condition": {"test": f"datum.rank > {0.6 * highest}", "value": "white"}, "value": "#14202b"}
-    changed = {"type": "rect", "filled": False, "color": CHANGED, "strokeWidth": 1.4}
-    return {
-        "data": {"values": list(cells)},
-        "width": {"step": 30},
-        "height": {"step": 24},
-        "transform": [
-            {"calculate": f"datum.ranks[{at}]", "as": "rank"},
-            {"calculate": f"datum.changes[{at}]", "as": "change"},
-            {"calculate": f"{number} + ({mark})", "as": "label"},
-        ],
-        "encoding": {
-            "x": {"field": "depth", **place, "title": "depth in the model (block)"},
-            "y": {"field": "type", **place, "title": None},
-        },
-        "layer": [
-            {"mark": "rect", "encoding": {"color": fill, **told}},
-            {"transform": [{"filter": "datum.change != 0"}], "mark": changed, "encoding": told},
-            {
-                "mark": {"type": "text", "fontSize": 11},
-                "encoding": {"text": {"field": "label"}, "color": on_dark, **told},
-            },
-        ],
-    }
+    axis = alt.Axis(ticks=False, domain=False, grid=False, labelAngle=0)
+    base = alt.Chart(alt.InlineData(values=list(cells))).transform_calculate(
+        rank=f"datum.ranks[{at}]", change=f"datum.changes[{at}]", label=f"{number} + ({mark})"
+    )
+    base = base.encode(
+        x=alt.X("depth:N", sort=None, axis=axis, title="depth in the model (block)"),
+        y=alt.Y("type:N", sort=None, axis=axis, title=None),
+        tooltip=["type:N", "depth:N", "rank:N", "change:N"],
+    )
+    fill = alt.Color("rank:Q", scale=alt.Scale(domain=[0, highest], scheme="blues"), title="rank")
+    on_dark = alt.condition(f"datum.rank > {0.6 * highest}", alt.value("white"), alt.value("#14202b"))
+    changed = base.transform_filter("datum.change != 0")
+    return alt.layer(
+        base.mark_rect().encode(color=fill),
+        changed.mark_rect(filled=False, color=CHANGED, strokeWidth=1.4),
+        base.mark_text(fontSize=11).encode(text="label:N", color=on_dark),
+    ).properties(width=alt.Step(30), height=alt.Step(24))
 
 
-def theme(scheme: str) -> Spec:
+def theme(scheme: str) -> dict[str, Any]:
     """Vega-Lite's config for "light" or "dark"."""
     light, dark = ("#fcfcfa", "#1a1e23", "#5a636d", "#e8eaea"), ("#13161a", "#e5e8ea", "#9ca6af", "#262c32")
     paper, strong, ink, grid = dark if scheme == "dark" else light
@@ -155,78 +161,65 @@ def theme(scheme: str) -> Spec:
         "axis": {**words, "gridColor": grid, "domainColor": ink, "tickColor": ink, "tickCount": 5},
         "axisX": {"grid": False},
         "axisY": {"domain": False, "ticks": False},
-        # The symbols are opaque, though the band under a curve is not.
+        # The symbols are opaque, though the bars of a curve are not.
         "legend": {
             **words,
-            **{"orient": "top", "columns": 3, "labelLimit": 220, "gradientLength": 120, "symbolOpacity": 1},
+            "orient": "top",
+            "columns": 3,
+            "labelLimit": 220,
+            "gradientLength": 120,
+            "symbolOpacity": 1,
         },
         "range": {"category": PALETTE[scheme]},
     }
 
 
-def plain(value: Any) -> Any:
-    """Numbers as JSON has them: NaN and infinities become None, floats keep five significant digits."""
+def spec_of(chart: alt.TopLevelMixin) -> dict[str, Any]:
+    """The chart as Vega-Lite, without a theme: numbers have five significant digits, and NaN is None."""
+    with alt.data_transformers.enable(consolidate_datasets=False):
+        spec = chart.to_dict(validate=False)
+    return {key: _plain(value) for key, value in spec.items() if key not in ("$schema", "config")}
+
+
+def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.5g}") if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _x_axis(axes: Axes, rows: Sequence[Spec]) -> Spec:
-    scale: Spec = {"zero": True, "nice": False}
-    if axes.log_x:
-        scale = {"type": "log", "nice": False, "padding": 8}
-    return _axis("x", axes.x, scale, [row["x"] for row in rows])
+def _of(kind: str) -> alt.Chart:
+    """A layer of the curves of one kind."""
+    return alt.Chart().transform_filter(alt.FieldEqualPredicate(field="kind", equal=kind))
 
 
-def _y_axis(axes: Axes, rows: Sequence[Spec]) -> Spec:
+def _x(axes: Axes, rows: Sequence[Row]) -> alt.X:
+    scale = {"type": "log", "nice": False, "padding": 8} if axes.log_x else {"zero": True, "nice": False}
+    return alt.X("x:Q", title=axes.x, scale=_scale(scale, [row["x"] for row in rows]))
+
+
+def _y(axes: Axes, rows: Sequence[Row], field: str = "y") -> alt.Y:
     values = [row[key] for row in rows for key in ("y", "low", "high") if row.get(key) is not None]
-    if axes.line_at:
-        values.append(axes.line_at[1])
-    whole = axes.from_zero or axes.reverse
-    scale: Spec = {"zero": axes.from_zero, "reverse": axes.reverse, "nice": not axes.reverse}
-    scale["padding"] = 0 if whole else 4
-    if axes.log_y:
-        scale = {"type": "log", "nice": False, "padding": 8}
-    found = _axis("y", axes.y, scale, values)
+    values += [axes.line_at[1]] if axes.line_at else []
     if axes.linear_to:
         decades = math.ceil(math.log10(max([axes.linear_to, *map(abs, values)]) / axes.linear_to))
         ticks = [0, *(axes.linear_to * 10**power for power in range(decades + 1))]
-        found["scale"] = {"type": "symlog", "constant": axes.linear_to, "nice": False, "padding": 8}
-        found["axis"] = {"values": ticks, "format": ".2~g"}
-    return found
+        scale = alt.Scale(type="symlog", constant=axes.linear_to, nice=False, padding=8)
+        return alt.Y(f"{field}:Q", title=axes.y, scale=scale, axis=alt.Axis(values=ticks, format=".2~g"))
+    whole = axes.from_zero or axes.reverse
+    scale = {"zero": axes.from_zero, "reverse": axes.reverse, "nice": not axes.reverse, "padding": 0 if whole else 4}
+    if axes.log_y:
+        scale = {"type": "log", "nice": False, "padding": 8}
+    return alt.Y(f"{field}:Q", title=axes.y, scale=_scale(scale, values))
 
 
-def _axis(field: str, title: str, scale: Spec, values: Sequence[float]) -> Spec:
-    """An axis; around a single value there is room, since Vega would draw that beside any tick."""
+def _scale(scale: Row, values: Sequence[float]) -> alt.Scale:
+    """There is room around a single value, which Vega would draw beside any tick."""
     if len(set(values)) == 1 and not (scale.get("zero") and values[0]):
         value = values[0]
         low, high = value - abs(value) / 10, value + abs(value) / 10
         if scale.get("type") == "log":
             low, high = value / 2, value * 2
         scale = {**scale, "domain": [low, high] if value else [-1, 1], "nice": False}
-    return {"field": field, "type": "quantitative", "title": title, "scale": scale}
-
-
-def _named_line(name: str, value: float, at: Spec) -> list[Spec]:
-    data = {"values": [{"y": value, "text": f"{name} {value:,}"}]}
-    words = {"type": "text", "align": "right", "dy": -7, "color": GREY}
-    place = {"x": {"value": "width"}, "y": at}
-    return [
-        {
-            "data": data,
-            "mark": {"type": "rule", "strokeDash": [5, 4], "strokeWidth": 1.5, "color": GREY},
-            "encoding": {"y": at},
-        },
-        {"data": data, "mark": words, "encoding": {**place, "text": {"field": "text"}}},
-    ]
-
-
-def _of(kind: str, mark: Spec, encoding: Spec, also: str = "true") -> Spec:
-    """A layer of the curves of one kind."""
-    return {
-        "transform": [{"filter": f"datum.kind === '{kind}' && {also}"}],
-        "mark": mark,
-        "encoding": encoding,
-    }
+    return alt.Scale(**scale)

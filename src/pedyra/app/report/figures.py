@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from pedyra.app.report.chart import Axes, Curve, Spec, curves, rank_map
+from pedyra.app.report.chart import Axes, Chart, Curve, curves, rank_map, ringed
 from pedyra.app.report.records import Layer, Record, RunRecords
 
 STEP = "training step"
@@ -23,9 +23,9 @@ class Panel:
     """One pair of axes."""
 
     title: str
-    spec: Spec
+    chart: Chart
     frames: Sequence[str] = ()  # what the slider of the parameter `adjustment` says at each of its places
-    stills: Sequence[tuple[str, Spec]] = ()  # title and chart of each image that stands for the slider in a file
+    stills: Sequence[tuple[str, Chart]] = ()  # title and chart of each image that stands for the slider in a file
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,17 @@ def increase_by_size(run: RunRecords) -> Figure:
     caption = (
         "How much the loss rises when only the most useful directions of the adapter stay: as predicted from "
         "gradients, and as measured on the held-out rows of the choice and of the proof, each time against the whole "
-        "adapter (band: 95 %). " + (recovered if tried else "") + "Below the dashed line, from which on the scale is "
-        "logarithmic, a size is within tolerance. " + (f"The verdict: {run.fit['words']}." if run.fit else "")
+        "adapter (bar: 95 %). "
+        + (recovered if tried else "")
+        + "A size is within tolerance where the upper bound (95 %) "
+        "of its rise in the proof lies below the dashed line; a point below it is not enough. From that line on the "
+        "scale is logarithmic. The ring is around the size that was taken. "
+        + (f"The verdict: {run.fit['words']}." if run.fit else "")
     )
     return Figure("fit", "Size", "How small may the adapter be?", caption, panels)
 
 
-def increase_curve(rows: Sequence[Mapping[str, Any]]) -> Spec:
+def increase_curve(rows: Sequence[Mapping[str, Any]]) -> Chart:
     """The chart of one fit, from the rows of its curve."""
     smaller = sorted((row for row in rows if row["share"] < 1), key=lambda row: row["parameters"])
     sizes = [row["parameters"] for row in smaller]
@@ -76,7 +80,18 @@ def increase_curve(rows: Sequence[Mapping[str, Any]]) -> Spec:
     limit = next((row["tolerance"] for row in rows if row.get("tolerance") is not None), None)
     line_at = None if limit is None else ("tolerance", float(f"{limit:.3g}"))
     axes = Axes("parameters of the adapter", "rise of the loss", log_x=True, linear_to=limit or None, line_at=line_at)
-    return curves(drawn, axes)
+    chart = curves(drawn, axes)
+    taken = next((row for row in smaller if row.get("chosen")), None)
+    return chart if taken is None else ringed(chart, axes, (taken["parameters"], _rise(taken)), "taken")
+
+
+def _rise(row: Mapping[str, Any]) -> float:
+    """How much the loss rises at this size: in the proof, else as well as it is known."""
+    recovered = row.get("recovered_increase")
+    known = (row.get("measured_increase"), row["predicted_increase"])
+    if recovered is not None and (row["recovered_rows"] == "proof" or row["rows"] != "proof"):
+        return recovered
+    return next(value for value in known if value is not None)
 
 
 def _measured(rows: Sequence[Mapping[str, Any]], which: str, recovered: bool = False) -> list[Curve]:
@@ -125,7 +140,7 @@ def _map(run: RunRecords, title: str) -> Panel:
     return Panel(title, rank_map(cells), told, stills if last else stills[:1])
 
 
-def map_cells(places: Mapping[str, tuple[str, int | None]], states: Sequence[Mapping[str, int]]) -> list[Spec]:
+def map_cells(places: Mapping[str, tuple[str, int | None]], states: Sequence[Mapping[str, int]]) -> list[Record]:
     """The cells of `rank_map`, a frame a state; layers at one place share a cell, what is outside of blocks is last.
 
     Args:
@@ -179,7 +194,7 @@ def importance_ranks(scores: Mapping[str, float]) -> dict[str, int]:
     return {name: place[name] for name in scores}
 
 
-def _by_layer(run: RunRecords, steps: Sequence[int], values: Sequence[Mapping[str, Any]], axes: Axes) -> Spec:
+def _by_layer(run: RunRecords, steps: Sequence[int], values: Sequence[Mapping[str, Any]], axes: Axes) -> Chart:
     """A line a layer, in colour those whose rank changed most."""
     shown = notable(run)
     drawn = [

@@ -7,8 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import altair as alt
+
 from pedyra.app.packaged import needed, prepared
-from pedyra.app.report.chart import Spec, plain, theme
+from pedyra.app.report.chart import Chart, spec_of, theme
 from pedyra.app.report.figures import make_figures
 from pedyra.app.report.records import read_run
 from pedyra.lora.files import write_file
@@ -27,28 +29,30 @@ def save_figures(run_dir: Path, out_dir: Path, formats: Sequence[str] = FORMATS)
     written = []
     out_dir.mkdir(parents=True, exist_ok=True)
     for figure in make_figures(read_run(run_dir)):
-        stills = [still for panel in figure.panels for still in panel.stills or [(panel.title, panel.spec)]]
+        stills = [still for panel in figure.panels for still in panel.stills or [(panel.title, panel.chart)]]
         for name in formats:
             written.append(out_dir / f"{figure.id}.{name}")
             save_image(side_by_side(stills), written[-1])
     return written
 
 
-def side_by_side(panels: Iterable[tuple[str, Spec]]) -> Spec:
-    """Titles and charts in one specification, two in a row."""
-    sized = [{"width": _WIDTH, "height": _HEIGHT, **spec, "title": title} for title, spec in panels]
-    return {"concat": sized, "columns": 2, "resolve": {"scale": {"color": "independent", "shape": "independent"}}}
+def side_by_side(panels: Iterable[tuple[str, Chart]]) -> alt.ConcatChart:
+    """Titles and charts in one chart, two in a row."""
+    sized = []
+    for title, chart in panels:
+        size = {"width": _WIDTH, "height": _HEIGHT} if chart.width is alt.Undefined else {}
+        sized.append(chart.properties(title=title, **size))
+    return alt.concat(*sized, columns=2).resolve_scale(color="independent", shape="independent")
 
 
-def save_image(spec: Spec, path: Path) -> None:
-    """Draw a specification in the light theme as the format that `path` ends in, svg or png."""
-    vl_convert = _vl_convert()
-    whole = plain({"$schema": "https://vega.github.io/schema/vega-lite/v6.json", **spec})
-    config = {**theme("light"), "background": "white"}
+def save_image(chart: alt.TopLevelMixin, path: Path) -> None:
+    """Draw a chart in the light theme as the format that `path` ends in, svg or png."""
+    vl_convert, spec = _vl_convert(), spec_of(chart)
+    how: dict[str, Any] = {"config": {**theme("light"), "background": "white"}, "allowed_base_urls": []}
     if path.suffix == ".svg":
-        path.write_text(vl_convert.vegalite_to_svg(whole, config=config, allowed_base_urls=[]), encoding="utf-8")
+        write_file(path, vl_convert.vegalite_to_svg(spec, **how))
     else:
-        path.write_bytes(vl_convert.vegalite_to_png(whole, config=config, ppi=RESOLUTION, allowed_base_urls=[]))
+        write_file(path, vl_convert.vegalite_to_png(spec, ppi=RESOLUTION, **how))
 
 
 def vega_script() -> str:

@@ -6,12 +6,13 @@ const views = new Map();
 function sized(host) {
   const autosize = {type: "fit-x", contains: "padding"};
   const spec = {...panels[host.id], autosize, width: "container", height: Math.min(300, Math.max(220, host.clientWidth * 0.55))};
-  if (!spec.encoding) return spec;
-  const {x, y} = spec.encoding, count = field => new Set(spec.data.values.map(cell => cell[field])).size;
+  if (!panels[host.id].height) return spec;
+  const count = field => new Set(spec.data.values.map(cell => cell[field])).size;
   // The map of a deep model stands upright where its columns would be too narrow to read.
   if (host.clientWidth >= 140 + 20 * count("depth")) return {...spec, height: 34 * count("type")};
-  const slanted = {...y, axis: {...y.axis, labelAngle: -40, orient: "top"}};
-  return {...spec, height: 22 * count("depth"), encoding: {x: slanted, y: x}};
+  const upright = ({x, y, ...rest}) => ({...rest, x: {...y, axis: {...y.axis, labelAngle: -40, orient: "top"}}, y: x});
+  const layer = spec.layer.map(each => ({...each, encoding: upright(each.encoding)}));
+  return {...spec, height: 22 * count("depth"), layer};
 }
 
 async function draw(host) {
@@ -20,7 +21,8 @@ async function draw(host) {
   const letters = Math.max(4, ...rows.map(row => row.kind === "drawn" ? row.name.length : 0));
   const columns = Math.max(1, Math.floor((host.clientWidth - 60) / (36 + 6.6 * letters)));
   // `ast`: expressions are interpreted, so that the page needs no right to run text as code.
-  const options = {config: {...theme, legend: {...theme.legend, columns}}, actions: false, ast: true, renderer: "svg"};
+  const legend = {...theme.legend, columns, labelLimit: Math.min(300, host.clientWidth - 60)};
+  const options = {config: {...theme, legend}, actions: false, ast: true, renderer: "svg"};
   views.set(host, await vegaEmbed(host, sized(host), options));
 }
 

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from pedyra.allocate.allocation import undone
 from pedyra.app.console import format_bytes, format_seconds
-from pedyra.app.report.chart import PALETTE, plain, theme
+from pedyra.app.report.chart import PALETTE, spec_of, theme
 from pedyra.app.report.figures import Panel, make_figures
 from pedyra.app.report.images import vega_script
 from pedyra.app.report.records import RunRecords, read_run
@@ -53,7 +53,7 @@ def render(run: RunRecords) -> str:
         loader=jinja2.FunctionLoader(_asset), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     panels = {
-        f"{figure.id}-{i}": {**panel.spec, "params": _slider(panel)}
+        f"{figure.id}-{i}": {**spec_of(panel.chart), "params": _slider(panel)}
         for figure in figures
         for i, panel in enumerate(figure.panels)
     }
@@ -62,6 +62,7 @@ def render(run: RunRecords) -> str:
         sections=[(name, list(group)) for name, group in groupby(figures, key=lambda figure: figure.section)],
         numbers={figure.id: number for number, figure in enumerate(figures, start=1)},
         described=description(run),
+        fitted=fit_line(run) if run.fit else "",
         cards=facts(run),
         samples=SAMPLES,
         # Ours or Vega's and free of user text, so they go in unescaped.
@@ -80,7 +81,7 @@ def _slider(panel: Panel) -> list[dict]:
 
 def _data(value: dict) -> Markup:
     """JSON inside a script element: "<" is escaped, so that no layer name can end the element."""
-    text = json.dumps(plain(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c"))
 
 
@@ -107,6 +108,29 @@ def description(run: RunRecords) -> dict[str, str]:
     return {name: str(value) for name, value in rows.items() if value not in (None, "")}
 
 
+def fit_line(run: RunRecords) -> str:
+    """The size that a fit took, the metric before and after, and what the proof says of the loss."""
+    fit, taken = run.fit, next((row for row in run.curve if row.get("chosen")), {})
+    size = f"{fit['parameters']:,} parameters, {fit['share']:.1%} of the adapter"
+    told = ["Everything is kept" if fit["share"] >= 1 else size]
+    before, after = (fit.get("metrics", {}).get(which, {}) for which in ("whole", "smaller"))
+    told += [
+        f"{name} {value:.4f}" + (f" → {after[name]:.4f}" if name in after else "") for name, value in before.items()
+    ]
+    measure, limit = fit.get("measure", "loss"), fit.get("tolerance")
+    within = "the tolerance" if limit is None else f"the tolerance of {limit:.4f}"
+    if fit["share"] >= 1:
+        told.append(f"no smaller size is proved to be within {within}")
+    elif fit.get("interval"):
+        low, high = fit["interval"]
+        proved = "proved to be" if taken.get("accepted") else "not proved to be"
+        told.append(
+            f"in the proof the {measure} rises by {fit['measured_increase']:+.4f} [{low:+.4f}, {high:+.4f}] (95 %), "
+            f"{proved} within {within}"
+        )
+    return "; ".join(told) + "."
+
+
 Fact = tuple[str, str]
 """One property of a run: its value as text, and a second line that puts it in proportion."""
 
@@ -128,7 +152,7 @@ def facts(run: RunRecords) -> dict[str, Fact]:
     if run.layers:
         found["Total rank"] = _total_rank(run)
     if run.fit and run.fit["share"] < 1:
-        share = f"parameters, {run.fit['share']:.0%} of the adapter"
+        share = f"parameters, {run.fit['share']:.1%} of the adapter"
         found["Smaller adapter"] = (f"{run.fit['parameters']:,}", share)
     elif run.fit:
         found["Smaller adapter"] = ("none", "everything is kept")

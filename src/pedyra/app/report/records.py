@@ -46,11 +46,15 @@ _RANKS: dict[str, dict[str, Any]] = {
         "seconds": _NUMBER,
     },
 }
-_FIT = {"words": str, "parameters": int, "share": float}
+_FIT = {
+    **{"words": str, "parameters": int, "share": float, "tolerance": _NUMBER, "measured_increase": _NUMBER},
+    **{"interval": ([float], None), "metrics": ({str: {str: float}}, None)},
+}
 _CURVE = {
     **{"parameters": int, "share": float, "predicted_increase": float},
     **{"measured_increase": _NUMBER, "standard_error": _NUMBER, "rows": str, "tolerance": _NUMBER},
     **{"recovered_increase": _NUMBER, "recovered_standard_error": _NUMBER, "recovered_rows": str},
+    **{"accepted": (bool, None), "chosen": (bool, None)},
 }
 
 
@@ -114,7 +118,7 @@ def read_run(path: Path) -> RunRecords:
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder: a report is made from a run folder; check the path")
     environment = {}
-    if (path / "environment.json").exists():
+    if (path / "environment.json").is_file():
         environment = read_json(path / "environment.json", {"versions": ({str: str}, None)})
     metrics = read_rows(path / "metrics.jsonl", _METRICS)
     if not metrics:

@@ -12,9 +12,10 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
+import altair as alt
 from scipy import stats
 
-from pedyra.app.report.chart import Axes, Curve, Spec, curves, rank_map
+from pedyra.app.report.chart import Axes, Chart, Curve, curves, rank_map
 from pedyra.app.report.figures import (
     STEP,
     history_panels,
@@ -207,7 +208,7 @@ MEASURES: dict[str, Measure] = {
 
 Runs = Mapping[str, RunRecords]
 """Row -> its run with the first seed, which curves show."""
-Panels = Mapping[str, Spec]
+Panels = Mapping[str, Chart]
 """Title -> chart, side by side."""
 Drawing = Callable[[Runs, Sequence[Row]], Panels]
 
@@ -228,7 +229,7 @@ def _lines(title: str, y: str, of: Callable[[RunRecords], Series], **options: An
     return lambda runs, found: {title: _curves({row: of(run) for row, run in runs.items()}, y, **options)}
 
 
-def _curves(several: Mapping[str, Series], y: str, **options: Any) -> Spec:
+def _curves(several: Mapping[str, Series], y: str, **options: Any) -> Chart:
     drawn = [Curve(name, [x for x, _ in points], [y for _, y in points]) for name, points in several.items() if points]
     return curves(drawn, Axes(STEP, y, **options))
 
@@ -242,23 +243,20 @@ def utilised(runs: Runs, found: Sequence[Row]) -> Panels:
 
 def dynamics(runs: Runs, found: Sequence[Row]) -> Panels:
     """Fig. 3: rank and place by importance, in colour the layers whose rank changed most."""
-    return {panel.title: panel.spec for panel in history_panels(next(iter(runs.values())))}
+    return {panel.title: panel.chart for panel in history_panels(next(iter(runs.values())))}
 
 
 def bars(runs: Runs, found: Sequence[Row]) -> Panels:
     """Figs. 4a and 6: a group of bars a column, a bar a row, with 95 % intervals."""
     rows = [row for row in found if row["measured"] is not None]
     names = list(dict.fromkeys(row["row"] for row in rows))
-    place = {"x": {"field": "column", "type": "nominal", "sort": None, "title": None, "axis": {"labelAngle": 0}}}
-    place |= {"xOffset": {"field": "row", "sort": names}}
-    color = {"field": "row", "type": "nominal", "title": None, "sort": names}
-    value = {"type": "quantitative", "title": "score"}
-    ends = {"y": {"field": "interval_low", **value}, "y2": {"field": "interval_high"}}
-    marks = [
-        {"mark": "bar", "encoding": {**place, "y": {"field": "measured", **value}, "color": color}},
-        {"mark": "rule", "encoding": {**place, **ends}},
-    ]
-    return {"Mean and 95 % interval": {"data": {"values": rows}, "layer": marks}}
+    groups = alt.Chart(alt.InlineData(values=rows)).encode(
+        x=alt.X("column:N", sort=None, title=None, axis=alt.Axis(labelAngle=0)),
+        xOffset=alt.XOffset("row:N", sort=names),
+    )
+    drawn = groups.mark_bar().encode(alt.Y("measured:Q", title="score"), alt.Color("row:N", title=None, sort=names))
+    ends = groups.mark_rule().encode(alt.Y("interval_low:Q", title="score"), alt.Y2("interval_high"))
+    return {"Mean and 95 % interval": drawn + ends}
 
 
 def rank_against_importance(runs: Runs, found: Sequence[Row]) -> Panels:
@@ -268,14 +266,14 @@ def rank_against_importance(runs: Runs, found: Sequence[Row]) -> Panels:
     scores = mean_by_layer([record["layer_scores"] for record in run.adjustments])
     ranks = mean_ranks(run)
     rows = [{"x": scores[each.name], "y": ranks[each.name], "type": each.type} for each in run.layers]
-    scale = {"type": "log" if min(scores.values()) > 0 else "linear"}
-    encoding = {
-        "x": {"field": "x", "type": "quantitative", "title": "mean importance of the layer", "scale": scale},
-        "y": {"field": "y", "type": "quantitative", "title": "mean rank"},
-        "color": {"field": "type", "type": "nominal", "title": None},
-    }
-    spec = {"data": {"values": rows}, "mark": {"type": "point", "filled": True, "size": 70}, "encoding": encoding}
-    return {"Rank and importance" if value is None else f"Spearman's correlation {value:.2f}": spec}
+    scale = alt.Scale(type="log" if min(scores.values()) > 0 else "linear")
+    drawn = alt.Chart(alt.InlineData(values=rows)).mark_point(filled=True, size=70)
+    drawn = drawn.encode(
+        alt.X("x:Q", title="mean importance of the layer", scale=scale),
+        alt.Y("y:Q", title="mean rank"),
+        alt.Color("type:N", title=None),
+    )
+    return {"Rank and importance" if value is None else f"Spearman's correlation {value:.2f}": drawn}
 
 
 def rank_maps(runs: Runs, found: Sequence[Row]) -> Panels:
@@ -289,18 +287,18 @@ def mask_maps(runs: Runs, found: Sequence[Row]) -> Panels:
     return {f"({letter}) {row}": _mask_map(run) for letter, (row, run) in zip("ab", runs.items(), strict=False)}
 
 
-def _mask_map(run: RunRecords) -> Spec:
+def _mask_map(run: RunRecords) -> Chart:
     masked = masks(run)
     cells = [{"step": step, "triple": f"{name} {i}", "state": "masked"} for step, each in masked for name, i in each]
     for (_, before), (step, now) in pairwise(masked):
         cells += [{"step": step, "triple": f"{name} {i}", "state": "came back"} for name, i in before - now]
-    shades = {"domain": ["masked", "came back"], "range": ["#b4bac0", "#C8500A"]}
-    encoding = {
-        "x": {"field": "step", "type": "ordinal", "title": "adjustment after step", "axis": {"labelAngle": 0}},
-        "y": {"field": "triple", "type": "nominal", "title": "triple", "axis": {"labels": False, "ticks": False}},
-        "color": {"field": "state", "type": "nominal", "title": None, "scale": shades},
-    }
-    return {"data": {"values": cells}, "mark": "rect", "encoding": encoding}
+    shades = alt.Scale(domain=["masked", "came back"], range=["#b4bac0", "#C8500A"])
+    drawn = alt.Chart(alt.InlineData(values=cells)).mark_rect()
+    return drawn.encode(
+        alt.X("step:O", title="adjustment after step", axis=alt.Axis(labelAngle=0)),
+        alt.Y("triple:N", title="triple", axis=alt.Axis(labels=False, ticks=False)),
+        alt.Color("state:N", title=None, scale=shades),
+    )
 
 
 def orthogonality(runs: Runs, found: Sequence[Row]) -> Panels:
