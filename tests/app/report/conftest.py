@@ -189,7 +189,7 @@ def fitted_run(lora_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     )
     rows = [dict(zip(keys, size, strict=True)) | {"tolerance": 0.05, "chosen": size[0] == 500} for size in sizes]
     for row in rows:
-        row["accepted"] = {500: True, 100: False}.get(row["parameters"])
+        row["accepted"] = {500: True, 100: False}.get(int(row["parameters"] or 0))
         row["recovered_standard_error"] = None if row["recovered_increase"] is None else 0.01
         row["rows"] = "proof" if row["parameters"] == 500 else "choice"
         row["recovered_rows"] = "proof" if row["parameters"] == 100 else "choice"

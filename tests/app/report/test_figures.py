@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from altair import InlineData
 
-from pedyra.app.report.chart import Axes, Chart, Curve, curves, spec_of
+from pedyra.app.report.chart import Axes, Curve, curves, spec_of
 from pedyra.app.report.figures import importance_ranks, make_figures, notable, utilisation
 from pedyra.app.report.records import read_run
 
@@ -23,7 +22,7 @@ def figures_of(folder: Path) -> Figures:
     return {figure.id: figure for figure in make_figures(read_run(folder))}
 
 
-def columns(chart: Chart) -> dict[str, dict[str, list[Any]]]:
+def columns(chart: Any) -> dict[str, dict[str, list[Any]]]:
     """Name of a curve -> the columns of its points."""
     found: dict[str, dict[str, list[Any]]] = {}
     for row in chart.data.values:
@@ -32,7 +31,7 @@ def columns(chart: Chart) -> dict[str, dict[str, list[Any]]]:
     return found
 
 
-def drawn(chart: Chart) -> dict[str, dict[str, list[Any]]]:
+def drawn(chart: Any) -> dict[str, dict[str, list[Any]]]:
     """The curves in the foreground."""
     return {name: each for name, each in columns(chart).items() if each["kind"][0] == "drawn"}
 
@@ -75,7 +74,7 @@ def test_of_a_run_that_was_fitted_the_curve_comes_first(fitted_run: Path):
     }
     assert curves["proof"]["low"] == pytest.approx([0.0004])  # 1.96 standard errors
     assert "low" not in curves["predicted"]  # it has no band
-    rings = [row for layer in panel.chart.layer if isinstance(layer.data, InlineData) for row in layer.data.values]
+    rings = [row for layer in spec_of(panel.chart)["layer"] for row in layer.get("data", {}).get("values", ())]
     assert {"x": 500, "y": 0.02, "text": "taken"} in rings
 
 
@@ -104,7 +103,7 @@ def test_every_axis_is_labelled_and_every_figure_explained(figures: Figures):
 def test_the_map_has_the_start_and_one_frame_per_adjustment(figures: Figures, dynamic_run: Path):
     (panel,) = figures["map"].panels
     run = read_run(dynamic_run)
-    cells = panel.chart.data.values
+    cells = spec_of(panel.chart)["data"]["values"]
     assert len(cells) == 36 and {cell["ranks"][0] for cell in cells} == {8}
     assert {len(cell["ranks"]) for cell in cells} == {len(panel.frames)} == {21}
     assert panel.frames[-1].startswith("Adjustment 20 of 20, step 240: ")
@@ -119,7 +118,7 @@ def test_layers_at_one_place_share_a_cell_and_what_is_outside_of_blocks_comes_la
     layers = [dict(zip(("name", "type", "depth", "rank"), row, strict=True)) for row in rows]
     (folder / "ranks.jsonl").write_text(json.dumps({"kind": "layers", "layers": layers}) + "\n")
     (panel,) = figures_of(folder)["map"].panels
-    cells = [(cell["type"], cell["depth"], cell["ranks"]) for cell in panel.chart.data.values]
+    cells = [(cell["type"], cell["depth"], cell["ranks"]) for cell in spec_of(panel.chart)["data"]["values"]]
     assert cells == [("up", "1", [5.5]), ("pooler", "–", [4])]
 
 

@@ -13,6 +13,7 @@ from transformers import Trainer
 
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.app.recipe import load_recipe
+from pedyra.app.report.chart import spec_of
 from pedyra.app.report.figures import make_figures
 from pedyra.app.report.records import read_run
 from pedyra.app.runs import run as run_module
@@ -188,7 +189,7 @@ def test_the_report_tells_the_ranks_and_losses_of_a_best_adapter_and_of_the_last
     assert {row["layer"]: row["rank"] for row in layers} == read.final_ranks
     assert read.final_ranks != read.adjustments[-1]["ranks"]
     (panel,) = next(figure.panels for figure in make_figures(read) if figure.id == "map")
-    cells = panel.chart.data.values
+    cells = spec_of(panel.chart)["data"]["values"]
     assert f"the adapter of step {final['best_step']}" in panel.frames[-1]
     of_layer = {(cell["type"], cell["depth"]): cell["ranks"][-1] for cell in cells}
     kept = {

@@ -67,6 +67,8 @@ class Axes:
     """A value holds until the next."""
     line_at: tuple[str, float] | None = None
     """A horizontal line has this name and value."""
+    ring: tuple[str, float, float] | None = None
+    """A ring has this name, and is around the point of these two coordinates."""
 
 
 def curves(several: Sequence[Curve], axes: Axes) -> alt.LayerChart:
@@ -99,17 +101,12 @@ def curves(several: Sequence[Curve], axes: Axes) -> alt.LayerChart:
         layers.append(there.mark_rule(strokeDash=[5, 4], strokeWidth=1.5, color=GREY).encode(y))
         words = there.mark_text(align="right", dy=-7, color=GREY)
         layers.append(words.encode(y, x=alt.value("width"), text="text:N"))
-    return alt.layer(*layers, data=alt.InlineData(values=rows))
-
-
-def ringed(chart: alt.LayerChart, axes: Axes, point: tuple[float, float], name: str) -> alt.LayerChart:
-    """The chart, with a ring around one of its points, and a name beside the ring."""
-    rows = chart.data.values
-    there = alt.Chart(alt.InlineData(values=[{"x": point[0], "y": point[1], "text": name}]))
-    there = there.encode(_x(axes, rows), _y(axes, rows))
-    ring = there.mark_point(shape="circle", filled=False, size=260, strokeWidth=2.5, opacity=1, color=GREY)
-    words = there.mark_text(align="left", dx=13, dy=11, fontWeight="bold", color=GREY)
-    return chart + ring + words.encode(text="text:N")
+    if axes.ring:
+        name, *place = axes.ring
+        there = alt.Chart(alt.InlineData(values=[{"x": place[0], "y": place[1], "text": name}])).encode(x, y)
+        layers.append(there.mark_point(shape="circle", filled=False, size=260, strokeWidth=2.5, opacity=1, color=GREY))
+        layers.append(there.mark_text(align="left", dx=13, dy=11, fontWeight="bold", color=GREY).encode(text="text:N"))
+    return alt.LayerChart(layer=layers, data=alt.InlineData(values=rows))
 
 
 def rank_map(cells: Sequence[Mapping[str, Any]], *, at: str = "adjustment") -> alt.LayerChart:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from pedyra.app.report.chart import Axes, Chart, Curve, curves, rank_map, ringed
+from pedyra.app.report.chart import Axes, Chart, Curve, curves, rank_map
 from pedyra.app.report.records import Layer, Record, RunRecords
 
 STEP = "training step"
@@ -79,10 +79,9 @@ def increase_curve(rows: Sequence[Mapping[str, Any]]) -> Chart:
     ]
     limit = next((row["tolerance"] for row in rows if row.get("tolerance") is not None), None)
     line_at = None if limit is None else ("tolerance", float(f"{limit:.3g}"))
-    axes = Axes("parameters of the adapter", "rise of the loss", log_x=True, linear_to=limit or None, line_at=line_at)
-    chart = curves(drawn, axes)
-    taken = next((row for row in smaller if row.get("chosen")), None)
-    return chart if taken is None else ringed(chart, axes, (taken["parameters"], _rise(taken)), "taken")
+    ring = next((("taken", row["parameters"], _rise(row)) for row in smaller if row.get("chosen")), None)
+    axes = {"log_x": True, "linear_to": limit or None, "line_at": line_at, "ring": ring}
+    return curves(drawn, Axes("parameters of the adapter", "rise of the loss", **axes))
 
 
 def _rise(row: Mapping[str, Any]) -> float:
