@@ -19,7 +19,7 @@ from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.worth import Balance
 from pedyra.lora.attach import detach
 from pedyra.lora.factors import linear
-from pedyra.lora.files import finite, refuse_mount, refuse_unwritable, write_folder
+from pedyra.lora.files import finite, refuse_mount, refuse_unwritable, write_file, write_folder
 from pedyra.lora.folder import SavedLora, copy_processing, save_lora, whole_number
 from pedyra.lora.layer import adapted_layers
 from pedyra.lora.layer_names import pattern_keys
@@ -105,9 +105,9 @@ def write_cut(
     def fill(part: Path) -> None:
         save_lora(part, tensors, config)
         copy_processing(lora.folder, part)
-        (part / RECORD).write_text(json.dumps(finite(record), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_file(part / RECORD, json.dumps(finite(record), indent=2, allow_nan=False) + "\n")
         for name, text in (beside or {}).items():
-            (part / name).write_text(text, encoding="utf-8")
+            write_file(part / name, text)
 
     out.parent.mkdir(parents=True, exist_ok=True)
     write_folder(out, fill)

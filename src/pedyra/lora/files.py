@@ -33,16 +33,25 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 
 def write_folder(path: Path, save: Callable[[Path], Any]) -> None:
-    """Let `save` fill a folder that appears as `path` whole or not at all; what was there is replaced."""
+    """Let `save` fill a folder that appears as `path` whole or not at all; what was there is replaced.
+
+    The old folder is renamed before it is removed, so that a kill leaves the old one or the new one whole: the old one
+    may then be called `.<name>.old`, and the next call brings it back before it begins.
+    """
     # The way to it is followed, but not the last part; only "." and ".." have no name of their own.
     path = path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
-    part = path.with_name(f".{path.name}.part")
+    part, old = (path.with_name(f".{path.name}.{state}") for state in ("part", "old"))
+    if old.is_dir() and not old.is_symlink() and not path.exists():
+        os.replace(old, path)
     remove(part)
+    remove(old)
     try:
         save(part)
         sync_folder(part)
-        remove(path)
+        if path.exists() or path.is_symlink():
+            os.replace(path, old)
         os.replace(part, path)
+        remove(old)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -92,11 +101,8 @@ def is_disk_full(error: BaseException) -> bool:
 
 def sync_folder(folder: Path) -> None:
     """See to it that every file in `folder` is on the disk, and not only on its way there."""
-    how = "r+b" if os.name == "nt" else "rb"  # Windows brings only what is open for writing to the disk
     for file in folder.rglob("*"):
-        if file.is_file():
-            with file.open(how) as handle:
-                os.fsync(handle.fileno())
+        sync_file(file)
 
 
 SUMS = "SHA256SUMS"
@@ -142,6 +148,14 @@ def _digest(path: Path) -> str:
 def json_line(row: Mapping[str, Any]) -> str:
     """The row as a line of JSON, which has no NaN and no infinities: null takes their place."""
     return json.dumps(finite(row), allow_nan=False) + "\n"
+
+
+def sync_file(path: Path) -> None:
+    """See to it that a file, where it is there, is on the disk, and not only on its way there."""
+    how = "r+b" if os.name == "nt" else "rb"  # Windows brings only what is open for writing to the disk
+    if path.is_file():
+        with path.open(how) as handle:
+            os.fsync(handle.fileno())
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pedyra.lora.files import check_shape
+from pedyra.lora.files import check_shape, write_file
 from pedyra.lora.inspection import PREFIX, find_adapter, keys_by_layer, read_adapter_config, read_tensors
 from pedyra.lora.supported import BESIDE, check_supported
 
@@ -162,7 +162,7 @@ def save_lora(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, 
     folder.mkdir()
     contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
     save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_file(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 _PROCESSING = (
@@ -172,8 +172,15 @@ _PROCESSING = (
 
 
 def copy_processing(folder: Path, out: Path) -> None:
-    """Copy the tokenizer, or another processor, that was saved beside an adapter: its prompts are written by it."""
+    """Copy the tokenizer, or another processor, that was saved beside an adapter: its prompts are written by it.
+
+    A link is followed inside the folder, or inside a repository in the Hub's cache, whose files are links. Elsewhere it
+    would carry a file of this machine into what is published.
+    """
+    repository = folder.resolve().parent.parent if folder.resolve().parent.name == "snapshots" else folder.resolve()
     for file in folder.iterdir():
+        if file.is_symlink() and not file.resolve().is_relative_to(repository):
+            continue
         if file.is_file() and any(file.match(pattern) for pattern in _PROCESSING):
             shutil.copyfile(file, out / file.name)
 

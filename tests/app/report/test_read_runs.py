@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -110,6 +111,13 @@ def test_a_missing_file_is_told(copy: Path, file: str):
     (copy / file).unlink()
     with pytest.raises(ValueError, match=rf"{file}'? (is missing|does not exist)"):
         read_run(copy)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_in_the_place_of_the_environment_is_not_waited_for(copy: Path):
+    (copy / "environment.json").unlink()
+    os.mkfifo(copy / "environment.json")
+    assert read_run(copy).environment == {}
 
 
 def test_an_empty_log_is_told(copy: Path):

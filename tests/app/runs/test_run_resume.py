@@ -91,7 +91,7 @@ def test_a_checkpoint_with_one_flipped_bit_is_passed_over(recipe, interrupt_at):
     assert json.loads((folder / "environment.json").read_text())["resumed_from"] == 4
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt"])
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_file_that_torch_refuses_to_read_is_one_line(recipe, interrupt_at, name):
     """As one that runs code when it is read, from somebody else whose digests are right."""
     interrupt_at(7)
@@ -100,6 +100,17 @@ def test_a_file_that_torch_refuses_to_read_is_one_line(recipe, interrupt_at, nam
     write_sums(checkpoint, [path.name for path in checkpoint.iterdir() if path.name != SUMS])
     with pytest.raises(ValueError, match=f"refuses to read .*checkpoint-7/{name}.*--overwrite"):
         run(recipe(), resume=True)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda file: file.unlink(), lambda file: file.write_text("")], ids=["lost", "empty"]
+)
+def test_a_record_of_the_ranks_that_is_gone_is_told(recipe, interrupt_at, change):
+    interrupt_at(7)
+    folder = run(recipe("pedyra")).folder
+    change(folder.ranks)
+    with pytest.raises(ValueError, match="--resume: .*ranks.jsonl is lost or empty.*--overwrite"):
+        run(recipe("pedyra"), resume=True)
 
 
 def test_rows_that_have_changed_are_not_resumed_on(recipe, interrupt_at, tmp_path):

@@ -19,7 +19,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from pedyra.app.export.serving import refused_by_vllm, vllm_rank
-from pedyra.lora.files import refuse_mount, write_folder
+from pedyra.lora.files import refuse_mount, write_file, write_folder
 from pedyra.lora.folder import (
     SavedLora,
     active_adapter,
@@ -175,7 +175,7 @@ def write_export(out: Path, record: dict[str, Any], save: Any) -> Path:
     def fill(part: Path) -> None:
         save(part)
         text = json.dumps({"pedyra_version": version("pedyra"), **record}, indent=2)
-        (part / RECORD).write_text(text + "\n", encoding="utf-8")
+        write_file(part / RECORD, text + "\n")
 
     out.parent.mkdir(parents=True, exist_ok=True)
     write_folder(out, fill)

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from pedyra.app.runs.processes import any_of_all
-from pedyra.lora.files import append_row, json_line, read_rows, write_file
+from pedyra.lora.files import append_row, json_line, read_rows, sync_file, write_file
 from pedyra.trainer.adapt import RankTraining
 
 PLAIN_LINES = 20  # lines a whole run prints when stdout is no terminal, beside one per evaluation
@@ -53,6 +53,11 @@ class MetricsLog(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self._seconds_here, self._started = self.seconds - self._seconds_before, None
+
+    def write_side_files(self, folder: Path) -> None:
+        """Bring the rows of the run to the disk before the checkpoint `folder` that they lead to."""
+        for name in ("metrics.jsonl", "ranks.jsonl"):
+            sync_file(self.path.with_name(name))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not self.writes:

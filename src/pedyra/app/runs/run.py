@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from transformers import Trainer, TrainingArguments
+from transformers.trainer import safe_globals
 
 from pedyra.app.interrupts import on_interrupt
 from pedyra.app.recipe import Recipe, identity
@@ -28,11 +29,11 @@ from pedyra.fitting.fit import Wanted
 from pedyra.fitting.result import Fit
 from pedyra.lora.attach import detach
 from pedyra.lora.card import CARD, adapter_card, shown_name, shown_ranks
-from pedyra.lora.files import append_row, is_disk_full, remove, write_file, write_folder
+from pedyra.lora.files import append_row, is_disk_full, read_rows, remove, write_file, write_folder
 from pedyra.lora.inspection import inspect_adapter
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.registry import get_method
-from pedyra.trainer.checkpoint_folder import checkpoint_step, last_complete_checkpoint
+from pedyra.trainer.checkpoint_folder import RANK_FILES, checkpoint_step, last_complete_checkpoint
 from pedyra.trainer.engines import reshard
 from pedyra.trainer.fit import fit_trainer
 
@@ -173,7 +174,15 @@ def last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple
             f"{count_processes()} process(es); start as many as before, or set training.per_device_train_batch_size or "
             f"gradient_accumulation_steps so that it has {rows}"
         )
-    return last_complete_checkpoint(folder.path, with_ranks=folder.ranks.is_file())
+    checkpoint, broken = last_complete_checkpoint(folder.path, with_ranks=folder.ranks.is_file())
+    if (checkpoint / RANK_FILES[1]).is_file() and not any(
+        row.get("kind") == "layers" for row in read_rows(folder.ranks)
+    ):
+        raise ValueError(
+            f"--resume: {folder.ranks} is lost or empty, which tells what became of the ranks up to {checkpoint}; bring "
+            f"it back, or start anew with --overwrite"
+        )
+    return checkpoint, broken
 
 
 SHARING = ("per_device_train_batch_size", "gradient_accumulation_steps", "fsdp", "fsdp_config")
@@ -279,9 +288,10 @@ def _fit(wanted: Wanted, folder: RunFolder, trainer: Trainer, console: Console) 
 
 def _refused_file(checkpoint: Path) -> str | None:
     """The first of the files with Trainer's state that torch does not read, None if it reads them all."""
-    for name in ("optimizer.pt", "scheduler.pt"):
+    for name in ("optimizer.pt", "scheduler.pt", *sorted(file.name for file in checkpoint.glob("rng_state*.pth"))):
         try:
-            torch.load(checkpoint / name, map_location="cpu", weights_only=True)
+            with safe_globals():  # of NumPy's random numbers, as Trainer reads them
+                torch.load(checkpoint / name, map_location="cpu", weights_only=True)
         except Exception:  # whatever torch and pickle raise: UnpicklingError, RuntimeError, EOFError, ...
             return name
     return None

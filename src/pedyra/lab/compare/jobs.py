@@ -21,7 +21,7 @@ from typing import Any, Literal
 from pedyra.app.interrupts import on_interrupt
 from pedyra.app.yaml_file import to_yaml
 from pedyra.fitting.cut import RECORD
-from pedyra.lora.files import check_shape, read_rows, write_file
+from pedyra.lora.files import check_shape, read_rows, refuse_link, write_file
 from pedyra.methods.registry import get_method
 from pedyra.trainer.checkpoint_folder import last_complete_checkpoint
 
@@ -138,6 +138,10 @@ def _run(job: Job, threads: int, stops: list[bool]) -> JobEnd | None:
         return None
     code = begins = 0
     try:
+        for place in job.run.parents:
+            if place == job.folder:  # which the user chose, and may be a link
+                break
+            refuse_link(place)
         job.run.parent.mkdir(parents=True, exist_ok=True)
         write_file(job.recipe_file, to_yaml(job.recipe))
         environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ}
@@ -154,7 +158,7 @@ def _run(job: Job, threads: int, stops: list[bool]) -> JobEnd | None:
             code = _wait(child, stops)
             if code != 2:
                 break
-    except OSError as error:  # no process, no disk: of this job, perhaps not of the next
+    except (OSError, ValueError) as error:  # no process, no disk, a link: of this job, perhaps not of the next
         return JobEnd(job, "failed", str(error))
     if is_done(job):
         return JobEnd(job, "done")
