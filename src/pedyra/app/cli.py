@@ -364,7 +364,7 @@ def main(arguments: list[str] | None = None, commands: typer.Typer = app, name: 
 
 
 def _is_users(error: Exception) -> bool:
-    """Whether the message alone tells the user what to repair; anything else is our mistake."""
+    """Tell whether the message alone tells the user what to repair; anything else is our mistake."""
     if isinstance(error, ImportError):
         return "pip install" in str(error)  # an optional package; the message has the line that installs it
     if isinstance(error, OSError):

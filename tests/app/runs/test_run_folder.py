@@ -1,6 +1,5 @@
 """The run folder's rules: nobody's files are lost, and nothing in it is half-written."""
 
-import itertools
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -28,26 +27,6 @@ def test_a_new_or_empty_folder_is_free(tmp_path):
 def test_checking_creates_nothing(tmp_path):
     RunFolder(tmp_path / "new").check(overwrite=True, resume=False)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("asked", [1, 2, 3])
-def test_a_folder_that_vanishes_while_it_is_checked_is_free(tmp_path, monkeypatch, asked):
-    """As one that another process of the same run takes away, which was refused."""
-    path, count = tmp_path / "run", itertools.count(1)
-    path.mkdir()
-
-    def vanishing(ask):
-        def answer(self, *args, **kwargs):
-            found = ask(self, *args, **kwargs)
-            if self == path and next(count) == asked:
-                path.rmdir()
-            return found
-
-        return answer
-
-    for name in ("exists", "is_dir", "is_file"):
-        monkeypatch.setattr(Path, name, vanishing(getattr(Path, name)))
-    RunFolder(path).check(overwrite=False, resume=False)
 
 
 def test_another_run_is_refused_with_both_ways_out(run):

@@ -102,9 +102,7 @@ def test_a_file_that_torch_refuses_to_read_is_one_line(recipe, interrupt_at, nam
         run(recipe(), resume=True)
 
 
-@pytest.mark.parametrize(
-    "change", [lambda file: file.unlink(), lambda file: file.write_text("")], ids=["lost", "empty"]
-)
+@pytest.mark.parametrize("change", [Path.unlink, lambda file: file.write_text("")], ids=["lost", "empty"])
 def test_a_record_of_the_ranks_that_is_gone_is_told(recipe, interrupt_at, change):
     interrupt_at(7)
     folder = run(recipe("pedyra")).folder

@@ -167,7 +167,7 @@ class StopOnInterrupt(TrainerCallback):
     def __init__(self) -> None:
         self.requested = False
         self.agreed = False
-        """Whether all processes know of it, and stop after this step."""
+        """Tell whether all processes know of it, and stop after this step."""
 
     def request(self) -> None:
         if self.requested:

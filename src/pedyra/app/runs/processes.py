@@ -7,7 +7,7 @@ from typing import Any
 
 
 def is_launched() -> bool:
-    """Whether a launcher has started this process, of one or several."""
+    """Tell whether a launcher has started this process, of one or several."""
     # WORLD_SIZE alone may be left over from a job scheduler, and Trainer does not go by it either.
     return "LOCAL_RANK" in os.environ
 
@@ -18,7 +18,7 @@ def count_processes() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process writes and prints; the others only train."""
+    """Tell whether this process writes and prints; the others only train."""
     return count_processes() == 1 or int(os.environ.get("RANK", "0")) == 0
 
 
@@ -32,7 +32,7 @@ def from_first(value: Any) -> Any:
 
 
 def any_of_all(here: bool) -> bool:
-    """Whether it is so in any process; the same answer in all, which must all ask."""
+    """Tell whether it is so in any process; the same answer in all, which must all ask."""
     if count_processes() == 1:
         return here
     import torch

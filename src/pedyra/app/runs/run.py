@@ -62,12 +62,12 @@ class RunResult:
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C ended the run; its last checkpoint is of `step`."""
+        """Tell whether Ctrl-C ended the run; its last checkpoint is of `step`."""
         return self.final is None
 
     @property
     def diverged(self) -> bool:
-        """Whether the loss on the held-out rows is no finite number."""
+        """Tell whether the loss on the held-out rows is no finite number."""
         return self.final is not None and _diverged(self.final)
 
     @property
@@ -77,7 +77,7 @@ class RunResult:
 
     @property
     def awaits_fit(self) -> bool:
-        """Whether `pedyra fit` takes what was trained, and the run has not fitted it itself."""
+        """Tell whether `pedyra fit` takes what was trained, and the run has not fitted it itself."""
         is_lora = get_method(self.recipe.method).peft_type == "LORA"
         return is_lora and bool(self.layers) and self.found is None and not self.interrupted and not self.diverged
 
@@ -175,12 +175,11 @@ def last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple
             f"gradient_accumulation_steps so that it has {rows}"
         )
     checkpoint, broken = last_complete_checkpoint(folder.path, with_ranks=folder.ranks.is_file())
-    if (checkpoint / RANK_FILES[1]).is_file() and not any(
-        row.get("kind") == "layers" for row in read_rows(folder.ranks)
-    ):
+    adapts = (checkpoint / RANK_FILES[1]).is_file()
+    if adapts and not any(row.get("kind") == "layers" for row in read_rows(folder.ranks)):
         raise ValueError(
-            f"--resume: {folder.ranks} is lost or empty, which tells what became of the ranks up to {checkpoint}; bring "
-            f"it back, or start anew with --overwrite"
+            f"--resume: {folder.ranks} is lost or empty, which tells what became of the ranks up to {checkpoint}; "
+            f"bring it back, or start anew with --overwrite"
         )
     return checkpoint, broken
 

@@ -66,7 +66,7 @@ class RunFolder:
         return read_json(self.environment).get(key) if self.environment.is_file() else None
 
     def holds_run(self) -> bool:
-        """Whether a run was started here: anyone's folder may have a recipe.yaml, a run has environment.json too."""
+        """Tell whether a run was started here: others write a recipe.yaml too, but no environment.json."""
         return self.recipe.is_file() and self.environment.is_file()
 
     def check_holds_run(self) -> None:
@@ -78,7 +78,7 @@ class RunFolder:
             )
 
     def is_finished(self) -> bool:
-        """Whether the run here wrote its last line of metrics, which it does after saving the adapter."""
+        """Tell whether the run here wrote its last line of metrics, which it does after saving the adapter."""
         rows = read_rows(self.metrics)
         return bool(rows) and bool(rows[-1].get("final"))
 
@@ -104,7 +104,7 @@ class RunFolder:
                     f"{self.path} holds another run; continue it with --resume, replace it with --overwrite, "
                     "or choose another output_dir"
                 )
-        elif any(entry.name not in (LOCK, self.environment.name) for entry in self._listed()):
+        elif any(entry.name not in (LOCK, self.environment.name) for entry in self.path.glob("*")):
             raise ValueError(
                 f"{self.path} is not empty and holds no run of pedyra; choose another output_dir (its files are kept)"
             )
@@ -116,16 +116,8 @@ class RunFolder:
         The folder may come from somebody else, and what a run writes, moves or removes through a link would be outside
         of it. The folder itself may be reached by a link: that one is the user's.
         """
-        for entry in self._listed():
+        for entry in sorted(self.path.glob("*")):
             refuse_link(entry)
-
-    def _listed(self) -> list[Path]:
-        """What is in the folder; nothing where there is none any more, for the first of several processes has taken
-        away meanwhile what it had made."""
-        try:
-            return sorted(self.path.iterdir())
-        except FileNotFoundError:
-            return []
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -177,6 +169,6 @@ class RunFolder:
         return [entry for entry in found if entry.exists() or entry.is_symlink()]
 
     def is_blank(self) -> bool:
-        """Whether the run here has logged nothing and saved nothing."""
+        """Tell whether the run here has logged nothing and saved nothing."""
         logged = self.metrics.is_file() and self.metrics.stat().st_size > 0
         return not logged and not list_checkpoints(self.path)

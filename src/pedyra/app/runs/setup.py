@@ -133,7 +133,7 @@ class _Trainer(Trainer):
             vars(self.args).update(given)
 
     def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
-        """Whether to save, by `save_strategy: best`: after Ctrl-C too, or nothing would be left to resume."""
+        """Tell whether to save, by `save_strategy: best`: after Ctrl-C too, or nothing would be left to resume."""
         stops = any(isinstance(each, StopOnInterrupt) and each.agreed for each in self.callback_handler.callbacks)
         return super()._determine_best_metric(*args, **kwargs) or stops
 
