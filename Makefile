@@ -1,4 +1,4 @@
-# make demo: a real model fine-tuned on real text, from nothing.   make test: everything CI checks.
+# make demo: a real LoRA made smaller, and ranks that move, from nothing.   make test: everything CI checks.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,8 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 .PHONY: demo test versions works-with lint docs dist gpu clean
 
 demo: $(VENV)/.demo
-	$(BIN)/pedyra train recipes/demo.yaml --overwrite
+	$(BIN)/pedyra train recipes/demo_fit.yaml --overwrite
+	$(BIN)/pedyra train recipes/demo_ranks.yaml --overwrite
 
 test: lint
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2

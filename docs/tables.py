@@ -372,6 +372,29 @@ def _increase(row: Row) -> str:
     return f"{middle:+.4f} {ends(middle - half, middle + half)}"
 
 
+FOUR = {
+    "SST-2, seed 0": ("MiniLM, 22.7M, reviews (SST-2)", "accuracy"),
+    "MRPC, seed 0": ("MiniLM, paraphrases (MRPC)", "accuracy"),
+    "SmolLM2, GSM8K": ("SmolLM2-135M, mathematics (GSM8K)", "perplexity"),
+    "Qwen2.5-Coder": ("Qwen2.5-Coder-0.5B, code (CodeAlpaca)", "perplexity"),
+}
+"""Adapter of `fit` -> how it is called, and the metric to show. The second is the one that kept most of all."""
+
+
+@table("four adapters")
+def four_adapters() -> Cells:
+    """What README shows of the table of fits: sizes, a metric that people know, and times."""
+    cells = [["adapter", "metric", "base", "whole", "smaller", "kept", "training", "fit"]]
+    for adapter, (name, metric) in FOUR.items():
+        (fitted,) = where(rows("fit"), adapter=adapter, kind="default")
+        (cut,) = where(rows("fit"), adapter=adapter, kind="fit")
+        values = (fitted["metrics"][which][metric] for which in ("base", "whole", "smaller"))
+        shown = [f"{100 * value:.1f} %" if metric == "accuracy" else f"{value:.3f}" for value in values]
+        times = [f"{seconds / 60:.1f} min" for seconds in (cut["training_seconds"], fitted["seconds"])]
+        cells.append([name, metric, *shown, f"{fitted['share']:.0%}", *times])
+    return cells
+
+
 @table("sizes")
 def sizes() -> Cells:
     """One run that is cut, against LoRAs of the smaller sizes from the start; positive where the cut one is better."""

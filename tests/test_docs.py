@@ -55,6 +55,12 @@ def test_every_file_and_function_that_is_named_exists(page: Path):
         assert (ROOT / path).exists(), f"{page.name} names {path}"
 
 
+@pytest.mark.parametrize("name", ["walk_gradient", "walk_fit"])
+def test_every_stop_of_a_walk_names_its_function(name: str):
+    stops = re.findall(r"^\| \d+ \| (.+?) \|", (ROOT / "docs" / f"{name}.md").read_text(), re.MULTILINE)
+    assert stops and all(re.match(r"`[\w/]+\.py: [\w.]+`", stop) for stop in stops), stops
+
+
 def _without_code(text: str) -> str:
     return re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
 
