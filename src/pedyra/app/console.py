@@ -1,4 +1,4 @@
-"""How the commands print: tables for people, JSON lines for scripts."""
+"""The commands print tables for people, and JSON lines for scripts."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def print_plan(console: Console, plan: Plan) -> None:
 
 
 def print_result(console: Console, result: RunResult) -> None:
-    """How a run ended: metric, ranks, parameters, files; of one that was interrupted, how to go on."""
+    """Tell how a run ended: metric, ranks, parameters, files; of one that was interrupted, how to go on."""
     if result.final is None:
         stopped = f"Stopped after step {result.step} of {result.total_steps}; a checkpoint is saved."
         console.print(f"{stopped} To go on, {result.goes_on}", soft_wrap=True)
@@ -139,7 +139,7 @@ def _change(start: int, end: int) -> str:
 
 
 def print_adapter(console: Console, rows: Sequence[Row]) -> None:
-    """What `inspect_adapter` found: the layers as a table, their ranks as a map, and what they come to."""
+    """Show what `inspect_adapter` found: the layers as a table, their ranks as a map, and what they come to."""
     *layers, total = rows
     columns = ("layer", "rank", "parameters", "effective_rank")
     print_table(console, columns, [[row[column] for column in columns] for row in rows])

@@ -85,7 +85,7 @@ def increase_curve(rows: Sequence[Mapping[str, Any]]) -> Chart:
 
 
 def _rise(row: Mapping[str, Any]) -> float:
-    """How much the loss rises at this size: in the proof, else as well as it is known."""
+    """Tell how much the loss rises at this size: in the proof, else as well as it is known."""
     recovered = row.get("recovered_increase")
     known = (row.get("measured_increase"), row["predicted_increase"])
     if recovered is not None and (row["recovered_rows"] == "proof" or row["rows"] != "proof"):
@@ -280,7 +280,7 @@ def total_effective_rank(record: Record) -> float | None:
 
 
 def utilisation(record: Record) -> float | None:
-    """That over the sum of the ranks (Fig. 1a); None if no rank is left."""
+    """Divide that by the sum of the ranks (Fig. 1a); None if no rank is left."""
     used, total = total_effective_rank(record), sum(record["ranks"].values())
     return used / total if used is not None and total else None
 

@@ -1,4 +1,4 @@
-"""What vl-convert does: the figures as SVG and PNG files, drawn without a browser, and Vega's script for the page."""
+"""vl-convert draws the figures as SVG and PNG files, without a browser, and carries Vega's script for the page."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def _asset(name: str) -> str:
 
 
 def description(run: RunRecords) -> dict[str, str]:
-    """What was run: method, model, data, seed, steps, LoRA settings; what the recipe does not say is left out."""
+    """Tell what was run: method, model, data, seed, steps, LoRA settings; what the recipe does not say is left out."""
     recipe = run.recipe
     model, data, lora = (value if isinstance(value := recipe.get(k), dict) else {} for k in ("model", "data", "lora"))
     steps = (run.header.get("schedule") or {}).get("total_steps") or run.final.get("step")

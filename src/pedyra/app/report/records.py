@@ -101,7 +101,7 @@ class RunRecords:
 
     @property
     def final_ranks(self) -> dict[str, int]:
-        """Of the adapter that was saved: the best one's, where that is an earlier step's."""
+        """These are the ranks of the adapter that was saved: the best one's, where that is of an earlier step."""
         best = self.final.get("best_step")
         last = math.inf if best is None else best
         states = sorted(self.snapshots + self.adjustments, key=lambda record: record["step"])

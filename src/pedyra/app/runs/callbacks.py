@@ -1,4 +1,4 @@
-"""What a run adds to its Trainer: the log in metrics.jsonl, the progress on the screen, and Ctrl-C."""
+"""A run adds three things to its Trainer: the log in metrics.jsonl, the progress on the screen, and Ctrl-C."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Where and how a run was made: environment.json, and peak memory."""
+"""environment.json tells where and how a run was made; peak memory is measured here too."""
 
 from __future__ import annotations
 
 import platform
 import re
+import resource
 import shlex
 import subprocess
 import sys
@@ -42,10 +43,6 @@ def peak_memory_bytes(device: torch.device) -> int:
     status = Path("/proc/self/status")
     if status.is_file() and (peak := re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)):
         return int(peak[1]) * 1024
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
-    import resource  # which Windows does not have
-
     maxrss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return maxrss if sys.platform == "darwin" else maxrss * 1024  # other systems than macOS count kibibytes
 

@@ -140,7 +140,7 @@ def adapted_model(
 
 
 def _sandbox(test_sets: Sequence[TestSet], allow_code_execution: bool) -> Any:
-    """Where code will run; made before the texts are written, as it may refuse."""
+    """Make the place where code will run; it is made before the texts are written, as it may refuse."""
     code = [test_set.name for test_set in test_sets if test_set.problems]
     if not code:
         return None

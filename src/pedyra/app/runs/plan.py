@@ -205,7 +205,7 @@ def _read_plan(
 
 
 def _kept_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
-    """What a forward pass in training keeps for the backward pass, beside the parameters."""
+    """Measure what a forward pass in training keeps for the backward pass, beside the parameters."""
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, UntypedStorage] = {}  # the storages themselves: an address that is free again would be another's
 
@@ -222,7 +222,7 @@ def _kept_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
 
 
 def _longest_rows(rows: Any, count: int) -> list[Any]:
-    """So many rows of a data set, those with the most tokens."""
+    """Find so many rows of a data set, those with the most tokens."""
     # Counted in Arrow: row by row, 60,000 rows take five seconds.
     chunks = rows.with_format("arrow")[:]["input_ids"].chunks
     lengths = [length for chunk in chunks for length in chunk.value_lengths().to_pylist()]

@@ -13,7 +13,7 @@ def is_launched() -> bool:
 
 
 def count_processes() -> int:
-    """How many processes train this run; 1 without a launcher."""
+    """Count the processes that train this run; it is 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1")) if is_launched() else 1
 
 

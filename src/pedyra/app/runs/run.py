@@ -38,12 +38,12 @@ from pedyra.trainer.engines import reshard
 from pedyra.trainer.fit import fit_trainer
 
 INTERRUPTED = "it was interrupted"
-"""Why there is no fit after Ctrl-C."""
+"""This is why there is no fit after Ctrl-C."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a run came to."""
+    """This is what a run came to."""
 
     recipe: Recipe
     folder: RunFolder
@@ -56,9 +56,9 @@ class RunResult:
     final: dict[str, Any] | None
     """The last line of metrics.jsonl; None for a run that was interrupted."""
     found: Fit | None = None
-    """What the fit at the end of the run has found; None where the recipe asks for none."""
+    """The fit at the end of the run has found this; None where the recipe asks for none."""
     unfitted: str | None = None
-    """Why the fit that the recipe asks for could not be had; None where it was had, or none was asked for."""
+    """This is why the fit that the recipe asks for could not be had; None where it was had, or none was asked for."""
 
     @property
     def interrupted(self) -> bool:
@@ -72,7 +72,7 @@ class RunResult:
 
     @property
     def goes_on(self) -> str:
-        """How to go on after an interruption."""
+        """Tell how to go on after an interruption."""
         return how_to_go_on(self.recipe, self.folder)
 
     @property
@@ -131,7 +131,7 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
 
 
 def how_to_go_on(recipe: Recipe, folder: RunFolder) -> str:
-    """What to do about a run that has ended before its last step."""
+    """Tell what to do about a run that has ended before its last step."""
     if why := _why_not_resumable(recipe):
         return f"start it anew with --overwrite, for {why}"
     moved = folder.path.absolute() != Path(recipe.output_dir).absolute()
@@ -185,7 +185,7 @@ def last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple
 
 
 SHARING = ("per_device_train_batch_size", "gradient_accumulation_steps", "fsdp", "fsdp_config")
-"""Of `training`: how the rows of a step are shared among the processes, which a resume may do otherwise."""
+"""These keys of `training` say how the processes share the rows of a step, which a resume may do otherwise."""
 
 
 def _rows_per_step(args: TrainingArguments) -> int:
@@ -193,7 +193,7 @@ def _rows_per_step(args: TrainingArguments) -> int:
 
 
 def _check_data(folder: RunFolder, setup: Setup) -> None:
-    """What the data section names may have changed behind it."""
+    """Refuse a resume where the rows that the data section names have changed behind it."""
     if folder.recorded("data_sha256") not in (None, setup.task.digest()):
         raise ValueError(
             f"--resume: the rows of {setup.recipe.data.source}, or their tokens, are not those that the run in "

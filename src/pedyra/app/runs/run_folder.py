@@ -56,13 +56,13 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.ranks = path / "ranks.jsonl"
         self.samples = path / "samples.jsonl"
-        """What the model wrote in `pedyra eval`."""
+        """The model wrote these texts in `pedyra eval`."""
         self.environment = path / "environment.json"
         self.adapter = path / "adapter"
         self.report = path / "report.html"
 
     def recorded(self, key: str) -> Any:
-        """What environment.json says of the run here; None where it says nothing."""
+        """Read what environment.json says of the run here; None where it says nothing."""
         return read_json(self.environment).get(key) if self.environment.is_file() else None
 
     def holds_run(self) -> bool:
@@ -163,7 +163,7 @@ class RunFolder:
                 remove(entry)
 
     def _entries(self) -> list[Path]:
-        """What a run has written here."""
+        """List what a run has written here."""
         found = [self.path / name for name in CONTENTS]
         found += [*self.path.glob("checkpoint-*"), *self.path.glob(".*.part")]
         return [entry for entry in found if entry.exists() or entry.is_symlink()]

@@ -292,8 +292,8 @@ def check_fit(setup: Setup) -> None:
 
 
 def wanted_fit(recipe: Recipe) -> Wanted | None:
-    """What the section `fit` asks for; None: there is none. ValueError for what goes with no adapter, for a method that
-    trains no LoRA, and for several processes."""
+    """Read what the section `fit` asks for; None: there is none. Raises ValueError for what goes with no adapter, for a
+    method that trains no LoRA, and for several processes."""
     if recipe.fit is None:
         return None
     if count_processes() > 1 or (is_launched() and asks_for_fsdp(recipe)):
@@ -307,7 +307,7 @@ def wanted_fit(recipe: Recipe) -> Wanted | None:
 
 
 def request(recipe: Recipe, base: PreTrainedModel, task: Task | None) -> Request:
-    """What the recipe asks of its method; without a task only of one that looks at no data."""
+    """Put together what the recipe asks of its method; without a task only of one that looks at no data."""
     data, steps = None, 1
     if task is not None:
         size = recipe.training["per_device_train_batch_size"]
