@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean  # exact: the mean of ten equal shares is that share, to the last bit
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import torch
@@ -98,14 +99,14 @@ class Population:
         choice, proof = drawn[: count // 3], drawn[count // 3 :]
         limit = Tolerance(self.increase(self.base, drawn), tolerance)
         samples = [sum(self.trained.weights[i] for i in part) for part in (choice, proof)]
-        search = Search(
-            self.trained.ladder,
-            limit,
-            measure=lambda place: self.increase(self.losses(place), choice),
-            recover=None,
-            prove=lambda place, _: self.increase(self.losses(place), proof),
+        place_of = self.trained.ladder.parameters.index
+        asked: Any = SimpleNamespace(
+            recovers=False,
             ahead=((samples[0] / samples[1]) ** 0.5, len(proof)),
+            on_choice=lambda size: self.increase(self.losses(place_of(size.parameters)), choice),
+            on_proof=lambda size: (self.increase(self.losses(place_of(size.parameters)), proof), {}),
         )
+        search = Search(self.trained.ladder, limit, asked)
         chosen = search.choose() if limit.learned else None
         allowed = tolerance * self.increase(self.base, range(count)).mean
         if chosen is None:

@@ -15,9 +15,10 @@ from benchmarks.command import JsonFile, Runs, Threads, command_line, print_done
 from benchmarks.rows import RowFile
 from benchmarks.trained import TrainedLora, opened
 from pedyra.fitting.calibration import lora_layers
-from pedyra.fitting.curve import Ladder, Shape
+from pedyra.fitting.curve import Ladder
 from pedyra.fitting.gramians import Calibration, Measured
 from pedyra.fitting.verdict import paired
+from pedyra.fitting.wanted import Shape
 from pedyra.fitting.worth import Balance, balance
 
 CUTS_KEY = ("run", "way", "seed", "asked", "rows")
@@ -67,7 +68,7 @@ def bench_cuts(runs: Sequence[Path], shares: Sequence[float] = SHARES, rows: int
 
 def _cuts(run: Path, shares: Sequence[float], rows: int) -> Iterator[dict[str, Any]]:
     trained = TrainedLora(run, rows, held_out=rows + rows // 2)
-    for way, seed, calibration in ways(trained.model, trained.calibration):
+    for way, seed, calibration in ways(trained.model, replace(trained.calibration, repairs=False)):
         ladder = Ladder(calibration, Shape())
         for share in shares:
             size = ladder.point(ladder.at(share))

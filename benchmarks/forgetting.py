@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,11 +15,13 @@ from benchmarks.command import JsonFile, Runs, Threads, command_line, print_done
 from benchmarks.rows import Row, RowFile
 from benchmarks.trained import BATCH, TrainedLora, opened
 from pedyra.app.tasks.sources import read_test_rows
-from pedyra.fitting.calibration import disabled, evaluating, truncated
-from pedyra.fitting.curve import Ladder, Shape
+from pedyra.fitting.calibration import disabled, evaluating
+from pedyra.fitting.curve import Ladder
+from pedyra.fitting.cut import cut_factors, cut_to
 from pedyra.fitting.general import harm_first, scaled, slopes_at_half, text_batches, texts_of
 from pedyra.fitting.judge import Batch, Cut
 from pedyra.fitting.verdict import paired
+from pedyra.fitting.wanted import Shape
 
 FORGETTING_KEY = ("run", "general", "rows", "way", "asked")
 SHARES = {"general": (0.9, 0.85, 0.8), "task": (0.5,)}
@@ -88,11 +91,16 @@ def _forgetting(trained: TrainedLora, slopes: Sequence[Batch], held: Sequence[Ba
     for way, shares in SHARES.items():
         calibration = trained.calibration
         if way == "general":
-            calibration, _ = harm_first(calibration, of_task, of_text)
+            calibration, _ = harm_first(replace(calibration, repairs=False), of_task, of_text)
         ladder = Ladder(calibration, Shape())
         for share in shares:
             size = ladder.point(ladder.at(share))
-            yield row(way, share, partial(truncated, trained.model, calibration, size.ranks), size.share)
+            yield row(
+                way,
+                share,
+                partial(cut_to, trained.model, cut_factors(trained.model, calibration, size.ranks)),
+                size.share,
+            )
 
 
 @contextmanager

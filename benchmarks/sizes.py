@@ -13,8 +13,8 @@ import typer
 from benchmarks.command import JsonFile, Threads, command_line, print_done, several
 from benchmarks.rows import Row, RowFile
 from benchmarks.trained import TrainedLora, opened
-from pedyra.fitting.cut import cut_factors
-from pedyra.fitting.recover import distill, recovered
+from pedyra.fitting.cut import cut_factors, cut_to
+from pedyra.fitting.recover import distill
 from pedyra.fitting.verdict import paired
 from pedyra.lora.files import read_rows
 
@@ -88,7 +88,7 @@ def _against(
             if steps:
                 factors = distill(trained.judge, factors, batches, steps)
             seconds = calibrating + time.perf_counter() - began
-            cut = trained.losses(partial(recovered, trained.model, factors))
+            cut = trained.losses(partial(cut_to, trained.model, factors))
             less = paired(cut, other.whole, trained.weights)
             yield {
                 **{key: large[key] for key in ("task", "seed")},

@@ -14,11 +14,13 @@ from pedyra.app.models.base import load_tokenizer, positions
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.evaluate import adapted_model, check_training_rows, finished_run
 from pedyra.app.tasks.task import Task, load_task
-from pedyra.fitting.calibration import calibrate, evaluating, lora_layers, truncated
-from pedyra.fitting.curve import Ladder, Shape
+from pedyra.fitting.calibration import calibrate, evaluating, lora_layers
+from pedyra.fitting.curve import Ladder
+from pedyra.fitting.cut import cut_factors, cut_to
 from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.judge import Cut, Judge, model_loss, model_outputs
 from pedyra.fitting.verdict import paired
+from pedyra.fitting.wanted import Shape
 from pedyra.lora.inspection import read_adapter_config
 
 BATCH = 8
@@ -72,7 +74,8 @@ class TrainedLora:
 
     def losses_at(self, ranks: Mapping[str, int], calibration: Calibration | None = None) -> list[float]:
         """Of each held-out batch, with so many ranks of each layer, in the order of a calibration; default: its own."""
-        return self.losses(partial(truncated, self.model, calibration or self.calibration, ranks))
+        factors = cut_factors(self.model, calibration or self.calibration, ranks)
+        return self.losses(partial(cut_to, self.model, factors))
 
     def mean(self, losses: Sequence[float]) -> float:
         """Over the samples of all held-out batches."""

@@ -29,14 +29,15 @@ from pedyra.app.models.base import load_tokenizer, positions
 from pedyra.app.runs.evaluate import adapted_model, check_training_rows, finished_run
 from pedyra.app.tasks.task import load_task
 from pedyra.fitting.calibration import disabled, evaluating, lora_layers, measuring
-from pedyra.fitting.curve import Ladder, Shape
-from pedyra.fitting.cut import Factors, evened
+from pedyra.fitting.curve import Ladder
+from pedyra.fitting.cut import cut_to, evened
 from pedyra.fitting.gramians import Calibration, Gramians
 from pedyra.fitting.judge import Batch, Cut, DivergenceJudge, Judge, model_outputs
-from pedyra.fitting.recover import distill, recovered
-from pedyra.fitting.repair import DAMPING, compensation, in_basis, mixings
-from pedyra.fitting.verdict import Increase, paired
-from pedyra.fitting.worth import Balance, gate_slopes
+from pedyra.fitting.recover import distill
+from pedyra.fitting.repair import DAMPING, compensation, mixings
+from pedyra.fitting.verdict import Factors, Increase, paired
+from pedyra.fitting.wanted import Shape
+from pedyra.fitting.worth import Balance, in_basis
 from pedyra.lora.layer import rank_parameters
 
 WAYS = ("fit", "uniform", "energy", "balanced uniform")
@@ -151,13 +152,12 @@ class Trained:
         if way in ("fit", "balanced uniform"):
             return measured, Shape(same_rank=way != "fit")
         if way == "order by what is left":
-            return after_compensation(measured, products), Shape()
+            return after_compensation(measured), Shape()
         layers = {}
         for name, layer in measured.layers.items():
             A, B = self.whole[name]
             basis = singular(A, self.layers[name].scaling["default"] * B)
-            slopes = gate_slopes(products[name], basis)
-            layers[name] = replace(layer, basis=basis, slopes=slopes, tokens_per_sample=1.0)
+            layers[name] = replace(layer, basis=basis, products=in_basis(products[name], basis), tokens_per_sample=1.0)
         return replace(measured, layers=layers), Shape(same_rank=way == "uniform")
 
 
@@ -175,11 +175,11 @@ def singular(A: Tensor, B: Tensor) -> Balance:
     return Balance(T, (left.T @ Vh.T) / floor, S)
 
 
-def after_compensation(measured: Calibration, products: Mapping[str, Tensor], damping: float = 0.01) -> Calibration:
+def after_compensation(measured: Calibration, damping: float = 0.01) -> Calibration:
     """The directions in the order in which they go when each time that one goes whose removal costs least, per
     parameter, after the gates of all that are left have made up for it."""
     samples = measured.samples.double()
-    slopes = torch.cat([gate_slopes(products[name], layer.basis) for name, layer in measured.layers.items()], 1)
+    slopes = torch.cat([layer.slopes for layer in measured.layers.values()], 1)
     slopes = slopes * (samples / len(samples)).sqrt()[:, None]
     F = slopes.T @ slopes
     inverse = torch.linalg.inv(F + damping * F.diagonal().mean() * torch.eye(len(F)).double())
@@ -236,7 +236,7 @@ def measure(trained: Trained, way: str, repair: str, share: float) -> tuple[dict
         "share": size.share, "parameters": size.parameters, "repair_seconds": repair_seconds,
         "calibration_seconds": trained.calibration[2] if needed else 0.0, "distillation_seconds": distillation_seconds,
     }  # fmt: skip
-    return row, trained.losses(partial(recovered, trained.model, factors))
+    return row, trained.losses(partial(cut_to, trained.model, factors))
 
 
 def repaired(trained: Trained, calibration: Calibration, ranks: Mapping[str, int], repair: str) -> dict[str, Tensor]:
@@ -248,7 +248,8 @@ def repaired(trained: Trained, calibration: Calibration, ranks: Mapping[str, int
     bases = {name: layer.basis for name, layer in calibration.layers.items()}
     if kind == "span":
         return spanning(products, samples, bases, ranks, damping)
-    found = mixings(products, samples, bases, ranks, gates=kind == "gates", damping=damping)
+    along = {name: in_basis(products[name], basis) for name, basis in bases.items()}
+    found = mixings(along, samples, ranks, gates=kind == "gates", damping=damping)
     moves = {}
     for name, M in found.items():
         moves[name] = torch.zeros_like(bases[name].T)
@@ -291,7 +292,7 @@ def second_step(trained: Trained, factors: Factors, batches: int, damping: float
 
     class OfTheCut(Judge):
         def trained_loss(self, batch: Batch) -> Tensor:
-            with torch.no_grad(), recovered(self.model, trained.floats):
+            with torch.no_grad(), cut_to(self.model, trained.floats):
                 (teacher,) = self.outputs(batch)
             (logits,) = self.outputs(batch)
             logits, teacher = logits.float().flatten(0, -2), teacher.float().flatten(0, -2)
@@ -303,7 +304,7 @@ def second_step(trained: Trained, factors: Factors, batches: int, damping: float
 
     judge = OfTheCut(trained.model, outputs=model_outputs)
     torch.manual_seed(0)
-    with recovered(trained.model, factors):
+    with cut_to(trained.model, factors):
         slots = {name: module.lora_A["default"] for name, module in lora_layers(trained.model).items()}
         gramians = Gramians({name: slot.weight for name, slot in slots.items()}, blocks=batches)
         with measuring(judge, slots, gramians, set()) as measure:

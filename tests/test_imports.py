@@ -158,7 +158,8 @@ sys.meta_path.insert(0, Refuse())
 import torch
 from peft import LoraConfig, get_peft_model
 from pedyra import PeDyra, RankAllocator, attach, detach
-from pedyra.fitting.fit import Rows, Wanted, fit_batches
+from pedyra.fitting.fit import Rows, fit_batches
+from pedyra.fitting.wanted import Wanted
 from pedyra.fitting.judge import Judge
 
 torch.manual_seed(0)

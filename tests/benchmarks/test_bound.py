@@ -13,7 +13,7 @@ from benchmarks import bound
 from benchmarks.bound import BOUND_KEY, Population, bench_bound
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.run import train_run
-from pedyra.fitting.verdict import Point
+from pedyra.fitting.verdict import Candidate
 
 
 class HandMadeLadder:
@@ -30,8 +30,8 @@ class HandMadeLadder:
     def is_whole(self, index: int) -> bool:
         return self.parameters[index] == 100
 
-    def point(self, index: int) -> Point:
-        return Point(ranks={"layer": 100 - index}, parameters=100 - index, share=self.share(index), predicted=0.0)
+    def point(self, index: int) -> Candidate:
+        return Candidate(ranks={"layer": 100 - index}, parameters=100 - index, share=self.share(index), predicted=0.0)
 
 
 def population(cost: Any) -> Population:

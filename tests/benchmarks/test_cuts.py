@@ -19,8 +19,9 @@ from benchmarks.forgetting import bench_forgetting
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.run import train_run
 from pedyra.fitting.calibration import calibrate, lora_layers
-from pedyra.fitting.curve import Ladder, Shape
+from pedyra.fitting.curve import Ladder
 from pedyra.fitting.judge import Judge
+from pedyra.fitting.wanted import Shape
 
 WAYS = ["fit", "singular values", "energy", "inputs", "first", "random"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,9 +21,8 @@ from transformers import (
     Wav2Vec2ForSequenceClassification,
 )
 
-from pedyra.fitting.calibration import calibrate, disabled, evaluating, lora_layers, truncated
+from pedyra.fitting.calibration import calibrate, disabled, evaluating, lora_layers
 from pedyra.fitting.judge import Judge, model_loss
-from pedyra.fitting.worth import Balance
 
 
 @pytest.fixture
@@ -103,41 +101,6 @@ def test_a_batch_that_is_not_finite_is_left_out_and_counted(model, batches):
         torch.testing.assert_close(whole.layers[name].basis.values, layer.basis.values)
     with pytest.raises(ValueError, match="1 of 1 calibration batches have a finite loss, and it takes two"):
         calibrate(Judge(model), batches[:1])
-
-
-def test_truncated_keeps_the_first_directions_and_all_of_them_change_nothing(model, batches):
-    found = calibrate(Judge(model), batches)
-    model.eval()
-    inputs = {key: value for key, value in batches[0].items() if key != "labels"}
-    with torch.no_grad():
-        whole = model(**inputs).logits
-        with model.disable_adapter():
-            none = model(**inputs).logits
-    every = {name: layer.rank for name, layer in found.layers.items()}
-    with torch.no_grad(), truncated(model, found, every):
-        assert close(model(**inputs).logits, whole)
-    with torch.no_grad(), truncated(model, found, dict.fromkeys(every, 0)):
-        torch.testing.assert_close(model(**inputs).logits, none, rtol=1e-5, atol=1e-6)
-    with torch.no_grad(), truncated(model, found, dict.fromkeys(every, 2)):
-        assert not torch.allclose(model(**inputs).logits, whole, atol=1e-4)
-
-
-def test_autocast_does_not_round_what_truncates(model, batches):
-    """The direction that is left is a small difference of two that are alike: 100.3 and 100.1 are both 100 or 100.5 in
-    half precision."""
-    name, layer = next(iter(lora_layers(model).items()))
-    slot, x = layer.lora_A["default"], torch.ones(1, layer.in_features)
-    with torch.no_grad():
-        slot.weight.fill_(1 / 16)
-    T = torch.eye(4).double()
-    T[0, :2] = torch.tensor([100.3, -100.1]).double()
-    found = calibrate(Judge(model), batches)
-    layers = found.layers | {name: replace(found.layers[name], basis=Balance(T, T.inverse(), torch.ones(4)))}
-    ranks = {each: measured.rank for each, measured in layers.items()} | {name: 1}
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad(), truncated(model, replace(found, layers=layers), ranks):
-        h = slot(x)
-    assert h.dtype == torch.bfloat16
-    assert h[0, 0].item() == pytest.approx((100.3 - 100.1) / 100.3, rel=0.01)
 
 
 def test_a_base_that_a_loss_compares_with_stays_the_base(model, batches):

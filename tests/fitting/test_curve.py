@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pedyra.fitting.curve import Ladder, Shape, by_type, num_parameters, point, removal_order, whole
+from pedyra.fitting.curve import Ladder, num_parameters, point, removal_order, whole
 from pedyra.fitting.gramians import Calibration, Measured
+from pedyra.fitting.wanted import Shape, by_type
 from pedyra.fitting.worth import Balance
 
 WORTH = {"q": (10, [8.0, 4.0, 2.0]), "block.up": (20, [9.0, 1.0])}
@@ -23,7 +24,7 @@ def calibration() -> Calibration:
         values = (2 * torch.tensor(worth).double()).sqrt()  # n s^2 / 2 with n = 1
         eye = torch.eye(len(worth)).double()
         slopes = -torch.tensor([worth, worth]).double()
-        layers[name] = Measured(Balance(eye, eye, values), slopes, 1.0, parameters)
+        layers[name] = Measured(Balance(eye, eye, values), torch.diag_embed(slopes), 1.0, parameters)
     return Calibration(layers, torch.tensor([4.0, 4.0]).double(), 0)
 
 
@@ -74,7 +75,7 @@ def test_the_part_that_a_size_has_is_that_size(calibration):
     """Whatever a float makes of the part: 41 / 50 * 50 is less than 41."""
     layer = calibration.layers["q"]
     eye, values = torch.eye(50).double(), torch.arange(50, 0, -1).double()
-    wide = Measured(Balance(eye, eye, values), layer.slopes[:, :1].expand(2, 50), 1.0, 1)
+    wide = Measured(Balance(eye, eye, values), torch.diag_embed(layer.slopes[:, :1].expand(2, 50)), 1.0, 1)
     ladder = Ladder(replace(calibration, layers={"q": wide}), Shape())
     assert [ladder.at(ladder.share(index)) for index in range(len(ladder))] == [*range(len(ladder))]
 
@@ -107,7 +108,9 @@ def calibrations(draw: st.DrawFn) -> Calibration:
         values = torch.rand(rank, generator=generator).double().sort(descending=True).values
         slopes = torch.randn(3, rank, generator=generator).double()
         parameters = draw(st.sampled_from([3, 7, 20]))
-        layers[name] = Measured(Balance(torch.eye(rank), torch.eye(rank), values), slopes, 5.0, parameters)
+        layers[name] = Measured(
+            Balance(torch.eye(rank), torch.eye(rank), values), torch.diag_embed(slopes), 5.0, parameters
+        )
     return Calibration(layers, torch.tensor([4.0, 4.0, 2.0]), 0)
 
 

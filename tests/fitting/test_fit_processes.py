@@ -16,8 +16,9 @@ from together import can_fork, together
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 import pedyra
-from pedyra.fitting.fit import Wanted, labelled
+from pedyra.fitting.fit import labelled
 from pedyra.fitting.judge import Judge
+from pedyra.fitting.wanted import Wanted
 from pedyra.trainer.judge import TrainerJudge
 from pedyra.trainer.rows import fit_rows
 

@@ -14,11 +14,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from pedyra.fitting.calibration import calibrate, lora_layers
-from pedyra.fitting.cut import cut_factors
-from pedyra.fitting.fit import Rows, Wanted, fit_batches
+from pedyra.fitting.cut import cut_factors, evened, replaced
+from pedyra.fitting.fit import Rows, fit_batches
 from pedyra.fitting.judge import DivergenceJudge, Judge, asked, divergence, model_outputs
-from pedyra.fitting.recover import distill, evened, replaced
+from pedyra.fitting.recover import distill
 from pedyra.fitting.result import Fit
+from pedyra.fitting.wanted import Wanted
 
 
 def loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
@@ -149,7 +150,7 @@ def test_the_folder_holds_what_was_recovered_and_proved(make_net: Any, tmp_path:
     assert all(each.grad is None for each in model.parameters())
     cut, found = fits
     assert cut.chosen.recovered is None and "recovered" not in cut.row()
-    assert found.ranks == cut.ranks and found.chosen.measured == cut.chosen.measured
+    assert found.ranks == cut.ranks and found.chosen.choice == cut.chosen.choice
     assert found.chosen.gains_by_recovery and found.row()["recovered"] is True
     assert proof(found) < 0.8 * proof(cut)
     loaded = PeftModel.from_pretrained(make_net(**settings).unload(), str(found.save(tmp_path / "out"))).eval()
@@ -206,10 +207,10 @@ def test_steps_that_do_harm_are_undone(make_net: Any):
 
     cut = fitted(model, rows, parameters=120, recover=0)
     found = fitted(model, rows, nonsense, parameters=120, recover=30)
-    recovered, measured = found.chosen.recovered, found.chosen.measured
+    recovered, measured = found.chosen.recovered, found.chosen.choice
     assert recovered is not None and measured is not None and recovered.mean > measured.mean
     assert proof(found) == proof(cut)
-    assert found.row()["recovered"] is False and "the cut stays as it was" in str(found)
+    assert found.row()["recovered"] is False and "steps of recovery" not in str(found)
 
 
 def test_a_step_that_is_not_finite_changes_nothing(make_net: Any):

@@ -13,9 +13,29 @@ import torch
 from scipy import stats
 
 from pedyra.fitting.search import SHARES, Search
-from pedyra.fitting.verdict import Increase, Point, Tolerance, paired, student, verdict
+from pedyra.fitting.verdict import Candidate, Increase, Tolerance, paired, student, verdict
 
 LIMIT = 0.01
+
+
+class Answers:
+    """What a search asks of its sizes, told by their place."""
+
+    def __init__(self, ladder: Any, ahead: tuple[float, int], choice: Any, proof: Any, recovery: Any = None) -> None:
+        self.ahead, self.recovers = ahead, recovery is not None
+        self.choice, self.recovery, self.proof = choice, recovery, proof
+        self.places = ladder.parameters.index
+
+    def on_choice(self, size: Candidate) -> Increase:
+        return self.choice(self.places(size.parameters))
+
+    def after_recovery(self, size: Candidate) -> tuple[Increase, dict[str, Any]]:
+        return self.recovery(self.places(size.parameters)), {}
+
+    def on_proof(self, size: Candidate) -> tuple[Increase, dict[str, float]]:
+        return self.proof(self.places(size.parameters), size.gains_by_recovery), {}
+
+
 KNOWN = Tolerance(Increase(LIMIT, 0.0, 64), 1.0)
 """A tolerance without noise."""
 
@@ -37,9 +57,9 @@ class Sizes:
     def at(self, share: float) -> int:
         return next((index for index in range(len(self)) if self.share(index) <= share), len(self) - 1)
 
-    def point(self, index: int) -> Point:
+    def point(self, index: int) -> Candidate:
         ranks = {"q": len(self) - index}
-        return Point(ranks=ranks, parameters=self.parameters[index], share=self.share(index), predicted=0.0)
+        return Candidate(ranks=ranks, parameters=self.parameters[index], share=self.share(index), predicted=0.0)
 
 
 class Rows:
@@ -78,15 +98,9 @@ def search(
             proofs.append((index, recovers))
         return (after[1] if recovers else proof).measure(index)
 
-    found = Search(
-        Sizes(),  # type: ignore[arg-type]
-        KNOWN,
-        measure=choice.measure,
-        recover=after[0].measure if recovered else None,
-        prove=prove,
-        ahead=(math.sqrt(0.5), 2 * batches),
-    )
-    return found, choice, proof
+    recovery = after[0].measure if recovered else None
+    asked = Answers(Sizes(), (math.sqrt(0.5), 2 * batches), choice.measure, prove, recovery)
+    return Search(Sizes(), KNOWN, asked), choice, proof  # type: ignore[arg-type]
 
 
 def steep(share: float) -> float:
@@ -123,7 +137,7 @@ def test_at_most_eight_evaluations_of_the_held_out_rows_and_twelve_with_recovery
     for seed in range(20):
         found, choice, proof = search(truth, seed, recovered)
         found.choose()
-        asked = sum(64 * ((p.measured is not None) + (p.recovered is not None)) for p in found.curve)
+        asked = sum(64 * ((p.choice is not None) + (p.recovered is not None)) for p in found.curve)
         asked += sum(128 for p in found.curve if p.proof is not None)
         assert 2 + asked / (choice.batches + proof.batches) <= (8 if recovered is None else 12)
 
@@ -131,7 +145,7 @@ def test_at_most_eight_evaluations_of_the_held_out_rows_and_twelve_with_recovery
 def test_the_whole_curve_is_measured_where_it_is_asked_for():
     found, _, _ = search(steep, 0)
     found.choose(wholly=True)
-    assert sum(point.measured is not None for point in found.curve) >= 12
+    assert sum(point.choice is not None for point in found.curve) >= 12
 
 
 def test_the_proof_goes_from_the_largest_size_down_and_ends_at_the_first_that_is_rejected():
@@ -165,14 +179,14 @@ def test_a_choice_that_was_too_hopeful_does_not_keep_everything(recovers):
         share, known = Sizes().share(index), sorted(MPNET)
         return Increase(float(np.interp(share, known, [MPNET[each][0] for each in known])), noise(index), 37)
 
-    found = Search(
-        Sizes(),  # type: ignore[arg-type]
-        Tolerance(Increase(0.0043, 0.0, 64), 1.0),
-        measure=measure,
-        recover=(lambda index: Increase(1.0, 0.1, 37)) if recovers else None,
-        prove=lambda index, _: Increase(0.0, noise(index) / math.sqrt(2), 73),
-        ahead=(math.sqrt(0.5), 73),
+    asked = Answers(
+        Sizes(),
+        (math.sqrt(0.5), 73),
+        measure,
+        lambda index, _: Increase(0.0, noise(index) / math.sqrt(2), 73),
+        (lambda index: Increase(1.0, 0.1, 37)) if recovers else None,
     )
+    found = Search(Sizes(), Tolerance(Increase(0.0043, 0.0, 64), 1.0), asked)  # type: ignore[arg-type]
     chosen = found.choose()
     assert chosen is not None and chosen.share < 0.3
     assert min(point.share for point in found.curve if point.proof is not None and not point.accepted) < 0.3
@@ -243,10 +257,10 @@ def increase(mean: float, error: float = 1e-4, batches: int = 1000) -> Increase:
     return Increase(mean, error, batches)
 
 
-def size(share: float, mean: float, error: float = 0.001, **measured: Any) -> Point:
+def size(share: float, mean: float, error: float = 0.001, **measured: Any) -> Candidate:
     ranks = {"q": round(1000 * share)}
-    return Point(ranks=ranks, parameters=round(1000 * share), share=share, predicted=0.0,
-                 measured=increase(mean, error), **measured)  # fmt: skip
+    return Candidate(ranks=ranks, parameters=round(1000 * share), share=share, predicted=0.0,
+                 choice=increase(mean, error), **measured)  # fmt: skip
 
 
 LEARNED = Tolerance(increase(1.0, 0.01), 0.01)
@@ -309,29 +323,16 @@ def test_where_nothing_may_be_kept_whole_the_largest_size_is_asked_first():
     def prove(index: int, recovers: bool) -> Increase:
         return Increase(0.0 if index == 0 else 2 * LIMIT, 1e-6, 64)
 
-    hopeful = Search(
-        Half(),  # type: ignore[arg-type]
-        KNOWN,
-        measure=lambda index: Increase(0.0, 1e-6, 64),
-        recover=None,
-        prove=prove,
-        ahead=(1.0, 64),
-    )
-    taken = hopeful.choose()
+    asked = Answers(Half(), (1.0, 64), lambda index: Increase(0.0, 1e-6, 64), prove)
+    taken = Search(Half(), KNOWN, asked).choose()  # type: ignore[arg-type]
     assert taken is not None and taken.share == Half().share(0) and taken.accepted
 
 
 def test_a_whole_curve_is_measured_also_where_the_largest_size_is_beyond_the_tolerance():
     measured: list[int] = []
-    found = Search(
-        Half(),  # type: ignore[arg-type]
-        KNOWN,
-        measure=lambda index: measured.append(index) or Increase(2 * LIMIT, 1e-6, 64),
-        recover=None,
-        prove=lambda index, recovers: Increase(2 * LIMIT, 1e-6, 64),
-        ahead=(1.0, 64),
-    )
-    found.measure_curve()
+    beyond = Increase(2 * LIMIT, 1e-6, 64)
+    asked = Answers(Half(), (1.0, 64), lambda index: measured.append(index) or beyond, lambda index, recovers: beyond)
+    Search(Half(), KNOWN, asked).measure_curve()  # type: ignore[arg-type]
     assert {Half().at(share) for share in SHARES} <= {*measured}
 
 
@@ -341,7 +342,7 @@ def test_a_recovery_without_room_leaves_what_was_proved_without_it(caplog):
 
     alone = search(steep, 3)[0].choose()
     found, *_ = search(steep, 3, recovered=steep)
-    found._recover = full
+    found._sizes.recovery = full  # type: ignore[attr-defined]
     taken = found.choose()
     assert alone is not None and taken is not None and taken.share >= alone.share > 0.25
     assert "no room for recovery" in caplog.text
@@ -353,21 +354,15 @@ def test_the_largest_size_of_a_shape_may_recover():
     def known(mean: float) -> Any:
         return lambda index, *recovers: Increase(mean if not any(recovers) else 0.0, 1e-5, 64)
 
-    found = Search(
-        Half(),  # type: ignore[arg-type]
-        KNOWN,
-        measure=known(2 * LIMIT),
-        recover=lambda index: Increase(0.0 if index == 0 else 2 * LIMIT, 1e-6, 64),
-        prove=known(2 * LIMIT),
-        ahead=(1.0, 64),
-    )
-    chosen = found.choose()
+    recovery = lambda index: Increase(0.0 if index == 0 else 2 * LIMIT, 1e-6, 64)  # noqa: E731
+    asked = Answers(Half(), (1.0, 64), known(2 * LIMIT), known(2 * LIMIT), recovery)
+    chosen = Search(Half(), KNOWN, asked).choose()  # type: ignore[arg-type]
     assert chosen is not None and chosen.parameters == Half.parameters[0] and chosen.proof_after_recovery
 
 
 def test_a_rank_that_was_more_than_enough_is_told():
     chosen = size(0.25, 0.002, proof=increase(0.002, 0.001), accepted=True)
-    told = "flat: r = 8 is 4 times what this task needs"
+    told = "flat: 25.0% of r = 8 is proved to be enough for this task"
     assert verdict(chosen, [WHOLE, chosen], LEARNED, 8) == ("flat", told)
 
 

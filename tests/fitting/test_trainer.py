@@ -298,7 +298,7 @@ def test_a_loader_that_ignores_its_data_set_is_refused(make_trainer: Any):
 def test_an_adapter_that_began_as_a_part_of_its_weights(make_trainer: Any, tmp_path: Path):
     """Its own factors are not the update; with pedyra's triples the difference is known, and detach makes it one."""
     trainer = make_trainer(lora={"init_lora_weights": "pissa"}, trains=False)
-    with pytest.raises(ValueError, match="pissa.*path_initial_model_for_weight_conversion"):
+    with pytest.raises(ValueError, match="PiSSA"):
         fit(trainer)
     pedyra.attach(trainer.model)
     with pytest.raises(ValueError, match="pedyra.detach"):
@@ -315,7 +315,7 @@ def test_an_adapter_that_began_as_a_part_of_its_weights(make_trainer: Any, tmp_p
 def test_nothing_won_keeps_everything(make_trainer: Any):
     trainer = make_trainer(trains=False)
     found = fit(trainer)
-    assert found.is_whole and "everything is kept" in str(found)
+    assert found.is_whole and "everything" in str(found)
 
 
 def test_a_schedule_free_optimizer_is_judged_by_the_weights_of_evaluation(make_trainer: Any):
@@ -481,7 +481,7 @@ def test_one_batch_at_a_time_is_on_the_device(make_trainer: Any, monkeypatch: An
         return batch
 
     trainer.get_eval_dataloader = one_by_one
-    monkeypatch.setattr("pedyra.trainer.judge.send_to_device", send)
+    monkeypatch.setattr("pedyra.trainer.rows.send_to_device", send)
     batches = _batches(trainer, rows(24, 2), 8, False)
     assert len(batches) == 3 and events == ["on the device", "to the cpu"] * 3
 

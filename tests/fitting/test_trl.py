@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer
 
 import pedyra
-from pedyra.fitting.fit import Wanted
+from pedyra.fitting.wanted import Wanted
 from pedyra.trainer.judge import TrainerJudge
 from pedyra.trainer.rows import fit_rows
 
@@ -112,7 +112,7 @@ def test_where_the_loss_is_a_surrogate_the_divergence_is_measured(make: Any, kin
     found = fitted(trainer, rows=16)
     assert found.measure == "divergence from the whole adapter" and found.measure in str(found)
     assert found.tolerance.won.mean > 0
-    assert all(point.measured is None or point.measured.mean >= 0 for point in found.curve)
+    assert all(point.choice is None or point.choice.mean >= 0 for point in found.curve)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pedyra.fitting.verdict import paired
-from pedyra.fitting.worth import balance, gate_slopes, predicted_increases, removal_increases
+from pedyra.fitting.worth import balance, in_basis, predicted_increases, removal_increases
 
 R = 5
 
@@ -59,7 +59,7 @@ def test_a_slope_is_the_derivative_of_the_loss_along_a_gate():
     h = x @ A.T
     g = 2 * (h @ B.T - y) @ B / 20  # of the mean over rows of |B h - y|^2
     basis = balance(h.T @ h, g.T @ g)
-    slopes = gate_slopes((h.T @ g)[None], basis)[0]
+    slopes = in_basis((h.T @ g)[None], basis)[0].diagonal()
 
     def loss(z: torch.Tensor) -> float:
         M = basis.inverse @ torch.diag(z) @ basis.T
@@ -84,7 +84,7 @@ def test_the_cost_of_a_set_is_what_its_removal_costs_where_the_model_is_right():
     g = -noise[:, None] * B  # d/dh of |y - B h|^2 / 2 at the true B, of one row
     K = torch.stack([h[i : i + batch].T @ g[i : i + batch] / batch for i in range(0, rows, batch)])
     basis = balance(h.T @ h / rows, g.T @ g / rows)
-    slopes = gate_slopes(K, basis)
+    slopes = in_basis(K, basis).diagonal(dim1=1, dim2=2)
     samples = torch.full((len(K),), float(batch)).double()
     for removed in ([2], [1, 2], [0, 1, 2]):
         keep = torch.ones(3).double()

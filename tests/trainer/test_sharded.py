@@ -219,7 +219,6 @@ def told_by_trainer(rank: int, size: int, out: str) -> dict[str, str]:
         "compile": {"torch_compile": True},
         "pissa": {},
         "head": {},
-        "late": {},
     }
     for case, arguments in cases.items():
         torch.manual_seed(3)
@@ -243,7 +242,6 @@ def test_what_trainers_fsdp2_cannot_do_is_told_before_training(tmp_path):
         "compile": "torch_compile; leave it out",
         "pissa": "a start that takes from the base weight",
         "head": "an adapter of lm_head, whose weight PEFT would save; leave it out of target_modules",
-        "late": r"under FSDP2 that has cut the adapter; pass it to Trainer(callbacks=), with accelerate >= 1.11",
     }
     for told in together(told_by_trainer, 2, str(tmp_path)):
         assert told.keys() == expected.keys()

@@ -11,7 +11,7 @@ import shlex
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,12 +24,10 @@ from pedyra.app.console import (
     quiet_libraries,
     write_json_lines,
 )
-from pedyra.app.options import FolderArgument, JsonFile, Overrides, RunArgument, TrustRemoteCode
-from pedyra.app.recipe_sections import part
+from pedyra.app.options import FolderArgument, JsonFile, Overrides, RunArgument, TrustRemoteCode, asked
 from pedyra.app.runs.run_folder import RunFolder
+from pedyra.fitting.wanted import Wanted
 from pedyra.lora.files import is_disk_full
-
-AUTO: Literal["auto"] = "auto"
 
 app = typer.Typer(
     name="pedyra",
@@ -214,11 +212,12 @@ def report(
 
 
 @app.command()
+@asked
 def fit(
-    adapters: Annotated[
-        list[Path],
-        typer.Argument(metavar="ADAPTER...", help="Run folder, or any PEFT LoRA folder.", show_default=False),
+    adapter: Annotated[
+        Path, typer.Argument(metavar="ADAPTER", help="Run folder, or any PEFT LoRA folder.", show_default=False)
     ],
+    wanted: Wanted,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -229,41 +228,6 @@ def fit(
         Path | None,
         typer.Option(metavar="RUN", help="Take model and data from this run, where ADAPTER is not a run itself."),
     ] = None,
-    tolerance: Annotated[
-        str, typer.Option(metavar="PART", help="Part of what fine-tuning won that may be given up, 1% or 0.01.")
-    ] = "1%",
-    parameters: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Take at most N parameters, whatever the loss does.")
-    ] = None,
-    max_rank: Annotated[
-        str | None,
-        typer.Option(
-            "--max-rank",
-            metavar="R",
-            help="No layer keeps a higher rank; vLLM pads all to the largest. auto: the least rank of vLLM at "
-            "which all ADAPTERs are within the tolerance.",
-        ),
-    ] = None,
-    same_rank: Annotated[
-        bool, typer.Option("--same-rank", help="Every layer keeps the same rank, or all it has.")
-    ] = False,
-    multiple_of: Annotated[
-        int, typer.Option("--multiple-of", metavar="M", help="Ranks are multiples of M, or all that a layer has.")
-    ] = 1,
-    drop_types: Annotated[
-        str,
-        typer.Option("--drop-types", metavar="TYPE,...", help="Module types to empty, e.g. q_proj,k_proj."),
-    ] = "",
-    recover: Annotated[
-        int | None,
-        typer.Option(
-            metavar="STEPS",
-            help="Steps of recovery, where a cut alone leaves more than a quarter. 0: none. Default: 160 at most.",
-        ),
-    ] = None,
-    rows: Annotated[
-        int, typer.Option(min=16, help="At most so many rows calibrate, as many prove, and half as many choose.")
-    ] = 1024,
     general: Annotated[
         Path | None, typer.Option(metavar="ROWS", help="Text that should not be forgotten, in a column text.")
     ] = None,
@@ -281,75 +245,29 @@ def fit(
         Literal["nf4", "int8"] | None,
         typer.Option(help="Quantization of the base, where no run says it. Give that of the training (QLoRA: nf4)."),
     ] = None,
-    curve: Annotated[bool, typer.Option("--curve", help="Measure the whole curve, not only what is needed.")] = False,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Default: ADAPTER/fit; of several: DIR/NAME each.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: ADAPTER/fit.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier fit in DIR.")] = False,
     trust_remote_code: TrustRemoteCode = False,
     json_file: JsonFile = None,
 ) -> None:
     """Cut a trained adapter to the smallest that does the job, and prove it on rows of its own."""
-    for adapter in adapters:
-        if not adapter.is_dir():
-            raise ValueError(f"{adapter} is no folder; give a run folder, or an adapter folder as PEFT saves it")
-    rank = _rank(max_rank)
-    if len(adapters) > 1 and rank != AUTO:
-        raise ValueError(f"{len(adapters)} adapters are fitted together with --max-rank auto; else give one")
-    if general is not None and rank == AUTO:
-        raise ValueError("--general goes with one size of one adapter, not with --max-rank auto")
-    if parameters is not None and rank == AUTO:
-        raise ValueError("--parameters goes with one size of one adapter, not with --max-rank auto")
+    if not adapter.is_dir():
+        raise ValueError(f"{adapter} is no folder; give a run folder, or an adapter folder as PEFT saves it")
     if max_length is not None and data is None:
         raise ValueError(
             "--max-length cuts the rows of --data, and there is no --data; leave it out: a run has a data.max_length"
         )
-    outs = _outs(adapters, out)
     quiet_libraries()
-    from pedyra.app.runs.fit import Source, fit_folder, fit_for_server
-    from pedyra.fitting.fit import Wanted
+    from pedyra.app.runs.fit import Source, fit_folder
 
-    try:
-        share = float(part(tolerance))
-    except ValueError:
-        raise ValueError(f"--tolerance is {tolerance!r}; give a part such as 1% or 0.01") from None
-    wanted = Wanted(
-        tolerance=share, parameters=parameters, max_rank=None if rank == AUTO else rank,
-        same_rank=same_rank, multiple_of=multiple_of, drop_types=[name for name in drop_types.split(",") if name],
-        recover=recover, rows=rows, curve=curve,
-    )  # fmt: skip
     source = Source(data=data, run=run, max_length=max_length, general=general, dtype=dtype, quantization=quantization)
     console = new_console()
     told = partial(console.print, soft_wrap=True, markup=False)
-    how: dict[str, Any] = {"overwrite": overwrite, "shown": console.is_terminal, "told": told}
-    if rank == AUTO:
-        result = fit_for_server(outs, wanted, source, **how)
-    else:
-        (adapter,) = adapters
-        out = out or adapter / "fit"
-        found = fit_folder(adapter, wanted, out, source, **how)
-        console.print(f"adapter     {out}", soft_wrap=True)
-        result = [found.row(), *found.curve_rows()]
+    out = out or adapter / "fit"
+    found = fit_folder(adapter, wanted, out, source, overwrite=overwrite, shown=console.is_terminal, told=told)
+    console.print(f"adapter     {out}", soft_wrap=True)
     if json_file:
-        write_json_lines(json_file, result)
-
-
-def _outs(adapters: list[Path], out: Path | None) -> dict[Path, Path]:
-    """Folder of an adapter -> where its smaller one goes, of those that are fitted together."""
-    adapters = list(dict.fromkeys(adapters))
-    names = [adapter.resolve().name for adapter in adapters]
-    if out is not None and len(set(names)) < len(names):
-        raise ValueError(f"with --out the folders need names of their own, but they are {', '.join(names)}")
-    return {each: each / "fit" if out is None else out / name for each, name in zip(adapters, names, strict=True)}
-
-
-def _rank(text: str | None) -> int | Literal["auto"] | None:
-    """A rank of at least 1, or auto; ValueError for anything else."""
-    if text is None or text == AUTO:
-        return text
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"--max-rank is {text!r}; give a rank of at least 1, or auto")
-    return int(text)
+        write_json_lines(json_file, [found.row(), *found.curve_rows()])
 
 
 def main(arguments: list[str] | None = None, commands: typer.Typer = app, name: str = "pedyra") -> None:

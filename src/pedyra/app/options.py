@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import TypeAdapter
 
 from pedyra.app.runs.run_folder import RunFolder
+from pedyra.fitting.wanted import Wanted
 
 
 def _checked(path: Path | None) -> Path | None:
@@ -61,3 +67,39 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Change keys of the file, e.g. seed=1 lora.r=4.", show_default=False),
 ]
+
+
+METAVARS = {"tolerance": "PART", "parameters": "N", "max_rank": "R", "multiple_of": "M", "drop_types": "TYPE,...",
+            "recover": "STEPS"}  # fmt: skip
+"""How the command line calls the values of what a fit is asked; numbers where nothing stands here."""
+
+
+def asked(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose `wanted` is what a fit is asked: each field of `Wanted` is an option of the command line."""
+    told = TypeAdapter(Wanted).json_schema()["properties"]
+    options = []
+    for each in fields(Wanted):
+        switch, number = isinstance(each.default, bool), isinstance(each.default, int) or each.default is None
+        kind: Any = bool if switch else int if number else str
+        name = f"--{each.name.replace('_', '-')}"
+        help = " ".join(told[each.name]["description"].split())
+        option = typer.Option(name, help=help, show_default=False, metavar=None if switch else METAVARS.get(each.name))
+        default = each.default if switch or number else str(each.default or "")
+        kind = kind | None if each.default is None else kind
+        options.append(
+            inspect.Parameter(
+                each.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+            )
+        )
+
+    @wraps(command)
+    def wrapped(**given: Any) -> None:
+        wanted = Wanted(**{each.name: given.pop(each.name) for each in fields(Wanted)})
+        command(wanted=wanted, **given)
+
+    signature = inspect.signature(command, eval_str=True)
+    others = [each.replace(kind=each.KEYWORD_ONLY) for each in signature.parameters.values() if each.name != "wanted"]
+    first, *rest = others
+    vars(wrapped)["__signature__"] = signature.replace(parameters=[first, *options, *rest])
+    wrapped.__annotations__ = {each.name: each.annotation for each in (first, *options, *rest)}
+    return wrapped

@@ -21,7 +21,6 @@ from pedyra.app.recipe_sections import (
     GENERATED,
     LARGEST_SEED,
     DataSection,
-    FitSection,
     GenerateSection,
     HomePath,
     LoraSection,
@@ -29,6 +28,7 @@ from pedyra.app.recipe_sections import (
     Section,
 )
 from pedyra.app.yaml_file import one_line, read_settings, to_yaml
+from pedyra.fitting.wanted import Wanted
 from pedyra.methods.names import check_method
 from pedyra.pe_dyra.config import CHOICES, RankSettings, check_rank_section
 
@@ -68,7 +68,7 @@ class Recipe(Section):
     """What only this method has, e.g. `ratio` of lora+; see the settings of each method in pedyra.methods."""
     generate: dict[str, GenerateSection] = Field(default_factory=dict)
     """Test set -> how the model answers it in its own words; see `pedyra eval`. seq2seq has ROUGE without it."""
-    fit: FitSection | None = None
+    fit: Wanted | None = None
     """How small the adapter may be, asked at the end of the run: both adapters are kept. None: it is not asked."""
     training: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     """Arguments of transformers.TrainingArguments, by name."""
@@ -161,7 +161,4 @@ def recipe_schema() -> dict[str, Any]:
         rank["properties"][name]["enum"] = list(choices)
     schema["$defs"]["RankSettings"] = {**rank, "additionalProperties": False}
     schema["properties"]["rank"] = {"$ref": "#/$defs/RankSettings"}
-    tolerance = schema["$defs"]["FitSection"]["properties"]["tolerance"]
-    number = {key: tolerance.pop(key) for key in ("type", "exclusiveMinimum", "exclusiveMaximum")}
-    tolerance["anyOf"] = [number, {"type": "string", "pattern": r"^\d+(\.\d+)?%$"}]
     return schema

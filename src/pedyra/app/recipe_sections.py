@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     model_validator,
@@ -286,35 +285,3 @@ class GenerateSection(Section):
             raise ValueError("stop holds an empty text, at which every answer would end; remove it")
         check_template(self.template, "template")
         return self
-
-
-def part(given: Any) -> Any:
-    """Read 0.01, or 1% as a text, as a number; leave anything else to the check of the type."""
-    text = given.strip() if isinstance(given, str) else ""
-    try:
-        return float(text[:-1]) / 100 if text.endswith("%") else given
-    except ValueError:
-        return given
-
-
-class FitSection(Section):
-    """How small the adapter may be, asked when the run has ended; see `pedyra fit`."""
-
-    tolerance: Annotated[float, BeforeValidator(part)] = Field(default=0.01, gt=0, lt=1)
-    """Part of what fine-tuning won that may be given up: 0.01, or 1%."""
-    recover: int | None = Field(default=None, ge=0)
-    """Steps of recovery where a cut leaves more than a quarter; 0: none; null: 160, and each batch twice at most."""
-    parameters: int | None = Field(default=None, ge=1)
-    """Take the largest size of at most so many parameters instead, whatever it does to the loss."""
-    max_rank: int | None = Field(default=None, ge=1)
-    """No layer keeps more."""
-    same_rank: bool = False
-    """Every layer keeps the same rank."""
-    multiple_of: int = Field(default=1, ge=1)
-    """Ranks are multiples of it, or all that a layer has."""
-    drop_types: list[str] = []
-    """Module types that keep none, e.g. [q_proj, k_proj]."""
-    rows: int = Field(default=1024, ge=16)
-    """Rows to calibrate with and for the proof, at most; half as many for the choice."""
-    curve: bool = False
-    """Measure the whole curve, not only what the choice needs."""

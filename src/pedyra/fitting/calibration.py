@@ -281,30 +281,6 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def truncated(model: nn.Module, calibration: Calibration, ranks: Mapping[str, int], adapter: str = "default"):
-    """While it lasts, each layer uses its first `ranks[name]` balanced directions alone; no weight changes."""
-    layers = lora_layers(model, adapter)
-    handles = [
-        layers[name].lora_A[adapter].register_forward_hook(_projecting(projection))
-        for name, projection in calibration.projections(ranks).items()
-    ]
-    try:
-        with evaluating(model):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _projecting(projection: Tensor) -> Callable[..., Tensor]:
-    def project(module: nn.Module, args: tuple[Any, ...], h: Tensor) -> Tensor:
-        with torch.autocast(h.device.type, enabled=False):  # which would round the projection
-            return (h.float() @ projection.T.to(h.device, torch.float32)).to(h.dtype)
-
-    return project
-
-
-@contextmanager
 def disabled(model: Any) -> Iterator[None]:
     """While it lasts, the model is the base model, in evaluation mode. What disables the adapter itself for a while, as
     the reference of DPO does, leaves it disabled."""

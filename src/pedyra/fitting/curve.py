@@ -2,57 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 
 import torch
 
 from pedyra.fitting.gramians import Calibration
-from pedyra.fitting.verdict import Point, Ranks
+from pedyra.fitting.verdict import Candidate, Ranks
+from pedyra.fitting.wanted import Shape
 from pedyra.fitting.worth import predicted_increases
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What a smaller adapter has to look like for whoever serves it."""
-
-    max_rank: int | None = None
-    """No layer keeps more."""
-    same_rank: bool = False
-    """Every layer keeps the same rank."""
-    multiple_of: int = 1
-    """Ranks are multiples of it (or as many directions as the layer has)."""
-    drop: Callable[[str], bool] | None = None
-    """Layers that keep none."""
-    least: int = 0
-    """Every other layer keeps at least so many: 1 where a layer has more than its directions (DoRA's magnitude)."""
-
-    def __post_init__(self) -> None:
-        if self.max_rank is not None and self.max_rank < 1:
-            raise ValueError(f"max_rank is {self.max_rank}; a rank is at least 1")
-        if self.multiple_of < 1:
-            raise ValueError(f"multiple_of is {self.multiple_of}; it must be at least 1")
-        if self.max_rank is not None and self.max_rank < self.multiple_of:
-            raise ValueError(
-                f"max_rank is {self.max_rank}, below multiple_of {self.multiple_of}: no rank is left; raise max_rank"
-            )
-
-    @property
-    def is_free(self) -> bool:
-        """Whether only what directions are worth says which of them stay."""
-        return self.max_rank is None and not self.same_rank and self.multiple_of == 1 and self.drop is None
-
-    def most(self, name: str, rank: int) -> int:
-        """The largest rank of a layer that has `rank` directions."""
-        if self.drop is not None and self.drop(name):
-            return 0
-        most = rank if self.max_rank is None else min(rank, self.max_rank)
-        return most if most == rank else most - most % self.multiple_of
-
-    def rounded(self, kept: int, most: int) -> int:
-        """At least as many, in multiples."""
-        return min(most, math.ceil(max(kept, self.least) / self.multiple_of) * self.multiple_of)
 
 
 def whole(calibration: Calibration) -> Ranks:
@@ -65,7 +22,7 @@ def num_parameters(calibration: Calibration, ranks: Mapping[str, int]) -> int:
     return sum(layer.parameters * ranks[name] for name, layer in calibration.layers.items())
 
 
-def point(calibration: Calibration, ranks: Ranks) -> Point:
+def point(calibration: Calibration, ranks: Ranks) -> Candidate:
     """This size, and by how much the loss is predicted to rise."""
     removed = torch.zeros(len(calibration.samples)).double()
     for name, layer in calibration.layers.items():
@@ -74,7 +31,7 @@ def point(calibration: Calibration, ranks: Ranks) -> Point:
     everything = num_parameters(calibration, whole(calibration))
     increase = float(predicted_increases(removed[:, None], calibration.samples))
     predicted = 0.0 if ranks == whole(calibration) else increase
-    return Point(ranks=ranks, parameters=parameters, share=parameters / everything, predicted=predicted)
+    return Candidate(ranks=ranks, parameters=parameters, share=parameters / everything, predicted=predicted)
 
 
 def removal_order(calibration: Calibration) -> list[tuple[str, int]]:
@@ -108,7 +65,7 @@ class Ladder:
     def __len__(self) -> int:
         return len(self._changes)
 
-    def point(self, index: int) -> Point:
+    def point(self, index: int) -> Candidate:
         """The size at this place."""
         ranks: Ranks = {}
         for change in self._changes[: index + 1]:
@@ -160,19 +117,3 @@ def _uniform(most: Mapping[str, int], shape: Shape) -> Iterator[Ranks]:
     for rank in range(highest, 0, -1):
         if rank == highest or rank % shape.multiple_of == 0:
             yield {name: min(rank, limit) for name, limit in most.items()}
-
-
-def by_type(types: Collection[str], names: Collection[str]) -> Callable[[str], bool]:
-    """Whether a layer's name ends with one of these module types, as PEFT's target_modules match. Raises ValueError: a
-    type that no layer has, or nothing is left."""
-    for kind in types:
-        if not any(_ends(name, kind) for name in names):
-            known = sorted({name.rpartition(".")[2] for name in names})
-            raise ValueError(f"drop_types names {kind!r}, which no layer of the adapter has; it has {', '.join(known)}")
-    if all(any(_ends(name, kind) for kind in types) for name in names):
-        raise ValueError(f"drop_types names every layer of the adapter ({', '.join(types)}); leave one out")
-    return lambda name: any(_ends(name, kind) for kind in types)
-
-
-def _ends(name: str, kind: str) -> bool:
-    return name == kind or name.endswith(f".{kind}")

@@ -6,7 +6,8 @@ import copy
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pedyra.fitting.calibration import layer_has_more, lora_layers
+from pedyra.fitting.calibration import evaluating, layer_has_more, lora_layers
 from pedyra.fitting.gramians import Calibration
+from pedyra.fitting.verdict import Factors
 from pedyra.fitting.worth import Balance
 from pedyra.lora.attach import detach
-from pedyra.lora.factors import linear
+from pedyra.lora.factors import BFactor, linear
 from pedyra.lora.files import finite, refuse_mount, refuse_unwritable, write_file, write_folder
 from pedyra.lora.folder import SavedLora, copy_processing, save_lora, whole_number
 from pedyra.lora.layer import adapted_layers
@@ -28,9 +30,6 @@ RECORD = "pedyra_fit.json"
 """Beside the adapter: how it was chosen, and by how much the loss rises."""
 CURVE = "pedyra_fit_curve.jsonl"
 """Beside the adapter: one row a size that was measured."""
-
-Factors = dict[str, tuple[Tensor, Tensor]]
-"""Layer -> A `(r, in)` and B `(out, r)`; a layer of rank 0 adds nothing."""
 
 
 def evened(A: Float[Tensor, "r in"], B: Float[Tensor, "out r"]) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
@@ -42,24 +41,54 @@ def evened(A: Float[Tensor, "r in"], B: Float[Tensor, "out r"]) -> tuple[Float[T
     return A * scale[:, None], B / scale
 
 
-def cut(A: Tensor, B: Tensor, basis: Balance, rank: int) -> tuple[Tensor, Tensor]:
-    """The first `rank` balanced directions of A `(r, in)` and B `(out, r)`, in their own dtype."""
-    if rank == len(A):
+def cut(
+    A: Float[Tensor, "r in"], B: Float[Tensor, "out r"], basis: Balance, mixed: Float[Tensor, "k k"]
+) -> tuple[Float[Tensor, "k in"], Float[Tensor, "out k"]]:
+    """The first k balanced directions of A and B, mixed, in their own dtype."""
+    rank = len(mixed)
+    if rank == len(A) and torch.equal(mixed, torch.eye(rank).to(mixed)):
         return A, B  # to the last bit
-    rows, columns = evened(basis.T[:rank] @ A.double(), B.double() @ basis.inverse[:, :rank])
+    rows, columns = evened(basis.T[:rank] @ A.double(), B.double() @ basis.inverse[:, :rank] @ mixed)
     return rows.to(A.dtype), columns.to(B.dtype)
 
 
 def cut_factors(
     model: nn.Module, calibration: Calibration, ranks: Mapping[str, int], adapter: str = "default"
 ) -> Factors:
-    """Factors of every layer of the live adapter, with its first `ranks[name]` balanced directions."""
-    found = {}
+    """Factors of every layer of the live adapter, with its first `ranks[name]` balanced directions, repaired."""
+    mixed, found = calibration.mixed(ranks), {}
     for name, module in lora_layers(model, adapter).items():
         A, B = (slot[adapter].weight.detach() for slot in (module.lora_A, module.lora_B))
-        pair = cut(A.cpu(), B.cpu(), calibration.layers[name].basis, ranks[name])
+        pair = cut(A.cpu(), B.cpu(), calibration.layers[name].basis, mixed[name])
         found[name] = (pair[0].to(A.device), pair[1].to(B.device))
     return found
+
+
+@contextmanager
+def replaced(model: nn.Module, factors: Mapping[str, Sequence[Tensor]], adapter: str = "default") -> Iterator[None]:
+    """While it lasts, each layer adds what these factors give; those of the adapter stay as they are."""
+    layers = lora_layers(model, adapter)
+    own = {name: (layer.lora_A[adapter], layer.lora_B[adapter]) for name, layer in layers.items()}
+    try:
+        for name, layer in layers.items():
+            A, B = factors[name]
+            layer.lora_A[adapter] = _slot(A)
+            layer.lora_B[adapter] = _slot(B, own[name][1].bias)
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.lora_A[adapter], layer.lora_B[adapter] = own[name]
+
+
+@contextmanager
+def cut_to(model: nn.Module, factors: Factors, adapter: str = "default") -> Iterator[None]:
+    """While it lasts, the model is in evaluation mode, with these factors in the place of the adapter's."""
+    with evaluating(model), replaced(model, factors, adapter):
+        yield
+
+
+def _slot(weight: Tensor, bias: nn.Parameter | None = None) -> BFactor:
+    return BFactor(weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False), bias)
 
 
 def write_cut(

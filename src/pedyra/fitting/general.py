@@ -20,10 +20,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pedyra.fitting.calibration import lora_layers, measuring
-from pedyra.fitting.curve import Ladder, Shape
+from pedyra.fitting.curve import Ladder
 from pedyra.fitting.gramians import Calibration, Gramians
 from pedyra.fitting.judge import Batch, Judge, shifts
 from pedyra.fitting.verdict import FORGETS_LESS, UNKNOWN, Increase
+from pedyra.fitting.wanted import Shape
 
 TOKENS = 128
 """Of a general text, at most: what every result of research/results.md was measured with."""

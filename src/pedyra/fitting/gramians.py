@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pedyra.fitting.worth import Balance, balance, gate_slopes, removal_increases
+from pedyra.fitting.repair import mixings
+from pedyra.fitting.worth import Balance, balance, in_basis, removal_increases
 
 BLOCKS = 128
 """Steps whose slopes are kept one by one at least; of a longer window neighbours are put together, so that memory does
@@ -23,8 +24,9 @@ class Measured:
     """What a window of steps tells of one layer."""
 
     basis: Balance
-    slopes: Float[Tensor, "steps r"]
-    """Of every direction's gate; a step may stand for a few of a long window."""
+    products: Float[Tensor, "steps r r"]
+    """T K T^-1, of the loss of each step: the diagonal is the slope of every direction's gate, and the rest that of
+    mixing one direction into another. A step may stand for a few of a long window."""
     tokens_per_sample: float
     parameters: int
     """Number of parameters of one direction: a row of A and a column of B."""
@@ -32,6 +34,11 @@ class Measured:
     @property
     def rank(self) -> int:
         return len(self.basis.values)
+
+    @property
+    def slopes(self) -> Float[Tensor, "steps r"]:
+        """Of every direction's gate."""
+        return self.products.diagonal(dim1=1, dim2=2)
 
     @property
     def increases(self) -> Float[Tensor, " r"]:
@@ -43,7 +50,8 @@ class Measured:
         order = worth.argsort(descending=True)
         values = (worth[order] * self.parameters).sqrt()
         basis = Balance(self.basis.T[order], self.basis.inverse[:, order], values)
-        return replace(self, basis=basis, slopes=self.slopes[:, order], tokens_per_sample=2.0)
+        products = self.products[:, order][:, :, order]
+        return replace(self, basis=basis, products=products, tokens_per_sample=2.0)
 
 
 @dataclass(frozen=True)
@@ -55,11 +63,17 @@ class Calibration:
     """Samples of each step."""
     skipped: int
     """Steps left out, where some gradient was not finite."""
+    repairs: bool = True
+    """Whether what is kept makes up for what is removed. Not where general text is not to be forgotten: it would do
+    again what was removed."""
 
-    def projections(self, ranks: Mapping[str, int]) -> dict[str, Tensor]:
-        """Layer -> the projection `(r, r)` onto its first `ranks[name]` directions, where it loses any."""
-        layers = {name: layer for name, layer in self.layers.items() if ranks[name] < layer.rank}
-        return {name: layer.basis.projection(ranks[name]) for name, layer in layers.items()}
+    def mixed(self, ranks: Mapping[str, int]) -> dict[str, Tensor]:
+        """Layer -> I + M `(k, k)` of its first `ranks[name]` directions, which make up for what is removed."""
+        if not self.repairs or all(ranks[name] == layer.rank for name, layer in self.layers.items()):
+            return {name: torch.eye(ranks[name]).double() for name in self.layers}
+        products = {name: layer.products for name, layer in self.layers.items()}
+        found = mixings(products, self.samples, ranks)
+        return {name: torch.eye(len(M)).double() + M for name, M in found.items()}
 
 
 @dataclass
@@ -199,8 +213,8 @@ class Gramians:
             P, Q, count = (torch.stack(parts).sum(0) for parts in zip(*(each[name] for each in every), strict=True))
             tokens[name] = float(count)
             bases[name] = balance(P / max(tokens[name], 1e-3), Q / max(tokens[name], 1e-3))
-        slopes = {name: gate_slopes(torch.stack(self._layers[name].K).cpu(), basis) for name, basis in bases.items()}
-        parts = joined([(torch.stack(self._samples).cpu().double(), slopes, int(self._skipped))])
+        products = {name: self._products(name, basis) for name, basis in bases.items()}
+        parts = joined([(torch.stack(self._samples).cpu().double(), products, int(self._skipped))])
         samples = torch.cat([part[0] for part in parts])
         kept, total = samples > 0, max(float(samples.sum()), 1.0)
         layers = {}
@@ -222,15 +236,16 @@ class Gramians:
             ValueError: no batch has a sample and a finite loss.
         """
         samples = torch.stack(self._samples).cpu().double()
-        sums = {
-            name: (samples[:, None] * gate_slopes(torch.stack(self._layers[name].K).cpu(), basis)).sum(0)
-            for name, basis in bases.items()
-        }
+        slopes = {name: self._products(name, basis).diagonal(dim1=1, dim2=2) for name, basis in bases.items()}
+        sums = {name: (samples[:, None] * each).sum(0) for name, each in slopes.items()}
         parts = joined([(samples.sum(), sums)])
         total = torch.stack([count for count, _ in parts]).sum()
         if not total > 0:
             raise ValueError("no batch has a finite loss, so no slope is known; give other rows, or train in bfloat16")
         return {name: torch.stack([part[name] for _, part in parts]).sum(0) / total for name in bases}
+
+    def _products(self, name: str, basis: Balance) -> Float[Tensor, "steps r r"]:
+        return in_basis(torch.stack(self._layers[name].K).cpu(), basis)
 
     def tensors(self) -> dict[str, Tensor]:
         """The state between two steps, for a checkpoint."""

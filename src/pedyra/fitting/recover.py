@@ -9,18 +9,17 @@ and in the balanced basis, where T P T^T is diagonal, that is what the cut leave
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import cycle, islice
 
 import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
-from pedyra.fitting.calibration import evaluating, frozen, lora_layers
-from pedyra.fitting.cut import Factors, evened
+from pedyra.fitting.calibration import evaluating, frozen
+from pedyra.fitting.cut import evened, replaced
 from pedyra.fitting.judge import Batch, Judge, gap
-from pedyra.lora.factors import BFactor
+from pedyra.fitting.verdict import Factors
 
 RATE = 0.01
 """Of the first step, as a part of a factor's root mean square; it falls to 0 linearly. On the demo 0.003 does half as
@@ -75,30 +74,3 @@ def _are_numbers(batch: Batch, outputs: Sequence[Tensor]) -> bool:
     """Whether a model's outputs are numbers by themselves, and no logits of classes."""
     labels = batch.get("labels")
     return (isinstance(labels, Tensor) and labels.is_floating_point()) or any(each.shape[-1] == 1 for each in outputs)
-
-
-@contextmanager
-def replaced(model: nn.Module, factors: Mapping[str, Sequence[Tensor]], adapter: str = "default") -> Iterator[None]:
-    """While it lasts, each layer adds what these factors give; those of the adapter stay as they are."""
-    layers = lora_layers(model, adapter)
-    own = {name: (layer.lora_A[adapter], layer.lora_B[adapter]) for name, layer in layers.items()}
-    try:
-        for name, layer in layers.items():
-            A, B = factors[name]
-            layer.lora_A[adapter] = _slot(A)
-            layer.lora_B[adapter] = _slot(B, own[name][1].bias)
-        yield
-    finally:
-        for name, layer in layers.items():
-            layer.lora_A[adapter], layer.lora_B[adapter] = own[name]
-
-
-@contextmanager
-def recovered(model: nn.Module, factors: Mapping[str, Sequence[Tensor]], adapter: str = "default") -> Iterator[None]:
-    """While it lasts, the model is in evaluation mode, with these factors in the place of the adapter's."""
-    with evaluating(model), replaced(model, factors, adapter):
-        yield
-
-
-def _slot(weight: Tensor, bias: nn.Parameter | None = None) -> BFactor:
-    return BFactor(weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False), bias)

@@ -24,11 +24,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pedyra.fitting.worth import Balance
-
 DAMPING = 0.01
 """Of the mean square of the singular values of the kept slopes. Few batches tell little about many parameters, and what
-they do not tell stays where it is. On five cuts of three adapters anything from 0.003 to 0.1 was as good."""
+they do not tell stays where it is. On five cuts of three adapters anything from 0.003 to 0.1 was as good. Chosen by
+leaving each batch out in turn it was worse: of SST-2 at an eighth +0.0057 is left then, and with 0.01 -0.0003 (23)."""
 
 
 def compensation(
@@ -41,31 +40,15 @@ def compensation(
         kept: S_k, the slope along each parameter that may move, of each batch, times the root of the batch's samples.
         removed: the sum of the slopes along the gates of all removed directions, weighted alike.
     """
-    fewer = min(kept.shape)
-    if not fewer:
-        return kept.new_zeros(kept.shape[1])
-    ridge = damping * kept.square().sum() / fewer
-    if not ridge > 0:
+    if not kept.any():
         return kept.new_zeros(kept.shape[1])  # nothing that stays changes the loss
-    # (S^T S + c)^-1 S^T = S^T (S S^T + c)^-1, of which the smaller one is solved.
-    if fewer == len(kept):
-        return kept.T @ torch.linalg.solve(_ridged(kept @ kept.T, ridge), removed)
-    return torch.linalg.solve(_ridged(kept.T @ kept, ridge), kept.T @ removed)
-
-
-def _ridged(gram: Float[Tensor, "n n"], ridge: Tensor) -> Float[Tensor, "n n"]:
-    return gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-
-
-def in_basis(K: Float[Tensor, "batches r r"], basis: Balance) -> Float[Tensor, "batches r r"]:
-    """K' = T K T^-1: the same sums of h g^T along the directions of a basis."""
-    return basis.T @ K.to(basis.T) @ basis.inverse
+    U, s, Vh = torch.linalg.svd(kept, full_matrices=False)
+    return Vh.T @ (s / (s.square() + damping * s.square().mean()) * (U.T @ removed))
 
 
 def mixings(
     products: Mapping[str, Float[Tensor, "batches r r"]],
     samples: Float[Tensor, " batches"],
-    bases: Mapping[str, Balance],
     ranks: Mapping[str, int],
     *,
     gates: bool = False,
@@ -76,18 +59,17 @@ def mixings(
     All layers make up for all that is removed, so one that loses nothing has an M too.
 
     Args:
-        products: layer -> of each batch the sum over tokens of h g^T, of the batch's mean loss.
+        products: layer -> K' of each batch, along its directions.
         samples: of each batch.
-        bases: layer -> the directions, of which the first `ranks[name]` stay.
         gates: M is diagonal: a direction changes in size alone.
     """
     root = samples.double().sqrt()[:, None]
     kept, removed = [], torch.zeros(len(samples), dtype=torch.float64)
-    for name, basis in bases.items():
-        K, rank = in_basis(products[name].double().cpu(), basis), ranks[name]
+    for name, K in products.items():
+        rank = ranks[name]
         removed += K.diagonal(dim1=1, dim2=2)[:, rank:].sum(1)
         K = K[:, :rank, :rank]
         kept.append(root * (K.diagonal(dim1=1, dim2=2) if gates else K.mT.flatten(1)))
     moves = compensation(torch.cat(kept, 1), root[:, 0] * removed, damping)
-    parts = dict(zip(bases, moves.split([each.shape[1] for each in kept]), strict=True))
+    parts = dict(zip(products, moves.split([each.shape[1] for each in kept]), strict=True))
     return {name: part.diag() if gates else part.view(ranks[name], ranks[name]) for name, part in parts.items()}

@@ -14,15 +14,13 @@ from huggingface_hub import constants
 
 from pedyra.fitting.calibration import averaged, use_averaged
 from pedyra.fitting.curve import whole
-from pedyra.fitting.cut import CURVE, Factors, check_out, cut_live, module_names, write_cut
+from pedyra.fitting.cut import CURVE, check_out, cut_live, module_names, write_cut
 from pedyra.fitting.general import Forgetting
 from pedyra.fitting.gramians import Calibration
-from pedyra.fitting.verdict import Increase, Point, Tolerance
+from pedyra.fitting.verdict import FLAT, Candidate, Factors, Increase, Metrics, Tolerance
 from pedyra.lora.card import CARD, adapter_card, push_folder, shown_name, shown_ranks
 from pedyra.lora.files import json_line
 from pedyra.lora.folder import SavedLora, saved_lora
-
-Metrics = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +31,9 @@ class Fit:
     """
 
     calibration: Calibration = field(repr=False)
-    curve: list[Point]
+    curve: list[Candidate]
     """The sizes that were measured, the largest first."""
-    chosen: Point
+    chosen: Candidate
     """The size taken; the whole adapter where none smaller is within tolerance."""
     tolerance: Tolerance
     asked: bool
@@ -106,7 +104,7 @@ class Fit:
         for each in self.curve:
             proved = each.proof is not None
             cut_proved, recovery_proved = proved and not each.proof_after_recovery, proved and each.proof_after_recovery
-            cut = each.proof if cut_proved else each.measured
+            cut = each.proof if cut_proved else each.choice
             after = each.proof if recovery_proved else each.recovered
             rows.append(
                 {
@@ -211,7 +209,54 @@ class Fit:
 
 
 def told(fit: Fit) -> str:
-    """The table of the sizes that were measured, and what follows from them."""
+    """What was found: the answer, what proves it, and the table of the sizes that were measured."""
+    limit = fit.tolerance
+    lines = [_answer(fit), *_metrics(fit.metrics), *_proof(fit)]
+    won = f"{limit.won.mean:.4f} ± {limit.won.error:.4f}"
+    lines.append(f"won         {won} of the {fit.measure}; {limit.part:.1%} of it is {limit.loss:.4f}")
+    if fit.rows:
+        lines.append(f"rows        {fit.rows}")
+    if fit.forgetting is not None:
+        lines += _forgetting(fit.forgetting)
+    if fit.verdict != FLAT:
+        lines.append(f"verdict     {fit.words}")
+    return "\n".join([*lines, "", f"rise of the {fit.measure}, by number of parameters", *_curve(fit)])
+
+
+def _answer(fit: Fit) -> str:
+    """How much smaller the adapter is, in words that need no glossary."""
+    before = whole(fit.calibration)
+    if fit.is_whole:
+        return f"kept        everything: {fit.chosen.parameters:,} parameters, {_megabytes(fit, 1.0)}"
+    why = "asked for, and not proved: " if fit.asked and not fit.chosen.accepted else ""
+    ranks = [max(each.values()) for each in (fit.ranks, before)]
+    means = [sum(each.values()) / len(each) for each in (fit.ranks, before)]
+    return (
+        f"smaller     {why}{fit.chosen.share:.1%} of the adapter: {_megabytes(fit, fit.chosen.share)} of "
+        f"{_megabytes(fit, 1.0)}, {fit.chosen.parameters:,} parameters; the largest rank is {ranks[0]} of {ranks[1]}, "
+        f"the mean {means[0]:.1f} of {means[1]:.1f}"
+    )
+
+
+def _megabytes(fit: Fit, share: float) -> str:
+    """The size of this part of the adapter on disk."""
+    each = next(iter(fit.factors.values()))[0].element_size()
+    return f"{share * fit.chosen.parameters / fit.chosen.share * each / 1e6:.2f} MB"
+
+
+def _proof(fit: Fit) -> list[str]:
+    if fit.is_whole or (proof := fit.chosen.proof) is None:
+        return []
+    low, high = proof.interval()
+    after = f", after {fit.recover_steps} steps of recovery" if fit.chosen.proof_after_recovery else ""
+    return [
+        f"proof       the {fit.measure} rises by {proof.mean:+.4f} [{low:+.4f}, {high:+.4f}] (95 %) of "
+        f"{fit.tolerance.loss:.4f} that may be given up, on {proof.batches} batches of its own{after}"
+    ]
+
+
+def _curve(fit: Fit) -> list[str]:
+    """The table of the sizes that were measured, the one that is taken with an arrow."""
     tried = any(each.recovered for each in fit.curve)
     head = ["", "parameters", "share", "directions", "predicted", "choice", *(["recovered"] if tried else []), "proof"]
     cells = [
@@ -221,36 +266,13 @@ def told(fit: Fit) -> str:
             f"{each.share:.1%}",
             str(sum(each.ranks.values())),
             f"{each.predicted:+.4f}",
-            _increase(each.measured),
+            _increase(each.choice),
             *([_increase(each.recovered)] if tried else []),
             _increase(each.proof) + {None: "", True: "  accepted", False: "  rejected"}[each.accepted],
         ]
         for each in fit.curve
     ]
-    row, limit, proof = fit.row(), fit.tolerance, fit.chosen.proof
-    lines = [f"rise of the {fit.measure}, by number of parameters", *_table(head, cells), fit.words]
-    if fit.rows:
-        lines.append(f"rows        {fit.rows}")
-    won = f"{limit.won.mean:.4f} ± {limit.won.error:.4f}"
-    lines.append(f"won         {won} of the {fit.measure}; {limit.part:.1%} of it is {limit.loss:.4f}")
-    if fit.forgetting is not None:
-        lines += _forgetting(fit.forgetting)
-    if fit.is_whole:
-        return "\n".join([*lines, "kept        everything", *_metrics(fit.metrics)])
-    if after := fit.chosen.recovered:
-        kept = "" if fit.chosen.gains_by_recovery else "; no gain, so the cut stays as it was"
-        cut = f"{fit.chosen.measured.mean:+.4f} -> " if fit.chosen.measured else ""
-        change = f"rise of {cut}{after.mean:+.4f} in {fit.recover_steps} steps"
-        lines.append(f"recovered   {change}, on the rows of the choice{kept}")
-    size = f"{row['parameters']:,} parameters ({row['share']:.1%})"
-    lines.append(f"kept        {row['kept']} of {row['of']} directions, {size}")
-    if proof is not None:
-        low, high = proof.interval()
-        told = f"{proof.mean:+.4f} [{low:+.4f}, {high:+.4f}] (95 %)"
-        lines.append(f"proof       the {fit.measure} rises by {told}, on {proof.batches} batches of its own")
-        if fit.asked and not fit.chosen.accepted:
-            lines.append("            not proved to be within the tolerance: the size was asked for")
-    return "\n".join([*lines, *_metrics(fit.metrics)])
+    return _table(head, cells)
 
 
 def _forgetting(found: Forgetting) -> list[str]:

@@ -23,13 +23,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 
 from pedyra.fitting.curve import Ladder
-from pedyra.fitting.verdict import CONFIDENCE, Increase, Point, Tolerance
+from pedyra.fitting.verdict import CONFIDENCE, Candidate, Factors, Increase, Metrics, Tolerance
 
 logger = logging.getLogger(__name__)
 
@@ -61,87 +62,102 @@ RECOVERIES = 4
 """Sizes that are tried after recovery at most; with their proof that is at most four evaluations more."""
 
 
+class Asked(Protocol):
+    """What a search asks of a size; `pedyra.fitting.sizes` measures it."""
+
+    @property
+    def recovers(self) -> bool:
+        """Whether there are steps of recovery."""
+        ...
+
+    @property
+    def ahead(self) -> tuple[float, int]:
+        """Of the rows of the proof, their standard error as a part of that of the choice, and their batches."""
+        ...
+
+    def on_choice(self, size: Candidate) -> Increase:
+        """On the rows of the choice, as it is cut."""
+        ...
+
+    def after_recovery(self, size: Candidate) -> tuple[Increase, Factors]:
+        """The same after steps of recovery, and the factors then."""
+        ...
+
+    def on_proof(self, size: Candidate) -> tuple[Increase, Metrics]:
+        """On the rows of the proof, as it would be taken."""
+        ...
+
+
 class Search:
     """The sizes of one adapter, and what was measured of them.
 
     Args:
         ladder: every size.
         limit: by how much the loss may rise, and how well that is known.
-        measure: place -> increase on the rows of the choice, cut and nothing more.
-        recover: the same after steps of recovery; None: there are none.
-        prove: place, and whether it recovers -> increase on the rows of the proof.
-        ahead: of the rows of the proof, their standard error as a part of that of the choice, and their batches.
+        sizes: what is asked of each.
     """
 
-    def __init__(
-        self,
-        ladder: Ladder,
-        limit: Tolerance,
-        *,
-        measure: Callable[[int], Increase],
-        recover: Callable[[int], Increase] | None,
-        prove: Callable[[int, bool], Increase],
-        ahead: tuple[float, int],
-    ) -> None:
-        self.ladder, self.limit = ladder, limit
-        self._measure, self._recover, self._prove, self._ahead = measure, recover, prove, ahead
-        self._doubt, self._doubt_after_recovery = DOUBTS if recover is not None else (1 - CONFIDENCE, 0.0)
-        self.points: dict[int, Point] = {}
+    def __init__(self, ladder: Ladder, limit: Tolerance, sizes: Asked) -> None:
+        self.ladder, self.limit, self._sizes = ladder, limit, sizes
+        self._recovers = sizes.recovers
+        self._doubt, self._doubt_after_recovery = DOUBTS if self._recovers else (1 - CONFIDENCE, 0.0)
+        self.points: dict[int, Candidate] = {}
         """Place -> what was measured of this size."""
 
     @property
-    def curve(self) -> list[Point]:
+    def curve(self) -> list[Candidate]:
         """The sizes that were looked at, the largest first."""
         return [self.points[index] for index in sorted(self.points)]
 
-    def point(self, index: int) -> Point:
+    def point(self, index: int) -> Candidate:
         if index not in self.points:
             self.points[index] = self.ladder.point(index)
         return self.points[index]
 
-    def measured(self, index: int) -> Point:
+    def measured(self, index: int) -> Candidate:
         """This size, measured on the rows of the choice."""
-        if self.point(index).measured is None:
-            self.points[index] = replace(self.point(index), measured=self._measure(index))
+        if self.point(index).choice is None:
+            self.points[index] = replace(self.point(index), choice=self._sizes.on_choice(self.point(index)))
         return self.points[index]
 
-    def recovered(self, index: int) -> Point:
+    def recovered(self, index: int) -> Candidate:
         """This size, measured on the rows of the choice after recovery too, where there is room for its steps."""
         known = self.points.get(index)
         if known is not None and known.recovered is not None:
             return known
-        if self._recover is not None:
+        if self._recovers:
             try:
-                found = self._recover(index)
+                found, factors = self._sizes.after_recovery(self.point(index))
             except torch.OutOfMemoryError as error:
                 if torch.distributed.is_available() and torch.distributed.is_initialized():
                     raise  # other processes may wait for this one
                 logger.warning(
                     "fit: there is no room for recovery, so sizes are judged as they are cut: %s", str(error)
                 )
-                self._recover = None
+                self._recovers = False
             else:
-                self.points[index] = replace(self.point(index), recovered=found)
+                self.points[index] = replace(self.point(index), recovered=found, factors=factors)
                 return self.points[index]
         return self.ladder.point(index) if known is None else known
 
-    def proved(self, index: int, doubt: float = 1 - CONFIDENCE) -> Point:
+    def proved(self, index: int, doubt: float = 1 - CONFIDENCE) -> Candidate:
         """This size, measured on the rows of the proof as it would be taken."""
-        recovers = self.point(index).gains_by_recovery
-        found = self._prove(index, recovers)
+        size = self.point(index)
+        found, metrics = self._sizes.on_proof(size)
         self.points[index] = replace(
-            self.point(index),
+            size,
             proof=found,
-            proof_after_recovery=recovers,
+            proof_after_recovery=size.gains_by_recovery,
+            metrics=metrics,
             accepted=self.limit.allows(found, doubt=doubt),
         )
         return self.points[index]
 
-    def promises(self, point: Point, doubt: float) -> bool:
+    def promises(self, point: Candidate, doubt: float) -> bool:
         """Whether the proof would accept it, were its mean on those rows the same."""
-        return point.best is not None and self.limit.allows(point.best, *self._ahead, doubt=doubt)
+        return point.best is not None and self.limit.allows(point.best, *self._sizes.ahead, doubt=doubt)
 
-    def choose(self, wholly: bool = False) -> Point | None:
+    def choose(self, wholly: bool = False) -> Candidate | None:
         """The smallest size that the proof accepts in its order; None: there is none.
 
         Args:
@@ -149,7 +165,7 @@ class Search:
         """
         found = self._found(SHARES if wholly else COARSE, wholly)
         chosen = self._last_accepted(self._order(found), self._doubt)
-        if self._recover is not None and (chosen is None or self.ladder.share(chosen) > ENOUGH):
+        if self._recovers and (chosen is None or self.ladder.share(chosen) > ENOUGH):
             promising = self._promising_after_recovery(chosen)
             recovered = self._last_accepted(promising, self._doubt_after_recovery)
             chosen = chosen if recovered is None else recovered
@@ -176,7 +192,7 @@ class Search:
         """
         safe = LARGEST
         for index in sorted(self.points):
-            measured = self.points[index].measured
+            measured = self.points[index].choice
             if measured is None:
                 continue
             if not self.limit.allows(measured._replace(mean=max(0.0, measured.mean)), doubt=self._doubt):

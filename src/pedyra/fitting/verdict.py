@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import NamedTuple
+
+from torch import Tensor
 
 CONFIDENCE = 0.95
 """Of every statement."""
@@ -102,25 +104,34 @@ class Tolerance:
 
 Ranks = dict[str, int]
 """Layer -> how many of its balanced directions stay: the first ones."""
+Factors = dict[str, tuple[Tensor, Tensor]]
+"""Layer -> A `(r, in)` and B `(out, r)`; a layer of rank 0 adds nothing."""
+Metrics = dict[str, float]
+"""Name of a metric of the task -> its value."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
-    """One size, and by how much the loss rises with it, against the adapter as it is."""
+class Candidate:
+    """One size, and all that was measured of it: by how much the loss rises, against the adapter as it is."""
 
     ranks: Ranks
     parameters: int
     share: float
     """Of the parameters of the whole adapter."""
     predicted: float
-    measured: Increase | None = None
-    """On the rows of the choice, cut and nothing more."""
+    """Rise of the loss that the slopes foretell of the cut, before anything makes up for it."""
+    choice: Increase | None = None
+    """On the rows of the choice, as it is cut."""
     recovered: Increase | None = None
     """On the rows of the choice, after steps of recovery."""
+    factors: Factors | None = field(repr=False, compare=False, default=None)
+    """A and B of each layer after these steps."""
     proof: Increase | None = None
     """On the rows of the proof, as this size would be taken."""
     proof_after_recovery: bool = False
     """Whether `proof` is of what has recovered."""
+    metrics: Metrics = field(default_factory=dict)
+    """Of the task, on the rows of the proof; none before it was asked there, or where the task has none."""
     accepted: bool | None = None
     """Whether the proof says that it is within tolerance; None: it was not asked."""
 
@@ -130,20 +141,20 @@ class Point:
 
         What recovers loses less, and it also says nearly what the whole adapter says, so that its loss is better known.
         """
-        return self.recovered is not None and (self.measured is None or self.recovered.upper() < self.measured.upper())
+        return self.recovered is not None and (self.choice is None or self.recovered.upper() < self.choice.upper())
 
     @property
     def best(self) -> Increase | None:
         """On the rows of the choice, as this size would be taken; None before it was measured."""
-        return self.recovered if self.gains_by_recovery else self.measured
+        return self.recovered if self.gains_by_recovery else self.choice
 
 
 CAPACITY_LIMITED, FLAT, UNKNOWN, FORGETS_LESS = "capacity-limited", "flat", "unknown", "forgets less"
 
 
 def verdict(
-    chosen: Point,
-    curve: Sequence[Point],
+    chosen: Candidate,
+    curve: Sequence[Candidate],
     tolerance: Tolerance,
     rank: int | None,
     measure: str = "loss",
@@ -169,17 +180,17 @@ def verdict(
             f"needed{'; everything is kept' if chosen.share == 1 else ''}"
         )
     if chosen.accepted and chosen.share <= 0.5:
-        return FLAT, f"flat: {whole} is {1 / chosen.share:.3g} times what this task needs"
+        return FLAT, f"flat: {chosen.share:.1%} of {whole} is proved to be enough for this task"
     half, quarter = _largest(curve, 0.5), _largest(curve, 0.25)
-    if half is not None and half.measured is not None and half.best is not None and tolerance.forbids(half.best):
-        ratio, rise = 1.0, half.measured.mean
+    if half is not None and half.choice is not None and half.best is not None and tolerance.forbids(half.best):
+        ratio, rise = 1.0, half.choice.mean
         if not free:
             return UNKNOWN, (
                 f"unknown: with half of {whole}, in the shape that was asked for, the {measure} rises by {rise:.3g}; "
                 f"fit without a shape to learn whether the rank or the shape does that"
             )
-        if quarter is not None and quarter.measured is not None and quarter.measured.mean > rise:
-            ratio = min(1.0, rise / (quarter.measured.mean - rise))
+        if quarter is not None and quarter.choice is not None and quarter.choice.mean > rise:
+            ratio = min(1.0, rise / (quarter.choice.mean - rise))
         return CAPACITY_LIMITED, (
             f"capacity-limited: {adapter} binds; with half of it the {measure} rises by {rise:.3g}, and twice as much "
             f"might lower it by about {rise * ratio:.2g}; raise r"
@@ -195,7 +206,7 @@ def verdict(
     )
 
 
-def _largest(curve: Sequence[Point], share: float) -> Point | None:
+def _largest(curve: Sequence[Candidate], share: float) -> Candidate | None:
     """The largest measured size of about this share of the parameters, and no more."""
-    below = [point for point in curve if point.measured is not None and share / 1.5 < point.share <= share]
+    below = [point for point in curve if point.choice is not None and share / 1.5 < point.share <= share]
     return max(below, key=lambda point: point.share, default=None)

@@ -31,10 +31,6 @@ class Balance(NamedTuple):
     values: Float[Tensor, " r"]
     """s_i, the largest first: the diagonal of both Gramians in this basis."""
 
-    def projection(self, rank: int) -> Tensor:
-        """`(r, r)`: h -> the part of h along the first `rank` directions; times A, it leaves the others out."""
-        return self.inverse[:, :rank] @ self.T[:rank]
-
 
 def balance(P: Float[Tensor, "r r"], Q: Float[Tensor, "r r"]) -> Balance:
     """The basis in which both Gramians are the same diagonal: T P T^T = T^-T Q T^-1 = diag(s).
@@ -59,13 +55,13 @@ def _root(G: Float[Tensor, "r r"]) -> Float[Tensor, "r r"]:
     return vectors * values.clamp_min(floor).sqrt()
 
 
-def gate_slopes(K: Float[Tensor, "steps r r"], basis: Balance) -> Float[Tensor, "steps r"]:
-    """dL/dz_i of every balanced direction's gate in every batch: (T K T^-1)_ii.
+def in_basis(K: Float[Tensor, "steps r r"], basis: Balance) -> Float[Tensor, "steps r r"]:
+    """K' = T K T^-1, the same sums along the balanced directions. Its diagonal is dL/dz_i of every direction's gate.
 
     Args:
         K: per batch the sum over tokens of h g^T, of the batch's mean loss; it is A (dL/dA)^T as well.
     """
-    return torch.einsum("ij,tjk,ki->ti", basis.T, K.double(), basis.inverse)
+    return basis.T @ K.double() @ basis.inverse
 
 
 def removal_increases(values: Float[Tensor, " r"], tokens_per_sample: float) -> Float[Tensor, " r"]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
 from axolotl.integrations.base import BasePlugin
 from axolotl.utils.logging import get_logger
-from pydantic import BaseModel, TypeAdapter, model_validator
+from pydantic import BaseModel, model_validator
 
-from pedyra.fitting.fit import Wanted
+from pedyra.fitting.wanted import Wanted
 from pedyra.pe_dyra.method import PeDyra
 from pedyra.trainer.adapt import adapt
 from pedyra.trainer.fit import fit_trainer
@@ -27,25 +26,15 @@ class PedyraSection(BaseModel, extra="forbid"):
     """How ranks move while it trains; none: they stay."""
     settings: dict[str, Any] = {}
     """Fields of PeDyra."""
-    fit: dict[str, Any] | None = None
-    """Arguments of pedyra.fit, {} for its defaults: the smaller adapter goes to the folder `fit` of output_dir."""
+    fit: Wanted | None = None
+    """What a fit is asked, {} for its defaults: the smaller adapter goes to the folder `fit` of output_dir."""
 
     @model_validator(mode="after")
     def _check(self) -> PedyraSection:
         if self.method is None and self.settings:
             raise ValueError("pedyra.settings is given without pedyra.method: pedyra")
         self.config()  # to have a mistake told before anything is loaded
-        self.wanted()
         return self
-
-    def wanted(self) -> Wanted | None:
-        if self.fit is None:
-            return None
-        if unknown := self.fit.keys() - {field.name for field in fields(Wanted)}:
-            raise ValueError(
-                f"pedyra.fit has no {min(unknown)}; it has {', '.join(each.name for each in fields(Wanted))}"
-            )
-        return TypeAdapter(Wanted).validate_python(self.fit)  # with the types of its fields
 
     def config(self) -> PeDyra | None:
         if self.method is None:
@@ -87,7 +76,7 @@ class PedyraPlugin(BasePlugin):
 
     def post_train(self, cfg: Any, model: Any) -> None:
         trainer, self.trainer = self.trainer, None  # axolotl calls it twice
-        wanted = PedyraSection(**(cfg.pedyra or {})).wanted()
+        wanted = PedyraSection(**(cfg.pedyra or {})).fit
         if trainer is not None and wanted is not None:
             try:
                 found = fit_trainer(trainer, wanted)

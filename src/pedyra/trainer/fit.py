@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 from weakref import ref
 
 from transformers import Trainer
 
 from pedyra.fitting.calibration import evaluating, has_more, lora_layers
-from pedyra.fitting.fit import Wanted, fit_batches
+from pedyra.fitting.fit import fit_batches
 from pedyra.fitting.judge import DivergenceJudge
 from pedyra.fitting.result import Fit
+from pedyra.fitting.wanted import Wanted
 from pedyra.lora.folder import active_adapter
 from pedyra.lora.supported import check_supported
 from pedyra.trainer.judge import TrainerJudge
@@ -21,21 +21,7 @@ from pedyra.trainer.rows import fit_rows, general_rows, is_surrogate
 from pedyra.trainer.untouched import untouched
 
 
-def fit(
-    trainer: Trainer,
-    *,
-    tolerance: float = 0.01,
-    recover: int | None = None,
-    parameters: int | None = None,
-    max_rank: int | None = None,
-    same_rank: bool = False,
-    multiple_of: int = 1,
-    drop_types: Sequence[str] = (),
-    data: Any = None,
-    general: Any = None,
-    rows: int = 1024,
-    curve: bool = False,
-) -> Fit:
+def fit(trainer: Trainer, *, data: Any = None, general: Any = None, **asked: Any) -> Fit:
     """How small may the LoRA be that this Trainer has trained? Ask after `trainer.train()`.
 
     Gradients come from `trainer.compute_loss`, losses from its own evaluation, so the loss is the one that was trained:
@@ -45,22 +31,13 @@ def fit(
     random state changes. One process, or several under DDP.
 
     Args:
-        tolerance: part of what fine-tuning won (loss of the base model less the adapter's) that may be given up.
-        recover: steps towards what the whole adapter says, after which smaller sizes are tried where a cut alone leaves
-            more than a quarter, and the size that `parameters` names; 0: none. By default 160, or fewer where these
-            would take a calibration batch more than twice.
-        parameters: take the largest size of at most so many parameters instead, whatever it does to the loss.
-        max_rank: no layer keeps more.
-        same_rank: every layer keeps the same rank, and one that has fewer keeps all of its own.
-        multiple_of: ranks are multiples of it, or all that a layer has.
-        drop_types: module types that keep none, e.g. ("q_proj", "k_proj").
         data: held-out rows, as the Trainer takes an eval_dataset; by default its own, else a part of those it was
             trained on, with a warning.
         general: texts that the model should not forget, as a list or as rows with the column `text`, for a model that
             writes. What goes is then what harms them most for what it does for the task, and half of them tell what
             came of it. Without recovery, which would bring back what was forgotten.
-        rows: to calibrate with and for the proof, at most; half as many for the choice.
-        curve: measure the whole curve, not only what the choice needs.
+        asked: the fields of `pedyra.fitting.wanted.Wanted`: tolerance, parameters, max_rank, same_rank, multiple_of,
+            drop_types, recover, rows, curve.
 
     Returns:
         What was found: print it, `save` the smaller adapter, or `apply` it to the live model.
@@ -69,22 +46,15 @@ def fit(
         ValueError: no plain LoRA, a sharded model, too few rows, a layer that the calibration did not see, a shape that
             cannot be had within tolerance.
     """
-    wanted = Wanted(
-        tolerance=tolerance,
-        parameters=parameters,
-        max_rank=max_rank,
-        same_rank=same_rank,
-        multiple_of=multiple_of,
-        drop_types=drop_types,
-        recover=recover,
-        rows=rows,
-        curve=curve,
-    )
-    return fit_trainer(trainer, wanted, data=data, general=general)
+    if unknown := asked.keys() - {each.name for each in fields(Wanted)}:
+        raise ValueError(f"fit has no {min(unknown)}; it has {', '.join(each.name for each in fields(Wanted))}")
+    return fit_trainer(trainer, Wanted(**asked), data=data, general=general)
 
 
 def fit_trainer(trainer: Trainer, wanted: Wanted, *, data: Any = None, general: Any = None) -> Fit:
     """`fit` of a record."""
+    if not isinstance(trainer, Trainer):
+        raise ValueError(f"fit takes the Trainer that has trained the model, and {type(trainer).__name__} is none")
     _check_whole(trainer)
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     adapter = active_adapter(model)

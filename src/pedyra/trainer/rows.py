@@ -20,9 +20,10 @@ from torch.utils.data import IterableDataset, Subset
 from transformers import ProcessorMixin
 
 from pedyra.fitting.calibration import evaluating
-from pedyra.fitting.fit import FEW, LEAST, GeneralRows, Rows, Wanted
+from pedyra.fitting.fit import FEW, LEAST, GeneralRows, Rows
 from pedyra.fitting.general import check_writes, text_batches, texts_of
 from pedyra.fitting.judge import Batch
+from pedyra.fitting.wanted import Wanted
 from pedyra.trainer.judge import TextJudge, TrainerJudge
 
 logger = logging.getLogger(__name__)

@@ -130,5 +130,5 @@ def test_a_run_that_diverged_is_not_fitted(tmp_path):
 
 @pytest.mark.parametrize("given", [{"tolerance": "101%"}, {"tolerance": "much"}, {"recover": -1}, {"tolerence": 0.1}])
 def test_a_mistake_names_the_key(given, tmp_path):
-    with pytest.raises(ValueError, match=rf"fit\.{next(iter(given))}"):
+    with pytest.raises(ValueError, match=next(iter(given))):
         recipe(tmp_path, fit=given)

@@ -1,23 +1,18 @@
-"""`pedyra fit`: from an adapter on disk, and rows, to the smaller adapter on disk with its proof.
-
-Of several, `--max-rank auto` finds the least rank that a vLLM server can hold all of them at."""
+"""`pedyra fit`: from an adapter on disk, and rows, to the smaller adapter on disk with its proof."""
 
 from __future__ import annotations
 
-import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import Trainer
 
-from pedyra.app.console import format_bytes
 from pedyra.app.export.merge import num_labels
-from pedyra.app.export.serving import VLLM_RANKS, reserved_bytes, vllm_line, vllm_rank, why_not_in_vllm
 from pedyra.app.models.base import class_names, load_model, load_tokenizer, positions
 from pedyra.app.recipe import Recipe, check_recipe, load_recipe
 from pedyra.app.recipe_sections import ModelSection
@@ -28,11 +23,9 @@ from pedyra.app.tasks.sources import read_test_rows
 from pedyra.app.tasks.task import load_task
 from pedyra.app.tasks.text import class_number
 from pedyra.fitting.calibration import lora_layers
-from pedyra.fitting.curve import Shape
 from pedyra.fitting.cut import check_out
-from pedyra.fitting.fit import NotWithin, Wanted
 from pedyra.fitting.result import Fit
-from pedyra.lora.files import write_folder
+from pedyra.fitting.wanted import Shape, Wanted
 from pedyra.lora.folder import SavedLora, load_adapter, read_lora
 from pedyra.methods.method import Adaptation
 from pedyra.trainer.fit import fit_trainer
@@ -249,95 +242,3 @@ def _classes(model: ModelSection, lora: SavedLora, data: Path) -> dict[str, Any]
         stacklevel=2,
     )
     return {"labels": names}
-
-
-def fit_for_server(
-    outs: Mapping[Path, Path],
-    wanted: Wanted,
-    source: Source,
-    *,
-    overwrite: bool = False,
-    shown: bool = False,
-    told: Callable[[str], None] = lambda line: None,
-) -> list[dict[str, Any]]:
-    """Fit each adapter at the least of vLLM's ranks at which all are within their tolerance, and write them.
-
-    The ranks that vLLM pads to are tried from the adapter's own down, until one is refused.
-
-    Args:
-        outs: folder of an adapter -> where its smaller one goes.
-        told: gets a line about each attempt, what came of it, and the line that serves them.
-
-    Returns:
-        A row of the server: `max_rank`, its `--max-lora-rank`; `rank_before`, the one that the adapters needed as they
-        were, None where vLLM takes none so large; `saved_bytes`, which a server that holds all of them at once no
-        longer reserves, None where it could not hold them. Then a row of each adapter's fit.
-
-    Raises:
-        ValueError: as `fit_folder`; an adapter of a rank that no server takes, and that no allowed one is within.
-    """
-    for path, out in outs.items():
-        check_out(out, overwrite)
-        source.loading(path)  # what it refuses of one is told before another is fitted
-    loras = [read_lora(path) for path in outs]
-    bases = {(str(lora.config.get("base_model_name_or_path")), lora.config.get("revision")) for lora in loras}
-    if len(bases) > 1:
-        named = sorted(name if revision is None else f"{name} at {revision}" for name, revision in bases)
-        raise ValueError(f"one server has one base model, but these adapters name {' and '.join(named)}")
-    ((base, revision),) = bases
-    before = vllm_rank(max(layer.rank for lora in loras for layer in lora.layers))
-    rank, rows = VLLM_RANKS[0], []
-    with TemporaryDirectory() as scratch:  # where each waits for the others: all of them are written, or none
-        for path in outs:
-            with opened(path, wanted, source, shown=shown) as (trainer, lora):
-                rank, found = _least(trainer, lora, wanted, rank, lambda line, path=path: told(f"{path}: {line}"))
-                found.write(lora, Path(scratch, str(len(rows))))
-            rows.append({"adapter": str(path), **found.row()})
-        for number, (row, out) in enumerate(zip(rows, outs.values(), strict=True)):
-            write_folder(out, lambda part, number=number: shutil.copytree(Path(scratch, str(number)), part))
-            told(f"{row['adapter']}: {row['parameters']:,} parameters ({row['share']:.1%}), in {out}")
-    told(f"max rank    {rank}, where they needed {'more than vLLM takes' if before is None else before}")
-    saved = None if before is None else reserved_bytes(loras, before) - reserved_bytes(loras, rank)
-    if saved is not None:
-        told(f"saved       {format_bytes(saved)} of a server that holds {len(outs)} at once")
-    refused = next(filter(None, (why_not_in_vllm(lora) for lora in loras)), None)
-    line = vllm_line(base, _named(outs), rank, revision) if refused is None else f"not in vLLM: {refused}"
-    told(f"serve       {line}")
-    return [{"max_rank": rank, "rank_before": before, "saved_bytes": saved}, *rows]
-
-
-def _least(
-    trainer: Trainer, lora: SavedLora, wanted: Wanted, at_least: int, told: Callable[[str], None]
-) -> tuple[int, Fit]:
-    """The least of vLLM's ranks, from `at_least` on, at which the adapter is within tolerance, and its fit there.
-
-    Ranks are asked from the largest down to the first that is refused: an order that the rows have no part in, as in
-    the proof of a fit. From the least up, every further rank would be one more chance to be accepted by luck. Two
-    things can go wrong, each in 5 % of cases at most: a rank is accepted that has no size within tolerance, and at the
-    rank that is taken a size is taken that is not.
-    """
-    highest, found = max(layer.rank for layer in lora.layers), None
-    most = max(at_least, vllm_rank(highest) or VLLM_RANKS[-1])
-    refused: NotWithin | None = None
-    allowed = [rank for rank in VLLM_RANKS if at_least <= rank <= most]
-    for rank in reversed([rank for rank in allowed if rank >= wanted.multiple_of or rank == most]):
-        try:
-            found = rank, fit_trainer(trainer, replace(wanted, max_rank=rank if rank < highest else None))
-        except NotWithin as error:
-            told(f"rank {rank} is not within the tolerance")
-            refused = error
-            break
-        told(f"rank {rank} is within the tolerance")
-    if found is None:
-        bound = f"vLLM takes ranks up to {VLLM_RANKS[-1]}, and " if vllm_rank(highest) is None else ""
-        raise ValueError(f"{lora.title}: {bound}{refused}")
-    return found
-
-
-def _named(outs: Mapping[Path, Path]) -> dict[str, Path]:
-    """The adapters by the names that a server calls them by: of the run or the folder, and where two are alike, of the
-    whole path."""
-    short = [each.parent.name if each.name == "adapter" else each.name for each in (path.resolve() for path in outs)]
-    if len(set(short)) < len(short):
-        short = [str(path).strip("/").replace("/", "-") for path in outs]
-    return dict(zip(short, outs.values(), strict=True))

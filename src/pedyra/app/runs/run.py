@@ -25,8 +25,8 @@ from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import Setup, layer_rows, ready_to_fit, set_up, trainable_parameters, wanted_fit
 from pedyra.app.yaml_file import first_difference, read_settings
 from pedyra.fitting.calibration import use_averaged
-from pedyra.fitting.fit import Wanted
 from pedyra.fitting.result import Fit
+from pedyra.fitting.wanted import Wanted
 from pedyra.lora.attach import detach
 from pedyra.lora.card import CARD, adapter_card, shown_name, shown_ranks
 from pedyra.lora.files import append_row, is_disk_full, read_rows, remove, write_file, write_folder

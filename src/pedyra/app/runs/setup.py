@@ -33,7 +33,7 @@ from pedyra.app.runs.processes import count_processes, is_launched
 from pedyra.app.tasks.task import Task, load_task
 from pedyra.app.tasks.test_sets import TestSet, check_lengths, load_test_sets
 from pedyra.fitting.calibration import has_more, lora_layers
-from pedyra.fitting.fit import Wanted
+from pedyra.fitting.wanted import Wanted
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.data import rows_data
 from pedyra.methods.method import Adaptation, Request
@@ -303,7 +303,7 @@ def wanted_fit(recipe: Recipe) -> Wanted | None:
             f"fit asks how small a LoRA may be, and method {recipe.method} trains an adapter of type {kind}; "
             f"remove the section fit"
         )
-    return Wanted(**recipe.fit.model_dump())
+    return recipe.fit
 
 
 def request(recipe: Recipe, base: PreTrainedModel, task: Task | None) -> Request:
