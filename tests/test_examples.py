@@ -53,8 +53,8 @@ def test_the_notebook_trains_shrinks_and_loads(capsys, monkeypatch: pytest.Monke
     for number, cell in enumerate(cells):
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), f"cell {number}", "exec"), seen)
-    ranks = seen["callback"].result.ranks
+    ranks = seen["handle"].result.ranks
     assert len(ranks) == 13 and sum(ranks.values()) == 13 * 4 and set(ranks.values()) != {4}
     assert seen["accuracy"] > 0.7  # half of the rows are of each class
-    assert 0 < seen["parameters"] == num_parameters(seen["smaller"]) < seen["callback"].result.parameters
+    assert 0 < seen["parameters"] == num_parameters(seen["smaller"]) < seen["handle"].result.parameters
     assert "parameters in the factors" in capsys.readouterr().out
