@@ -21,6 +21,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
+from pedyra.app.export.destinations import destinations
 from pedyra.fitting.verdict import student
 from pedyra.lab.compare.statistics import interval, standard_error
 from pedyra.lora.supported import KINDS, VERBS
@@ -120,6 +121,19 @@ def percent(share: float) -> str:
 # Results: where ranks go, and what it gains.
 
 PROFILES = ("design", "sparse", "linear", "random", "uniform")
+
+
+@table("destinations")
+def places() -> Cells:
+    """Where a LoRA is served, from the rows by which `pedyra export` and a fit write for it."""
+    cells = [["destination", "ranks", "mixed ranks", "`--target`", "seen with"]]
+    for place in destinations().values():
+        ranks = ", ".join(map(str, place.ranks)) or (
+            f"{place.least} to {place.most}" if place.most else "any" if place.least == 1 else f"{place.least} and more"
+        )
+        seen = "not run" if place.seen is None else place.seen.partition(",")[0]
+        cells.append([f"`{place.name}`", ranks, "yes" if place.mixed else "no", f"`{place.form}`", seen])
+    return cells
 
 
 @table("kinds")
