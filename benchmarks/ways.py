@@ -383,7 +383,8 @@ def append(file: Path, row: Mapping[str, Any]) -> None:
 
 
 def run_table(asked: argparse.Namespace) -> None:
-    """Print, for each size and repair, the rise of each way, and by how much the others are above the first."""
+    """Print, for each size and repair, the rise of each way, and by how much the others are above the first; write the
+    rows with that difference where a file is asked for."""
     measured = {file.stem: read(file) for file in sorted((asked.out / "losses").glob("*.jsonl"))}
     print("| size | repair | way | adapters | rise | above the first | part of what was won |")
     print("|---|---|---|---|---|---|---|")
@@ -394,24 +395,35 @@ def run_table(asked: argparse.Namespace) -> None:
             if found:
                 rise, above, part = (mean_interval([each[i] for each in found]) for i in range(3))
                 print(f"| {share:g} | {repair} | {way} | {len(found)} | {rise} | {above} | {part} |")
+    if asked.write is not None:
+        asked.write.unlink(missing_ok=True)
+        for row in read(asked.out / "rows.jsonl"):
+            share, repair, way = key(row)
+            found = compared(measured[row["adapter"]], share, repair, asked.ways, way)
+            above = {} if found is None else {"above_first": found[1].mean, "above_first_error": found[1].error}
+            row |= above
+            append(
+                asked.write, {name: round(each, 6) if isinstance(each, float) else each for name, each in row.items()}
+            )
 
 
 def compared(
     rows: Sequence[Mapping[str, Any]], share: float, repair: str, ways: Sequence[str], way: str
 ) -> tuple[Increase, Increase, Increase] | None:
-    """On the rows of the proof of one adapter, the rise with a way, how far it is above the first of all ways, and the
-    same as a part of what the adapter won; None where it was not measured. The better of two is the first or the
-    second way, whichever rose less on the rows of the choice."""
+    """Of one adapter the rise with a way, how far it is above the first of all ways, and the same as a part of what the
+    adapter won; None where it was not measured. The better of two is the first or the second way, whichever rose less
+    on the rows of the choice, and is judged by those of the proof; every other way by all rows."""
     references = {row["way"]: row for row in rows if row["way"] in ("whole", "base")}
     losses = {row["way"]: row["losses"] for row in rows if (row.get("asked"), row.get("repair")) == (share, repair)}
     if any(each not in losses for each in (ways[:2] if way == "better of two" else (ways[0], way))):
         return None
     whole, weights, choices = (references["whole"][key] for key in ("losses", "weights", "choices"))
     choice, proof, everything = parts(choices).values()
+    judged = proof if way == "better of two" else everything
     if way == "better of two":
         way = min(ways[:2], key=lambda each: paired(whole[choice], losses[each][choice], weights[choice]).mean)
-    rise = paired(whole[proof], losses[way][proof], weights[proof])
-    above = paired(losses[ways[0]][proof], losses[way][proof], weights[proof])
+    rise = paired(whole[judged], losses[way][judged], weights[judged])
+    above = paired(losses[ways[0]][judged], losses[way][judged], weights[judged])
     won = paired(whole[everything], references["base"]["losses"][everything], weights).mean
     return rise, above, Increase(above.mean / won, above.error / won, above.batches)
 
@@ -438,6 +450,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = commands.add_parser("table", help="compare the ways with the first of them")
     command.set_defaults(does=run_table)
     command.add_argument("out", type=Path)
+    command.add_argument("--write", type=Path, help="file for the rows")
     command.add_argument("--ways", nargs="+", default=WAYS)
     command.add_argument("--repairs", nargs="+", default=REPAIRS)
     command.add_argument("--shares", nargs="+", type=float, default=SHARES)
