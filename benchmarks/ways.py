@@ -411,8 +411,10 @@ def compared(
     rows: Sequence[Mapping[str, Any]], share: float, repair: str, ways: Sequence[str], way: str
 ) -> tuple[Increase, Increase, Increase] | None:
     """Of one adapter the rise with a way, how far it is above the first of all ways, and the same as a part of what the
-    adapter won; None where not all ways were measured. The better of two is the first or the second way, whichever rose less
-    on the rows of the choice, and is judged by those of the proof; every other way by all rows."""
+    adapter won; None where not all ways were measured.
+
+    The better of two is the first or the second way, whichever rose less on the rows of the choice, and is judged by
+    those of the proof; every other way by all rows."""
     references = {row["way"]: row for row in rows if row["way"] in ("whole", "base")}
     losses = {row["way"]: row["losses"] for row in rows if (row.get("asked"), row.get("repair")) == (share, repair)}
     if any(each not in losses for each in ways):
