@@ -23,6 +23,7 @@ from scipy.stats import binomtest
 
 from pedyra.app.export.destinations import destinations
 from pedyra.fitting.verdict import student
+from pedyra.fitting.wanted import Wanted
 from pedyra.lab.compare.statistics import interval, standard_error
 from pedyra.lora.supported import KINDS, VERBS
 from pedyra.methods.registry import METHODS
@@ -807,6 +808,17 @@ def methods() -> Cells:
 @table("PeDyra")
 def settings_of_pedyra() -> Cells:
     return _settings(RankSettings)
+
+
+@table("Wanted")
+def asked_of_a_fit() -> Cells:
+    """The fields of `Wanted`, each as the option that the command line makes of it."""
+    head, *rest = _settings(Wanted)
+    options = [f"`--{cells[0].strip('`').replace('_', '-')}`" for cells in rest]
+    return [
+        ["Python, recipe", "command line", *head[1:]],
+        *([cells[0], option, *cells[1:]] for cells, option in zip(rest, options, strict=True)),
+    ]
 
 
 def _settings(kind: Any) -> Cells:
