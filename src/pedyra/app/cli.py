@@ -228,6 +228,15 @@ def fit(
         Path | None,
         typer.Option(metavar="RUN", help="Take model and data from this run, where ADAPTER is not a run itself."),
     ] = None,
+    destination: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="PLACE[:R]",
+            help="Where it will be served (vllm, llama.cpp, ...): the least of its ranks that is proved, in the form "
+            "that it reads; vllm:16 takes that rank whatever it does.",
+        ),
+    ] = None,
     general: Annotated[
         Path | None, typer.Option(metavar="ROWS", help="Text that should not be forgotten, in a column text.")
     ] = None,
@@ -257,6 +266,9 @@ def fit(
         raise ValueError(
             "--max-length cuts the rows of --data, and there is no --data; leave it out: a run has a data.max_length"
         )
+    from pedyra.app.export.destinations import destination as named
+
+    place = None if destination is None else named(destination)
     quiet_libraries()
     from pedyra.app.runs.fit import Source, fit_folder
 
@@ -264,7 +276,9 @@ def fit(
     console = new_console()
     told = partial(console.print, soft_wrap=True, markup=False)
     out = out or adapter / "fit"
-    found = fit_folder(adapter, wanted, out, source, overwrite=overwrite, shown=console.is_terminal, told=told)
+    found = fit_folder(
+        adapter, wanted, out, source, place=place, overwrite=overwrite, shown=console.is_terminal, told=told
+    )
     console.print(f"adapter     {out}", soft_wrap=True)
     if json_file:
         write_json_lines(json_file, [found.row(), *found.curve_rows()])

@@ -48,6 +48,7 @@ class Ladder:
     """Every size of this shape, the largest first, down to one direction in all; no two have the same ranks."""
 
     def __init__(self, calibration: Calibration, shape: Shape) -> None:
+        self.shape = shape
         self.calibration = calibration
         most = {name: shape.most(name, layer.rank) for name, layer in calibration.layers.items()}
         ways = _uniform(most, shape) if shape.same_rank else _shaped(calibration, most, shape)

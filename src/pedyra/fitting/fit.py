@@ -22,7 +22,7 @@ from pedyra.fitting.judge import Batch, Judge
 from pedyra.fitting.result import Fit
 from pedyra.fitting.search import RECOVERIES, Search
 from pedyra.fitting.sizes import Held, Sizes
-from pedyra.fitting.verdict import Candidate, Factors, Tolerance, paired, verdict
+from pedyra.fitting.verdict import CONFIDENCE, Candidate, Factors, Tolerance, paired, verdict
 from pedyra.fitting.wanted import Wanted
 
 logger = logging.getLogger(__name__)
@@ -75,6 +75,7 @@ def fit_batches(
     rows: Rows,
     wanted: Wanted,
     *,
+    ranks: Sequence[int] = (),
     adapter: str = "default",
     shown: bool = False,
 ) -> Fit:
@@ -85,9 +86,12 @@ def fit_batches(
     process.
 
     Args:
+        ranks: those that the place takes where the adapter will be served, from the largest down. Each is asked as the
+            largest rank of a layer, until one is not within tolerance, and the fit is at the one before.
         shown: a progress bar, and an estimate before it begins.
 
     Raises:
+        NotWithin: not even the largest of these ranks, or the shape that is wanted, is within tolerance.
         ValueError: too few batches, a layer that was not seen, a shape that cannot be had within tolerance.
     """
     choice, proof = (labelled(judge, part) for part in (rows.choice, rows.proof))
@@ -101,7 +105,7 @@ def fit_batches(
         )
     if batches < FEW:
         warnings.warn(f"the proof has {batches} batches, so its interval is wide; give more rows", stacklevel=3)
-    fitting = _Fitting(judge, rows, wanted, adapter)
+    fitting = _Fitting(judge, rows, wanted, adapter, ranks)
     try:
         return fitting.run(shown)
     finally:
@@ -120,8 +124,9 @@ def labelled(judge: Judge, batches: Sequence[Batch]) -> list[Batch]:
 class _Fitting:
     """One fit."""
 
-    def __init__(self, judge: Judge, rows: Rows, wanted: Wanted, adapter: str) -> None:
+    def __init__(self, judge: Judge, rows: Rows, wanted: Wanted, adapter: str, ranks: Sequence[int]) -> None:
         self.judge, self.model, self.rows, self.wanted, self.adapter = judge, judge.model, rows, wanted, adapter
+        self.ranks = ranks
         self.bar = tqdm(disable=True)
         self.steps = self._steps()
         self.shape = wanted.shape([*lora_layers(self.model, adapter)], has_more(self.model, adapter))
@@ -154,8 +159,9 @@ class _Fitting:
         calibration, ladder = self._calibrated()
         asked = None if wanted.parameters is None else ladder.within(wanted.parameters)
         batches = (rows.calibration, rows.choice, rows.proof)
-        sizes = Sizes(self.judge, ladder, batches, adapter=self.adapter, steps=self.steps, bar=self.bar)
+        sizes = Sizes(self.judge, calibration, batches, adapter=self.adapter, steps=self.steps, bar=self.bar)
         limit = Tolerance(sizes.won, wanted.part)
+        ladder, tried = self._at_least_rank(ladder, limit, sizes)
         search = Search(ladder, limit, sizes)
         if wanted.curve and not limit.learned:  # else it is measured on the way
             search.measure_curve()
@@ -163,12 +169,15 @@ class _Fitting:
             chosen = self._taken(search, asked)
         else:
             chosen = search.choose(wanted.curve) if limit.learned else None
+            if chosen is None and tried and tried[-1].accepted:
+                chosen = tried[-1]
             if chosen is None and not ladder.is_whole(0):
                 raise NotWithin(self._refusal(search, sizes))
         everything = point(calibration, whole(calibration))
         taken = chosen or everything
         forgetting = self._forgetting(sizes.factors(taken))
-        curve = search.curve if any(each.share == 1 for each in search.curve) else [everything, *search.curve]
+        known = {each.parameters: each for each in (everything, *tried, *search.curve)}
+        curve = sorted(known.values(), key=lambda each: -each.parameters)
         kind, words = self._verdict(taken, curve, limit, forgetting)
         metrics = {"base": sizes.metrics["base"], "whole": sizes.metrics["whole"], "smaller": taken.metrics}
         return Fit(
@@ -228,6 +237,31 @@ class _Fitting:
         if shown:
             print(text)
             self.bar = tqdm(total=calibration + evaluations * held, unit="batch")
+
+    def _at_least_rank(self, ladder: Ladder, limit: Tolerance, sizes: Sizes) -> tuple[Ladder, list[Candidate]]:
+        """The sizes at the least of the ranks whose largest size is proved to be within tolerance, and what was
+        proved on the way.
+
+        The order is fixed before any rank is measured, so each may be held to the whole doubt (see
+        `pedyra.fitting.search`). From the least rank up, every further one would be one more chance to be accepted by
+        luck. Two things can go wrong, each in 5 % of cases at most: a rank is accepted that no size is within, and at
+        the rank that is taken a size is taken that is not.
+        """
+        tried: list[Candidate] = []
+        for rank in self.ranks:
+            smaller = Ladder(ladder.calibration, replace(self.shape, max_rank=rank))
+            if smaller.is_whole(0):
+                continue
+            search = Search(smaller, limit, sizes)
+            if not search.promises(search.measured(0), 1 - CONFIDENCE):
+                search.recovered(0)
+            tried.append(search.proved(0))
+            if not tried[-1].accepted:
+                if len(tried) == 1 and rank == self.ranks[0]:
+                    raise NotWithin(self._refusal(search, sizes))
+                break
+            ladder, self.shape = smaller, smaller.shape
+        return ladder, tried
 
     def _taken(self, search: Search, index: int) -> Candidate | None:
         """The size that was asked for, measured and proved; None where it is the whole adapter."""

@@ -9,8 +9,8 @@ from typing import Any
 from accelerate.utils import gather_object
 
 from pedyra.fitting.calibration import disabled, evaluating
-from pedyra.fitting.curve import Ladder
 from pedyra.fitting.cut import cut_factors, cut_to
+from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.judge import Batch, Cut, Judge, Predictions
 from pedyra.fitting.recover import distill
 from pedyra.fitting.verdict import Candidate, Factors, Increase, Metrics, paired
@@ -50,12 +50,11 @@ class Held:
 
 
 class Sizes:
-    """What a search asks of each size of a ladder.
+    """What a search asks of each size.
 
     Args:
-        calibration: batches that recovery trains on.
-        choice: held-out batches.
-        proof: other ones.
+        measured: what the directions are worth, and how they make up for each other.
+        batches: those that recovery trains on, those of the choice, and those of the proof.
         steps: of recovery; 0: there is none.
         bar: a progress bar, which is told what is done and how much of it.
     """
@@ -63,14 +62,14 @@ class Sizes:
     def __init__(
         self,
         judge: Judge,
-        ladder: Ladder,
+        measured: Calibration,
         batches: tuple[Sequence[Batch], Sequence[Batch], Sequence[Batch]],
         *,
         adapter: str,
         steps: int,
         bar: Any,
     ) -> None:
-        self.judge, self.ladder, self.adapter, self.steps, self.bar = judge, ladder, adapter, steps, bar
+        self.judge, self.measured, self.adapter, self.steps, self.bar = judge, measured, adapter, steps, bar
         self._calibration, choice, proof = batches
         bar.set_description("whole adapter")
         self.choice = Held(judge, choice, self.counted)
@@ -104,7 +103,7 @@ class Sizes:
         """A and B of each layer, as this size would be taken."""
         if size.gains_by_recovery and size.factors is not None:
             return size.factors
-        return cut_factors(self.judge.model, self.ladder.calibration, size.ranks, self.adapter)
+        return cut_factors(self.judge.model, self.measured, size.ranks, self.adapter)
 
     def on_choice(self, size: Candidate) -> Increase:
         """On the rows of the choice, as it is cut."""
@@ -114,7 +113,7 @@ class Sizes:
     def after_recovery(self, size: Candidate) -> tuple[Increase, Factors]:
         """The same after steps of recovery, and what they made of the factors."""
         self.bar.set_description(f"recovery, {size.share:.1%}")
-        factors = cut_factors(self.judge.model, self.ladder.calibration, size.ranks, self.adapter)
+        factors = cut_factors(self.judge.model, self.measured, size.ranks, self.adapter)
         factors = distill(self.judge, factors, self._calibration, self.steps, adapter=self.adapter)
         return self.choice.increase(self._cut(factors)), factors
 

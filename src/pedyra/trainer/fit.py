@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 from weakref import ref
@@ -51,8 +52,10 @@ def fit(trainer: Trainer, *, data: Any = None, general: Any = None, **asked: Any
     return fit_trainer(trainer, Wanted(**asked), data=data, general=general)
 
 
-def fit_trainer(trainer: Trainer, wanted: Wanted, *, data: Any = None, general: Any = None) -> Fit:
-    """`fit` of a record."""
+def fit_trainer(
+    trainer: Trainer, wanted: Wanted, *, ranks: Sequence[int] = (), data: Any = None, general: Any = None
+) -> Fit:
+    """`fit` of a record; `ranks` as of `fit_batches`."""
     if not isinstance(trainer, Trainer):
         raise ValueError(f"fit takes the Trainer that has trained the model, and {type(trainer).__name__} is none")
     _check_whole(trainer)
@@ -85,7 +88,7 @@ def fit_trainer(trainer: Trainer, wanted: Wanted, *, data: Any = None, general: 
             judge = DivergenceJudge(model, lambda _, batch: judged.outputs(batch), lambda: evaluating(model))
             judge.loss_scale = judged.loss_scale
         shown = not trainer.args.disable_tqdm and trainer.is_world_process_zero()
-        found = fit_batches(judge, rows, wanted, adapter=adapter, shown=shown)
+        found = fit_batches(judge, rows, wanted, ranks=ranks, adapter=adapter, shown=shown)
     return replace(found, trainer=ref(trainer))
 
 

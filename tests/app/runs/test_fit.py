@@ -458,3 +458,37 @@ def test_the_base_of_a_folder_is_loaded_as_asked(tmp_path: Path, how: dict[str, 
 def test_how_the_base_is_loaded_is_said_by_the_run_where_there_is_one(call: Any, run: Path, tmp_path: Path):
     code, _, err = call(run, "--out", tmp_path / "out", "--dtype", "bfloat16", "--quantization", "nf4")
     assert code == 2 and "--dtype and --quantization" in err and not (tmp_path / "out").exists()
+
+
+def test_for_a_server_the_least_rank_that_is_proved_is_written_in_its_form(run: Path, call: Any, tmp_path: Path):
+    """Of a rank of 3 vLLM reserves 8, and for a loss that may rise by nearly all that was won 1 is enough."""
+    code, out, err = call(run, "--for", "vllm", "--tolerance", "90%", "--rows", 64, "--out", tmp_path / "out")
+    assert code == 0, err
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    ranks = {len(tensor) for key, tensor in load_file(tmp_path / "out" / "adapter_model.safetensors").items()
+             if "lora_A" in key}  # fmt: skip
+    assert config["r"] == max(ranks) == 1 and not config["rank_pattern"]
+    assert "--max-lora-rank 1" in out
+    record = json.loads((tmp_path / "out" / "pedyra_fit.json").read_text())
+    assert record["measured_increase"] <= record["tolerance"]
+    PeftModel.from_pretrained(tiny_bert(), tmp_path / "out")
+
+
+def test_for_a_rank_that_is_named_it_is_taken_whatever_it_does(run: Path, call: Any, tmp_path: Path):
+    code, out, err = call(run, "--for", "vllm:1", "--rows", 64, "--recover", 0, "--out", tmp_path / "out")
+    assert code == 0, err
+    record = json.loads((tmp_path / "out" / "pedyra_fit.json").read_text())
+    assert max(record["ranks"].values()) == 1 and record["measured_increase"] is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--for", "vlm"], "destination 'vlm' is unknown: did you mean 'vllm'"),
+        (["--for", "vllm:3"], "holds adapters at a rank of 1, 8, 16"),
+        (["--for", "vllm", "--parameters", "100"], "--for vllm says the ranks"),
+    ],
+)
+def test_a_place_that_cannot_be_is_told_in_a_line(arguments: list[str], message: str, run: Path, call: Any, tmp_path):
+    code, _, err = call(run, *arguments, "--out", tmp_path / "out")
+    assert code == 2 and message in err and not (tmp_path / "out").exists()

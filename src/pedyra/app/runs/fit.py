@@ -5,14 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import Trainer
 
+from pedyra.app.export.destinations import Destination
 from pedyra.app.export.merge import num_labels
+from pedyra.app.export.served import check_place, ranks_of, served_lines, write_for
 from pedyra.app.models.base import class_names, load_model, load_tokenizer, positions
 from pedyra.app.recipe import Recipe, check_recipe, load_recipe
 from pedyra.app.recipe_sections import ModelSection
@@ -88,6 +90,7 @@ def fit_folder(
     out: Path,
     source: Source,
     *,
+    place: Destination | None = None,
     overwrite: bool = False,
     shown: bool = False,
     told: Callable[[str], None] = lambda line: None,
@@ -95,6 +98,8 @@ def fit_folder(
     """Fit the adapter in `path` (a run folder, or a PEFT folder) on rows, and write the smaller one to `out`.
 
     Args:
+        place: where it will be served: at the least of its ranks that is proved, or at the one that is named whatever
+            that does to the loss, and in the form that it reads.
         overwrite: replace an earlier fit in `out`.
         shown: a progress bar, and an estimate before the work begins.
         told: gets what was found, before it is written.
@@ -105,10 +110,28 @@ def fit_folder(
     """
     check_out(out, overwrite)
     general = source.texts()
+    if place is not None and (wanted.parameters is not None or wanted.max_rank is not None or general is not None):
+        raise ValueError(
+            f"--for {place.name} says the ranks, so leave out --parameters, --max-rank and --general; --for "
+            f"{place.name}:16 takes one rank whatever it does"
+        )
     with opened(path, wanted, source, shown=shown) as (trainer, lora):
-        found = fit_trainer(trainer, wanted, general=general)
+        if place is None:
+            found = fit_trainer(trainer, wanted, general=general)
+            told(str(found))
+            found.write(lora, out)
+            return found
+        check_place(place, lora)
+        wanted = replace(wanted, same_rank=wanted.same_rank or not place.mixed)
+        ranks = ranks_of(place, lora)
+        if place.rank is not None:
+            everything = sum(lora.tensors[layer.keys[slot]].numel() for layer in lora.layers for slot in "AB")
+            wanted, ranks = replace(wanted, max_rank=place.rank, parameters=everything), []
+        found = fit_trainer(trainer, wanted, ranks=ranks)
         told(str(found))
-        found.write(lora, out)
+        write_for(found, lora, place, out)
+        for line in served_lines(found, lora, place, out):
+            told(line)
     return found
 
 
