@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,15 +75,6 @@ def test_of_two_preparations_at_once_the_second_waits_and_takes_the_first():
 def test_a_cache_that_cannot_be_made_is_told_with_the_repair(tmp_path: Path):
     (tmp_path / "cache").write_text("a file where the folder would be")
     with pytest.raises(ValueError, match="set PEDYRA_CACHE to a folder that can"):
-        prepared("thing", lambda folder: None)
-
-
-def test_a_disk_without_locks_is_told_with_the_repair(monkeypatch: pytest.MonkeyPatch):
-    def acquire(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr("pedyra.app.packaged.FileLock.acquire", acquire)
-    with pytest.raises(ValueError, match="No locks available.*set PEDYRA_CACHE"):
         prepared("thing", lambda folder: None)
 
 

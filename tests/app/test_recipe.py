@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -157,30 +158,45 @@ def test_several_mistakes_are_counted(recipe_file: Path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [("- a\n", "is no mapping"), ("a: [", "is not valid YAML"), ("a: b: c", "is not valid YAML")]
+    ("name", "text", "told"),
+    [
+        ("broken.yaml", "- a\n", "is no mapping"),
+        ("broken.yaml", "a: b: c", "is not valid YAML"),
+        ("absent.yaml", None, "does not exist"),
+        ("", None, "is a folder; give the path of a YAML file"),
+    ],
 )
-def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, told: str):
-    path = tmp_path / "broken.yaml"
-    path.write_text(text)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, name: str, text: str | None, told: str):
+    if text is not None:
+        (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=told):
-        load_recipe(path)
-    with pytest.raises(ValueError, match="does not exist"):
-        load_recipe(tmp_path / "absent.yaml")
-    with pytest.raises(ValueError, match="is a folder; give the path of a YAML file"):
-        load_recipe(tmp_path)
+        load_recipe(tmp_path / name)
 
 
-def test_causal_lm_wants_an_answer_column_exactly_with_prompts(recipe_file: Path):
-    causal = ["data.kind=causal_lm"]
-    assert load_recipe(recipe_file, [*causal, "data.messages=m"]).data.messages == "m"
-    assert load_recipe(recipe_file, [*causal, "data.prompt=p", "data.completion=c"]).data.completion == "c"
-    for wrong in (["data.prompt=p"], ["data.messages=m", "data.completion=c"]):
-        with pytest.raises(ValueError, match="data.completion goes with data.prompt or data.template"):
-            load_recipe(recipe_file, [*causal, *wrong])
-    with pytest.raises(ValueError, match="given: prompt and template"):
-        load_recipe(recipe_file, [*causal, "data.prompt=p", "data.template='{t}'", "data.completion=c"])
-    with pytest.raises(ValueError, match="data.label has no meaning for data.kind causal_lm"):
-        load_recipe(recipe_file, [*causal, "data.messages=m", "data.label=l"])
+CAUSAL = "data.kind=causal_lm"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["data.prompt=p"], "data.completion goes with data.prompt or data.template"),
+        (["data.messages=m", "data.completion=c"], "data.completion goes with data.prompt or data.template"),
+        (["data.prompt=p", "data.template='{t}'", "data.completion=c"], "given: prompt and template"),
+        (["data.messages=m", "data.label=l"], "data.label has no meaning for data.kind causal_lm"),
+        (["data.template='Question:'", "data.completion=a"], "has no {column} place"),
+        (["data.template='{q'", "data.completion=a"], "a brace itself is written twice"),
+    ],
+)
+def test_causal_lm_wants_one_prompt_and_an_answer(recipe_file: Path, overrides: list[str], told: str):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        load_recipe(recipe_file, [CAUSAL, *overrides])
+
+
+def test_causal_lm_takes_chats_prompts_and_templates(recipe_file: Path):
+    assert load_recipe(recipe_file, [CAUSAL, "data.messages=m"]).data.messages == "m"
+    assert load_recipe(recipe_file, [CAUSAL, "data.prompt=p", "data.completion=c"]).data.completion == "c"
+    template = load_recipe(recipe_file, [CAUSAL, "data.template='{{{q}}}'", "data.completion=c"]).data.template
+    assert template == "{{{q}}}"
 
 
 def test_the_schema_describes_every_key_and_forbids_others():
@@ -193,20 +209,6 @@ def test_the_schema_describes_every_key_and_forbids_others():
     assert set(sections["RankSettings"]["properties"]) == set(RANK_FIELDS)
     assert sections["RankSettings"]["additionalProperties"] is False
     assert schema["properties"]["rank"] == {"$ref": "#/$defs/RankSettings"}
-
-
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("Question:", r"has no \{column\} place"),
-        ("{q", r"data.template '\{q': .*; a brace itself is written twice"),
-    ],
-)
-def test_a_template_has_a_place(template: str, message: str, recipe_file: Path):
-    causal = ["data.kind=causal_lm", "data.source=d.csv", "data.completion=a"]
-    with pytest.raises(ValueError, match=message):
-        load_recipe(recipe_file, [*causal, f"data.template={template!r}"])
-    assert load_recipe(recipe_file, [*causal, "data.template='{{{q}}}'"]).data.template == "{{{q}}}"
 
 
 def test_whole_numbers_may_be_written_as_floats(recipe_file: Path):

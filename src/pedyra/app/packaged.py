@@ -44,22 +44,18 @@ def prepared(name: str, prepare: Callable[[Path], None]) -> Path:
     """Return the cached folder `name`; when absent, `prepare` fills it. It appears complete or not at all.
 
     Raises:
-        ValueError: the cache cannot be written, or its disk knows no locks.
+        ValueError: the cache cannot be written.
     """
     folder = cache_dir() / name
     if folder.is_dir():
         return folder
-    lock = FileLock(folder.with_name(f".{name}.lock"))  # two runs may ask for it at once
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except (OSError, NotImplementedError) as error:
+    except OSError as error:
         raise ValueError(
             f"the cache {folder.parent} cannot be written ({error}); set PEDYRA_CACHE to a folder that can"
         ) from error
-    try:
+    with FileLock(folder.with_name(f".{name}.lock")):  # two runs may ask for it at once
         if not folder.is_dir():
             write_folder(folder, lambda part: (part.mkdir(), prepare(part)))
-    finally:
-        lock.release()
     return folder
