@@ -530,6 +530,31 @@ def cuts() -> Cells:
     return cells
 
 
+REPAIRS = {"none": "", "gates": "gates", "mixing": "mixing"}
+"""Of a cut, without a step of training."""
+
+
+@table("ways")
+def ways() -> Cells:
+    """What a cut costs before and after repair, and how much more other ways cost than ours on the same batches."""
+    others = ("balanced uniform", "uniform", "energy")
+    cells = [["adapter", "left", "repair", "fit", *(f"{way} less fit" for way in others)]]
+    every = rows("ways")
+    for adapter, asked, repair in dict.fromkeys((row["adapter"], row["asked"], row["repair"]) for row in every):
+        of = {row["way"]: row for row in where(every, adapter=adapter, asked=asked, repair=repair)}
+        if repair not in REPAIRS or "fit" not in of:
+            continue
+        ours = f"{of['fit']['all']:+.4f} ± {of['fit']['all_error']:.4f}"
+        told = []
+        for found in (of.get(way) for way in others):
+            paired = found is not None and "above_first" in found  # else it was measured at another time
+            error = f" ± {found['above_first_error']:.4f}" if paired else ""
+            rise = 0 if found is None else found["above_first"] if paired else found["all"] - of["fit"]["all"]
+            told.append("" if found is None else f"{rise:+.4f}{error}")
+        cells.append([adapter, percent(asked), REPAIRS[repair], ours, *told])
+    return cells
+
+
 def _way(found: list[Row]) -> str:
     increases = [row["increase"] for row in found]
     if len(found) > 1:
