@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pedyra.lab.compare.jobs import Entry, Job, run_jobs
+from pedyra.lab.compare.jobs import Entry, Job, ThisMachine, run_jobs
 
 FAKE = {"lora": 0.5, "pedyra": "crash", "dora": "kill", "prune": "wait"}
 
@@ -31,7 +31,7 @@ def job(folder: Path):
 
 def run_all(jobs, workers=2):
     outcomes = []
-    run_jobs(jobs, outcomes.append, workers)
+    run_jobs(jobs, outcomes.append, ThisMachine(workers))
     return {(outcome.job.entry.method, outcome.job.seed): outcome for outcome in outcomes}
 
 
@@ -66,7 +66,7 @@ def test_the_reason_is_that_of_the_last_attempt(job):
 
         child = threading.Thread(target=go_on)
         child.start()
-        run_jobs([again], told.append)
+        run_jobs([again], told.append, ThisMachine())
         ended.set()
         child.join()
     assert told[0].message.startswith("it said nothing (killed by SIGKILL")
@@ -140,7 +140,7 @@ def test_ctrl_c_or_sigterm_lets_running_jobs_save_and_starts_no_other(number, jo
     threading.Thread(target=interrupt).start()
     outcomes = []
     with pytest.raises(KeyboardInterrupt):
-        run_jobs([job("prune"), job("lora")], outcomes.append)
+        run_jobs([job("prune"), job("lora")], outcomes.append, ThisMachine())
     assert [(outcome.job.entry.method, outcome.status) for outcome in outcomes] == [("prune", "stopped")]
     assert calls() == ["prune 0 0.1"]
     assert run_all([job("prune")])["prune", 0].status == "done"

@@ -17,7 +17,7 @@ from pedyra.lab.paper.places import Places
 from pedyra.lab.paper.run_item import MeasuredItem, run_item
 
 
-def run_in_this_process(jobs: Sequence[Job], report: Callable[[JobEnd], None], workers: int = 1) -> None:
+def run_in_this_process(jobs: Sequence[Job], report: Callable[[JobEnd], None], engine: object) -> None:
     """As `run_jobs`, without processes."""
     for job in jobs:
         job.run.parent.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,9 @@ from pathlib import Path
 from rich.console import Console
 
 from pedyra.lab.compare.grid import Grid
-from pedyra.lab.compare.jobs import Entry, Job, JobEnd, final_row, is_done, run_jobs
-from pedyra.lab.compare.prepare import prepare_experiment
+from pedyra.lab.compare.jobs import HERE, Engine, Entry, Job, JobEnd, final_row, is_done, run_jobs
+from pedyra.lab.compare.plan import Plan, plan_experiment
+from pedyra.lab.compare.prepare import Experiment, prepare_experiment
 from pedyra.lab.compare.results import Comparison, RateCurve, Row, collect
 from pedyra.lab.compare.tables import comparison_tables, print_tables, write_tables
 from pedyra.lora.files import json_line, read_rows, write_file
@@ -21,13 +22,21 @@ REPORTED, TUNING = "comparison.jsonl", "tuning.jsonl"
 _KEY = {"method": str, "task": str, "budget": int, "seed": int, "learning_rate": float}
 
 
-def compare_grid(grid: Grid, workers: int = 1, console: Console | None = None) -> Comparison:
+def plan_grid(grid: Grid) -> Plan:
+    """Check a comparison as `compare_grid` does, split its data, and say what is left to run of it.
+
+    Raises ValueError as `compare_grid` does.
+    """
+    return plan_experiment(_prepared(grid))
+
+
+def compare_grid(grid: Grid, engine: Engine = HERE, console: Console | None = None) -> Comparison:
     """Run what is missing of a comparison, and write its tables into its folder.
 
     Finished runs are kept, interrupted ones go on from their checkpoint, failed ones are tried again.
 
     Args:
-        workers: runs at once.
+        engine: where runs are trained.
         console: where progress and tables are shown; None: nowhere.
 
     Raises:
@@ -35,12 +44,8 @@ def compare_grid(grid: Grid, workers: int = 1, console: Console | None = None) -
         KeyboardInterrupt: Ctrl-C; running jobs have saved a checkpoint.
     """
     console = console or Console(quiet=True)
-    folder = Path(grid.output_dir)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "grid.yaml").is_file():
-        raise ValueError(f"{folder} holds no comparison (it has no grid.yaml); choose another output_dir")
-    folder.mkdir(parents=True, exist_ok=True)
-    before = {name: read_rows(folder / name, _KEY) for name in (REPORTED, TUNING)}
-    experiment = prepare_experiment(grid, folder)
+    experiment = _prepared(grid)
+    before = {name: read_rows(experiment.folder / name, _KEY) for name in (REPORTED, TUNING)}
     tuning = {entry: jobs for entry in experiment.entries if (jobs := experiment.tuning_jobs(entry))}
     reported = len(experiment.entries) * len(grid.seeds)
     console.print(f"{grid.name}: {len(experiment.entries)} rows x tasks x budgets")
@@ -48,16 +53,24 @@ def compare_grid(grid: Grid, workers: int = 1, console: Console | None = None) -
     changed = {(each.method, each.budget, r) for each, r in experiment.matched.items() if r != each.budget}
     for method, budget, r in sorted(changed):
         console.print(f"matched     {method}, r = {budget}: lora.r = {r}", soft_wrap=True, markup=False)
-    failed = _run_missing([job for jobs in tuning.values() for job in jobs], workers, console)
+    failed = _run_missing([job for jobs in tuning.values() for job in jobs], engine, console)
     curves = [RateCurve(entry, grid.rates(entry.method), collect(jobs, grid.judge)) for entry, jobs in tuning.items()]
     chosen = {curve.entry: curve.chosen for curve in curves}
     jobs = [job for entry in experiment.entries for job in experiment.reported_jobs(entry, chosen)]
-    failed += _run_missing(jobs, workers, console)
+    failed += _run_missing(jobs, engine, console)
     rows = collect(jobs, grid.judge)
     comparison = Comparison(grid, rows, curves, failed, reported - len(rows))
     _show(comparison, console)
     _keep(comparison, before)
     return comparison
+
+
+def _prepared(grid: Grid) -> Experiment:
+    folder = Path(grid.output_dir)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "grid.yaml").is_file():
+        raise ValueError(f"{folder} holds no comparison (it has no grid.yaml); choose another output_dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    return prepare_experiment(grid, folder)
 
 
 def _show(comparison: Comparison, console: Console) -> None:
@@ -107,7 +120,7 @@ def _run(row: Row) -> tuple[Entry, int, float]:
     return _entry(row), row["seed"], row["learning_rate"]
 
 
-def _run_missing(jobs: Sequence[Job], workers: int, console: Console) -> list[JobEnd]:
+def _run_missing(jobs: Sequence[Job], engine: Engine, console: Console) -> list[JobEnd]:
     """Run the jobs that are not done, telling how each ends in a line; those that failed."""
     missing = [job for job in jobs if not is_done(job)]
     ends: list[JobEnd] = []
@@ -120,5 +133,5 @@ def _run_missing(jobs: Sequence[Job], workers: int, console: Console) -> list[Jo
             told = f"{final['metric']} {final['value']:.4f}" if finite else "diverged"
         console.print(f"[{len(ends)}/{len(missing)}] {end.job.label}: {told}", soft_wrap=True, markup=False)
 
-    run_jobs(missing, report, workers)
+    run_jobs(missing, report, engine)
     return [end for end in ends if end.status == "failed"]

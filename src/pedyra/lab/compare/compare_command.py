@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,13 +13,39 @@ from rich.console import Console
 from pedyra.app.console import new_console, quiet_libraries, write_json_lines
 from pedyra.app.options import JsonFile, Overrides, TrustRemoteCode
 
-Workers = Annotated[int, typer.Option(metavar="N", min=1, help="Runs at once on this machine.")]
+if TYPE_CHECKING:
+    from pedyra.lab.compare.jobs import Engine
+
+Workers = Annotated[int, typer.Option(metavar="N", min=1, help="Runs at once on this machine, without --ray.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything, print the number of runs and their GPU hours, train none.")
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Train on a Ray cluster: auto, ray://HOST:PORT, or local, which starts one here.",
+        show_default=False,
+    ),
+]
+Gpus = Annotated[
+    float | None,
+    typer.Option(min=0, help="With --ray: of each run.", show_default="1 where the cluster has any"),
+]
+Cpus = Annotated[float, typer.Option(min=0, help="With --ray: of each run.")]
+Retries = Annotated[int, typer.Option(min=0, help="With --ray: new starts of a run whose node has died.")]
 
 
 def compare(
     grid: Annotated[Path, typer.Argument(metavar="GRID", help="YAML grid: methods, tasks, seeds.", show_default=False)],
     overrides: Overrides = None,
     workers: Workers = 1,
+    ray: Ray = None,
+    gpus: Gpus = None,
+    cpus: Cpus = 1.0,
+    retries: Retries = 3,
+    dry_run: DryRun = False,
     trust_remote_code: TrustRemoteCode = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -28,15 +54,31 @@ def compare(
 
     checked = load_grid(grid, overrides or [])
     quiet_libraries()
-    from pedyra.lab.compare.compare import compare_grid
+    from pedyra.lab.compare.compare import compare_grid, plan_grid
 
     console = new_console()
+    if dry_run:
+        console.print(f"{checked.name}: {plan_grid(checked)}", soft_wrap=True)
+        return
     with stoppable(console):
-        comparison = compare_grid(checked, workers, console)
+        comparison = compare_grid(checked, engine(ray, workers, gpus, cpus, retries, console), console)
     if json_file:
         write_json_lines(json_file, comparison.rows)
     if comparison.failed:
         raise typer.Exit(1)
+
+
+def engine(ray: str | None, workers: int, gpus: float | None, cpus: float, retries: int, console: Console) -> Engine:
+    """Return where runs are trained, as these options say; tell what a cluster has."""
+    if ray is None:
+        from pedyra.lab.compare.jobs import ThisMachine
+
+        return ThisMachine(workers)
+    from pedyra.lab.compare.ray_engine import RayCluster, Share
+
+    cluster = RayCluster(ray, Share(gpus=gpus, cpus=cpus, retries=retries))
+    console.print(f"ray         {cluster.told}", soft_wrap=True)
+    return cluster
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""The runs of a comparison: what each trains, where it writes, and how they run side by side on this machine.
+"""The runs of a comparison: what each trains, where it writes, how it comes to its end, and how they run side by side.
 
-A job is one process, `pedyra train`, with a run folder of its own:
+A job is one call of `pedyra train`, with a run folder of its own:
 
     <comparison>/jobs/<method>/<task>/r<budget>/lr<rate>/seed<seed>      reported; beside it .yaml and .log
     <comparison>/tuning/...       the same, for choosing the rate
@@ -15,8 +15,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pedyra.app.interrupts import on_interrupt
 from pedyra.app.yaml_file import to_yaml
@@ -26,6 +27,8 @@ from pedyra.methods.registry import get_method
 from pedyra.trainer.checkpoint_folder import last_complete_checkpoint
 
 POLL_SECONDS = 0.5
+REFUSED, INTERRUPTED = 2, 130
+"""Exit codes of `pedyra`."""
 Purpose = Literal["jobs", "tuning"]
 
 
@@ -105,35 +108,63 @@ def is_done(job: Job) -> bool:
     return final_row(job.run) is not None and (job.recipe.get("fit") is None or (job.run / "fit" / RECORD).is_file())
 
 
-def run_jobs(jobs: Sequence[Job], report: Callable[[JobEnd], None], workers: int = 1) -> None:
-    """Run so many jobs at once as processes of this machine, each with its share of the cores as threads.
+Stops = list[bool]
+"""One for each Ctrl-C or SIGTERM: after the first, runs save a checkpoint and end; after another they are killed."""
 
-    One that fails does not stop the others. Ctrl-C, or SIGTERM to this process, lets every running job save a
-    checkpoint and end; a second one kills them.
+
+class Engine(Protocol):
+    """Where runs are trained."""
+
+    def __call__(self, jobs: Sequence[Job], report: Callable[[JobEnd], None], stops: Stops) -> None:
+        """Run the jobs to their ends, and begin none once there is a stop; `report` gets each end, one at a time."""
+        ...
+
+
+@dataclass(frozen=True)
+class ThisMachine:
+    """An engine: so many runs at once as processes of this machine, each with its share of the cores as threads."""
+
+    workers: int = 1
+
+    def __call__(self, jobs: Sequence[Job], report: Callable[[JobEnd], None], stops: Stops) -> None:
+        threads = max(1, (os.cpu_count() or 1) // self.workers)
+        # A thread only waits for its child process.
+        with ThreadPoolExecutor(self.workers) as executor:
+            pending = {executor.submit(run_job, job, partial(_in_a_child, threads, stops), stops) for job in jobs}
+            while pending:
+                # Not for ever: a signal may wake another thread only.
+                done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
+                for future in done:
+                    if (end := future.result()) is not None:
+                        report(end)
+
+
+HERE = ThisMachine()
+"""One run after the other."""
+
+
+def run_jobs(jobs: Sequence[Job], report: Callable[[JobEnd], None], engine: Engine) -> None:
+    """Run the jobs; one that fails does not stop the others.
 
     Args:
         report: called, one at a time, when a job has ended.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C.
+        KeyboardInterrupt: after Ctrl-C, or SIGTERM to this process.
     """
-    stops: list[bool] = []  # one for each signal: after the first jobs save a checkpoint and end, after another at once
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    # A thread only waits for its child process.
-    with on_interrupt(lambda: stops.append(True), also=[signal.SIGTERM]), ThreadPoolExecutor(workers) as executor:
-        pending = {executor.submit(_run, job, threads, stops) for job in jobs}
-        while pending:
-            # Not for ever: a signal may wake another thread only.
-            done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
-            for future in done:
-                if (end := future.result()) is not None:
-                    report(end)
+    stops: Stops = []
+    with on_interrupt(lambda: stops.append(True), also=[signal.SIGTERM]):
+        engine(jobs, report, stops)
     if stops:
         raise KeyboardInterrupt
 
 
-def _run(job: Job, threads: int, stops: list[bool]) -> JobEnd | None:
-    """Run a job to its end in a child process, from its last checkpoint if there is one; None if it did not begin."""
+def run_job(job: Job, start: Callable[[list[str], Path], int], stops: Stops) -> JobEnd | None:
+    """Run a job to its end, from its last checkpoint if there is one; None if it did not begin.
+
+    Args:
+        start: runs `pedyra` with these arguments, appends what it says to a log, and returns its exit code.
+    """
     if stops:
         return None
     code = begins = 0
@@ -144,25 +175,32 @@ def _run(job: Job, threads: int, stops: list[bool]) -> JobEnd | None:
             refuse_link(place)
         job.run.parent.mkdir(parents=True, exist_ok=True)
         write_file(job.recipe_file, to_yaml(job.recipe))
-        environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ}
         for arguments in _attempts(job):
             if stops or (arguments[-1] == "--overwrite" and (final_row(job.run) is not None or _may_resume(job))):
                 break
-            command = [sys.executable, "-m", "pedyra", *arguments]
             said_before = job.log.read_bytes() if job.log.is_file() else b""
             begins = len(said_before)
             # A file of its own: the child of a comparison that was killed may still write into the one that was here.
             write_file(job.log, said_before)
-            with job.log.open("ab") as out:
-                child = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
-            code = _wait(child, stops)
-            if code != 2:
+            code = start(arguments, job.log)
+            if code != REFUSED:
                 break
     except (OSError, ValueError) as error:  # no process, no disk, a link: of this job, perhaps not of the next
         return JobEnd(job, "failed", str(error))
     if is_done(job):
         return JobEnd(job, "done")
-    return JobEnd(job, "stopped") if stops else JobEnd(job, "failed", _reason(code, job.log, begins))
+    if stops or code == INTERRUPTED:
+        return JobEnd(job, "stopped")
+    return JobEnd(job, "failed", _reason(code, job.log, begins))
+
+
+def _in_a_child(threads: int, stops: Stops, arguments: list[str], log: Path) -> int:
+    """Run `pedyra` as a process of its own."""
+    environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ}
+    command = [sys.executable, "-m", "pedyra", *arguments]
+    with log.open("ab") as out:
+        child = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
+    return _wait(child, stops)
 
 
 def _attempts(job: Job) -> list[list[str]]:

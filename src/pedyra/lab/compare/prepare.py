@@ -59,6 +59,8 @@ class Experiment:
     splits: Mapping[str, Mapping[str, Any]]
     """Task -> purpose of a job -> its `data` section."""
     matched: Mapping[Entry, int]
+    weights: Mapping[str, int]
+    """Kind of data -> parameters of the base model."""
 
     @property
     def entries(self) -> list[Entry]:
@@ -130,14 +132,15 @@ def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
         label: split_task(label, section, grid.tuning.rows, folder / "data" / label)
         for label, section in sections.items()
     }
-    bare = Experiment(grid, folder, splits, {})
+    bare = Experiment(grid, folder, splits, {}, {})
     recipes = {entry: _row_recipe(bare, entry) for entry in bare.entries}
     of_kinds = {recipe.data.kind: recipe for recipe in recipes.values()}
     models = {kind: BareModel(recipe) for kind, recipe in of_kinds.items()}
     for entry, recipe in recipes.items():
         with _told_of(_where(entry)):
             check_names(models[recipe.data.kind].base, recipe.lora)
-    experiment = Experiment(grid, folder, splits, _match(grid, recipes, models))
+    weights = {kind: sum(each.numel() for each in model.base.parameters()) for kind, model in models.items()}
+    experiment = Experiment(grid, folder, splits, _match(grid, recipes, models), weights)
     _check_methods(experiment, models)
     for entry in experiment.entries:  # each job refuses a run of another grid in its folder
         experiment.tuning_jobs(entry)

@@ -9,7 +9,7 @@ import typer
 
 from pedyra.app.console import new_console, print_table, quiet_libraries, write_json_lines
 from pedyra.app.options import JsonFile
-from pedyra.lab.compare.compare_command import Workers, stoppable
+from pedyra.lab.compare.compare_command import Cpus, DryRun, Gpus, Ray, Retries, Workers, engine, stoppable
 
 app = typer.Typer(
     help="The paper's tables and figures, measured again beside the published numbers.", no_args_is_help=True
@@ -74,6 +74,11 @@ def run(
         typer.Option(help="full: as published. small: on a laptop. smoke: tiny random models, in seconds."),
     ] = "full",
     workers: Workers = 1,
+    ray: Ray = None,
+    gpus: Gpus = None,
+    cpus: Cpus = 1.0,
+    retries: Retries = 3,
+    dry_run: DryRun = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Its runs are shared by all ids of a scale.")] = Path(
         "runs/paper"
     ),
@@ -97,11 +102,15 @@ def run(
     quiet_libraries()
     from pedyra.lab.compare.tables import print_tables
     from pedyra.lab.paper.item_results import remarks, result_tables
-    from pedyra.lab.paper.run_item import run_item
+    from pedyra.lab.paper.run_item import plan_item, run_item
 
     console = new_console()
+    if dry_run:
+        console.print(f"{item.id}: {plan_item(item, scale, out, places)}", soft_wrap=True)
+        return
     with stoppable(console):
-        found = run_item(item, scale, out, places, workers, allow_code_execution, console)
+        where = engine(ray, workers, gpus, cpus, retries, console)
+        found = run_item(item, scale, out, places, where, allow_code_execution, console)
     item = item.at(scale)
     print_tables(console, result_tables(item, scale, found.results))
     for remark in remarks(item, scale, found.results):

@@ -15,8 +15,10 @@ from torch import OutOfMemoryError
 from pedyra.app.known_sets import TEST_SETS
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import GENERATED
-from pedyra.lab.compare.compare import compare_grid
+from pedyra.lab.compare.compare import compare_grid, plan_grid
 from pedyra.lab.compare.grid import Grid, check_grid
+from pedyra.lab.compare.jobs import HERE, Engine
+from pedyra.lab.compare.plan import Plan
 from pedyra.lab.compare.prepare import digests
 from pedyra.lab.compare.tables import write_tables
 from pedyra.lab.paper.figures import MEASURES, measure, save_figure
@@ -60,7 +62,7 @@ def run_item(
     scale: Scale,
     out: Path,
     places: Places,
-    workers: int = 1,
+    engine: Engine = HERE,
     allow_code_execution: bool = False,
     console: Console | None = None,
 ) -> MeasuredItem:
@@ -73,7 +75,7 @@ def run_item(
     Args:
         out: folder of runs, which all items of a scale share, and of tables.
         places: where models and data are.
-        workers: runs at once.
+        engine: where runs are trained.
         allow_code_execution: run the programs that a model wrote, for HumanEval and MBPP.
         console: where progress is shown; None: nowhere.
 
@@ -88,7 +90,7 @@ def run_item(
     failed: list[str] = []
     notes: list[str] = []
     for each in measurements(item, scale, out, places):
-        comparison = compare_grid(each.grid, workers, console)
+        comparison = compare_grid(each.grid, engine, console)
         failed += [f"{end.job.label}: {end.message}" for end in comparison.failed]
         notes += comparison.remarks()
         found = []
@@ -123,6 +125,11 @@ def run_item(
     if item.is_figure:
         files += save_figure(item, done, runs, folder)
     return MeasuredItem(done, files, failed)
+
+
+def plan_item(item: Item, scale: Scale, out: Path, places: Places) -> Plan:
+    """Check the comparisons of an item, and say what is left to run of them. Raises ValueError as `run_item` does."""
+    return sum((plan_grid(each.grid) for each in measurements(item, scale, out, places)), Plan(0, 0, 0.0))
 
 
 def with_generated(

@@ -1,0 +1,64 @@
+"""What a comparison would take: the runs that are left of it, and an estimate of their hours on a GPU."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pedyra.app.models.base import positions
+from pedyra.app.recipe import check_recipe
+from pedyra.app.runs.arguments import training_arguments
+from pedyra.lab.compare.jobs import Job, is_done
+from pedyra.lab.compare.prepare import Experiment
+
+TERAFLOPS = 100
+"""Of a second: what an A100 reaches in bfloat16, about a third of its peak."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is left of a comparison, or of several."""
+
+    runs: int
+    done: int
+    gpu_hours: float
+
+    def __add__(self, other: Plan) -> Plan:
+        return Plan(self.runs + other.runs, self.done + other.done, self.gpu_hours + other.gpu_hours)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.runs} runs, {self.done} of them done; the others train for about {self.gpu_hours:.2g} GPU hours "
+            f"(at {TERAFLOPS} teraflops a second, rows of full length, without evaluations)"
+        )
+
+
+def plan_experiment(experiment: Experiment) -> Plan:
+    """Count the runs of a comparison, those that choose rates included, and add up what the missing ones take.
+
+    A reported run that waits for its rate costs what it costs at any other.
+    """
+    jobs: list[Job] = []
+    for entry in experiment.entries:
+        tuning = experiment.tuning_jobs(entry)
+        rates = experiment.grid.rates(entry.method)
+        # Done at whichever rate; else at the first.
+        found = [experiment.reported_jobs(entry, {entry: rate}) for rate in rates]
+        jobs += tuning + max(found, key=lambda each: sum(map(is_done, each)))
+    missing = [job for job in jobs if not is_done(job)]
+    return Plan(len(jobs), len(jobs) - len(missing), sum(gpu_hours(experiment, job) for job in missing))
+
+
+def gpu_hours(experiment: Experiment, job: Job) -> float:
+    """Estimate the training of a run: 4 floating-point operations for each frozen weight and token, two to go forward
+    and two to go back to the inputs of every layer."""
+    recipe = check_recipe(dict(job.recipe), "recipe")
+    arguments = training_arguments(recipe)
+    batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    if (steps := arguments.max_steps) <= 0:
+        with open(job.recipe["data"]["source"], "rb") as file:
+            rows = sum(1 for _ in file)
+        steps = math.ceil(min(rows, recipe.data.train_rows or rows) / batch) * arguments.num_train_epochs
+    tokens = batch * steps * (recipe.data.max_length or positions(recipe.model) or 0)
+    operations = 4 * experiment.weights[recipe.data.kind] * tokens
+    return operations / (TERAFLOPS * 1e12) / 3600
