@@ -39,7 +39,7 @@ def bound(
 
 
 def bench_bound(runs: Sequence[Path], fits: int = 100, tolerance: float = 0.01) -> Iterator[dict[str, Any]]:
-    """One row for each run: of so many fits, each with held-out rows of its own, how many kept their promise.
+    """Yield a row for each run: how many of so many fits, each with held-out rows of its own, kept their promise.
 
     The batches of all held-out rows are taken for the whole population. A fit draws its rows from them, with
     replacement: a third for the choice and two thirds for the proof. What a size truly costs is then its mean over the
@@ -79,13 +79,13 @@ class Population:
         self._cut: dict[int, list[float]] = {}
 
     def losses(self, place: int) -> list[float]:
-        """Of each batch, with the size at this place of the ladder."""
+        """Return the loss of each batch, with the size at this place of the ladder."""
         if place not in self._cut:
             self._cut[place] = self.trained.losses_at(self.trained.ladder.point(place).ranks)
         return self._cut[place]
 
     def increase(self, losses: Sequence[float], drawn: Sequence[int]) -> Increase:
-        """From the whole adapter's to these, over the batches that were drawn."""
+        """Return the increase from the whole adapter's to these, over the batches that were drawn."""
         before, after, weights = (
             [each[i] for i in drawn] for each in (self.trained.whole, losses, self.trained.weights)
         )

@@ -25,7 +25,7 @@ CUTS_KEY = ("run", "way", "seed", "asked", "rows")
 """`asked` is the share that was given, of which a row has what came of it too."""
 SHARES = (0.5, 0.25, 0.125)
 RANDOM_SEEDS = 3
-"""Draws of random directions."""
+"""Random directions are drawn so often."""
 
 
 def cuts(
@@ -46,7 +46,7 @@ def cuts(
 
 
 def bench_cuts(runs: Sequence[Path], shares: Sequence[float] = SHARES, rows: int = 1024) -> Iterator[dict[str, Any]]:
-    """One row for each run, way and size: the rise of the held-out loss, in pairs with the whole adapter.
+    """Yield a row for each run, way and size: the rise of the held-out loss, in pairs with the whole adapter.
 
     Ways: `fit`, as `pedyra fit` orders and cuts; `singular values`, of s B A, by their squares per parameter; `energy`,
     the same values, each layer keeping an equal part of its own squares, which is the rule of `peft.convert_to_lora`;
@@ -81,7 +81,7 @@ def _cuts(run: Path, shares: Sequence[float], rows: int) -> Iterator[dict[str, A
 
 
 def ways(model: Any, measured: Calibration) -> Iterator[tuple[str, int | None, Calibration]]:
-    """Name, seed, and bases with values by which the directions are ordered."""
+    """Yield name, seed, and bases with values by which the directions are ordered."""
     yield "fit", None, measured
     singular, energy, inputs, first = {}, {}, {}, {}
     for name, module in lora_layers(model).items():
@@ -113,7 +113,7 @@ def ways(model: Any, measured: Calibration) -> Iterator[tuple[str, int | None, C
 
 
 def _ordered(layer: Measured, basis: Balance, values: Tensor) -> Measured:
-    """A layer whose directions are those of `basis` and go by the squares of `values` per parameter."""
+    """Return a layer whose directions are those of `basis` and go by the squares of `values` per parameter."""
     return replace(layer, basis=basis._replace(values=values.double()), tokens_per_sample=1.0)
 
 

@@ -45,7 +45,7 @@ def forgetting(
 
 
 def bench_forgetting(runs: Sequence[Path], general: Sequence[Any], rows: int = 1024) -> Iterator[dict[str, Any]]:
-    """One row for each run and way to forget less: the loss of the task, and that of general text.
+    """Yield a row for each run and way to forget less: the loss of the task, and that of general text.
 
     Ways: `base` and `whole`; `scaled`, the whole adapter times `amount`; `task` and `general`, what is left of a cut to
     this part of the parameters, in the order of `pedyra fit` and in that of `pedyra fit --general`.

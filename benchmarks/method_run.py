@@ -26,7 +26,7 @@ from pedyra.methods.registry import get_method
 WINDOW: dict[str, Any] = dict(interval=1 / 30, initial_warmup=1 / 15, final_warmup=4 / 15)
 """The schedule of every rank-adaptive method but `wide`, which has its own."""
 MOVES = {"pedyra": 1 / 12, "random": 1 / 6, "mask": 1 / 12}
-"""k as a part of the total rank."""
+"""Its k is this part of the total rank."""
 IN_RANKS = ("increlora", "triadaptlora")
 """Methods that are defined by a budget of ranks; all others spend parameters where they can choose."""
 
@@ -60,9 +60,9 @@ class FinishedRun:
 
     model: PeftModel
     ranks: dict[str, int] | None
-    """Of every layer that could be adapted, in the order given; None for an adapter without ranks (RandLoRA)."""
+    """Every layer that could be adapted has one, in the order given; None for an adapter without ranks (RandLoRA)."""
     parameters: int
-    """Of the adapter at the end."""
+    """They are the adapter's at the end."""
     diverged: bool
     """The loss was not finite at some step, and the run stopped there."""
     adjustments: int
@@ -119,7 +119,7 @@ def check_run(spec: MethodSpec, training: BenchTraining) -> None:
 
 
 def request(spec: MethodSpec, training: BenchTraining) -> Request:
-    """What the benchmark asks of the method; the base is copied."""
+    """Return what the benchmark asks of the method; the base is copied."""
     lora = LoraConfig(r=training.rank, lora_alpha=training.rank, target_modules=list(training.layers))
     return Request(
         method=spec.name,
@@ -134,7 +134,7 @@ def request(spec: MethodSpec, training: BenchTraining) -> Request:
 
 
 def configured(lora: LoraConfig, given: Mapping[str, Any]) -> LoraConfig:
-    """The LoRA with what a `MethodSpec` gives it, in the words of a recipe; the scaling alpha / r stays.
+    """Return the LoRA with what a `MethodSpec` gives it, in the words of a recipe; the scaling alpha / r stays.
 
     The oracle gives `ranks`: layer -> rank; layers of rank 0 are left out.
     """
@@ -175,7 +175,7 @@ def _check_effect(spec: MethodSpec, adaptation: Adaptation) -> None:
 
 
 def _final_size(model: PeftModel, layers: Sequence[str]) -> tuple[dict[str, int] | None, int]:
-    """The ranks at the end, and the parameters of the adapter as it is saved, where E is folded into A."""
+    """Return the ranks at the end, and the parameters of the adapter as it is saved, where E is folded into A."""
     base: Any = model.get_base_model()
     others = sum(
         parameter.numel()

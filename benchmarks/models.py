@@ -29,20 +29,20 @@ class BenchModel:
 
     @property
     def exclude(self) -> str | None:
-        """Linear layers without an adapter: a classifier's pooler, which sees one token a row."""
+        """Return the linear layers without an adapter: a classifier's pooler, which sees one token a row."""
         return r".*pooler.*" if self.task_type == "SEQ_CLS" else None
 
     def build(self) -> nn.Module:
-        """A copy; all have the same weights."""
+        """Make a copy; all have the same weights."""
         set_seed(0)
         return self.load()
 
     def with_batch(self, batch: int | None, length: int | None) -> BenchModel:
-        """The same model on batches of another shape; None keeps."""
+        """Return the same model on batches of another shape; None keeps."""
         return replace(self, batch=batch or self.batch, length=length or self.length)
 
     def example(self, seed: int = 0) -> dict[str, Tensor]:
-        """A random batch on the CPU; rows are padded by nothing, an eighth, a quarter, three eighths."""
+        """Draw a batch on the CPU; rows are padded by nothing, an eighth, a quarter, three eighths."""
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(1, self.vocab_size, (self.batch, self.length), generator=generator)
         mask = torch.ones_like(ids)

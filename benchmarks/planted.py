@@ -37,14 +37,14 @@ PROFILES: dict[str, tuple[int, ...]] = {
     "linear": (0, 1, 1, 2, 3, 4, 4, 5, 6, 7, 7, 8),
     "uniform": (4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4),
 }
-"""True ranks of the layers, with the budget of the student's uniform rank. "random" draws others per seed."""
+"""These true ranks have the budget of the student's uniform rank. "random" draws others per seed."""
 WIDTH, DEPTH, RANK = 64, 12, 4
-"""Of the linear layers, their number, and the student's uniform rank: what every result was measured with."""
+"""Every result was measured with this width of the linear layers, their number, and the student's uniform rank."""
 TAIL = 0.03
 """Size of the full-rank part of the update, relative to the planted one."""
 ARCHITECTURES = ("mlp", "block")
 TOKENS = 8
-"""Length of a sequence of the block architecture."""
+"""A sequence of the block architecture has so many."""
 BATCH = 128
 SMOKE_STEPS = 24
 """The fewest in which every method does what it does."""
@@ -109,7 +109,7 @@ class Problem:
 
     @property
     def layer_names(self) -> list[str]:
-        """In the order of `true_ranks`."""
+        """Return the names in the order of `true_ranks`."""
         return [f"layers.{index}" for index in range(len(self.true_ranks))]
 
 
@@ -156,7 +156,7 @@ class Blocks(PlantedModel):
 
 
 def profile_ranks(profile: str, seed: int) -> tuple[int, ...]:
-    """The true ranks of a named profile; "random" draws the layers' shares, and then the ranks from them."""
+    """Return the true ranks of a named profile; "random" draws the layers' shares, and then the ranks from them."""
     if profile == "random":
         generator = torch.Generator().manual_seed(seed)
         shares = torch.rand(DEPTH, generator=generator) ** 3
@@ -170,7 +170,7 @@ def profile_ranks(profile: str, seed: int) -> tuple[int, ...]:
 def make_problem(
     profile: str, seed: int, *, architecture: str = "mlp", noise: float = 0.0, tail: float = TAIL
 ) -> Problem:
-    """A base with N(0, 1 / width) weights and a teacher whose update has the profile's ranks, and a faint tail.
+    """Make a base with N(0, 1 / width) weights and a teacher whose update has the profile's ranks, and a faint tail.
 
     Planted directions have singular values about 1, a base weight's typical one. The tail is a full-rank Gaussian
     update of every layer, `tail` times as large (Frobenius, all layers together): no allocation reaches it, so errors
@@ -201,7 +201,7 @@ def make_problem(
 
 
 def batches(problem: Problem, seed: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(input, target) without end: `size` Gaussian vectors, the teacher's outputs, noise on the targets."""
+    """Yield (input, target) without end: `size` Gaussian vectors, the teacher's outputs, noise on the targets."""
     generator = torch.Generator().manual_seed(seed)
     shape = _shape(problem, size)
     while True:
@@ -215,7 +215,7 @@ def batches(problem: Problem, seed: int, size: int) -> Iterator[tuple[Tensor, Te
 
 @torch.no_grad()
 def relative_error(problem: Problem, model: nn.Module) -> float:
-    """Mean squared distance to the teacher over that of the base, on 2048 held-out vectors without noise."""
+    """Return the mean squared distance to the teacher over that of the base, on 2048 held-out vectors without noise."""
     x = torch.randn(_shape(problem, 2048), generator=torch.Generator().manual_seed(999))
     target = problem.teacher(x)
     return float((model(x) - target).square().mean() / (problem.base(x) - target).square().mean())
@@ -226,7 +226,7 @@ def _shape(problem: Problem, vectors: int) -> tuple[int, ...]:
 
 
 def every_method() -> list[str]:
-    """The methods but those that need quantised weights, and the oracle."""
+    """Return the methods but those that need quantised weights, and the oracle."""
     return [*(name for name, method in METHODS.items() if method.quantization is None), ORACLE]
 
 
@@ -241,7 +241,7 @@ def bench_planted(
     steps: int = 1500,
     file: RowFile | None = None,
 ) -> Iterator[Row]:
-    """A row per architecture, profile, noise, seed, rate and method, in this order; known ones are not made again.
+    """Yield a row per architecture, profile, noise, seed, rate and method, in this order; known ones as they are.
 
     `relative_error` is 1 for the untouched base; None where the run diverged. `rank_distance` is the number of ranks
     that stand in a wrong layer: half the sum of |rank - true rank|; None, as `ranks`, for an adapter without ranks.
@@ -316,7 +316,7 @@ def _run(problem: Problem, spec: MethodSpec, job: Row) -> Row:
 
 
 def summarise_planted(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """What is the same for a table -> its lines, one a method at the learning rate with its lowest mean error."""
+    """Return title -> lines of each table, one a method at the learning rate with its lowest mean error."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         shape = f"{row['architecture']}, {row['depth']} layers of width {row['width']}"

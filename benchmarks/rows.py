@@ -34,7 +34,7 @@ class RowFile:
             write_file(path, "".join(map(json_line, self.rows)))
 
     def complete(self, jobs: Iterable[Row], run: Callable[[Row], Row]) -> Iterator[Row]:
-        """The row of every job (its key fields): a known one as it is, a missing one from `run`, added at once."""
+        """Yield the row of every job (its key fields): a known one as it is, else one from `run`, added at once."""
         known = {self._id(row): row for row in self.rows}
         for job in jobs:
             row = known.get(self._id(job))
@@ -47,7 +47,7 @@ class RowFile:
             yield row
 
     def keep(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """The rows; each is in the file as soon as it is there, in the place of one of the same key."""
+        """Yield the rows; each is in the file as soon as it is there, in the place of one of the same key."""
         for row in rows:
             others = [each for each in self.rows if self._id(each) != self._id(row)]
             replaces, self.rows = len(others) < len(self.rows), [*others, row]
@@ -62,11 +62,11 @@ class RowFile:
 
 
 Rates = dict[float, dict[int, Row]]
-"""Learning rate -> seed -> row."""
+"""They go from learning rate to seed to row."""
 
 
 def rates_by_method(rows: Sequence[Row]) -> dict[str, Rates]:
-    """Method -> its rows. Of a method whose settings changed, as `config` tells, only those of its last ones count."""
+    """Return method -> its rows. Of a method whose settings changed, as `config` tells, only its last ones count."""
     last = {row["method"]: row.get("config") for row in rows}
     methods: dict[str, Rates] = {}
     for row in rows:
@@ -76,12 +76,12 @@ def rates_by_method(rows: Sequence[Row]) -> dict[str, Rates]:
 
 
 def losses(rows: Mapping[int, Row], value: str) -> dict[int, float]:
-    """Seed -> what was reached; infinite where the run diverged, which a file has as null."""
+    """Return seed -> what was reached; infinite where the run diverged, which a file has as null."""
     return {seed: math.inf if row[value] is None else row[value] for seed, row in rows.items()}
 
 
 def best_rate(rates: Rates, value: str) -> float:
-    """The rate with the lowest mean, of those that have the most seeds; the lowest of equal ones."""
+    """Return the rate with the lowest mean, of those that have the most seeds; the lowest of equal ones."""
     most = max(map(len, rates.values()))
     full = [rate for rate in sorted(rates) if len(rates[rate]) == most]
     return min(full, key=lambda rate: fmean(losses(rates[rate], value).values()))
@@ -104,7 +104,7 @@ def summary(rows: Sequence[Row], value: str) -> list[Row]:
 
 
 def shown(value: Any) -> str:
-    """A value of a line as text."""
+    """Write a value of a line as text."""
     if value is None:
         return ""
     if isinstance(value, float):

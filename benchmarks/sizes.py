@@ -39,7 +39,7 @@ def sizes(
 
 
 def bench_sizes(comparison: Path, recoveries: Sequence[int] = (0, 160), rows: int = 1024) -> Iterator[Row]:
-    """One row for each task, seed, smaller rank and number of steps of recovery.
+    """Yield a row for each task, seed, smaller rank and number of steps of recovery.
 
     The largest rank of `lora` in the comparison is cut to the parameters of each smaller one, and recovers for so many
     steps. Both are judged by the mean loss on the same held-out batches, all of those of the comparison. `seconds` are

@@ -15,7 +15,7 @@ from pedyra.methods.registry import METHODS, get_method
 from pedyra.pe_dyra.config import RANK_FIELDS, RankSettings
 
 LORA = ("r", "dropout", "init", "use_dora", "use_rslora")
-"""Keys of a recipe's `lora` that a benchmark leaves open; scaling and layers are its own, as is an r not given."""
+"""A benchmark leaves these keys of `lora` open; scaling and layers are its own, as is an r not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class MethodSpec:
     """A method, and what is changed of it."""
 
     text: str
-    """As it was given."""
+    """It stands as it was given."""
     name: str
     lora: dict[str, Any] = field(default_factory=dict)
     rank: dict[str, Any] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class MethodSpec:
 
     @property
     def digest(self) -> str:
-        """Eight hexadecimal digits of the rank settings, "" where ranks stay: rows of older defaults are other rows."""
+        """Return eight digits of the rank settings, "" where ranks stay: rows of older defaults are other rows."""
         if not self.moves_ranks:
             return ""
         content = json.dumps([RankSettings().to_dict(), self.rank], sort_keys=True)
@@ -43,7 +43,7 @@ class MethodSpec:
 
 
 def parse_method(text: str) -> MethodSpec:
-    """The method that is written so, e.g. `lora+:ratio=4`, or `pedyra:moves=4`.
+    """Return the method that is written so, e.g. `lora+:ratio=4`, or `pedyra:moves=4`.
 
     A key is a setting of the method's own, else a field of RankSettings, else one of `LORA`. Values are YAML, and 1e-3
     is a number.

@@ -36,14 +36,14 @@ STEP_KEY = (
     "model", "variant", "rounds", "batch", "length", "dtype", "device", "cpu_time", "threads", "rank", "run_steps",
 )  # fmt: skip
 FLOOR = "floor"
-"""No adapter at work: what is timed beside the methods."""
+"""No adapter is at work; this is timed beside the methods."""
 DEFAULT = (FLOOR, "lora", "adalora", "dora", "pedyra", "pedyra:alpha=1.0")
 KINDS = ("observed", "idle")
-"""Of the steps of a method that observes some of them."""
+"""A method observes some of its steps."""
 LEAST_ROUNDS = 8
-"""Of each kind of step: an adjustment follows every fourth part of the observed ones."""
+"""Each kind of step has so many: an adjustment follows every fourth part of the observed ones."""
 RUN_STEPS = 1000
-"""Length of the run whose mean step is told."""
+"""The mean step is told of a run of this length."""
 RANK, LR = 8, 1e-4
 _WARMUP = 3
 
@@ -71,12 +71,12 @@ class Timing:
 
     @property
     def total_steps(self) -> int:
-        """Measured steps, warm-up included; the schedule of every method spans them."""
+        """Return the measured steps, warm-up included; the schedule of every method spans them."""
         return _WARMUP + 2 * self.rounds
 
     @property
     def schedule(self) -> dict[str, int]:
-        """`rounds` steps that are observed, with adjustments among them, and `rounds` that are not."""
+        """Have `rounds` steps observed, with adjustments among them, and `rounds` not."""
         return {"initial_warmup": _WARMUP, "interval": self.rounds // 4, "final_warmup": self.rounds - 1}
 
     def now(self) -> float:
@@ -126,7 +126,7 @@ def step(
 def bench_step(
     models: Sequence[str], methods: Sequence[str] = DEFAULT, timing: Timing | None = None
 ) -> Iterator[dict[str, Any]]:
-    """One row per model and method, as each model is done.
+    """Yield a row per model and method, as each model is done.
 
     PE-DyRA and its like observe the first `rounds` steps, with four adjustments, and have nothing to do in the other.
     Their `ratio_to_lora` weighs both kinds of step, and adds the adjustments, as they occur in a run of `RUN_STEPS` at
@@ -163,7 +163,7 @@ def bench_step(
 
 
 def run_schedule(spec: MethodSpec, total_steps: int = RUN_STEPS) -> Schedule:
-    """The adjustments of a run at the schedule that the spec gives, or, where it gives none, the method's own: the
+    """Return the adjustments of a run at the schedule that the spec gives, or, if none, the method's own: the
     paper's median, or the three cuts of `wide`."""
     given = {name: value for name, value in spec.rank.items() if name in SCHEDULE}
     if spec.name == "wide":
@@ -184,11 +184,11 @@ class Variant:
         self.loop = Loop(adaptation, self.optimizer, timing.total_steps)
         self.allocator = self.loop.allocator
         self.seconds: list[float] = []
-        """Of each timed step, without its adjustment."""
+        """They are those of each timed step, without its adjustment."""
         self.observed: list[bool] = []
-        """Whether the method observed each timed step."""
+        """It tells whether the method observed each timed step."""
         self.adjustments: list[float] = []
-        """Seconds of each."""
+        """They are the seconds of each."""
 
     def step(self, batch: dict[str, Tensor], clock: Callable[[], float], *, timed: bool = True) -> None:
         """Run one training step, and the adjustment that follows it."""
@@ -207,7 +207,7 @@ class Variant:
             self.observed.append(observes)
 
     def state(self) -> Iterable[Tensor]:
-        """The tensors that the method keeps from step to step beside the optimizer's."""
+        """Return the tensors that the method keeps from step to step beside the optimizer's."""
         if self.allocator is not None:
             return self.allocator.run.tensors().values()
         scores = getattr(self.model.base_model, "rankallocator", None)  # PEFT's AdaLoRA
@@ -216,7 +216,7 @@ class Variant:
 
 
 def build(spec: MethodSpec | None, model: BenchModel, timing: Timing) -> Variant:
-    """A method, or the floor (None), on its own copy of the same base model."""
+    """Put a method, or the floor (None), on its own copy of the same base model."""
     base: Any = model.build()
     lora = LoraConfig(
         task_type=model.task_type, r=RANK, lora_alpha=2 * RANK, target_modules="all-linear",
@@ -238,7 +238,7 @@ def build(spec: MethodSpec | None, model: BenchModel, timing: Timing) -> Variant
 
 
 def _floor(model: Any) -> Any:
-    """No adapter at work, but gradients that flow through the whole base: the least that any LoRA can cost."""
+    """Let gradients flow through the whole base with no adapter at work: the least that any LoRA can cost."""
     model.base_model.disable_adapter_layers()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("modules_to_save.default" in name)
@@ -260,7 +260,7 @@ def measure(built: Mapping[str, Variant], batch: dict[str, Tensor], timing: Timi
 
 
 def peak_bytes(variant: Variant, batch: dict[str, Tensor], device: str) -> int:
-    """The most memory a step needs: parameters, gradients, optimizer and score state, and what autograd saves.
+    """Return the most memory a step needs: parameters, gradients, optimizer and score state, and what autograd saves.
 
     On a CPU every storage counts once and temporaries within one operation are not seen. On a GPU it is
     `max_memory_allocated`, less what other variants hold.
@@ -295,7 +295,7 @@ def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
 
 
 def _static(variant: Variant) -> Iterable[Tensor]:
-    """What lives from step to step."""
+    """Yield what lives from step to step."""
     model: nn.Module = variant.model
     yield from model.parameters()
     yield from model.buffers()
@@ -322,7 +322,7 @@ def over_a_run(by_kind: Mapping[str, Sequence[float]], adjustment: float, run: S
 
 
 def _ratios(variant: Variant, lora: Variant, floor: Variant, run: Schedule | None) -> dict[str, Any]:
-    """The times of a row. `run`: of a method that adjusts, the schedule of the run that is told."""
+    """Return the times of a row. `run`: of a method that adjusts, the schedule of the run that is told."""
     adjustment = median(variant.adjustments) if variant.adjustments else None
     row: dict[str, Any] = {"adjustment_seconds": adjustment, "step_seconds": median(variant.seconds)}
     for name, other in (("lora", lora), ("floor", floor)):
@@ -343,7 +343,7 @@ def _ratios(variant: Variant, lora: Variant, floor: Variant, run: Schedule | Non
 
 
 def quartiles_by_kind(observed: Sequence[bool], ratios: Sequence[float]) -> dict[str, list[float]]:
-    """The quartiles of the ratios of each of `KINDS`; the middle one is their median."""
+    """Return the quartiles of the ratios of each of `KINDS`; the middle one is their median."""
     pairs = list(zip(observed, ratios, strict=True))
     return {kind: quantiles([ratio for seen, ratio in pairs if seen is (kind == "observed")], n=4) for kind in KINDS}
 

@@ -64,26 +64,26 @@ class TrainedLora:
 
     @property
     def parameters(self) -> int:
-        """Of all factors A and B."""
+        """Count those of all factors A and B."""
         slots = [(module.lora_A["default"], module.lora_B["default"]) for module in lora_layers(self.model).values()]
         return sum(A.weight.numel() + B.weight.numel() for A, B in slots)
 
     def losses(self, cut: Cut | None = None) -> list[float]:
-        """Of each held-out batch, with the model that `cut` makes; by default the adapter as it was trained."""
+        """Return that of each held-out batch, with the model that `cut` makes; default: the adapter as trained."""
         return list(self.judge.losses(self.batches, cut or (lambda: evaluating(self.model))))
 
     def losses_at(self, ranks: Mapping[str, int], calibration: Calibration | None = None) -> list[float]:
-        """Of each held-out batch, with so many ranks of each layer, in the order of a calibration; default: its own."""
+        """Return those with so many ranks of each layer, in the order of a calibration; default: its own."""
         factors = cut_factors(self.model, calibration or self.calibration, ranks)
         return self.losses(partial(cut_to, self.model, factors))
 
     def mean(self, losses: Sequence[float]) -> float:
-        """Over the samples of all held-out batches."""
+        """Average over the samples of all held-out batches."""
         return paired([0.0] * len(losses), losses, self.weights).mean
 
 
 def opened(run: Path, data: Path | None = None) -> tuple[Recipe, Path, Any, Task]:
-    """The recipe of a finished run, its adapter folder, its tokenizer and its task.
+    """Return the recipe of a finished run, its adapter folder, its tokenizer and its task.
 
     Args:
         data: a folder that has the files of the run's rows, though they may have been elsewhere when it was trained.

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from itertools import product
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from pedyra.lab.compare.grid import Grid
-from pedyra.lab.compare.jobs import HERE, Engine, Entry, Job, JobEnd, final_row, is_done, run_jobs
+from pedyra.lab.compare.jobs import HERE, Engine, Job, JobEnd, final_row, is_done, run_jobs
 from pedyra.lab.compare.plan import Plan, plan_experiment
 from pedyra.lab.compare.prepare import Experiment, prepare_experiment
-from pedyra.lab.compare.results import Comparison, RateCurve, Row, collect
+from pedyra.lab.compare.results import Comparison, RateCurve, collect
 from pedyra.lab.compare.tables import comparison_tables, print_tables, write_tables
-from pedyra.lora.files import json_line, read_rows, write_file
+from pedyra.lora.files import json_line, write_file
 
 REPORTED, TUNING = "comparison.jsonl", "tuning.jsonl"
-"""Rows of the runs in the folder."""
-_KEY = {"method": str, "task": str, "budget": int, "seed": int, "learning_rate": float}
+"""Rows of the runs of this grid; those of an earlier call that had others are in their run folders."""
 
 
 def plan_grid(grid: Grid) -> Plan:
@@ -45,7 +43,6 @@ def compare_grid(grid: Grid, engine: Engine = HERE, console: Console | None = No
     """
     console = console or Console(quiet=True)
     experiment = _prepared(grid)
-    before = {name: read_rows(experiment.folder / name, _KEY) for name in (REPORTED, TUNING)}
     tuning = {entry: jobs for entry in experiment.entries if (jobs := experiment.tuning_jobs(entry))}
     reported = len(experiment.entries) * len(grid.seeds)
     console.print(f"{grid.name}: {len(experiment.entries)} rows x tasks x budgets")
@@ -61,7 +58,7 @@ def compare_grid(grid: Grid, engine: Engine = HERE, console: Console | None = No
     rows = collect(jobs, grid.judge)
     comparison = Comparison(grid, rows, curves, failed, reported - len(rows))
     _show(comparison, console)
-    _keep(comparison, before)
+    _keep(comparison)
     return comparison
 
 
@@ -83,41 +80,15 @@ def _show(comparison: Comparison, console: Console) -> None:
     console.print(f"written     {write_tables(stem, comparison.grid.name, tables, remarks)}", soft_wrap=True)
 
 
-def _keep(comparison: Comparison, before: Mapping[str, Sequence[Row]]) -> None:
-    """Write the rows into the folder, with those that it had `before` of runs that this grid has not: an earlier call
-    may have had more methods, tasks, budgets or seeds. A run is named from the folder on, which can be moved."""
-    grid, folder = comparison.grid, Path(comparison.grid.output_dir)
-    entries = {Entry(*each) for each in product(grid.methods, grid.tasks, grid.all_budgets)}
-    rates = {_entry(row): row["learning_rate"] for row in comparison.rows}
-
-    def is_other(row: Row) -> bool:
-        mine = _entry(row)  # a seed at another rate than this call's is of another row, and one that failed has none
-        at_rate = rates.get(mine, row["learning_rate"]) == row["learning_rate"]
-        return mine not in entries or (row["seed"] not in grid.seeds and at_rate)
-
+def _keep(comparison: Comparison) -> None:
+    """Write the rows into the folder. A run is named from the folder on, which can be moved."""
+    folder = Path(comparison.grid.output_dir)
     tuned = [
         {**row, "chosen": row["learning_rate"] == curve.chosen} for curve in comparison.curves for row in curve.rows
     ]
-    chosen, made = {_entry(row) for row in tuned}, {_run(row) for row in tuned}
-    others = {
-        REPORTED: [row for row in before[REPORTED] if is_other(row)],
-        TUNING: [
-            {**row, "chosen": row["chosen"] and _entry(row) not in chosen}  # of a row's rates one is chosen
-            for row in before[TUNING]
-            if _run(row) not in made
-        ],
-    }
     for name, rows in ((REPORTED, comparison.rows), (TUNING, tuned)):
-        named = [{**row, "run": str(Path(row["run"]).relative_to(folder))} for row in rows]
-        write_file(folder / name, "".join(map(json_line, [*named, *others[name]])))
-
-
-def _entry(row: Row) -> Entry:
-    return Entry(row["method"], row["task"], row["budget"])
-
-
-def _run(row: Row) -> tuple[Entry, int, float]:
-    return _entry(row), row["seed"], row["learning_rate"]
+        named = ({**row, "run": str(Path(row["run"]).relative_to(folder))} for row in rows)
+        write_file(folder / name, "".join(map(json_line, named)))
 
 
 def _run_missing(jobs: Sequence[Job], engine: Engine, console: Console) -> list[JobEnd]:

@@ -85,9 +85,9 @@ class Grid(Section):
     rank: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
     fit: dict[str, Any] | None = None
-    """As a recipe's: asked of the adapter of every reported run, and shown in the table."""
+    """It is a recipe's: asked of the adapter of every reported run, and shown in the table."""
     generate: dict[str, Any] = Field(default_factory=dict)
-    """As a recipe's: `pedyra eval` of a run then has its model answer these test sets. Training knows nothing of it."""
+    """It is a recipe's: `pedyra eval` of a run has its model answer these test sets. Training knows nothing of it."""
     methods: dict[Name, MethodRow] = Field(min_length=1)
     """Rows of the table: a list of method names, or names with what each row has for itself."""
     tasks: dict[Name, dict[str, Any]] = Field(min_length=1)
@@ -109,7 +109,7 @@ class Grid(Section):
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, data: Any) -> Any:
-        """Lists of names become mappings, and rows know their method."""
+        """Make mappings of lists of names, and give each row its method."""
         if not isinstance(data, dict):
             return data
         data = dict(data)
@@ -171,37 +171,37 @@ class Grid(Section):
 
     @property
     def baseline(self) -> str:
-        """The row that all others are matched with and compared with: lora, or the first."""
+        """Return the row that all others are matched with and compared with: lora, or the first."""
         return "lora" if "lora" in self.methods else next(iter(self.methods))
 
     @property
     def all_budgets(self) -> list[int]:
-        """The ranks of the baseline to compare at."""
+        """Return the ranks of the baseline to compare at."""
         return self.budgets or [self.base_rank]
 
     @property
     def base_rank(self) -> int:
-        """The rank that lora.alpha is given for."""
+        """Return the rank that lora.alpha is given for."""
         return self.lora.get("r", 8)
 
     def rates(self, method: str) -> list[float]:
-        """The learning rates of a row, lowest first; one alone is used as it is, without tuning."""
+        """Return the learning rates of a row, lowest first; one alone is used as it is, without tuning."""
         return sorted(self.methods[method].learning_rates or self.learning_rates)
 
     def match_of(self, method: str) -> Match:
         return self.methods[method].match or self.match
 
     def _in_full(self, method: str) -> Any:
-        """The modules that a row trains beside its adapter."""
+        """Return the modules that a row trains beside its adapter."""
         return {**self.lora, **self.methods[method].lora}.get("modules_to_save") or []
 
     def to_yaml(self) -> str:
-        """The resolved grid; `load_grid` of it gives an equal grid."""
+        """Write the resolved grid; `load_grid` of it gives an equal grid."""
         return to_yaml(self.model_dump(mode="json"))
 
 
 def lora_settings(given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The values that a recipe would have of these keys of `lora`. Raises ValueError, one line that begins so."""
+    """Return the values that a recipe would have of these keys of `lora`. Raise ValueError, a line that begins so."""
     try:
         section = LoraSection.model_validate(given)
     except ValidationError as error:
@@ -222,7 +222,7 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
 
 
 def check_grid(content: dict[str, Any], where: str) -> Grid:
-    """The grid with this content. Raises ValueError, one line beginning with `where`, as `load_grid` does."""
+    """Return the grid with this content. Raise ValueError, a line that begins with `where`, as `load_grid` does."""
     try:
         return Grid.model_validate(content)
     except ValidationError as error:
@@ -230,7 +230,7 @@ def check_grid(content: dict[str, Any], where: str) -> Grid:
 
 
 def grid_schema() -> dict[str, Any]:
-    """JSON schema of a grid, for editors; with the short forms, which are written out before a grid is checked."""
+    """Return the JSON schema of a grid; with the short forms, which are written out before a grid is checked."""
     schema = Grid.model_json_schema()
     schema["required"] = ["model", "methods", "tasks", "seeds"]
     schema["$defs"]["MethodRow"].pop("required")

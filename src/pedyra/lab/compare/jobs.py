@@ -28,7 +28,7 @@ from pedyra.trainer.checkpoint_folder import last_complete_checkpoint
 
 POLL_SECONDS = 0.5
 REFUSED, INTERRUPTED = 2, 130
-"""Exit codes of `pedyra`."""
+"""These are exit codes of `pedyra`."""
 Purpose = Literal["jobs", "tuning"]
 
 
@@ -52,14 +52,14 @@ class Job:
     rate: float
     seed: int
     purpose: Purpose
-    """jobs: it is reported."""
+    """A run of `jobs` is reported."""
     folder: Path
-    """Of the comparison."""
+    """It is the comparison's."""
     recipe: dict[str, Any]
 
     @property
     def run(self) -> Path:
-        """Its folder."""
+        """Return its folder."""
         method, task, budget = self.entry.method, self.entry.task, self.entry.budget
         return self.folder / self.purpose / method / task / f"r{budget}" / f"lr{self.rate:g}" / f"seed{self.seed}"
 
@@ -73,7 +73,7 @@ class Job:
 
     @property
     def label(self) -> str:
-        """For messages."""
+        """Name the run in messages."""
         return f"{self.entry}, rate {self.rate:g}, {'' if self.purpose == 'jobs' else 'tuning '}seed {self.seed}"
 
 
@@ -84,7 +84,7 @@ class JobEnd:
     job: Job
     status: Literal["done", "failed", "stopped"]
     message: str = ""
-    """Why it failed, one line."""
+    """It says in one line why the job failed."""
 
 
 _FINAL = {
@@ -94,7 +94,7 @@ _FINAL = {
 
 
 def final_row(run: Path) -> dict[str, Any] | None:
-    """The last line of a finished run's metrics; None for a run that has not come to its end."""
+    """Return the last line of a finished run's metrics; None for a run that has not come to its end."""
     metrics = run / "metrics.jsonl"
     rows = read_rows(metrics, {"step": int})
     if not rows or not rows[-1].get("final"):
@@ -104,16 +104,16 @@ def final_row(run: Path) -> dict[str, Any] | None:
 
 
 def is_done(job: Job) -> bool:
-    """Whether the run has come to its end, and to that of the fit that its recipe asks for."""
+    """Tell whether the run has come to its end, and to that of the fit that its recipe asks for."""
     return final_row(job.run) is not None and (job.recipe.get("fit") is None or (job.run / "fit" / RECORD).is_file())
 
 
 Stops = list[bool]
-"""One for each Ctrl-C or SIGTERM: after the first, runs save a checkpoint and end; after another they are killed."""
+"""It grows by one at each Ctrl-C or SIGTERM. After the first, runs save a checkpoint and end; a second kills them."""
 
 
 class Engine(Protocol):
-    """Where runs are trained."""
+    """It trains runs somewhere."""
 
     def __call__(self, jobs: Sequence[Job], report: Callable[[JobEnd], None], stops: Stops) -> None:
         """Run the jobs to their ends, and begin none once there is a stop; `report` gets each end, one at a time."""
@@ -140,7 +140,7 @@ class ThisMachine:
 
 
 HERE = ThisMachine()
-"""One run after the other."""
+"""It trains one run after the other."""
 
 
 def run_jobs(jobs: Sequence[Job], report: Callable[[JobEnd], None], engine: Engine) -> None:
@@ -178,10 +178,7 @@ def run_job(job: Job, start: Callable[[list[str], Path], int], stops: Stops) -> 
         for arguments in _attempts(job):
             if stops or (arguments[-1] == "--overwrite" and (final_row(job.run) is not None or _may_resume(job))):
                 break
-            said_before = job.log.read_bytes() if job.log.is_file() else b""
-            begins = len(said_before)
-            # A file of its own: the child of a comparison that was killed may still write into the one that was here.
-            write_file(job.log, said_before)
+            begins = job.log.stat().st_size if job.log.is_file() else 0
             code = start(arguments, job.log)
             if code != REFUSED:
                 break
@@ -204,7 +201,7 @@ def _in_a_child(threads: int, stops: Stops, arguments: list[str], log: Path) -> 
 
 
 def _attempts(job: Job) -> list[list[str]]:
-    """Arguments of pedyra that bring a job to its end, of which the next follows where one is refused."""
+    """Return calls of pedyra that bring a job to its end; where one is refused, the next follows."""
     train = ["train", str(job.recipe_file)]
     if is_done(job):
         return []
@@ -214,7 +211,7 @@ def _attempts(job: Job) -> list[list[str]]:
 
 
 def _fit_options(section: Mapping[str, Any]) -> list[str]:
-    """The section `fit` of a recipe as options of `pedyra fit`."""
+    """Write the section `fit` of a recipe as options of `pedyra fit`."""
     options = []
     for key, value in section.items():
         if value is None or value is False or value == []:  # 0 is a value
@@ -226,8 +223,11 @@ def _fit_options(section: Mapping[str, Any]) -> list[str]:
 
 
 def _may_resume(job: Job) -> bool:
-    """Whether a later call can go on where this job was stopped. One that cannot starts anew; what was refused for a
-    reason that passes (a full disk, another process that trains it) keeps its checkpoint."""
+    """Tell whether a later call can go on where this job was stopped.
+
+    One that cannot starts anew; what was refused for a reason that passes (a full disk, another process that trains
+    it) keeps its checkpoint.
+    """
     grouped = job.recipe.get("training", {}).get("train_sampling_strategy") == "group_by_length"
     try:
         last_complete_checkpoint(job.run, with_ranks=(job.run / "ranks.jsonl").is_file())
@@ -237,7 +237,7 @@ def _may_resume(job: Job) -> bool:
 
 
 def _wait(child: subprocess.Popen[bytes], stops: list[bool]) -> int:
-    """The exit code. A Ctrl-C in the terminal reaches the comparison alone, which then tells its children once."""
+    """Wait for the exit code. A Ctrl-C in the terminal reaches the comparison alone, which tells its children once."""
     told = False
     while True:
         try:
@@ -251,7 +251,7 @@ def _wait(child: subprocess.Popen[bytes], stops: list[bool]) -> int:
 
 
 def _reason(code: int, log: Path, begins: int) -> str:
-    """The last thing a failed job said in its last attempt, whose lines begin at this byte, and where it says more."""
+    """Return the last thing that a job said in its last attempt, which begins at this byte, and where it says more."""
     text = log.read_bytes()[begins:].decode(errors="replace") if log.is_file() else ""  # killed before it had one
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = lines[-1].removeprefix("Error: ") if lines else "it said nothing"

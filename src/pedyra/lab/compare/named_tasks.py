@@ -73,7 +73,7 @@ NAMES = (*HUB, *PACKAGED)
 
 
 def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | None) -> dict[str, Any]:
-    """The `data` section of one task of a grid.
+    """Return the `data` section of one task of a grid.
 
     Args:
         label: the task's name in the grid; the name of a known task unless `settings` say otherwise.
@@ -106,6 +106,6 @@ def _local_source(folder: Path, held_out: str) -> dict[str, Any]:
 
 
 def local_file(folder: Path, split: str) -> str:
-    """The rows of a split in a folder of data: `<split>.jsonl`, else `<split>.jsonl.gz`."""
+    """Return the file of a split in a folder of data: `<split>.jsonl`, else `<split>.jsonl.gz`."""
     plain = folder / f"{split}.jsonl"
     return str(plain if plain.is_file() else plain.with_suffix(".jsonl.gz"))

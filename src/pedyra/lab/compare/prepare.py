@@ -32,7 +32,7 @@ from pedyra.app.runs.setup import request, resolve, wanted_fit
 from pedyra.app.tasks.sources import Rows, check_apart, held_out, load_rows, sample
 from pedyra.app.tasks.text import known_labels
 from pedyra.app.yaml_file import first_difference, read_settings
-from pedyra.lab.compare.grid import Grid, load_grid
+from pedyra.lab.compare.grid import Grid
 from pedyra.lab.compare.jobs import Entry, Job, Purpose
 from pedyra.lab.compare.named_tasks import task_data
 from pedyra.lab.refusals import check_refusals
@@ -41,13 +41,13 @@ from pedyra.methods.registry import get_method
 from pedyra.methods.trainer import check_arguments
 
 SEED = 0
-"""Of the splits, which are the same for every method and seed."""
+"""It is the splits', which are the same for every method and seed."""
 TUNING = 0.1
-"""Part of the training rows that judges tuning runs."""
+"""This part of the training rows judges tuning runs."""
 WHICH_ROWS = {"source", "validation", "config", "split", "validation_fraction", "group_by", "eval_rows"}
-"""Keys of `data` that are spent when the rows are split."""
+"""These keys of `data` are spent when the rows are split."""
 TOLERANCE = 0.05
-"""How far from the baseline's the number of parameters may be, relative to it."""
+"""The number of parameters may be so far from the baseline's, relative to it."""
 
 
 @dataclass(frozen=True)
@@ -64,25 +64,25 @@ class Experiment:
 
     @property
     def entries(self) -> list[Entry]:
-        """Rows x tasks x budgets."""
+        """Return rows x tasks x budgets."""
         grid = self.grid
         return [
             Entry(method, task, budget) for budget in grid.all_budgets for task in grid.tasks for method in grid.methods
         ]
 
     def tuning_jobs(self, entry: Entry) -> list[Job]:
-        """One per rate and tuning seed; none where there is nothing to choose."""
+        """Return a run per rate and tuning seed; none where there is nothing to choose."""
         rates = self.grid.rates(entry.method)
         seeds = self.grid.tuning.seeds if len(rates) > 1 else []
         return [self.job(entry, rate, seed, "tuning") for rate in rates for seed in seeds]
 
     def reported_jobs(self, entry: Entry, chosen: Mapping[Entry, float | None]) -> list[Job]:
-        """One per seed, at the chosen rate, or the only one; none where tuning chose none."""
+        """Return a run per seed, at the chosen rate, or the only one; none where tuning chose none."""
         rate = chosen.get(entry, self.grid.rates(entry.method)[0])
         return [] if rate is None else [self.job(entry, rate, seed, "jobs") for seed in self.grid.seeds]
 
     def job(self, entry: Entry, rate: float, seed: int, purpose: Purpose) -> Job:
-        """A run. Raises ValueError where its folder holds one of another recipe."""
+        """Return a run. Raise ValueError where its folder holds one of another recipe."""
         job = Job(entry, rate, seed, purpose, self.folder, {})
         name = {"name": entry.task, "output_dir": str(job.run), "seed": seed}
         job.recipe.update(name | self.content(entry, rate, purpose))
@@ -94,7 +94,7 @@ class Experiment:
         return job
 
     def content(self, entry: Entry, rate: float, purpose: Purpose) -> dict[str, Any]:
-        """A recipe: the grid's sections, the row's own over them, and what was matched."""
+        """Return a recipe: the grid's sections, the row's own over them, and what was matched."""
         grid, row = self.grid, self.grid.methods[entry.method]
         r = self.matched.get(entry, entry.budget)
         alpha = grid.lora.get("alpha", LoraSection().alpha)
@@ -119,11 +119,10 @@ class Experiment:
 def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
     """Split the data, check every row's recipe, and match the rows.
 
-    The folder's grid.yaml becomes this grid, with the rows that have runs there, when nothing in the folder speaks
-    against it.
+    The folder's grid.yaml becomes this grid when nothing in the folder speaks against it.
 
     Raises:
-        ValueError: a mistake in the grid, or a folder with rows or runs of another grid.
+        ValueError: a mistake in the grid, or a folder with other rows, or with one of its runs of another recipe.
     """
     sections = {label: _data_section(grid, label) for label in grid.tasks}
     if not (folder / "grid.yaml").is_file():  # by which a folder is known as a comparison
@@ -146,55 +145,18 @@ def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
         experiment.tuning_jobs(entry)
         for rate in grid.rates(entry.method):
             experiment.reported_jobs(entry, {entry: rate})
-    _check_same(grid, folder)
-    write_file(folder / "grid.yaml", grid.model_copy(update={"methods": _kept_rows(folder) | grid.methods}).to_yaml())
+    write_file(folder / "grid.yaml", grid.to_yaml())
     return experiment
 
 
-def _kept_rows(folder: Path) -> dict[str, Any]:
-    """The rows that have runs in the folder, which stay when fewer rows are asked for."""
-    before = load_grid(folder / "grid.yaml")
-    return {
-        name: row.model_copy(update={"match": before.match_of(name)})
-        for name, row in before.methods.items()
-        if any(any((folder / purpose / name).rglob("recipe.yaml")) for purpose in ("tuning", "jobs"))
-    }
-
-
-def _check_same(now: Grid, folder: Path) -> None:
-    """Raise ValueError where the folder has runs of a grid with other settings, though none that this one has too: its
-    files would show both side by side."""
-    if not any(any((folder / purpose).rglob("recipe.yaml")) for purpose in ("tuning", "jobs")):
-        return
-    before = load_grid(folder / "grid.yaml")
-    known = set(before.methods) & set(now.methods)
-    difference = first_difference(*({**_shared(grid), "methods": _rows(grid, known)} for grid in (before, now)))
-    if difference is not None:
-        raise ValueError(f"{folder} has runs of another grid: {difference}; choose another output_dir")
-
-
-def _shared(grid: Grid) -> dict[str, Any]:
-    """What holds for every run of a grid, whatever its method, task, seed, budget and rate."""
-    lora = LoraSection.model_validate(grid.lora)
-    scaling = lora.alpha / (math.sqrt(lora.r) if lora.use_rslora else lora.r)
-    others = {key: value for key, value in grid.lora.items() if key not in ("r", "alpha")}
-    return {"model": grid.model, "lora": {**others, "alpha / r": scaling}, "rank": grid.rank, "training": grid.training}
-
-
-def _rows(grid: Grid, names: set[str]) -> dict[str, Any]:
-    """What these rows have for themselves, but for their rates."""
-    rows = {name: grid.methods[name].model_dump(exclude={"learning_rates"}) for name in sorted(names)}
-    return {name: {**row, "match": grid.match_of(name)} for name, row in rows.items()}
-
-
 def _data_section(grid: Grid, label: str) -> Any:
-    """The task's section, checked as part of a recipe, which tells a mistake in one line."""
+    """Return the task's section, checked as part of a recipe, which tells a mistake in one line."""
     data = task_data(label, grid.tasks[label], grid.data_dir)
     return check_recipe({"name": label, "model": grid.model, "data": data}, f"tasks.{label}").data
 
 
 def _row_recipe(experiment: Experiment, entry: Entry) -> Recipe:
-    """The recipe of a row, as its method resolves it; ValueError for what can be told from the recipe alone."""
+    """Return the recipe of a row, as its method resolves it. Raise ValueError for what the recipe alone tells."""
     where = _where(entry)
     content = experiment.content(entry, experiment.grid.rates(entry.method)[0], "jobs")
     recipe = check_recipe({"name": entry.task, **content}, where)
@@ -211,7 +173,7 @@ def _where(entry: Entry) -> str:
 
 @contextmanager
 def _told_of(where: str) -> Iterator[None]:
-    """A mistake is one line, whoever tells it, and begins with the row that makes it."""
+    """Tell a mistake in one line that begins with the row that makes it, whoever has found it."""
     try:
         yield
     except ValueError as error:
@@ -231,7 +193,7 @@ def _check_methods(experiment: Experiment, models: Mapping[str, BareModel]) -> N
 
 
 def _match(grid: Grid, recipes: Mapping[Entry, Recipe], models: Mapping[str, BareModel]) -> dict[Entry, int]:
-    """The matched lora.r of every entry; tasks of one kind are matched alike, for the head is left out."""
+    """Return the matched lora.r of every entry; tasks of one kind are matched alike, for the head is left out."""
     known: dict[tuple[str, str, int], int] = {}
     found = {}
     for entry, recipe in recipes.items():
@@ -277,13 +239,13 @@ def split_task(label: str, data: DataSection, tuning_rows: int | None, folder: P
 
 
 def digests(*sources: str | None) -> dict[str, str]:
-    """Those that are files here -> SHA-256 of their bytes. A file that is gone is left out."""
+    """Return those that are files here -> SHA-256 of their bytes. A file that is gone is left out."""
     files = [file for file in sources if file is not None and Path(file).expanduser().is_file()]
     return {file: hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest() for file in files}
 
 
 def _split(label: str, data: DataSection, tuning_rows: int | None, folder: Path) -> dict[str, Any]:
-    """Write the rows into the folder; what the `data` sections of all jobs have in common."""
+    """Write the rows into the folder, and return what the `data` sections of all jobs have in common."""
     train, reported, class_names = load_rows(data)
     if reported is None:
         train, reported = held_out(train, data.validation_fraction, data.group_by, SEED)
@@ -304,7 +266,7 @@ def _split(label: str, data: DataSection, tuning_rows: int | None, folder: Path)
 
 
 def _classes(train: Rows, data: DataSection, class_names: list[str] | None) -> dict[str, Any]:
-    """What the classes are: a part of the rows might lack one, and a file does not carry the Hub's names."""
+    """Say what the classes are: a part of the rows might lack one, and a file does not carry the Hub's names."""
     if data.kind not in ("classification", "pairs"):
         return {}
     known = known_labels(train, data, class_names)
@@ -330,11 +292,11 @@ class BareModel:
         self._known: dict[str, int] = {}
 
     def request(self, recipe: Recipe) -> Any:
-        """What the recipe asks of its method, on this base model."""
+        """Return what the recipe asks of its method, on this base model."""
         return request(recipe, copy.deepcopy(self.base), None)
 
     def lora(self, recipe: Recipe, r: int) -> int:
-        """Of the LoRA of the recipe and its method at rank r. E of the dynamic methods, r a layer, is not counted."""
+        """Count the LoRA of the recipe and its method at rank r. E of the dynamic methods, r a layer, is left out."""
         lora = recipe.lora.model_copy(update={"r": r, "init": True, **get_method(recipe.method).lora})
         key = lora.model_dump_json()
         if key not in self._known:
@@ -344,7 +306,7 @@ class BareModel:
         return self._known[key]
 
     def trained(self, recipe: Recipe, r: int) -> int:
-        """Of what the recipe's method trains at lora.r: that LoRA, or a RandLoRA, which is about as large."""
+        """Count what the recipe's method trains at lora.r: that LoRA, or a RandLoRA, which is about as large."""
         method = get_method(recipe.method)
         if method.peft_type != "RANDLORA":
             return self.lora(recipe, r)
@@ -365,7 +327,7 @@ class BareModel:
 
 
 def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, count: BareModel) -> int:
-    """The rank at which a row has the trainable parameters of the baseline at lora.r = budget.
+    """Return the rank at which a row has the trainable parameters of the baseline at lora.r = budget.
 
     Counted at the start of training. A dynamic method keeps that count or ends at it by its own budget; what each run
     had at its end is in the results.
@@ -378,7 +340,7 @@ def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, c
 
 
 def nearest_ranks(count: Callable[[int], int], target: int, start: int) -> list[int]:
-    """The two ranks whose counts are nearest to `target`, the nearest first; of two equally near, the smaller.
+    """Return the two ranks whose counts are nearest to `target`, the nearest first; of equally near ones, the smaller.
 
     Args:
         count: rank -> number of parameters, which grows linearly.
@@ -404,6 +366,6 @@ def check_match(name: str, target: int, counts: Mapping[int, int], repair: str =
 
 
 def _trained(model: Any) -> int:
-    """Parameters that are trained, but for a head."""
+    """Count the parameters that are trained, but for a head."""
     named = model.named_parameters()
     return sum(each.numel() for name, each in named if each.requires_grad and "modules_to_save" not in name)

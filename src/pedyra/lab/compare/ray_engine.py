@@ -29,18 +29,18 @@ from pedyra.allocate.checkpoint_folder import list_checkpoints
 from pedyra.lab.compare.jobs import INTERRUPTED, Job, JobEnd, Stops, run_job
 
 CARRY_SECONDS = 5.0
-"""How often a run that is carried is asked for a new checkpoint."""
+"""A run that is carried is asked for a new checkpoint so often."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What one run takes of a cluster."""
+    """It says what one run takes of a cluster."""
 
     gpus: float | None = None
     """None: one where the cluster has any, else none."""
     cpus: float = 1.0
     retries: int = 3
-    """How often a run begins again whose node or process has died."""
+    """A run whose node or process has died begins again so often."""
 
 
 class RayCluster:

@@ -21,21 +21,21 @@ from pedyra.lora.inspection import read_adapter_config, read_tensors
 
 NOT_A_METRIC = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 Row = dict[str, Any]
-"""Of a finished run; see `result_row`."""
+"""It is a finished run's; see `result_row`."""
 
 
 def sign(metric: str) -> int:
-    """1 if more is better, -1 if less is."""
+    """Return 1 if more is better, -1 if less is."""
     return -1 if metric in LOWER_IS_BETTER else 1
 
 
 def collect(jobs: Iterable[Job], judge: Judge) -> list[Row]:
-    """The rows of the jobs that are finished."""
+    """Return the rows of the jobs that are finished."""
     return [result_row(job, final, judge) for job in jobs if (final := final_row(job.run)) is not None]
 
 
 def result_row(job: Job, final: Mapping[str, Any], judge: Judge) -> Row:
-    """What is known of a finished run, as it stands in comparison.jsonl.
+    """Return what is known of a finished run, as it stands in comparison.jsonl.
 
     `metric` is what is judged, the task's own (`task_metric`) or "loss"; `metrics` has every one of the last
     evaluation. `head_parameters` are those of `trainable_parameters` that are trained in full beside the adapter.
@@ -64,7 +64,7 @@ def result_row(job: Job, final: Mapping[str, Any], judge: Judge) -> Row:
 
 
 def _head_parameters(adapter: Path) -> int:
-    """Of a head and other modules that are trained in full, as they are saved beside the adapter."""
+    """Count those of a head and other modules that are trained in full, as they are saved beside the adapter."""
     if not (adapter / "adapter_config.json").is_file():
         return 0
     full = read_adapter_config(adapter).get("modules_to_save") or ()
@@ -81,7 +81,7 @@ def _fit(run: Path) -> Row:
 
 
 def _last_metrics(run: Path, final: Mapping[str, Any]) -> dict[str, float]:
-    """All metrics of the evaluation that the final line is from; the task's own alone if that one was not logged.
+    """Return all metrics of the evaluation that the final line is from; the task's own alone if it was not logged.
 
     A method may change the model after its last logged evaluation (SoRA cuts ranks), which is then not the final one.
     """
@@ -101,7 +101,7 @@ def _number(value: float | None) -> float:
 
 
 def choose_rate(rows: Sequence[Row]) -> float | None:
-    """The rate with the best mean value over the tuning runs of an entry; None where no run has ended.
+    """Return the rate with the best mean value over the tuning runs of an entry; None where no run has ended.
 
     A tie goes to the lower loss, then to the lower rate. A rate whose runs diverged is chosen last. Only the rates with
     the most seeds are compared: a run that failed is reported elsewhere.
@@ -124,7 +124,7 @@ class RateCurve:
 
     entry: Entry
     rates: Sequence[float]
-    """Those of the grid, lowest first."""
+    """They are the grid's, lowest first."""
     rows: Sequence[Row]
 
     @property
@@ -133,7 +133,7 @@ class RateCurve:
 
     @property
     def edge(self) -> str:
-        """lowest or highest, where the best rate ends the grid, so that a better one may lie outside of it."""
+        """Say lowest or highest, where the best rate ends the grid, so that a better one may lie outside of it."""
         if len(self.rates) == 1:
             return ""
         return {self.rates[0]: "lowest", self.rates[-1]: "highest"}.get(self.chosen or 0.0, "")
@@ -145,26 +145,26 @@ class Comparison:
 
     grid: Grid
     rows: Sequence[Row]
-    """Of the reported runs."""
+    """They are of the reported runs."""
     curves: Sequence[RateCurve]
-    """Of the entries that choose among several rates."""
+    """They are of the entries that choose among several rates."""
     failed: Sequence[JobEnd] = ()
     missing: int = 0
     """Reported runs of the grid that are not there."""
 
     def values(self, method: str, task: str, budget: int, key: str = "value") -> dict[int, Any]:
-        """Seed -> value of an entry's runs."""
+        """Return seed -> value of an entry's runs."""
         mine = (row for row in self.rows if (row["method"], row["task"], row["budget"]) == (method, task, budget))
         return {row["seed"]: row[key] for row in sorted(mine, key=lambda row: row["seed"])}
 
     def mean_of(self, key: str, method: str, budget: int) -> float | None:
-        """Mean of a number over the runs of a row that have it."""
+        """Return the mean of a number over the runs of a row that have it."""
         found = [row[key] for row in self.rows if (row["method"], row["budget"]) == (method, budget)]
         known = [value for value in found if value is not None]
         return fmean(known) if known else None
 
     def ratio(self, key: str, method: str, budget: int) -> float | None:
-        """A number relative to the baseline's, summed over the tasks and seeds where both have runs."""
+        """Return a number relative to the baseline's, summed over the tasks and seeds where both have runs."""
         known = [row for row in self.rows if row["budget"] == budget and row[key] is not None]
         ours, theirs = (
             {(row["task"], row["seed"]): row[key] for row in known if row["method"] == of}
@@ -175,7 +175,7 @@ class Comparison:
         return sum(ours[run] for run in shared) / total if total else None
 
     def remarks(self) -> list[str]:
-        """What a reader must know: failures, missing runs, rates at an edge, parameters that are not equal."""
+        """Tell what a reader must know: failures, missing runs, rates at an edge, parameters that are not equal."""
         found = [f"failed: {end.job.label}: {end.message}" for end in self.failed]
         ended = {(Entry(row["method"], row["task"], row["budget"]), row["seed"]) for row in self.rows}
         jobs = [end.job for end in self.failed if end.job.purpose == "jobs"]
@@ -196,7 +196,7 @@ class Comparison:
         return [*found, *self._unequal()]
 
     def _unequal(self) -> Iterator[str]:
-        """The entries whose adapters have not the baseline's parameters, though their rows were matched to have them.
+        """Yield the entries whose adapters have not the baseline's parameters, though they were matched to have them.
 
         A head, of which every row has the same, is left out: it would hide how much larger an adapter is.
         """
@@ -212,6 +212,6 @@ class Comparison:
                     yield f"warning: {Entry(method, task, budget)}, has {than}"
 
     def _adapter_parameters(self, method: str, task: str, budget: int) -> dict[int, int]:
-        """Seed -> trained parameters without a head."""
+        """Return seed -> trained parameters without a head."""
         trained, heads = (self.values(method, task, budget, key) for key in ("trainable_parameters", "head_parameters"))
         return {seed: trained[seed] - heads[seed] for seed in trained}

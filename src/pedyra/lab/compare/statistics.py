@@ -13,14 +13,14 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def standard_error(values: Sequence[float]) -> float | None:
-    """Of the mean; None for fewer than two values, or one that is not finite."""
+    """Return that of the mean; None for fewer than two values, or one that is not finite."""
     if len(values) < 2 or not all(map(math.isfinite, values)):
         return None
     return float(stats.sem(values))
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Student's 95 % interval of the mean; None where there is no standard error.
+    """Return Student's 95 % interval of the mean; None where there is no standard error.
 
     It is right for few values that are about normal. The percentile bootstrap is not: with three values it ends at the
     lowest and the highest, which hold the mean in 75 % of cases.
@@ -33,5 +33,5 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def differences(ours: Mapping[Key, float], theirs: Mapping[Key, float]) -> list[float]:
-    """ours - theirs, for the seeds that both have."""
+    """Return ours - theirs, for the seeds that both have."""
     return [value - theirs[key] for key, value in ours.items() if key in theirs]

@@ -42,19 +42,19 @@ def write_tables(stem: Path, title: str, tables: Sequence[TextTable], remarks: S
 
 
 def print_tables(console: Console, tables: Iterable[TextTable]) -> None:
-    """Every table with its note."""
+    """Print every table with its note."""
     for table in tables:
         print_table(console, list(table.rows[0]), [list(row.values()) for row in table.rows], title=table.title)
         console.print(f"{table.note}\n", style="dim", soft_wrap=not console.is_terminal)
 
 
 def number(value: float, *, signed: bool = False) -> str:
-    """Four decimals below 10, two above."""
+    """Write four decimals below 10, and two above."""
     return format(value, ("+" if signed else "") + (".4f" if abs(value) < 10 else ".2f"))
 
 
 def comparison_tables(comparison: Comparison) -> list[TextTable]:
-    """Values and what they take, then differences, for each budget; then the learning-rate curves."""
+    """Return values and what they take, then differences, for each budget; then the learning-rate curves."""
     grid, found = comparison.grid, []
     for budget in grid.all_budgets:
         found.append(_values_table(comparison, budget))
@@ -64,7 +64,7 @@ def comparison_tables(comparison: Comparison) -> list[TextTable]:
 
 
 def _values_table(comparison: Comparison, budget: int) -> TextTable:
-    """What is judged, the tasks' own metrics where that is the loss, and what each row takes."""
+    """Show what is judged, the tasks' own metrics where that is the loss, and what each row takes."""
     grid, rows = comparison.grid, []
     own = {row["task"]: row["task_metric"] for row in comparison.rows} if grid.judge == "loss" else {}
     for method in grid.methods:
@@ -83,7 +83,7 @@ def _values_table(comparison: Comparison, budget: int) -> TextTable:
 
 
 def _resources(comparison: Comparison, method: str, budget: int) -> dict[str, str]:
-    """What a row takes, and its factor to the baseline; and what fit left of it, where it was asked."""
+    """Show what a row takes, and its factor to the baseline; and what fit left of it, where it was asked."""
     shown: dict[str, tuple[str, Callable[[float], str]]] = {
         "parameters": ("trainable_parameters", lambda count: f"{count:,.0f}"),
         "time": ("seconds", format_seconds),
@@ -115,7 +115,7 @@ def _differences_table(comparison: Comparison, budget: int) -> TextTable:
 
 
 def _difference(comparison: Comparison, method: str, task: str, budget: int) -> str:
-    """How much better a row is than the baseline."""
+    """Say how much better a row is than the baseline."""
     better = sign(_metric(comparison, task))
     ours, theirs = (
         {seed: better * value for seed, value in comparison.values(name, task, budget).items()}
@@ -147,7 +147,7 @@ def _curves_table(comparison: Comparison) -> TextTable:
 
 
 def _mean_and_error(values: Sequence[float], wanted: int = 0) -> str:
-    """Of a row's values, and how many there are where more were wanted."""
+    """Write both of a row's values, and how many there are where more were wanted."""
     if not values:
         return NOTHING
     error = standard_error(values)

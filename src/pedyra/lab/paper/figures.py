@@ -44,17 +44,17 @@ def measure(row: Mapping[str, Any], metric: str) -> float | None:
 
 
 def series(records: Iterable[Record], value: Callable[[Record], float | None]) -> Series:
-    """The records that have the value."""
+    """Return the records that have the value."""
     return [(record["step"], found) for record in records if (found := value(record)) is not None]
 
 
 def effective_ranks(run: RunRecords) -> Series:
-    """Sum of the layers' effective ranks (Fig. 1a)."""
+    """Return the sum of the layers' effective ranks (Fig. 1a)."""
     return series(run.snapshots, total_effective_rank)
 
 
 def utilisations(run: RunRecords) -> Series:
-    """That over the sum of the ranks (Fig. 1a)."""
+    """Return the effective ranks over the sum of the ranks (Fig. 1a)."""
     return series(run.snapshots, utilisation)
 
 
@@ -140,12 +140,12 @@ def _correlation_with_importance(run: RunRecords, values: Mapping[str, float]) -
 
 
 def rank_importance_correlation(run: RunRecords) -> float | None:
-    """Of the layers' mean rank with importance (Fig. 4b)."""
+    """Correlate the layers' mean rank with their importance (Fig. 4b)."""
     return _correlation_with_importance(run, mean_ranks(run))
 
 
 def _change_importance_correlation(run: RunRecords) -> float | None:
-    """Of the change of the layers' rank with importance (Fig. 3)."""
+    """Correlate the change of the layers' rank with their importance (Fig. 3)."""
     changes = {name: run.final_ranks[name] - rank for name, rank in run.start_ranks.items()}
     return _correlation_with_importance(run, changes)
 
@@ -214,7 +214,7 @@ Drawing = Callable[[Runs, Sequence[Row]], Panels]
 
 
 def save_figure(item: Item, found: Sequence[Row], runs: Mapping[str, Path], folder: Path) -> list[Path]:
-    """Write `<id>.svg` and `.png`; the files. Nothing where no run is there to draw."""
+    """Write `<id>.svg` and `.png`, and return the files; none where no run is there to draw."""
     if not runs:
         return []
     panels = FIGURES[item.id]({row: read_run(path) for row, path in runs.items()}, found)

@@ -34,7 +34,7 @@ class CellPart(Section):
     metric: str | None = None
     """A metric of the run's last evaluation or generation, or one of `pedyra.lab.paper.figures`."""
     factor: float = 1.0
-    """From the measured unit to the published one, e.g. 100."""
+    """It leads from the measured unit to the published one, e.g. 100."""
     r: int | None = None
     """lora.r; default: the recipe's."""
     match: Literal["parameters"] | None = None
@@ -43,14 +43,14 @@ class CellPart(Section):
     lora: dict[str, Any] = Field(default_factory=dict)
     rank: dict[str, Any] = Field(default_factory=dict)
     group: str | None = None
-    """Of a row: it is compared with the first of its group; default: what its name has before the last comma."""
+    """A row is compared with the first of its group; default: what its name has before the last comma."""
     average: bool = False
     """A column that is the mean of the others of its row."""
     over: list[str] | None = None
     """The columns it is the mean of; default: all."""
 
     def with_column(self, column: CellPart) -> CellPart:
-        """What both say; of a key that both have, the column's, and of settings, both."""
+        """Return what both say; the column's where both have a key, and both where it is settings."""
         settings = {key: {**getattr(self, key), **getattr(column, key)} for key in ("lora", "rank")}
         both = {**self.model_dump(exclude_unset=True), **column.model_dump(exclude_unset=True), **settings}
         return CellPart.model_validate(both)
@@ -63,11 +63,11 @@ class AtScale(Section):
     """Key -> recipe in recipes/. Cells whose key is missing are not measured at this scale."""
     seeds: list[int] = [0]
     columns: dict[str, CellPart] | None = None
-    """What is measured in the place of the item's columns, which tiny models are too poor for."""
+    """These are measured in the place of the item's columns, which tiny models are too poor for."""
     gpu_gb: float | None = None
     """Memory of the GPU that it needs, estimated; None: no GPU."""
     hours: float
-    """Of one seed of all runs, estimated."""
+    """So long take all runs of one seed, estimated."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,11 @@ class Item(Section):
         return self.id.startswith("figure")
 
     def value(self, row: str, column: str) -> float | None:
-        """The published value; None where the paper has none."""
+        """Return the published value; None where the paper has none."""
         return self.published.get(row, {}).get(column)
 
     def only(self, rows: Collection[str] = (), columns: Collection[str] = ()) -> Item:
-        """The item with these rows and columns alone; none named: all. Raises ValueError with the nearest name."""
+        """Keep these rows and columns alone; none named: all. Raise ValueError with the nearest name."""
         for what, names, known in (("row", rows, self.rows), ("column", columns, self.columns)):
             for name in names:
                 if name not in known:
@@ -144,12 +144,12 @@ class Item(Section):
                 )
 
     def at(self, scale: Scale) -> Item:
-        """The item with the columns that the scale measures."""
+        """Return the item with the columns that the scale measures."""
         columns = self.scales[scale].columns
         return self if columns is None else self.model_copy(update={"columns": columns})
 
     def cells(self, scale: Scale) -> Iterator[Cell]:
-        """The cells that the scale measures, row by row; averages follow from them."""
+        """Yield the cells that the scale measures, row by row; averages follow from them."""
         recipes = self.scales[scale].recipes
         for row, first in self.rows.items():
             for column, second in self.at(scale).columns.items():
@@ -161,7 +161,7 @@ class Item(Section):
 
 @cache
 def items() -> dict[str, Item]:
-    """Every table and figure by id: tables first, each in the paper's order."""
+    """Return every table and figure by id: tables first, each in the paper's order."""
     contents = (read_settings(path, (), what="table", starts_with="id") for path in TABLES.glob("*.yaml"))
     found = [Item.model_validate(content) for content in contents]
     return {item.id: item for item in sorted(found, key=_order)}
@@ -180,7 +180,7 @@ def get_item(name: str) -> Item:
 
 @cache
 def recipe(name: str) -> Recipe:
-    """The recipe of this name, e.g. sst2 or smoke_encoder."""
+    """Return the recipe of this name, e.g. sst2 or smoke_encoder."""
     return load_recipe(RECIPES / f"{name}.yaml")
 
 

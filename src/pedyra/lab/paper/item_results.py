@@ -18,13 +18,13 @@ Rates = Mapping[tuple[str, str], float]
 """(row, column) -> the learning rate of its runs."""
 
 Row = dict[str, Any]
-"""Of one row x column of an item, as it stands in the JSON file; see `result_row`."""
+"""It stands in the JSON file for one row x column of an item; see `result_row`."""
 
 
 def result_row(
     item: Item, scale: Scale, row: str, column: str, values: Mapping[int, float], learning_rate: float | None
 ) -> Row:
-    """What was published and measured, with the mean, its standard error and its 95 % interval over the seeds.
+    """Return what was published and measured, with the mean, its standard error and 95 % interval over the seeds.
 
     `values` by seed are empty, and what follows from them None, where nothing was measured. The learning rate of an
     average over tasks is None.
@@ -64,19 +64,19 @@ def results(item: Item, scale: Scale, values: Values, rates: Rates) -> list[Row]
 
 
 def _average(columns: list[Mapping[int, float]]) -> dict[int, float]:
-    """By the seeds that all columns have."""
+    """Average over the columns, for each of the seeds that all of them have."""
     seeds = [seed for seed in columns[0] if all(seed in column for column in columns)] if columns else []
     return {seed: fmean(column[seed] for column in columns) for seed in seeds}
 
 
 def result_tables(item: Item, scale: Scale, found: Sequence[Row]) -> list[TextTable]:
-    """The values, and the differences between rows."""
+    """Return the values, and the differences between rows."""
     between_rows = difference_table(item, scale, found)
     return [result_table(item, scale, found), *([between_rows] if between_rows else [])]
 
 
 def result_table(item: Item, scale: Scale, found: Sequence[Row]) -> TextTable:
-    """Rows x columns of the item; each cell what was measured, and what was published in parentheses."""
+    """Return rows x columns; a cell has what was measured, and what was published in parentheses."""
     cells = {(each["row"], each["column"]): _text(each) for each in found}
     counts = sorted({each["seeds"] for each in found if each["seeds"]}) or [0]
     seeds = "one seed" if counts == [1] else f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds"
@@ -113,7 +113,7 @@ def difference_table(item: Item, scale: Scale, found: Sequence[Row]) -> TextTabl
 
 
 def _group(item: Item, row: str) -> tuple[str, str | None]:
-    """Rows that are compared have it in common: their group, or "LLaMA2-7B" of "LLaMA2-7B, DoRA", and the task."""
+    """Name what compared rows have in common: their group, or "LLaMA2-7B" of "LLaMA2-7B, DoRA", and the task."""
     part = item.rows[row]
     return part.group or row.rpartition(", ")[0], part.recipe
 
@@ -131,7 +131,7 @@ def _difference(ours: Row, theirs: Row) -> str:
 
 
 def remarks(item: Item, scale: Scale, found: Sequence[Row]) -> list[str]:
-    """The claim, what is not as published at this scale, and what is to be known of the published numbers."""
+    """Tell the claim, what is not as published at this scale, and what else is to be known."""
     told = [f"The paper's claim: {item.claim}"]
     if scale != "full":
         recipes = ", ".join(dict.fromkeys(item.scales[scale].recipes.values()))
@@ -160,7 +160,7 @@ def _text(row: Row) -> str:
 
 
 def number(value: float) -> str:
-    """Two decimals from 1 on, four significant digits below."""
+    """Write two decimals from 1 on, and four significant digits below."""
     if not math.isfinite(value):
         return "diverged"
     return f"{value:,.2f}" if abs(value) >= 1 or value == 0 else f"{value:.4g}"

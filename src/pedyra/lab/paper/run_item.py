@@ -28,7 +28,7 @@ from pedyra.lab.paper.places import Places
 from pedyra.lora.files import json_line, read_json, write_file
 
 RATES = (0.1, 0.3, 1.0, 3.0)
-"""Of encoders at scale small: rates that each method chooses from on tuning rows, relative to the recipe's.
+"""Each method chooses from these rates on tuning rows, with encoders at scale small; relative to the recipe's.
 
 At scale full there is one rate, as the paper gives one a task and none for its baselines; language models, whose runs
 are long, have one at every scale.
@@ -43,11 +43,11 @@ STARTS_FROM_ZERO = (  # but where `lora.init` gives them an update to begin with
     "adalora", "adalora-svd", "increlora", "triadaptlora", "pedyra", "prune", "expand", "random", "mask",
 )  # fmt: skip
 TUNING_ROWS = 1000
-"""That tuning runs are judged on: a tenth of SST-2 would take longer to read than the training."""
+"""Tuning runs are judged on so many rows: a tenth of SST-2 would take longer to read than the training."""
 
 
 class MeasuredItem(NamedTuple):
-    """What a run of an item came to."""
+    """It holds what a run of an item came to."""
 
     results: list[Row]
     """With the columns that the scale measures."""
@@ -135,7 +135,7 @@ def plan_item(item: Item, scale: Scale, out: Path, places: Places) -> Plan:
 def with_generated(
     row: dict[str, Any], each: Measurement, allow_code_execution: bool, console: Console | None = None
 ) -> dict[str, Any]:
-    """The row with the metrics of what the model wrote, where the recipe has it write; kept in the run folder.
+    """Return the row with the metrics of what the model wrote, if the recipe has it write; they stay in the run folder.
 
     Only the test sets that the cells name are answered. Those that were answered before, as the recipe asks now and
     from the files that are here now, are not again.
@@ -164,7 +164,7 @@ def with_generated(
 
 
 def _named(generate: Mapping[str, Any], metrics: Set[str]) -> Mapping[str, Any]:
-    """The test sets that these metrics are of, and the recipe's own, whose metrics have other names."""
+    """Return the test sets that these metrics are of, and the recipe's own, whose metrics have other names."""
     return {name: of for name, of in generate.items() if name in metrics or name not in TEST_SETS}
 
 
@@ -178,7 +178,7 @@ class Measurement:
 
 
 def measurements(item: Item, scale: Scale, out: Path, places: Places) -> list[Measurement]:
-    """The grids of an item, in folders below `out` that other items of the scale share."""
+    """Return the grids of an item, in folders below `out` that other items of the scale share."""
     groups: dict[tuple[str, int | None], list[Cell]] = {}
     for cell in item.cells(scale):
         groups.setdefault((cell.recipe, cell.part.r), []).append(cell)
@@ -197,13 +197,13 @@ def measurements(item: Item, scale: Scale, out: Path, places: Places) -> list[Me
 
 
 def _without_the_recipes_own(cell: Cell, recipe: Recipe) -> Cell:
-    """The cell without rank settings that its recipe has too: one run for both."""
+    """Drop the rank settings that the recipe has too, so that one run serves both."""
     rank = {key: value for key, value in cell.part.rank.items() if recipe.rank.get(key) != value}
     return replace(cell, part=cell.part.model_copy(update={"rank": rank}))
 
 
 def grid_content(recipe: Recipe, parts: Iterable[CellPart], scale: Scale, r: int, folder: Path) -> dict[str, Any]:
-    """The grid with these rows, but for its seeds."""
+    """Return the grid with these rows, but for its seeds."""
     content = recipe.model_dump(mode="json", exclude_unset=True)
     training = dict(content["training"])
     rate = training.pop("learning_rate")
@@ -227,7 +227,7 @@ def grid_content(recipe: Recipe, parts: Iterable[CellPart], scale: Scale, r: int
 
 
 def row_name(part: CellPart) -> str:
-    """The grid's name of a method with its settings: the same for the same settings, and good as a folder's name."""
+    """Name a method with its settings in a grid: equal settings have one name, which can be a folder's."""
     settings = {**part.lora, **part.rank, **({"quantization": part.quantization} if part.quantization else {})}
     return "_".join([str(part.method), *(f"{key}={settings[key]}" for key in sorted(settings))])
 
