@@ -25,8 +25,8 @@ from typing import Any
 from uuid import uuid4
 
 import pedyra
-from pedyra.allocate.checkpoint_folder import list_checkpoints
 from pedyra.lab.compare.jobs import INTERRUPTED, Job, JobEnd, Stops, run_job
+from pedyra.trainer.checkpoint_folder import list_checkpoints
 
 CARRY_SECONDS = 5.0
 """A run that is carried is asked for a new checkpoint so often."""
