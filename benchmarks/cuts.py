@@ -50,8 +50,7 @@ def bench_cuts(runs: Sequence[Path], shares: Sequence[float] = SHARES, rows: int
 
     Ways: `fit`, as `pedyra fit` orders and cuts; `singular values`, of s B A, by their squares per parameter; `energy`,
     the same values, each layer keeping an equal part of its own squares, which is the rule of `peft.convert_to_lora`;
-    `inputs`, which knows the inputs of a layer and not its gradients; `first`, the first ranks of A and B as they are
-    stored, as many in every layer; `random` directions.
+    `inputs`, which knows the inputs of a layer and not its gradients; `random` directions.
 
     Args:
         shares: parts of the parameters that are left.
@@ -83,7 +82,7 @@ def _cuts(run: Path, shares: Sequence[float], rows: int) -> Iterator[dict[str, A
 def ways(model: Any, measured: Calibration) -> Iterator[tuple[str, int | None, Calibration]]:
     """Yield name, seed, and bases with values by which the directions are ordered."""
     yield "fit", None, measured
-    singular, energy, inputs, first = {}, {}, {}, {}
+    singular, energy, inputs = {}, {}, {}
     for name, module in lora_layers(model).items():
         A, B = (module.lora_A["default"].weight.detach(), module.lora_B["default"].weight.detach())
         layer, scaling = measured.layers[name], module.scaling["default"]
@@ -96,12 +95,9 @@ def ways(model: Any, measured: Calibration) -> Iterator[tuple[str, int | None, C
         of_inputs = layer.basis.inverse * layer.basis.values @ layer.basis.inverse.T  # E[h h^T]
         basis = balance(of_inputs, (scaling * B.double()).T @ (scaling * B.double()))
         inputs[name] = _ordered(layer, basis, basis.values)
-        identity, last = torch.eye(layer.rank).double(), torch.arange(layer.rank, 0, -1).double()
-        first[name] = _ordered(layer, Balance(identity, identity, last), (last * layer.parameters).sqrt())
     yield "singular values", None, replace(measured, layers=singular)
     yield "energy", None, replace(measured, layers=energy)
     yield "inputs", None, replace(measured, layers=inputs)
-    yield "first", None, replace(measured, layers=first)
     for seed in range(RANDOM_SEEDS):
         generator = torch.Generator().manual_seed(seed)
         layers = {}

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from closeness import same_bits
 from rich.console import Console
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from pedyra.fitting.curve import Ladder
 from pedyra.fitting.judge import Judge
 from pedyra.fitting.wanted import Shape
 
-WAYS = ["fit", "singular values", "energy", "inputs", "first", "random"]
+WAYS = ["fit", "singular values", "energy", "inputs", "random"]
 
 
 @pytest.fixture
@@ -64,13 +63,6 @@ def test_energy_keeps_what_one_threshold_keeps_in_every_layer(model, found):
     lost = {name: [float((s[k:] ** 2).sum() / (s**2).sum()) for k in range(5)] for name, s in values.items()}
     threshold = max(lost[name][rank] for name, rank in ranks.items())  # of what the kept ones lose
     assert all(rank == 0 or lost[name][rank - 1] >= threshold - 1e-6 for name, rank in ranks.items())
-
-
-def test_first_keeps_the_stored_first_ranks_of_every_layer_alike(found):
-    ranks = kept(found["first"], 0.5)
-    assert set(ranks.values()) == {2}
-    for layer in found["first"].layers.values():
-        assert same_bits(layer.basis.T, torch.eye(4).double())
 
 
 def test_every_way_leaves_the_update_where_nothing_is_cut(model, found):
