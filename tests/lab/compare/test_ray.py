@@ -112,7 +112,7 @@ def test_what_a_node_lacks_is_told_in_one_line(cluster: Any, tmp_path: Path, mon
         engine._is_seen(tmp_path)
     assert not engine._is_seen(Path("."))  # it can be carried
     monkeypatch.setattr("pedyra.__version__", "7.0")
-    with pytest.raises(ValueError, match=r"has pedyra \S+; install pedyra 7.0 with pedyra\[cli\] there"):
+    with pytest.raises(ValueError, match=r"has pedyra \S+; install pedyra\[cli\] 7.0 there"):
         RayCluster("auto")
 
 

@@ -151,11 +151,13 @@ class RayCluster:
 
         def look(file: Path | None) -> tuple[str, str | None, bool]:  # inside a function, it travels as code
             import platform
+            from importlib.util import find_spec
 
             try:
                 import pedyra
+                from pedyra.__main__ import NEEDED
 
-                version = pedyra.__version__
+                version = pedyra.__version__ if all(map(find_spec, NEEDED)) else None
             except ImportError:
                 version = None
             return platform.node(), version, file is None or file.is_file()
@@ -169,8 +171,8 @@ class RayCluster:
         found = self.ray.get([each.remote(mark) for each in asked])
         for name, version, _ in found:
             if version != pedyra.__version__:
-                has = "no pedyra" if version is None else f"pedyra {version}"
-                raise ValueError(f"node {name} has {has}; install pedyra {pedyra.__version__} with pedyra[cli] there")
+                has = "no pedyra[cli]" if version is None else f"pedyra {version}"
+                raise ValueError(f"node {name} has {has}; install pedyra[cli] {pedyra.__version__} there")
         return [name for name, _, seen in found if not seen]
 
     def _keeper(self) -> Any:
@@ -200,7 +202,8 @@ def _on_a_node(job: Job, root: str, keeper: Any, rows: bytes | None) -> JobEnd |
     `root` on, or, with a keeper, from a folder of this node's own on."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if keeper is None or rows is None:
-        os.chdir(root)
+        if Path(root).is_dir():  # an absolute folder may be seen where the command's own is not
+            os.chdir(root)
         return run_job(job, _in_this_process, [])
     with tempfile.TemporaryDirectory() as own:
         os.chdir(own)
