@@ -151,13 +151,12 @@ class RayCluster:
 
         def look(file: Path | None) -> tuple[str, str | None, bool]:  # inside a function, it travels as code
             import platform
-            from importlib.util import find_spec
 
             try:
                 import pedyra
-                from pedyra.__main__ import NEEDED
+                import pedyra.app.cli
 
-                version = pedyra.__version__ if all(map(find_spec, NEEDED)) else None
+                version = pedyra.__version__
             except ImportError:
                 version = None
             return platform.node(), version, file is None or file.is_file()
