@@ -15,7 +15,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from windows import forced
 
 from pedyra import PeDyra, adapt
-from pedyra.allocate.contract import RankConfig
+from pedyra.allocate.contract import RankMethod
 from pedyra.trainer.adapt import RankTraining
 
 STEPS = 12
@@ -56,7 +56,7 @@ def make_trainer(make_bert: Any, rows: list[dict[str, Any]], quick: Any) -> Call
 
     def make(
         out: Path,
-        config: RankConfig | dict[str, Any] | None = None,
+        config: RankMethod | dict[str, Any] | None = None,
         *,
         model: Any = None,
         lora: dict[str, Any] | None = None,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
+from pedyra.allocate.distributed import one_process
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.pe_dyra.method import Algorithm2, PeDyra
-from pedyra.pe_dyra.scored import ScoredMethod
-from pedyra.pe_dyra.triple_scores import TripleScores
+from pedyra.lora.layer import AdaptedLayer
+from pedyra.pe_dyra.scored import PeDyra
 
 STEPS = 30
 SCHEDULE: dict[str, Any] = {"interval": 3, "initial_warmup": 2, "final_warmup": 8, "moves": 3}
@@ -23,12 +25,20 @@ def on_lora(**settings: Any) -> PeDyra:
     return PeDyra(**{**defaults, "budget": "parameters", "start": "lora", "orth_weight": 0.0, **settings})
 
 
-def forced(*, train_e: bool = True, policy: Any = None, scores: Any = TripleScores, **settings: Any) -> dict[str, Any]:
-    """The `config` of a run in which triples move whether or not it helps, and E learns, from 1."""
-    own = on_lora(**{"min_rank": 1, **settings})
-    policy = Algorithm2() if policy is None else policy
-    more: dict[str, Any] = dict(scores=scores, conserves=True, always_trains_e=train_e)
-    return {"config": ScoredMethod(**own.to_dict(), policy=policy, **more)}
+class Forced(PeDyra):
+    """PE-DyRA whose E learns, from 1."""
+
+    always_trains_e = True
+
+
+def forced(kind: type[PeDyra] = Forced, **settings: Any) -> dict[str, Any]:
+    """The `config` of a run in which triples move whether or not it helps."""
+    return {"config": kind(**on_lora(**{"min_rank": 1, **settings}).to_dict())}
+
+
+def run_of(layers: Sequence[AdaptedLayer]) -> Any:
+    """A run of which scores see these layers alone."""
+    return SimpleNamespace(model=nn.Module(), layers=layers, average=one_process)
 
 
 def trainable(model: Any) -> list[nn.Parameter]:

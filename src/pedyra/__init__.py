@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from pedyra.fitting.result import Fit as Fit
     from pedyra.lora.attach import attach as attach
     from pedyra.lora.attach import detach as detach
-    from pedyra.pe_dyra.method import PeDyra as PeDyra
+    from pedyra.pe_dyra.scored import PeDyra as PeDyra
     from pedyra.trainer.adapt import adapt as adapt
     from pedyra.trainer.fit import fit as fit
 
 # Loaded on first use, so that `import pedyra` and `pedyra --help` load neither torch nor transformers.
 _HOMES = {
-    "PeDyra": "pedyra.pe_dyra.method",
+    "PeDyra": "pedyra.pe_dyra.scored",
     "adapt": "pedyra.trainer.adapt",
     "RankAllocator": "pedyra.allocate.rank_allocator",
     "fit": "pedyra.trainer.fit",

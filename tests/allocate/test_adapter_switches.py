@@ -60,7 +60,7 @@ def test_a_named_adapter_resumes_as_the_unbroken_run(make_trainer, make_bert, qu
         torch.manual_seed(5)
         config = LoraConfig(r=3, task_type="SEQ_CLS", target_modules=["query", "value"])
         model = get_peft_model(base, config, adapter_name="mine")
-        rank = quick(train_e=False)
+        rank = quick(kind=PeDyra)
         adapting = {"adapter": "mine"}
         return make_trainer(folder, rank, model=model, adapting=adapting, save_strategy="steps", save_steps=4)[0]
 

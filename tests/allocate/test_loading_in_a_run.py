@@ -153,7 +153,7 @@ def test_accelerates_checkpoint_of_other_ranks_is_trained_on(make_net, net_batch
     def prepared() -> tuple[Any, Any, Any]:
         accelerator, model = Accelerator(cpu=True), make_net()
         model, optimizer = accelerator.prepare(model, torch.optim.AdamW(trainable(model), lr=0.02))
-        given = forced(train_e=False, **MOVING)  # E is folded away in what is saved
+        given = forced(PeDyra, **MOVING)  # E is folded away in what is saved
         model = accelerator.unwrap_model(model)
         return accelerator, RankAllocator(model, optimizer, total_steps=12, **given), optimizer
 

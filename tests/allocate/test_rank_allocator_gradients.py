@@ -119,7 +119,7 @@ def test_inputs_of_untracked_steps_are_not_looked_at(make_net, train_net):
         forced(interval=130, initial_warmup=0, final_warmup=20, moves=1),
         total_steps=200,
     )
-    energy = inside(allocator).inputs
+    energy = inside(allocator).scores.inputs
     assert energy is not None
     for t in range(1, 32):  # 130 - 103 = 27 steps that no score will remember
         train_net(model, allocator.optimizer, allocator, 1, first=t)
@@ -136,7 +136,7 @@ def test_the_final_phase_observes_nothing(make_net, train_net):
     before = {name: value.clone() for name, value in inside(allocator).scores.tensors().items()}
     train_net(model, allocator.optimizer, allocator, 6, first=25)
     # The hooks stay, since taking them off would compile a compiled model anew, but they look at nothing.
-    assert inside(allocator).inputs is not None and all(seen is None for seen in inside(allocator).inputs.collect())
+    assert inside(allocator).scores.inputs.collect() == [None] * len(allocator.layers)
     assert all(same_bits(value, before[name]) for name, value in inside(allocator).scores.tensors().items())
 
 

@@ -11,7 +11,6 @@ from torch import nn
 from windows import SCHEDULE, forced, on_lora
 
 from pedyra import PeDyra
-from pedyra.allocate.allocation import make_plan
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.pe_dyra.scored import ScoredMethod
 
@@ -154,18 +153,16 @@ def test_a_start_at_the_highest_rank_is_refused(make_net):
     with refused("no rank can change: every layer starts at max_rank, 4; raise it, or lower the adapter's r"):
         allocate(make_net(r=4), max_rank=4)
     allocate(make_net(r=4), max_rank=5)
-    settings = on_lora(**SCHEDULE, max_rank=4)
-    shrinking = ScoredMethod(**settings.to_dict(), policy=lambda scores, now: make_plan(scores, {}, {}, {}))
+    shrinking = ScoredMethod(**on_lora(**SCHEDULE, max_rank=4).to_dict())
     model = make_net(r=4)
-    optimizer = torch.optim.AdamW(trainable(model))
-    RankAllocator(model, optimizer, shrinking, 30)
+    RankAllocator(model, torch.optim.AdamW(trainable(model)), shrinking, 30)
     allocate(make_net(r=4), max_rank=4, moves=0)
 
 
 @pytest.mark.parametrize("config", [{"moves": 2}, None, PeDyra], ids=["settings", "none", "the class"])
 def test_a_config_of_another_kind_is_refused(config, make_net):
     model = make_net()
-    with refused(r"config is .*; give the method's own config, such as PeDyra\(\)"):
+    with refused(r"config is .*; give a method with its settings, such as PeDyra\(\)"):
         RankAllocator(model, torch.optim.SGD(trainable(model)), config, 30)
 
 

@@ -17,21 +17,22 @@ def test_the_cubic_budget_by_hand():
 
 def test_the_lowest_triples_of_all_layers_go_and_a_layer_may_lose_all(situation: Any):
     # Step 4: 2 of 13 steps are over; b = int(4 + 4 (11/13)^3) = 6 of 8 ranks, so the two lowest go.
-    policy = Prune(initial=4, final=2, cubic=True)
+    method = Prune(initial=4, final=2, cubic=True)
     scores = {"a": [0.5, 0.1, 0.7, 0.9], "b": [0.3, 0.2, 0.8, 0.6]}
-    plan = policy(scores, situation({"a": 4, "b": 4}, min_rank=0))
+    plan = method.plan(scores, situation({"a": 4, "b": 4}, min_rank=0))
     assert plan.pruned == {"a": (1,), "b": (1,)} and plan.ranks == {"a": 3, "b": 3} and not plan.added
     # The last adjustment, step 14, reaches b_T = 4 exactly.
-    last = policy({"a": [0.5, 0.7, 0.9], "b": [0.1, 0.2]}, situation({"a": 3, "b": 2}, step=14, min_rank=0))
+    last = method.plan({"a": [0.5, 0.7, 0.9], "b": [0.1, 0.2]}, situation({"a": 3, "b": 2}, step=14, min_rank=0))
     assert last.ranks == {"a": 3, "b": 1}
-    emptied = policy({"a": [5.0, 7.0, 9.0, 8.0], "b": [0.1, 0.2]}, situation({"a": 4, "b": 2}, step=14, min_rank=0))
+    now = situation({"a": 4, "b": 2}, step=14, min_rank=0)
+    emptied = method.plan({"a": [5.0, 7.0, 9.0, 8.0], "b": [0.1, 0.2]}, now)
     assert emptied.ranks == {"a": 4, "b": 0}
 
 
 def test_a_budget_of_parameters_prunes_by_score_per_parameter(situation: Any):
     # Triples cost 10 and 30; final 2: 80 parameters. The costly triples are worth least per parameter.
     now = situation({"a": 2, "b": 3}, step=14, min_rank=0, budget="parameters", parameters={"a": 10, "b": 30})
-    plan = Prune(initial=3, final=2, cubic=True)({"a": [0.3, 0.4], "b": [0.6, 0.9, 1.2]}, now)
+    plan = Prune(initial=3, final=2, cubic=True).plan({"a": [0.3, 0.4], "b": [0.6, 0.9, 1.2]}, now)
     assert plan.ranks == {"a": 2, "b": 2}
 
 
@@ -60,9 +61,3 @@ def test_at_the_first_step_only_e_has_a_gradient(prepare: Any):
     gradients = prepare("adalora-svd").gradients()
     for name, gradient in gradients.items():
         assert bool(gradient.any()) == name.endswith(".E"), name
-
-
-@pytest.mark.parametrize(("field", "value"), [("alpha", 0.5), ("start", "lora"), ("omega", "gradient")])
-def test_a_rank_setting_that_contradicts_the_method_is_told(prepare: Any, field: str, value: Any):
-    with pytest.raises(ValueError, match=f"rank.{field} is {value!r}, but method adalora-svd is defined by"):
-        prepare("adalora-svd", rank={field: value})

@@ -218,16 +218,3 @@ def test_a_run_is_plain_lora_from_scratch_at_the_ranks_found(prepare, make_base,
 def test_two_searches_find_the_same(prepare, fast_search):
     one, other = (prepare("autolora", method_settings={"search_steps": 3}).model for _ in range(2))
     assert one.peft_config["default"].rank_pattern == other.peft_config["default"].rank_pattern
-
-
-@pytest.mark.parametrize(
-    ("sections", "message"),
-    [
-        ({"lora": {"r": 1}}, "lora.r is 1, for which AutoLoRA searches two ranks"),
-        ({"method_settings": {"search_steps": 0}}, "search_steps is 0; it must be at least 1"),
-        ({"lora": {"use_dora": True}}, "lora.use_dora is True"),
-    ],
-)
-def test_settings_that_cannot_work_are_refused(prepare, sections: dict[str, Any], message: str):
-    with pytest.raises(ValueError, match=message):
-        prepare("autolora", **sections)

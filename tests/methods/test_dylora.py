@@ -148,37 +148,6 @@ def test_what_is_saved_is_plain_lora_of_the_chosen_rank(prepare, make_base, tmp_
         torch.testing.assert_close(loaded.merge_and_unload()(**run.batch()).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_rank_does_not_change_under_merged_weights(make_net, net_batch):
-    model, (x, _) = make_net(trained=True).eval(), net_batch(1)
-    nested = nest(model)
-    nested.choose(2)
-    expected, base = model(x), None
-    with model.disable_adapter():
-        base = model(x)
-    model.merge_adapter()
-    torch.testing.assert_close(model(x), expected)
-    with pytest.raises(ValueError, match="rank 2 is merged into the weights; call model.unmerge_adapter"):
-        nested.choose(3)
-    model.unmerge_adapter()
-    nested.choose(3)
-    with model.disable_adapter():
-        torch.testing.assert_close(model(x), base)
-
-
-@pytest.mark.parametrize(
-    ("sections", "message"),
-    [
-        ({"method_settings": {"rank": 5}}, r"rank is 5, above .* 1 to lora.r \(4\); lower it"),
-        ({"method_settings": {"rank": 0}}, "rank is 0; it must be at least 1"),
-        ({"lora": {"use_dora": True}}, "lora.use_dora is True"),
-        ({"lora": {"init": "pissa"}}, "lora.init is 'pissa'"),
-    ],
-)
-def test_settings_that_cannot_work_are_refused(prepare, sections: dict[str, Any], message: str):
-    with pytest.raises(ValueError, match=message):
-        prepare("dylora", **sections)
-
-
 def test_ranks_and_layers_that_cannot_be_nested_are_refused(make_net):
     with pytest.raises(ValueError, match=r"the layers have ranks \[2, 4\]"):
         nest(make_net(rank_pattern={"1": 2}))

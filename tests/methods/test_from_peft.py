@@ -83,17 +83,6 @@ def test_what_is_saved_of_a_start_from_the_weight_is_what_was_trained(
     torch.testing.assert_close(found, run.logits(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("init", ["olora", "gaussian", False])
-def test_pissa_refuses_another_start(prepare: Any, init: Any):
-    with pytest.raises(ValueError, match="lora.init is .*pissa is a start of its own"):
-        prepare("pissa", lora={"init": init})
-
-
-def test_a_start_that_peft_does_not_know_is_told(prepare: Any):
-    with pytest.raises(ValueError, match="init_lora_weights='pisa'"):
-        prepare("lora", lora={"init": "pisa"})
-
-
 def test_qlora_is_nf4_unless_the_recipe_says_int8(make_recipe: Any):
     assert make_recipe("qlora").model.quantization == "nf4"
     assert make_recipe("qlora", model={"quantization": "int8"}).model.quantization == "int8"

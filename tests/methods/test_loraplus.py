@@ -32,8 +32,3 @@ def test_the_schedule_scales_both_rates(prepare: Any):
     run.train()
     assert seen[0][2] / seen[0][0] == seen[3][2] / seen[3][0] == 8
     assert seen[3][0] == pytest.approx(1e-2 / 4)
-
-
-def test_a_ratio_below_one_is_refused(prepare: Any):
-    with pytest.raises(ValueError, match="method_settings.ratio is 0.5"):
-        prepare("lora+", method_settings={"ratio": 0.5})

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from transformers import TrainerCallback
 
-from pedyra.methods.pedyra import mask_lowest
+from pedyra.methods.pedyra import Mask
 
 
 def test_the_nth_adjustment_masks_n_k_triples_but_a_layers_best(situation: Any):
     scores = {"a": [0.1, 0.9, 0.2], "b": [0.4, 0.3]}
     ranks = {"a": 3, "b": 2}
-    first = mask_lowest(scores, situation(ranks, moves=2, min_rank=1))
+    first = Mask().plan(scores, situation(ranks, moves=2, min_rank=1))
     assert first.masked == {"a": (0, 2)} and first.ranks == ranks and not first.pruned and not first.added
-    second = mask_lowest(scores, situation(ranks, moves=2, min_rank=1, step=6))
+    second = Mask().plan(scores, situation(ranks, moves=2, min_rank=1, step=6))
     assert second.masked == {"a": (0, 2), "b": (1,)}  # four were due, but each layer keeps its best
 
 
@@ -41,8 +40,3 @@ def test_masked_triples_are_zero_after_an_adjustment_and_learn_again(prepare: An
     assert sum(int((E == 0).sum()) for E in core.seen.values()) == 3
     assert set(last["ranks"].values()) == {4}
     assert all(layer.a.E.ne(0).all() for layer in run.allocator.layers)  # four steps after the last adjustment
-
-
-def test_mask_needs_an_e_that_learns(prepare: Any):
-    with pytest.raises(ValueError, match="rank.start is 'lora', but method mask sets E to 0"):
-        prepare("mask", rank={"start": "lora"})

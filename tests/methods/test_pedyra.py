@@ -16,7 +16,7 @@ from pedyra.methods.registry import get_method
 
 
 def test_the_section_rank_gives_the_settings_of_pedyra(prepare: Any):
-    method = prepare("pedyra", rank={"alpha": 0.3}).ranks.method
+    method = prepare("pedyra", rank={"alpha": 0.3}).adaptation.ranks
     assert method.to_dict() == PeDyra(alpha=0.3, interval=2, initial_warmup=2, final_warmup=3).to_dict()
 
 

@@ -80,15 +80,3 @@ def test_layers_of_fewer_bases_train_at_their_own_scale_and_are_saved_at_pefts()
     adaptation.finish()
     torch.testing.assert_close(adaptation.model(x), expected)
     assert [layer.scaling["default"] for layer in layers] == [1, 1]  # PEFT's one alpha / r
-
-
-@pytest.mark.parametrize(
-    ("sections", "message"),
-    [
-        ({"lora": {"use_dora": True}}, "lora.use_dora is True, but PEFT's RandLoRA does not have it"),
-        ({"method_settings": {"r": 0}}, "method_settings.r is 0"),
-    ],
-)
-def test_what_it_cannot_do_is_told(prepare: Any, sections: Any, message: str):
-    with pytest.raises(ValueError, match=message):
-        prepare("randlora", **sections)

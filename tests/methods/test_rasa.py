@@ -142,23 +142,3 @@ def test_merging_keeps_the_function(make_bert, tokens):
         unshare(model, layers)
         torch.testing.assert_close(model(**tokens).logits, expected)
         torch.testing.assert_close(model.merge_and_unload()(**tokens).logits, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("sections", "message"),
-    [
-        ({"lora": {"r": 1}}, "lora.r is 1, which leaves no rank to share .* raise it to 2"),
-        ({"lora": {"use_rslora": True}}, "lora.use_rslora is True"),
-        ({"lora": {"target_modules": ["pooler.dense"]}}, "no two layers of one type"),
-    ],
-)
-def test_settings_that_cannot_work_are_refused(prepare, sections: dict[str, Any], message: str):
-    with pytest.raises(ValueError, match=message):
-        prepare("rasa", **sections)
-
-
-def test_a_pool_that_takes_every_rank_is_refused_before_anything_changes(make_bert):
-    model = make_bert(r=3)
-    with pytest.raises(ValueError, match="k is 3, but of the 3 ranks"):
-        share(model, k=3, alpha=6)
-    assert not [name for name in model.state_dict() if "pool" in name.split(".")]

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from closeness import same_bits
@@ -112,11 +111,6 @@ def test_a_fraction_is_no_rank_and_true_is_no_number(method: str, given: dict[st
     settings: Any = METHODS[method].settings
     with pytest.raises(ValueError, match=told):
         settings(**given)
-
-
-def test_a_number_of_numpy_is_one():
-    settings: Any = METHODS["adalora"].settings
-    assert settings(initial_rank=np.int64(4)).initial_rank == 4
 
 
 REFUSES_4_BIT = {

@@ -140,25 +140,6 @@ def test_what_is_saved_is_plain_lora_of_the_gates_that_are_left(prepare, make_ba
         torch.testing.assert_close(loaded(**run.batch()).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("sections", "message"),
-    [
-        ({"method_settings": {"threshold": -1e-3}}, "threshold is -0.001; it must be at least 0"),
-        ({"lora": {"init": "olora"}}, "lora.init is 'olora'"),
-    ],
-)
-def test_settings_that_cannot_work_are_refused(prepare, sections: dict[str, Any], message: str):
-    with pytest.raises(ValueError, match=message):
-        prepare("sora", **sections)
-
-
-def test_a_schedule_free_optimizer_is_refused(prepare):
-    """It judges averages of the weights, in which no gate is exactly zero."""
-    pytest.importorskip("schedulefree")
-    with pytest.raises(ValueError, match="training.optim is schedule-free"):
-        prepare("sora", training={"optim": "schedule_free_adamw"})
-
-
 def test_scaled_losses_are_refused(prepare):
     refused = prepare("sora").adaptation.refused
     with pytest.raises(ValueError, match="training.fp16 is True, but SoRA's gates are shrunk .* use training.bf16"):

@@ -56,12 +56,12 @@ def test_how_many_layers_grow_by_hand():
 
 
 def test_the_highest_increase_grows_and_the_scaling_follows(situation: Any):
-    policy = GrowByCore(final=3, add=1)
+    method = GrowByCore(final=3, add=1)
     # Step 4: c = 2 / 18; 6 - 2 = 4 ranks are missing, so m = max(1, int(4 / 9)) = 1. Scores may be negative.
-    plan = policy({"a": [-0.2], "b": [-0.1]}, situation({"a": 1, "b": 1}))
+    plan = method.plan({"a": [-0.2], "b": [-0.1]}, situation({"a": 1, "b": 1}))
     assert plan.added == {"b": 1} and plan.rescale == {"b": 1 / 2}
     # The last adjustment gives out what is missing, down the ranking.
-    last = policy({"a": [0.2], "b": [0.1, 0.1]}, situation({"a": 1, "b": 2}, step=14))
+    last = method.plan({"a": [0.2], "b": [0.1, 0.1]}, situation({"a": 1, "b": 2}, step=14))
     assert last.added == {"a": 2, "b": 1} and sum(last.ranks.values()) == 6
 
 

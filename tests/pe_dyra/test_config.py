@@ -10,7 +10,6 @@ import subprocess
 import sys
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -159,19 +158,12 @@ def test_a_whole_number_is_a_weight_too():
     assert mix_scores(torch.ones(2), torch.ones(2), alpha=config.alpha, norm="mean").tolist() == [1.0, 1.0]
 
 
-def test_numpys_integers_are_integers():
-    given: Any = {"moves": np.int64(4), "seed": np.int32(3), "interval": np.int64(9)}
-    config = PeDyra(**given)
-    assert config == PeDyra(moves=4, seed=3, interval=9)
-    assert json.loads(json.dumps(config.to_dict()))["interval"] == 9
-
-
 def test_a_new_triple_has_a_step_at_least_before_the_next_adjustment():
     """It begins at zero, where its score is exactly zero."""
-    assert PeDyra(interval=0.001).method().schedule(100).interval == 2
-    assert PeDyra(interval=2).method().schedule(100).interval == 2
+    assert PeDyra(interval=0.001).schedule(100).interval == 2
+    assert PeDyra(interval=2).schedule(100).interval == 2
     with pytest.raises(ValueError, match="interval is 1, .*fewer than 2 steps"):
-        PeDyra(interval=1).method().schedule(100)
+        PeDyra(interval=1).schedule(100)
 
 
 def test_triples_are_held_apart_where_e_bears_their_size():

@@ -1,36 +1,30 @@
-"""A method of scores and a policy: both may be one's own, how many triples move at most, and what averages forget."""
+"""A method of scores and a plan: both may be one's own, how many triples move at most, and what averages forget."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
-from windows import SCHEDULE, STEPS, allocate, forced
+from windows import SCHEDULE, STEPS, Forced, allocate, forced
 
-from pedyra.allocate.allocation import RankPlan
-from pedyra.allocate.rank_allocator import RankAllocator
+from pedyra.allocate.allocation import make_plan
 from pedyra.pe_dyra.config import RankSettings
-from pedyra.pe_dyra.method import Algorithm2
-from pedyra.pe_dyra.scored import ScoredMethod, ema_window, most_moves
+from pedyra.pe_dyra.scored import PeDyra, ema_window, most_moves
 from pedyra.pe_dyra.triple_scores import ScoreState
 
 
-def test_a_policy_of_ones_own_decides(make_net, train_net):
-    def first_layer_loses(scores: Any, now: Any) -> RankPlan:
-        ranks = {name: len(values) for name, values in scores.items()}
-        name = next(iter(ranks))
-        gone = (0,) if ranks[name] > 1 else ()
-        return RankPlan(
-            pruned={name: gone} if gone else {},
-            added={},
-            ranks={**ranks, name: 1 if not gone else ranks[name] - 1},
-            layer_scores=dict.fromkeys(ranks, 0.0),
-        )
+class FirstLayerLoses(Forced):
+    """It prunes the first layer's first triple, down to rank 1."""
 
+    def plan(self, scores, now):
+        name = next(iter(scores))
+        return make_plan(scores, {name: (0,)} if now.ranks[name] > 1 else {}, {}, dict.fromkeys(scores, 0.0))
+
+
+def test_a_plan_of_ones_own_decides(make_net, train_net):
     model = make_net()
-    allocator = allocate(model, forced(**SCHEDULE, policy=first_layer_loses))
+    allocator = allocate(model, forced(FirstLayerLoses, **SCHEDULE))
     train_net(model, allocator.optimizer, allocator, STEPS)
     assert allocator.ranks == {"layers.0": 1, "layers.1": 4, "layers.2": 4}
 
@@ -42,21 +36,16 @@ class Ascending(ScoreState):
         return torch.arange(10.0, 10 + len(self.layers))
 
 
+class ByAscending(PeDyra):
+    scores = Ascending
+
+
 def test_a_methods_own_scores_have_the_word_whatever_the_settings_say(make_net, train_net):
-    given = []
-
-    def look(scores, now):
-        given.append(scores)
-        return Algorithm2()(scores, now)
-
-    settings: dict[str, Any] = dict(interval=6, moves=0, initial_warmup=0, final_warmup=0)
-    method = ScoredMethod(**settings, policy=look, scores=lambda layers, config: Ascending(layers))
     model = make_net()
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
-    allocator = RankAllocator(model, optimizer, method, 18)
-    (record, *_) = train_net(model, optimizer, allocator, 6)
-    expected = {layer.name: [10.0 + i] * layer.rank for i, layer in enumerate(allocator.layers)}
-    assert given[0] == expected and record["scores"] == expected
+    allocator = allocate(model, forced(ByAscending, **SCHEDULE, budget="ranks"))
+    (first, *_) = train_net(model, allocator.optimizer, allocator, STEPS)
+    assert first["scores"] == {f"layers.{i}": [10.0 + i] * 4 for i in range(3)}
+    assert {name for name, *_ in first["pruned"]} == {"layers.0"}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from closeness import same_bits
 from peft import AdaLoraConfig
 from peft.tuners.adalora.layer import RankAllocator as AdaLoraAllocator
 from torch import Tensor, nn
+from windows import run_of
 
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import AdaptedLayer
@@ -31,7 +32,7 @@ def layers(make_net) -> list[AdaptedLayer]:
 
 
 def made(layers: list[AdaptedLayer], **settings: Any) -> TripleScores:
-    return TripleScores(layers, RankSettings(beta1=BETA1, beta2=BETA2, **settings))
+    return TripleScores(run_of(layers), RankSettings(beta1=BETA1, beta2=BETA2, **settings))
 
 
 @pytest.fixture
@@ -222,6 +223,16 @@ def test_inputs_that_are_missing_or_not_finite_keep_the_old_energy(layers, score
     scores.observe_inputs([None, torch.full((12,), float("nan")), torch.ones(6)])
     assert same_bits(scores.energies[0], before[0]) and same_bits(scores.energies[1], before[1])
     assert torch.allclose(scores.energies[2], BETA1 * before[2] + (1 - BETA1))
+
+
+def test_energies_that_are_not_finite_are_counted_and_told_once(layers, scores, caplog):
+    energies = [torch.ones(layer.a.in_features) for layer in layers]
+    scores.inputs.collect = lambda: [torch.full_like(energies[0], torch.inf), *energies[1:]]
+    for adjusts in (False, True, True):
+        draw_gradients(layers, 0)
+        scores.observe(loss_scale=1.0, begins=False, adjusts=adjusts)
+    assert int(scores.skipped_energies) == 3
+    assert caplog.text.count("were not finite, 2 times so far") == 1 == len(caplog.records)
 
 
 def test_without_gradients_alpha_0_scores_the_same_and_keeps_nothing_of_the_parameters_size(layers, scores):

@@ -159,11 +159,11 @@ def test_evaluation_and_generation_do_not_count_as_input_energy(make_trainer, ma
     )
     model.eval()
     model.generate(**tokens, max_new_tokens=2, do_sample=False)
-    assert inside(allocator).inputs is not None
-    assert inside(allocator).inputs.collect() == [None] * len(allocator.layers)
+    assert inside(allocator).scores.inputs is not None
+    assert inside(allocator).scores.inputs.collect() == [None] * len(allocator.layers)
     model.train()
     model(**tokens)
-    assert all(energy is not None for energy in inside(allocator).inputs.collect())
+    assert all(energy is not None for energy in inside(allocator).scores.inputs.collect())
 
 
 # What is refused, before the first step and with the repair in the message.

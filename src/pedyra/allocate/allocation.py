@@ -1,4 +1,4 @@
-"""What an adjustment does: a RankPlan, what plans are made of, and how much of one the next takes back.
+"""An adjustment is a RankPlan; here is what plans are made of, and how much of one the next takes back.
 
 Plain Python on purpose: a plan is made once per adjustment from a few thousand numbers already on the host, and ties
 must fall the same way on every machine: layer order, then triple index.
@@ -115,7 +115,7 @@ def make_plan(
 
 
 def undone(history: Sequence[Mapping[str, Any]]) -> int:
-    """How many triples were pruned by the adjustment after the one that added them. New triples are a layer's last."""
+    """Count the triples that were pruned by the adjustment after the one that added them, which are a layer's last."""
     count = 0
     for before, after in pairwise(history):
         old = {name: rank - before["added"].get(name, 0) for name, rank in before["ranks"].items()}

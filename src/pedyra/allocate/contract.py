@@ -1,14 +1,14 @@
-"""What a rank-adaptive method is: it observes a run, decides at every adjustment, and keeps its own state.
+"""The contract of a rank-adaptive method: it observes a run, decides at every adjustment, and keeps its own state.
 
-`RankAllocator` knows no method by name. PE-DyRA (`pedyra.pe_dyra.method`) and most rivals score triples and plan by the
-scores (`pedyra.pe_dyra.scored`); `pedyra.methods.wide` measures what directions are worth, and cuts.
+`RankAllocator` knows no method by name. PE-DyRA and most rivals score triples and plan by the scores
+(`pedyra.pe_dyra.scored`); `pedyra.methods.wide` measures what directions are worth, and cuts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from pedyra.lora.resize import NewTriples, Replacement
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a method is given of the run that it decides in."""
+    """A method is given this of the run that it decides in."""
 
     model: nn.Module
     layers: Sequence[AdaptedLayer]
@@ -35,7 +35,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """What is known of a run at an adjustment, beside what the method has observed."""
+    """This is known of a run at an adjustment, beside what the method has observed."""
 
     step: int
     schedule: Schedule
@@ -55,13 +55,13 @@ MakeTriples = Callable[[AdaptedLayer, int, torch.Generator], NewTriples]
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What a method does at an adjustment."""
+    """A method does this at an adjustment."""
 
     plan: RankPlan
     scores: Scores
     """Those that the plan was made from, one a triple, the triples being those that the plan counts."""
     new_triples: MakeTriples | None = None
-    """How new triples begin; None where none comes."""
+    """It makes the new triples; None where none comes."""
 
 
 class MethodRun:
@@ -70,10 +70,10 @@ class MethodRun:
     skipped_steps: int = 0
     """Steps left out for a non-finite observation."""
     settled: bool = False
-    """Whether nothing will move any more: the rest of the run is a plain LoRA of these ranks."""
+    """Nothing will move any more: the rest of the run is a plain LoRA of these ranks."""
 
     def observes(self, step: int) -> bool:
-        """Whether scores come from what step `step` (1-based) shows."""
+        """Say whether scores come from what step `step` (1-based) shows."""
         raise NotImplementedError
 
     def prepare(self, step: int) -> None:
@@ -87,7 +87,7 @@ class MethodRun:
         """The gradients since the last step are thrown away."""
 
     def decide(self, now: Situation) -> Decision | None:
-        """What to do at this adjustment; None: too little was measured, it is passed over."""
+        """Say what is to be done at this adjustment; None: too little was measured, it is passed over."""
         raise NotImplementedError
 
     def resized(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
@@ -125,35 +125,23 @@ class MethodRun:
         """Leave nothing in the model."""
 
 
-@runtime_checkable
-class RankConfig(Protocol):
-    """What a user gives: `PeDyra(...)` or `Wide(...)`. Its class is the method."""
-
-    def method(self) -> RankMethod:
-        """The method with these settings."""
-        ...
-
-
 class RankMethod:
-    """A method and its settings, before any run; it has no state, and is a config itself."""
+    """A method and its settings, before any run, as a user gives it: `PeDyra(...)`. It has no state. Its class is the
+    method."""
 
     start: str
-    """How triples begin, see `attach`: "lora" or "svd"."""
+    """Triples begin so, see `attach`: "lora" or "svd"."""
     trains_e: bool
-    """Whether E is a parameter."""
+    """E is a parameter."""
     seed: int
-    """Of the new triples."""
+    """New triples are drawn from it."""
     budget: str
-    """What is conserved or aimed at, in a word, for the record of the run."""
+    """This is conserved or aimed at, in a word, for the record of the run."""
     compiles: bool = True
-    """Whether it can observe a model that torch compiles."""
-
-    def method(self) -> RankMethod:
-        """Itself: it goes wherever a config goes."""
-        return self
+    """It can observe a model that torch compiles."""
 
     def schedule(self, total_steps: int) -> Schedule:
-        """When ranks are adjusted; ValueError where they never are."""
+        """Say when ranks are adjusted; ValueError where they never are."""
         raise NotImplementedError
 
     def check(self, run: Run, now: Situation) -> None:
@@ -169,7 +157,7 @@ class RankMethod:
 
 
 def method_of(config: object) -> RankMethod:
-    """The method of a config. Raises ValueError: it is no config, such as a dict of settings or the class itself."""
-    if isinstance(config, type) or not isinstance(config, RankConfig):
-        raise ValueError(f"config is {config!r}; give the method's own config, such as PeDyra() or Wide(rank=2)")
-    return config.method()
+    """Return what was given. Raises ValueError: it is no method, but a dict of settings, say, or the class itself."""
+    if not isinstance(config, RankMethod):
+        raise ValueError(f"config is {config!r}; give a method with its settings, such as PeDyra()")
+    return config

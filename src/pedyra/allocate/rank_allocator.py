@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pedyra.allocate.contract import Decision, MethodRun, RankConfig, RankMethod, Run, Situation, method_of
+from pedyra.allocate.contract import Decision, MethodRun, RankMethod, Run, Situation, method_of
 from pedyra.allocate.distributed import averaging, check_same
 from pedyra.allocate.optimizer_state import (
     TrainedTriples,
@@ -51,7 +51,7 @@ class RankAllocator:
     Args:
         model: a PEFT model with a LoRA adapter; triples are attached if they are not yet.
         optimizer: built from the model's parameters; its groups and state are edited in place at a resize.
-        config: the method and its settings: `PeDyra(...)` or `Wide(...)`.
+        config: the method and its settings: `PeDyra(...)`, say.
         total_steps: optimizer steps of the whole run; fractions in the config refer to it.
         adapter_name: which adapter to adapt; others are left alone.
         process_group: of torch.distributed, whose processes train this model on parts of each batch and average its
@@ -69,7 +69,7 @@ class RankAllocator:
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        config: RankConfig,
+        config: RankMethod,
         total_steps: int,
         adapter_name: str = "default",
         process_group: Any = None,

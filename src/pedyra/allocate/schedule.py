@@ -1,4 +1,4 @@
-"""When ranks move: the steps of the adjustments (t_i, Delta_T, t_f)."""
+"""The schedule says when ranks move: the steps of the adjustments (t_i, Delta_T, t_f)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Schedule:
         object.__setattr__(self, "adjustments", steps)
 
     def is_adjustment(self, step: int) -> bool:
-        """Whether ranks are adjusted after this step."""
+        """Say whether ranks are adjusted after this step."""
         return self.next_adjustment(step) == step
 
     def next_adjustment(self, step: int) -> int | None:

@@ -10,7 +10,7 @@ from axolotl.utils.logging import get_logger
 from pydantic import BaseModel, model_validator
 
 from pedyra.fitting.wanted import Wanted
-from pedyra.pe_dyra.method import PeDyra
+from pedyra.pe_dyra.scored import PeDyra
 from pedyra.trainer.adapt import adapt
 from pedyra.trainer.fit import fit_trainer
 

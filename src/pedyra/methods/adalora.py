@@ -11,7 +11,7 @@ from torch import nn
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, lowest_to_free, make_plan, spent
 from pedyra.allocate.schedule import resolve_schedule
-from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running, Settings, adaptive, require, setting
+from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running, Settings, adaptive, setting
 from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
 
 NO_PENALTY = 1e-300
@@ -19,7 +19,7 @@ NO_PENALTY = 1e-300
 RANK_SETTINGS: dict[str, Any] = dict(
     alpha=1.0, omega="uniform", score_norm="none", start="svd", budget="ranks", orth_weight=0.1
 )
-"""Of RankSettings: AdaLoRA's scores and start where ranks are removed; budget and orthogonality weight are defaults."""
+"""These fields of RankSettings are AdaLoRA's scores and start; budget and orthogonality weight are defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +56,6 @@ def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
     """
     request.refuse_lora("PEFT's AdaLoRA does not have it", "use_dora", "use_rslora", "init")
     ranks = request.rank_settings(open_fields=("beta1", "beta2", "orth_weight"), orth_weight=0.1)
-    beta1, beta2 = ranks.beta1, ranks.beta2
-    for name, value in (("beta1", beta1), ("beta2", beta2)):
-        require(value > 0, f"rank.{name} is 0, but PEFT's AdaLoRA takes none of 0; raise it, or use adalora-svd")
     lora = request.lora
     initial, final = first_and_last_rank(settings, lora.r)
     config = AdaLoraConfig(
@@ -71,8 +68,8 @@ def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
         exclude_modules=lora.exclude_modules,
         bias=lora.bias,
         modules_to_save=lora.modules_to_save,
-        beta1=beta1,
-        beta2=beta2,
+        beta1=ranks.beta1,
+        beta2=ranks.beta2,
         orth_reg_weight=ranks.orth_weight or 0.0,
         total_step=1,  # until the run begins
     )
@@ -90,7 +87,7 @@ def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
 
 
 class AdaLoraHooks(Hooks):
-    """Calls PEFT's allocator after every optimizer step, as the authors' trainer does, and refuses what would crash it.
+    """Calls PEFT's allocator after every optimizer step, as the authors' trainer does.
 
     Args:
         model: a PeftModel with an AdaLoRA adapter "default".
@@ -101,8 +98,7 @@ class AdaLoraHooks(Hooks):
         self.model, self.schedule = model, schedule
         self.config: Any = model.peft_config["default"]
         self.weight = self.config.orth_reg_weight or NO_PENALTY
-        """Of the orthogonality term in the loss of a micro-batch."""
-        self._checked = False
+        """It weighs the orthogonality term in the loss of a micro-batch."""
         self._without_penalty_in_evaluation()
 
     def begin(self, run: Running) -> None:
@@ -112,18 +108,6 @@ class AdaLoraHooks(Hooks):
         self.config.total_step = schedule.total_steps
         self.config.tinit, self.config.tfinal = schedule.initial_warmup, schedule.final_warmup
         self.config.deltaT = schedule.interval
-
-    def gradients_complete(self) -> None:
-        if self._checked:
-            return
-        for name, parameter in self.model.named_parameters():
-            if "lora_" in name and parameter.requires_grad and parameter.grad is None:
-                layer = name.split(".lora_")[0].removeprefix("base_model.model.")
-                raise ValueError(
-                    f"{layer} takes no part in the loss, so PEFT's AdaLoRA has no gradient to score it by; leave it "
-                    f"out with lora.exclude_modules, or use method adalora-svd"
-                )
-        self._checked = True
 
     def stepped(self, step: int, *, skipped: bool = False) -> None:
         tuner: Any = self.model.base_model
@@ -152,16 +136,16 @@ def cubic_budget(first: int, last: int, part: float) -> int:
     return int(last + (first - last) * (1 - part) ** 3)
 
 
-@dataclass(frozen=True)
-class Prune:
-    """From a uniform rank `initial` to the budget of a uniform rank `final`: the triples with the lowest scores of all
-    layers go, the same amount at every adjustment or, `cubic`, until AdaLoRA's b(t) is met."""
+@dataclass(frozen=True, kw_only=True)
+class Prune(ScoredMethod):
+    """It goes from a uniform rank `initial` to the budget of a uniform rank `final`: the triples with the lowest scores
+    of all layers go, the same amount at every adjustment or, `cubic`, until AdaLoRA's b(t) is met."""
 
     initial: int
     final: int
     cubic: bool = False
 
-    def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
+    def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         units = now.units
         first, last = self.initial * sum(units.values()), self.final * sum(units.values())
         if self.cubic:
@@ -194,7 +178,7 @@ def prepare_svd(request: Request, settings: AdaLoraSettings) -> Adaptation:
     )
     initial, final = first_and_last_rank(settings, request.lora.r)
     model = request.with_lora(r=initial)
-    return adaptive(model, ScoredMethod(**config.to_dict(), policy=Prune(initial, final, cubic=True)))
+    return adaptive(model, Prune(**config.to_dict(), initial=initial, final=final, cubic=True))
 
 
 METHOD = Method(

@@ -55,7 +55,7 @@ class WeighedB(Slot):
 
 
 def rank_of(a: Tensor) -> int:
-    """How many of the k ranks have a weight softmax(a) of at least 1/k: from 1 to k, and k where all are equal."""
+    """Count the ranks, of k, that have a weight softmax(a) of at least 1/k: from 1 to k, and k where all are equal."""
     return int((a.detach().double().softmax(0) >= (1 - 1e-9) / len(a)).sum())
 
 

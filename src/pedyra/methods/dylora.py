@@ -38,12 +38,9 @@ class NestedRank(Hooks):
         self._seed = seed
 
     def choose(self, rank: int) -> None:
-        """Evaluate, merge and cut at this rank from now on. Raises ValueError: no rank of 1 to r, or merged weights,
-        from which another rank would be subtracted."""
+        """Evaluate, merge and cut at this rank from now on. Raises ValueError: no rank of 1 to r."""
         if not 1 <= rank <= self.r:
             raise ValueError(f"rank {rank} is none of this model; it was trained at ranks 1 to {self.r}")
-        if rank != self.chosen and any(layer.module.merged for layer in self.layers):
-            raise ValueError(f"rank {self.chosen} is merged into the weights; call model.unmerge_adapter() first")
         self.chosen = rank
 
     def step_begins(self, step: int) -> None:
@@ -127,8 +124,8 @@ def prepare(request: Request, settings: DyLoraSettings) -> Adaptation:
     or pruning. `NestedRank.choose` has one trained model judged at any rank.
 
     Departs from the authors' code, and why: sqrt(r/b) on each of A and B is one r/b on B, the same function; b counts
-    ranks, where theirs is an index that is off by one from them; the draws are seeded per step, for exact resumes; a
-    rank cannot be changed under merged weights, which corrupts theirs. As theirs, a row outside the draw has a zero
+    ranks, where theirs is an index that is off by one from them; the draws are seeded per step, for exact resumes. As
+    theirs, a row outside the draw has a zero
     gradient but still moves by AdamW's momentum and weight decay. Raises ValueError: a rank above lora.r; DoRA, rsLoRA
     or a start whose ranks are in no nested order.
     """

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan
+from pedyra.allocate.contract import Run
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.lora.layer import AdaptedLayer, adapted_layers
 from pedyra.lora.resize import NewTriples
@@ -25,7 +26,7 @@ RESERVE_E = 1e-5
 _BLOCK_ELEMENTS = 1 << 20
 """At most this much of one layer's dense gradient exists at a time: 4 MB."""
 RANK_SETTINGS: dict[str, Any] = dict(alpha=1.0, start="svd", budget="ranks", orth_weight=0.1, min_rank=0)
-"""Of RankSettings: what makes the method; the orthogonality weight is a default."""
+"""These fields of RankSettings make the method; the orthogonality weight is a default."""
 
 
 def dense_sensitivity(x: Tensor, gradient: Tensor, A: Tensor, E: Tensor, B: Tensor) -> Tensor:
@@ -53,11 +54,10 @@ class DenseSensitivity(ScoreState):
 
     compiles = False
 
-    def __init__(self, layers: Sequence[AdaptedLayer], config: RankSettings) -> None:
-        super().__init__(layers, ("sensitivity", "uncertainty"))
-        self.beta1, self.beta2 = config.beta1, config.beta2
+    def __init__(self, run: Run, settings: RankSettings) -> None:
+        super().__init__(run, settings, ("sensitivity", "uncertainty"))
         self.now = torch.zeros_like(self.state["sensitivity"])
-        """What the backward passes of this step have added so far."""
+        """The backward passes of this step have added so much so far."""
         self._inputs: dict[int, Tensor] = {}
         self._handles: list[Any] = []
 
@@ -85,11 +85,10 @@ class DenseSensitivity(ScoreState):
         self.now = torch.zeros_like(self.now)
 
     @torch.no_grad()
-    def observe_gradients(self, *, loss_scale: float = 1.0) -> None:
-        sensitivity, uncertainty = self.state["sensitivity"], self.state["uncertainty"]
-        now = self.now / loss_scale
-        self.skipped += ~update_sensitivity_(sensitivity, uncertainty, now, beta1=self.beta1, beta2=self.beta2)
-        self.now = torch.zeros_like(sensitivity)
+    def observe(self, *, loss_scale: float, begins: bool, adjusts: bool) -> None:
+        averages, of = (self.state["sensitivity"], self.state["uncertainty"]), self.settings
+        self.skipped += ~update_sensitivity_(*averages, self.now / loss_scale, beta1=of.beta1, beta2=of.beta2)
+        self.forget()
 
     def _see_output(self, index: int, output: Tensor) -> None:
         x = self._inputs.pop(index, None)
@@ -120,19 +119,21 @@ def growth(
     return gains
 
 
-@dataclass(frozen=True)
-class GrowFromReserve:
-    """IncreLoRA's policy. A layer's last `add` triples are its reserve, dropped when the budget is met."""
+@dataclass(frozen=True, kw_only=True)
+class GrowFromReserve(ScoredMethod):
+    """IncreLoRA. A layer's last `add` triples are its reserve, dropped when the budget is met."""
+
+    scores = DenseSensitivity
 
     final: int
     add: int
     """Ranks a growing layer gains, and holds in reserve."""
 
     def closed(self, history: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether the reserves are gone: that adjustment is the only one that adds nothing."""
+        """Say whether the reserves are gone: the adjustment that drops them is the only one that adds nothing."""
         return any(not record["added"] for record in history)
 
-    def check(self, start: ScoredSituation) -> None:
+    def check_start(self, start: ScoredSituation) -> None:
         """Raise ValueError where the budget cannot be met within the schedule."""
         layers, adjustments = len(start.ranks), len(start.schedule.adjustments)
         grown = min(self._top(start), layers)
@@ -144,7 +145,7 @@ class GrowFromReserve:
                 f"ranks up to the budget; shorten rank.interval"
             )
 
-    def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
+    def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         layer_scores = layer_means(scores)
         if self.closed(now.history):
             return make_plan(scores, {}, {}, layer_scores)
@@ -160,24 +161,23 @@ class GrowFromReserve:
         pruned = {name: tuple(range(now.ranks[name] - n, now.ranks[name])) for name, n in unused.items() if n}
         return make_plan(scores, pruned, {}, layer_scores, rescale)
 
+    def new_triples(self, layer: AdaptedLayer, num: int, generator: torch.Generator) -> NewTriples:
+        """A, B ~ N(0, 0.02^2) and E = 1e-5."""
+        A = torch.randn(num, layer.a.in_features, generator=generator) * 0.02
+        B = torch.randn(layer.b.out_features, num, generator=generator) * 0.02
+        return NewTriples(A, torch.full((num,), RESERVE_E), B)
+
     def _top(self, now: ScoredSituation) -> int:
         """h: as many layers as reach the budget by the last adjustment."""
         missing = len(now.ranks) * (self.final - 1)
         return math.ceil(missing / (self.add * len(now.schedule.adjustments)))
 
 
-def reserve_triples(layer: AdaptedLayer, num: int, generator: torch.Generator) -> NewTriples:
-    """A, B ~ N(0, 0.02^2) and E = 1e-5."""
-    A = torch.randn(num, layer.a.in_features, generator=generator) * 0.02
-    B = torch.randn(layer.b.out_features, num, generator=generator) * 0.02
-    return NewTriples(A, torch.full((num,), RESERVE_E), B)
-
-
 class ReserveHooks(Hooks):
     """Keeps the reserve's E as it is while its A and B learn in advance, and out of the norm that is clipped."""
 
-    def __init__(self, policy: GrowFromReserve) -> None:
-        self.policy = policy
+    def __init__(self, method: GrowFromReserve) -> None:
+        self.method = method
         self._allocator: RankAllocator | None = None
         self._handles: list[RemovableHandle] = []
 
@@ -190,9 +190,9 @@ class ReserveHooks(Hooks):
     @torch.no_grad()
     def stepped(self, step: int, *, skipped: bool = False) -> None:
         assert self._allocator is not None
-        if not self.policy.closed(self._allocator.history):
+        if not self.method.closed(self._allocator.history):
             for layer in self._allocator.layers:
-                layer.a.E[-self.policy.add :] = RESERVE_E  # weight decay needs no gradient
+                layer.a.E[-self.method.add :] = RESERVE_E  # weight decay needs no gradient
 
     def end(self) -> None:
         for handle in self._handles:
@@ -200,10 +200,10 @@ class ReserveHooks(Hooks):
 
     def _without_reserve(self, gradient: Tensor) -> Tensor | None:
         assert self._allocator is not None
-        if self.policy.closed(self._allocator.history):
+        if self.method.closed(self._allocator.history):
             return None
         gradient = gradient.clone()
-        gradient[-self.policy.add :] = 0
+        gradient[-self.method.add :] = 0
         return gradient
 
 
@@ -234,15 +234,8 @@ def prepare(request: Request) -> Adaptation:
     )
     add = final // 2
     model = request.with_lora(r=1 + add, lora_alpha=request.lora.lora_alpha * (1 + add))
-    policy = GrowFromReserve(final, add)
-    method = ScoredMethod(
-        **config.to_dict(),
-        policy=policy,
-        scores=DenseSensitivity,
-        new_triples=reserve_triples,
-        check_start=policy.check,
-    )
-    adaptation = adaptive(model, method, hooks=ReserveHooks(policy))
+    method = GrowFromReserve(**config.to_dict(), final=final, add=add)
+    adaptation = adaptive(model, method, hooks=ReserveHooks(method))
     with torch.no_grad():
         for layer in adapted_layers(model):
             layer.a.E[1:] = RESERVE_E

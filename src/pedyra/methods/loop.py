@@ -25,7 +25,7 @@ def make_optimizer(
 
 
 class Loop:
-    """What a method does in a hand-written loop, around each step:
+    """It does what a method needs in a hand-written loop, around each step:
 
         loop = Loop(adaptation, optimizer, total_steps)
         for batch in batches:

@@ -1,4 +1,4 @@
-"""What a method is given, what it gives back, and what methods share. It knows no Trainer.
+"""This is what a method is given, what it gives back, and what methods share. It knows no Trainer.
 
 `pedyra.methods.loop` runs an `Adaptation` in a loop of one's own, `pedyra.methods.trainer` in transformers' Trainer.
 """
@@ -9,7 +9,6 @@ import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from math import inf
-from numbers import Integral, Real
 from typing import Any, get_args, get_type_hints
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -24,12 +23,12 @@ from pedyra.lora.layer_names import pattern_keys
 from pedyra.lora.spelling import did_you_mean
 from pedyra.methods.data import Data
 from pedyra.pe_dyra.config import RankSettings
-from pedyra.pe_dyra.scored import Policy, ScoredMethod
+from pedyra.pe_dyra.scored import ScoredMethod
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a run asks of a method."""
+    """A run asks this of a method."""
 
     method: str
     """Its name."""
@@ -40,9 +39,9 @@ class Request:
     rank: Mapping[str, Any] = field(default_factory=dict)
     """Fields of RankSettings; a method that moves no ranks passes over them."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What only this method has."""
+    """These settings only this method has."""
     seed: int = 0
-    """Of all that is drawn; the global seeds are set to it before an adapter is made."""
+    """All that is drawn follows from it; the global seeds are set to it before an adapter is made."""
     steps: int = 1
     """Optimizer steps of the run."""
     data: Data | None = None
@@ -92,10 +91,11 @@ class Request:
                 )
         return RankSettings(**{"seed": self.seed, **SCORED, **fixed, **self._given(free)})
 
-    def ablation(self, policy: Policy, *open_fields: str, **more: Any) -> ScoredMethod:
-        """PE-DyRA with another policy: the paper's settings, and what `rank` gives of `SCORE_FIELDS` and of these."""
+    def ablation(self, kind: type[ScoredMethod], *open_fields: str, **own: Any) -> ScoredMethod:
+        """PE-DyRA that plans in another way: it has the paper's settings, what `rank` gives of `SCORE_FIELDS` and of
+        these, and its own fields."""
         given = self._given({*SCHEDULE, "seed", *SCORE_FIELDS, *open_fields})
-        return ScoredMethod(**{"seed": self.seed, **given}, policy=policy, **more)
+        return kind(**{"seed": self.seed, **given}, **own)
 
     def _given(self, free: Collection[str]) -> dict[str, Any]:
         return {name: value for name, value in self.rank.items() if name in free}
@@ -117,13 +117,13 @@ class Running:
     total_steps: int
     optimizer: Optimizer
     allocator: RankAllocator | None = None
-    """What moves the ranks, where they move."""
+    """It moves the ranks, where they move."""
     micro_batches: int = 1
     """Backward passes of a step, in all processes, whose losses are each divided by the whole step's count already."""
 
 
 class Hooks:
-    """What a method does around a step, beside moving ranks; these do nothing. Steps count from 0."""
+    """A method acts by these around a step, beside moving ranks; here they do nothing. Steps count from 0."""
 
     def begin(self, run: Running) -> None:
         """Before the first step, or the first after a resume."""
@@ -156,7 +156,7 @@ class Adaptation:
 
     model: PeftModel
     ranks: RankMethod | None = None
-    """What moves the ranks, for a RankAllocator; None: they stay as they are."""
+    """It moves the ranks, in a RankAllocator; None: they stay as they are."""
     optimizer: MakeOptimizer | None = None
     """None: any optimizer over all that is trained."""
     hooks: Hooks = Hooks()
@@ -180,13 +180,13 @@ class Method:
     lora: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the LoRA that it sets, whatever the run asks for."""
     quantization: str | None = None
-    """Of the base model, where the run names none (qlora: nf4)."""
+    """The base model gets it where the run names none (qlora: nf4)."""
     resumable: bool = True
-    """Whether a run can continue from a checkpoint."""
+    """A run can continue from a checkpoint."""
     moves_ranks: bool = False
-    """Whether ranks change in training, on the schedule of `rank`."""
+    """Ranks change in training, on the schedule of `rank`."""
     peft_type: str = "LORA"
-    """Of the adapter that it trains; only a LoRA can be fitted."""
+    """It trains an adapter of this type; only a LoRA can be fitted."""
 
     @property
     def setting_names(self) -> list[str]:
@@ -210,7 +210,7 @@ class Method:
 
 
 def is_quantised(model: nn.Module) -> bool:
-    """Whether the frozen weights are in 4 or 8 bits, as transformers marks its models."""
+    """Say whether the frozen weights are in 4 or 8 bits, as transformers marks its models."""
     return bool(getattr(model, "is_quantized", False))
 
 
@@ -242,13 +242,13 @@ SCORED: dict[str, Any] = dict(
     budget="parameters",
     start="lora",
 )
-"""What the rivals that score triples start from, where they do not say otherwise: one schedule for all of them."""
+"""The rivals that score triples start from these, where they do not say otherwise: one schedule for all of them."""
 
 SCORE_FIELDS = (
     *("alpha", "beta1", "beta2", "score_norm", "input_norm", "omega", "layer_score", "orth_form"),
     *("orth_weight", "start", "budget", "min_rank", "max_rank"),
 )
-"""What an ablation of PE-DyRA shares with it: all but what moves and how many."""
+"""An ablation of PE-DyRA shares these with it: all but what moves and how many."""
 
 
 def setting(default: Any, *, least: float) -> Any:
@@ -256,10 +256,8 @@ def setting(default: Any, *, least: float) -> Any:
     return field(default=default, metadata={"least": least})
 
 
-KINDS: dict[type, tuple[type, str]] = {
-    **{int: (Integral, "a whole number"), float: (Real, "a number"), type(None): (type(None), "none")},
-}
-"""Type of a field of `Settings` -> what its values are (NumPy's numbers too), and how that is told."""
+KINDS: dict[type, str] = {int: "a whole number", float: "a number", type(None): "none"}
+"""Type of a field of `Settings` -> how it is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,9 +270,10 @@ class Settings:
         for each in fields(self):
             value = getattr(self, each.name)
             kinds = get_args(types[each.name]) or (types[each.name],)
+            allowed = (*kinds, int) if float in kinds else kinds
             # Python counts true as the whole number 1.
-            if isinstance(value, bool) or not any(isinstance(value, KINDS[kind][0]) for kind in kinds):
-                told = " or ".join(KINDS[kind][1] for kind in kinds)
+            if isinstance(value, bool) or not isinstance(value, allowed):
+                told = " or ".join(KINDS[kind] for kind in kinds)
                 raise ValueError(f"method_settings.{each.name} is {value!r}; it must be {told}")
             least = each.metadata.get("least")
             if least is not None and value is not None and not (least <= value < inf):

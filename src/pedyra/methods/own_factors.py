@@ -7,16 +7,13 @@ tensors under their own names: an exact resume needs them, and PEFT takes them f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers.pytorch_utils import ALL_LAYERNORM_LAYERS
-from transformers.trainer_pt_utils import get_parameter_names
 
 from pedyra.lora.attach import attach, detach
 from pedyra.lora.factors import linear
@@ -25,7 +22,7 @@ from pedyra.lora.layer import AdaptedLayer
 
 @dataclass(frozen=True)
 class Factors:
-    """What an ordinary LoRA layer is made of: scaling * B A."""
+    """An ordinary LoRA layer is made of these: scaling * B A."""
 
     A: Tensor
     """`(r, in)`; r = 0 is the layer that adds nothing."""
@@ -77,21 +74,3 @@ def write_plain(model: PeftModel, layers: Mapping[AdaptedLayer, Factors]) -> Non
         layer.module.scaling[layer.adapter] = factors.scaling
     attach(model)  # brings PEFT's config in line with ranks and scalings
     detach(model)
-
-
-def groups_with_gates(
-    model: nn.Module, gates: Sequence[nn.Parameter], weight_decay: float, **gate_options: Any
-) -> list[dict[str, Any]]:
-    """All that is trained: Trainer's two groups, no weight decay for biases and norms, then the gates without any.
-
-    Args:
-        gate_options: of the gates' group, e.g. lr.
-    """
-    held = {id(gate) for gate in gates}
-    others = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in held}
-    decays = {name for name in get_parameter_names(model, ALL_LAYERNORM_LAYERS) if "bias" not in name}
-    groups: list[dict[str, Any]] = [
-        {"params": [p for name, p in others.items() if (name in decays) == which], "weight_decay": decay}
-        for decay, which in ((weight_decay, True), (0.0, False))
-    ]
-    return [*groups, {"params": list(gates), "weight_decay": 0.0, **gate_options}]

@@ -9,8 +9,7 @@ from random import Random
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, lowest, make_plan, prunable, round_robin, spent
 from pedyra.methods.adalora import AdaLoraSettings, Prune, first_and_last_rank
 from pedyra.methods.method import Adaptation, Method, Request, adaptive
-from pedyra.pe_dyra.method import PeDyra
-from pedyra.pe_dyra.scored import ScoredSituation, unchecked
+from pedyra.pe_dyra.scored import PeDyra, ScoredMethod, ScoredSituation
 
 
 def prepare(request: Request) -> Adaptation:
@@ -18,7 +17,7 @@ def prepare(request: Request) -> Adaptation:
 
     It goes on top of DoRA, PiSSA (`lora.use_dora`, `lora.init`) and QLoRA (`model.quantization`), Tables 11 and 12.
     """
-    return adaptive(request.with_lora(), PeDyra(**{"seed": request.seed, **request.rank}).method())
+    return adaptive(request.with_lora(), PeDyra(**{"seed": request.seed, **request.rank}))
 
 
 def prepare_prune(request: Request, settings: AdaLoraSettings) -> Adaptation:
@@ -31,17 +30,22 @@ def prepare_prune(request: Request, settings: AdaLoraSettings) -> Adaptation:
     request.refuse_lora("its scaling depends on the initial rank", "use_rslora")
     initial, final = first_and_last_rank(settings, request.lora.r)
     alpha = request.lora.lora_alpha * initial / request.lora.r  # the scaling is that of lora.r
-    return adaptive(request.with_lora(r=initial, lora_alpha=alpha), request.ablation(Prune(initial, final)))
+    method = request.ablation(Prune, initial=initial, final=final)
+    return adaptive(request.with_lora(r=initial, lora_alpha=alpha), method)
 
 
-@dataclass(frozen=True)
-class Expand:
-    """From a uniform rank `initial` to the budget of a uniform rank `final`, the same amount at every adjustment."""
+@dataclass(frozen=True, kw_only=True)
+class Expand(ScoredMethod):
+    """It goes from a uniform rank `initial` to the budget of a uniform rank `final`, by the same amount at every
+    adjustment."""
 
     initial: int
     final: int
 
-    def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
+    def check_start(self, start: ScoredSituation) -> None:
+        """Any start will do: nothing is pruned."""
+
+    def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         units = now.units
         first, last = self.initial * sum(units.values()), self.final * sum(units.values())
         budget = first + int((last - first) * now.part_done)
@@ -63,16 +67,14 @@ def prepare_expand(request: Request) -> Adaptation:
         raise ValueError("lora.r is 1, but method expand starts at half of lora.r, so nothing can grow; raise it")
     initial = final // 2
     model = request.with_lora(r=initial, lora_alpha=request.lora.lora_alpha * initial / final)
-    return adaptive(model, request.ablation(Expand(initial, final), check_start=unchecked))
+    return adaptive(model, request.ablation(Expand, initial=initial, final=final))
 
 
-@dataclass(frozen=True)
-class RandomMoves:
-    """A policy that reads no score; what it draws depends on the seed and the step alone."""
+@dataclass(frozen=True, kw_only=True)
+class RandomMoves(ScoredMethod):
+    """It reads no score; what it draws depends on the seed and the step alone."""
 
-    seed: int
-
-    def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
+    def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         random = Random(f"{self.seed}/{now.step}")
         units = now.units
         pruned = random_triples(now.ranks, now.moves, now.min_rank, random)
@@ -105,14 +107,20 @@ def prepare_random(request: Request) -> Adaptation:
     The paper shuffles the order of importance; a uniform draw of triples and of layers is the same in distribution.
     The scores are tracked and recorded all the same, so that a run costs what pedyra's does.
     """
-    seed = request.rank.get("seed", request.seed)
-    return adaptive(request.with_lora(), request.ablation(RandomMoves(seed), "moves"))
+    return adaptive(request.with_lora(), request.ablation(RandomMoves, "moves"))
 
 
-def mask_lowest(scores: Scores, now: ScoredSituation) -> RankPlan:
+@dataclass(frozen=True, kw_only=True)
+class Mask(ScoredMethod):
     """At the n-th adjustment the n k triples with the lowest scores are masked; a layer's best `min_rank` never."""
-    count = now.moves * sum(at <= now.step for at in now.schedule.adjustments)
-    return replace(make_plan(scores, {}, {}, layer_means(scores)), masked=lowest(prunable(scores, now.min_rank), count))
+
+    def check_start(self, start: ScoredSituation) -> None:
+        """Any start will do: nothing is pruned."""
+
+    def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
+        count = now.moves * sum(at <= now.step for at in now.schedule.adjustments)
+        masked = lowest(prunable(scores, now.min_rank), count)
+        return replace(make_plan(scores, {}, {}, layer_means(scores)), masked=masked)
 
 
 def prepare_mask(request: Request) -> Adaptation:
@@ -122,7 +130,7 @@ def prepare_mask(request: Request) -> Adaptation:
     masks it. Nothing grows, because nothing is free. `rank.omega` "uniform" is the linear combination of Fig. 8a.
     Raises ValueError: E is not trained, so that a masked triple could never come back.
     """
-    method = request.ablation(mask_lowest, "moves", check_start=unchecked)
+    method = request.ablation(Mask, "moves")
     if method.start != "svd":
         raise ValueError(
             f"rank.start is {method.start!r}, but method mask sets E to 0 and lets it learn; use rank.start='svd'"

@@ -71,16 +71,10 @@ def share(model: PeftModel, *, k: int, alpha: float) -> list[AdaptedLayer]:
     """Turn a fresh LoRA of rank r into RaSA: the first r - k ranks of a layer stay, and pools are drawn; B = 0.
 
     A_S is Kaiming-uniform as A is, from torch's global generator. d starts at 0.5 alpha / (r - k) for private ranks and
-    0.5 alpha / (kL) for shared ones; there is no scaling beside it. Raises ValueError: no private rank is left, or no
-    two layers are of one type.
+    0.5 alpha / (kL) for shared ones; there is no scaling beside it. Raises ValueError: no two layers are of one
+    type.
     """
     types = by_type(linear_slots(model))
-    lowest = min(layer.rank for layers in types for layer in layers)
-    if not 1 <= k < lowest:
-        raise ValueError(
-            f"k is {k}, but of the {lowest} ranks of a layer at least one must be shared and one stay private; give k "
-            f"from 1 to {lowest - 1}, or raise r"
-        )
     if all(len(layers) == 1 for layers in types):
         names = ", ".join(layers[0].name for layers in types[:3])
         raise ValueError(

@@ -10,10 +10,12 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from transformers.pytorch_utils import ALL_LAYERNORM_LAYERS
+from transformers.trainer_pt_utils import get_parameter_names
 
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.methods.method import Adaptation, Method, Request, Settings, setting
-from pedyra.methods.own_factors import Factors, Slot, fill, groups_with_gates, linear, linear_slots, write_plain
+from pedyra.methods.own_factors import Factors, Slot, fill, linear, linear_slots, write_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,18 @@ def cut(model: PeftModel, layers: Sequence[AdaptedLayer]) -> dict[str, int]:
     return ranks
 
 
+def groups_with_gates(model: nn.Module, gates: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """All that is trained: Trainer's two groups, no weight decay for biases and norms, then the gates without any."""
+    held = {id(gate) for gate in gates}
+    others = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in held}
+    decays = {name for name in get_parameter_names(model, ALL_LAYERNORM_LAYERS) if "bias" not in name}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in others.items() if (name in decays) == which], "weight_decay": decay}
+        for decay, which in ((weight_decay, True), (0.0, False))
+    ]
+    return [*groups, {"params": list(gates), "weight_decay": 0.0}]
+
+
 def prepare(request: Request, settings: SoraSettings) -> Adaptation:
     """SoRA from rank lora.r: dW = (alpha / r) B diag(g) A, with A and B as in LoRA and g ~ N(0, 1).
 
@@ -112,11 +126,6 @@ def prepare(request: Request, settings: SoraSettings) -> Adaptation:
     def make_optimizer(kind: type[Optimizer], arguments: dict[str, Any], weight_decay: float) -> Optimizer:
         gates = gates_of(layers)
         optimizer = kind(groups_with_gates(model, gates, weight_decay), **arguments)
-        if hasattr(optimizer, "eval"):
-            raise ValueError(
-                "training.optim is schedule-free, and judges averaged weights, in which SoRA's gates never close; use "
-                "adamw_torch"
-            )
         add_gate_steps(optimizer, gates, settings)
         return optimizer
 

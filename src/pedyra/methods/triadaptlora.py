@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan, round_robin
+from pedyra.allocate.contract import Run
 from pedyra.lora.attach import attach
 from pedyra.lora.factors import AFactor
 from pedyra.lora.layer import AdaptedLayer
@@ -18,12 +19,12 @@ from pedyra.lora.resize import NewTriples, Replacement
 from pedyra.methods.increlora import growth
 from pedyra.methods.method import Adaptation, Method, Request, adaptive
 from pedyra.pe_dyra.config import RankSettings
-from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation, unchecked
+from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
 from pedyra.pe_dyra.triple_scores import ScoreState
 
 STD = 0.02
 RANK_SETTINGS: dict[str, Any] = dict(alpha=1.0, start="lora", budget="ranks", orth_weight=0.5)
-"""Of RankSettings: what makes the method; the orthogonality weight is a default."""
+"""These fields of RankSettings make the method; the orthogonality weight is a default."""
 
 
 class CoreFactor(AFactor):
@@ -66,8 +67,8 @@ def _places(rank: int) -> Tensor:
 class CoreNorms(ScoreState):
     """A layer's score: the increase of ||C||_F / r since the last growth check. It needs no gradient."""
 
-    def __init__(self, layers: Sequence[AdaptedLayer], config: RankSettings) -> None:
-        super().__init__(layers, ("previous",))
+    def __init__(self, run: Run, settings: RankSettings) -> None:
+        super().__init__(run, settings, ("previous",))
         self.state["previous"] = self.norms()
         self._checked = self.state["previous"]
 
@@ -90,15 +91,26 @@ def growing_layers(missing: int, part: float, layers: int) -> int:
     return min(max(int(missing * part), 1), layers)
 
 
-@dataclass(frozen=True)
-class GrowByCore:
-    """TriAdaptLoRA's policy."""
+def gaussian_core(rank: int, num: int, generator: torch.Generator) -> Tensor:
+    """Packed entries of `num` ranks beyond `rank`, N(0, 0.02^2)."""
+    return torch.randn((rank + num) * (rank + num + 1) - rank * (rank + 1), generator=generator) * STD
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowByCore(ScoredMethod):
+    """TriAdaptLoRA."""
+
+    scores = CoreNorms
+    always_trains_e = True
 
     final: int
     add: int
     """Ranks a growing layer gains."""
 
-    def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
+    def check_start(self, start: ScoredSituation) -> None:
+        """Any start will do: nothing is pruned."""
+
+    def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         layer_scores = layer_means(scores)
         missing = self.final * len(scores) - sum(now.ranks.values())
         if missing == 0:
@@ -115,17 +127,11 @@ class GrowByCore:
         rescale = {name: now.ranks[name] / (now.ranks[name] + gain) for name, gain in gains.items()}
         return make_plan(scores, {}, gains, layer_scores, rescale)
 
-
-def gaussian_core(rank: int, num: int, generator: torch.Generator) -> Tensor:
-    """Packed entries of `num` ranks beyond `rank`, N(0, 0.02^2)."""
-    return torch.randn((rank + num) * (rank + num + 1) - rank * (rank + 1), generator=generator) * STD
-
-
-def gaussian_triples(layer: AdaptedLayer, num: int, generator: torch.Generator) -> NewTriples:
-    """A, B and the core's new row and column ~ N(0, 0.02^2)."""
-    A = torch.randn(num, layer.a.in_features, generator=generator) * STD
-    B = torch.randn(layer.b.out_features, num, generator=generator) * STD
-    return NewTriples(A, gaussian_core(layer.rank, num, generator), B)
+    def new_triples(self, layer: AdaptedLayer, num: int, generator: torch.Generator) -> NewTriples:
+        """A, B and the core's new row and column ~ N(0, 0.02^2)."""
+        A = torch.randn(num, layer.a.in_features, generator=generator) * STD
+        B = torch.randn(layer.b.out_features, num, generator=generator) * STD
+        return NewTriples(A, gaussian_core(layer.rank, num, generator), B)
 
 
 def prepare(request: Request) -> Adaptation:
@@ -153,16 +159,7 @@ def prepare(request: Request) -> Adaptation:
         A = nn.Parameter(torch.randn(layer.a.A.shape, generator=generator).to(layer.a.A) * STD)
         E = nn.Parameter(gaussian_core(0, 1, generator).to(layer.a.E))
         layer.module.lora_A[layer.adapter] = CoreFactor(A, E)
-    policy = GrowByCore(final, final // 2)
-    method = ScoredMethod(
-        **config.to_dict(),
-        policy=policy,
-        scores=CoreNorms,
-        new_triples=gaussian_triples,
-        check_start=unchecked,
-        always_trains_e=True,
-    )
-    return adaptive(model, method)
+    return adaptive(model, GrowByCore(**config.to_dict(), final=final, add=final // 2))
 
 
 METHOD = Method("triadaptlora", "grows where a core's norm rises (Liang et al. 2025)", prepare, moves_ranks=True)

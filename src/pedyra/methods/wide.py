@@ -7,7 +7,6 @@ worth most. A cut turns a layer's triples to its balanced directions and removes
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -26,8 +25,6 @@ from pedyra.fitting.gramians import Calibration, Gramians
 from pedyra.fitting.worth import Balance
 from pedyra.lora.layer import AdaptedLayer, holds_triples
 from pedyra.methods.method import Adaptation, Method, Request, adaptive
-
-logger = logging.getLogger(__name__)
 
 TIMES = 4
 """Times the final rank that a run begins with: what the results were measured with, but those of planted ranks (6)."""
@@ -103,8 +100,6 @@ class WideRun(MethodRun):
         self.skipped_steps, self.cuts = 0, 0
         self.gramians: Gramians | None = None
         """While measuring."""
-        self._trained: dict[str, Tensor] = {}
-        """Layer -> whether some step of the window had a gradient of its factors, `()`."""
 
     @property
     def target(self) -> int:
@@ -130,7 +125,6 @@ class WideRun(MethodRun):
         average = self.run.average
         total = None if average.processes == 1 else lambda part: average(part) * average.processes
         self.gramians = gramians = Gramians({name: layer.a.A for name, layer in self.layers.items()}, total)
-        self._trained = {name: layer.a.A.new_zeros((), dtype=torch.bool) for name, layer in self.layers.items()}
         for name, layer in self.layers.items():
             layer.a.observer = gramians.observer(name)
         return gramians
@@ -143,17 +137,8 @@ class WideRun(MethodRun):
     def before_step(self, step: int, loss_scale: float) -> None:
         if step == 1:  # a run that is resumed may have been cut to its end
             self._check_wide()
-        if self.gramians is None:
-            return
-        self.gramians.close(None, loss_scale)
-        gradients = {name: layer.b.weight.grad for name, layer in self.layers.items() if layer.rank}
-        found = {name: gradient for name, gradient in gradients.items() if gradient is not None}
-        if not found:
-            return
-        norms = torch._foreach_norm(list(found.values()))
-        finite = torch.stack([norm.isfinite() for norm in norms]).all()
-        for name, norm in zip(found, norms, strict=True):
-            self._trained[name] |= finite & (norm > 0)  # else the step counts for nothing
+        if self.gramians is not None:
+            self.gramians.close(None, loss_scale)
 
     def _check_wide(self) -> None:
         """Raise ValueError where nothing can be cut."""
@@ -173,44 +158,29 @@ class WideRun(MethodRun):
         if self.gramians is None or self.gramians.blocks < 2:
             return None
         unseen = self.gramians.unseen()
-        self._check_seen([name for name in unseen if self.layers[name].rank])
         if len(unseen) == len(self.layers):  # no label, no finite loss: a window in which nothing was trained
             return None
+        self._check_seen([name for name in unseen if self.layers[name].rank])
         found = self.gramians.calibration(self.parameters)
         self.skipped_steps += found.skipped
         self._stop()
-        left = sum(step >= now.step for step in self.run.schedule.adjustments)
-        return self._cut(found, {name for name in unseen if self.layers[name].rank}, left)
+        return self._cut(found, sum(step >= now.step for step in self.run.schedule.adjustments))
 
     def _check_seen(self, unseen: list[str]) -> None:
-        """Raise ValueError for a layer that was trained and not seen: what it is worth is unknown, and not zero."""
-        for name in unseen:
-            if bool(self._trained[name]):
-                raise ValueError(
-                    f"Wide saw no token in {name}, although it is trained: something reads its weights and does not "
-                    f"call it (a fused kernel of unsloth or axolotl, torch.compile), so what its directions are worth "
-                    f"is unknown; switch the kernel off, or train plain LoRA and cut it afterwards: pedyra fit FOLDER"
-                )
-
-    def _cut(self, found: Calibration, unseen: set[str], left: int) -> Decision:
-        """The next of `CUTS` cuts, or of as many as there are adjustments left; each leaves the same part.
-
-        Args:
-            unseen: layers that no token reached (an expert, say); they keep their rank, and the others do not pay
-                for it.
-        """
+        """Raise ValueError for a layer that was not seen: what it is worth is unknown, and not zero."""
         if unseen:
-            logger.warning(
-                "no token reached %d of %d layers in the window before step %d (%s first): they keep their rank",
-                *(len(unseen), len(self.layers), self.run.schedule.adjustments[-left], min(unseen)),
+            raise ValueError(
+                f"Wide saw no token in {unseen[0]}, so what its directions are worth is unknown: it is an expert that "
+                f"no token reached, or something reads its weights and does not call it (a fused kernel of unsloth or "
+                f"axolotl, torch.compile); train plain LoRA and cut it afterwards: pedyra fit FOLDER"
             )
-        kept = sum(self.layers[name].rank * self.parameters[name] for name in unseen)
-        target = self.target - self.config.rank * sum(self.parameters[name] for name in unseen)
+
+    def _cut(self, found: Calibration, left: int) -> Decision:
+        """Make the next of `CUTS` cuts, or of as many as there are adjustments left; each leaves the same part."""
         ranks, still = whole(found), num_parameters(found, whole(found))
-        parameters = still - kept
-        wanted = parameters * (target / parameters) ** (1 / min(CUTS - self.cuts, left))
+        wanted = still * (self.target / still) ** (1 / min(CUTS - self.cuts, left))
         for name, rank in removal_order(found):
-            if still > kept + max(target, round(wanted)) and name not in unseen:
+            if still > max(self.target, round(wanted)):
                 ranks[name] = rank
                 still -= self.parameters[name]
         self.cuts += 1
@@ -242,7 +212,7 @@ class WideRun(MethodRun):
     def tensors(self) -> dict[str, Tensor]:
         if self.gramians is None:
             return {}
-        return self.gramians.tensors() | {f"trained.{name}": seen for name, seen in self._trained.items()}
+        return self.gramians.tensors()
 
     def values(self) -> dict[str, Any]:
         return {"cuts": self.cuts, "skipped_steps": self.skipped_steps}
@@ -251,7 +221,6 @@ class WideRun(MethodRun):
         self.cuts, self.skipped_steps = values["cuts"], values["skipped_steps"]
         if any(name.startswith("P.") for name in tensors):
             self._measure().load(tensors)
-            self._trained = {name: tensors[f"trained.{name}"].to(each.device) for name, each in self._trained.items()}
 
     def release(self) -> None:
         self._stop()

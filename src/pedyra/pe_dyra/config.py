@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from numbers import Integral
 from typing import Any
 
 from pedyra.allocate.schedule import check_count, check_steps
@@ -89,9 +88,6 @@ class RankSettings:
     """Seed of the new triples; they never draw from torch's global generator."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():  # NumPy's integers are none that JSON knows
-            if isinstance(value, Integral) and not isinstance(value, (bool, int)):
-                object.__setattr__(self, name, int(value))
         for name, allowed in CHOICES.items():
             if (given := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} is {given!r}; it must be one of {', '.join(map(repr, allowed))}")

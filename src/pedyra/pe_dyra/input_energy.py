@@ -59,7 +59,7 @@ class InputEnergy:
         self._of_target = [decoder and _sees_target(layer.name) for layer in layers]
         """Per layer, whether its tokens are those of the decoder."""
         self._outermost: str | None = None
-        """Which of the modules below is running, and not inside another one of them."""
+        """This one of the modules below is running, and not inside another one of them."""
         self._takes_masks, self._told = False, False
         self._handles: list[Any] = []
         # Some trainers (TRL's distillation) call the base model, or what it is without its head, themselves.
@@ -136,7 +136,7 @@ class InputEnergy:
             self._target_mask = _two_dimensional(target)
 
     def _trains(self, module: nn.Module) -> bool:
-        """Whether this forward is one of training, and not one that writes text or asks a reference.
+        """Say whether this forward is one of training, and not one that writes text or asks a reference.
 
         A model may be trained in its evaluation mode, without dropout. And layers whose activations are checkpointed
         run a first time without gradients, in a model that has them.
@@ -219,7 +219,7 @@ _CROSS, _OF_SOURCE = (
 
 
 def _sees_target(name: str) -> bool:
-    """Whether a layer of this name, in an encoder-decoder model, is given tokens of the target."""
+    """Say whether a layer of this name, in an encoder-decoder model, is given tokens of the target."""
     parts = name.split(".")
     return "decoder" in parts and not (any(part in _CROSS for part in parts) and parts[-1] in _OF_SOURCE)
 

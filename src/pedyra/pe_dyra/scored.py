@@ -1,31 +1,30 @@
-"""Methods that score triples and plan by the scores: PE-DyRA, its ablations, and most rivals."""
+"""PE-DyRA, and what it shares with its ablations and most rivals: methods that score triples and plan by the scores."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means
-from pedyra.allocate.contract import Decision, MakeTriples, MethodRun, RankMethod, Run, Situation
+from pedyra.allocate.contract import Decision, MethodRun, RankMethod, Run, Situation
 from pedyra.allocate.distributed import one_process
 from pedyra.allocate.schedule import Schedule, resolve_schedule
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples, Replacement
 from pedyra.pe_dyra.config import RankSettings
-from pedyra.pe_dyra.equations import two_thirds_log_variance
-from pedyra.pe_dyra.input_energy import InputEnergy
+from pedyra.pe_dyra.equations import plan_adjustment
 from pedyra.pe_dyra.orthogonality import add_orthogonality_gradient, layer_orthogonality
 from pedyra.pe_dyra.triple_scores import ScoreState, TripleScores
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredSituation(Situation):
-    """What a policy is given of an adjustment, beside the scores."""
+    """`ScoredMethod.plan` is given this of an adjustment, beside the scores."""
 
     moves: int
     """k."""
@@ -37,7 +36,7 @@ class ScoredSituation(Situation):
 
     @property
     def units(self) -> dict[str, int]:
-        """What a triple of each layer takes of the budget: 1 of the "ranks", or its "parameters"."""
+        """A triple of each layer takes so much of the budget: 1 of the "ranks", or its "parameters"."""
         return dict.fromkeys(self.parameters, 1) if self.budget == "ranks" else self.parameters
 
     @property
@@ -54,16 +53,9 @@ class ScoredSituation(Situation):
 
     @property
     def is_last(self) -> bool:
-        """Whether this is the last adjustment of the run."""
+        """This is the last adjustment of the run."""
         return self.step == self.schedule.adjustments[-1]
 
-
-Policy = Callable[[Scores, ScoredSituation], RankPlan]
-"""Scores -> plan. Must be a pure function: resume replays nothing but continues from the same state."""
-
-
-ScoreSource = Callable[[Sequence[AdaptedLayer], RankSettings], ScoreState]
-"""Makes what observes the layers."""
 
 LEAST_INTERVAL = 2
 """Steps between two adjustments at least, where a new triple takes the place of another. It begins with E or B at zero,
@@ -73,35 +65,44 @@ MOVED = 0.02
 """k as a part of the total rank, where the settings leave it open: the paper's 12 of 576 (Table 14)."""
 
 
-def check_movable(start: ScoredSituation) -> None:
-    """PE-DyRA moves triples, so some layer must have one to spare: ValueError where none has."""
-    highest = max(start.ranks.values())
-    if start.moves and highest <= start.min_rank:
-        raise ValueError(
-            f"nothing can move: every layer starts at rank {highest} and min_rank is {start.min_rank}; raise the "
-            f"adapter's r, or lower min_rank"
-        )
-
-
-def unchecked(start: ScoredSituation) -> None:
-    """The check of a method that can do its work from any start."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ScoredMethod(RankSettings, RankMethod):
-    """A policy over scores, with the settings of `RankSettings`. `scores` and `new_triples` are PE-DyRA's unless
-    it has its own."""
+    """A method that plans by scores, with the settings of `RankSettings`. A subclass says how, in `plan`; its scores
+    and its new triples are PE-DyRA's unless it has its own."""
 
-    policy: Policy
-    scores: ScoreSource = TripleScores
-    new_triples: MakeTriples | None = None
-    """For a method that fixes how new triples begin."""
-    check_start: Callable[[ScoredSituation], None] = check_movable
-    """Called with the situation before the first step; raises ValueError where the method cannot do its work."""
-    conserves: bool = False
-    """Whether a new triple takes the place of others, so that nothing moves where all layers are at `max_rank`."""
-    always_trains_e: bool = False
+    scores: ClassVar[type[ScoreState]] = TripleScores
+    """It observes the layers."""
+    conserves: ClassVar[bool] = False
+    """A new triple takes the place of others, so that nothing moves where all layers are at `max_rank`."""
+    always_trains_e: ClassVar[bool] = False
     """E is trained whatever the start; else where it starts at 0 (`RankSettings.start` "svd")."""
+
+    def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
+        """The adjustment. It must be a pure function: a resume replays nothing and continues from the same state."""
+        raise NotImplementedError
+
+    def check_start(self, start: ScoredSituation) -> None:
+        """Raise ValueError where the method cannot do its work from this start: here, where no layer has a triple to
+        spare."""
+        highest = max(start.ranks.values())
+        if start.moves and highest <= start.min_rank:
+            raise ValueError(
+                f"nothing can move: every layer starts at rank {highest} and min_rank is {start.min_rank}; raise the "
+                f"adapter's r, or lower min_rank"
+            )
+
+    def new_triples(self, layer: AdaptedLayer, num: int, generator: torch.Generator) -> NewTriples:
+        """Draw triples that change nothing yet: B = 0 after a "lora" start, E = 0 after an "svd" start (AdaLoRA's).
+
+        The paper says "initialized for critical directions" and not how. They are drawn on the CPU, so that they are
+        the same whatever the device.
+        """
+        width, out = layer.a.in_features, layer.b.out_features
+        # 1 / (3 in): the variance of PEFT's Kaiming-uniform start; 0.02: AdaLoRA's initial std.
+        std = (3 * width) ** -0.5 if self.start == "lora" else 0.02
+        rows = torch.randn(num, width, generator=generator) * std
+        if self.start == "lora":
+            return NewTriples(rows, torch.ones(num), torch.zeros(out, num))
+        return NewTriples(rows, torch.zeros(num), (torch.randn(num, out, generator=generator) * std).T)
 
     @property
     def trains_e(self) -> bool:  # type: ignore[override]
@@ -109,7 +110,7 @@ class ScoredMethod(RankSettings, RankMethod):
 
     @property
     def compiles(self) -> bool:  # type: ignore[override]
-        return getattr(self.scores, "compiles", ScoreState.compiles)
+        return self.scores.compiles
 
     def schedule(self, total_steps: int) -> Schedule:
         return resolve_schedule(
@@ -121,7 +122,7 @@ class ScoredMethod(RankSettings, RankMethod):
         )
 
     def check(self, run: Run, now: Situation) -> None:
-        if run.average is not one_process and self.scores is not TripleScores:
+        if run.average is not one_process and not self.scores.in_processes:
             raise ValueError(
                 "of all methods that score triples only PE-DyRA and those with its scores run in several processes; "
                 "train this one in one process"
@@ -137,6 +138,27 @@ class ScoredMethod(RankSettings, RankMethod):
 
     def begin(self, run: Run) -> ScoredRun:
         return ScoredRun(self, run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeDyra(ScoredMethod):
+    """The paper's method, and its settings: `pedyra.adapt(trainer, PeDyra())` moves ranks between the layers of a LoRA
+    while it trains. Every field, with the paper's symbol, is one of `RankSettings`."""
+
+    conserves = True
+
+    def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
+        """Algorithm 2, at the budget in force."""
+        of_parameters = now.budget == "parameters"
+        return plan_adjustment(
+            scores,
+            moves=now.moves,
+            min_rank=now.min_rank,
+            max_ranks=now.max_ranks,
+            layer_score=self.layer_score,
+            parameters=now.parameters if of_parameters else None,
+            spare=now.spare if of_parameters else 0,
+        )
 
 
 def most_moves(settings: RankSettings, total_rank: int) -> int:
@@ -174,15 +196,11 @@ class ScoredRun(MethodRun):
         self.method, self.run = method, run
         self.max_ranks = growth_limits(run.layers, method.max_rank)
         self.moves = most_moves(method, sum(layer.rank for layer in run.layers))
-        self.scores = method.scores(run.layers, method)
+        self.scores = method.scores(run, method)
         self.window = ema_window(max(method.beta1, method.beta2))
         """Steps before an adjustment that an EMA still remembers at it."""
-        reads_inputs = method.scores is TripleScores and method.alpha < 1
-        self.inputs = InputEnergy(run.model, run.layers, run.average) if reads_inputs else None
         self.last_observed: int | None = None
         """The step that the scores were last told of; the next one goes on from it, and any other begins anew."""
-        self._trained_unseen: dict[str, Tensor] = {}
-        """Layer whose input was not seen in some step of the window -> whether it had a gradient there, `()`."""
 
     @property
     def skipped_steps(self) -> int:  # type: ignore[override]
@@ -194,67 +212,28 @@ class ScoredRun(MethodRun):
 
     def prepare(self, step: int) -> None:
         self.scores.watch(self.observes(step + 1))
-        if self.inputs is not None:
-            self.inputs.active = self.observes(step + 1)
 
     def before_step(self, step: int, loss_scale: float) -> None:
         if self.observes(step):
-            self._observe(step, loss_scale)
+            # This step, where a checkpoint on a signal (enable_jit_checkpoint) came between reading and stepping.
+            begins = self.last_observed not in (step - 1, step)
+            self.last_observed = step
+            if begins:
+                self.scores.restart()
+            adjusts = self.run.schedule.is_adjustment(step)
+            self.scores.observe(loss_scale=loss_scale, begins=begins, adjusts=adjusts)
         if weight := self.method.orth_weight:  # after the scores, which see the gradient of the task alone
             add_orthogonality_gradient(self.run.layers, weight=weight, form=self.method.orth_form)
 
-    def _observe(self, step: int, loss_scale: float) -> None:
-        # Or this step: a checkpoint on a signal (Trainer's enable_jit_checkpoint) comes between reading and stepping.
-        begins, adjusts = self.last_observed not in (step - 1, step), self.run.schedule.is_adjustment(step)
-        self.last_observed = step
-        if begins:
-            self.scores.restart()
-            self._trained_unseen = {}
-        self.scores.observe_gradients(loss_scale=loss_scale)
-        if not isinstance(self.scores, TripleScores):
-            return
-        if self.inputs is not None:
-            seen = self.inputs.collect()
-            self._note_unseen(seen)
-            if begins or adjusts:  # each look waits for the device
-                self._check_seen()
-            self.scores.observe_inputs(seen)
-        if adjusts:  # Eq. (6) reads the weights that Eq. (3) does
-            self.scores.read_weights()
-
-    def _note_unseen(self, mean_squares: Sequence[Tensor | None]) -> None:
-        for layer, seen in zip(self.run.layers, mean_squares, strict=True):
-            gradients = [factor.grad for factor in layer.factors if factor.grad is not None]
-            if seen is None and gradients and layer.rank:
-                trained = torch.stack(torch._foreach_norm(gradients)).any()
-                self._trained_unseen[layer.name] = trained | self._trained_unseen.get(layer.name, False)
-
-    def _check_seen(self) -> None:
-        """Raise ValueError for a layer that was trained and whose input was not seen: Eq. (6) is unknown, not zero."""
-        for name, trained in self._trained_unseen.items():
-            if trained:
-                raise ValueError(
-                    f"no input of {name} was seen, although it is trained: something reads its weights and does not "
-                    f"call it (a fused kernel of unsloth or axolotl), so its input score, Eq. (6), is unknown; switch "
-                    f"the kernel off, or use alpha=1, which needs no inputs"
-                )
-
     def skip_step(self) -> None:
         self.scores.forget()
-        if self.inputs is not None:
-            self.inputs.forget()
 
     def decide(self, now: Situation) -> Decision | None:
         if not self.scores.observed:
             return None
         scores = self.scores.triple_scores()
-        plan = self.method.policy(scores, situated(now, self.method, self.moves, self.max_ranks))
-        return Decision(plan=plan, scores=scores, new_triples=self._new_triples)
-
-    def _new_triples(self, layer: AdaptedLayer, num: int, generator: torch.Generator) -> NewTriples:
-        if self.method.new_triples is not None:
-            return self.method.new_triples(layer, num, generator)
-        return gaussian_triples(layer, num, start=self.method.start, generator=generator)
+        plan = self.method.plan(scores, situated(now, self.method, self.moves, self.max_ranks))
+        return Decision(plan=plan, scores=scores, new_triples=self.method.new_triples)
 
     def resized(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
         self.scores.resize(replacements)
@@ -272,12 +251,7 @@ class ScoredRun(MethodRun):
         if step == 0 or not self.observes(step):
             return shown
         means = layer_means(self.scores.triple_scores())
-        names, ranks = [layer.name for layer in self.run.layers], {layer.name: layer.rank for layer in self.run.layers}
-        shown["layer_scores"] = means
-        if isinstance(self.scores, TripleScores):  # of other methods' scores, Eqs. (5) and (8) say nothing
-            shown["grad_norms"] = dict(zip(names, self.scores.norms.tolist(), strict=True))
-            shown["two_thirds_log_variance"] = two_thirds_log_variance(means, ranks)
-        return shown
+        return {**shown, "layer_scores": means, **self.scores.shown(means)}
 
     def tensors(self) -> dict[str, Tensor]:
         return self.scores.tensors()
@@ -292,25 +266,11 @@ class ScoredRun(MethodRun):
         self.scores.load_tensors(tensors)
 
     def release(self) -> None:
-        if self.inputs is not None:
-            self.inputs.remove()
-        self.scores.watch(False)
-
-
-def gaussian_triples(layer: AdaptedLayer, num: int, *, start: str, generator: torch.Generator) -> NewTriples:
-    """Random triples that change nothing yet: B = 0 after a "lora" start, E = 0 after an "svd" start (AdaLoRA's). The
-    paper says "initialized for critical directions" and not how. Drawn on the CPU: the same whatever the device."""
-    width, out = layer.a.in_features, layer.b.out_features
-    # 1 / (3 in): the variance of PEFT's Kaiming-uniform start; 0.02: AdaLoRA's initial std.
-    std = (3 * width) ** -0.5 if start == "lora" else 0.02
-    rows = torch.randn(num, width, generator=generator) * std
-    if start == "lora":
-        return NewTriples(rows, torch.ones(num), torch.zeros(out, num))
-    return NewTriples(rows, torch.zeros(num), (torch.randn(num, out, generator=generator) * std).T)
+        self.scores.release()
 
 
 FORGOTTEN = 1e-6
-"""What is left of a value in an average that has forgotten it."""
+"""An average has forgotten a value of which it holds no more than this."""
 
 
 def ema_window(beta: float) -> int:

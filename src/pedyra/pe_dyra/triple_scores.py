@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pedyra.allocate.contract import Run
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import Replacement, rows_kept
 from pedyra.pe_dyra.config import RankSettings
@@ -16,9 +19,12 @@ from pedyra.pe_dyra.equations import (
     gradient_weights,
     input_scores,
     mix_scores,
+    two_thirds_log_variance,
     update_sensitivity_,
 )
-from pedyra.pe_dyra.input_energy import per_element
+from pedyra.pe_dyra.input_energy import InputEnergy, per_element
+
+logger = logging.getLogger(__name__)
 
 SPIKE = 1e15
 """A gradient norm at or beyond it is a step that scores leave out: what is made of it would overflow."""
@@ -28,41 +34,49 @@ PIECE = 1 << 20
 
 
 class ScoreState:
-    """Where a method's scores come from: it observes the optimizer steps that `ScoredRun.observes`.
+    """A method's scores come from it: it observes the optimizer steps that `ScoredRun.observes`.
 
     Here every triple has its layer's score, for methods that only decide which layers grow. `state`, `(layers,)`
     tensors by name, goes into checkpoints.
     """
 
     compiles = True
-    """Whether it can observe a model that torch compiles, which passes over hooks that come later."""
+    """It can observe a model that torch compiles, which passes over hooks that come later."""
+    in_processes = False
+    """Processes that see parts of a batch have the same scores."""
 
-    def __init__(self, layers: Sequence[AdaptedLayer], names: Sequence[str] = ()) -> None:
-        self.layers = layers
-        device = layers[0].a.A.device
+    def __init__(self, run: Run, settings: RankSettings, names: Sequence[str] = ()) -> None:
+        self.layers, self.settings = run.layers, settings
+        device = self.layers[0].a.A.device
         self.skipped = torch.zeros((), dtype=torch.long, device=device)
         """Number of steps left out for a non-finite observation."""
-        self.state = {name: torch.zeros(len(layers), device=device) for name in names}
+        self.state = {name: torch.zeros(len(self.layers), device=device) for name in names}
 
     def layer_scores(self) -> Tensor:
         """The score of each layer `(layers,)`."""
         raise NotImplementedError
 
     def watch(self, active: bool) -> None:
-        """Told before each step whether it will be observed, for sources that look at more than gradients."""
+        """It is told before each step whether it will observe it, for sources that look at more than gradients."""
 
     def restart(self) -> None:
         """Forget what was observed: a new window of observed steps begins."""
 
-    def observe_gradients(self, *, loss_scale: float = 1.0) -> None:
-        """One optimizer step, its gradients complete; what was seen beside them is `loss_scale` times as large."""
+    def observe(self, *, loss_scale: float, begins: bool, adjusts: bool) -> None:
+        """Take in one optimizer step, whose gradients are complete.
+
+        Args:
+            loss_scale: what was seen beside the gradients is so many times as large.
+            begins: the step is the first after `restart`.
+            adjusts: an adjustment follows it.
+        """
 
     def forget(self) -> None:
-        """Told of a step that is skipped: what was seen for it beside its gradients is of nothing."""
+        """A step is skipped: what was seen for it beside its gradients belongs to nothing."""
 
     @property
     def observed(self) -> bool:
-        """Whether there is anything to judge the triples by."""
+        """Say whether there is anything to judge the triples by."""
         return True
 
     @torch.no_grad()
@@ -71,8 +85,16 @@ class ScoreState:
         scores = self.layer_scores().tolist()
         return {layer.name: [score] * layer.rank for layer, score in zip(self.layers, scores, strict=True)}
 
+    def shown(self, means: Mapping[str, float]) -> dict[str, Any]:
+        """Further fields of `MethodRun.snapshot`, from the mean score of every layer."""
+        return {}
+
     def resize(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
-        """Called at every adjustment, after its resizes (perhaps none) are installed."""
+        """It is called at every adjustment, after its resizes (perhaps none) are installed."""
+
+    def release(self) -> None:
+        """Leave nothing in the model."""
+        self.watch(False)
 
     def tensors(self) -> dict[str, Tensor]:
         """The whole state as named tensors, for a checkpoint."""
@@ -100,16 +122,25 @@ class TripleScores(ScoreState):
     makes anew only those that hold a layer that changed. `norms (layers, 3)` are the gradient norms of (A, E, B) that
     Eq. (5) uses, `energies` the EMA of the inputs' mean square per layer, `seen` whether any step of the window was
     observed, `skipped` the number of steps left out for a gradient beyond `SPIKE`. At alpha = 0 there is no Eq. (3),
-    and no state of the parameters' size.
+    and no state of the parameters' size; at alpha = 1 there is no Eq. (6), and nothing looks at inputs.
     """
 
-    def __init__(self, layers: Sequence[AdaptedLayer], settings: RankSettings) -> None:
-        super().__init__(layers)
-        self.settings = settings
+    in_processes = True
+
+    def __init__(self, run: Run, settings: RankSettings) -> None:
+        super().__init__(run, settings)
+        self.inputs = InputEnergy(run.model, run.layers, run.average) if settings.alpha < 1 else None
+        self.skipped_energies = torch.zeros((), dtype=torch.long, device=self.skipped.device)
+        """So often the inputs of a layer in a step were left out, because their energy was not finite."""
+        self._told = False
         self.restart()
 
+    def watch(self, active: bool) -> None:
+        if self.inputs is not None:
+            self.inputs.active = active
+
     def restart(self) -> None:
-        """Forget everything but the count of skipped steps: the state of a run that has seen no gradient."""
+        """Forget everything but the counts of what was skipped: the state of a run that has seen no gradient."""
         device = self.skipped.device
         self._pieces = _pieces(self.layers) if self.settings.alpha > 0 else []
         self.sensitivity = [torch.zeros(_elements(piece), device=device) for piece in self._pieces]
@@ -118,11 +149,67 @@ class TripleScores(ScoreState):
         self.seen = torch.zeros((), dtype=torch.bool, device=device)
         self.energies = [torch.zeros(layer.a.in_features, device=device) for layer in self.layers]
         self._inputs: Tensor | None = None
-        """Eq. (6) of the weights that `read_weights` saw, until the next step."""
+        """Eq. (6) of the weights before the step that an adjustment follows, until the next step."""
+        self._trained_unseen: dict[str, Tensor] = {}
+        """Layer whose input was not seen in some step of the window -> whether it had a gradient there, `()`."""
+
+    def observe(self, *, loss_scale: float, begins: bool, adjusts: bool) -> None:
+        self.observe_gradients()
+        if self.inputs is not None:
+            mean_squares = self.inputs.collect()
+            self._note_unseen(mean_squares)
+            if begins or adjusts:  # each look waits for the device
+                self._check_seen()
+            self.observe_inputs(mean_squares)
+        if adjusts:
+            self._inputs = self._by_input()  # Eq. (6) reads the weights that Eq. (3) does, before the step
+            self._tell_skipped_energies()
+
+    def forget(self) -> None:
+        if self.inputs is not None:
+            self.inputs.forget()
+
+    def release(self) -> None:
+        if self.inputs is not None:
+            self.inputs.remove()
+
+    def shown(self, means: Mapping[str, float]) -> dict[str, Any]:
+        norms = zip(self.layers, self.norms.tolist(), strict=True)
+        ranks = {layer.name: layer.rank for layer in self.layers}
+        return {
+            "grad_norms": {layer.name: found for layer, found in norms},
+            "two_thirds_log_variance": two_thirds_log_variance(means, ranks),
+        }
+
+    def _note_unseen(self, mean_squares: Sequence[Tensor | None]) -> None:
+        for layer, seen in zip(self.layers, mean_squares, strict=True):
+            gradients = [factor.grad for factor in layer.factors if factor.grad is not None]
+            if seen is None and gradients and layer.rank:
+                trained = torch.stack(torch._foreach_norm(gradients)).any()
+                self._trained_unseen[layer.name] = trained | self._trained_unseen.get(layer.name, False)
+
+    def _check_seen(self) -> None:
+        """Raise ValueError for a layer that was trained and whose input was not seen: Eq. (6) is unknown, not zero."""
+        for name, trained in self._trained_unseen.items():
+            if trained:
+                raise ValueError(
+                    f"no input of {name} was seen, although it is trained: something reads its weights and does not "
+                    f"call it (a fused kernel of unsloth or axolotl), so its input score, Eq. (6), is unknown; switch "
+                    f"the kernel off, or use alpha=1, which needs no inputs"
+                )
+
+    def _tell_skipped_energies(self) -> None:
+        if not self._told and (count := int(self.skipped_energies)):
+            self._told = True
+            logger.warning(
+                "the squared inputs of a layer in a step were not finite, %d times so far: these steps count for "
+                "nothing in the input score, Eq. (6), of such a layer; look for infinite activations, or use alpha=1",
+                count,
+            )
 
     @torch.no_grad()
-    def observe_gradients(self, *, loss_scale: float = 1.0) -> None:
-        """Eqs. (3) and (5) for one optimizer step, from the gradients as they are now; a missing one counts as zero."""
+    def observe_gradients(self) -> None:
+        """Take in Eqs. (3) and (5) of one optimizer step, from the gradients as they are now; a missing one is zero."""
         self._inputs = None
         beta1, beta2 = self.settings.beta1, self.settings.beta2
         zero = torch.zeros((), device=self.skipped.device)
@@ -150,14 +237,16 @@ class TripleScores(ScoreState):
 
     @torch.no_grad()
     def observe_inputs(self, mean_squares: Sequence[Tensor | None]) -> None:
-        """The EMA of the input energy for one optimizer step; a layer that saw no input keeps its value."""
+        """Move the EMA of the input energy on by one optimizer step; a layer that saw no input keeps its value."""
         indices = [index for index, seen in enumerate(mean_squares) if seen is not None]
         if not indices:
             return
         fresh = [seen for seen in mean_squares if seen is not None]
         widths = [len(seen) for seen in fresh]
         # All layers in a handful of operations: on a GPU launches are what costs.
-        finite = per_element(torch.stack(torch._foreach_norm(fresh, 1)).isfinite(), widths)
+        are_finite = torch.stack(torch._foreach_norm(fresh, 1)).isfinite()
+        self.skipped_energies += (~are_finite).sum()
+        finite = per_element(are_finite, widths)
         energy = torch.cat([self.energies[index] for index in indices])
         energy.lerp_(torch.where(finite, torch.cat(fresh), energy), 1 - self.settings.beta1)
         for index, value in zip(indices, energy.split(widths), strict=True):
@@ -171,10 +260,6 @@ class TripleScores(ScoreState):
         gradient = self._by_gradient() if of.alpha > 0 else torch.zeros_like(inputs)
         mixed = iter(mix_scores(gradient, inputs, alpha=of.alpha, norm=of.score_norm).tolist())
         return {layer.name: list(islice(mixed, layer.rank)) for layer in self.layers}
-
-    def read_weights(self) -> None:
-        """Have Eq. (6) read the weights as they are now, before the optimizer step, as Eq. (3) does."""
-        self._inputs = self._by_input()
 
     @torch.no_grad()
     def _by_input(self) -> Tensor:
@@ -216,6 +301,7 @@ class TripleScores(ScoreState):
             "norms": self.norms,
             "seen": self.seen,
             "skipped": self.skipped,
+            "skipped_energies": self.skipped_energies,
             **energies,
         }
 
@@ -223,6 +309,7 @@ class TripleScores(ScoreState):
         for name, averages in (("sensitivity", self.sensitivity), ("uncertainty", self.uncertainty)):
             averages[:] = [part.clone() for part in tensors[name].split([len(piece) for piece in averages])]
         self.norms, self.seen, self.skipped = tensors["norms"], tensors["seen"], tensors["skipped"]
+        self.skipped_energies = tensors["skipped_energies"]
         self.energies = [tensors[f"energy.{layer.name}"] for layer in self.layers]
 
 

@@ -17,7 +17,7 @@ from transformers.trainer_utils import number_of_arguments
 
 from pedyra.allocate.allocation import undone
 from pedyra.allocate.checkpoint import SideFileError, restore, restore_factors, save_state
-from pedyra.allocate.contract import RankConfig, method_of
+from pedyra.allocate.contract import RankMethod, method_of
 from pedyra.allocate.distributed import wrap_again
 from pedyra.allocate.optimizer_state import adopt, rekey_state, unwrapped
 from pedyra.allocate.rank_allocator import RankAllocator, trainable
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 def adapt(
     trainer: Trainer,
-    method: RankConfig,
+    method: RankMethod,
     *,
     adapter: str = "default",
     record_to: str | Path | None = None,
@@ -142,7 +142,7 @@ class RankResult:
 class RankTraining(TrainerCallback):
     """What `adapt` returns: it hands Trainer's events to the RankAllocator of each training."""
 
-    def __init__(self, trainer: Trainer, method: RankConfig, adapter: str, record_to: str | Path | None) -> None:
+    def __init__(self, trainer: Trainer, method: RankMethod, adapter: str, record_to: str | Path | None) -> None:
         self.trainer, self.method, self.adapter = trainer, method_of(method), adapter
         self.record_to = None if record_to is None else Path(record_to)
         self.allocator: RankAllocator | None = None

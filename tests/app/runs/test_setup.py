@@ -19,8 +19,7 @@ from pedyra.app.runs.setup import set_up
 from pedyra.app.tasks.task import load_task
 from pedyra.app.tasks.toy import toy
 from pedyra.methods.wide import Wide
-from pedyra.pe_dyra.method import PeDyra
-from pedyra.pe_dyra.scored import ScoredMethod
+from pedyra.pe_dyra.scored import PeDyra, ScoredMethod
 
 
 def recipe(**changes):
