@@ -182,7 +182,7 @@ def growth_limits(layers: Sequence[AdaptedLayer], max_rank: int | None) -> dict[
 
 
 def situated(now: Situation, settings: RankSettings, moves: int, max_ranks: dict[str, int]) -> ScoredSituation:
-    """The situation with the limits that a policy keeps to."""
+    """The situation with the limits that a plan keeps to."""
     known = {field.name: getattr(now, field.name) for field in fields(Situation)}
     return ScoredSituation(
         **known, moves=moves, min_rank=settings.min_rank, max_ranks=max_ranks, budget=settings.budget
