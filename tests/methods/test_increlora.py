@@ -68,7 +68,7 @@ def test_at_the_budget_what_is_left_of_the_reserves_goes(situation: Any):
 
 
 def test_a_compiled_model_is_refused_for_its_layers_show_no_gradients(prepare: Any):
-    assert not prepare("increlora").ranks.method.compiles and prepare("pedyra").ranks.method.compiles
+    assert not prepare("increlora").adaptation.ranks.compiles and prepare("pedyra").adaptation.ranks.compiles
 
 
 def test_a_run_grows_from_one_to_the_budget(prepare: Any):
