@@ -127,7 +127,7 @@ PROFILES = ("design", "sparse", "linear", "random", "uniform")
 @table("destinations")
 def places() -> Cells:
     """Where a LoRA is served, from the rows by which `pedyra export` and a fit write for it."""
-    cells = [["destination", "ranks", "mixed ranks", "`--target`", "seen with"]]
+    cells = [["destination", "ranks", "mixed ranks", "target", "seen with"]]
     for place in destinations().values():
         ranks = ", ".join(map(str, place.ranks)) or (
             f"{place.least} to {place.most}" if place.most else "any" if place.least == 1 else f"{place.least} and more"
