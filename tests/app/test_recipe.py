@@ -134,7 +134,10 @@ def test_settings_of_methods_that_move_ranks_may_stand_in_a_recipe_of_any_method
         ("training.push_to_hub=true", "a run pushes nothing; leave it out"),
         ("training.hub_token=secret", "training.hub_token would be written into the run folder"),
         ("lora.init=lora_ga", "lora.init 'lora_ga' looks at the data first, which a recipe cannot ask for"),
-        ("lora.init=loftq", "lora.init 'loftq' replaces the base weights by quantised ones"),
+        (
+            "lora.init=loftq",
+            "lora.init: LoftQ (init_lora_weights) cannot be adapted: its factors belong to quantised weights",
+        ),
         ("lora.init=eva", "lora.init 'eva' looks at the data first, which a recipe cannot ask for"),
         ("data={source: d.csv, kind: regression, num_labels: 3}", "data.num_labels has no meaning for data.kind regr"),
         ("data={source: d.csv, kind: regression, labels: [a, b]}", "data.labels has no meaning for data.kind regr"),

@@ -14,7 +14,7 @@ from torch import nn
 from pedyra import PeDyra, RankAllocator
 from pedyra.allocate.checkpoint import SideFileError, restore, save_state
 from pedyra.lora.attach import attach, detach, write_ranks
-from pedyra.lora.layer import adapted_layers, lora_layers
+from pedyra.lora.layer import adapted_layers, peft_layers
 from pedyra.lora.resize import NewTriples, install, resized
 
 STARTS = ("pissa", "pissa_niter_4", "OLoRA")  # PEFT takes the last in any case of letters
@@ -208,7 +208,7 @@ def test_trained_factors_are_told_from_a_start(init, dtype, shape):
         if not trained:
             attach(model)
             continue
-        for layer in lora_layers(model, "default"):
+        for layer in peft_layers(model, "default"):
             for slot in (layer.module.lora_A, layer.module.lora_B):
                 values = slot["default"].weight.data
                 values += 0.1 * values.std() * torch.randn_like(values)

@@ -17,6 +17,8 @@ from pydantic import (
     model_validator,
 )
 
+from pedyra.lora.supported import check_supported
+
 METRICS: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "f1", "matthews"),
     "pairs": ("accuracy", "f1", "matthews"),
@@ -107,10 +109,7 @@ class LoraSection(Section):
                 f"or initialise the adapter with PEFT and train it by pedyra.adapt"
             )
         if self.init == "loftq":  # PEFT fails with a KeyError
-            raise ValueError(
-                "lora.init 'loftq' replaces the base weights by quantised ones that no adapter file can hold; set "
-                "model.quantization to nf4 and leave lora.init out"
-            )
+            check_supported("adapt", "lora.init", {"init_lora_weights": self.init})
         return self
 
 

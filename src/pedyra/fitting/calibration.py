@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from pedyra.fitting.gramians import Calibration, Gramians
 from pedyra.fitting.judge import Batch, Judge
 from pedyra.lora.factors import AFactor, observed
-from pedyra.lora.layer import lora_layers as all_lora_layers
-from pedyra.lora.layer import rank_parameters
+from pedyra.lora.layer import peft_layers, rank_parameters
 from pedyra.lora.supported import check_supported, kind_of_module
 
 
 def lora_layers(model: nn.Module, adapter: str = "default") -> dict[str, Any]:
     """Name in the base model -> PEFT's LoraLayer, for every linear layer that holds the adapter. Raises ValueError: no
     such adapter, or a layer (embedding, convolution, AdaLoRA's) that a fit does not take."""
-    found = {layer.name: layer.module for layer in all_lora_layers(model, adapter)}
+    found = {layer.name: layer.module for layer in peft_layers(model, adapter)}
     if not found:
         raise ValueError(f"the model has no LoRA adapter named {adapter!r}; load one, or pass its name")
     kinds = {name: kind for name, module in found.items() if (kind := kind_of_module(module, adapter))}

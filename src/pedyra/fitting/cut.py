@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +20,10 @@ from pedyra.fitting.verdict import Factors
 from pedyra.fitting.worth import Balance
 from pedyra.lora.attach import detach
 from pedyra.lora.factors import BFactor, linear
-from pedyra.lora.files import finite, refuse_mount, refuse_unwritable, write_file, write_folder
-from pedyra.lora.folder import SavedLora, copy_processing, save_lora, whole_number
+from pedyra.lora.files import refuse_mount, refuse_unwritable, without_nan, write_file, write_folder
+from pedyra.lora.folder import SavedLora, copy_processing, save_lora
 from pedyra.lora.layer import adapted_layers
-from pedyra.lora.layer_names import pattern_keys
+from pedyra.lora.layer_names import rank_fields, whole_number
 
 RECORD = "pedyra_fit.json"
 """Beside the adapter: how it was chosen, and by how much the loss rises."""
@@ -134,7 +133,7 @@ def write_cut(
     def fill(part: Path) -> None:
         save_lora(part, tensors, config)
         copy_processing(lora.folder, part)
-        write_file(part / RECORD, json.dumps(finite(record), indent=2, allow_nan=False) + "\n")
+        write_file(part / RECORD, json.dumps(without_nan(record), indent=2, allow_nan=False) + "\n")
         for name, text in (beside or {}).items():
             write_file(part / name, text)
 
@@ -221,21 +220,12 @@ def check_out(out: Path, overwrite: bool = False) -> None:
 
 def _sizes(layers: Mapping[str, tuple[int, float]], modules: Collection[str]) -> dict[str, Any]:
     """The fields of LoraConfig that say which layers of these modules have which (rank, scaling)."""
-    keys = pattern_keys(layers)
-    rank = Counter(rank for rank, _ in layers.values()).most_common(1)[0][0]
-    scaling = Counter(scaling for _, scaling in layers.values()).most_common(1)[0][0]
-    usual = {"r": rank, "lora_alpha": whole_number(scaling * rank)}
-    other = {name: each for name, each in layers.items() if each != (rank, scaling)}
     return {
-        **usual,
-        "rank_pattern": {keys[name]: each[0] for name, each in other.items()},
-        "alpha_pattern": {keys[name]: whole_number(each[0] * each[1]) for name, each in other.items()},
+        **rank_fields(layers),
         "target_modules": _targets(layers, modules),
         "exclude_modules": None,
         "layers_to_transform": None,
         "layers_pattern": None,
-        "use_rslora": False,
-        "init_lora_weights": True,
     }
 
 

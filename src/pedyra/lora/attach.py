@@ -11,8 +11,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from pedyra.lora.factors import AFactor, BFactor, linear, renewed
-from pedyra.lora.layer import AdaptedLayer, adapted_layers, holds_triples, lora_layers
-from pedyra.lora.layer_names import pattern_keys
+from pedyra.lora.layer import AdaptedLayer, adapted_layers, holds_triples, peft_layers
+from pedyra.lora.layer_names import rank_fields
 from pedyra.lora.start import (
     check_start,
     check_svd_start,
@@ -40,7 +40,7 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
     """
     if isinstance(getattr(model, "module", None), PeftModel):  # DistributedDataParallel, DataParallel
         raise ValueError(f"the model is inside a {type(model).__name__}; give the PEFT model itself, its .module")
-    layers = list(lora_layers(model, adapter_name))
+    layers = list(peft_layers(model, adapter_name))
     if not layers:
         raise ValueError(
             f"the model has no LoRA adapter named {adapter_name!r}; wrap it with "
@@ -166,31 +166,19 @@ def detach(model: nn.Module, adapter_name: str = "default") -> None:
 def write_ranks(model: nn.Module, adapter_name: str = "default", scalings: Mapping[str, float] | None = None) -> None:
     """Bring the live PEFT config, and each layer's `r` and `lora_alpha`, in line with the ranks as they are.
 
-    Full module names go into `rank_pattern`, and alpha = scaling * r into `alpha_pattern`, so that any consumer of
-    alpha / r reproduces the constant scaling; rank 0 counts as the one zero row it has on disk. Where all layers have
-    one rank and one alpha, `r` and `lora_alpha` say so without patterns, which some readers pass over, and which take
-    PEFT half of its time to load. `use_rslora` and the start no longer describe what is on disk (PEFT would redo a
-    start on loading, and refuse odd ranks for "orthogonal"): they are set to what any LoRA loads with. `scalings` are
-    those of the layers, by name, where they are not the ones in force.
+    The fields are those of `rank_fields`, by which the scaling stays what it is; rank 0 counts as the one zero row it
+    has on disk. `scalings` are those of the layers, by name, where they are not the ones in force.
     """
     config: Any = model.peft_config[adapter_name]  # type: ignore[index]
-    layers = adapted_layers(model, adapter_name)
-    keys = pattern_keys(layer.name for layer in layers)
-    config.rank_pattern, config.alpha_pattern = {}, {}
-    for layer in layers:
+    sizes = {}
+    for layer in adapted_layers(model, adapter_name):
         scaling = layer.scaling if scalings is None else scalings[layer.name]
-        on_disk = max(1, layer.rank if layer.a.origin is None else 2 * layer.rank)
-        key = keys[layer.name]
-        config.rank_pattern[key] = on_disk
-        config.alpha_pattern[key] = scaling * on_disk
+        sizes[layer.name] = max(1, layer.rank if layer.a.origin is None else 2 * layer.rank), scaling
         layer.module.r[adapter_name] = max(1, layer.rank)
         layer.module.lora_alpha[adapter_name] = scaling * max(1, layer.rank)
         layer.module.use_rslora[adapter_name] = False
-    ranks, alphas = set(config.rank_pattern.values()), set(config.alpha_pattern.values())
-    if len(ranks) == len(alphas) == 1:
-        config.r, config.lora_alpha, config.rank_pattern, config.alpha_pattern = ranks.pop(), alphas.pop(), {}, {}
-    config.init_lora_weights = True
-    config.use_rslora = False
+    for field, value in rank_fields(sizes).items():
+        setattr(config, field, value)
 
 
 def _attach_layer(layer: AdaptedLayer) -> None:

@@ -147,7 +147,7 @@ def _digest(path: Path) -> str:
 
 def json_line(row: Mapping[str, Any]) -> str:
     """The row as a line of JSON, which has no NaN and no infinities: null takes their place."""
-    return json.dumps(finite(row), allow_nan=False) + "\n"
+    return json.dumps(without_nan(row), allow_nan=False) + "\n"
 
 
 def sync_file(path: Path) -> None:
@@ -251,10 +251,10 @@ def _told(shape: Any) -> str:
     return "null" if shape is None else _KINDS[shape if isinstance(shape, type) else type(shape)]
 
 
-def finite(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """The value as JSON can hold it: None in the place of each NaN and infinity."""
     if isinstance(value, Mapping):
-        return {key: finite(part) for key, part in value.items()}
+        return {key: without_nan(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(part) for part in value]
+        return [without_nan(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -20,8 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pedyra.lora.files import check_shape, write_file
-from pedyra.lora.inspection import PREFIX, find_adapter, keys_by_layer, read_adapter_config, read_tensors
+from pedyra.lora.files import check_shape, write_file, write_folder, write_sums
+from pedyra.lora.inspection import ADAPTER_FILES, PREFIX, find_adapter, keys_by_layer, read_adapter_config, read_tensors
 from pedyra.lora.supported import BESIDE, check_supported
 
 
@@ -158,11 +158,22 @@ def active_adapter(model: Any) -> str:
 
 
 def save_lora(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Write the two files of a PEFT LoRA folder into a new folder."""
+    """Write the two files of a PEFT LoRA folder, and their sums, into a new folder."""
     folder.mkdir()
     contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
     save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     write_file(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_sums(folder, ADAPTER_FILES)
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Save a live model's adapter as PEFT does, with the sums of its files; it appears whole or not at all."""
+
+    def save(part: Path) -> None:
+        model.save_pretrained(str(part))
+        write_sums(part, ADAPTER_FILES)
+
+    write_folder(folder, save)
 
 
 _PROCESSING = (
@@ -183,11 +194,6 @@ def copy_processing(folder: Path, out: Path) -> None:
             continue
         if file.is_file() and any(file.match(pattern) for pattern in _PROCESSING):
             shutil.copyfile(file, out / file.name)
-
-
-def whole_number(value: float) -> int | float:
-    """A whole number as an int, as readers expect of lora_alpha."""
-    return round(value) if math.isclose(value, round(value), rel_tol=1e-9) else value
 
 
 def load_adapter(base: nn.Module, folder: Path, title: str | None = None, **options: Any) -> PeftModel:

@@ -12,10 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pedyra.lora.files import read_json
+from pedyra.lora.files import SUMS, check_sums, read_json, read_sums
 from pedyra.lora.spectrum import effective_rank, singular_values
 
 PREFIX = "base_model.model."
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _SLOTS = {
     "A": "A",
     "B": "B",
@@ -79,7 +80,8 @@ def find_adapter(path: Path) -> Path:
     """The adapter folder of a run, or the folder itself if it is one.
 
     Raises:
-        ValueError: neither; for an unfinished run it names the checkpoint to use instead.
+        ValueError: neither, and for an unfinished run it names the checkpoint to use instead; or a file of it is not
+            the one that pedyra wrote.
     """
     if not path.is_dir():
         found = "is a file" if path.is_file() else "does not exist"
@@ -88,10 +90,22 @@ def find_adapter(path: Path) -> Path:
         if (folder / "adapter_config.json").is_file():
             if not (folder / "adapter_model.safetensors").is_file():
                 raise ValueError(f"{folder} has no adapter_model.safetensors; save the adapter in that format")
+            _check_whole(folder)
             return folder
     checkpoints = sorted(path.glob("checkpoint-*"), key=lambda found: found.stat().st_mtime)
     hint = f"; its run is unfinished, try {checkpoints[-1]}" if checkpoints else ""
     raise ValueError(f"{path} holds no adapter (adapter_config.json){hint}")
+
+
+def _check_whole(folder: Path) -> None:
+    """Raise ValueError where a file of the adapter is not the one that was written. A folder without sums, as PEFT
+    writes it, is taken as it is."""
+    if not (folder / SUMS).is_file():
+        return
+    try:
+        check_sums(folder, [name for name in ADAPTER_FILES if name in read_sums(folder)])
+    except ValueError as error:
+        raise ValueError(f"{error}; if you changed it yourself, remove {folder / SUMS}") from None
 
 
 _CONFIG = {

@@ -86,10 +86,11 @@ class AdaptedLayer:
 
 def adapted_layers(model: nn.Module, adapter_name: str = "default") -> list[AdaptedLayer]:
     """The layers that hold triples now, in the model's order."""
-    return [layer for layer in lora_layers(model, adapter_name) if holds_triples(layer)]
+    return [layer for layer in peft_layers(model, adapter_name) if holds_triples(layer)]
 
 
-def lora_layers(model: nn.Module, adapter_name: str) -> Iterator[AdaptedLayer]:
+def peft_layers(model: nn.Module, adapter_name: str) -> Iterator[AdaptedLayer]:
+    """Every LoRA layer of PEFT that has this adapter, whether it holds triples or not, in the model's order."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     for name, module in base.named_modules():
         if isinstance(module, LoraLayer) and (adapter_name in module.lora_A or adapter_name in module.lora_embedding_A):

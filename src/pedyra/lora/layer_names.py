@@ -1,11 +1,13 @@
-"""What a layer's name says: where it sits in its model, and how PEFT's patterns name it."""
+"""What a layer's name says: where it sits in its model, how PEFT's patterns name it, and the ranks that they say."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from typing import Any
 
 
 def layer_place(name: str) -> tuple[str, int]:
@@ -28,6 +30,37 @@ def pattern_keys(names: Iterable[str]) -> dict[str, str]:
     """
     names = tuple(names)
     return dict(zip(names, _keys(names), strict=True))
+
+
+def rank_fields(layers: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
+    """What LoraConfig says of layers that have these (rank, scaling), by name.
+
+    `r` is the largest rank, and lora_alpha / r the scaling that most layers have: a reader that checks ranks against
+    `r`, or that takes one scaling for all, is right by that alone. Where all layers are alike no pattern is written,
+    since PEFT takes half of its time to load for them; else the patterns name every layer.
+    """
+    rank = max(rank for rank, _ in layers.values())
+    # 12 digits, since s r / r need not be s to the last bit; a scaling of 0 switches its layer off.
+    alike = {name: f"{scaling:.12g}" for name, (_, scaling) in layers.items() if scaling}
+    usual = Counter(alike.values()).most_common(1)[0][0] if alike else "0"
+    scaling = next((layers[name][1] for name, each in alike.items() if each == usual), 0.0)
+    mixed = any(each != rank for each, _ in layers.values()) or [*alike.values()] != [usual] * len(layers)
+    keys = pattern_keys(layers)
+    listed = layers.items() if mixed else ()
+    return {
+        "r": rank,
+        "lora_alpha": whole_number(scaling * rank),
+        "rank_pattern": {keys[name]: each for name, (each, _) in listed},
+        "alpha_pattern": {keys[name]: whole_number(each * times) for name, (each, times) in listed},
+        "use_rslora": False,
+        # All weights are on disk; PEFT would redo a start on loading, and refuse odd ranks for "orthogonal".
+        "init_lora_weights": True,
+    }
+
+
+def whole_number(value: float) -> int | float:
+    """A whole number as an int, as readers expect of lora_alpha."""
+    return round(value) if math.isclose(value, round(value), rel_tol=1e-9) else value
 
 
 @lru_cache(maxsize=64)

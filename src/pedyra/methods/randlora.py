@@ -12,7 +12,7 @@ import torch
 from peft import RandLoraConfig
 from peft.tuners.randlora.layer import RandLoraLayer
 
-from pedyra.lora.layer import lora_layers
+from pedyra.lora.layer import peft_layers
 from pedyra.methods.method import Adaptation, Method, Request, Settings, setting
 
 
@@ -84,7 +84,7 @@ def nearest_r(shapes: list[tuple[int, int]], parameters: int) -> int:
 def _shapes(request: Request) -> dict[str, tuple[int, int]]:
     """Name and (in, out) of every target, found by wrapping it in LoRA for a moment."""
     model: Any = request.with_lora()
-    layers = {layer.name: layer.module for layer in lora_layers(model, "default")}
+    layers = {layer.name: layer.module for layer in peft_layers(model, "default")}
     model.unload()
     return {name: (module.in_features, module.out_features) for name, module in layers.items()}
 

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from pedyra.app.export.hub import NO_PICKLES, told_by_hub, trusts_remote_code
 from pedyra.lora.folder import SavedLora, load_adapter
-from pedyra.lora.layer import lora_layers
+from pedyra.lora.layer import peft_layers
 
 _AUTO_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
@@ -136,7 +136,7 @@ def _check_unshared(base: Any, adapter_name: str) -> None:
     for name, parameter in held:
         if "original_module" not in name.split("."):  # of a module that is trained whole: its own copy takes the place
             names.setdefault(id(parameter), []).append(_unwrapped(name).rpartition(".")[0])
-    for layer in lora_layers(base, adapter_name):
+    for layer in peft_layers(base, adapter_name):
         weight = getattr(layer.module.get_base_layer(), getattr(layer.module, "parameter_name", "weight"), None)
         if others := [name for name in names.get(id(weight), []) if name != _unwrapped(layer.name)]:
             raise ValueError(

@@ -26,10 +26,9 @@ from pedyra.lora.folder import (
     copy_processing,
     save_lora,
     saved_lora,
-    whole_number,
 )
 from pedyra.lora.layer import adapted_layers
-from pedyra.lora.layer_names import pattern_keys
+from pedyra.lora.layer_names import rank_fields
 from pedyra.lora.spelling import did_you_mean
 from pedyra.lora.start import takes_from_weight
 
@@ -102,7 +101,7 @@ def _converted(lora: SavedLora, target: str) -> tuple[dict[str, Tensor], dict[st
         tensors[layer.keys["A"]] = F.pad(A, (0, 0) * (A.dim() - 1) + (0, missing))
         tensors[layer.keys["B"]] = F.pad(B, (0, 0) * (B.dim() - 2) + (0, missing))
     patterns = {"peft": ("rank_pattern", "alpha_pattern"), "padded": (), "gguf": ("rank_pattern",)}[target]
-    return tensors, _config(lora, rank, scaling, patterns=patterns), _record(lora, target, scaling, factors)
+    return tensors, _config(lora, scaling, patterns), _record(lora, target, scaling, factors)
 
 
 def _common_scaling(lora: SavedLora) -> float:
@@ -125,24 +124,10 @@ def _is_folded(factor: float) -> bool:
     return not math.isclose(factor, 1, rel_tol=1e-9)
 
 
-def _config(lora: SavedLora, rank: int, scaling: float, *, patterns: tuple[str, ...]) -> dict[str, Any]:
-    keys = pattern_keys(layer.name for layer in lora.layers)
-    mixed = any(layer.rank != rank for layer in lora.layers)
-    listed = lora.layers if mixed else []
-    values = {
-        "rank_pattern": {keys[layer.name]: layer.rank for layer in listed},
-        "alpha_pattern": {keys[layer.name]: whole_number(scaling * layer.rank) for layer in listed},
-    }
-    config = {
-        **lora.config,
-        "r": rank,
-        "lora_alpha": whole_number(scaling * rank),
-        "use_rslora": False,
-        # All weights are in the file; a start would only restrict the rank (orthogonal: even) or need data (eva).
-        "init_lora_weights": True,
-        "inference_mode": True,
-        **{name: value if name in patterns else {} for name, value in values.items()},
-    }
+def _config(lora: SavedLora, scaling: float, patterns: tuple[str, ...]) -> dict[str, Any]:
+    fields = rank_fields({layer.name: (layer.rank, scaling) for layer in lora.layers})
+    unread = {name: {} for name in ("rank_pattern", "alpha_pattern") if name not in patterns}
+    config = {**lora.config, **fields, **unread, "inference_mode": True}
     if "eva_config" in config:
         config["eva_config"] = None
     return config

@@ -29,7 +29,8 @@ from pedyra.fitting.result import Fit
 from pedyra.fitting.wanted import Wanted
 from pedyra.lora.attach import detach
 from pedyra.lora.card import CARD, adapter_card, shown_name, shown_ranks
-from pedyra.lora.files import append_row, is_disk_full, read_rows, remove, write_file, write_folder
+from pedyra.lora.files import append_row, is_disk_full, read_rows, remove, write_file
+from pedyra.lora.folder import save_adapter
 from pedyra.lora.inspection import inspect_adapter
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.registry import get_method
@@ -309,7 +310,7 @@ def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) 
     before = [entry for entry in trainer.state.log_history if entry["step"] == 0 and "eval_loss" in entry]
 
     if is_first():
-        write_folder(folder.adapter, lambda part: setup.model.save_pretrained(str(part)))
+        save_adapter(setup.model, folder.adapter)
     evaluation = _final_evaluation(trainer, log if best else None)
     final = {
         "step": trainer.state.global_step,
