@@ -136,7 +136,7 @@ def test_settings_of_methods_that_move_ranks_may_stand_in_a_recipe_of_any_method
         ("lora.init=lora_ga", "lora.init 'lora_ga' looks at the data first, which a recipe cannot ask for"),
         (
             "lora.init=loftq",
-            "lora.init: LoftQ (init_lora_weights) cannot be adapted: its factors belong to quantised weights",
+            "lora.init: LoftQ (init_lora_weights) cannot be adapted: its factors belong to",
         ),
         ("lora.init=eva", "lora.init 'eva' looks at the data first, which a recipe cannot ask for"),
         ("data={source: d.csv, kind: regression, num_labels: 3}", "data.num_labels has no meaning for data.kind regr"),
