@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import pytest
-import torch
 from peft import LoHaConfig, LoraConfig, get_peft_model
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
@@ -16,39 +15,31 @@ from pedyra.lora.folder import load_adapter, read_lora
 from pedyra.lora.layer import adapted_layers
 
 
-class Mixed(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.emb, self.conv, self.lin = nn.Embedding(10, 6), nn.Conv1d(6, 6, 3, padding=1), nn.Linear(6, 6)
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.lin(self.conv(self.emb(ids).mT).mT)
+def linear(config: Any = None) -> Any:
+    """A linear layer, with an adapter where there is a config."""
+    base: Any = nn.Sequential(nn.Linear(6, 6))
+    return base if config is None else get_peft_model(base, config)
 
 
-def adapted(*targets: str, **settings: Any) -> Any:
-    return get_peft_model(Mixed(), LoraConfig(r=2, target_modules=list(targets), **settings))
-
-
-def test_other_adapter_types_are_refused():
-    with pytest.raises(ValueError, match="no LoRA adapter named 'default'.*get_peft_model"):
-        attach(get_peft_model(Mixed(), LoHaConfig(r=2, target_modules=["lin"])))
-
-
-def test_a_model_without_an_adapter_is_refused():
-    with pytest.raises(ValueError, match="no LoRA adapter named 'default'"):
-        attach(Mixed())
-
-
-def test_a_wrong_adapter_name_is_refused():
-    with pytest.raises(ValueError, match="no LoRA adapter named 'typo'"):
-        attach(adapted("lin"), "typo")
-
-
-def test_a_merged_adapter_is_refused():
-    model = adapted("lin")
+def merged() -> Any:
+    model = linear(LoraConfig(target_modules=["0"]))
     model.merge_adapter()
-    with pytest.raises(ValueError, match=r"merged into lin; call model\.unmerge_adapter\(\) first"):
-        attach(model)
+    return model
+
+
+REFUSED: dict[str, tuple[Any, str, str]] = {
+    "another type": (lambda: linear(LoHaConfig(target_modules=["0"])), "default", "no LoRA adapter named 'default'"),
+    "none": (linear, "default", "no LoRA adapter named 'default'"),
+    "misspelt": (lambda: linear(LoraConfig(target_modules=["0"])), "typo", "no LoRA adapter named 'typo'"),
+    "merged": (merged, "default", "is merged into 0; call model.unmerge_adapter"),
+}
+
+
+@pytest.mark.parametrize("case", list(REFUSED))
+def test_what_holds_no_adapter_of_this_name_is_refused(case: str):
+    make, name, said = REFUSED[case]
+    with pytest.raises(ValueError, match=said):
+        attach(make(), name)
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
