@@ -64,7 +64,7 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
         check_start(model, layers, init)
     if start == "svd":
         check_svd_start(layers, init)
-    # The config in the model will carry this run's ranks: never write into an object the user may reuse.
+    # The config in the model will carry this run's ranks, so it is a copy: the user may reuse the object.
     model.peft_config[adapter_name] = copy.deepcopy(config)  # type: ignore[index]
     generator = torch.Generator().manual_seed(seed)
     for layer in layers:
@@ -131,7 +131,7 @@ def _ranks_as_loaded(model: nn.Module, incompatible_keys: Any) -> None:
             follow_loaded(layer, weight_too=layer.name not in without)
         drop_empty(layers)
         if any(layer.module.r[name] != max(1, layer.rank) for layer in layers):
-            # Not the scaling in force, which PEFT may have changed for a while (`set_scale`).
+            # The scaling in force is not asked: PEFT may have changed it for a while (`set_scale`).
             write_ranks(model, name, {x.name: x.module.lora_alpha[name] / x.module.r[name] for x in layers})
 
 
@@ -147,7 +147,7 @@ def _watch_loading(model: nn.Module) -> None:
 
 
 def detach(model: nn.Module, adapter_name: str = "default") -> None:
-    """The inverse of `attach`: ordinary `nn.Linear` slots with E folded into A, same function.
+    """Undo `attach`: the slots become ordinary `nn.Linear` with E folded into A, and the function stays the same.
 
     The slots hold what goes to disk: a layer of rank 0 becomes one zero row, and where PEFT's start took from the
     base weight (PiSSA) that weight is what it was before, and the start joins the factors. All are new Parameters.

@@ -28,7 +28,7 @@ def adapter_card(
     dataset: str | None = None,
     metrics: Sequence[str] = (),
 ) -> str:
-    """The card as Markdown, with the Hub's metadata on top.
+    """Write the card as Markdown, with the Hub's metadata on top.
 
     Args:
         rows: what was done, as name -> value; an empty value is left out.
@@ -48,21 +48,21 @@ def adapter_card(
 
 
 def names_repository(name: str | None) -> bool:
-    """Whether this is the name of a repository as the Hub has them, owner/name, and no path of this machine."""
+    """Tell whether this is the name of a repository of the Hub, owner/name, and no path of this machine."""
     if name is None or name.startswith((".", "/", "~")) or Path(name).exists():
         return False
     return name.count("/") == 1 and "\\" not in name
 
 
 def shown_name(name: str | None) -> str:
-    """A base model's name as others may read it: of a path of this machine only the last part."""
+    """Give a base model's name as others may read it: a path of this machine is cut to its last part."""
     if not name:
         return ""
     return name if names_repository(name) else Path(name).name
 
 
 def shown_ranks(ranks: Sequence[int]) -> str:
-    """The ranks of an adapter's layers in one line."""
+    """Tell the ranks of an adapter's layers in one line."""
     if not ranks:
         return ""
     low, high = min(ranks), max(ranks)

@@ -1,4 +1,4 @@
-"""The two slots of a PEFT LoRA layer, holding triples: `AFactor` (A and E) and `BFactor` (B).
+"""The two slots of a PEFT LoRA layer hold triples: `AFactor` has A and E, `BFactor` has B.
 
 On disk both are the plain `weight` of an ordinary LoRA: E is folded into A. In memory they take any rank.
 """
@@ -21,7 +21,7 @@ each call of a layer, under activation checkpointing too, whatever forward compu
 
 
 def observed(h: Tensor, observer: Observer | None) -> Tensor:
-    """h, whose gradient the observer will be given with it."""
+    """Return h, whose gradient the observer will be given with it."""
     if observer is not None and h.requires_grad:
         seen = h.detach()  # a hook that held h itself would keep it alive
         h.register_hook(lambda g: observer(seen, g))
@@ -30,32 +30,32 @@ def observed(h: Tensor, observer: Observer | None) -> Tensor:
 
 @dataclass
 class Start:
-    """The triples of one layer as they began, and the weight beside them."""
+    """This is how the triples of one layer began, and the weight beside them."""
 
     A: Tensor
     """`(r, in)`, with E in it."""
     B: Tensor
     """`(out, r)`, with the scaling in it."""
     weight: Tensor | None = None
-    """The base weight beside these, on the host, once the layer's own is another one. That is always made from this
-    one: it depends on which triples are left and not on the order in which others went, and a resumed run has it to
-    the last bit."""
+    """This is the base weight beside them, kept on the host once the layer's own is another one. That is always made
+    from this one: it depends on which triples are left and not on the order in which others went, and a resumed run has
+    it to the last bit."""
 
 
 class AFactor(nn.Module):
-    """The `lora_A` slot: x (..., in) -> x (E A)^T (..., r), with A `(r, in)` and E `(r,)`.
+    """This is the `lora_A` slot: it maps x (..., in) to x (E A)^T (..., r), with A `(r, in)` and E `(r,)`.
 
     Where PEFT's start took from the weight (PiSSA), the state dict holds the update of the weight as it was before:
     [E A; A0] `(2 r, in)`, against [B, -B0] in the other slot, and loading takes the two apart again.
     """
 
     E: Tensor
-    """A Parameter, or a plain tensor where it is not trained, see `train_e`."""
+    """It is a Parameter, or a plain tensor where it is not trained, see `train_e`."""
     origin: Tensor | None
     """A0 `(r, in)`, what each row began as, with E in it; see `lora.start`."""
     start: Start | None = None
     loaded_origin: Tensor | None = None
-    """The `origin` of a state that was loaded, until `start.follow_loaded` has brought the base weight in line."""
+    """It holds the `origin` of a state that was loaded, until `start.follow_loaded` has brought the base weight in line."""
     bias = None  # an nn.Linear's attribute that PEFT reads
     observer: Observer | None
     """Sees every call that takes a gradient. None: nobody looks."""
@@ -134,7 +134,7 @@ class AFactor(nn.Module):
         return self.__dict__ | {"observer": None}  # a copy, or a pickle, is nobody's
 
     def identity_e(self, rank: int) -> Tensor:
-        """The E with which `weight` is A."""
+        """Return the E with which `weight` is A."""
         return torch.ones(rank)
 
     @property
@@ -146,7 +146,7 @@ class AFactor(nn.Module):
         return self.A.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        # One product of r x in, not of tokens x r, and no activation kept for the gradient of E.
+        # This takes one product of r x in, not of tokens x r, and keeps no activation for the gradient of E.
         return observed(F.linear(x, self.weight), self.observer)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
@@ -182,7 +182,7 @@ class AFactor(nn.Module):
         self.A, self.E = loaded(self.A, A, local_metadata), loaded(self.E, E, local_metadata)
 
     def taken_apart(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """A `(r, in)` and E `(r,)`, whose product a loaded `weight` is, up to rounding.
+        """Split a loaded `weight` into A `(r, in)` and E `(r,)`, whose product it is up to rounding.
 
         Where E is a Parameter, rows of A keep the length that they have (at another rank, their mean length), and E its
         sign: Eq. (2) holds rows at one length, and the optimizer's averages are of factors of this size. So a weight
@@ -208,7 +208,7 @@ class AFactor(nn.Module):
 
 
 class BFactor(nn.Linear):
-    """The `lora_B` slot: an `nn.Linear` `(out, r)` whose rank may change, in memory and on loading."""
+    """This is the `lora_B` slot, an `nn.Linear` `(out, r)` whose rank may change, in memory and on loading."""
 
     origin: Tensor | None
     """B0 `(out, r)`, as in `AFactor`; so are the next two."""
@@ -265,7 +265,7 @@ class BFactor(nn.Linear):
 
 
 def linear(weight: nn.Parameter, bias: nn.Parameter | None = None) -> nn.Linear:
-    """An ordinary slot that holds these very Parameters; of a rank of 1 or more."""
+    """Make an ordinary slot that holds these very Parameters; its rank is 1 or more."""
     made = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     made.weight = weight
     if bias is not None:
@@ -274,7 +274,7 @@ def linear(weight: nn.Parameter, bias: nn.Parameter | None = None) -> nn.Linear:
 
 
 def renewed(old: Tensor, value: Tensor) -> Tensor:
-    """A new Parameter with `value`, trained or not as the old one, and with its hooks and whatever else a user has hung
+    """Make a new Parameter with `value`, trained or not as the old one, with its hooks and whatever else a user has hung
     on it; for a plain tensor, the value itself."""
     if not isinstance(old, nn.Parameter):
         return value
@@ -288,7 +288,7 @@ def renewed(old: Tensor, value: Tensor) -> Tensor:
 
 
 def loaded(old: Tensor, value: Tensor, local_metadata: dict) -> Any:
-    """The old tensor with the value in it where that fits, as torch's modules load, for an optimizer holds it;
+    """Put the value into the old tensor where it fits, as torch's modules load, for an optimizer holds it;
     else `renewed`, on the old one's device (or the value's, when assigning) and of its dtype."""
     assign = local_metadata.get("assign_to_params_buffers", False) or old.device.type == "meta"
     if not assign and value.shape == old.shape:

@@ -85,12 +85,12 @@ def refuse_unwritable(path: Path, name: str) -> None:
         raise ValueError(f"{name} cannot be written: no permission in {nearest}; choose another folder")
 
 
-# How safetensors, and torch's writer of zip archives, tell that a write failed; neither raises OSError.
+# So do safetensors, and torch's writer of zip archives, tell that a write failed; neither raises OSError.
 _FAILED_WRITES = ("No space left on device", "PytorchStreamWriter", "inline_container", "iostream error")
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a write that found no space is at the bottom of it."""
+    """Tell whether a write that found no space is at the bottom of it."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     if any(sign in str(error) for sign in _FAILED_WRITES):
@@ -106,7 +106,7 @@ def sync_folder(folder: Path) -> None:
 
 
 SUMS = "SHA256SUMS"
-"""The digests of the files beside it; `sha256sum -c SHA256SUMS` checks them too."""
+"""This file has the digests of those beside it; `sha256sum -c SHA256SUMS` checks them too."""
 
 
 def write_sums(folder: Path, names: Iterable[str]) -> None:
@@ -115,7 +115,7 @@ def write_sums(folder: Path, names: Iterable[str]) -> None:
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """File -> digest, by the SHA256SUMS of `folder`. Raises ValueError where there is none, or no such file."""
+    """Read file -> digest from the SHA256SUMS of `folder`. Raises ValueError where there is none, or no such file."""
     if not (folder / SUMS).is_file():
         raise ValueError(f"{folder / SUMS} is missing")
     lines = (folder / SUMS).read_bytes().decode(errors="replace").splitlines()
@@ -146,7 +146,7 @@ def _digest(path: Path) -> str:
 
 
 def json_line(row: Mapping[str, Any]) -> str:
-    """The row as a line of JSON, which has no NaN and no infinities: null takes their place."""
+    """Write the row as a line of JSON, which has no NaN and no infinities: null takes their place."""
     return json.dumps(without_nan(row), allow_nan=False) + "\n"
 
 
@@ -166,7 +166,7 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_rows(path: Path, shape: Any = None) -> list[dict[str, Any]]:
-    """The JSON objects of a file's lines, none if it is absent; a last line cut short by a crash is left out.
+    """Read the JSON objects of a file's lines, none if it is absent; a last line cut short by a crash is left out.
 
     Args:
         shape: what each line must be, as in `check_shape`.
@@ -181,7 +181,7 @@ def read_rows(path: Path, shape: Any = None) -> list[dict[str, Any]]:
 
 
 def read_json(path: Path, shape: Any = None) -> dict[str, Any]:
-    """The JSON object in a file. Raises ValueError, with the file's name, for anything else and another shape."""
+    """Read the JSON object in a file. Raises ValueError, with the file's name, for anything else and another shape."""
     return parse_json(path.read_bytes(), str(path), shape or {})
 
 
@@ -252,7 +252,7 @@ def _told(shape: Any) -> str:
 
 
 def without_nan(value: Any) -> Any:
-    """The value as JSON can hold it: None in the place of each NaN and infinity."""
+    """Make the value one that JSON can hold: None takes the place of each NaN and infinity."""
     if isinstance(value, Mapping):
         return {key: without_nan(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

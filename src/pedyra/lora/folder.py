@@ -1,4 +1,4 @@
-"""A LoRA on disk: the form of a factor there, and a folder read without a model (factors and scaling of each layer)."""
+"""A LoRA lies on disk in PEFT's form; here it is written, and read without a model: factors and scaling of each layer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pedyra.lora.supported import BESIDE, check_supported
 
 
 def as_saved(weight: Tensor, origin: Tensor | None, dim: int) -> Tensor:
-    """What goes to disk: the rows, then what they began as; a zero row for rank 0, which PEFT could not load."""
+    """Return what goes to disk: the rows, then what they began as; or a row of zeros, since PEFT loads no rank 0."""
     if origin is not None and origin.shape[dim]:
         return torch.cat([weight, origin.to(weight)], dim)
     if weight.shape[dim] == 0:
@@ -40,7 +40,7 @@ ANOTHER_START = "the weight does not end with the start (PiSSA, OLoRA) of this m
 
 
 def as_read(weight: Tensor, dim: int) -> tuple[Tensor, Tensor | None]:
-    """The inverse of `as_saved` for triples with an origin: values and origin; None for that where it has none."""
+    """Undo `as_saved` for triples with an origin: values and origin, which is None where the file has none."""
     count = weight.shape[dim]
     if count == 1 and not weight.any():
         return weight.narrow(dim, 0, 0), weight.narrow(dim, 0, 0)
@@ -61,22 +61,22 @@ _OF_LORA = {
 
 @dataclass(frozen=True)
 class SavedLayer:
-    """One layer: W + scaling * B A, with A `(rank, in)` and B `(out, rank)` under their keys in the file."""
+    """One layer adds scaling * B A to its weight, with A `(rank, in)` and B `(out, rank)` under their keys in the file."""
 
     name: str
-    """In the base model."""
+    """This is its name in the base model."""
     keys: dict[str, str]
-    """Slot (A, B, bias, magnitude) -> key of its tensor."""
+    """They lead from a slot (A, B, bias, magnitude) to the key of its tensor."""
     rank: int
     scaling: float
 
 
 @dataclass(frozen=True)
 class SavedLora:
-    """An adapter folder: `adapter_config.json` and the tensors of `adapter_model.safetensors`."""
+    """This is what an adapter folder holds: `adapter_config.json` and the tensors of `adapter_model.safetensors`."""
 
     title: str
-    """What messages call it: the folder's path, or the name of a live adapter."""
+    """Messages call it so: by the folder's path, or by the name of a live adapter."""
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -88,7 +88,7 @@ class SavedLora:
 
     @property
     def kinds(self) -> dict[str, str]:
-        """Layer -> its kind in `lora.supported`, of those that are not plainly linear; and one tensor beside them."""
+        """Give each layer that is not plainly linear its kind in `lora.supported`, and the first tensor beside them."""
         found = {}
         for layer in self.layers:
             if ".lora_embedding_" in layer.keys["A"]:
@@ -103,7 +103,7 @@ class SavedLora:
 
     @property
     def others(self) -> list[str]:
-        """Keys of what is no factor of a triple: heads, modules trained in full, biases."""
+        """These keys are of no factor of a triple: heads, modules trained in full, biases."""
         factors = {key for layer in self.layers for slot, key in layer.keys.items() if slot != "bias"}
         return [key for key in self.tensors if key not in factors]
 
@@ -132,8 +132,8 @@ def read_lora(path: Path, title: str | None = None) -> SavedLora:
 
 @contextmanager
 def saved_lora(source: PeftModel | str | Path, name: str | None = None) -> Iterator[SavedLora]:
-    """The adapter of a folder, or of a live model that of this name, or the active one, as it is on disk; its folder
-    may be gone after."""
+    """Read the adapter of a folder, or the one of this name (else the active one) of a live model, as it is on disk. Its
+    folder may be gone afterwards."""
     if isinstance(source, (str, Path)):
         yield read_lora(Path(source))
         return
@@ -144,7 +144,7 @@ def saved_lora(source: PeftModel | str | Path, name: str | None = None) -> Itera
 
 
 def active_adapter(model: Any) -> str:
-    """The one active LoRA adapter of a live model."""
+    """Return the name of the one active LoRA adapter of a live model."""
     if not isinstance(model, PeftModel):
         raise ValueError(
             f"the source is a {type(model).__name__} without an adapter; give the model that "
@@ -197,7 +197,7 @@ def copy_processing(folder: Path, out: Path) -> None:
 
 
 def load_adapter(base: nn.Module, folder: Path, title: str | None = None, **options: Any) -> PeftModel:
-    """The adapter on `base`, as PEFT loads it. Raises ValueError: its files are damaged, or do not fit this model."""
+    """Load the adapter on `base` with PEFT. Raises ValueError: its files are damaged, or do not fit this model."""
     title = title or str(folder)
     try:
         _follow_vocabulary(base, folder)
@@ -227,7 +227,7 @@ def _follow_vocabulary(base: Any, folder: Path) -> None:
 
 
 _MISFITS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, re.error)
-"""What PEFT raises for a config that was written by hand, or for another model."""
+"""PEFT raises these for a config that was written by hand, or for another model."""
 
 
 def _saved_layer(

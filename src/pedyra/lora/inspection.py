@@ -1,4 +1,4 @@
-"""What a saved LoRA adapter holds: ranks, parameters, effective ranks, bytes; read from its files, without a model."""
+"""The files of a LoRA adapter say what it holds, without a model: ranks, parameters, effective ranks, bytes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SLOTS = {
 
 
 def inspect_adapter(path: Path) -> list[dict[str, Any]]:
-    """A row for each layer of a run folder's adapter, or of any PEFT LoRA folder (a checkpoint is one too), by name,
+    """Make a row for each layer of a run folder's adapter, or of any PEFT LoRA folder (a checkpoint is one too), by name,
     block 2 before block 10; then the row `total`.
 
     A layer of rank 0 is one triple of zeros on disk, and counts as what it is. The effective rank (`lora.spectrum`) is
@@ -67,7 +67,7 @@ def inspect_adapter(path: Path) -> list[dict[str, Any]]:
 
 
 def keys_by_layer(keys: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Layer name in the base model -> slot (A, B, E, bias, magnitude) -> key of its tensor."""
+    """Sort the keys: layer name in the base model -> slot (A, B, E, bias, magnitude) -> key of its tensor."""
     found: dict[str, dict[str, str]] = {}
     for key in keys:
         name, separator, slot = key.removeprefix(PREFIX).rpartition(".lora_")
@@ -77,7 +77,7 @@ def keys_by_layer(keys: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def find_adapter(path: Path) -> Path:
-    """The adapter folder of a run, or the folder itself if it is one.
+    """Find the adapter folder of a run, or take the folder itself if it is one.
 
     Raises:
         ValueError: neither, and for an unfinished run it names the checkpoint to use instead; or a file of it is not
@@ -126,12 +126,12 @@ _CONFIG = {
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """What `adapter_config.json` holds. Raises ValueError, which names the field, where that is damaged."""
+    """Read `adapter_config.json`. Raises ValueError, which names the field, where that is damaged."""
     return read_json(folder / "adapter_config.json", _CONFIG)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; ValueError with the file's name if it is damaged."""
+    """Read the tensors of a safetensors file. Raises ValueError, with the file's name, if it is damaged."""
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -139,12 +139,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """Sort key under which layer.2 comes before layer.10."""
+    """Make a sort key under which layer.2 comes before layer.10."""
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
 
 
 def _ranks_of_experts(config: Mapping[str, Any], name: str) -> set[Any]:
-    """The ranks that the config may give a layer of the file, of which it does not say which parameter of the experts
+    """Return the ranks that the config may give a layer, of which the file does not say which parameter of the experts
     (`target_parameters`) it holds; none where no such parameters are adapted."""
     ranks, layer = config.get("rank_pattern") or {}, name.replace(".base_layer", "")
     names = [f"{layer}.{each.rpartition('.')[2]}" for each in config.get("target_parameters") or ()]

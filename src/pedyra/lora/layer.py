@@ -14,22 +14,22 @@ from pedyra.lora.factors import AFactor, BFactor
 
 
 def rank_parameters(in_features: int, out_features: int) -> int:
-    """Number of parameters of one rank of a linear layer, on disk: a row of A and a column of B."""
+    """Count the parameters of one rank of a linear layer on disk: a row of A and a column of B."""
     return in_features + out_features
 
 
 @dataclass(frozen=True)
 class AdaptedLayer:
-    """One LoRA layer with triples, under the name it has in the base model."""
+    """This is one LoRA layer with triples, under the name that it has in the base model."""
 
     name: str
     module: Any
-    """PEFT's LoraLayer."""
+    """It is PEFT's LoraLayer."""
     adapter: str
 
     @cached_property
     def _slots(self) -> tuple[Any, Any]:
-        """PEFT's `lora_A` and `lora_B`, which stay; what they hold may not."""
+        """PEFT's `lora_A` and `lora_B` stay; what they hold may not."""
         return self.module.lora_A, self.module.lora_B
 
     @property
@@ -51,7 +51,7 @@ class AdaptedLayer:
 
     @property
     def factors(self) -> tuple[nn.Parameter, Tensor, nn.Parameter]:
-        """A `(r, in)`, E `(r,)` and B `(out, r)`, now; E may be no Parameter, see `AFactor.train_e`."""
+        """They are A `(r, in)`, E `(r,)` and B `(out, r)` now; E may be no Parameter, see `AFactor.train_e`."""
         a = self.a
         return a.A, a.E, self.b.weight
 
@@ -61,19 +61,18 @@ class AdaptedLayer:
 
     @property
     def scaling(self) -> float:
-        """alpha / r at attach; constant for the whole run, so that a rank change never rescales what stays."""
+        """It is alpha / r at attach, for the whole run, so that a rank change never rescales what stays."""
         return self.module.scaling[self.adapter]
 
     @property
     def direction_parameters(self) -> int:
-        """Number of trainable parameters of one triple: in + out, and 1 where E is trained; E is folded away on
-        disk."""
+        """One triple has in + out trainable parameters, and 1 more where E is trained, which is folded away on disk."""
         a = self.a
         return rank_parameters(a.in_features, self.b.out_features) + int(a.E.requires_grad)
 
     @property
     def parameters(self) -> int:
-        """Trainable parameters of all the layer's triples, now."""
+        """All triples of the layer have this number of trainable parameters now."""
         A, E, B = self.factors
         return A.numel() + B.numel() + (E.numel() if E.requires_grad else 0)
 
@@ -85,12 +84,12 @@ class AdaptedLayer:
 
 
 def adapted_layers(model: nn.Module, adapter_name: str = "default") -> list[AdaptedLayer]:
-    """The layers that hold triples now, in the model's order."""
+    """List the layers that hold triples now, in the model's order."""
     return [layer for layer in peft_layers(model, adapter_name) if holds_triples(layer)]
 
 
 def peft_layers(model: nn.Module, adapter_name: str) -> Iterator[AdaptedLayer]:
-    """Every LoRA layer of PEFT that has this adapter, whether it holds triples or not, in the model's order."""
+    """Yield every LoRA layer of PEFT that has this adapter, with triples or without, in the model's order."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     for name, module in base.named_modules():
         if isinstance(module, LoraLayer) and (adapter_name in module.lora_A or adapter_name in module.lora_embedding_A):

@@ -11,7 +11,7 @@ from typing import Any
 
 
 def layer_place(name: str) -> tuple[str, int]:
-    """Module type and depth: encoder.layer.3.attention.self.query -> (attention.self.query, 3).
+    """Split a name into module type and depth: encoder.layer.3.attention.self.query -> (attention.self.query, 3).
 
     The depth is the first number in the name; a module outside of any block keeps its name and stands at depth 0, one
     that is itself the numbered one is of the type of its list: layers.3 -> (layers, 3).
@@ -22,7 +22,7 @@ def layer_place(name: str) -> tuple[str, int]:
 
 
 def pattern_keys(names: Iterable[str]) -> dict[str, str]:
-    """Layer name -> its key in `rank_pattern`, which means this layer alone.
+    """Give each layer name its key in `rank_pattern`, which means this layer alone.
 
     PEFT takes keys as regular expressions for the end of a name. One that ends another name too is anchored, its dots
     are escaped where they could be other characters ("enc.q" is also "enc_q"), and all of it is where a character means
@@ -33,7 +33,7 @@ def pattern_keys(names: Iterable[str]) -> dict[str, str]:
 
 
 def rank_fields(layers: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
-    """What LoraConfig says of layers that have these (rank, scaling), by name.
+    """Make the fields of LoraConfig that say which layer has which (rank, scaling).
 
     `r` is the largest rank, and lora_alpha / r the scaling that most layers have: a reader that checks ranks against
     `r`, or that takes one scaling for all, is right by that alone. Where all layers are alike no pattern is written,
@@ -59,7 +59,7 @@ def rank_fields(layers: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
 
 
 def whole_number(value: float) -> int | float:
-    """A whole number as an int, as readers expect of lora_alpha."""
+    """Make a whole number an int, as readers expect of lora_alpha."""
     return round(value) if math.isclose(value, round(value), rel_tol=1e-9) else value
 
 

@@ -16,7 +16,7 @@ from pedyra.lora.start import follow
 
 @dataclass(frozen=True)
 class Replacement:
-    """An old factor and its successor: rows `kept` of the old along `dim`, then `num_new` new ones."""
+    """A new factor has rows `kept` of the old one along `dim`, then `num_new` new ones."""
 
     old: Tensor
     new: Tensor
@@ -26,7 +26,7 @@ class Replacement:
 
 
 class NewTriples(NamedTuple):
-    """Triples to append: A `(n, in)`, E `(n,)` (longer where E is no diagonal), B `(out, n)`."""
+    """These triples are appended: A `(n, in)`, E `(n,)` (longer where E is no diagonal), B `(out, n)`."""
 
     A: Tensor
     E: Tensor
@@ -35,7 +35,7 @@ class NewTriples(NamedTuple):
 
 @torch.no_grad()
 def resized(layer: AdaptedLayer, pruned: Sequence[int], new: NewTriples | None) -> list[Replacement]:
-    """The three factors the layer would have without `pruned` and with `new`; the layer itself is not touched."""
+    """Make the three factors that the layer would have without `pruned` and with `new`; it is not touched itself."""
     gone = set(pruned)
     assert not gone or layer.a.E.shape == (layer.rank,), "an E that is no diagonal can only grow"
     kept_of = {
@@ -51,7 +51,7 @@ def resized(layer: AdaptedLayer, pruned: Sequence[int], new: NewTriples | None) 
 
 
 def rows_kept(value: Tensor, dim: int, kept: Tensor, num_new: int = 0, new: Tensor | None = None) -> Tensor:
-    """Rows `kept` of `value` along `dim`, then `num_new` rows: `new`, or zeros."""
+    """Take rows `kept` of `value` along `dim`, then `num_new` rows: `new`, or zeros."""
     rows = value.index_select(dim, kept)
     if not num_new:
         return rows

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def singular_values(A: Float[Tensor, "r in"], E: Float[Tensor, " r"], B: Float[Tensor, "out r"]) -> Float[Tensor, " n"]:
-    """Those of B diag(E) A, n = min(in, out, r), from r x r matrices: QR of both factors, never the dense product.
+    """Find those of B diag(E) A, n = min(in, out, r), by QR of both factors, and never from the dense product.
 
     NaN where a factor is not finite.
     """
@@ -27,7 +27,7 @@ def singular_values(A: Float[Tensor, "r in"], E: Float[Tensor, " r"], B: Float[T
 
 
 def effective_rank(values: Float[Tensor, " n"]) -> float:
-    """exp of the entropy of the normalised singular values (Roy and Vetterli, 2007); 0 for a zero matrix,
+    """Take exp of the entropy of the normalised singular values (Roy and Vetterli, 2007); 0 for a zero matrix,
     and NaN where the values are.
 
     The paper plots an "effective rank" (Fig. 1a) without defining it; this is the field's usual definition.

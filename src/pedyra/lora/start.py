@@ -21,7 +21,7 @@ from pedyra.lora.layer import AdaptedLayer
 
 
 def takes_from_weight(init: object) -> bool:
-    """Whether `init` (LoraConfig's init_lora_weights) is one of those starts. PEFT takes OLoRA too."""
+    """Tell whether `init` (LoraConfig's init_lora_weights) is one of those starts. PEFT takes OLoRA too."""
     return isinstance(init, str) and init.lower().startswith(("pissa", "olora", "corda", "lora_ga"))
 
 
@@ -65,7 +65,7 @@ that no fresh start is refused. A training that moved the factors by less is not
 
 @torch.no_grad()
 def is_start(layer: AdaptedLayer, init: str) -> bool:
-    """Whether the factors A `(r, in)` and B `(out, r)` of a layer are still those of its start, as far as the rest of
+    """Tell whether the factors A `(r, in)` and B `(out, r)` of a layer are still those of its start, as far as the rest of
     its weight, R = W - s B A, can tell.
 
     PiSSA's are singular vectors of W, so that Bᵀ R = 0 and R Aᵀ = 0; with `niter` PEFT has one of the two exactly.
@@ -103,7 +103,7 @@ def check_svd_start(layers: Sequence[AdaptedLayer], init: object) -> None:
 
 @torch.no_grad()
 def start_svd(layer: AdaptedLayer, generator: torch.Generator) -> None:
-    """A, B ~ N(0, 0.02^2), E = 0, as AdaLoRA; or, of an adapter that holds an update, its singular triples."""
+    """Begin with A, B ~ N(0, 0.02^2), E = 0, as AdaLoRA; or with the singular triples of an update that is there."""
     a, b = layer.a, layer.b
     if a.A.is_meta:
         return  # nothing but its shape is there
@@ -157,7 +157,7 @@ def set_origin(layer: AdaptedLayer, A: Tensor, B: Tensor) -> None:
 
 
 def _product(B: Tensor, A: Tensor, dtype: torch.dtype) -> Tensor:
-    """B A of the triples that have any: those that were added later do not change how it is summed."""
+    """Multiply B A of the triples that have any: those that were added later do not change how it is summed."""
     held = A.any(1) & B.any(0)
     return B[:, held].to(dtype) @ A[held].to(dtype)
 

@@ -1,4 +1,4 @@
-"""Which LoRA each verb takes: one table of the kinds that PEFT has, read by whoever adapts, fits, exports or merges.
+"""One table says which kinds of LoRA each verb takes; whoever adapts, fits, exports or merges reads it.
 
 A kind that a verb does not take is refused with the reason and the repair, before anything is changed. What is wrong
 with one adapter alone (it is merged already, its file is damaged) is told where it is found.
@@ -18,30 +18,30 @@ VERBS = {
     "gguf": "cannot be exported to target gguf",
     "merged": "cannot be merged from a folder",
 }
-"""What is done with a LoRA: its ranks move, it is made smaller, or it is exported to one of the targets."""
+"""This is done with a LoRA: its ranks move, it is made smaller, or it is exported to one of the targets."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of LoRA, and the verbs that do not take it."""
+    """A row names one kind of LoRA and the verbs that do not take it."""
 
     name: str
     sign: str
-    """What says so in LoraConfig, for a person; or what kind of layer it is."""
+    """It tells a person where LoraConfig says so, or that it is a kind of layer."""
     is_in: Callable[[Mapping[str, Any]], bool] = field(default=lambda config: False, repr=False)
     """Tells the kind by LoraConfig's fields. A kind of layer is told by `kind_of_module` or by the file instead."""
     refused: tuple[str, ...] = ()
     why: str = ""
     repair: str = ""
-    """{layer} is the first layer of this kind."""
+    """{layer} in it is the first layer of this kind."""
 
 
 _PLAIN, _REPEATED, _LOFTQ, _MICA = ("eva", "orthogonal", "gaussian"), ("pissa", "olora"), ("loftq",), ("mica",)
-"""Starts (init_lora_weights). The first leave the base as it was; PEFT repeats the next from the base alone."""
+"""These are starts (init_lora_weights). The first leave the base as it was; PEFT repeats the next from the base alone."""
 
 
 def _start(config: Mapping[str, Any]) -> str | None:
-    """The name of the start, which PEFT takes in any case of letters; None for its default."""
+    """Return the name of the start, which PEFT takes in any case of letters; None is its default."""
     init = config.get("init_lora_weights")
     return init.lower() if isinstance(init, str) else None
 
@@ -206,7 +206,7 @@ _OF_LAYERS = {kind.name for kind in KINDS if kind.sign.startswith("a ")}
 
 
 def kinds_of(config: Mapping[str, Any], layers: Iterable[str] = ()) -> list[Kind]:
-    """The kinds that an adapter is of, by its LoraConfig (or adapter_config.json) and by those of its layers.
+    """List the kinds that an adapter is of, by its LoraConfig (or adapter_config.json) and by those of its layers.
 
     Args:
         layers: names of kinds that its layers and tensors are of, as `kind_of_module` says them.
@@ -234,7 +234,7 @@ def check_supported(verb: str, title: str, config: Mapping[str, Any], layers: Ma
 
 
 def kind_of_module(module: Any, adapter: str) -> str | None:
-    """The kind of a live LoRA layer of PEFT, where the config does not say it; None for a linear one."""
+    """Tell the kind of a live LoRA layer of PEFT where the config does not say it; None for a linear one."""
     if type(module).__name__ == "MultiheadAttention":
         return "MultiheadAttention"
     if type(module).__name__ == "ParamWrapper":
@@ -252,4 +252,4 @@ def kind_of_module(module: Any, adapter: str) -> str | None:
 
 
 _KNOWN_VARIANTS = ("Dora", "Arrow", "BdLora", "ALora", "Velora", "Monteclora", "MiCA", "Kasa", "QALora")
-"""How the names of PEFT's classes for them begin; which of them the adapter is of stands in its config."""
+"""The names of PEFT's classes have these in them; which of them the adapter is of stands in its config."""

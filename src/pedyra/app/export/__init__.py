@@ -1,1 +1,1 @@
-"""An adapter for other readers, merged weights, and how either is served; what the Hub says."""
+"""Here an adapter is made fit for other readers, merged and served; and the Hub is asked."""

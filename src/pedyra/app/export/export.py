@@ -64,7 +64,7 @@ def _base(lora: SavedLora, recipe: Recipe | None, base: Any) -> tuple[nn.Module,
 
 
 def _recipe_of(source: Path) -> Recipe | None:
-    """The recipe of the run that `source` is, or is the adapter, the fit or a checkpoint of."""
+    """Read the recipe of the run that `source` is, or is the adapter, the fit or a checkpoint of."""
     if (folder := run_of(source)) is None:
         return None
     return resolve(load_recipe(folder / "recipe.yaml"))

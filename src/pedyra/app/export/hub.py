@@ -20,11 +20,11 @@ from huggingface_hub.errors import (
 )
 
 PATIENCE = 10.0
-"""Seconds that the Hub has for its answer."""
+"""The Hub has so many seconds for its answer."""
 _TRUST = "PEDYRA_TRUST_REMOTE_CODE"
 """Handed on to child processes, such as the runs of a comparison."""
 NO_PICKLES = "its pytorch_model.bin holds more than weights, and torch does not run it; take a copy in safetensors"
-"""Why a model is refused whose file of weights would run code."""
+"""So a model is refused whose file of weights would run code."""
 
 
 def trust_remote_code() -> None:
@@ -36,12 +36,12 @@ def trust_remote_code() -> None:
 
 
 def trusts_remote_code() -> bool:
-    """Whether `trust_remote_code` was called. Never None, for which transformers asks on stdin."""
+    """Tell whether `trust_remote_code` was called. It is never None, for which transformers asks on stdin."""
     return os.environ.get(_TRUST) == "1"
 
 
 def why_not_on_hub(name: str, kind: Literal["model", "dataset"], revision: str | None = None) -> str | None:
-    """Why the Hub will not give the repository `name`, in words, or None if it may.
+    """Say in words why the Hub will not give the repository `name`, or None if it may.
 
     What is in a cache already, and everything in offline mode (HF_HUB_OFFLINE), is left to the libraries that read it.
     """
@@ -65,14 +65,14 @@ def why_not_on_hub(name: str, kind: Literal["model", "dataset"], revision: str |
 
 
 def why_not_offline(name: str, kind: Literal["model", "dataset"]) -> str | None:
-    """Why offline mode (HF_HUB_OFFLINE) will not give the repository, in words: no cache has it. None outside of it."""
+    """Say why offline mode (HF_HUB_OFFLINE) will not give the repository: no cache has it. None outside of it."""
     if not _is_offline(kind) or _is_cached(name, kind, None):
         return None
     return "HF_HUB_OFFLINE is set, and no cache has it"
 
 
 def told_by_hub(error: Exception) -> str:
-    """What a library's error on reading from the Hub says, in one line, with the way in where a login is what lacks."""
+    """Tell a library's error on reading from the Hub in one line, with the way in where a login is what lacks."""
     said = (str(error).strip().splitlines() or [type(error).__name__])[0]
     whole = " ".join(part for part in (str(error), str(error.__cause__ or ""))).lower()
     if isinstance(error, GatedRepoError) or isinstance(error.__cause__, GatedRepoError) or "gated" in whole:
@@ -100,5 +100,5 @@ def _is_cached(name: str, kind: str, revision: str | None) -> bool:
 
 
 def _plain(name: str) -> str:
-    """Of a data set's name what its folder in the cache keeps: capitals become small ones after an underscore there."""
+    """Keep of a data set's name what its folder in the cache has: capitals are small there, after an underscore."""
     return re.sub("[^a-z0-9]", "", name.lower())

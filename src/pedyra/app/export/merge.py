@@ -1,4 +1,4 @@
-"""The update of an adapter added to the weights of its base model: what needs the base model to be loaded."""
+"""A merge adds the update of an adapter to the weights of its base model, which has to be loaded for it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 @dataclass(frozen=True)
 class Merged:
-    """A model with the update in its weights, in the base's own dtype, and its tokenizer where one was found."""
+    """The model has the update in its weights, in the base's own dtype; its tokenizer is there where one was found."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
@@ -103,7 +103,7 @@ def _merged(adapted: PeftModel, title: str, names: list[str] | None = None) -> P
 
 
 def copied_base(base: nn.Module) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
-    """A copy of a base model that somebody goes on using, and the tokenizer it came with. Raises ValueError: it has an
+    """Copy a base model that somebody goes on using, and find the tokenizer it came with. Raises ValueError: it has an
     adapter in it, whose start (PiSSA) or merging may have changed its weights."""
     _check_base(base)
     for name, module in base.named_modules():
@@ -146,12 +146,12 @@ def _check_unshared(base: Any, adapter_name: str) -> None:
 
 
 def _unwrapped(name: str) -> str:
-    """The name that a module or a parameter has without PEFT's wrappers."""
+    """Return the name that a module or a parameter has without PEFT's wrappers."""
     return ".".join(part for part in name.split(".") if part != "base_layer")
 
 
 def base_by_name(lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
-    """The base model that `name`, or the adapter's own config, says, and the tokenizer beside either."""
+    """Load the base model that `name`, or the adapter's own config, says, and the tokenizer beside either."""
     config, revision = lora.config, None
     if name is None:
         name, revision = config.get("base_model_name_or_path"), config.get("revision")
@@ -174,7 +174,7 @@ def base_by_name(lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrain
 
 
 def _class_name(lora: SavedLora) -> str:
-    """The transformers class of the base: by task type, or the one recorded where the adapter has none."""
+    """Name the transformers class of the base: by task type, or the one recorded where the adapter has none."""
     task_type, recorded = lora.config.get("task_type"), lora.config.get("auto_mapping") or {}
     name = _AUTO_CLASSES.get(task_type) if task_type else recorded.get("base_model_class")
     if name is None or not hasattr(getattr(transformers, name, None), "from_pretrained"):
@@ -186,12 +186,12 @@ def _class_name(lora: SavedLora) -> str:
 
 
 MORE_HEADS = ("classification_head", "logits_proj", "pooler", "pre_classifier", "sequence_summary")
-"""What a classifier draws anew beside the heads that PEFT knows: BART and T5, XLNet, DeBERTa, DistilBERT and XLM do."""
+"""Some classifiers draw these anew beside the heads that PEFT knows: BART, T5, XLNet, DeBERTa, DistilBERT and XLM."""
 
 
 def num_labels(lora: SavedLora) -> int | None:
-    """Outputs of the saved classification head; None where none was saved."""
-    # The last one of a model: what is before it, such as DeBERTa's pooler, has other outputs. Of XLM it is the summary.
+    """Count the outputs of the saved classification head; None where none was saved."""
+    # The last one counts: what is before it, such as DeBERTa's pooler, has other outputs. XLM has a summary instead.
     for last in ((*SEQ_CLS_HEAD_NAMES, "classification_head", "logits_proj"), ("sequence_summary",)):
         heads = [
             lora.tensors[key]
@@ -225,7 +225,7 @@ def _find_tokenizer(place: str, *, revision: str | None = None) -> PreTrainedTok
 
 
 def _tokenizer_of(base: Any) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a live base model; None, with a warning, where its vocabulary has been resized since."""
+    """Find the tokenizer of a live base model; None, with a warning, where its vocabulary has been resized since."""
     place = str(getattr(base, "name_or_path", ""))
     if (tokenizer := _find_tokenizer(place)) is None:
         return None

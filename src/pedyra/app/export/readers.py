@@ -1,4 +1,4 @@
-"""An adapter for other readers: the same update under PEFT's, vLLM's and llama.cpp's scaling.
+"""An adapter is written for other readers: the same update under PEFT's, vLLM's and llama.cpp's scaling.
 
 The three readers disagree on the scaling of a layer whose rank is not the rank `r` of the whole adapter: PEFT takes
 alpha_i / r_i from its patterns, vLLM alpha / r for every layer, llama.cpp alpha / r_i (docs/serve.md).
@@ -83,7 +83,7 @@ def _check_convertible(lora: SavedLora, target: str) -> None:
 
 
 def _converted(lora: SavedLora, target: str) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
-    """Tensors, config and record for the readers of `target`, with the one scaling s of most layers.
+    """Make tensors, config and record for the readers of `target`, with the one scaling s of most layers.
 
     peft: r = max, lora_alpha = s max, alpha_pattern = s r_i, so that alpha_i / r_i and alpha / r are both s. padded:
     zero rows and columns up to the largest rank, so that alpha, r and r_i are the same in every layer. gguf: one alpha,
@@ -105,13 +105,13 @@ def _converted(lora: SavedLora, target: str) -> tuple[dict[str, Tensor], dict[st
 
 
 def _common_scaling(lora: SavedLora) -> float:
-    """The scaling other than 0 that most layers have; 12 digits, since s r / r need not be s to the last bit."""
+    """Find the scaling other than 0 that most layers have, by 12 digits: s r / r need not be s to the last bit."""
     scalings = (float(f"{layer.scaling:.12g}") for layer in lora.layers)
     return Counter(scaling for scaling in scalings if scaling).most_common(1)[0][0]
 
 
 def _folded(lora: SavedLora, factors: dict[str, float]) -> dict[str, Tensor]:
-    """All tensors, with B (and its bias) of each layer times its factor, in their own dtype."""
+    """Multiply B (and its bias) of each layer by its factor, in its own dtype; all other tensors stay."""
     tensors = dict(lora.tensors)
     for layer in lora.layers:
         if _is_folded(factors[layer.name]):

@@ -1,4 +1,4 @@
-"""How an exported folder is served: whether vLLM takes it, what that reserves, and the lines of a shell that do it."""
+"""An exported folder is served: here it is told whether vLLM takes it, what that reserves, and by which command."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pedyra.lora.folder import SavedLora, read_lora
 from pedyra.lora.supported import kinds_of
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""To which vLLM pads every adapter: vllm/config/lora.py, MaxLoRARanks."""
+"""vLLM pads every adapter to one of these: vllm/config/lora.py, MaxLoRARanks."""
 SERVED_BYTES = 2
-"""Of a parameter as vLLM holds it: bfloat16 or float16."""
+"""vLLM holds a parameter in bfloat16 or float16."""
 
 
 def vllm_rank(largest: int) -> int | None:
-    """The `--max-lora-rank` that vLLM needs for an adapter whose largest rank is this; None: it takes none so large."""
+    """Find the `--max-lora-rank` that vLLM needs for this largest rank; None: it takes none so large."""
     return next((limit for limit in VLLM_RANKS if limit >= largest), None)
 
 
 def vllm_line(base: str, adapters: Mapping[str, Path], rank: int, revision: str | None = None) -> str:
-    """The command that serves these adapters, name -> folder, on their base model of this revision."""
+    """Write the command that serves these adapters, name -> folder, on their base model of this revision."""
     which = shlex.quote(base) + (f" --revision {shlex.quote(revision)}" if revision else "")
     modules = " ".join(f"{shlex.quote(name)}={shlex.quote(str(folder))}" for name, folder in adapters.items())
     several = f" --max-loras {len(adapters)}" if len(adapters) > 1 else ""
@@ -31,7 +31,7 @@ def vllm_line(base: str, adapters: Mapping[str, Path], rank: int, revision: str 
 
 
 def why_not_in_vllm(lora: SavedLora) -> str | None:
-    """Why vLLM refuses this adapter, in words; None where it takes it."""
+    """Say why vLLM refuses this adapter; None where it takes it."""
     task, base = lora.config.get("task_type"), _base_class(lora)
     if task not in (None, "CAUSAL_LM") or (task is None and base is not None and not base.endswith(_WRITERS)):
         has = f"has the task_type {task}" if task else f"is of a {base}"
@@ -44,23 +44,26 @@ def why_not_in_vllm(lora: SavedLora) -> str | None:
 
 
 _WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-"""Ends of the names of transformers' classes that write text."""
+"""The names of transformers' classes that write text end so."""
 
 
 def _base_class(lora: SavedLora) -> str | None:
-    """The transformers class of the base, which PEFT records of an adapter without a task_type."""
+    """Return the transformers class of the base, which PEFT records of an adapter without a task_type."""
     return (lora.config.get("auto_mapping") or {}).get("base_model_class")
 
 
 def refused_by_vllm(lora: SavedLora) -> list[str]:
-    """The kinds of LoRA for which vLLM refuses the adapter: it takes factors, and no other tensor. A tensor that no
-    field of the config tells of (PEFT adds the embedding of a resized vocabulary) is named by its key, the first."""
+    """List the kinds of LoRA for which vLLM refuses the adapter: it takes factors, and no other tensor.
+
+    A tensor that no field of the config tells of (PEFT adds the embedding of a resized vocabulary) is named by its key,
+    the first of them.
+    """
     refused = ("DoRA", "biases", "heads", "trained tokens")
     return [kind.name for kind in kinds_of(lora.config) if kind.name in refused] or lora.others[:1]
 
 
 def serving_lines(folder: Path, target: str) -> list[str]:
-    """Lines of a shell that serve what an export for this target has written to `folder`, the usual one first."""
+    """Write the lines of a shell that serve what an export for this target left in `folder`, the usual one first."""
     quoted = shlex.quote(str(folder))
     if target == "merged":
         architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
@@ -95,12 +98,12 @@ def serving_lines(folder: Path, target: str) -> list[str]:
 
 
 def _python(imported: str, folder: Path, given: str = "") -> str:
-    """A line of a shell that loads the folder by Python, with these arguments."""
+    """Write a line of a shell that loads the folder by Python, with these arguments."""
     return f"python -c {shlex.quote(f'{imported}; model = Model.from_pretrained({str(folder)!r}{given})')}"
 
 
 def reserved_bytes(loras: Sequence[SavedLora], rank: int) -> int:
-    """What vLLM reserves for these adapters at once, each padded to one rank, over the layers that any of them has."""
+    """Count the bytes that vLLM reserves for these adapters at once, each padded to one rank in all layers."""
     widths = {}
     for lora in loras:
         for layer in lora.layers:
