@@ -55,7 +55,7 @@ class AFactor(nn.Module):
     """A0 `(r, in)`, what each row began as, with E in it; see `lora.start`."""
     start: Start | None = None
     loaded_origin: Tensor | None = None
-    """It holds the `origin` of a state that was loaded, until `start.follow_loaded` has brought the base weight in line."""
+    """It is the `origin` of a loaded state, until `start.follow_loaded` has brought the base weight in line."""
     bias = None  # an nn.Linear's attribute that PEFT reads
     observer: Observer | None
     """Sees every call that takes a gradient. None: nobody looks."""
@@ -274,8 +274,8 @@ def linear(weight: nn.Parameter, bias: nn.Parameter | None = None) -> nn.Linear:
 
 
 def renewed(old: Tensor, value: Tensor) -> Tensor:
-    """Make a new Parameter with `value`, trained or not as the old one, with its hooks and whatever else a user has hung
-    on it; for a plain tensor, the value itself."""
+    """Make a new Parameter with `value`, trained or not as the old one, with its hooks and whatever else a user hung on
+    it; a plain tensor is followed by the value itself."""
     if not isinstance(old, nn.Parameter):
         return value
     new: Any = nn.Parameter(value, requires_grad=old.requires_grad)

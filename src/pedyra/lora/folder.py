@@ -1,4 +1,4 @@
-"""A LoRA lies on disk in PEFT's form; here it is written, and read without a model: factors and scaling of each layer."""
+"""A LoRA lies on disk in PEFT's form; it is written here, and read without a model."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _OF_LORA = {
 
 @dataclass(frozen=True)
 class SavedLayer:
-    """One layer adds scaling * B A to its weight, with A `(rank, in)` and B `(out, rank)` under their keys in the file."""
+    """A layer adds scaling * B A to its weight, with A `(rank, in)` and B `(out, rank)` under their keys."""
 
     name: str
     """This is its name in the base model."""
@@ -132,8 +132,8 @@ def read_lora(path: Path, title: str | None = None) -> SavedLora:
 
 @contextmanager
 def saved_lora(source: PeftModel | str | Path, name: str | None = None) -> Iterator[SavedLora]:
-    """Read the adapter of a folder, or the one of this name (else the active one) of a live model, as it is on disk. Its
-    folder may be gone afterwards."""
+    """Read the adapter of a folder, or the one of this name (else the active one) of a live model, as it is on disk.
+    Its folder may be gone afterwards."""
     if isinstance(source, (str, Path)):
         yield read_lora(Path(source))
         return

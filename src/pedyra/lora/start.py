@@ -65,8 +65,8 @@ that no fresh start is refused. A training that moved the factors by less is not
 
 @torch.no_grad()
 def is_start(layer: AdaptedLayer, init: str) -> bool:
-    """Tell whether the factors A `(r, in)` and B `(out, r)` of a layer are still those of its start, as far as the rest of
-    its weight, R = W - s B A, can tell.
+    """Tell whether the factors A `(r, in)` and B `(out, r)` of a layer are still those of its start, as far as can be
+    seen from the rest of its weight, R = W - s B A.
 
     PiSSA's are singular vectors of W, so that Bᵀ R = 0 and R Aᵀ = 0; with `niter` PEFT has one of the two exactly.
     OLoRA's B is orthonormal with Bᵀ W = A, so that Bᵀ R = (1 - s) A. This does not see a training of one factor alone

@@ -37,7 +37,7 @@ class Kind:
 
 
 _PLAIN, _REPEATED, _LOFTQ, _MICA = ("eva", "orthogonal", "gaussian"), ("pissa", "olora"), ("loftq",), ("mica",)
-"""These are starts (init_lora_weights). The first leave the base as it was; PEFT repeats the next from the base alone."""
+"""These are starts (init_lora_weights). The first leave the base as it was; PEFT repeats the next from it alone."""
 
 
 def _start(config: Mapping[str, Any]) -> str | None:
