@@ -32,8 +32,8 @@ _SLOTS = {
 
 
 def inspect_adapter(path: Path) -> list[dict[str, Any]]:
-    """Make a row for each layer of a run folder's adapter, or of any PEFT LoRA folder (a checkpoint is one too). They go
-    by name, block 2 before block 10; then comes the row `total`.
+    """Make a row for each layer of a run folder's adapter, or of any PEFT LoRA folder (a checkpoint is one too). They
+    go by name, block 2 before block 10; then comes the row `total`.
 
     A layer of rank 0 is one triple of zeros on disk, and counts as what it is. The effective rank (`lora.spectrum`) is
     that of the update B A. It is None of the experts of a MoE block, which have an update each, and so is their rank
