@@ -305,6 +305,7 @@ def test_a_weight_that_is_not_finite_is_told(run: Path, call: Any, tmp_path: Pat
     tensors = load_file(adapter / "adapter_model.safetensors")
     name = next(key for key in tensors if "lora_A" in key)
     tensors[name][0, 0] = float("nan")
+    (adapter / "SHA256SUMS").unlink()
     save_file(tensors, adapter / "adapter_model.safetensors", {"format": "pt"})
     code, _, err = call(adapter, "--run", run, "--max-rank", 1, "--out", tmp_path / "out")
     assert code == 2 and "has a weight that is not finite" in err and err.count("\n") == 1
