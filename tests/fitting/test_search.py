@@ -276,8 +276,29 @@ def test_a_size_that_is_better_known_is_taken():
 
 def test_paired_differences_by_hand():
     """Differences 0.1 and 0.3 with weights 1 and 3: mean 0.25; sum of squares (0.15)^2 + (3 * 0.05)^2 = 0.045."""
-    mean, error, batches = paired([1.0, 1.0], [1.1, 1.3], [1.0, 3.0])
+    mean, error, batches, _ = paired([1.0, 1.0], [1.1, 1.3], [1.0, 3.0])
     assert mean == pytest.approx(0.25) and error == pytest.approx(math.sqrt(0.045 * 2) / 4) and batches == 2
+
+
+@pytest.mark.parametrize("noise", [0.0, 2.0], ids=["alone", "with noise"])
+@pytest.mark.parametrize("batches", [12, 16, 24, 60, 240])
+def test_a_rise_that_one_row_in_twenty_bears_is_rarely_accepted(batches: int, noise: float):
+    """Just beyond the tolerance, in batches of eight rows: of 2,000 proofs 5 % and three standard errors at most."""
+    draw = np.random.default_rng(batches)
+    rows = (draw.random((2000, batches, 8)) < 0.05) * 20.0 + noise * draw.standard_normal((2000, batches, 8))
+    limit = Tolerance(Increase(0.999, 0.0, batches), 1.0)
+    proofs = (paired([0.0] * batches, each.tolist(), [8.0] * batches) for each in rows.mean(2))
+    accepted = sum(limit.allows(proof) for proof in proofs)
+    assert accepted <= 0.05 * 2000 + 3 * math.sqrt(0.05 * 0.95 * 2000)
+
+
+def test_a_bound_knows_skewness_and_is_students_without_it():
+    symmetric = Increase(0.0, 1.0, 30)
+    assert symmetric.upper() == -symmetric.lower() == pytest.approx(stats.t.ppf(0.95, 29), rel=0.01)
+    skewed = Increase(0.0, 1.0, 30, skew=2.0)
+    assert skewed.upper() > symmetric.upper() and skewed.lower() > symmetric.lower()
+    mirrored = Increase(0.0, 1.0, 30, skew=-2.0)
+    assert mirrored.lower() == pytest.approx(-skewed.upper()) and mirrored.upper() == pytest.approx(-skewed.lower())
 
 
 @pytest.mark.parametrize("batches", [4, 8, 30, 200])

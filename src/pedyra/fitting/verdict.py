@@ -21,19 +21,25 @@ class Increase(NamedTuple):
     error: float
     """Standard error; infinite with fewer than two batches."""
     batches: int
+    skew: float = 0.0
+    """Skewness of the differences: positive where few batches bear the rise."""
 
-    def upper(self) -> float:
-        """The bound that the true increase lies above with probability 1 - CONFIDENCE at most."""
-        return self.mean + student(1 - CONFIDENCE, self.batches) * self.error
+    def upper(self, level: float = 1 - CONFIDENCE) -> float:
+        """The bound that the true increase lies above with this probability at most."""
+        return self.mean - _studentised(-student(level, self.batches), self.skewness) * self.error
 
-    def lower(self) -> float:
-        """The bound that it lies below with probability 1 - CONFIDENCE at most."""
-        return self.mean - student(1 - CONFIDENCE, self.batches) * self.error
+    def lower(self, level: float = 1 - CONFIDENCE) -> float:
+        """The bound that it lies below with this probability at most."""
+        return self.mean - _studentised(student(level, self.batches), self.skewness) * self.error
 
     def interval(self) -> tuple[float, float]:
         """Where it lies with probability CONFIDENCE."""
-        half = student((1 - CONFIDENCE) / 2, self.batches) * self.error
-        return self.mean - half, self.mean + half
+        return self.lower((1 - CONFIDENCE) / 2), self.upper((1 - CONFIDENCE) / 2)
+
+    @property
+    def skewness(self) -> float:
+        """That of the mean."""
+        return self.skew / math.sqrt(max(1, self.batches))
 
 
 def student(level: float, count: float) -> float:
@@ -49,6 +55,21 @@ def student(level: float, count: float) -> float:
     return z + first / n + second / n**2 + third / n**3
 
 
+def _studentised(t: float, skewness: float) -> float:
+    """The value of (mean - truth) / error that is as unlikely, for a mean of this skewness, as `t` is for a symmetric
+    one (Hall 1992, "On the removal of skewness by transformation").
+
+    Rises that few rows bear make a sample of them look better than it is. Of rises that are just beyond the tolerance
+    and borne by one row in twenty, Student's bound accepts 16 % with 8 batches and 7.5 % with 60, and this one 4 % and
+    4 % (`tests/fitting/test_search.py`).
+    """
+    if abs(skewness) < 1e-6:
+        return t
+    a = skewness / 3
+    inner = 1 + 3 * a * (t - a / 2)
+    return (math.copysign(abs(inner) ** (1 / 3), inner) - 1) / a
+
+
 def paired(before: Sequence[float], after: Sequence[float], weights: Sequence[float]) -> Increase:
     """Mean of the paired differences (after - before) of batches, weighted by their samples."""
     total, count = sum(weights), len(weights)
@@ -56,8 +77,12 @@ def paired(before: Sequence[float], after: Sequence[float], weights: Sequence[fl
     mean = sum(w * d for w, d in zip(weights, differences, strict=True)) / total
     if count < 2:
         return Increase(mean, math.inf, count)
-    squares = sum((w * (d - mean)) ** 2 for w, d in zip(weights, differences, strict=True))
-    return Increase(mean, math.sqrt(squares * count / (count - 1)) / total, count)
+    deviations = [w * (d - mean) for w, d in zip(weights, differences, strict=True)]
+    squares, cubes = (sum(each**power for each in deviations) for power in (2, 3))
+    skew = 0.0
+    if count > 2 and squares > 0:
+        skew = cubes / count / (squares / count) ** 1.5 * math.sqrt(count * (count - 1)) / (count - 2)
+    return Increase(mean, math.sqrt(squares * count / (count - 1)) / total, count, skew)
 
 
 @dataclass(frozen=True)
@@ -94,12 +119,17 @@ class Tolerance:
             shrink: times the standard error of the rise: that of more rows, were its mean the same.
             batches: of those rows.
         """
-        error = math.hypot(shrink * rise.error, self.error)
-        return rise.mean + student(doubt, batches or rise.batches) * error <= self.loss
+        return self._both(rise, shrink, batches or rise.batches).upper(doubt) <= self.loss
 
     def forbids(self, rise: Increase) -> bool:
         """Whether a true rise within the tolerance would look like this with probability 1 - CONFIDENCE at most."""
-        return rise.mean - student(1 - CONFIDENCE, rise.batches) * math.hypot(rise.error, self.error) > self.loss
+        return self._both(rise, 1.0, rise.batches).lower() > self.loss
+
+    def _both(self, rise: Increase, shrink: float, batches: int) -> Increase:
+        """The rise with the noise of what was won beside its own, which is taken as symmetric."""
+        error = math.hypot(shrink * rise.error, self.error)
+        part = shrink * rise.error / error if 0 < error < math.inf else 0.0
+        return Increase(rise.mean, error, batches, rise.skew * part**3)
 
 
 Ranks = dict[str, int]
