@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One torch thread a test worker: two workers with two threads each on two cores are slower than one.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test versions works-with lint docs dist gpu clean
+.PHONY: demo test versions works-with lint docs dist gpu clean rooms
 
 demo: $(VENV)/.demo
 	$(BIN)/pedyra train recipes/demo_fit.yaml --overwrite
@@ -46,6 +46,16 @@ dist: $(VENV)/.created
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
+
+# The lines of each room beside what it should need, so that growth is seen: a report, and never a failure.
+ROOMS := lora:1250 fitting:2000 allocate:1450 pe_dyra:1150 trainer:1500 methods:2100 app:6500 lab:2600
+rooms:
+	@for each in $(ROOMS); do \
+		printf '%-10s %6s of %s\n' "$${each%%:*}" "$$(find src/pedyra/$${each%%:*} -name '*.py' | xargs cat | wc -l)" "$${each##*:}"; \
+	done
+	@printf '%-10s %6s of 20000\n' all "$$(find src -name '*.py' | xargs cat | wc -l)"
+	@printf '%-10s %6s of 1300\n' benchmarks "$$(cat benchmarks/*.py | wc -l)"
+	@printf '%-10s %6s of 25000\n' tests "$$(find tests -name '*.py' | xargs cat | wc -l)"
 
 clean:
 	rm -rf $(VENV) .pedyra build dist
