@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One torch thread a test worker: two workers with two threads each on two cores are slower than one.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test versions works-with lint docs dist gpu clean rooms
+.PHONY: demo test readers versions works-with lint docs dist gpu clean rooms
 
 demo: $(VENV)/.demo
 	$(BIN)/pedyra train recipes/demo_fit.yaml --overwrite
@@ -17,6 +17,11 @@ test: lint
 # The tests with the lowest and the newest torch, peft, transformers, accelerate and numpy: hours and 10 GB.
 versions:
 	$(PYTHON) tests/versions.py
+
+# What pedyra writes, read by the loaders of vLLM, SGLang, llama.cpp and PEFT themselves, as far as they can be had here.
+readers: $(VENV)/.dev
+	$(BIN)/python tests/readers/install.py build/readers
+	$(TEST_ENV) $(BIN)/python -m pytest -m readers tests/readers
 
 # The tables of docs/works_with.md, by the tests that run each Trainer, optimizer, engine and tool. A tool that is not
 # installed keeps the row that it had.

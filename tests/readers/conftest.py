@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,25 +66,52 @@ def adapter(base: Path, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-@pytest.fixture
-def reader() -> Callable[..., dict[str, Any]]:
-    """Runs a script, of this folder or of what is installed, with these installed packages in front. Returns the JSON
-    that one of this folder prints last."""
+def environment(packages: tuple[str, ...]) -> dict[str, str]:
+    """With these installed packages in front; skips a test whose packages are not there."""
+    missing = [name for name in packages if not (INSTALLED / name).is_dir()]
+    if missing:
+        pytest.skip(f"{' and '.join(missing)} not in {INSTALLED}; make readers installs what can be had")
+    places = os.pathsep.join(str(INSTALLED / name) for name in packages)
+    return dict(os.environ) | {"PYTHONPATH": places, "HF_HUB_OFFLINE": "1"}
 
-    def run(script: str, packages: tuple[str, ...], *arguments: Any) -> dict[str, Any]:
-        missing = [name for name in packages if not (INSTALLED / name).is_dir()]
-        if missing:
-            pytest.skip(f"{' and '.join(missing)} not in {INSTALLED}; make readers installs what can be had")
-        path = next(place / script for place in (HERE, INSTALLED) if (place / script).is_file())
-        places = os.pathsep.join(str(INSTALLED / name) for name in packages)
-        done = subprocess.run(
-            [sys.executable, str(path), *map(str, arguments)],
-            env=os.environ | {"PYTHONPATH": places, "HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return json.loads(done.stdout.splitlines()[-1]) if path.parent == HERE else {}
+
+@pytest.fixture(scope="session")
+def ask() -> Iterator[Callable[..., dict[str, Any]]]:
+    """ask("vllm", ...) sends these arguments to the reader's process, which lives as long as the tests, since it takes
+    half a minute to import what it reads with. Returns what it says."""
+    running: dict[str, subprocess.Popen[str]] = {}
+
+    def asked(name: str, *arguments: Any) -> dict[str, Any]:
+        if name not in running:
+            script = str(HERE / f"read_{name}.py")
+            running[name] = subprocess.Popen(
+                [sys.executable, script], env=environment((name, "site")), text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            )  # fmt: skip
+        process = running[name]
+        assert process.stdin and process.stdout
+        process.stdin.write(json.dumps(arguments, default=str) + "\n")
+        process.stdin.flush()
+        for line in process.stdout:
+            if line.startswith("READ "):
+                return json.loads(line.removeprefix("READ "))
+        raise AssertionError(f"{name} ended with {process.wait()}")
+
+    yield asked
+    for process in running.values():
+        assert process.stdin and process.stdout
+        process.stdin.close()
+        process.wait(60)
+        process.stdout.close()
+
+
+@pytest.fixture
+def convert() -> Callable[..., bool]:
+    """Runs a script of llama.cpp on these arguments: whether it takes them."""
+
+    def run(script: str, *arguments: Any) -> bool:
+        place = environment(("llama_cpp_source", "site"))
+        command = [sys.executable, str(INSTALLED / "llama_cpp_source" / script), *map(str, arguments)]
+        return subprocess.run(command, env=place, capture_output=True, timeout=600).returncode == 0
 
     return run

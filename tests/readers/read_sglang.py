@@ -1,9 +1,9 @@
-"""What SGLang's own loader makes of an adapter folder: `read_sglang.py FOLDER BASE OUT MAX_LORA_RANK`.
+"""What SGLang's own loader makes of adapter folders: a line of JSON [FOLDER, OUT, MAX_LORA_RANK, BASE] in, a line out.
 
 Runs in a process of its own, with SGLang's wheel on the path. The config is checked as that of an adapter which is
 loaded into a running server, its tensors are read and stacked (q, k and v into one, gate and up into one), and copied
 into a slot of SGLang's memory pool, for one GPU and on a CPU. The update of each stacked layer is read from that slot.
-Writes these to OUT and prints what it found as one line of JSON. No kernel runs.
+Writes these to OUT, and says what it found. No kernel runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from sglang.srt.lora.mem_pool import LoRAMemoryPool  # pyright: ignore[reportMis
 from sglang.srt.runtime_context import get_parallel  # pyright: ignore[reportMissingImports]
 from transformers import AutoConfig, AutoModelForCausalLM
 
-folder, base, out, rank = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 STACKED = {"qkv_proj": 3, "gate_up_proj": 2, "o_proj": 1, "down_proj": 1}
 
 
@@ -37,7 +36,7 @@ class OneGpu(torch.nn.Module):
         return B
 
 
-def read() -> dict:
+def read(folder: str, out: str, rank: int, base: str) -> dict:
     config = LoRAConfig(folder)
     architecture = AutoConfig.from_pretrained(base)
     server = SimpleNamespace(attn_dp_enabled=False, lora_refs={}, memory_pool=None)
@@ -70,8 +69,9 @@ def read() -> dict:
     return {"scaling": adapter.scaling, "reserved": sum(buffer.numel() for buffer in held)}
 
 
-try:
-    found = read()
-except (ValueError, KeyError, AssertionError, RuntimeError) as error:
-    found = {"refused": f"{type(error).__name__}: {' '.join(str(error).split())}"}
-print(json.dumps({**found, "version": version("sglang")}))
+for line in sys.stdin:
+    try:
+        found = read(*json.loads(line))
+    except (ValueError, KeyError, AssertionError, RuntimeError) as error:
+        found = {"refused": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+    print("READ", json.dumps({**found, "version": version("sglang")}), flush=True)

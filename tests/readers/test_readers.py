@@ -35,7 +35,7 @@ def updates(base: Path, adapter: Path) -> dict[str, Tensor]:
     return {name.removeprefix("base_model.model."): layer.get_delta_weight("default") for name, layer in layers.items()}
 
 
-def stacked(found: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Tensor]:
+def stacked(found: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
     """The same for SGLang's layers, q, k and v in one, gate and up in one; zeros for what has none."""
     parts = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"), "mlp.gate_up_proj": ("gate_proj", "up_proj")}
     parts |= {"self_attn.o_proj": ("o_proj",), "mlp.down_proj": ("down_proj",)}
@@ -58,8 +58,8 @@ def error(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
 class Readers:
     """Reads a folder by each program, and says whether it is refused, or the update is that of the original folder."""
 
-    def __init__(self, run: Callable[..., dict[str, Any]], base: Path, scratch: Path) -> None:
-        self.run, self.base, self.scratch = run, base, scratch
+    def __init__(self, ask: Any, convert: Callable[..., bool], base: Path, scratch: Path) -> None:
+        self.ask, self.convert, self.base, self.scratch = ask, convert, base, scratch
         self.seen: dict[str, Any] = {}
 
     def peft(self, folder: Path, original: Path) -> str:
@@ -67,14 +67,14 @@ class Readers:
 
     def vllm(self, folder: Path, original: Path, rank: int = 8) -> str:
         out = self.scratch / "vllm"
-        self.seen = self.run("read_vllm.py", ("vllm", "site"), folder, out, rank)
+        self.seen = self.ask("vllm", folder, out, rank)
         if "refused" in self.seen:
             return "refused"
         return said(error(load_file(out), updates(self.base, original)) < 1e-5)
 
     def sglang(self, folder: Path, original: Path, rank: int = 8) -> str:
         out = self.scratch / "sglang"
-        self.seen = self.run("read_sglang.py", ("sglang", "site"), folder, self.base, out, rank)
+        self.seen = self.ask("sglang", folder, out, rank, self.base)
         if "refused" in self.seen:
             return "refused"
         model = LlamaForCausalLM.from_pretrained(self.base)
@@ -83,14 +83,11 @@ class Readers:
     def llama_cpp(self, folder: Path, original: Path) -> str:
         """By log-probabilities, since llama.cpp has no update to look at; its cache is in half precision."""
         model, adapter, out = (self.scratch / name for name in ("base.gguf", "adapter.gguf", "logits"))
-        source = ("llama_cpp_source", "site")
         to = ("--outtype", "f32", "--outfile")
-        self.run("llama_cpp_source/convert_hf_to_gguf.py", source, self.base, *to, model)
-        try:
-            self.run("llama_cpp_source/convert_lora_to_gguf.py", source, folder, "--base", self.base, *to, adapter)
-        except AssertionError:
+        assert model.exists() or self.convert("convert_hf_to_gguf.py", self.base, *to, model)
+        if not self.convert("convert_lora_to_gguf.py", folder, "--base", self.base, *to, adapter):
             return "refused"
-        self.seen = self.run("read_llama_cpp.py", ("llama_cpp", "site"), model, adapter, out, *TOKENS)
+        self.seen = self.ask("llama_cpp", model, adapter, out, TOKENS)
         found = load_file(out)["logits"].log_softmax(-1)
         adapted = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(self.base), str(original)).eval()
         with torch.no_grad():
@@ -104,8 +101,8 @@ def said(right: bool) -> str:
 
 
 @pytest.fixture
-def readers(reader: Callable[..., dict[str, Any]], base: Path, tmp_path: Path) -> Readers:
-    return Readers(reader, base, tmp_path)
+def readers(ask: Any, convert: Callable[..., bool], base: Path, tmp_path: Path) -> Readers:
+    return Readers(ask, convert, base, tmp_path)
 
 
 # What each program makes of a folder. "raw" is PEFT's own, the others are targets of pedyra export.
@@ -166,7 +163,7 @@ def test_vllm_takes_no_rank_above_its_own_and_reads_a_classifier(readers: Reader
 def test_sglang_reserves_what_is_told_and_takes_no_rank_above_its_own(readers: Readers, adapter: Any, base: Path):
     folder = adapter(r=4)
     assert readers.sglang(folder, folder, rank=8) == "right"
-    model = LlamaForCausalLM.from_pretrained(base)
+    model: Any = LlamaForCausalLM.from_pretrained(base)
     widths = [
         (module.in_features, module.out_features) for name, module in model.named_modules() if name.endswith("_proj")
     ]

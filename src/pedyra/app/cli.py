@@ -193,6 +193,37 @@ def export(
 
 
 @app.command()
+def resize(
+    adapter: FolderArgument,
+    rank: Annotated[int | None, typer.Option(metavar="R", help="Of every layer, or all that it has.")] = None,
+    energy: Annotated[
+        float | None, typer.Option(metavar="PART", help="Each layer keeps this part of its squared singular values.")
+    ] = None,
+    mb: Annotated[float | None, typer.Option("--mb", metavar="MB", help="Size of the weights, by mixed ranks.")] = None,
+    destination: Annotated[
+        str | None,
+        typer.Option("--for", metavar="PLACE[:R]", help="Write it as this place reads it, at its rank R: vllm:8."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: ADAPTER/resized.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Cut an adapter by its singular values, without rows and in seconds: nothing is proved of it."""
+    quiet_libraries()
+    from pedyra.app.export.destinations import destination as place_of
+    from pedyra.app.export.resize import Size, resize_adapter
+
+    place = None if destination is None else place_of(destination)
+    if place is not None and rank is None and energy is None and mb is None:
+        rank = place.rank
+    found = resize_adapter(adapter, out or adapter / "resized", Size(rank, energy, mb), place)
+    console = new_console()
+    for line in found.lines():
+        console.print(line, soft_wrap=True, markup=False)
+    if json_file:
+        write_json_lines(json_file, [*found.rows, found.summary()])
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: report.html of the run.")] = None,
