@@ -1,4 +1,4 @@
-"""Cuts by singular values, beside each other: `python -m benchmarks.resize --out docs/results/resize.jsonl`.
+"""Cuts by singular values, beside each other: `python -m benchmarks.resize --out research/results/resize.jsonl`.
 
 One LoRA with the layers of a model and spectra that fall, on a CPU: time, and what is left out of the update by its
 Frobenius norm, at the same rank and at the same energy. `pedyra` is the QR of the factors. `peft` is PEFT's own
