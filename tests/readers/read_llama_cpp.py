@@ -25,6 +25,7 @@ def read(base: str, adapter: str, out: str, tokens: list[int]) -> None:
     assert model != ffi.NULL, f"llama.cpp does not load {base}"
     settings = lib.llama_context_default_params()
     settings.n_ctx, settings.n_batch, settings.n_threads = 64, 64, 1
+    settings.type_k = settings.type_v = 0  # float32; the cache is in half precision by default, which is off by 0.01
     context = lib.llama_init_from_model(model, settings)
     loaded = lib.llama_adapter_lora_init(model, adapter.encode())
     assert loaded != ffi.NULL, f"llama.cpp does not load {adapter}"
