@@ -27,10 +27,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def updates(model: Any) -> dict[str, Tensor]:
     """s B A of each layer."""
     layers = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
-    return {
-        name: layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-        for name, layer in layers.items()
-    }
+    with torch.no_grad():
+        return {
+            name: layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+            for name, layer in layers.items()
+        }
 
 
 @pytest.fixture
