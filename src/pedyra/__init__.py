@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pedyra.pe_dyra.scored import PeDyra as PeDyra
     from pedyra.trainer.adapt import adapt as adapt
     from pedyra.trainer.fit import fit as fit
+    from pedyra.trainer.prove import prove as prove
 
 # Loaded on first use, so that `import pedyra` and `pedyra --help` load neither torch nor transformers.
 _HOMES = {
@@ -23,12 +24,13 @@ _HOMES = {
     "RankAllocator": "pedyra.allocate.rank_allocator",
     "fit": "pedyra.trainer.fit",
     "Fit": "pedyra.fitting.result",
+    "prove": "pedyra.trainer.prove",
     "attach": "pedyra.lora.attach",
     "detach": "pedyra.lora.attach",
     "export_adapter": "pedyra.app.export.export",
 }
 
-__all__ = ["adapt", "fit", "PeDyra", "RankAllocator", "Fit", "attach", "detach", "export_adapter"]
+__all__ = ["adapt", "fit", "prove", "PeDyra", "RankAllocator", "Fit", "attach", "detach", "export_adapter"]
 __version__ = "0.1.0"
 
 

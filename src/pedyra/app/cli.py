@@ -1,7 +1,7 @@
 """The command line: each verb parses, calls one function of the package, and prints what it returns.
 
 Anything heavy is imported inside a verb, so that `--help` answers at once. Exit codes: 0; 2 for a mistake that the
-message lets the user repair; 1, with a traceback, for a mistake of ours; 130 after Ctrl-C.
+message lets the user repair; 1, with a traceback, for a mistake of ours; 130 after Ctrl-C. What `prove` says: 0, 1, 3.
 """
 
 from __future__ import annotations
@@ -313,6 +313,72 @@ def fit(
     console.print(f"adapter     {out}", soft_wrap=True)
     if json_file:
         write_json_lines(json_file, [found.row(), *found.curve_rows()])
+
+
+@app.command()
+def prove(
+    a: Annotated[
+        str,
+        typer.Argument(
+            metavar="A", help="Run folder, adapter folder, merged model, or the word base.", show_default=False
+        ),
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another of these.", show_default=False)],
+    margin: Annotated[
+        str,
+        typer.Option(
+            metavar="M", help="How much worse B may be: 1% of what A won, 0.01 of the loss, 0.5pt of the accuracy."
+        ),
+    ] = "1%",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="ROWS", help="Rows (.jsonl, .csv, ...): text and label, prompt and completion, or messages."
+        ),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Take model and data from this run, where A and B are none.")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(metavar="N", min=8, help="At most so many rows. Default: all.")] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=2, help="Cut the rows of --data to N tokens. Default: what the base can take."),
+    ] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Type of the base's weights, where no run says it. Default: float32."),
+    ] = None,
+    quantization: Annotated[
+        Literal["nf4", "int8"] | None, typer.Option(help="Quantization of the base, where no run says it.")
+    ] = None,
+    base_b: Annotated[
+        str | None, typer.Option("--base-b", metavar="MODEL", help="Another base of B: a folder, or a name on the Hub.")
+    ] = None,
+    quantization_b: Annotated[
+        Literal["none", "nf4", "int8"] | None,
+        typer.Option("--quantization-b", help="Another quantization of B's base."),
+    ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Prove on rows that B is no worse than A. Exit code 0: no worse; 1: worse; 3: these rows cannot tell."""
+    from pedyra.fitting.prove import NO_WORSE, WORSE, Margin
+
+    limit = Margin.read(margin)
+    if max_length is not None and data is None:
+        raise ValueError("--max-length cuts the rows of --data, and there is no --data; leave it out")
+    quiet_libraries()
+    from pedyra.app.runs.fit import Source
+    from pedyra.app.runs.prove import OtherBase, prove_paths
+
+    source = Source(data=data, run=run, max_length=max_length, dtype=dtype, quantization=quantization)
+    console = new_console()
+    other = OtherBase(base_b, quantization_b)
+    found = prove_paths(a, b, limit, source, other, rows=rows, shown=console.is_terminal)
+    console.print(str(found), soft_wrap=True, markup=False)
+    if json_file:
+        write_json_lines(json_file, [found.row()])
+    raise typer.Exit({NO_WORSE: 0, WORSE: 1}.get(found.verdict, 3))
 
 
 def main(arguments: list[str] | None = None, commands: typer.Typer = app, name: str = "pedyra") -> None:

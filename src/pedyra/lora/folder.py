@@ -202,9 +202,16 @@ def load_adapter(base: nn.Module, folder: Path, title: str | None = None, **opti
     try:
         _follow_vocabulary(base, folder)
         return PeftModel.from_pretrained(base, folder, **options)  # type: ignore[arg-type]
-    except _MISFITS as error:
+    except MISFITS as error:
         told = " ".join(str(error).split())[:300]
         raise ValueError(f"{title} does not fit the base model {type(base).__name__}: {told}") from error
+
+
+def check_finite(lora: SavedLora) -> None:
+    """Refuse factors that are no numbers, of which every loss would be none: ValueError."""
+    for layer in lora.layers:
+        if not all(lora.tensors[layer.keys[factor]].isfinite().all() for factor in "AB"):
+            raise ValueError(f"the adapter's {layer.name} has a weight that is not finite; it diverged, or is damaged")
 
 
 def _follow_vocabulary(base: Any, folder: Path) -> None:
@@ -226,7 +233,7 @@ def _follow_vocabulary(base: Any, folder: Path) -> None:
                     base.resize_token_embeddings(rows, mean_resizing=False)
 
 
-_MISFITS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, re.error)
+MISFITS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, re.error)
 """PEFT raises these for a config that was written by hand, or for another model."""
 
 

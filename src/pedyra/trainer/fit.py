@@ -58,10 +58,10 @@ def fit_trainer(
     """`fit` of a record; `ranks` as of `fit_batches`."""
     if not isinstance(trainer, Trainer):
         raise ValueError(f"fit takes the Trainer that has trained the model, and {type(trainer).__name__} is none")
-    _check_whole(trainer)
+    check_whole(trainer, "a fit")
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     adapter = active_adapter(model)
-    _check_live(model, adapter)
+    check_live(model, adapter)
     wanted.shape([*lora_layers(model, adapter)], has_more(model, adapter))  # before anything is measured
     if (bias := model.peft_config[adapter].bias) != "none":
         warnings.warn(
@@ -92,8 +92,8 @@ def fit_trainer(
     return replace(found, trainer=ref(trainer))
 
 
-def _check_whole(trainer: Any) -> None:
-    """Refuse a model that is cut into shards: ValueError."""
+def check_whole(trainer: Any, what: str) -> None:
+    """Refuse a model that is cut into shards, and which this (a fit) cannot ask: ValueError."""
     parallel = getattr(trainer.accelerator, "parallelism_config", None)
     ways = {
         "FSDP": trainer.is_fsdp_enabled,
@@ -103,12 +103,12 @@ def _check_whole(trainer: Any) -> None:
     }
     if found := [name for name, on in ways.items() if on]:
         raise ValueError(
-            f"the model is sharded ({found[0]}), and a fit takes it whole; save the adapter and run `pedyra fit FOLDER "
-            f"--data ROWS` in one process"
+            f"the model is sharded ({found[0]}), and {what} takes it whole; save the adapter and run `pedyra "
+            f"{'fit FOLDER' if what == 'a fit' else 'prove A B'} --data ROWS` in one process"
         )
 
 
-def _check_live(model: Any, adapter: str) -> None:
+def check_live(model: Any, adapter: str) -> None:
     """Refuse a live adapter whose own factors are not its update of the base model: ValueError."""
     config = model.peft_config[adapter].to_dict()
     title = f"adapter {adapter!r}"

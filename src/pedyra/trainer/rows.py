@@ -90,6 +90,28 @@ def fit_rows(judge: TrainerJudge, data: Any, wanted: Wanted) -> Rows:
     return Rows(**batches, told=told)
 
 
+def proof_rows(judge: TrainerJudge, data: Any, most: int | None) -> tuple[list[Batch], int]:
+    """Batches of the held-out rows alone, at most so many, for what needs no gradient; and their rows, of all
+    processes."""
+    trainer = judge.trainer
+    if is_surrogate(trainer):
+        raise ValueError(
+            f"the loss of {type(trainer).__name__} says nothing about held-out rows, so it proves nothing; ask a "
+            f"Trainer of the answers themselves (SFTTrainer with its default loss)"
+        )
+    name, held, _ = _held_out(trainer, data, "the proof")
+    held, left = _shuffled(held, most, torch.Generator().manual_seed(trainer.args.seed))
+    size, processes = min(BATCH, trainer.args.per_device_eval_batch_size), trainer.accelerator.num_processes
+    size = max(min(2, size), min(size, len(left) // BATCHES))
+    if processes == 1 and _compares_rows(judge, held, left, size):
+        size = max(size, min(trainer.args.per_device_eval_batch_size, len(left) // FEW))
+    if processes > 1:  # as many batches in every process, and no row twice
+        left = left[: len(left) // (size * processes) * (size * processes)]
+    if len(left) < LEAST * size:
+        raise ValueError(f"{name} has {len(left)} rows, and a proof takes {LEAST * size} or more; give more")
+    return _batches(trainer, _selected(held, left), size, False), len(left)
+
+
 def _compares_rows(judge: TrainerJudge, held: Any, left: list[int], size: int) -> bool:
     """Whether the loss compares the rows of a batch with each other, as a contrastive one does: in a batch of the
     Trainer's own size it is larger than in any part of it. Batches of few rows would ask an easier question.
@@ -180,19 +202,19 @@ def is_surrogate(trainer: Any) -> bool:
     return _completions(trainer) > 0 or getattr(trainer.args, "loss_type", None) == "dft"
 
 
-def _drawn(trainer: Any, data: Any, most: int) -> tuple[str, Any, list[int], Any, list[int]]:
-    """What the held-out rows are called; the rows that calibrate, as a data set and places in it; those held out.
+def _held_out(trainer: Any, data: Any, what: str) -> tuple[str, Any, Any]:
+    """What the held-out rows are called, they, and the rows of training; None for these where they are the same.
 
     Args:
-        most: that calibrate; half as many more are held out.
+        what: is judged by them, in words.
     """
     training = trainer.train_dataset
     if data is not None:
         given, name = data if isinstance(data, Mapping) else {"": data}, "data"
         held = {key: part if part is training else _prepared(trainer, part) for key, part in given.items()}
-        held = _joined(_unseen(held, training, name))
+        held = _joined(_unseen(held, training, name, what))
     elif trainer.eval_dataset is not None:
-        held, name = _joined(_unseen(trainer.eval_dataset, training, "eval_dataset")), "eval_dataset"
+        held, name = _joined(_unseen(trainer.eval_dataset, training, "eval_dataset", what)), "eval_dataset"
     else:
         held, name = None, "train_dataset"
         if training is None:
@@ -200,11 +222,21 @@ def _drawn(trainer: Any, data: Any, most: int) -> tuple[str, Any, list[int], Any
     if held is None or _is_same(held, training):
         why = "there is no eval_dataset" if held is None else f"{name} is the train_dataset itself"
         warnings.warn(
-            f"{why}, so the fit is judged by rows that the adapter was trained on, which it knows better than others; "
+            f"{why}, so {what} is judged by rows that the adapter was trained on, which it knows better than others; "
             f"give other rows of its task as data=",
-            stacklevel=5,
+            stacklevel=6,
         )
         held, training = training, None
+    return name, held, training
+
+
+def _drawn(trainer: Any, data: Any, most: int) -> tuple[str, Any, list[int], Any, list[int]]:
+    """What the held-out rows are called; the rows that calibrate, as a data set and places in it; those held out.
+
+    Args:
+        most: that calibrate; half as many more are held out.
+    """
+    name, held, training = _held_out(trainer, data, "the fit")
     generator = torch.Generator().manual_seed(trainer.args.seed)
     if training is None:
         every, order = _shuffled(held, 2 * most + most // 2, generator)
@@ -215,7 +247,7 @@ def _drawn(trainer: Any, data: Any, most: int) -> tuple[str, Any, list[int], Any
     return name, training, _apart(training, seen, held, left, name), held, left
 
 
-def _unseen(dataset: Any, training: Any, name: str) -> Any:
+def _unseen(dataset: Any, training: Any, name: str, what: str) -> Any:
     """Without the train_dataset, where that is one of several data sets by name, as to watch its loss."""
     if not isinstance(dataset, Mapping):
         return dataset
@@ -223,8 +255,8 @@ def _unseen(dataset: Any, training: Any, name: str) -> Any:
     if not others or len(others) == len(dataset):
         return dataset
     warnings.warn(
-        f"a part of {name} is the train_dataset itself, and the fit is judged by the others: {', '.join(others)}",
-        stacklevel=6,
+        f"a part of {name} is the train_dataset itself, and {what} is judged by the others: {', '.join(others)}",
+        stacklevel=7,
     )
     return others
 
@@ -389,7 +421,7 @@ def _joined(dataset: Any) -> Any:
     return torch.utils.data.ConcatDataset(parts)
 
 
-def _shuffled(dataset: Any, most: int, generator: torch.Generator) -> tuple[Any, list[int]]:
+def _shuffled(dataset: Any, most: int | None, generator: torch.Generator) -> tuple[Any, list[int]]:
     """A data set with a length, and the places of at most so many of its rows, drawn at random; of a stream its first
     rows."""
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):

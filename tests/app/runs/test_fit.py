@@ -239,7 +239,7 @@ class TestRowsWithoutARecipe:
         rows = [{"text": "words", "label": label} for label in labels]
         (folder.parent / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         source = runs_fit.Source(data=folder.parent / "rows.jsonl")
-        return runs_fit._recipe(folder, read_lora(folder), source).data
+        return runs_fit.recipe_of(folder, read_lora(folder), source).data
 
     def test_names_are_numbered_as_the_base_numbers_them(self, adapter: Any):
         found = self.recipe(adapter(["pos", "neg"], 2), ["neg", "pos"])

@@ -24,11 +24,11 @@ from pedyra.app.runs.setup import Setup, ready_to_fit, resolve
 from pedyra.app.tasks.sources import read_test_rows
 from pedyra.app.tasks.task import load_task
 from pedyra.app.tasks.text import class_number
-from pedyra.fitting.calibration import lora_layers
 from pedyra.fitting.cut import check_out
 from pedyra.fitting.result import Fit
 from pedyra.fitting.wanted import Shape, Wanted
-from pedyra.lora.folder import SavedLora, load_adapter, read_lora
+from pedyra.lora.folder import SavedLora, check_finite, load_adapter, read_lora
+from pedyra.lora.loaded import check_layers
 from pedyra.methods.method import Adaptation
 from pedyra.trainer.fit import fit_trainer
 
@@ -140,38 +140,22 @@ def opened(path: Path, wanted: Wanted, source: Source, *, shown: bool = False) -
     """The adapter in `path`, and a Trainer that has it with its base and its rows; errors as of `fit_folder`."""
     lora = read_lora(path)
     lora.check_supported("fit")
-    for layer in lora.layers:
-        if not all(lora.tensors[layer.keys[factor]].isfinite().all() for factor in "AB"):
-            raise ValueError(f"the adapter's {layer.name} has a weight that is not finite; it diverged, or is damaged")
+    check_finite(lora)
     _shape(wanted, lora)
-    recipe = _recipe(path, lora, source)
+    recipe = recipe_of(path, lora, source)
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
     if source.data is None and (folder := source.folder(path)) is not None:
         check_training_rows(RunFolder(folder), recipe, task)
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
     model = load_adapter(base, lora.folder)
-    _check_layers(lora, model)
+    check_layers(lora, model)
     setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=Adaptation(model=model))
     with TemporaryDirectory() as scratch:
         trainer = setup.trainer(scratch, report_to="none")
         trainer.args.disable_tqdm = not shown
         ready_to_fit(recipe, trainer)
         yield trainer, lora
-
-
-def _check_layers(lora: SavedLora, model: Any) -> None:
-    """Refuse a file whose layers are not those that PEFT made of it, which leaves out what the base lacks and begins
-    anew what the file lacks: ValueError."""
-    saved, made = [layer.name for layer in lora.layers], [*lora_layers(model)]
-    base = type(model.get_base_model()).__name__
-    for some, others, told in ((saved, made, "is in the file and not in"), (made, saved, "is not in the file but in")):
-        if gone := [name for name in some if name not in others]:
-            raise ValueError(
-                f"{lora.title} does not fit the base model {base}: the layer {gone[0]} {told} the model; give the run "
-                f"whose base it was trained on, or, where another version of transformers calls the layer otherwise, "
-                f"load the adapter with PEFT and save it again"
-            )
 
 
 def _shape(wanted: Wanted, lora: SavedLora) -> Shape:
@@ -182,7 +166,7 @@ def _shape(wanted: Wanted, lora: SavedLora) -> Shape:
     return wanted.shape([layer.name for layer in lora.layers], more)
 
 
-def _recipe(path: Path, lora: SavedLora, source: Source) -> Recipe:
+def recipe_of(path: Path, lora: SavedLora, source: Source) -> Recipe:
     """Model and data: a run's, or those that the adapter and the rows name."""
     folder, data = source.folder(path), source.data
     loading = source.loading(path)

@@ -1,0 +1,334 @@
+"""Is B no worse than A, by a margin? The answer from what two models lose, and get right, on the same rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+from pedyra.fitting.verdict import CONFIDENCE, Increase, Metrics, paired, student
+
+NO_WORSE, WORSE, CANNOT_TELL = "no worse", "worse", "cannot tell"
+
+POWER = 0.8
+"""With as many rows as are said to tell, they do so in this part of cases, were the difference what it is here."""
+MOST_ROWS = 10**8
+"""More are not worth a number."""
+
+
+@dataclass(frozen=True)
+class Margin:
+    """By how much B may be worse than A."""
+
+    value: float
+    of: str
+    """"won": a part of what A won over the base; "loss": a number; "accuracy": a difference of accuracies."""
+    text: str
+
+    @classmethod
+    def read(cls, given: Any) -> Margin:
+        """1% is a part of what A won, 0.01 a number of the loss, 0.5pt points of the accuracy. Raises ValueError."""
+        text = str(given).strip()
+        of, end, unit = next(
+            (each for each in (("won", "%", 100), ("accuracy", "pt", 100)) if text.endswith(each[1])), ("loss", "", 1)
+        )
+        try:
+            value = float(text.removesuffix(end)) / unit
+        except ValueError:
+            value = math.nan
+        if not 0 <= value < (math.inf if of == "loss" else 1):
+            raise ValueError(
+                f"margin is {given!r}; it is 1% (a part of what A won over the base), 0.01 (a number of the loss), or "
+                f"0.5pt (points of the accuracy)"
+            )
+        return cls(value, of, text)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model on the rows of a proof."""
+
+    losses: Sequence[float]
+    """Of each batch."""
+    metrics: Metrics
+    correct: Sequence[bool] | None = None
+    """Of each row, whether it is right; None where the task has no accuracy of rows."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Rows that two models answered: what Tango's score interval of the paired difference and McNemar's test ask."""
+
+    lost: float
+    """Rows that A has right and B wrong."""
+    gained: float
+    """Rows that B has right and A wrong."""
+    rows: float
+
+    @classmethod
+    def of(cls, a: Sequence[bool], b: Sequence[bool]) -> Pairs:
+        """The rows of the same place, answered by A and by B."""
+        both = list(zip(a, b, strict=True))
+        return cls(sum(x and not y for x, y in both), sum(y and not x for x, y in both), len(both))
+
+    @property
+    def fall(self) -> float:
+        """By how much the accuracy of B is below that of A."""
+        return (self.lost - self.gained) / self.rows
+
+    @property
+    def error(self) -> float:
+        """Its standard error."""
+        return math.sqrt(max(0.0, self.lost + self.gained - self.rows * self.fall**2)) / self.rows
+
+    def bounds(self, z: float) -> tuple[float, float]:
+        """Where the true fall lies, `z` standard errors of the score test to each side (Tango 1998): it holds with few
+        rows too, and where both models are right on the same ones."""
+        return self._bound(z), self._bound(-z)
+
+    def _bound(self, z: float) -> float:
+        """The fall at which the score is `z`, by halving: the score falls with it."""
+        low, high = -1.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            if self._score(middle) > z:
+                low = middle
+            else:
+                high = middle
+        return (low + high) / 2
+
+    def _score(self, fall: float) -> float:
+        """The fall that was seen less this one, in standard errors that it would have were this one true."""
+        a = 2 * self.rows
+        b = -self.lost - self.gained + (2 * self.rows - self.lost + self.gained) * fall
+        c = -self.gained * fall * (1 - fall)
+        gained = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)  # the likeliest share, given the fall
+        variance = self.rows * (2 * gained + fall * (1 - fall))
+        away = self.lost - self.gained - self.rows * fall
+        return away / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, away) if away else 0.0
+
+    def mid_p(self) -> float:
+        """McNemar's exact test that both are right equally often, two-sided, by the mid-p value, which unlike the plain
+        one is not too large."""
+        least, count = int(min(self.lost, self.gained)), int(self.lost + self.gained)
+        below = sum(math.comb(count, k) for k in range(least))
+        return (2 * below + math.comb(count, least)) / 2**count
+
+    def enough(self, margin: float) -> int | None:
+        """Rows that would tell whether the fall is within the margin, were everything else as it is."""
+        z = NormalDist().inv_cdf(CONFIDENCE) + NormalDist().inv_cdf(POWER)
+
+        def tells(rows: float) -> bool:
+            scale = rows / self.rows
+            low, high = Pairs(self.lost * scale, self.gained * scale, rows).bounds(z)
+            return high <= margin or low > margin
+
+        return _first(tells, self.rows)
+
+
+def _first(tells: Callable[[float], bool], rows: float) -> int | None:
+    """The least number of rows, from `rows` on, that tells; None where none below MOST_ROWS does."""
+    high = rows
+    while not tells(high):
+        high *= 2
+        if high > MOST_ROWS:
+            return None
+    low = high / 2
+    while high - low > 1:
+        middle = (low + high) / 2
+        low, high = (low, middle) if tells(middle) else (middle, high)
+    return math.ceil(high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """Whether B is no worse than A; print it."""
+
+    a: str
+    b: str
+    """What they are, as they were given."""
+    measure: str
+    """What is compared: loss or accuracy."""
+    difference: float
+    """By how much B is worse: the rise of the loss, or the fall of the accuracy."""
+    standard_error: float
+    """Of the difference beside the margin, which is itself a measurement where it is a part of what A won."""
+    lower: float
+    upper: float
+    """The true difference lies below, and above, with a probability of 5 % each at most."""
+    margin: float
+    """In units of the measure."""
+    asked: str
+    """The margin as it was given."""
+    verdict: str
+    """no worse, worse, or cannot tell."""
+    loss_a: float
+    loss_b: float
+    won: Increase | None = None
+    """The loss of the base less that of A, where the margin is a part of it."""
+    metric: str | None = None
+    """The task's, of which metric_a and metric_b are values; None where it has none."""
+    metric_a: float | None = None
+    metric_b: float | None = None
+    pairs: Pairs | None = None
+    """Rows that one of them has right and the other wrong, where the task has an accuracy."""
+    rows: int
+    enough: int | None = None
+    """Rows that would tell, where these do not and a number can be said."""
+    notes: tuple[str, ...] = ()
+
+    def row(self) -> dict[str, Any]:
+        """As a line of JSON."""
+        names = (
+            *("a", "b", "measure", "difference", "standard_error", "lower", "upper", "margin", "verdict"),
+            *("metric", "metric_a", "metric_b", "loss_a", "loss_b", "rows", "enough"),
+        )
+        return {name: getattr(self, name) for name in names}
+
+    def __str__(self) -> str:
+        return "\n".join([_answer(self), *_facts(self), *(f"note        {each}" for each in self.notes)])
+
+
+def compare(a: Measured, b: Measured, margin: Margin, base: Measured | None = None, /, **known: Any) -> Proof:
+    """The proof of what was measured of A and B; and of the base, where the margin is a part of what A won.
+
+    Args:
+        known: fields of the proof that tell no result (a, b, rows, notes), and `weights`, the samples of each batch.
+
+    Raises:
+        ValueError: a margin of an accuracy that the task does not have.
+    """
+    weights, rows = known.pop("weights"), known["rows"]
+    total = sum(weights)
+    losses = [sum(w * loss for w, loss in zip(weights, each.losses, strict=True)) / total for each in (a, b)]
+    both = None if a.correct is None or b.correct is None else Pairs.of(a.correct, b.correct)
+    metric = _metric([*a.metrics])
+    known |= {"loss_a": losses[0], "loss_b": losses[1], "asked": margin.text, "pairs": both}
+    if metric is not None:
+        known |= {"metric": metric, "metric_a": a.metrics[metric], "metric_b": b.metrics.get(metric)}
+    if margin.of == "accuracy":
+        if both is None:
+            raise ValueError(f"margin is {margin.text}, and this task has no accuracy; give a part (1%), or a number")
+        low, high = both.bounds(NormalDist().inv_cdf(CONFIDENCE))
+        said = _verdict(low, high, margin.value)
+        return Proof(
+            measure="accuracy",
+            difference=both.fall,
+            standard_error=both.error,
+            lower=low,
+            upper=high,
+            margin=margin.value,
+            verdict=said,
+            enough=both.enough(margin.value) if said == CANNOT_TELL else None,
+            **known,
+        )
+    won = paired(a.losses, base.losses, weights) if base is not None and margin.of == "won" else None
+    part = margin.value if won is not None and won.mean > 0 else 0.0
+    limit = margin.value if won is None else part * won.mean
+    given = [limit] * len(weights)
+    if won is not None and base is not None:  # so that what A won is weighed against the difference on the same rows
+        given = [part * (y - x) for x, y in zip(a.losses, base.losses, strict=True)]
+    beside = paired([loss + more for loss, more in zip(a.losses, given, strict=True)], b.losses, weights)
+    low, high = limit + beside.lower(), limit + beside.upper()
+    said = _verdict(low, high, limit)
+    unlearned = won is not None and won.lower() <= 0
+    if unlearned and said == NO_WORSE:
+        said = CANNOT_TELL
+    return Proof(
+        measure="loss",
+        difference=limit + beside.mean,
+        standard_error=beside.error,
+        lower=low,
+        upper=high,
+        margin=limit,
+        verdict=said,
+        won=won,
+        enough=_enough(beside, rows) if said == CANNOT_TELL and not unlearned else None,
+        **known,
+    )
+
+
+def _verdict(lower: float, upper: float, margin: float) -> str:
+    return NO_WORSE if upper <= margin else WORSE if lower > margin else CANNOT_TELL
+
+
+def _enough(beside: Increase, rows: int) -> int | None:
+    """Rows that would tell, had they this mean and this noise."""
+    away = (student(1 - CONFIDENCE, beside.batches) + NormalDist().inv_cdf(POWER)) * beside.error
+    if not 0 < abs(beside.mean) or not math.isfinite(away):
+        return None
+    most = rows * (away / beside.mean) ** 2
+    return math.ceil(most) if most <= MOST_ROWS else None
+
+
+def _metric(names: Sequence[str]) -> str | None:
+    """The one that is shown: the accuracy, else the first."""
+    return next((name for name in names if name.endswith("accuracy")), names[0] if names else None)
+
+
+def _answer(proof: Proof) -> str:
+    """The verdict in words, with the bound that it stands on."""
+    accuracy = proof.measure == "accuracy"
+    verb = f"{'falls' if accuracy else 'rises'} by {_signed(proof, proof.difference)}"
+    limit = f"the margin is {_plain(proof, proof.margin)}"
+    if proof.verdict == NO_WORSE:
+        return (
+            f"no worse: B is no worse than A by the margin. The {proof.measure} {verb}, at most by "
+            f"{_signed(proof, proof.upper)} (95 %); {limit}"
+        )
+    if proof.verdict == WORSE:
+        return (
+            f"worse: B is worse than A by more than the margin. The {proof.measure} {verb}, at least by "
+            f"{_signed(proof, proof.lower)} (95 %); {limit}"
+        )
+    if proof.won is not None and proof.won.lower() <= 0:
+        return (
+            f"cannot tell: A has not lowered the loss of the base beyond its noise ({proof.won.mean:+.4f} ± "
+            f"{proof.won.error:.4f}), so a part of that is no margin; give more rows, or a number"
+        )
+    would = (
+        "no number of rows that one has would tell, so near is the difference to the margin"
+        if proof.enough is None
+        else f"about {_rounded(proof.enough):,} rows would tell, and there were {proof.rows:,}"
+    )
+    return (
+        f"cannot tell: the {proof.measure} {verb}, and it may be {_signed(proof, proof.lower)} or "
+        f"{_signed(proof, proof.upper)}; {limit}; {would}"
+    )
+
+
+def _facts(proof: Proof) -> list[str]:
+    lines = [
+        f"A           {proof.a}",
+        f"B           {proof.b}",
+        f"loss        {proof.loss_a:.4f} -> {proof.loss_b:.4f}",
+    ]
+    if proof.metric_a is not None and proof.metric_b is not None:
+        lines.append(f"metric      {proof.metric} {proof.metric_a:.4f} -> {proof.metric_b:.4f}")
+    if (both := proof.pairs) is not None:
+        low, high = both.bounds(NormalDist().inv_cdf((1 + CONFIDENCE) / 2))
+        lines.append(
+            f"accuracy    changes by {-100 * both.fall:+.2f} points [{-100 * high:+.2f}, {-100 * low:+.2f}] (95 %): "
+            f"{both.lost:.0f} rows lost, {both.gained:.0f} gained of {both.rows:,}; McNemar's mid-p {both.mid_p():.3g}"
+        )
+    if proof.won is not None:
+        lines.append(
+            f"margin      {proof.asked} of the {proof.won.mean:.4f} ± {proof.won.error:.4f} that A won over the base"
+        )
+    return [*lines, f"rows        {proof.rows:,}, the same for both"]
+
+
+def _signed(proof: Proof, value: float) -> str:
+    return f"{100 * value:+.2f} points" if proof.measure == "accuracy" else f"{value:+.4g}"
+
+
+def _plain(proof: Proof, value: float) -> str:
+    return f"{100 * value:.4g} points" if proof.measure == "accuracy" else f"{value:.4g}"
+
+
+def _rounded(rows: int) -> int:
+    """To two digits, upwards: it is no better known."""
+    unit = 10 ** max(0, len(str(rows)) - 2)
+    return math.ceil(rows / unit) * unit

@@ -1,0 +1,158 @@
+"""`pedyra.prove(trainer, a, b)`: is adapter B no worse than A, by the loss that this Trainer trains?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import Trainer
+
+from pedyra.fitting.calibration import disabled
+from pedyra.fitting.fit import LEAST, labelled
+from pedyra.fitting.judge import Batch, Predictions
+from pedyra.fitting.prove import Margin, Measured, Proof, compare
+from pedyra.fitting.sizes import Held
+from pedyra.lora.folder import active_adapter
+from pedyra.lora.loaded import add_adapter
+from pedyra.trainer.fit import check_live, check_whole
+from pedyra.trainer.judge import TrainerJudge
+from pedyra.trainer.rows import proof_rows
+from pedyra.trainer.untouched import untouched
+
+BASE = "base"
+"""What the base model alone is called."""
+
+
+class RowJudge(TrainerJudge):
+    """A Trainer's judge that keeps which rows were right in its last pass."""
+
+    correct: list[bool] | None = None
+
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        found = super().metrics(predictions)
+        accuracy = next((value for name, value in found.items() if name.endswith("accuracy")), None)
+        self.correct = None if accuracy is None else _correct(predictions, accuracy)
+        return found
+
+
+def _correct(predictions: Predictions, accuracy: float) -> list[bool] | None:
+    """Whether each row has its label; None where this is not what the task calls its accuracy."""
+    rows: list[bool] = []
+    for logits, labels in predictions:
+        first = logits[0] if isinstance(logits, tuple | list) else logits
+        if not isinstance(first, Tensor) or not isinstance(labels, Tensor):
+            return None
+        guesses = first.argmax(-1) if first.dim() == 2 else first
+        if labels.dim() != 1 or guesses.shape != labels.shape:
+            return None
+        rows += (guesses == labels).tolist()
+    return rows if rows and abs(sum(rows) / len(rows) - accuracy) < 1e-6 else None
+
+
+def prove(
+    trainer: Trainer, a: str | Path, b: str | Path, *, margin: str | float = "1%", data: Any = None, **asked: Any
+) -> Proof:
+    """Is B no worse than A, by a margin? Both answer the same held-out rows of this Trainer, one after the other.
+
+    Nothing of Trainer, model or random state changes: a folder is loaded beside the live adapter, and taken out again.
+
+    Args:
+        a: an adapter's folder, the name of a live adapter, or "base", the base model alone.
+        b: another one.
+        margin: how much worse B may be: "1%" of what A won over the base, 0.01 of the loss, or "0.5pt", points of the
+            accuracy.
+        data: held-out rows, as the Trainer takes an eval_dataset; by default its own.
+        asked: rows, at most so many of them; by default all.
+
+    Returns:
+        The proof: print it. Its `verdict` is "no worse", "worse" or "cannot tell".
+
+    Raises:
+        ValueError: no LoRA, an adapter of another base, a sharded model, too few rows, a margin that is none.
+    """
+    if unknown := asked.keys() - {"rows"}:
+        raise ValueError(f"prove has no {min(unknown)}; it has margin, data and rows")
+    if not isinstance(trainer, Trainer):
+        raise ValueError(f"prove takes the Trainer that has trained the model, and {type(trainer).__name__} is none")
+    limit = Margin.read(margin)
+    check_margin(limit, str(a) == BASE)
+    check_whole(trainer, "a proof")
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    check_live(model, active_adapter(model))
+    with untouched(trainer, model), _beside(model, (a, b)) as (in_a, in_b):
+        with in_a():  # rows are judged by it, where their loss may compare them with each other
+            judge = RowJudge(trainer, model)
+            batches, rows = taken(judge, data, asked.get("rows"))
+        known = {"a": str(a), "b": str(b), "rows": rows}
+        found = {}
+        wanted = {"A": in_a, "B": in_b, **({"base": partial(disabled, model)} if limit.of == "won" else {})}
+        for name, using in wanted.items():
+            with using():
+                found[name], known["weights"] = measured(judge, batches, name)
+    return compare(found["A"], found["B"], limit, found.get("base"), **known)
+
+
+def check_margin(margin: Margin, is_base: bool) -> None:
+    """Refuse a part of nothing: ValueError."""
+    if margin.of == "won" and is_base:
+        raise ValueError(
+            f"margin is {margin.text} of what A won over the base, and A is the base; give a number of the loss "
+            f"(0.01), or points of the accuracy (0.5pt)"
+        )
+
+
+def taken(judge: RowJudge, data: Any, most: int | None) -> tuple[list[Batch], int]:
+    """The batches of the held-out rows that have labels, and how many rows they hold. ValueError for too few."""
+    every, rows = proof_rows(judge, data, most)
+    batches = labelled(judge, every)
+    if len(batches) < LEAST:
+        raise ValueError(f"{len(batches)} of {len(every)} batches have a label, and a proof takes {LEAST}; give labels")
+    return batches, rows
+
+
+def measured(judge: RowJudge, batches: Sequence[Batch], name: str) -> tuple[Measured, list[float]]:
+    """The judge's model, as it is, on these batches; and how much each of them weighs."""
+    judge.correct = None
+    shown = not judge.trainer.args.disable_tqdm and judge.trainer.is_world_process_zero()
+    held = Held(judge, batches, partial(tqdm, total=len(batches), desc=name, disable=not shown), predicts=True)
+    return Measured(held.whole, held.metrics, judge.correct), held.weights
+
+
+@contextmanager
+def _beside(model: PeftModel, given: Sequence[str | Path]) -> Iterator[list[Callable[[], Any]]]:
+    """What makes the live model each of these for a while; folders are loaded under names of their own meanwhile."""
+    active, added, using = list(model.active_adapters), [], []
+    try:
+        for number, each in enumerate(given):
+            name = str(each)
+            if name == BASE:
+                using.append(partial(disabled, model))
+                continue
+            if name not in model.peft_config:
+                name = f"pedyra_prove_{number}"
+                added.append(name)
+                add_adapter(model, Path(each), name)
+            using.append(partial(_active, model, name, active[0]))
+        model.set_adapter(active[0])
+        yield using
+    finally:
+        model.set_adapter(active[0])
+        for name in added:
+            if name in model.peft_config:
+                model.delete_adapter(name)
+
+
+@contextmanager
+def _active(model: PeftModel, name: str, before: str) -> Iterator[None]:
+    """While it lasts, the model has this adapter."""
+    model.set_adapter(name)
+    try:
+        yield
+    finally:
+        model.set_adapter(before)

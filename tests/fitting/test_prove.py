@@ -1,0 +1,186 @@
+"""Whether B is no worse than A: the arithmetic against scipy and simulation, and `pedyra.prove` on a Trainer."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from closeness import same_bits
+from scipy import optimize, stats
+
+import pedyra
+from pedyra.fitting.prove import CANNOT_TELL, NO_WORSE, WORSE, Margin, Measured, Pairs, Proof, compare
+
+ONE_SIDED = stats.norm.ppf(0.95)
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (1, 0), (5, 2), (9, 9), (3, 21), (400, 460)])
+def test_mid_p_is_the_binomial_tail_without_half_of_its_last_term(lost: int, gained: int):
+    least, count = min(lost, gained), lost + gained
+    tail = stats.binom.cdf(least, count, 0.5) - stats.binom.pmf(least, count, 0.5) / 2
+    assert Pairs(lost, gained, 2 * count + 1).mid_p() == pytest.approx(2 * tail, rel=1e-9)
+
+
+@pytest.mark.parametrize(("lost", "gained", "rows"), [(1, 0, 44), (12, 5, 100), (0, 7, 60), (40, 31, 2000), (3, 3, 9)])
+def test_the_score_is_that_of_the_likelihood_at_its_restricted_maximum(lost: int, gained: int, rows: int):
+    pairs = Pairs(lost, gained, rows)
+    for bound, sign in zip(pairs.bounds(ONE_SIDED), (1, -1), strict=True):
+
+        def minus_likelihood(q: float, fall: float = bound) -> float:
+            shares = (q + fall, q, 1 - 2 * q - fall)
+            counts = (lost, gained, rows - lost - gained)
+            return -sum(n * math.log(max(p, 1e-300)) for n, p in zip(counts, shares, strict=True) if n)
+
+        ends = (max(0.0, -bound), (1 - bound) / 2)
+        q = optimize.minimize_scalar(minus_likelihood, bounds=ends, method="bounded", options={"xatol": 1e-12}).x
+        score = (lost - gained - rows * bound) / math.sqrt(rows * (2 * q + bound - bound**2))
+        assert score == pytest.approx(sign * ONE_SIDED, rel=1e-3)
+
+
+def test_the_bound_where_both_are_right_on_the_same_rows():
+    low, high = Pairs(0, 0, 100).bounds(ONE_SIDED)
+    assert high == pytest.approx(ONE_SIDED**2 / (100 + ONE_SIDED**2), rel=1e-6) and low == pytest.approx(-high)
+
+
+@pytest.mark.parametrize(
+    ("given", "value", "of"),
+    [("1%", 0.01, "won"), ("0.01", 0.01, "loss"), (0.02, 0.02, "loss"), ("0.5pt", 0.005, "accuracy"), ("0", 0, "loss")],
+)
+def test_a_margin_has_three_forms(given: Any, value: float, of: str):
+    read = Margin.read(given)
+    assert (read.value, read.of) == (pytest.approx(value), of)
+
+
+@pytest.mark.parametrize("given", ["", "1 percent", "-1%", "nan", "inf", "100%", "200pt", "0.5pp", None])
+def test_anything_else_is_refused(given: Any):
+    with pytest.raises(ValueError, match="margin is"):
+        Margin.read(given)
+
+
+def proof(margin: str, a: Any, b: Any, base: Any = None, **known: Any) -> Proof:
+    """Of these losses."""
+    of = [None if losses is None else Measured(list(losses), {}) for losses in (a, b, base)]
+    assert of[0] is not None and of[1] is not None
+    known = {"a": "A", "b": "B", "rows": 8 * len(a), "weights": [8.0] * len(a), **known}
+    return compare(of[0], of[1], Margin.read(margin), of[2], **known)
+
+
+def test_a_loss_at_the_margin_is_seldom_proved_no_worse_and_seldom_worse():
+    draw, said, count = np.random.default_rng(0), [], 1500
+    for _ in range(count):
+        a = draw.normal(1, 0.3, 24)
+        said.append(proof("0.1", a, a + draw.normal(0.1, 0.2, 24)).verdict)
+    most = 0.05 * count + 3 * math.sqrt(0.05 * 0.95 * count)
+    assert said.count(NO_WORSE) <= most and said.count(WORSE) <= most
+
+
+@pytest.mark.parametrize(("rows", "gained"), [(200, 0.03), (2000, 0.0), (2000, 0.1)])
+def test_an_accuracy_at_the_margin_is_seldom_proved_no_worse(rows: int, gained: float):
+    draw, margin, count = np.random.default_rng(1), 0.02, 2000
+    shares = [gained + margin, gained, 1 - 2 * gained - margin]
+    found = [Pairs(*map(int, each[:2]), rows) for each in draw.multinomial(rows, shares, count)]
+    accepted = sum(each.bounds(ONE_SIDED)[1] <= margin for each in found)
+    assert accepted <= 0.05 * count + 3 * math.sqrt(0.05 * 0.95 * count) + 0.01 * count  # a score test is not exact
+
+
+def test_as_many_rows_as_are_said_to_tell_do_so_four_times_of_five():
+    draw, rows = np.random.default_rng(2), 300
+    enough = Pairs(9, 6, rows).enough(0.03)
+    assert enough is not None and enough > rows
+    found = [Pairs(*map(int, each[:2]), enough) for each in draw.multinomial(enough, [0.03, 0.02, 0.95], 500)]
+    assert 0.7 < sum(each.bounds(ONE_SIDED)[1] <= 0.03 for each in found) / 500 < 0.9
+    a = draw.normal(1, 0.3, 24)
+    unsure = proof("0.05", a, a + stats.norm.ppf((np.arange(24) + 0.5) / 24) * 0.2)
+    assert unsure.verdict == CANNOT_TELL and unsure.enough is not None and unsure.rows < unsure.enough
+    batches = unsure.enough // 8
+    told = [proof("0.05", [0.0] * batches, draw.normal(0, 0.2, batches)).verdict for _ in range(300)]
+    assert 0.65 < told.count(NO_WORSE) / 300 < 0.95
+
+
+def test_a_part_of_what_was_won_is_weighed_on_the_same_rows():
+    draw = np.random.default_rng(3)
+    a, hard = draw.normal(0.5, 0.1, 40), draw.normal(1, 0.5, 40)
+    base = a + hard  # of which B loses the same part in each batch, whatever it is
+    within, beyond = (proof("10%", a, a + part * hard, base) for part in (0.09, 0.11))
+    assert within.verdict == NO_WORSE and beyond.verdict == WORSE
+    assert within.margin == pytest.approx(0.1 * hard.mean()) and within.difference == pytest.approx(0.09 * hard.mean())
+    nothing = proof("10%", a, a, a + draw.normal(0, 0.1, 40))
+    assert nothing.verdict == CANNOT_TELL and nothing.enough is None
+
+
+def test_the_first_word_is_the_answer_and_a_row_has_its_fields():
+    found = proof("0.01", [1.0, 1.1, 0.9, 1.0], [1.0, 1.1, 0.9, 1.0])
+    assert str(found).startswith(NO_WORSE) and found.upper <= 0.01 and found.difference == pytest.approx(0)
+    fields = "difference, standard_error, lower, upper, margin, verdict, metric_a, metric_b"
+    assert set(fields.split(", ")) <= found.row().keys()
+
+
+@pytest.fixture
+def trained(make_trainer: Any, tmp_path: Path) -> tuple[Any, dict[str, Path]]:
+    """A Trainer, and folders of its adapter: as it is, and turned around."""
+    trainer = make_trainer()
+    folders = {name: tmp_path / name for name in ("same", "turned")}
+    trainer.model.save_pretrained(folders["same"])
+    turned = copy.deepcopy(trainer.model)
+    with torch.no_grad():
+        for name, parameter in turned.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(-3)
+    turned.save_pretrained(folders["turned"])
+    return trainer, folders
+
+
+def test_a_copy_is_no_worse_and_the_trainer_stays_as_it_was(trained: Any):
+    trainer, folders = trained
+    before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    trains = {name: each.requires_grad for name, each in trainer.model.named_parameters()}
+    state, active, log = torch.get_rng_state(), trainer.model.active_adapter, list(trainer.state.log_history)
+    found = pedyra.prove(trainer, "default", folders["same"])
+    assert found.verdict == NO_WORSE and found.difference == pytest.approx(0, abs=1e-6)
+    assert found.metric == "accuracy" and found.metric_a == found.metric_b and found.rows == 96
+    assert [*trainer.model.peft_config] == ["default"] and trainer.model.active_adapter == active
+    assert {name: each.requires_grad for name, each in trainer.model.named_parameters()} == trains
+    after = trainer.model.state_dict()
+    assert before.keys() == after.keys() and all(same_bits(before[key], after[key]) for key in before)
+    assert same_bits(torch.get_rng_state(), state) and trainer.state.log_history == log
+
+
+def test_worse_ones_are_told_by_loss_and_by_accuracy(trained: Any):
+    trainer, folders = trained
+    for margin in ("1%", 0.01, "0.5pt"):
+        found = pedyra.prove(trainer, folders["same"], folders["turned"], margin=margin)
+        assert found.verdict == WORSE, str(found)
+    for margin in (0.01, "0.5pt"):
+        found = pedyra.prove(trainer, folders["turned"], "default", margin=margin)
+        assert found.verdict == NO_WORSE, str(found)
+    base = pedyra.prove(trainer, "default", "base", margin=0.01)
+    trainer.model.disable_adapter_layers()
+    loss = trainer.evaluate()["eval_loss"]
+    assert base.loss_b == pytest.approx(loss, rel=1e-4) and base.verdict == WORSE
+
+
+def test_mistakes_are_told(trained: Any, make_trainer: Any, tmp_path: Path):
+    trainer, folders = trained
+    for told, (a, b), given in [
+        ("A is the base", ("base", "default"), {}),
+        ("margin is", ("default", "base"), {"margin": "much"}),
+        ("does not exist", ("default", tmp_path / "nowhere"), {}),
+        ("no rowz", ("default", "base"), {"rowz": 3}),
+        ("rows, and a proof takes", ("default", "base"), {"rows": 3}),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            pedyra.prove(trainer, a, b, **given)
+    config = folders["turned"] / "adapter_config.json"
+    trainer.model.peft_config["default"].base_model_name_or_path = "one"
+    config.write_text(config.read_text().replace('"base_model_name_or_path": null', '"base_model_name_or_path": "two"'))
+    if '"two"' in config.read_text():
+        with pytest.raises(ValueError, match="base two"):
+            pedyra.prove(trainer, "default", folders["turned"])
+    trainer.compute_metrics = None
+    with pytest.raises(ValueError, match="no accuracy"):
+        pedyra.prove(trainer, "default", "base", margin="0.5pt")
