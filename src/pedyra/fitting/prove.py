@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from pedyra.fitting.verdict import CONFIDENCE, Increase, Metrics, paired, student
+from pedyra.fitting.verdict import CONFIDENCE, Increase, Metrics, paired
 
 NO_WORSE, WORSE, CANNOT_TELL = "no worse", "worse", "cannot tell"
 
@@ -256,7 +256,8 @@ def _verdict(lower: float, upper: float, margin: float) -> str:
 
 def _enough(beside: Increase, rows: int) -> int | None:
     """Rows that would tell, had they this mean and this noise."""
-    away = (student(1 - CONFIDENCE, beside.batches) + NormalDist().inv_cdf(POWER)) * beside.error
+    bound = beside.upper() - beside.mean if beside.mean < 0 else beside.mean - beside.lower()
+    away = bound + NormalDist().inv_cdf(POWER) * beside.error
     if not 0 < abs(beside.mean) or not math.isfinite(away):
         return None
     most = rows * (away / beside.mean) ** 2
