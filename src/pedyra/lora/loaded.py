@@ -8,13 +8,13 @@ from typing import Any
 from peft import PeftModel
 
 from pedyra.lora.folder import MISFITS, SavedLora, check_finite, read_lora
-from pedyra.lora.layer import lora_layers
+from pedyra.lora.layer import peft_layers
 
 
 def check_layers(lora: SavedLora, model: Any, adapter: str = "default") -> None:
     """Refuse a file whose layers are not those that PEFT made of it, which leaves out what the base lacks and begins
     anew what the file lacks: ValueError."""
-    saved, made = [layer.name for layer in lora.layers], [layer.name for layer in lora_layers(model, adapter)]
+    saved, made = [layer.name for layer in lora.layers], [layer.name for layer in peft_layers(model, adapter)]
     base = type(model.get_base_model()).__name__
     for some, others, told in ((saved, made, "is in the file and not in"), (made, saved, "is not in the file but in")):
         if gone := [name for name in some if name not in others]:
