@@ -161,4 +161,7 @@ def recipe_schema() -> dict[str, Any]:
         rank["properties"][name]["enum"] = list(choices)
     schema["$defs"]["RankSettings"] = {**rank, "additionalProperties": False}
     schema["properties"]["rank"] = {"$ref": "#/$defs/RankSettings"}
+    number = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+    text = {"type": "string", "pattern": r"^\d+(\.\d+)?%?$"}
+    schema["$defs"]["Wanted"]["properties"]["tolerance"]["anyOf"] = [number, text]
     return schema
