@@ -16,7 +16,7 @@ from scipy import optimize, stats
 import pedyra
 from pedyra.fitting.prove import CANNOT_TELL, NO_WORSE, WORSE, Margin, Measured, Pairs, Proof, compare
 
-ONE_SIDED = stats.norm.ppf(0.95)
+ONE_SIDED = float(stats.norm.ppf(0.95))
 
 
 @pytest.mark.parametrize(("lost", "gained"), [(0, 0), (1, 0), (5, 2), (9, 9), (3, 21), (400, 460)])
@@ -83,7 +83,7 @@ def test_a_loss_at_the_margin_is_seldom_proved_no_worse_and_seldom_worse():
 def test_an_accuracy_at_the_margin_is_seldom_proved_no_worse(rows: int, gained: float):
     draw, margin, count = np.random.default_rng(1), 0.02, 2000
     shares = [gained + margin, gained, 1 - 2 * gained - margin]
-    found = [Pairs(*map(int, each[:2]), rows) for each in draw.multinomial(rows, shares, count)]
+    found = [Pairs(int(each[0]), int(each[1]), rows) for each in draw.multinomial(rows, shares, count)]
     accepted = sum(each.bounds(ONE_SIDED)[1] <= margin for each in found)
     assert accepted <= 0.05 * count + 3 * math.sqrt(0.05 * 0.95 * count) + 0.01 * count  # a score test is not exact
 
@@ -92,7 +92,7 @@ def test_as_many_rows_as_are_said_to_tell_do_so_four_times_of_five():
     draw, rows = np.random.default_rng(2), 300
     enough = Pairs(9, 6, rows).enough(0.03)
     assert enough is not None and enough > rows
-    found = [Pairs(*map(int, each[:2]), enough) for each in draw.multinomial(enough, [0.03, 0.02, 0.95], 500)]
+    found = [Pairs(int(each[0]), int(each[1]), enough) for each in draw.multinomial(enough, [0.03, 0.02, 0.95], 500)]
     assert 0.7 < sum(each.bounds(ONE_SIDED)[1] <= 0.03 for each in found) / 500 < 0.9
     a = draw.normal(1, 0.3, 24)
     unsure = proof("0.05", a, a + stats.norm.ppf((np.arange(24) + 0.5) / 24) * 0.2)
