@@ -31,8 +31,9 @@ class Forced(PeDyra):
     always_trains_e = True
 
 
-def forced(kind: type[PeDyra] = Forced, **settings: Any) -> dict[str, Any]:
+def forced(kind: type[PeDyra] = Forced, *, train_e: bool = True, **settings: Any) -> dict[str, Any]:
     """The `config` of a run in which triples move whether or not it helps."""
+    kind = kind if train_e else PeDyra
     return {"config": kind(**on_lora(**{"min_rank": 1, **settings}).to_dict())}
 
 

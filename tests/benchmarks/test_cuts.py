@@ -21,6 +21,7 @@ from pedyra.fitting.calibration import calibrate, lora_layers
 from pedyra.fitting.curve import Ladder
 from pedyra.fitting.judge import Judge
 from pedyra.fitting.wanted import Shape
+from pedyra.lora.files import SUMS
 
 WAYS = ["fit", "singular values", "energy", "inputs", "random"]
 
@@ -97,6 +98,7 @@ def test_a_run_is_cut_in_every_way_to_the_same_size(run):
 def test_every_run_is_checked_before_the_first_is_measured(run, tmp_path, monkeypatch):
     other = tmp_path / "adalora"
     shutil.copytree(run, other)
+    (other / "adapter" / SUMS).unlink()  # which would tell that it was changed
     config = other / "adapter" / "adapter_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "peft_type": "ADALORA"}))
     for module, bench in (("cuts", bench_cuts), ("bound", bench_bound)):
