@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from pedyra.app.export.merge import num_labels
@@ -13,8 +13,6 @@ from pedyra.lora.supported import kinds_of
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """vLLM pads every adapter to one of these: vllm/config/lora.py, MaxLoRARanks."""
-SERVED_BYTES = 2
-"""vLLM holds a parameter in bfloat16 or float16."""
 
 
 def vllm_rank(largest: int) -> int | None:
@@ -100,13 +98,3 @@ def serving_lines(folder: Path, target: str) -> list[str]:
 def _python(imported: str, folder: Path, given: str = "") -> str:
     """Write a line of a shell that loads the folder by Python, with these arguments."""
     return f"python -c {shlex.quote(f'{imported}; model = Model.from_pretrained({str(folder)!r}{given})')}"
-
-
-def reserved_bytes(loras: Sequence[SavedLora], rank: int) -> int:
-    """Count the bytes that vLLM reserves for these adapters at once, each padded to one rank in all layers."""
-    widths = {}
-    for lora in loras:
-        for layer in lora.layers:
-            A, B = (lora.tensors[layer.keys[slot]] for slot in "AB")
-            widths[layer.name] = A.flatten(1).shape[1] + B.flatten(1).shape[0]
-    return len(loras) * rank * sum(widths.values()) * SERVED_BYTES
