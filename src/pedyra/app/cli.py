@@ -162,14 +162,19 @@ def inspect(
 def export(
     run: FolderArgument,
     target: Annotated[
-        Literal["peft", "padded", "gguf", "merged"],
+        Literal["peft", "padded", "gguf", "merged"] | None,
         typer.Option(
             help="peft: small, for PEFT and vLLM. padded: one rank everywhere, for any reader. gguf: for llama.cpp's "
             "converter. merged: the base model with the update in its weights.",
-            show_default=False,
         ),
-    ],
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: RUN/export/TARGET.")] = None,
+    ] = None,
+    destination: Annotated[
+        str | None,
+        typer.Option(
+            "--for", metavar="PLACE[:R]", help="In the place of a target: where it will be served, such as vllm."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: RUN/export/TARGET or PLACE.")] = None,
     base: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="Of merged: another base than the adapter's own."),
@@ -177,18 +182,33 @@ def export(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write an adapter in the form that another program reads."""
+    from pedyra.app.export.destinations import destination as named
+
+    if (target is None) == (destination is None):
+        raise ValueError(
+            "give the form, --target, or the place where the adapter will be served, --for: one of the two"
+        )
+    place = None if destination is None else named(destination)
     quiet_libraries()
     from pedyra.app.export.export import export_adapter
+    from pedyra.app.export.served import served_by
     from pedyra.app.export.serving import serving_lines
     from pedyra.lora.files import refuse_link
+    from pedyra.lora.folder import read_lora
 
     if out is None:
-        out = run / "export" / target
+        out = run / "export" / (target or str(destination).replace(":", "-"))
         refuse_link(out.parent)
+    if place is not None:
+        lora = read_lora(run)
+        place.check(lora, max(layer.rank for layer in lora.layers))
+        target = place.form  # pyright: ignore[reportAssignmentType]
+    assert target is not None
     export_adapter(run, target, out, base=base)
     console = new_console()
     console.print(f"{target} adapter written to {out}", soft_wrap=True)
-    for number, line in enumerate(serving_lines(out, target)):
+    lines = serving_lines(out, target) if place is None else served_by(place, read_lora(out), out)
+    for number, line in enumerate(lines):
         console.print(f"{'' if number else 'serve':12}{line}", soft_wrap=True, markup=False)
 
 

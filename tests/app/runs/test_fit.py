@@ -493,3 +493,22 @@ def test_for_a_rank_that_is_named_it_is_taken_whatever_it_does(run: Path, call: 
 def test_a_place_that_cannot_be_is_told_in_a_line(arguments: list[str], message: str, run: Path, call: Any, tmp_path):
     code, _, err = call(run, *arguments, "--out", tmp_path / "out")
     assert code == 2 and message in err and not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_exported_for_the_place_where_it_is_served(run: Path, capsys: Any, tmp_path: Path):
+    def export(*arguments: Any) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main(["export", str(run), *map(str, arguments)])
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out + err
+
+    code, told = export("--for", "vllm", "--out", tmp_path / "out")
+    assert code == 0 and "--max-lora-rank 8" in told
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["r"] == 3
+    for arguments, message in (
+        (["--for", "vllm:1"], "holds adapters up to rank 1, and this one has rank 3"),
+        (["--for", "vllm", "--target", "peft"], "one of the two"),
+        ([], "one of the two"),
+    ):
+        code, told = export(*arguments, "--out", tmp_path / "no")
+        assert code == 2 and message in told and not (tmp_path / "no").exists()

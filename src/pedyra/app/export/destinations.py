@@ -104,6 +104,19 @@ class Destination:
                 break
         return found
 
+    def check(self, lora: SavedLora, largest: int | None = None) -> None:
+        """Raise ValueError for the first thing in this adapter that the place does not take, with the repair; or for
+        its largest rank, if that is given."""
+        if refused := self.refusals(lora):
+            raise ValueError(f"{self.title} does not take {lora.title}: {refused[0]}")
+        if largest is None or (self.rank_for(largest) is not None and largest <= (self.rank or largest)):
+            return
+        most = self.rank or (self.ranks[-1] if self.ranks else self.most)
+        raise ValueError(
+            f"{self.title} holds adapters up to rank {most}, and this one has rank {largest}; ask for less: pedyra fit "
+            f"ADAPTER --data ROWS --for {self.name}, or without rows pedyra resize ADAPTER --for {self.name}:{most}"
+        )
+
     def reserved_bytes(self, widths: Iterable[tuple[int, int]], rank: int, adapters: int | None = None) -> int:
         """What the server holds for its slots at this rank: slots x rank x the sum of (inputs + outputs) over every
         layer that it wraps, in two bytes each; of a place that does not pad, what one adapter takes.

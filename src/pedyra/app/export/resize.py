@@ -90,7 +90,7 @@ def resize_adapter(source: Path, out: Path, size: Size, place: Destination | Non
     found = {layer.name: _singular(lora, layer.name) for layer in lora.layers}
     ranks = _ranks_for(lora, found, size)
     if place is not None:
-        _check_place(place, lora, max(ranks.values()))
+        place.check(lora, max(ranks.values()))
     factors: Factors = {}
     for layer in lora.layers:
         A, B = (lora.tensors[layer.keys[slot]] for slot in "AB")
@@ -145,16 +145,6 @@ def _ranks_for(lora: SavedLora, found: dict[str, Singular], size: Size) -> dict[
 
 def _bytes(lora: SavedLora, keys: Iterable[str]) -> int:
     return sum(lora.tensors[key].nbytes for key in keys)
-
-
-def _check_place(place: Destination, lora: SavedLora, largest: int) -> None:
-    if refused := place.refusals(lora):
-        raise ValueError(f"{place.title} does not take {lora.title}: {refused[0]}")
-    if place.rank_for(largest) is None or (place.rank is not None and largest > place.rank):
-        most = place.rank or (place.ranks[-1] if place.ranks else place.most)
-        raise ValueError(
-            f"{place.title} holds adapters up to rank {most}, and this size has rank {largest}; ask for less"
-        )
 
 
 def _rows(lora: SavedLora, found: dict[str, Singular], ranks: dict[str, int]) -> list[dict[str, Any]]:

@@ -21,12 +21,6 @@ KEPT = (RECORD, CURVE, "README.md")
 """Beside an exported adapter: how it was chosen and proved."""
 
 
-def check_place(place: Destination, lora: SavedLora) -> None:
-    """Raise ValueError for the first thing in this adapter that the place does not take, with the repair."""
-    for refusal in place.refusals(lora):
-        raise ValueError(f"{lora.title} cannot be served by {place.title}: {refusal}")
-
-
 def ranks_of(place: Destination, lora: SavedLora) -> list[int]:
     """The ranks to ask, in this order: the one that was named, or those of the place from the adapter's own down."""
     return [place.rank] if place.rank is not None else place.ranks_below(max(layer.rank for layer in lora.layers))
@@ -64,6 +58,14 @@ def served_lines(found: Fit, lora: SavedLora, place: Destination, out: Path) -> 
     base = str(lora.config.get("base_model_name_or_path") or "BASE")
     commands = place.commands(base, {out.name: out}, place.rank or after or max(kept.values()), _ends(kept))
     return [*lines, *(f"{'' if number else 'serve':12}{line}" for number, line in enumerate(commands))]
+
+
+def served_by(place: Destination, lora: SavedLora, out: Path) -> list[str]:
+    """The lines of a shell that serve the adapter in `out` there."""
+    largest = max(layer.rank for layer in lora.layers)
+    base = str(lora.config.get("base_model_name_or_path") or "BASE")
+    rank = place.rank or place.rank_for(largest) or largest
+    return place.commands(base, {out.name: out}, rank, _ends([layer.name for layer in lora.layers]))
 
 
 def _rank(rank: int | None) -> str:

@@ -14,7 +14,7 @@ from transformers import Trainer
 
 from pedyra.app.export.destinations import Destination
 from pedyra.app.export.merge import num_labels
-from pedyra.app.export.served import check_place, ranks_of, served_lines, write_for
+from pedyra.app.export.served import ranks_of, served_lines, write_for
 from pedyra.app.models.base import class_names, load_model, load_tokenizer, positions
 from pedyra.app.recipe import Recipe, check_recipe, load_recipe
 from pedyra.app.recipe_sections import ModelSection
@@ -121,7 +121,7 @@ def fit_folder(
             told(str(found))
             found.write(lora, out)
             return found
-        check_place(place, lora)
+        place.check(lora)
         wanted = replace(wanted, same_rank=wanted.same_rank or not place.mixed)
         ranks = ranks_of(place, lora)
         if place.rank is not None:
