@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from pedyra.app.export.export import export_adapter
-from pedyra.app.export.serving import reserved_bytes, serving_lines, why_not_in_vllm
+from pedyra.app.export.serving import serving_lines, why_not_in_vllm
 from pedyra.lora.folder import read_lora
 
 
@@ -125,9 +125,3 @@ def test_several_scalings_are_not_served_by_vllm_until_they_are_made_one(make_ll
     told = why_not_in_vllm(read_lora(tmp_path / "adapter"))
     assert told is not None and "2 scalings" in told
     assert why_not_in_vllm(read_lora(export_adapter(tmp_path / "adapter", "peft", tmp_path / "out"))) is None
-
-
-def test_a_server_reserves_each_adapter_at_one_rank_over_the_layers_of_all(llama: Path):
-    lora = read_lora(llama)
-    # Two blocks; q is 16 x 16, and v 16 x 8 (one of two heads).
-    assert reserved_bytes([lora, lora], 8) == 2 * 8 * 2 * ((16 + 16) + (16 + 8)) * 2
