@@ -17,15 +17,16 @@ SOURCE = Path(pedyra.__file__).parent
 
 # What the modules of each room may import of pedyra, itself aside.
 BELOW: dict[str, set[str]] = {
-    "lora": set(),
-    "fitting": {"lora"},
-    "allocate": {"lora"},
-    "pe_dyra": {"lora", "allocate"},
-    "trainer": {"lora", "fitting", "allocate", "pe_dyra"},
-    "methods": {"lora", "fitting", "allocate", "pe_dyra", "trainer"},
-    "app": {"lora", "fitting", "allocate", "pe_dyra", "trainer", "methods"},
-    "integrations": {"lora", "fitting", "allocate", "pe_dyra", "trainer", "methods"},
-    "lab": {"lora", "fitting", "allocate", "pe_dyra", "trainer", "methods", "app"},
+    "errors": set(),
+    "lora": {"errors"},
+    "fitting": {"errors", "lora"},
+    "allocate": {"errors", "lora"},
+    "pe_dyra": {"errors", "lora", "allocate"},
+    "trainer": {"errors", "lora", "fitting", "allocate", "pe_dyra"},
+    "methods": {"errors", "lora", "fitting", "allocate", "pe_dyra", "trainer"},
+    "app": {"errors", "lora", "fitting", "allocate", "pe_dyra", "trainer", "methods"},
+    "integrations": {"errors", "lora", "fitting", "allocate", "pe_dyra", "trainer", "methods"},
+    "lab": {"errors", "lora", "fitting", "allocate", "pe_dyra", "trainer", "methods", "app"},
 }
 # Roots that a place must not import, not even inside a function.
 FOREIGN = {

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from pedyra.allocate.optimizer_state import rekey_state
 from pedyra.allocate.rank_allocator import RankAllocator
+from pedyra.errors import UserError
 from pedyra.lora.attach import write_ranks
 from pedyra.lora.factors import renewed
 from pedyra.lora.files import check_sums, read_json, read_sums, write_file, write_sums
@@ -116,7 +117,7 @@ def restore(allocator: RankAllocator, folder: Path | str) -> None:
     try:
         allocator.load_state(record, scores)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{folder / RECORD}: 'method' is not what {allocator.method} has saved: {error!r}") from error
+        raise UserError(f"{folder / RECORD}: 'method' is not what {allocator.method} has saved: {error!r}") from error
 
 
 def restore_factors(model: nn.Module, folder: Path, adapter_name: str = "default") -> None:
@@ -136,7 +137,7 @@ def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             raise SideFileError(f"{path} is missing")
     try:
         if (found := read_json(record_path, {"format": int})["format"]) != FORMAT:
-            raise ValueError(f"{record_path} has format {found}; this version of pedyra reads {FORMAT}")
+            raise UserError(f"{record_path} has format {found}; this version of pedyra reads {FORMAT}")
         record = read_json(record_path, _SHAPE)
         check_sums(folder, [RECORD, TENSORS, *(name for name in _ADAPTER if name in read_sums(folder))])
         return record, read_tensors(tensors_path)

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from pedyra.allocate.allocation import RankPlan, Scores
 from pedyra.allocate.distributed import Average
 from pedyra.allocate.schedule import Schedule
+from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples, Replacement
 
@@ -159,5 +160,5 @@ class RankMethod:
 def method_of(config: object) -> RankMethod:
     """Return what was given. Raises ValueError: it is no method, but a dict of settings, say, or the class itself."""
     if not isinstance(config, RankMethod):
-        raise ValueError(f"config is {config!r}; give a method with its settings, such as PeDyra()")
+        raise UserError(f"config is {config!r}; give a method with its settings, such as PeDyra()")
     return config

@@ -9,6 +9,8 @@ import torch.distributed
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from pedyra.errors import UserError
+
 
 class Average:
     """Mean of a tensor over all processes, the same on each; must be called by all of them, in the same order.
@@ -75,7 +77,7 @@ def check_same(triples: Sequence[Tensor], group: Any, step: int) -> None:
     torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=group)
     most, least = largest.chunk(2)
     if not torch.equal(most, -least):
-        raise ValueError(
+        raise UserError(
             f"processes differ in their triples after step {step}: gradients are not averaged. Wrap in "
             f"DistributedDataParallel after RankAllocator is made, and again after each record in which triples moved, "
             f"or call average_gradients; process_group= names who trains one model, on devices that round alike"

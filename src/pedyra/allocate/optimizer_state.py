@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import Replacement, rows_kept
 
@@ -63,19 +64,19 @@ def check_optimizer(optimizer: Optimizer) -> None:
     for base in kind.__mro__:
         for name, reason in _NOT_SEPARABLE.items():
             if name.lower() in base.__name__.lower():
-                raise ValueError(f"{kind.__name__} {reason}, which cannot follow a rank change; {REPAIR}")
+                raise UserError(f"{kind.__name__} {reason}, which cannot follow a rank change; {REPAIR}")
     if kind.__module__.startswith("torchao"):
-        raise ValueError(f"{kind.__name__} of torchao packs its averages, which cannot follow a rank change; {REPAIR}")
+        raise UserError(f"{kind.__name__} of torchao packs its averages, which cannot follow a rank change; {REPAIR}")
     if any(group.get("maximize") for group in optimizer.param_groups):
-        raise ValueError(
+        raise UserError(
             f"{kind.__name__} has maximize=True, but what triples are worth is told by a loss that falls; minimise the "
             f"negative of what you maximise"
         )
     if is_bitsandbytes(optimizer):
         if getattr(optimizer, "optimizer_name", "") == "ademamix":
-            raise ValueError(f"{kind.__name__} keeps two averages in one, which cannot follow a rank change; {REPAIR}")
+            raise UserError(f"{kind.__name__} keeps two averages in one, which cannot follow a rank change; {REPAIR}")
         if not getattr(getattr(optimizer, "args", None), "block_wise", True):  # of older versions
-            raise ValueError(f"{kind.__name__} has block_wise=False, which cannot follow a rank change; leave it out")
+            raise UserError(f"{kind.__name__} has block_wise=False, which cannot follow a rank change; leave it out")
 
 
 def check_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
@@ -91,18 +92,18 @@ def check_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
             if is_packed(optimizer, state) and ABOUT_BLOCKS.fullmatch(key):
                 continue
             if not isinstance(value, (Tensor, bool, int, float, str, NoneType)):
-                raise ValueError(
+                raise UserError(
                     f"{type(optimizer).__name__} keeps {key!r}, a {type(value).__name__} whose rows cannot be told, "
                     f"and so it cannot follow a rank change; {REPAIR}"
                 )
             if isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape:
-                raise ValueError(
+                raise UserError(
                     f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for a parameter of shape "
                     f"{tuple(parameter.shape)}; state that is not row-wise cannot follow a rank change: {REPAIR}"
                 )
         for key in row_keys(optimizer, parameter, parameter.shape):
             if key not in (*FIRST_MOMENTS, *SECOND_MOMENTS):
-                raise ValueError(
+                raise UserError(
                     f"{type(optimizer).__name__} keeps {key!r}, and what a new triple's is cannot be known; {REPAIR}"
                 )
 
@@ -135,7 +136,7 @@ def check_held(optimizer: Optimizer, layers: Sequence[AdaptedLayer]) -> None:
         A, _, B = layer.factors
         for factor, parameter in (("lora_A", A), ("lora_B", B)):
             if id(parameter) not in held:
-                raise ValueError(
+                raise UserError(
                     f"the optimizer does not hold {factor} of {layer.name}; build one from all parameters of the model "
                     f"with its adapter, after get_peft_model"
                 )

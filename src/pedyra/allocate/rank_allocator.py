@@ -29,6 +29,7 @@ from pedyra.allocate.optimizer_state import (
     unwrapped,
 )
 from pedyra.allocate.schedule import Schedule
+from pedyra.errors import UserError
 from pedyra.lora.attach import attach, check_whole, drop_empty, train_e, write_ranks
 from pedyra.lora.factors import AFactor
 from pedyra.lora.layer import AdaptedLayer, holds_triples
@@ -162,7 +163,7 @@ class RankAllocator:
         _ = self.layers[0].a  # an adapter that was deleted is told in steps, too, in which nothing else looks
         step = self.step + 1
         if self._read == step:
-            raise ValueError(
+            raise UserError(
                 f"before_step() was called twice in step {step}; call after_step() after each optimizer.step()"
             )
         self._read = step
@@ -177,7 +178,7 @@ class RankAllocator:
             ValueError: `before_step` has read them already.
         """
         if self._read > self.step:
-            raise ValueError(
+            raise UserError(
                 f"skip_step() after before_step() in step {self._read}, which has read the gradients; decide before it"
             )
         self.run.skip_step()
@@ -292,7 +293,7 @@ class RankAllocator:
 
     def _check_compiles(self) -> None:
         if not self.method.compiles:
-            raise ValueError(
+            raise UserError(
                 f"{type(self.method).__name__} reads gradients inside the layers, where a compiled model shows none; "
                 f"train without torch.compile, or with PeDyra(), or train plain LoRA and cut it afterwards: pedyra fit"
             )
@@ -301,7 +302,7 @@ class RankAllocator:
         """One more step is taken; its number."""
         self.step += 1
         if self._read != self.step:
-            raise ValueError(
+            raise UserError(
                 f"after_step() without before_step() in step {self.step}; call before_step() once the gradients are "
                 f"complete and before optimizer.step()"
             )
@@ -411,12 +412,12 @@ def trainable(layers: Sequence[AdaptedLayer]) -> list[AdaptedLayer]:
     ValueError: all of them are frozen."""
     trained = [layer for layer in layers if layer.a.A.requires_grad and layer.b.weight.requires_grad]
     if not trained and any(layer.a.A.requires_grad or layer.b.weight.requires_grad for layer in layers):
-        raise ValueError(
+        raise UserError(
             "only one of lora_A and lora_B is trained (LoRA-FA), and a rank moves with both; train both, or leave "
             "pedyra out"
         )
     if not trained:
-        raise ValueError("every layer of the adapter is frozen; call model.set_adapter(name) before training")
+        raise UserError("every layer of the adapter is frozen; call model.set_adapter(name) before training")
     return trained
 
 
@@ -428,7 +429,7 @@ def check_device(layers: Sequence[AdaptedLayer]) -> None:
     check_whole(layers)
     devices = {str(layer.a.A.device) for layer in layers}
     if len(devices) > 1:
-        raise ValueError(
+        raise UserError(
             f"the adapter's layers lie on {', '.join(sorted(devices))}, but ranks are decided over all layers; "
             f"load the model on one device, with device_map={{'': 0}}"
         )
@@ -440,7 +441,7 @@ def claim(layers: Sequence[AdaptedLayer], owner: object) -> None:
     for layer in layers:
         other = _OWNERS.get(layer.a)
         if other is not None and other() is not None:
-            raise ValueError(
+            raise UserError(
                 f"adapter {layer.adapter!r} is already adapted by another RankAllocator; call its release() first"
             )
     for layer in layers:
@@ -459,7 +460,7 @@ def _whole(total_steps: object) -> int:
     try:
         return operator.index(total_steps)  # type: ignore[arg-type]
     except TypeError:
-        raise ValueError(f"total_steps is {total_steps!r}; it is a whole number of optimizer steps") from None
+        raise UserError(f"total_steps is {total_steps!r}; it is a whole number of optimizer steps") from None
 
 
 def _is_compiled(model: nn.Module) -> bool:

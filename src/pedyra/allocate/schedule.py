@@ -6,6 +6,8 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any
 
+from pedyra.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -52,12 +54,12 @@ def resolve_schedule(
     """
 
     if isinstance(interval, int) and interval < least_interval:
-        raise ValueError(
+        raise UserError(
             f"interval is {interval}, but fewer than {least_interval} steps between two adjustments tell this method "
             f"nothing; raise it"
         )
     if total_steps < 1:
-        raise ValueError(f"total_steps is {total_steps}; a run has at least one optimizer step")
+        raise UserError(f"total_steps is {total_steps}; a run has at least one optimizer step")
 
     def of(total: int) -> Schedule:
         def steps(value: int | float) -> int:
@@ -77,7 +79,7 @@ def resolve_schedule(
         while enough < 20 * total_steps + 1000 and not (tried := of(enough)).adjustments:
             enough = tried.initial_warmup + tried.interval + tried.final_warmup + 1  # phases that are fractions grow
         repair = f", or train for {enough} steps, which are enough" if of(enough).adjustments else ""
-        raise ValueError(
+        raise UserError(
             f"no rank could ever move: the first adjustment would follow step "
             f"{resolved.initial_warmup + resolved.interval} (initial_warmup {resolved.initial_warmup}, interval "
             f"{resolved.interval}), but the last must come before step {total_steps - resolved.final_warmup} of "
@@ -89,14 +91,14 @@ def resolve_schedule(
 def check_steps(name: str, value: Any, least: int = 0) -> None:
     """Raise ValueError unless the value is steps of a run, `least` or more, or a fraction of it, a float below 1."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{name} is {value!r}; give steps as an integer or a fraction of the run")
+        raise UserError(f"{name} is {value!r}; give steps as an integer or a fraction of the run")
     if isinstance(value, float) and not 0 <= value < 1:
-        raise ValueError(f"{name} is {value}; a float is a fraction of the run in [0, 1), steps are integers")
+        raise UserError(f"{name} is {value}; a float is a fraction of the run in [0, 1), steps are integers")
     if value < 0 or (least and value == 0):
-        raise ValueError(f"{name} is {value}; it must be {'positive' if least else '0 or more'}")
+        raise UserError(f"{name} is {value}; it must be {'positive' if least else '0 or more'}")
 
 
 def check_count(name: str, value: Any, least: int) -> None:
     """Raise ValueError unless the value is an integer of at least so much."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
+        raise UserError(f"{name} is {value!r}; it must be an integer of at least {least}")

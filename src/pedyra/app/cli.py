@@ -26,6 +26,7 @@ from pedyra.app.console import (
 )
 from pedyra.app.options import FolderArgument, JsonFile, Overrides, RunArgument, TrustRemoteCode, asked
 from pedyra.app.runs.run_folder import RunFolder
+from pedyra.errors import UserError
 from pedyra.fitting.wanted import Wanted
 from pedyra.lora.files import is_disk_full
 
@@ -76,7 +77,7 @@ def train(
     from pedyra.app.runs.processes import is_first
 
     if no_weights and (resume or not dry_run):
-        raise ValueError("--no-weights plans a new run; give it with --dry-run, and without --resume")
+        raise UserError("--no-weights plans a new run; give it with --dry-run, and without --resume")
     console = new_console(quiet=not is_first())
     checked = load_recipe(recipe, overrides or [])
     # Before the seconds that torch takes to load.
@@ -120,7 +121,7 @@ def train(
         console.print("The run is whole, but its fit was interrupted; the command above asks again.", soft_wrap=True)
         raise typer.Exit(130)
     if unfitted:
-        raise ValueError(f"the run is whole, but it could not be fitted: {unfitted}")
+        raise UserError(f"the run is whole, but it could not be fitted: {unfitted}")
 
 
 @app.command("eval")
@@ -185,9 +186,7 @@ def export(
     from pedyra.app.export.destinations import destination as named
 
     if (target is None) == (destination is None):
-        raise ValueError(
-            "give the form, --target, or the place where the adapter will be served, --for: one of the two"
-        )
+        raise UserError("give the form, --target, or the place where the adapter will be served, --for: one of the two")
     place = None if destination is None else named(destination)
     quiet_libraries()
     from pedyra.app.export.export import export_adapter
@@ -312,9 +311,9 @@ def fit(
 ) -> None:
     """Cut a trained adapter to the smallest that does the job, and prove it on rows of its own."""
     if not adapter.is_dir():
-        raise ValueError(f"{adapter} is no folder; give a run folder, or an adapter folder as PEFT saves it")
+        raise UserError(f"{adapter} is no folder; give a run folder, or an adapter folder as PEFT saves it")
     if max_length is not None and data is None:
-        raise ValueError(
+        raise UserError(
             "--max-length cuts the rows of --data, and there is no --data; leave it out: a run has a data.max_length"
         )
     from pedyra.app.export.destinations import destination as named
@@ -386,7 +385,7 @@ def prove(
 
     limit = Margin.read(margin)
     if max_length is not None and data is None:
-        raise ValueError("--max-length cuts the rows of --data, and there is no --data; leave it out")
+        raise UserError("--max-length cuts the rows of --data, and there is no --data; leave it out")
     quiet_libraries()
     from pedyra.app.runs.fit import Source
     from pedyra.app.runs.prove import OtherBase, prove_paths

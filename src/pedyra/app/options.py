@@ -13,6 +13,7 @@ import typer
 from pydantic import TypeAdapter
 
 from pedyra.app.runs.run_folder import RunFolder
+from pedyra.errors import UserError
 from pedyra.fitting.wanted import Wanted
 
 
@@ -29,7 +30,7 @@ def _folder(path: Path) -> Path:
     """Refuse what is no folder before the seconds that torch takes to load."""
     if not path.is_dir():
         found = "is a file" if path.is_file() else "does not exist"
-        raise ValueError(f"{path} {found}; give a run folder or an adapter folder")
+        raise UserError(f"{path} {found}; give a run folder or an adapter folder")
     return path
 
 

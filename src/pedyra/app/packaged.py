@@ -11,6 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from pedyra.errors import UserError
 from pedyra.lora.files import write_folder
 
 
@@ -52,7 +53,7 @@ def prepared(name: str, prepare: Callable[[Path], None]) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"the cache {folder.parent} cannot be written ({error}); set PEDYRA_CACHE to a folder that can"
         ) from error
     with FileLock(folder.with_name(f".{name}.lock")):  # two runs may ask for it at once

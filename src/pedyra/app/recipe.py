@@ -28,6 +28,7 @@ from pedyra.app.recipe_sections import (
     Section,
 )
 from pedyra.app.yaml_file import one_line, read_settings, to_yaml
+from pedyra.errors import UserError
 from pedyra.fitting.wanted import Wanted
 from pedyra.methods.names import check_method
 from pedyra.pe_dyra.config import CHOICES, RankSettings, check_rank_section
@@ -83,7 +84,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _only_language_models_generate(self) -> Recipe:
         if self.generate and self.data.kind not in GENERATED:
-            raise ValueError(f"generate is for data.kind {' and '.join(GENERATED)}, not {self.data.kind}; remove it")
+            raise UserError(f"generate is for data.kind {' and '.join(GENERATED)}, not {self.data.kind}; remove it")
         return self
 
     @field_validator("method")
@@ -103,16 +104,16 @@ class Recipe(Section):
     def _training_settings(cls, training: dict[str, Any]) -> dict[str, Any]:
         for key in ("output_dir", "seed"):
             if key in training:
-                raise ValueError(f"training.{key} is set by the recipe's top-level key {key!r}; move it there")
+                raise UserError(f"training.{key} is set by the recipe's top-level key {key!r}; move it there")
         if training.get("resume_from_checkpoint"):
-            raise ValueError("training.resume_from_checkpoint is not read; pedyra train --resume continues a run")
+            raise UserError("training.resume_from_checkpoint is not read; pedyra train --resume continues a run")
         if training.get("hub_token"):
-            raise ValueError(
+            raise UserError(
                 "training.hub_token would be written into the run folder and its report; log in with `hf auth login`, "
                 "or set HF_TOKEN"
             )
         if training.get("push_to_hub"):
-            raise ValueError(
+            raise UserError(
                 "training.push_to_hub: a run pushes nothing; leave it out, and when the run has ended: hf upload "
                 "YOU/NAME OUTPUT_DIR/adapter"
             )
@@ -149,7 +150,7 @@ def check_recipe(content: dict[str, Any], where: str) -> Recipe:
     except ValidationError as error:
         # Keys are two deep; what pydantic adds below them names a branch of a union (`str`, `bool`).
         depth = 3 if error.errors()[0]["loc"][:1] == ("generate",) else 2
-        raise ValueError(f"{where}: {one_line(error, Recipe, depth=depth)}") from None
+        raise UserError(f"{where}: {one_line(error, Recipe, depth=depth)}") from None
 
 
 def recipe_schema() -> dict[str, Any]:

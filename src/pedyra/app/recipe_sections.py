@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from pedyra.errors import UserError
 from pedyra.lora.supported import check_supported
 
 METRICS: dict[str, tuple[str, ...]] = {
@@ -69,7 +70,7 @@ class ModelSection(Section):
     @classmethod
     def _runs_no_code_by_itself(cls, data: Any) -> Any:
         if isinstance(data, dict) and "trust_remote_code" in data:
-            raise ValueError(
+            raise UserError(
                 "model.trust_remote_code is not for a recipe, which may come from others; give --trust-remote-code on "
                 "the command line"
             )
@@ -104,7 +105,7 @@ class LoraSection(Section):
     def _can_start(self) -> LoraSection:
         # PEFT would start like any LoRA until it is handed data, or, for CorDA, tell of one of its own functions.
         if self.init in ("eva", "lora_ga", "corda"):
-            raise ValueError(
+            raise UserError(
                 f"lora.init {self.init!r} looks at the data first, which a recipe cannot ask for; use another start, "
                 f"or initialise the adapter with PEFT and train it by pedyra.adapt"
             )
@@ -185,18 +186,18 @@ class DataSection(Section):
         for key in _foreign_keys(self.kind):
             # Compared with the default, because a resolved recipe repeats every default.
             if getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"data.{key} has no meaning for data.kind {self.kind}; remove it")
+                raise UserError(f"data.{key} has no meaning for data.kind {self.kind}; remove it")
         if self.metric is not None and self.metric not in METRICS[self.kind]:
             known = ", ".join(METRICS[self.kind])
-            raise ValueError(f"data.metric {self.metric} is none of data.kind {self.kind}; choose from {known}")
+            raise UserError(f"data.metric {self.metric} is none of data.kind {self.kind}; choose from {known}")
         if self.kind == "pairs" and self.text_pair is None:
-            raise ValueError("data.kind pairs compares two text columns; name the second as data.text_pair")
+            raise UserError("data.kind pairs compares two text columns; name the second as data.text_pair")
         if self.kind == "question_answering" and self.max_length is None:
-            raise ValueError(
+            raise UserError(
                 "data.max_length is null, but question_answering cuts contexts into parts; the usual is 384"
             )
         if self.kind == "question_answering" and self.doc_stride >= (self.max_length or 0):
-            raise ValueError(
+            raise UserError(
                 f"data.doc_stride {self.doc_stride} is not below data.max_length {self.max_length}, so parts of a long "
                 f"context would not move on; the usual pair is 128 and 384"
             )
@@ -205,11 +206,11 @@ class DataSection(Section):
             if len(prompts) != 1:
                 given, known = " and ".join(prompts) or "none", "prompt, template"
                 known += ", messages" if self.kind == "causal_lm" else ""
-                raise ValueError(f"data.kind {self.kind} takes one of {known}; given: {given}")
+                raise UserError(f"data.kind {self.kind} takes one of {known}; given: {given}")
             if (self.completion is None) != (prompts == ["messages"]):
-                raise ValueError("data.completion goes with data.prompt or data.template, not with data.messages")
+                raise UserError("data.completion goes with data.prompt or data.template, not with data.messages")
             if self.chat_template is not None and self.messages is None:
-                raise ValueError("data.chat_template writes the chats of data.messages, which is not given; remove it")
+                raise UserError("data.chat_template writes the chats of data.messages, which is not given; remove it")
             check_template(self.template, "data.template")
         return self
 
@@ -234,7 +235,7 @@ def _foreign_keys(kind: str) -> list[str]:
 def check_template(template: str | None, key: str) -> None:
     """Refuse a template without a place for a column, or with braces that do not pair."""
     if template is not None and not template_columns(template, key):
-        raise ValueError(f"{key} {template!r} has no {{column}} place, so all prompts are alike")
+        raise UserError(f"{key} {template!r} has no {{column}} place, so all prompts are alike")
 
 
 def template_columns(template: str, key: str = "data.template") -> list[str]:
@@ -242,7 +243,7 @@ def template_columns(template: str, key: str = "data.template") -> list[str]:
     try:
         return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
-        raise ValueError(f"{key} {template!r}: {error}; a brace itself is written twice") from None
+        raise UserError(f"{key} {template!r}: {error}; a brace itself is written twice") from None
 
 
 Score = Literal["rouge", "exact", "gsm8k", "math", "code"]
@@ -281,6 +282,6 @@ class GenerateSection(Section):
     @model_validator(mode="after")
     def _ends_and_asks(self) -> GenerateSection:
         if self.stop is not None and not all(self.stop):
-            raise ValueError("stop holds an empty text, at which every answer would end; remove it")
+            raise UserError("stop holds an empty text, at which every answer would end; remove it")
         check_template(self.template, "template")
         return self

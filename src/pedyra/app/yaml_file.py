@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from pedyra.errors import UserError
 from pedyra.lora.spelling import did_you_mean
 
 
@@ -22,12 +23,12 @@ def read_settings(path: Path, overrides: Sequence[str], *, what: str, starts_wit
     file that is missing or no YAML mapping, and an override without `=`.
     """
     if path.is_dir():
-        raise ValueError(f"{what} {str(path)!r} is a folder; give the path of a YAML file")
+        raise UserError(f"{what} {str(path)!r} is a folder; give the path of a YAML file")
     if not path.is_file():
-        raise ValueError(f"{what} {str(path)!r} does not exist; give the path of a YAML file")
+        raise UserError(f"{what} {str(path)!r} does not exist; give the path of a YAML file")
     content = parse_yaml(path.read_bytes(), str(path))
     if not isinstance(content, dict):
-        raise ValueError(f"{what} {str(path)!r} is no mapping of keys to values; it starts with e.g. `{starts_with}:`")
+        raise UserError(f"{what} {str(path)!r} is no mapping of keys to values; it starts with e.g. `{starts_with}:`")
     for override in overrides:
         _apply_override(content, override)
     return content
@@ -55,23 +56,23 @@ LONGEST = 256 << 10
 def parse_yaml(text: str | bytes, where: str) -> Any:
     """Read YAML 1.2 text, of which JSON is a part. Raises ValueError, one line that begins with `where`."""
     if len(text) > LONGEST:
-        raise ValueError(f"{where} has {len(text):,} letters, and settings have at most {LONGEST:,}")
+        raise UserError(f"{where} has {len(text):,} letters, and settings have at most {LONGEST:,}")
     try:
         return _yaml().load(text if isinstance(text, str) else text.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where} is no text: {error}; give the path of a YAML file") from None
+        raise UserError(f"{where} is no text: {error}; give the path of a YAML file") from None
     except MarkedYAMLError as error:
         at = error.problem_mark
         reason = f"{error.problem}" + (f" (line {at.line + 1}, column {at.column + 1})" if at else "")
     except (YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that cannot be
         reason = " ".join(str(error).split())
-    raise ValueError(f"{where} is not valid YAML: {reason}")
+    raise UserError(f"{where} is not valid YAML: {reason}")
 
 
 def _apply_override(content: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key:
-        raise ValueError(f"override {override!r} is not of the form key=value, e.g. training.max_steps=100")
+        raise UserError(f"override {override!r} is not of the form key=value, e.g. training.max_steps=100")
     *parents, last = key.split(".")
     section = content
     for parent in parents:
@@ -79,7 +80,7 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
             section[parent] = {}
         section = section[parent]
         if not isinstance(section, dict):
-            raise ValueError(f"override {override!r}: {parent} is a value, not a section with keys")
+            raise UserError(f"override {override!r}: {parent} is a value, not a section with keys")
     section[last] = parse_yaml(value, f"override {override!r}")
 
 

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from pedyra.errors import UserError
 from pedyra.fitting.gramians import Calibration, Gramians
 from pedyra.fitting.judge import Batch, Judge
 from pedyra.lora.factors import AFactor, observed
@@ -24,7 +25,7 @@ def lora_layers(model: nn.Module, adapter: str = "default") -> dict[str, Any]:
     such adapter, or a layer (embedding, convolution, AdaLoRA's) that a fit does not take."""
     found = {layer.name: layer.module for layer in peft_layers(model, adapter)}
     if not found:
-        raise ValueError(f"the model has no LoRA adapter named {adapter!r}; load one, or pass its name")
+        raise UserError(f"the model has no LoRA adapter named {adapter!r}; load one, or pass its name")
     kinds = {name: kind for name, module in found.items() if (kind := kind_of_module(module, adapter))}
     configs: Any = getattr(model, "peft_config", {})  # one that is wrapped for several processes has none
     kind_of_adapter = {"peft_type": configs[adapter].peft_type} if adapter in configs else {}
@@ -61,7 +62,7 @@ def calibrate(judge: Judge, batches: Iterable[Batch], *, adapter: str = "default
             total += 1
             measure(batch)
     if not total:
-        raise ValueError("there is no calibration batch, and it takes two; give more rows")
+        raise UserError("there is no calibration batch, and it takes two; give more rows")
     sizes = {
         name: rank_parameters(slots[name].weight.shape[1], module.lora_B[adapter].weight.shape[0])
         for name, module in layers.items()
@@ -69,7 +70,7 @@ def calibrate(judge: Judge, batches: Iterable[Batch], *, adapter: str = "default
     found = gramians.calibration(sizes, gather_object)
     total = sum(gather_object([total]))
     if len(found.samples) < 2:
-        raise ValueError(
+        raise UserError(
             f"{len(found.samples)} of {total} calibration batches have a finite loss, and it takes two; give more rows"
         )
     _check_seen(found, layers, adapter, set(gather_object([*called])))
@@ -128,12 +129,12 @@ def _check_seen(found: Calibration, layers: Mapping[str, Any], adapter: str, cal
         if found.layers[name].tokens_per_sample or not (A.any(1) & B.any(0)).any():
             continue
         if name in called:
-            raise ValueError(
+            raise UserError(
                 f"no gradient reached {name} in the calibration, although its adapter is not zero, so what its "
                 f"directions are worth is unknown: the loss does not depend on it, or what computes it cuts the "
                 f"gradient; load the adapter in plain PEFT with `pedyra fit FOLDER`, or leave the layer out of it"
             )
-        raise ValueError(
+        raise UserError(
             f"the calibration saw no token in {name}, so what its directions are worth is unknown: a fused kernel "
             f"reads its weights and does not call it, or no token reached it (an expert); load the adapter in plain "
             f"PEFT with `pedyra fit FOLDER`, give more rows, or leave the layer out of the adapter"

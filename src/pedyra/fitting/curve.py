@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from pedyra.errors import UserError
 from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.verdict import Candidate, Ranks
 from pedyra.fitting.wanted import Shape
@@ -78,7 +79,7 @@ class Ladder:
         few; with what it has."""
         found = next((index for index, count in enumerate(self.parameters) if count <= parameters), None)
         if found is None:
-            raise ValueError(
+            raise UserError(
                 f"parameters is {parameters:,.0f}, but the smallest such adapter has {self.parameters[-1]:,}; raise it"
             )
         return found

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pedyra.errors import UserError
 from pedyra.fitting.calibration import evaluating, layer_has_more, lora_layers
 from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.verdict import Factors
@@ -118,7 +119,7 @@ def write_cut(
     factors = _with_rows(factors, [layer.name for layer in lora.layers if not layer.keys.keys() <= {"A", "B"}])
     kept = [layer for layer in lora.layers if len(factors[layer.name][0])]
     if not kept:
-        raise ValueError("no direction is left in any layer, and PEFT knows no adapter of none; keep one at least")
+        raise UserError("no direction is left in any layer, and PEFT knows no adapter of none; keep one at least")
     gone = {key for layer in lora.layers if layer not in kept for key in layer.keys.values()}
     # PEFT saves the weight of an adapted lm_head too where the vocabulary was resized, as that of a LoRA layer's base.
     plain = {f".{layer.name}.base_layer.": f".{layer.name}." for layer in lora.layers if layer not in kept}
@@ -197,7 +198,7 @@ def _check_there(factors: Factors, layers: Collection[str]) -> None:
     """Raise ValueError where the adapter lacks a layer that has directions here."""
     gone = [name for name, (A, _) in factors.items() if len(A) and name not in layers]
     if gone:
-        raise ValueError(
+        raise UserError(
             f"the adapter has no layer {gone[0]} any more, of which this fit keeps {len(factors[gone[0]][0])} "
             f"directions: another fit was applied to it; load the adapter anew, and fit it"
         )
@@ -207,15 +208,15 @@ def check_out(out: Path, overwrite: bool = False) -> None:
     """Raise ValueError where `out` may not be written: a link, a place without permission, or a folder that holds
     anything but, with `overwrite`, an earlier fit."""
     if out.is_symlink():
-        raise ValueError(f"{out} is a link, which is not followed; remove it, or choose another folder")
+        raise UserError(f"{out} is a link, which is not followed; remove it, or choose another folder")
     refuse_mount(out)
     refuse_unwritable(out.absolute().parent, str(out))  # a folder is made beside it, and then takes its name
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out.is_dir() and (out / RECORD).is_file()):
-        raise ValueError(f"{out} already holds files, and no earlier fit; choose another folder, or remove it")
+        raise UserError(f"{out} already holds files, and no earlier fit; choose another folder, or remove it")
     if not overwrite:
-        raise ValueError(f"{out} already holds a fit; give --overwrite to replace it, or choose another folder")
+        raise UserError(f"{out} already holds a fit; give --overwrite to replace it, or choose another folder")
 
 
 def _sizes(layers: Mapping[str, tuple[int, float]], modules: Collection[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from pedyra.errors import UserError
 from pedyra.fitting.calibration import calibrate, disabled, evaluating, has_more, lora_layers, seconds_a_batch
 from pedyra.fitting.curve import Ladder, point, whole
 from pedyra.fitting.cut import cut_to
@@ -99,7 +100,7 @@ def fit_batches(
     batches, every = sum(gather_object([len(proof)])), gather_object([len(choice)])
     if batches < LEAST or sum(every) < 2 or not all(every) or len(rows.calibration) < 2:
         each = "" if len(every) == 1 else f", and a process has {min(every)} of the choice and takes 1"
-        raise ValueError(
+        raise UserError(
             f"calibration, choice and proof have {len(rows.calibration)}, {sum(every)} and {batches} batches; "
             f"they take 2, 2 and {LEAST}, and 30 make them good{each}: give more rows"
         )
@@ -135,7 +136,7 @@ class _Fitting:
         """Of recovery; none by default where the model gives nothing that can be compared."""
         steps, batches = self.wanted.recover, self.rows.calibration
         if steps and self.rows.general:
-            raise ValueError("recovery learns what the whole adapter says, and what it forgets too; leave recover out")
+            raise UserError("recovery learns what the whole adapter says, and what it forgets too; leave recover out")
         if steps == 0 or self.rows.general:
             return 0
         why = "it gives no logits"
@@ -147,7 +148,7 @@ class _Fitting:
             gives, why = False, f"its forward pass raises {type(error).__name__}: {error}"
         gives = all(gather_object([gives]))
         if not gives and steps is not None:
-            raise ValueError(f"recovery compares what the model says, and {why}; leave recover out")
+            raise UserError(f"recovery compares what the model says, and {why}; leave recover out")
         if not gives:
             logger.warning("fit: no recovery, which compares what the model says, because %s", why)
             return 0

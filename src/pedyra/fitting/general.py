@@ -19,6 +19,7 @@ from accelerate.utils import gather_object
 from jaxtyping import Float
 from torch import Tensor
 
+from pedyra.errors import UserError
 from pedyra.fitting.calibration import lora_layers, measuring
 from pedyra.fitting.curve import Ladder
 from pedyra.fitting.gramians import Calibration, Gramians
@@ -155,7 +156,7 @@ def check_writes(model: Any) -> None:
     """Raise ValueError for a model that is no causal language model: no loss tells what it makes of general text."""
     if not shifts(model):
         kind = type(model.get_base_model()).__name__
-        raise ValueError(f"general text is for a model that writes, and this is {kind}; leave general out")
+        raise UserError(f"general text is for a model that writes, and this is {kind}; leave general out")
 
 
 def text_batches(tokenizer: Any, texts: Sequence[str], size: int) -> list[Batch]:
@@ -164,7 +165,7 @@ def text_batches(tokenizer: Any, texts: Sequence[str], size: int) -> list[Batch]
     rows = [tokenizer(text, truncation=True, max_length=TOKENS)["input_ids"] for text in texts]
     for text, row in zip(texts, rows, strict=True):
         if len(row) < 2:
-            raise ValueError(f"the general text {text!r} has fewer than two tokens, so none is predicted; leave it out")
+            raise UserError(f"the general text {text!r} has fewer than two tokens, so none is predicted; leave it out")
     pad = tokenizer.pad_token_id or 0
     batches = []
     for start in range(0, len(rows), size):
@@ -180,11 +181,11 @@ def texts_of(rows: Any) -> list[str]:
     """The texts of a list of them, or of rows with the column `text`. Raises ValueError: a row has none, or it is one
     text alone."""
     if isinstance(rows, str):
-        raise ValueError(f"general is one text, {rows:.40}...; give a list of texts, or rows with a column text")
+        raise UserError(f"general is one text, {rows:.40}...; give a list of texts, or rows with a column text")
     texts: list[str] = []
     for number, row in enumerate(rows, 1):
         text = row.get("text") if isinstance(row, Mapping) else row
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"general row {number} has no text: {text!r}; give texts, or rows with a column text")
+            raise UserError(f"general row {number} has no text: {text!r}; give texts, or rows with a column text")
         texts.append(text)
     return texts

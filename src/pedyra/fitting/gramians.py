@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pedyra.errors import UserError
 from pedyra.fitting.repair import mixings
 from pedyra.fitting.worth import Balance, balance, in_basis, removal_increases
 
@@ -241,7 +242,7 @@ class Gramians:
         parts = joined([(samples.sum(), sums)])
         total = torch.stack([count for count, _ in parts]).sum()
         if not total > 0:
-            raise ValueError("no batch has a finite loss, so no slope is known; give other rows, or train in bfloat16")
+            raise UserError("no batch has a finite loss, so no slope is known; give other rows, or train in bfloat16")
         return {name: torch.stack([part[name] for _, part in parts]).sum(0) / total for name in bases}
 
     def _products(self, name: str, basis: Balance) -> Float[Tensor, "steps r r"]:
@@ -260,7 +261,7 @@ class Gramians:
         """The inverse of `tensors`. Raises ValueError: they are of other layers or ranks."""
         for name, sums in self._layers.items():
             if f"P.{name}" not in tensors or tensors[f"P.{name}"].shape != sums.P.shape:
-                raise ValueError(f"the Gramians of {name} are not in the checkpoint, or of another rank")
+                raise UserError(f"the Gramians of {name} are not in the checkpoint, or of another rank")
             sums.P, sums.Q, sums.tokens = (tensors[f"{key}.{name}"].to(sums.P) for key in ("P", "Q", "tokens"))
             sums.K = list(tensors[f"K.{name}"].to(sums.P).unbind())
         self._samples, self._skipped = list(tensors["samples"].to(self._device).unbind()), tensors["skipped"]

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pedyra.errors import UserError
+
 Batch = Mapping[str, Any]
 Cut = Callable[[], AbstractContextManager[None]]
 """What makes the live model, while it lasts, the one that is judged: the whole adapter, a smaller one, none."""
@@ -142,7 +144,7 @@ class DivergenceJudge(Judge):
 def finite(loss: float, number: int) -> float:
     """The loss of the batch of this number; ValueError where it is none."""
     if not math.isfinite(loss):
-        raise ValueError(f"the loss of held-out batch {number} is {loss}; take its rows out")
+        raise UserError(f"the loss of held-out batch {number} is {loss}; take its rows out")
     return loss
 
 

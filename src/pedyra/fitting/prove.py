@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
+from pedyra.errors import UserError
 from pedyra.fitting.verdict import CONFIDENCE, Increase, Metrics, paired
 
 NO_WORSE, WORSE, CANNOT_TELL = "no worse", "worse", "cannot tell"
@@ -39,7 +40,7 @@ class Margin:
         except ValueError:
             value = math.nan
         if not 0 <= value < (math.inf if of == "loss" else 1):
-            raise ValueError(
+            raise UserError(
                 f"margin is {given!r}; it is 1% (a part of what A won over the base), 0.01 (a number of the loss), or "
                 f"0.5pt (points of the accuracy)"
             )
@@ -210,7 +211,7 @@ def compare(a: Measured, b: Measured, margin: Margin, base: Measured | None = No
         known |= {"metric": metric, "metric_a": a.metrics[metric], "metric_b": b.metrics.get(metric)}
     if margin.of == "accuracy":
         if both is None:
-            raise ValueError(f"margin is {margin.text}, and this task has no accuracy; give a part (1%), or a number")
+            raise UserError(f"margin is {margin.text}, and this task has no accuracy; give a part (1%), or a number")
         low, high = both.bounds(NormalDist().inv_cdf(CONFIDENCE))
         said = _verdict(low, high, margin.value)
         return Proof(

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pedyra.errors import UserError
+
 
 class Singular(NamedTuple):
     """B A of one layer by its singular directions, the largest first: B A = U diag(values) V."""
@@ -53,7 +55,7 @@ def ranks_of_size(layers: Mapping[str, Singular], scalings: Mapping[str, float],
     costs = {name: layer.U.shape[0] + layer.V.shape[1] for name, layer in layers.items()}
     left = parameters - sum(costs.values())
     if left < 0:
-        raise ValueError(f"one direction in each layer has {sum(costs.values())} parameters, more than {parameters}")
+        raise UserError(f"one direction in each layer has {sum(costs.values())} parameters, more than {parameters}")
     ranks = dict.fromkeys(layers, 1)
     gains = [
         (float((scalings[name] * value) ** 2) / costs[name], name)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pedyra.errors import UserError
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -25,11 +27,11 @@ class Shape:
 
     def __post_init__(self) -> None:
         if self.max_rank is not None and self.max_rank < 1:
-            raise ValueError(f"max_rank is {self.max_rank}; a rank is at least 1")
+            raise UserError(f"max_rank is {self.max_rank}; a rank is at least 1")
         if self.multiple_of < 1:
-            raise ValueError(f"multiple_of is {self.multiple_of}; it must be at least 1")
+            raise UserError(f"multiple_of is {self.multiple_of}; it must be at least 1")
         if self.max_rank is not None and self.max_rank < self.multiple_of:
-            raise ValueError(
+            raise UserError(
                 f"max_rank is {self.max_rank}, below multiple_of {self.multiple_of}: no rank is left; raise max_rank"
             )
 
@@ -86,11 +88,11 @@ class Wanted:
         names = self.drop_types.split(",") if isinstance(self.drop_types, str) else self.drop_types
         object.__setattr__(self, "drop_types", tuple(filter(None, names)))
         if self.recover is not None and self.recover < 0:
-            raise ValueError(f"recover is {self.recover}; it is a number of steps, 0 or more")
+            raise UserError(f"recover is {self.recover}; it is a number of steps, 0 or more")
         if self.parameters is not None and self.parameters < 1:
-            raise ValueError(f"parameters is {self.parameters}; an adapter has at least one")
+            raise UserError(f"parameters is {self.parameters}; an adapter has at least one")
         if self.rows < 16:
-            raise ValueError(f"rows is {self.rows}; a fit takes at least 16")
+            raise UserError(f"rows is {self.rows}; a fit takes at least 16")
         self._shape(None, 0)
 
     @property
@@ -106,7 +108,7 @@ class Wanted:
             more: whether layers have more than their directions: a magnitude (DoRA), or a bias.
         """
         if more and self.drop_types:
-            raise ValueError("drop_types empties layers, but each layer of this adapter has a magnitude or a bias too")
+            raise UserError("drop_types empties layers, but each layer of this adapter has a magnitude or a bias too")
         return self._shape(by_type(self.drop_types, names) if self.drop_types else None, int(more))
 
     def _shape(self, drop: Callable[[str], bool] | None, least: int) -> Shape:
@@ -121,7 +123,7 @@ def _part(given: Any) -> float:
     except (TypeError, ValueError):
         found = math.nan
     if not 0 < found < 1:
-        raise ValueError(f"tolerance is {given!r}; it is a part of what was won, in (0, 1), such as 0.01 or 1%")
+        raise UserError(f"tolerance is {given!r}; it is a part of what was won, in (0, 1), such as 0.01 or 1%")
     return found
 
 
@@ -131,9 +133,9 @@ def by_type(types: Collection[str], names: Collection[str]) -> Callable[[str], b
     for kind in types:
         if not any(_ends(name, kind) for name in names):
             known = sorted({name.rpartition(".")[2] for name in names})
-            raise ValueError(f"drop_types names {kind!r}, which no layer of the adapter has; it has {', '.join(known)}")
+            raise UserError(f"drop_types names {kind!r}, which no layer of the adapter has; it has {', '.join(known)}")
     if all(any(_ends(name, kind) for kind in types) for name in names):
-        raise ValueError(f"drop_types names every layer of the adapter ({', '.join(types)}); leave one out")
+        raise UserError(f"drop_types names every layer of the adapter ({', '.join(types)}); leave one out")
     return lambda name: any(_ends(name, kind) for kind in types)
 
 

@@ -9,6 +9,7 @@ from axolotl.integrations.base import BasePlugin
 from axolotl.utils.logging import get_logger
 from pydantic import BaseModel, model_validator
 
+from pedyra.errors import UserError
 from pedyra.fitting.wanted import Wanted
 from pedyra.pe_dyra.scored import PeDyra
 from pedyra.trainer.adapt import adapt
@@ -32,7 +33,7 @@ class PedyraSection(BaseModel, extra="forbid"):
     @model_validator(mode="after")
     def _check(self) -> PedyraSection:
         if self.method is None and self.settings:
-            raise ValueError("pedyra.settings is given without pedyra.method: pedyra")
+            raise UserError("pedyra.settings is given without pedyra.method: pedyra")
         self.config()  # to have a mistake told before anything is loaded
         return self
 
@@ -42,7 +43,7 @@ class PedyraSection(BaseModel, extra="forbid"):
         try:
             return PeDyra(**self.settings)
         except TypeError as error:  # a field that is unknown, or of another type
-            raise ValueError(f"pedyra.settings: {error}") from error
+            raise UserError(f"pedyra.settings: {error}") from error
 
     def sees_layers(self) -> bool:
         """Whether inputs of the layers are needed: by the input score, and by a fit."""

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from pedyra.errors import UserError
 from pedyra.lora.factors import AFactor, BFactor, linear, renewed
 from pedyra.lora.layer import AdaptedLayer, adapted_layers, holds_triples, peft_layers
 from pedyra.lora.layer_names import rank_fields
@@ -39,16 +40,16 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
             such as PiSSA on a quantised weight, or start="svd" for triples of the other start.
     """
     if isinstance(getattr(model, "module", None), PeftModel):  # DistributedDataParallel, DataParallel
-        raise ValueError(f"the model is inside a {type(model).__name__}; give the PEFT model itself, its .module")
+        raise UserError(f"the model is inside a {type(model).__name__}; give the PEFT model itself, its .module")
     layers = list(peft_layers(model, adapter_name))
     if not layers:
-        raise ValueError(
+        raise UserError(
             f"the model has no LoRA adapter named {adapter_name!r}; wrap it with "
             f"peft.get_peft_model(model, LoraConfig(...)) first, or pass the adapter's name"
         )
     if all(holds_triples(layer) for layer in layers):
         if start == "svd" and any(layer.a.e_fixed_at_one for layer in layers):
-            raise ValueError(
+            raise UserError(
                 f"adapter {adapter_name!r} holds triples with E = 1 already, and a method that trains E begins them "
                 f"anew; call pedyra.detach(model, {adapter_name!r}) first, or give the method start='lora'"
             )
@@ -58,7 +59,7 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
     kinds = {layer.name: kind for layer in layers if (kind := kind_of_module(layer.module, adapter_name))}
     check_supported("adapt", f"adapter {adapter_name!r}", vars(config), kinds)
     if merged := [layer.name for layer in layers if adapter_name in layer.module.merged_adapters]:
-        raise ValueError(f"adapter {adapter_name!r} is merged into {merged[0]}; call model.unmerge_adapter() first")
+        raise UserError(f"adapter {adapter_name!r} is merged into {merged[0]}; call model.unmerge_adapter() first")
     check_whole(layers)
     if takes_from_weight(init):
         check_start(model, layers, init)
@@ -86,7 +87,7 @@ def check_whole(layers: Sequence[AdaptedLayer]) -> None:
     for layer in layers:
         for slot in ("lora_A", "lora_B"):
             if any(hasattr(each, "placements") for each in getattr(layer.module, slot)[layer.adapter].parameters()):
-                raise ValueError(
+                raise UserError(
                     f"{slot} of {layer.name} is cut into shards, and ranks cannot move across shards; keep what is "
                     f"trained whole: fully_shard(..., ignored_params=), or no tensor parallel plan for this layer"
                 )
@@ -157,7 +158,7 @@ def detach(model: nn.Module, adapter_name: str = "default") -> None:
     """
     layers = adapted_layers(model, adapter_name)
     if not layers:
-        raise ValueError(f"no triples are attached to adapter {adapter_name!r}; there is nothing to detach")
+        raise UserError(f"no triples are attached to adapter {adapter_name!r}; there is nothing to detach")
     for layer in layers:
         _detach_layer(layer)
     _watch_loading(model)

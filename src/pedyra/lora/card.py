@@ -8,6 +8,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData, constants
 
+from pedyra.errors import UserError
+
 CARD = "README.md"
 _LOADING = """A LoRA adapter that was made with pedyra, and that loads without it:
 
@@ -78,11 +80,11 @@ def made_repository(repo_id: str, *, private: bool | None = None, token: str | b
         ValueError: the Hub cannot be asked, or says no, in words.
     """
     if constants.HF_HUB_OFFLINE:
-        raise ValueError(f"HF_HUB_OFFLINE is set, so nothing can be pushed to {repo_id}; unset it, or do not push")
+        raise UserError(f"HF_HUB_OFFLINE is set, so nothing can be pushed to {repo_id}; unset it, or do not push")
     try:
         return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
     except Exception as error:  # the errors of a connection have changed their class with the client's library
-        raise ValueError(_not_pushed(repo_id, error)) from error
+        raise UserError(_not_pushed(repo_id, error)) from error
 
 
 def push_folder(
@@ -115,7 +117,7 @@ def push_folder(
             repo_id=name, folder_path=folder, path_in_repo=path_in_repo, revision=revision, commit_message=message
         )
     except Exception as error:
-        raise ValueError(_not_pushed(name, error)) from error
+        raise UserError(_not_pushed(name, error)) from error
     return f"{constants.ENDPOINT}/{name}"
 
 

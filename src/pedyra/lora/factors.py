@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pedyra.errors import UserError
 from pedyra.lora.folder import ANOTHER_START, as_read, as_saved
 
 Observer = Callable[[Tensor, Tensor], None]
@@ -229,7 +230,7 @@ class BFactor(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         if x.shape[-1] != self.in_features:
-            raise ValueError(
+            raise UserError(
                 f"lora_A of a layer gives rank {x.shape[-1]} and its lora_B has rank {self.in_features}: something has "
                 f"written into one of them alone, as peft's hotswap_adapter does where E is trained; call "
                 f"pedyra.detach(model) before it"

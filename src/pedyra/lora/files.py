@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pedyra.errors import UserError
+
 
 def write_file(path: Path, content: str | bytes) -> None:
     """Write `path` whole or not at all: temporary name, fsync, rename. Text is UTF-8."""
@@ -67,14 +69,14 @@ def remove(path: Path) -> None:
 def refuse_link(path: Path) -> None:
     """Raise ValueError where `path` is a link, through which a write would land in another place."""
     if path.is_symlink():
-        raise ValueError(f"{path} is a link, and nothing is written through one; remove the link")
+        raise UserError(f"{path} is a link, and nothing is written through one; remove the link")
 
 
 def refuse_mount(path: Path) -> None:
     """Raise ValueError where another disk is mounted at `path`: a folder that is made whole beside it cannot take its
     place."""
     if os.path.ismount(path):
-        raise ValueError(f"{path} is a mount point, whose place no finished folder can take; give a folder inside it")
+        raise UserError(f"{path} is a mount point, whose place no finished folder can take; give a folder inside it")
 
 
 def refuse_unwritable(path: Path, name: str) -> None:
@@ -82,7 +84,7 @@ def refuse_unwritable(path: Path, name: str) -> None:
     exists there is no permission, or the disk is read-only."""
     nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not os.access(nearest, os.W_OK) and nearest.exists():  # it may be gone by now
-        raise ValueError(f"{name} cannot be written: no permission in {nearest}; choose another folder")
+        raise UserError(f"{name} cannot be written: no permission in {nearest}; choose another folder")
 
 
 # So do safetensors, and torch's writer of zip archives, tell that a write failed; neither raises OSError.
@@ -117,11 +119,11 @@ def write_sums(folder: Path, names: Iterable[str]) -> None:
 def read_sums(folder: Path) -> dict[str, str]:
     """Read file -> digest from the SHA256SUMS of `folder`. Raises ValueError where there is none, or no such file."""
     if not (folder / SUMS).is_file():
-        raise ValueError(f"{folder / SUMS} is missing")
+        raise UserError(f"{folder / SUMS} is missing")
     lines = (folder / SUMS).read_bytes().decode(errors="replace").splitlines()
     found = [re.fullmatch(r"([0-9a-f]{64})  (.+)", line) for line in lines]
     if not all(found):
-        raise ValueError(f"{folder / SUMS} is damaged")
+        raise UserError(f"{folder / SUMS} is damaged")
     return {line[2]: line[1] for line in found if line}
 
 
@@ -130,11 +132,11 @@ def check_sums(folder: Path, names: Iterable[str]) -> None:
     sums = read_sums(folder)
     for name in names:
         if not (folder / name).is_file():
-            raise ValueError(f"{folder / name} is missing")
+            raise UserError(f"{folder / name} is missing")
         if name not in sums:
-            raise ValueError(f"{folder / name} is not in {SUMS}: of another save")
+            raise UserError(f"{folder / name} is not in {SUMS}: of another save")
         if _digest(folder / name) != sums[name]:
-            raise ValueError(f"{folder / name} does not match {SUMS}: damaged, or of another save")
+            raise UserError(f"{folder / name} does not match {SUMS}: damaged, or of another save")
 
 
 def _digest(path: Path) -> str:
@@ -190,9 +192,9 @@ def parse_json(text: str | bytes, where: str, shape: Any) -> Any:
     try:
         value = json.loads(text)
     except RecursionError:
-        raise ValueError(f"{where} is damaged: it is nested too deep") from None
+        raise UserError(f"{where} is damaged: it is nested too deep") from None
     except ValueError as error:
-        raise ValueError(f"{where} is damaged: {error}") from None
+        raise UserError(f"{where} is damaged: {error}") from None
     check_shape(value, shape, where)
     return value
 
@@ -217,7 +219,7 @@ def check_shape(value: Any, shape: Any, where: str, field: str = "") -> None:
             check_shape(item, shape[0], where, f"{field}[{number}]")
     elif not any(_fits(value, each) for each in (shape if isinstance(shape, tuple) else (shape,))):
         found = "nothing" if value is _ABSENT else repr(value)[:40]
-        raise ValueError(f"{where}: {field or 'the whole'} is {found}, must be {_told(shape)}")
+        raise UserError(f"{where}: {field or 'the whole'} is {found}, must be {_told(shape)}")
 
 
 def _fits(value: Any, shape: Any) -> bool:

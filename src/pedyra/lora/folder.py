@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pedyra.errors import UserError
 from pedyra.lora.files import check_shape, write_file, write_folder, write_sums
 from pedyra.lora.inspection import ADAPTER_FILES, PREFIX, find_adapter, keys_by_layer, read_adapter_config, read_tensors
 from pedyra.lora.supported import BESIDE, check_supported
@@ -118,15 +119,15 @@ def read_lora(path: Path, title: str | None = None) -> SavedLora:
         check_supported("fit", str(folder), config)
     check_shape(config, _OF_LORA, str(folder / "adapter_config.json"))
     if (least := min([config["r"], *(config.get("rank_pattern") or {}).values()])) < 1:
-        raise ValueError(f"{folder / 'adapter_config.json'} is damaged: a rank is {least}, and PEFT has none below 1")
+        raise UserError(f"{folder / 'adapter_config.json'} is damaged: a rank is {least}, and PEFT has none below 1")
     tensors = read_tensors(folder / "adapter_model.safetensors")
     by_layer = keys_by_layer(tensors)
     try:
         layers = [_saved_layer(folder, config, tensors, name, keys) for name, keys in by_layer.items()]
     except re.error as error:
-        raise ValueError(f"{folder / 'adapter_config.json'} names layers by no regular expression: {error}") from error
+        raise UserError(f"{folder / 'adapter_config.json'} names layers by no regular expression: {error}") from error
     if not layers:
-        raise ValueError(f"{folder / 'adapter_model.safetensors'} holds no LoRA factors")
+        raise UserError(f"{folder / 'adapter_model.safetensors'} holds no LoRA factors")
     return SavedLora(title or str(folder), folder, config, tensors, layers)
 
 
@@ -146,13 +147,13 @@ def saved_lora(source: PeftModel | str | Path, name: str | None = None) -> Itera
 def active_adapter(model: Any) -> str:
     """Return the name of the one active LoRA adapter of a live model."""
     if not isinstance(model, PeftModel):
-        raise ValueError(
+        raise UserError(
             f"the source is a {type(model).__name__} without an adapter; give the model that "
             f"peft.get_peft_model returned, or the folder it was saved to"
         )
     names = list(model.active_adapters)
     if len(names) != 1:
-        raise ValueError(f"the model has {len(names)} active adapters {names}; choose one with model.set_adapter(name)")
+        raise UserError(f"the model has {len(names)} active adapters {names}; choose one with model.set_adapter(name)")
     check_supported("fit", f"adapter {names[0]!r}", {"peft_type": model.peft_config[names[0]].peft_type})
     return names[0]
 
@@ -204,14 +205,14 @@ def load_adapter(base: nn.Module, folder: Path, title: str | None = None, **opti
         return PeftModel.from_pretrained(base, folder, **options)  # type: ignore[arg-type]
     except MISFITS as error:
         told = " ".join(str(error).split())[:300]
-        raise ValueError(f"{title} does not fit the base model {type(base).__name__}: {told}") from error
+        raise UserError(f"{title} does not fit the base model {type(base).__name__}: {told}") from error
 
 
 def check_finite(lora: SavedLora) -> None:
     """Refuse factors that are no numbers, of which every loss would be none: ValueError."""
     for layer in lora.layers:
         if not all(lora.tensors[layer.keys[factor]].isfinite().all() for factor in "AB"):
-            raise ValueError(f"the adapter's {layer.name} has a weight that is not finite; it diverged, or is damaged")
+            raise UserError(f"the adapter's {layer.name} has a weight that is not finite; it diverged, or is damaged")
 
 
 def _follow_vocabulary(base: Any, folder: Path) -> None:
@@ -242,17 +243,17 @@ def _saved_layer(
 ) -> SavedLayer:
     file = folder / "adapter_model.safetensors"
     if not {"A", "B"} <= keys.keys():
-        raise ValueError(
+        raise UserError(
             f"{file} is damaged: layer {name} has {' and '.join(keys.values())}, not both lora_A and lora_B"
         )
     A, B = tensors[keys["A"]], tensors[keys["B"]]
     if A.dim() < 2 or A.dim() != B.dim():
-        raise ValueError(f"{file} is damaged: {name} has factors of shapes {tuple(A.shape)} and {tuple(B.shape)}")
+        raise UserError(f"{file} is damaged: {name} has factors of shapes {tuple(A.shape)} and {tuple(B.shape)}")
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
     rank = ranks.get(get_pattern_key(list(ranks), name), config["r"])
     alpha = alphas.get(get_pattern_key(list(alphas), name), config["lora_alpha"])
     if (A.shape[0], B.shape[1]) != (rank, rank) and not config.get("target_parameters"):
-        raise ValueError(
+        raise UserError(
             f"{file} does not fit its adapter_config.json: {name} has factors of rank {A.shape[0]} and {B.shape[1]}, "
             f"the config says {rank}"
         )

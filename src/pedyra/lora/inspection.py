@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pedyra.errors import UserError
 from pedyra.lora.files import SUMS, check_sums, read_json, read_sums
 from pedyra.lora.spectrum import effective_rank, singular_values
 
@@ -46,13 +47,11 @@ def inspect_adapter(path: Path) -> list[dict[str, Any]]:
     folder = find_adapter(path)
     config = read_adapter_config(folder)
     if config["peft_type"] not in ("LORA", "ADALORA"):
-        raise ValueError(
-            f"{folder} holds an adapter of type {config['peft_type']}; only LoRA adapters can be inspected"
-        )
+        raise UserError(f"{folder} holds an adapter of type {config['peft_type']}; only LoRA adapters can be inspected")
     tensors = read_tensors(folder / "adapter_model.safetensors")
     layers = {name: keys for name, keys in keys_by_layer(tensors).items() if {"A", "B"} <= keys.keys()}
     if not layers:
-        raise ValueError(f"{folder / 'adapter_model.safetensors'} holds no LoRA factors")
+        raise UserError(f"{folder / 'adapter_model.safetensors'} holds no LoRA factors")
     factors = {name: {slot: tensors[key] for slot, key in keys.items()} for name, keys in layers.items()}
     rows = [_row(name, factors[name], _ranks_of_experts(config, name)) for name in sorted(factors, key=_natural)]
     columns = {key: [row[key] for row in rows] for key in ("rank", "parameters", "effective_rank")}
@@ -85,16 +84,16 @@ def find_adapter(path: Path) -> Path:
     """
     if not path.is_dir():
         found = "is a file" if path.is_file() else "does not exist"
-        raise ValueError(f"{path} {found}; give a run folder or an adapter folder")
+        raise UserError(f"{path} {found}; give a run folder or an adapter folder")
     for folder in (path / "adapter", path):
         if (folder / "adapter_config.json").is_file():
             if not (folder / "adapter_model.safetensors").is_file():
-                raise ValueError(f"{folder} has no adapter_model.safetensors; save the adapter in that format")
+                raise UserError(f"{folder} has no adapter_model.safetensors; save the adapter in that format")
             _check_whole(folder)
             return folder
     checkpoints = sorted(path.glob("checkpoint-*"), key=lambda found: found.stat().st_mtime)
     hint = f"; its run is unfinished, try {checkpoints[-1]}" if checkpoints else ""
-    raise ValueError(f"{path} holds no adapter (adapter_config.json){hint}")
+    raise UserError(f"{path} holds no adapter (adapter_config.json){hint}")
 
 
 def _check_whole(folder: Path) -> None:
@@ -105,7 +104,7 @@ def _check_whole(folder: Path) -> None:
     try:
         check_sums(folder, [name for name in ADAPTER_FILES if name in read_sums(folder)])
     except ValueError as error:
-        raise ValueError(f"{error}; if you changed it yourself, remove {folder / SUMS}") from None
+        raise UserError(f"{error}; if you changed it yourself, remove {folder / SUMS}") from None
 
 
 _CONFIG = {
@@ -135,7 +134,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+        raise UserError(f"{path} is damaged: {error}") from None
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:

@@ -10,6 +10,7 @@ from typing import Any
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from pedyra.errors import UserError
 from pedyra.lora.factors import AFactor, BFactor
 
 
@@ -44,7 +45,7 @@ class AdaptedLayer:
         try:
             return self._slots[slot][self.adapter]
         except KeyError:
-            raise ValueError(
+            raise UserError(
                 f"adapter {self.adapter!r} was deleted from {self.name} while its rank was being adapted, so it has no "
                 f"factors to go on with; call release() of the RankAllocator, or pedyra.detach, before delete_adapter"
             ) from None

@@ -7,6 +7,7 @@ from typing import Any
 
 from peft import PeftModel
 
+from pedyra.errors import UserError
 from pedyra.lora.folder import MISFITS, SavedLora, check_finite, read_lora
 from pedyra.lora.layer import peft_layers
 
@@ -18,7 +19,7 @@ def check_layers(lora: SavedLora, model: Any, adapter: str = "default") -> None:
     base = type(model.get_base_model()).__name__
     for some, others, told in ((saved, made, "is in the file and not in"), (made, saved, "is not in the file but in")):
         if gone := [name for name in some if name not in others]:
-            raise ValueError(
+            raise UserError(
                 f"{lora.title} does not fit the base model {base}: the layer {gone[0]} {told} the model; give the run "
                 f"whose base it was trained on, or, where another version of transformers calls the layer otherwise, "
                 f"load the adapter with PEFT and save it again"
@@ -33,12 +34,12 @@ def add_adapter(model: PeftModel, path: Path, name: str) -> None:
     live: Any = next(iter(model.peft_config.values()))
     bases = [lora.config.get("base_model_name_or_path"), live.base_model_name_or_path]
     if all(bases) and bases[0] != bases[1]:
-        raise ValueError(f"{path} is an adapter of the base {bases[0]}, and the live model is {bases[1]}")
+        raise UserError(f"{path} is an adapter of the base {bases[0]}, and the live model is {bases[1]}")
     if lora.config.get("bias", "none") != "none" or live.bias != "none":
-        raise ValueError(f"{path} cannot be loaded beside another adapter, since one of them has biases of the base's")
+        raise UserError(f"{path} cannot be loaded beside another adapter, since one of them has biases of the base's")
     try:
         model.load_adapter(str(lora.folder), adapter_name=name)
     except MISFITS as error:
         told = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path} does not fit the live model: {told}") from error
+        raise UserError(f"{path} does not fit the live model: {told}") from error
     check_layers(lora, model, name)

@@ -15,6 +15,7 @@ import torch
 from peft.utils.other import EMBEDDING_LAYER_NAMES, transpose
 from torch import Tensor, nn
 
+from pedyra.errors import UserError
 from pedyra.lora.factors import Start
 from pedyra.lora.folder import ANOTHER_START
 from pedyra.lora.layer import AdaptedLayer
@@ -37,19 +38,19 @@ def check_start(model: nn.Module, layers: Sequence[AdaptedLayer], init: str) -> 
     for layer in layers:
         weight = getattr(layer.module.get_base_layer(), "weight", None)
         if type(weight) is not nn.Parameter or not weight.is_floating_point():
-            raise ValueError(
+            raise UserError(
                 f"the {init!r} start gives the triples of {layer.name} a part of its weight, which is quantised "
                 f"or sharded ({type(weight).__name__}) and could not take it back when one is pruned; use the default "
                 f"start (init_lora_weights=True), or load the base model in float"
             )
         if layer.name.split(".")[-1] in heads:
-            raise ValueError(
+            raise UserError(
                 f"the {init!r} start rewrites the weight of {layer.name}, which PEFT saves with the adapter, so that "
                 f"it could not be loaded again; leave it out with LoraConfig(exclude_modules=[{layer.name!r}]), or use "
                 f"the default start"
             )
         if not is_start(layer, init):
-            raise ValueError(
+            raise UserError(
                 f"the factors of {layer.name} are not those with which {init!r} begins: they were trained already (or "
                 f"another adapter has changed this weight), and what that gave would be lost on saving. Save the "
                 f"adapter relative to the untouched base, "
@@ -96,7 +97,7 @@ def check_svd_start(layers: Sequence[AdaptedLayer], init: object) -> None:
     # A plan of a model without numbers has no B to look at. That of PiSSA, or of an orthogonal start, is not zero.
     fresh = any(not weight.is_meta and not weight.any() for weight in weights)
     if fresh and isinstance(init, str) and init.lower() != "gaussian":
-        raise ValueError(
+        raise UserError(
             f"start is 'svd', which would discard the adapter's {init!r} start; use start='lora' to keep it"
         )
 

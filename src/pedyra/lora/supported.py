@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pedyra.errors import UserError
+
 VERBS = {
     "adapt": "cannot be adapted",
     "fit": "cannot be fitted",
@@ -230,7 +232,7 @@ def check_supported(verb: str, title: str, config: Mapping[str, Any], layers: Ma
             layer = next((name for name, each in layers.items() if each == kind.name), "")
             where = layer if kind.name in _OF_LAYERS else title
             told = kind.name if kind.name in _OF_LAYERS else f"{kind.name} ({kind.sign})"
-            raise ValueError(f"{where}: {told} {VERBS[verb]}: {kind.why}; {kind.repair.format(layer=layer)}")
+            raise UserError(f"{where}: {told} {VERBS[verb]}: {kind.why}; {kind.repair.format(layer=layer)}")
 
 
 def kind_of_module(module: Any, adapter: str) -> str | None:

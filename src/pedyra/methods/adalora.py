@@ -11,6 +11,7 @@ from torch import nn
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, lowest_to_free, make_plan, spent
 from pedyra.allocate.schedule import resolve_schedule
+from pedyra.errors import UserError
 from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running, Settings, adaptive, setting
 from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
 
@@ -38,7 +39,7 @@ def first_and_last_rank(settings: AdaLoraSettings, r: int) -> tuple[int, int]:
     final = r if settings.final_rank is None else settings.final_rank
     if initial <= final:
         where = f"lora.r ({r})" if settings.final_rank is None else f"method_settings.final_rank ({final})"
-        raise ValueError(
+        raise UserError(
             f"method_settings.initial_rank is {initial}, but AdaLoRA prunes from it down to {where}; raise it, or use "
             f"method lora for a constant rank"
         )

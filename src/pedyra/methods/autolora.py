@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from pedyra.errors import UserError
 from pedyra.methods.data import Data
 from pedyra.methods.method import Adaptation, Method, Request, Settings, require, setting, with_ranks
 from pedyra.methods.own_factors import Slot, fill, linear_slots
@@ -99,7 +100,7 @@ def search(
         _step(upper_optimizer, upper, gradients)
         lower_step()
     if not all(bool(a.isfinite().all()) for a in upper):
-        raise ValueError(
+        raise UserError(
             "AutoLoRA's search met a loss that is not finite, so it has found no ranks; look for rows without labels, "
             "or load the model in float32"
         )

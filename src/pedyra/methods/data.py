@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from pedyra.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
@@ -66,7 +68,7 @@ def rows_data(rows: Any, collate: Callable[[list[Any]], Any], *, batch_size: int
     def split(fraction: float) -> tuple[Data, Data]:
         held_out = round(len(rows) * fraction)
         if not 0 < held_out < len(rows):
-            raise ValueError(
+            raise UserError(
                 f"a part of {fraction} for validation leaves one side of {len(rows)} training rows without any; give "
                 f"more rows"
             )

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
 
+from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.methods.method import Adaptation, Hooks, Method, Request, Settings, require, setting
 from pedyra.methods.own_factors import Factors, fill, linear_slots, write_plain
@@ -40,7 +41,7 @@ class NestedRank(Hooks):
     def choose(self, rank: int) -> None:
         """Evaluate, merge and cut at this rank from now on. Raises ValueError: no rank of 1 to r."""
         if not 1 <= rank <= self.r:
-            raise ValueError(f"rank {rank} is none of this model; it was trained at ranks 1 to {self.r}")
+            raise UserError(f"rank {rank} is none of this model; it was trained at ranks 1 to {self.r}")
         self.chosen = rank
 
     def step_begins(self, step: int) -> None:
@@ -98,7 +99,7 @@ def nest(model: PeftModel, *, seed: int = 0) -> NestedRank:
     layers = linear_slots(model)
     ranks = sorted({layer.rank for layer in layers})
     if len(ranks) > 1:
-        raise ValueError(f"the layers have ranks {ranks}, but DyLoRA draws one rank for all; give them one r")
+        raise UserError(f"the layers have ranks {ranks}, but DyLoRA draws one rank for all; give them one r")
     nested = NestedRank(ranks[0], seed=seed)
     nested.layers = layers
     for layer in layers:

@@ -9,6 +9,7 @@ from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from torch.optim import Optimizer
 
+from pedyra.errors import UserError
 from pedyra.lora.attach import attach, train_e
 from pedyra.lora.start import takes_from_weight
 from pedyra.methods.method import Adaptation, Method, Request, Settings, is_quantised, setting
@@ -40,7 +41,7 @@ def pissa(request: Request) -> Adaptation:
     init = request.lora.init_lora_weights
     own = isinstance(init, str) and init.startswith("pissa")
     if not own and init is not True:
-        raise ValueError(f"lora.init is {init!r}, but method pissa is a start of its own; give pissa or pissa_niter_16")
+        raise UserError(f"lora.init is {init!r}, but method pissa is a start of its own; give pissa or pissa_niter_16")
     return Adaptation(model=_plain(request, init_lora_weights=init if own else "pissa"))
 
 
@@ -51,7 +52,7 @@ def qlora(request: Request) -> Adaptation:
     authors' paged AdamW is `training.optim: paged_adamw_32bit`. Raises ValueError: the base model is not quantised.
     """
     if not is_quantised(request.model):
-        raise ValueError("method qlora needs a quantised model; set model.quantization to nf4 or int8")
+        raise UserError("method qlora needs a quantised model; set model.quantization to nf4 or int8")
     return Adaptation(model=_plain(request))
 
 

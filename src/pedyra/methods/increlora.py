@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan
 from pedyra.allocate.contract import Run
 from pedyra.allocate.rank_allocator import RankAllocator
+from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer, adapted_layers
 from pedyra.lora.resize import NewTriples
 from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running, adaptive
@@ -140,7 +141,7 @@ class GrowFromReserve(ScoredMethod):
         reachable = grown * self.add * adjustments
         missing = layers * (self.final - 1)
         if reachable < missing:
-            raise ValueError(
+            raise UserError(
                 f"{adjustments} adjustments of {grown} layers x {self.add} ranks add {reachable} of the {missing} "
                 f"ranks up to the budget; shorten rank.interval"
             )
@@ -227,7 +228,7 @@ def prepare(request: Request) -> Adaptation:
     request.refuse_lora("IncreLoRA defines its own start and scaling", "init", "use_rslora")
     final = request.lora.r
     if final < 2:
-        raise ValueError("lora.r is 1, but IncreLoRA starts at rank 1 and grows to lora.r; raise it to 2 or more")
+        raise UserError("lora.r is 1, but IncreLoRA starts at rank 1 and grows to lora.r; raise it to 2 or more")
     config = request.rank_settings(
         open_fields=("beta1", "beta2", "orth_weight"),
         **RANK_SETTINGS,

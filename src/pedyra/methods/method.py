@@ -18,6 +18,7 @@ from transformers import set_seed
 
 from pedyra.allocate.contract import RankMethod
 from pedyra.allocate.rank_allocator import RankAllocator
+from pedyra.errors import UserError
 from pedyra.lora.attach import attach, train_e
 from pedyra.lora.layer_names import pattern_keys
 from pedyra.lora.spelling import did_you_mean
@@ -52,7 +53,7 @@ class Request:
         on a quantised model."""
         config = changed(self.lora, **changes)
         if str(config.init_lora_weights).startswith("pissa") and is_quantised(self.model):
-            raise ValueError(
+            raise UserError(
                 "the base model is quantised, but PiSSA decomposes the weight before it is quantised and rewrites it; "
                 "set model.quantization to none, or use another lora.init (method pissa: method qlora)"
             )
@@ -72,7 +73,7 @@ class Request:
             field = {"init": "init_lora_weights"}.get(name, name)
             value, default = getattr(self.lora, field), LoraConfig.__dataclass_fields__[field].default
             if value != default:
-                raise ValueError(
+                raise UserError(
                     f"lora.{name} is {value!r}, but {reason}; leave it at {default!r} with method {self.method}"
                 )
 
@@ -86,7 +87,7 @@ class Request:
         free = {*SCHEDULE, "seed", *open_fields}
         for name, value in self.rank.items():
             if name in fixed and name not in free and value != fixed[name]:
-                raise ValueError(
+                raise UserError(
                     f"rank.{name} is {value!r}, but method {self.method} is defined by {fixed[name]!r}; remove it"
                 )
         return RankSettings(**{"seed": self.seed, **SCORED, **fixed, **self._given(free)})
@@ -200,7 +201,7 @@ class Method:
         for name in request.settings:
             if name not in known:
                 hint = did_you_mean(name, known, otherwise=f"it has {', '.join(known) or 'none'}")
-                raise ValueError(f"method_settings.{name} is no setting of method {self.name}; {hint}")
+                raise UserError(f"method_settings.{name} is no setting of method {self.name}; {hint}")
         if self.lora:
             request = replace(request, lora=changed(request.lora, **self.lora))
         return self.make(request) if self.settings is None else self.make(request, self.settings(**request.settings))
@@ -274,13 +275,13 @@ class Settings:
             # Python counts true as the whole number 1.
             if isinstance(value, bool) or not isinstance(value, allowed):
                 told = " or ".join(KINDS[kind] for kind in kinds)
-                raise ValueError(f"method_settings.{each.name} is {value!r}; it must be {told}")
+                raise UserError(f"method_settings.{each.name} is {value!r}; it must be {told}")
             least = each.metadata.get("least")
             if least is not None and value is not None and not (least <= value < inf):
-                raise ValueError(f"method_settings.{each.name} is {value!r}; it must be at least {least:g}")
+                raise UserError(f"method_settings.{each.name} is {value!r}; it must be at least {least:g}")
 
 
 def require(condition: bool, message: str) -> None:
     """Raise ValueError(message) unless the condition holds: for checks in the settings of a method."""
     if not condition:
-        raise ValueError(message)
+        raise UserError(message)

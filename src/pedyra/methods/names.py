@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pedyra.errors import UserError
 from pedyra.lora.spelling import did_you_mean
 
 NAMES = (
@@ -14,4 +15,4 @@ NAMES = (
 def check_method(name: str) -> None:
     """Raise ValueError unless there is a method of this name; the message names the nearest."""
     if name not in NAMES:
-        raise ValueError(f"method {name!r} is unknown; {did_you_mean(name, NAMES)}")
+        raise UserError(f"method {name!r} is unknown; {did_you_mean(name, NAMES)}")

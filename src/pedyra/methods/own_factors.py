@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
 
+from pedyra.errors import UserError
 from pedyra.lora.attach import attach, detach
 from pedyra.lora.factors import linear
 from pedyra.lora.layer import AdaptedLayer
@@ -50,7 +51,7 @@ def linear_slots(model: PeftModel) -> list[AdaptedLayer]:
     layers = attach(model)
     for layer in layers:
         if layer.b.bias is not None:
-            raise ValueError(f"lora_bias is on, and {layer.name} would lose its bias; leave it out of the LoraConfig")
+            raise UserError(f"lora_bias is on, and {layer.name} would lose its bias; leave it out of the LoraConfig")
     return layers
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, lowest, make_plan, prunable, round_robin, spent
+from pedyra.errors import UserError
 from pedyra.methods.adalora import AdaLoraSettings, Prune, first_and_last_rank
 from pedyra.methods.method import Adaptation, Method, Request, adaptive
 from pedyra.pe_dyra.scored import PeDyra, ScoredMethod, ScoredSituation
@@ -64,7 +65,7 @@ def prepare_expand(request: Request) -> Adaptation:
     request.refuse_lora("its scaling depends on the initial rank", "use_rslora")
     final = request.lora.r
     if final < 2:
-        raise ValueError("lora.r is 1, but method expand starts at half of lora.r, so nothing can grow; raise it")
+        raise UserError("lora.r is 1, but method expand starts at half of lora.r, so nothing can grow; raise it")
     initial = final // 2
     model = request.with_lora(r=initial, lora_alpha=request.lora.lora_alpha * initial / final)
     return adaptive(model, request.ablation(Expand, initial=initial, final=final))
@@ -132,7 +133,7 @@ def prepare_mask(request: Request) -> Adaptation:
     """
     method = request.ablation(Mask, "moves")
     if method.start != "svd":
-        raise ValueError(
+        raise UserError(
             f"rank.start is {method.start!r}, but method mask sets E to 0 and lets it learn; use rank.start='svd'"
         )
     return adaptive(request.with_lora(), method)

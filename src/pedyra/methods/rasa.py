@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.methods.method import Adaptation, Method, Request, require
 from pedyra.methods.own_factors import Factors, Slot, fill, linear_slots, write_plain
@@ -77,7 +78,7 @@ def share(model: PeftModel, *, k: int, alpha: float) -> list[AdaptedLayer]:
     types = by_type(linear_slots(model))
     if all(len(layers) == 1 for layers in types):
         names = ", ".join(layers[0].name for layers in types[:3])
-        raise ValueError(
+        raise UserError(
             f"lora.target_modules selects no two layers of one type and shape ({names}), so nothing is shared; "
             f"target a module of every block, or use method lora"
         )

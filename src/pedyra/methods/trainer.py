@@ -8,6 +8,7 @@ from pathlib import Path
 from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from pedyra.errors import UserError
 from pedyra.methods.method import Adaptation, Running
 from pedyra.trainer.adapt import RankTraining, adapt
 
@@ -41,7 +42,7 @@ def check_arguments(refused: Mapping[str, str], args: TrainingArguments) -> None
     """Raise ValueError for an argument that is set and must not be, with the reason."""
     for name, reason in refused.items():
         if value := getattr(args, name):
-            raise ValueError(f"training.{name} is {value!r}, but {reason}")
+            raise UserError(f"training.{name} is {value!r}, but {reason}")
 
 
 class MethodCallback(TrainerCallback):

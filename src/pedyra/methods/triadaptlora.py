@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan, round_robin
 from pedyra.allocate.contract import Run
+from pedyra.errors import UserError
 from pedyra.lora.attach import attach
 from pedyra.lora.factors import AFactor
 from pedyra.lora.layer import AdaptedLayer
@@ -151,7 +152,7 @@ def prepare(request: Request) -> Adaptation:
     request.refuse_lora("TriAdaptLoRA defines its own start and scaling", "init", "use_rslora")
     final = request.lora.r
     if final < 2:
-        raise ValueError("lora.r is 1, but TriAdaptLoRA starts at rank 1 and grows to lora.r; raise it to 2 or more")
+        raise UserError("lora.r is 1, but TriAdaptLoRA starts at rank 1 and grows to lora.r; raise it to 2 or more")
     config = request.rank_settings(open_fields=("orth_weight", "max_rank"), **RANK_SETTINGS)
     model = request.with_lora(r=1)
     generator = torch.Generator().manual_seed(config.seed)

@@ -20,6 +20,7 @@ from pedyra.allocate.allocation import layer_means, make_plan
 from pedyra.allocate.contract import Decision, MethodRun, RankMethod, Run, Situation
 from pedyra.allocate.optimizer_state import turn_state
 from pedyra.allocate.schedule import Schedule, check_count, check_steps, resolve_schedule
+from pedyra.errors import UserError
 from pedyra.fitting.curve import num_parameters, removal_order, whole
 from pedyra.fitting.gramians import Calibration, Gramians
 from pedyra.fitting.worth import Balance
@@ -81,7 +82,7 @@ class Wide(RankMethod):
     def check(self, run: Run, now: Situation) -> None:
         """Raise ValueError where what is cut would be a part of the base weight."""
         if any(layer.a.origin is not None for layer in run.layers):
-            raise ValueError(
+            raise UserError(
                 "Wide cuts directions, but the adapter began as a part of the weight (PiSSA), and its directions hold "
                 "what the base knows; use another start, or PeDyra(), or cut it after training: pedyra fit"
             )
@@ -144,7 +145,7 @@ class WideRun(MethodRun):
         """Raise ValueError where nothing can be cut."""
         start = sum(layer.parameters for layer in self.run.layers)
         if start <= self.target:
-            raise ValueError(
+            raise UserError(
                 f"Wide ends with the {self.target:,} parameters of a LoRA of rank {self.config.rank}, and this one "
                 f"starts with {start:,}, so nothing is left to cut; raise the adapter's r "
                 f"({TIMES * self.config.rank} does well), or lower rank"
@@ -169,7 +170,7 @@ class WideRun(MethodRun):
     def _check_seen(self, unseen: list[str]) -> None:
         """Raise ValueError for a layer that was not seen: what it is worth is unknown, and not zero."""
         if unseen:
-            raise ValueError(
+            raise UserError(
                 f"Wide saw no token in {unseen[0]}, so what its directions are worth is unknown: it is an expert that "
                 f"no token reached, or something reads its weights and does not call it (a fused kernel of unsloth or "
                 f"axolotl, torch.compile); train plain LoRA and cut it afterwards: pedyra fit FOLDER"

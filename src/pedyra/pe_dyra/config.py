@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from pedyra.allocate.schedule import check_count, check_steps
+from pedyra.errors import UserError
 from pedyra.lora.spelling import did_you_mean
 
 # Values a string field may take; docs/paper_read.md says why.
@@ -90,25 +91,25 @@ class RankSettings:
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
             if (given := getattr(self, name)) not in allowed:
-                raise ValueError(f"{name} is {given!r}; it must be one of {', '.join(map(repr, allowed))}")
+                raise UserError(f"{name} is {given!r}; it must be one of {', '.join(map(repr, allowed))}")
         for name in ("interval", "initial_warmup", "final_warmup"):
             check_steps(name, getattr(self, name), least=1 if name == "interval" else 0)
         for name, least in (("moves", 0), ("max_rank", 1), ("min_rank", 0), ("seed", 0)):
             if getattr(self, name) is not None or name in ("min_rank", "seed"):
                 check_count(name, getattr(self, name), least)
         if self.max_rank is not None and self.max_rank < self.min_rank:
-            raise ValueError(f"max_rank is {self.max_rank}, below min_rank {self.min_rank}; raise it")
+            raise UserError(f"max_rank is {self.max_rank}, below min_rank {self.min_rank}; raise it")
         if self.orth_weight is None:
             object.__setattr__(self, "orth_weight", 0.1 if self.start == "svd" else 0.0)
         for name in ("alpha", "beta1", "beta2", "orth_weight"):
             check_number(name, getattr(self, name))
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; an EMA coefficient lies in [0, 1)")
+                raise UserError(f"{name} is {getattr(self, name)}; an EMA coefficient lies in [0, 1)")
         if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha is {self.alpha}; it weighs two scores and lies in [0, 1]")
+            raise UserError(f"alpha is {self.alpha}; it weighs two scores and lies in [0, 1]")
         if self.orth_weight and self.orth_weight < 0:
-            raise ValueError(f"orth_weight is {self.orth_weight}; a penalty is 0 (off) or positive")
+            raise UserError(f"orth_weight is {self.orth_weight}; a penalty is 0 (off) or positive")
         for name in ("alpha", "beta1", "beta2", "orth_weight"):  # 1 is 1.0 to what computes with it
             object.__setattr__(self, name, float(getattr(self, name)))
 
@@ -125,14 +126,14 @@ def check_rank_section(given: Mapping[str, Any]) -> None:
     for name in given:
         if name not in RANK_FIELDS:
             hint = did_you_mean(name, RANK_FIELDS)
-            raise ValueError(f"rank.{name} is no setting of a method that moves ranks; {hint}")
+            raise UserError(f"rank.{name} is no setting of a method that moves ranks; {hint}")
     try:
         RankSettings(**given)
     except ValueError as error:  # which speaks of the fields of PeDyra
-        raise ValueError(f"rank.{error}") from None
+        raise UserError(f"rank.{error}") from None
 
 
 def check_number(name: str, value: Any) -> None:
     """Raise ValueError unless the value is a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{name} is {value!r}; it must be a finite number")
+        raise UserError(f"{name} is {value!r}; it must be a finite number")

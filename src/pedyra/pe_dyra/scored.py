@@ -14,6 +14,7 @@ from pedyra.allocate.allocation import RankPlan, Scores, layer_means
 from pedyra.allocate.contract import Decision, MethodRun, RankMethod, Run, Situation
 from pedyra.allocate.distributed import one_process
 from pedyra.allocate.schedule import Schedule, resolve_schedule
+from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples, Replacement
 from pedyra.pe_dyra.config import RankSettings
@@ -85,7 +86,7 @@ class ScoredMethod(RankSettings, RankMethod):
         spare."""
         highest = max(start.ranks.values())
         if start.moves and highest <= start.min_rank:
-            raise ValueError(
+            raise UserError(
                 f"nothing can move: every layer starts at rank {highest} and min_rank is {start.min_rank}; raise the "
                 f"adapter's r, or lower min_rank"
             )
@@ -123,7 +124,7 @@ class ScoredMethod(RankSettings, RankMethod):
 
     def check(self, run: Run, now: Situation) -> None:
         if run.average is not one_process and not self.scores.in_processes:
-            raise ValueError(
+            raise UserError(
                 "of all methods that score triples only PE-DyRA and those with its scores run in several processes; "
                 "train this one in one process"
             )
@@ -131,7 +132,7 @@ class ScoredMethod(RankSettings, RankMethod):
         start = situated(now, self, most_moves(self, sum(now.ranks.values())), limits)
         self.check_start(start)
         if self.conserves and start.moves and all(rank == self.max_rank for rank in now.ranks.values()):
-            raise ValueError(
+            raise UserError(
                 f"no rank can change: every layer starts at max_rank, {self.max_rank}; raise it, or lower the "
                 f"adapter's r"
             )
@@ -177,7 +178,7 @@ def growth_limits(layers: Sequence[AdaptedLayer], max_rank: int | None) -> dict[
         widest = max(layer.rank, min(layer.a.in_features, layer.b.out_features))
         limits[layer.name] = widest if max_rank is None else min(max_rank, widest)
         if layer.rank > limits[layer.name]:
-            raise ValueError(f"max_rank is {max_rank}, but {layer.name} starts at rank {layer.rank}; raise max_rank")
+            raise UserError(f"max_rank is {max_rank}, but {layer.name} starts at rank {layer.rank}; raise max_rank")
     return limits
 
 

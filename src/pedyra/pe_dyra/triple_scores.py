@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pedyra.allocate.contract import Run
+from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import Replacement, rows_kept
 from pedyra.pe_dyra.config import RankSettings
@@ -106,7 +107,7 @@ class ScoreState:
         for name, now in self.tensors().items():
             if name not in tensors or tensors[name].shape != now.shape:
                 found = "missing" if name not in tensors else f"of shape {tuple(tensors[name].shape)}"
-                raise ValueError(f"score state {name!r} is {found}, expected shape {tuple(now.shape)}")
+                raise UserError(f"score state {name!r} is {found}, expected shape {tuple(now.shape)}")
         self._load({name: tensors[name].to(self.skipped.device, copy=True) for name in self.tensors()})
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
@@ -192,7 +193,7 @@ class TripleScores(ScoreState):
         """Raise ValueError for a layer that was trained and whose input was not seen: Eq. (6) is unknown, not zero."""
         for name, trained in self._trained_unseen.items():
             if trained:
-                raise ValueError(
+                raise UserError(
                     f"no input of {name} was seen, although it is trained: something reads its weights and does not "
                     f"call it (a fused kernel of unsloth or axolotl), so its input score, Eq. (6), is unknown; switch "
                     f"the kernel off, or use alpha=1, which needs no inputs"

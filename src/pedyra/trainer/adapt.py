@@ -21,6 +21,7 @@ from pedyra.allocate.contract import RankMethod, method_of
 from pedyra.allocate.distributed import wrap_again
 from pedyra.allocate.optimizer_state import adopt, rekey_state, unwrapped
 from pedyra.allocate.rank_allocator import RankAllocator, trainable
+from pedyra.errors import UserError
 from pedyra.lora.attach import attach, drop_empty, train_e, write_ranks
 from pedyra.lora.files import append_row, json_line, read_rows, write_file
 from pedyra.lora.layer import AdaptedLayer
@@ -61,18 +62,18 @@ def adapt(
             wrapper.
     """
     if not isinstance(trainer, Trainer):
-        raise ValueError(f"adapt takes a Trainer of transformers or TRL, and {type(trainer).__name__} is none")
+        raise UserError(f"adapt takes a Trainer of transformers or TRL, and {type(trainer).__name__} is none")
     if trainer.state.global_step > 0:
-        raise ValueError(
+        raise UserError(
             f"training has begun ({trainer.state.global_step} steps), so ranks cannot be adapted in it any more; call "
             f"adapt before train()"
         )
     handle = RankTraining(trainer, method, adapter, record_to)
     others = [each for each in trainer.callback_handler.callbacks if isinstance(each, RankTraining)]
     if any(each.adapter == adapter for each in others):
-        raise ValueError(f"adapter {adapter!r} of this Trainer is adapted already; call adapt once for each adapter")
+        raise UserError(f"adapter {adapter!r} of this Trainer is adapted already; call adapt once for each adapter")
     if handle.record_to is not None and any(each.record_to == handle.record_to for each in others):
-        raise ValueError(f"record_to is {record_to}, to which another adapter's ranks are written; name another file")
+        raise UserError(f"record_to is {record_to}, to which another adapter's ranks are written; name another file")
     check_engine(trainer)
     # Before the optimizer is built and before a checkpoint is loaded: slots that take any rank must be there.
     handle.attach(trainer.model)
@@ -163,7 +164,7 @@ class RankTraining(TrainerCallback):
             ValueError: no training has ended yet.
         """
         if self._result is None:
-            raise ValueError("result is known when a training has ended; call trainer.train() first")
+            raise UserError("result is known when a training has ended; call trainer.train() first")
         return self._result
 
     def training_begins(self, checkpoint: Path | None) -> None:
@@ -288,7 +289,7 @@ class RankTraining(TrainerCallback):
         try:
             restore(allocator, folder)
         except SideFileError as problem:
-            raise ValueError(
+            raise UserError(
                 f"{problem}, and ranks cannot go on without it; resume from a whole checkpoint, or begin a new "
                 f"training with the adapter of this one"
             ) from problem

@@ -6,6 +6,7 @@ import re
 import warnings
 from pathlib import Path
 
+from pedyra.errors import UserError
 from pedyra.lora.files import SUMS, check_sums, read_json, read_sums
 
 # What Trainer needs to resume, besides the state of the random numbers of each process.
@@ -50,7 +51,7 @@ def last_complete_checkpoint(run: Path, *, with_ranks: bool) -> tuple[Path, list
             return checkpoint, broken
         broken.append((checkpoint, flaw))
     reason = f" ({broken[0][0].name}: {broken[0][1]})" if broken else ""
-    raise ValueError(f"{run} holds no complete checkpoint{reason}; start the run anew with --overwrite")
+    raise UserError(f"{run} holds no complete checkpoint{reason}; start the run anew with --overwrite")
 
 
 def find_flaw(checkpoint: Path, *, with_ranks: bool) -> str | None:
@@ -65,7 +66,7 @@ def find_flaw(checkpoint: Path, *, with_ranks: bool) -> str | None:
             needed = (*needed, "rng_state.pth")
         for name in needed:
             if not (checkpoint / name).is_file():
-                raise ValueError(f"{checkpoint / name} is missing")
+                raise UserError(f"{checkpoint / name} is missing")
         check_sums(checkpoint, {**dict.fromkeys(needed), **read_sums(checkpoint)})
         _check_steps(checkpoint, ("trainer_state.json", "global_step"), *([(RANK_FILES[1], "step")] * with_ranks))
     except ValueError as error:
@@ -88,7 +89,7 @@ def check_loaded(checkpoint: Path) -> None:
     except ValueError as error:
         older = [each for each in list_checkpoints(checkpoint.parent) if find_flaw(each, with_ranks=True) is None]
         repair = f"resume from {older[-1]}, which is whole" if older else "start anew"
-        raise ValueError(f"{error}; {repair}") from None
+        raise UserError(f"{error}; {repair}") from None
     if missing:
         warnings.warn(f"{checkpoint / missing[0]} is missing: this is no exact resume", stacklevel=2)
 
@@ -97,4 +98,4 @@ def _check_steps(checkpoint: Path, *places: tuple[str, str]) -> None:
     for name, key in places:
         step = read_json(checkpoint / name, {key: int})[key]
         if step != checkpoint_step(checkpoint):
-            raise ValueError(f"{checkpoint / name} is of step {step}, not {checkpoint_step(checkpoint)}")
+            raise UserError(f"{checkpoint / name} is of step {step}, not {checkpoint_step(checkpoint)}")

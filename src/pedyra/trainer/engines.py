@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from transformers import Trainer, TrainingArguments
 
 from pedyra.allocate.distributed import average_gradients
+from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.trainer.changes import put_around, replaced
 
@@ -25,9 +26,9 @@ def check_engine(trainer: Any) -> None:
     """Refuse an engine that would cut the adapter into pieces, before it is set up; ValueError."""
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if getattr(trainer, "is_deepspeed_enabled", False):
-        raise ValueError(f"pedyra.adapt does not support training under DeepSpeed; {DEEPSPEED}")
+        raise UserError(f"pedyra.adapt does not support training under DeepSpeed; {DEEPSPEED}")
     if getattr(trainer, "is_fsdp_enabled", False) and plugin is not None and plugin.fsdp_version == 1:
-        raise ValueError(
+        raise UserError(
             "pedyra.adapt does not support training under FSDP1; use fsdp_config={'version': 2}, or DDP, or train "
             "plain LoRA there and cut it afterwards: pedyra fit FOLDER"
         )
@@ -60,7 +61,7 @@ def data_parallel(args: TrainingArguments, wrapped: Any) -> DistributedDataParal
     elif args.n_gpu > 1:
         wrapper, repair = f"DataParallel over {args.n_gpu} GPUs", "set CUDA_VISIBLE_DEVICES to one of them"
     if wrapper is not None:
-        raise ValueError(f"pedyra.adapt does not support training under {wrapper}; {repair}")
+        raise UserError(f"pedyra.adapt does not support training under {wrapper}; {repair}")
     return wrapped if isinstance(wrapped, DistributedDataParallel) else None
 
 
@@ -118,7 +119,7 @@ def why_not_fsdp2(plugin: Any, args: TrainingArguments) -> str | None:
 def _check(trainer: Trainer, plugin: Any, model: nn.Module, layers: Sequence[AdaptedLayer]) -> None:
     flaw = why_not_fsdp2(plugin, trainer.args) or _why_not_whole(trainer, model, layers)
     if flaw is not None:
-        raise ValueError(f"pedyra does not train under Trainer's FSDP2 with {flaw}")
+        raise UserError(f"pedyra does not train under Trainer's FSDP2 with {flaw}")
 
 
 def _why_not_whole(trainer: Trainer, model: nn.Module, layers: Sequence[AdaptedLayer]) -> str | None:

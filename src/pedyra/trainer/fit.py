@@ -10,6 +10,7 @@ from weakref import ref
 
 from transformers import Trainer
 
+from pedyra.errors import UserError
 from pedyra.fitting.calibration import evaluating, has_more, lora_layers
 from pedyra.fitting.fit import fit_batches
 from pedyra.fitting.judge import DivergenceJudge
@@ -48,7 +49,7 @@ def fit(trainer: Trainer, *, data: Any = None, general: Any = None, **asked: Any
             cannot be had within tolerance.
     """
     if unknown := asked.keys() - {each.name for each in fields(Wanted)}:
-        raise ValueError(f"fit has no {min(unknown)}; it has {', '.join(each.name for each in fields(Wanted))}")
+        raise UserError(f"fit has no {min(unknown)}; it has {', '.join(each.name for each in fields(Wanted))}")
     return fit_trainer(trainer, Wanted(**asked), data=data, general=general)
 
 
@@ -57,7 +58,7 @@ def fit_trainer(
 ) -> Fit:
     """`fit` of a record; `ranks` as of `fit_batches`."""
     if not isinstance(trainer, Trainer):
-        raise ValueError(f"fit takes the Trainer that has trained the model, and {type(trainer).__name__} is none")
+        raise UserError(f"fit takes the Trainer that has trained the model, and {type(trainer).__name__} is none")
     check_whole(trainer, "a fit")
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     adapter = active_adapter(model)
@@ -70,7 +71,7 @@ def fit_trainer(
             stacklevel=3,
         )
     if isinstance(data, str):
-        raise ValueError(f"data is {data!r}; give the rows themselves, as the Trainer takes an eval_dataset")
+        raise UserError(f"data is {data!r}; give the rows themselves, as the Trainer takes an eval_dataset")
     if trainer.args.fp16_full_eval or trainer.args.bf16_full_eval:  # where it waits for its training to move the model
         trainer._move_model_to_device(model, trainer.args.device)
     with untouched(trainer, model):
@@ -81,7 +82,7 @@ def fit_trainer(
             rows = replace(rows, general=texts, told=f"{rows.told}; of general {texts.told}")
         if is_surrogate(trainer):
             if texts is not None:
-                raise ValueError(
+                raise UserError(
                     f"general text is weighed against the loss of the task, and that of {type(trainer).__name__} says "
                     f"nothing about held-out rows; leave general out"
                 )
@@ -102,7 +103,7 @@ def check_whole(trainer: Any, what: str) -> None:
         and any(getattr(parallel, f"{kind}_enabled", False) for kind in ("tp", "cp", "sp")),
     }
     if found := [name for name, on in ways.items() if on]:
-        raise ValueError(
+        raise UserError(
             f"the model is sharded ({found[0]}), and {what} takes it whole; save the adapter and run `pedyra "
             f"{'fit FOLDER' if what == 'a fit' else 'prove A B'} --data ROWS` in one process"
         )
@@ -115,11 +116,11 @@ def check_live(model: Any, adapter: str) -> None:
     layers = lora_layers(model, adapter)
     for name, module in layers.items():
         if module.disable_adapters:
-            raise ValueError(f"{title} is switched off in {name}; call model.base_model.enable_adapter_layers() first")
+            raise UserError(f"{title} is switched off in {name}; call model.base_model.enable_adapter_layers() first")
         if adapter in module.merged_adapters:
-            raise ValueError(f"{title} is merged into {name}; call model.unmerge_adapter() first")
+            raise UserError(f"{title} is merged into {name}; call model.unmerge_adapter() first")
         if getattr(module.lora_A[adapter], "origin", None) is not None:
-            raise ValueError(
+            raise UserError(
                 f"{title} began as a part of the weights (PiSSA, OLoRA), which the live model keeps beside it; call "
                 f"pedyra.detach(model, {adapter!r}) first, after which its factors hold the difference"
             )

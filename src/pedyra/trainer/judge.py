@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import EvalPrediction, Trainer
 from transformers.trainer_pt_utils import EvalLoopContainer
 
+from pedyra.errors import UserError
 from pedyra.fitting.judge import Batch, Cut, Judge, Predictions, asked, finite
 
 PAIRS = {"DataCollatorForPreference", "DataCollatorForVisionPreference"}
@@ -68,7 +69,7 @@ class TrainerJudge(Judge):
                         # With its texts it gives the model's own loss, and not that of compute_loss.
                         loss, _, _ = trainer.prediction_step(self.model, trainer._prepare_input(batch), True)
                 if loss is None:
-                    raise ValueError(
+                    raise UserError(
                         f"the evaluation of {type(trainer).__name__} gives no loss for these rows; name their labels "
                         f"with TrainingArguments(label_names=...)"
                     )

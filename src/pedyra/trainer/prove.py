@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import Trainer
 
+from pedyra.errors import UserError
 from pedyra.fitting.calibration import disabled
 from pedyra.fitting.fit import LEAST, labelled
 from pedyra.fitting.judge import Batch, Predictions
@@ -77,9 +78,9 @@ def prove(
         ValueError: no LoRA, an adapter of another base, a sharded model, too few rows, a margin that is none.
     """
     if unknown := asked.keys() - {"rows"}:
-        raise ValueError(f"prove has no {min(unknown)}; it has margin, data and rows")
+        raise UserError(f"prove has no {min(unknown)}; it has margin, data and rows")
     if not isinstance(trainer, Trainer):
-        raise ValueError(f"prove takes the Trainer that has trained the model, and {type(trainer).__name__} is none")
+        raise UserError(f"prove takes the Trainer that has trained the model, and {type(trainer).__name__} is none")
     limit = Margin.read(margin)
     check_margin(limit, str(a) == BASE)
     check_whole(trainer, "a proof")
@@ -101,7 +102,7 @@ def prove(
 def check_margin(margin: Margin, is_base: bool) -> None:
     """Refuse a part of nothing: ValueError."""
     if margin.of == "won" and is_base:
-        raise ValueError(
+        raise UserError(
             f"margin is {margin.text} of what A won over the base, and A is the base; give a number of the loss "
             f"(0.01), or points of the accuracy (0.5pt)"
         )
@@ -112,7 +113,7 @@ def taken(judge: RowJudge, data: Any, most: int | None) -> tuple[list[Batch], in
     every, rows = proof_rows(judge, data, most)
     batches = labelled(judge, every)
     if len(batches) < LEAST:
-        raise ValueError(f"{len(batches)} of {len(every)} batches have a label, and a proof takes {LEAST}; give labels")
+        raise UserError(f"{len(batches)} of {len(every)} batches have a label, and a proof takes {LEAST}; give labels")
     return batches, rows
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 from transformers import ProcessorMixin
 
+from pedyra.errors import UserError
 from pedyra.fitting.calibration import evaluating
 from pedyra.fitting.fit import FEW, LEAST, GeneralRows, Rows
 from pedyra.fitting.general import check_writes, text_batches, texts_of
@@ -80,7 +81,7 @@ def fit_rows(judge: TrainerJudge, data: Any, wanted: Wanted) -> Rows:
     batches, counts = {}, {}
     for part, (dataset, indices, size) in parts.items():
         if not indices:
-            raise ValueError(f"{name} leaves no rows for the {part} of a fit ({len(left)} are held out); give more")
+            raise UserError(f"{name} leaves no rows for the {part} of a fit ({len(left)} are held out); give more")
         batches[part] = _batches(trainer, _selected(dataset, indices), size, bool(completions))
         counts[part] = f"{len(indices):,}"
     told = (
@@ -95,7 +96,7 @@ def proof_rows(judge: TrainerJudge, data: Any, most: int | None) -> tuple[list[B
     processes."""
     trainer = judge.trainer
     if is_surrogate(trainer):
-        raise ValueError(
+        raise UserError(
             f"the loss of {type(trainer).__name__} says nothing about held-out rows, so it proves nothing; ask a "
             f"Trainer of the answers themselves (SFTTrainer with its default loss)"
         )
@@ -108,7 +109,7 @@ def proof_rows(judge: TrainerJudge, data: Any, most: int | None) -> tuple[list[B
     if processes > 1:  # as many batches in every process, and no row twice
         left = left[: len(left) // (size * processes) * (size * processes)]
     if len(left) < LEAST * size:
-        raise ValueError(f"{name} has {len(left)} rows, and a proof takes {LEAST * size} or more; give more")
+        raise UserError(f"{name} has {len(left)} rows, and a proof takes {LEAST * size} or more; give more")
     return _batches(trainer, _selected(held, left), size, False), len(left)
 
 
@@ -162,7 +163,7 @@ def general_rows(trainer: Any, model: Any, general: Any, most: int) -> GeneralRo
     if isinstance(tokenizer, ProcessorMixin):  # of text and images, which TRL takes by itself
         tokenizer = tokenizer.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
     if tokenizer is None:
-        raise ValueError("general text has to be tokenised; give the Trainer its tokenizer as processing_class")
+        raise UserError("general text has to be tokenised; give the Trainer its tokenizer as processing_class")
     processes, process = trainer.accelerator.num_processes, trainer.accelerator.process_index
     size = min(BATCH, trainer.args.per_device_eval_batch_size)
     texts = texts_of(general if hasattr(general, "__len__") else islice(general, most))
@@ -170,7 +171,7 @@ def general_rows(trainer: Any, model: Any, general: Any, most: int) -> GeneralRo
     step = size * processes  # as many in every process
     half = min(max(most // 4, LEAST * step), len(texts) // 2) // step * step
     if half < LEAST * step:
-        raise ValueError(
+        raise UserError(
             f"general has {len(texts)} texts, and it takes {LEAST} batches of {step} for gradients and {LEAST} for the "
             f"proof; give at least {2 * LEAST * step}"
         )
@@ -190,7 +191,7 @@ def _completions(trainer: Any) -> int:
         return 0
     completions = getattr(trainer, "num_generations_eval", None) or getattr(trainer, "num_generations", None)
     if not completions:
-        raise ValueError(
+        raise UserError(
             f"{type(trainer).__name__} generates what it is judged on, and does not say how often for each prompt, so "
             f"a fit cannot ask it; save the adapter and run `pedyra fit FOLDER --data ROWS`"
         )
@@ -218,7 +219,7 @@ def _held_out(trainer: Any, data: Any, what: str) -> tuple[str, Any, Any]:
     else:
         held, name = None, "train_dataset"
         if training is None:
-            raise ValueError("the Trainer has no eval_dataset and no train_dataset; give rows as data=")
+            raise UserError("the Trainer has no eval_dataset and no train_dataset; give rows as data=")
     if held is None or _is_same(held, training):
         why = "there is no eval_dataset" if held is None else f"{name} is the train_dataset itself"
         warnings.warn(
@@ -333,7 +334,7 @@ def _batches(trainer: Any, dataset: Any, size: int, generates: bool) -> list[Bat
     finally:
         vars(trainer.args).update(before)
     if odd := [type(batch).__name__ for batch in batches if not isinstance(batch, Mapping) and not generates]:
-        raise ValueError(
+        raise UserError(
             f"the batches of {type(trainer).__name__} are each a {odd[0]}, and a fit takes dicts of tensors; save the "
             f"adapter and run `pedyra fit FOLDER --data ROWS`"
         )
@@ -341,7 +342,7 @@ def _batches(trainer: Any, dataset: Any, size: int, generates: bool) -> list[Bat
         # Completions of the whole adapter: it is to say again what it says.
         return [_completed(trainer, batch) for batch in batches]
     if len(batches) != math.ceil(len(dataset) / (size * trainer.accelerator.num_processes)):
-        raise ValueError(
+        raise UserError(
             f"{type(trainer).__name__}.get_eval_dataloader gives {len(batches)} batches for {len(dataset)} rows in "
             f"batches of {size}, so rows for the choice and for the proof cannot be kept apart; let it take the data "
             f"set that it is given, and the batch size of its arguments"
@@ -355,7 +356,7 @@ def _completed(trainer: Any, prompts: Any) -> dict[str, Tensor]:
     with evaluating(model), torch.no_grad():
         found = trainer._prepare_inputs(prompts)
     if images := [key for key in found if "pixel" in key or "image" in key]:
-        raise ValueError(
+        raise UserError(
             f"the prompts have images ({images[0]}), and a fit of {type(trainer).__name__} is judged by text alone; "
             f"save the adapter and run `pedyra fit FOLDER --data ROWS`"
         )
@@ -387,7 +388,7 @@ def _prepared(trainer: Any, data: Any) -> Any:
     if prepare is None and callable(getattr(trainer, "tokenize_row", None)):  # ORPO, CPO: when they are made
         first = next(iter(data), {})
         if isinstance(first, Mapping) and not any(str(key).endswith("input_ids") for key in first):
-            raise ValueError(
+            raise UserError(
                 f"{type(trainer).__name__} tokenises its rows when it is made, and data has rows of text; give these "
                 f"rows to the Trainer as its eval_dataset, and leave data out"
             )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pedyra.app.yaml_file import parse_yaml
+from pedyra.errors import UserError
 from pedyra.lora.folder import SavedLora
 from pedyra.lora.spelling import did_you_mean
 
@@ -108,11 +109,11 @@ class Destination:
         """Raise ValueError for the first thing in this adapter that the place does not take, with the repair; or for
         its largest rank, if that is given."""
         if refused := self.refusals(lora):
-            raise ValueError(f"{self.title} does not take {lora.title}: {refused[0]}")
+            raise UserError(f"{self.title} does not take {lora.title}: {refused[0]}")
         if largest is None or (self.rank_for(largest) is not None and largest <= (self.rank or largest)):
             return
         most = self.rank or (self.ranks[-1] if self.ranks else self.most)
-        raise ValueError(
+        raise UserError(
             f"{self.title} holds adapters up to rank {most}, and this one has rank {largest}; ask for less: pedyra fit "
             f"ADAPTER --data ROWS --for {self.name}, or without rows pedyra resize ADAPTER --for {self.name}:{most}"
         )
@@ -176,13 +177,13 @@ def destination(text: str) -> Destination:
     if name not in known:
         near = did_you_mean(name, known, otherwise="")
         listed = f"there are {', '.join(known)}"
-        raise ValueError(f"destination {name!r} is unknown: {near + ' ' if near else ''}{listed}")
+        raise UserError(f"destination {name!r} is unknown: {near + ' ' if near else ''}{listed}")
     found = known[name]
     if not colon:
         return found
     if not rank.isdecimal() or found.rank_for(int(rank)) != int(rank) or int(rank) < 1:
         ranks = ", ".join(map(str, found.ranks)) or f"{found.least} to {found.most or 'any'}"
-        raise ValueError(
+        raise UserError(
             f"destination {text!r}: {found.title} holds adapters at a rank of {ranks}, not {rank or 'none'}"
         )
     return replace(found, rank=int(rank))

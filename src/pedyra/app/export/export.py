@@ -14,6 +14,7 @@ from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.recipe import Recipe, load_recipe
 from pedyra.app.runs.run_folder import run_of
 from pedyra.app.runs.setup import resolve
+from pedyra.errors import UserError
 from pedyra.lora.folder import SavedLora, active_adapter, saved_lora
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _base_of_recipe(recipe: Recipe, lora: SavedLora, name: str | None) -> tuple[
     if name is not None:
         section = section.model_copy(update={"name": name, "revision": None, "quantization": "none"})
     if section.quantization != "none":
-        raise ValueError(
+        raise UserError(
             f"the run's base model {section.name} is quantised ({section.quantization}), and merged weights would be "
             f"rounded to its few bits again; name the base to be loaded in float: --base {section.name}, in Python "
             f"export_adapter(run, 'merged', out, base={section.name!r})"

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pedyra.app.export.hub import NO_PICKLES, told_by_hub, trusts_remote_code
+from pedyra.errors import UserError
 from pedyra.lora.folder import SavedLora, load_adapter
 from pedyra.lora.layer import peft_layers
 
@@ -71,7 +72,7 @@ def merge_live(model: PeftModel, adapter_name: str) -> Merged:
     _check_base(base)
     for name, module in base.named_modules():
         if isinstance(module, BaseTunerLayer) and module.merged_adapters:
-            raise ValueError(
+            raise UserError(
                 f"adapter {module.merged_adapters[0]!r} is merged into {name}; call unmerge_adapter() first"
             )
     _check_unshared(base, adapter_name)
@@ -99,7 +100,7 @@ def _merged(adapted: PeftModel, title: str, names: list[str] | None = None) -> P
     try:
         return adapted.merge_and_unload(safe_merge=True, adapter_names=names)  # type: ignore[operator]
     except RuntimeError as error:  # lora_bias on a layer that has no bias
-        raise ValueError(f"{title} cannot be merged: {error}; export target peft") from error
+        raise UserError(f"{title} cannot be merged: {error}; export target peft") from error
 
 
 def copied_base(base: nn.Module) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
@@ -108,7 +109,7 @@ def copied_base(base: nn.Module) -> tuple[nn.Module, PreTrainedTokenizerBase | N
     _check_base(base)
     for name, module in base.named_modules():
         if isinstance(module, BaseTunerLayer):
-            raise ValueError(
+            raise UserError(
                 f"the base has an adapter in it already, at {name} (get_peft_model changes the model that it is "
                 f"given); give its name, or load it anew, or export the live model"
             )
@@ -117,11 +118,11 @@ def copied_base(base: nn.Module) -> tuple[nn.Module, PreTrainedTokenizerBase | N
 
 def _check_base(base: nn.Module) -> None:
     if not isinstance(base, PreTrainedModel):
-        raise ValueError(
+        raise UserError(
             f"the base is a {type(base).__name__}, no transformers model; merge it with model.merge_and_unload()"
         )
     if getattr(base, "hf_quantizer", None) is not None or getattr(base, "quantization_method", None) is not None:
-        raise ValueError(
+        raise UserError(
             f"the base model {base.name_or_path or type(base).__name__} is quantised, and merged weights would be "
             f"rounded to its few bits again; load it in float and pass it: "
             f"export_adapter(source, 'merged', out, base=model or its name)"
@@ -139,7 +140,7 @@ def _check_unshared(base: Any, adapter_name: str) -> None:
     for layer in peft_layers(base, adapter_name):
         weight = getattr(layer.module.get_base_layer(), getattr(layer.module, "parameter_name", "weight"), None)
         if others := [name for name in names.get(id(weight), []) if name != _unwrapped(layer.name)]:
-            raise ValueError(
+            raise UserError(
                 f"{layer.name} and {others[0]} share one weight, which merging would change for both; export target "
                 f"peft, or train without that layer"
             )
@@ -156,7 +157,7 @@ def base_by_name(lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrain
     if name is None:
         name, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not name:
-        raise ValueError(
+        raise UserError(
             f"{lora.title} does not name its base model (base_model_name_or_path is empty); pass it: "
             f"export_adapter(source, 'merged', out, base=model or its name)"
         )
@@ -169,7 +170,7 @@ def base_by_name(lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrain
         model = auto.from_pretrained(name, dtype="auto", **which, **head)
     except Exception as error:  # what reads a file of settings or weights has errors of its own
         why = NO_PICKLES if isinstance(error, UnpicklingError) else told_by_hub(error)
-        raise ValueError(f"the base model {name!r} of {lora.title} cannot be loaded: {why}") from error
+        raise UserError(f"the base model {name!r} of {lora.title} cannot be loaded: {why}") from error
     return model, _find_tokenizer(str(lora.folder)) or _find_tokenizer(str(name), revision=revision)
 
 
@@ -178,7 +179,7 @@ def _class_name(lora: SavedLora) -> str:
     task_type, recorded = lora.config.get("task_type"), lora.config.get("auto_mapping") or {}
     name = _AUTO_CLASSES.get(task_type) if task_type else recorded.get("base_model_class")
     if name is None or not hasattr(getattr(transformers, name, None), "from_pretrained"):
-        raise ValueError(
+        raise UserError(
             f"{lora.title} does not say which class its base model has; pass it: "
             f"export_adapter(source, 'merged', out, base=model)"
         )
@@ -208,9 +209,7 @@ def _adapted(base: nn.Module, lora: SavedLora) -> PeftModel:
     # PEFT overlooks factors in the file that have no place in the model.
     found = {name for name, module in model.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)}
     if lost := [layer.name for layer in lora.layers if layer.name not in found]:
-        raise ValueError(
-            f"{lora.title} does not fit the base model {type(base).__name__}, which has no layer {lost[0]}"
-        )
+        raise UserError(f"{lora.title} does not fit the base model {type(base).__name__}, which has no layer {lost[0]}")
     return model
 
 

@@ -19,6 +19,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from pedyra.app.export.serving import refused_by_vllm, vllm_rank
+from pedyra.errors import UserError
 from pedyra.lora.files import refuse_mount, write_file, write_folder
 from pedyra.lora.folder import (
     SavedLora,
@@ -57,12 +58,12 @@ def export_lora(source: PeftModel | str | Path, target: str, out: Path) -> Path:
 def check_arguments(target: str, out: Path, base: object) -> None:
     """Refuse an unknown target, a base where none is needed, and an `out` that holds files; ValueError."""
     if target not in TARGETS:
-        raise ValueError(f"export target {target!r} is unknown; {did_you_mean(target, TARGETS)}")
+        raise UserError(f"export target {target!r} is unknown; {did_you_mean(target, TARGETS)}")
     if base is not None and target != "merged":
-        raise ValueError(f"base is given, but target {target} needs no base model; leave it out")
+        raise UserError(f"base is given, but target {target} needs no base model; leave it out")
     refuse_mount(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} already holds files; choose another folder or remove it")
+        raise UserError(f"{out} already holds files; choose another folder or remove it")
 
 
 def _check_base_unchanged(model: PeftModel, name: str) -> None:
@@ -70,7 +71,7 @@ def _check_base_unchanged(model: PeftModel, name: str) -> None:
     for other, config in model.peft_config.items():
         starts = [layer.a.start for layer in adapted_layers(model, other)]
         if other != name and (takes_from_weight(getattr(config, "init_lora_weights", True)) or any(starts)):
-            raise ValueError(
+            raise UserError(
                 f"adapter {other!r} began as a part of the weights (PiSSA), which are others under {name!r} now than "
                 f"its readers have; use target merged, or load {name!r} into a model without {other!r}"
             )
@@ -79,7 +80,7 @@ def _check_base_unchanged(model: PeftModel, name: str) -> None:
 def _check_convertible(lora: SavedLora, target: str) -> None:
     lora.check_supported(target)
     if not any(layer.scaling for layer in lora.layers):
-        raise ValueError(f"{lora.title} has a scaling (lora_alpha / r) of 0, so that it adds nothing; set lora_alpha")
+        raise UserError(f"{lora.title} has a scaling (lora_alpha / r) of 0, so that it adds nothing; set lora_alpha")
 
 
 def _converted(lora: SavedLora, target: str) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:

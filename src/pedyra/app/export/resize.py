@@ -13,6 +13,7 @@ from typing import Any
 from pedyra.app.export.destinations import Destination
 from pedyra.app.export.export import export_adapter
 from pedyra.app.export.readers import check_arguments
+from pedyra.errors import UserError
 from pedyra.fitting.cut import Factors, write_cut
 from pedyra.fitting.singular import Singular, ranks_of_size, singular
 from pedyra.lora.folder import SavedLora, read_lora
@@ -31,13 +32,11 @@ class Size:
 
     def __post_init__(self) -> None:
         if sum(value is not None for value in (self.rank, self.energy, self.megabytes)) != 1:
-            raise ValueError(
-                "give one of --rank, --energy and --mb, or a destination with a rank, such as --for vllm:8"
-            )
+            raise UserError("give one of --rank, --energy and --mb, or a destination with a rank, such as --for vllm:8")
         if self.rank is not None and self.rank < 1:
-            raise ValueError(f"--rank is {self.rank}; give a rank of at least 1")
+            raise UserError(f"--rank is {self.rank}; give a rank of at least 1")
         if self.energy is not None and not 0 < self.energy <= 1:
-            raise ValueError(f"--energy is {self.energy:g}; give a part of the energy, such as 0.95")
+            raise UserError(f"--energy is {self.energy:g}; give a part of the energy, such as 0.95")
 
 
 @dataclass(frozen=True)
@@ -136,11 +135,11 @@ def _ranks_for(lora: SavedLora, found: dict[str, Singular], size: Size) -> dict[
     width = lora.tensors[key].element_size()
     others = _bytes(lora, lora.others)
     if (left := int(size.megabytes * 1e6) - others) <= 0:
-        raise ValueError(f"what is no factor has {others / 1e6:.3g} MB alone, more than --mb {size.megabytes:g}")
+        raise UserError(f"what is no factor has {others / 1e6:.3g} MB alone, more than --mb {size.megabytes:g}")
     try:
         return ranks_of_size(found, {layer.name: layer.scaling for layer in lora.layers}, left // width)
     except ValueError as error:
-        raise ValueError(f"--mb {size.megabytes:g} is too small: {error}") from None
+        raise UserError(f"--mb {size.megabytes:g} is too small: {error}") from None
 
 
 def _bytes(lora: SavedLora, keys: Iterable[str]) -> int:

@@ -33,6 +33,7 @@ from pedyra.app.models.quantized import keep_weight_layout, quantization_config
 from pedyra.app.models.tiny import TINY, tiny_config, tiny_tokenizer
 from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.tasks.tokens import positions_of
+from pedyra.errors import UserError
 from pedyra.lora.spelling import did_you_mean
 
 PACKAGED = {"minilm": minilm_folder, "smollm2": smollm2_folder}
@@ -172,7 +173,7 @@ def _loading(section: ModelSection, kind: str) -> dict[str, Any]:
     arguments: dict[str, Any] = {"dtype": section.dtype}
     if section.attn_implementation is not None:
         if "/" in section.attn_implementation and not trusts_remote_code():
-            raise ValueError(
+            raise UserError(
                 f"model.attn_implementation {section.attn_implementation!r} is code on the Hub; if you trust its "
                 f"authors, run it with --trust-remote-code"
             )
@@ -189,7 +190,7 @@ def _from_pretrained(auto: Any, source: str, section: ModelSection, *, key: str 
     revision = section.revision if given == section.name else None  # of the model, not of another repository
     if not Path(source).exists() and (reason := why_not_on_hub(source, "model", revision)) is not None:
         hint = did_you_mean(given, [*PACKAGED, *TINY], otherwise="") if key == "name" else ""
-        raise ValueError(f"model.{key} {given!r} is no folder from {Path.cwd()}, and {reason}{hint and '; '}{hint}")
+        raise UserError(f"model.{key} {given!r} is no folder from {Path.cwd()}, and {reason}{hint and '; '}{hint}")
     if auto in _WITH_HEAD and not trusts_remote_code():
         _check_head(auto, _from_pretrained(AutoConfig, source, section, key=key), section)
     with _told(section, key, arguments.get("num_labels")):
@@ -210,7 +211,7 @@ def _told(section: ModelSection, key: str = "name", num_labels: int | None = Non
                 f"its weights are of other sizes than the task's model, such as a head of another number of classes "
                 f"than data.num_labels {num_labels}; save it without its head first"
             )
-        raise ValueError(f"model.{key} {getattr(section, key)!r} cannot be loaded: {why}") from error
+        raise UserError(f"model.{key} {getattr(section, key)!r} cannot be loaded: {why}") from error
 
 
 def _check_head(auto: Any, config: PretrainedConfig, section: ModelSection) -> None:
@@ -219,11 +220,11 @@ def _check_head(auto: Any, config: PretrainedConfig, section: ModelSection) -> N
         return
     kind, where = config.model_type, f"model.name {section.name!r}"
     if getattr(config, "is_encoder_decoder", False):  # it takes the decoder alone
-        raise ValueError(
+        raise UserError(
             f"{where} is an encoder-decoder ({kind}), which would be trained without its encoder; use data.kind seq2seq"
         )
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
-        raise ValueError(
+        raise UserError(
             f"{where} is an encoder ({kind}), which sees the tokens it is to predict; data.kind causal_lm needs a "
             f"decoder such as a Llama"
         )
@@ -234,7 +235,7 @@ def _set_head_dropout(model: PreTrainedModel, section: ModelSection) -> None:
     modules: dict[str, Any] = dict(model.named_modules())
     found = next((m for name in ("dropout", "classifier.dropout") if type(m := modules.get(name)) is nn.Dropout), None)
     if found is None:
-        raise ValueError(
+        raise UserError(
             f"model.head_dropout is {section.head_dropout}, but {type(model).__name__} has no dropout before its head; "
             f"remove it"
         )

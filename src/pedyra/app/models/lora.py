@@ -11,6 +11,7 @@ from torch import nn
 from pedyra.app.export.merge import MORE_HEADS
 from pedyra.app.models.base import task_type
 from pedyra.app.recipe_sections import LoraSection
+from pedyra.errors import UserError
 
 
 def lora_config(section: LoraSection, kind: str, model: nn.Module, revision: str | None = None) -> LoraConfig:
@@ -83,7 +84,7 @@ def check_drawn(model: nn.Module, config: LoraConfig, name: str) -> None:
         repair = f"lora.modules_to_save=[{', '.join([*given, *lost])}] trains it whole"
         if more or "" in lost:  # of the model itself, which is no module that could be named
             repair = "take another checkpoint"
-        raise ValueError(
+        raise UserError(
             f"the checkpoint of model.name {name!r} has no {' and no '.join([*lost.values()][:FEW])}{more}, drawn at "
             f"random here; a LoRA would not save it, so that it would be another one elsewhere; {repair}"
         )
@@ -112,14 +113,14 @@ def check_names(model: nn.Module, section: LoraSection) -> None:
             try:
                 unmatched = [] if any(re.fullmatch(given, name) for name in names) else [given]
             except re.error as error:
-                raise ValueError(f"lora.{key}: {given!r} is no regular expression: {error}") from None
+                raise UserError(f"lora.{key}: {given!r} is no regular expression: {error}") from None
         else:
             unmatched = [wanted for wanted in given if not any(_is_called(name, wanted) for name in names)]
         if unmatched:
             linear = [
                 name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)
             ]
-            raise ValueError(
+            raise UserError(
                 f"lora.{key}: {unmatched[0]!r} matches no module of the model; "
                 f"candidates: {', '.join(dict.fromkeys(linear))}"
             )

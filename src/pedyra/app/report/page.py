@@ -19,6 +19,7 @@ from pedyra.app.report.figures import Panel, make_figures
 from pedyra.app.report.images import vega_script
 from pedyra.app.report.records import RunRecords, read_run
 from pedyra.app.yaml_file import to_yaml
+from pedyra.errors import UserError
 from pedyra.lora.files import write_file
 
 SAMPLES = 5  # of what the model wrote
@@ -40,7 +41,7 @@ def build_report(run_dir: Path, out: Path | None = None) -> Path:
     run = read_run(run_dir)
     target = run.path / "report.html" if out is None else out
     if target.is_dir():
-        raise ValueError(f"out {target} is a folder; name the HTML file to write")
+        raise UserError(f"out {target} is a folder; name the HTML file to write")
     target.parent.mkdir(parents=True, exist_ok=True)
     write_file(target, render(run))
     return target

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pedyra.app.yaml_file import read_settings
+from pedyra.errors import UserError
 from pedyra.lora.files import check_shape, read_json, read_rows
 
 Record = dict[str, Any]
@@ -116,18 +117,18 @@ def read_run(path: Path) -> RunRecords:
             message names the file, the line and the repair.
     """
     if not path.is_dir():
-        raise ValueError(f"{path} is not a folder: a report is made from a run folder; check the path")
+        raise UserError(f"{path} is not a folder: a report is made from a run folder; check the path")
     environment = {}
     if (path / "environment.json").is_file():
         environment = read_json(path / "environment.json", {"versions": ({str: str}, None)})
     metrics = read_rows(path / "metrics.jsonl", _METRICS)
     if not metrics:
-        raise ValueError(f"{path / 'metrics.jsonl'} is missing or empty: a report needs a logged step; train the run")
+        raise UserError(f"{path / 'metrics.jsonl'} is missing or empty: a report needs a logged step; train the run")
     ranks = read_rows(path / "ranks.jsonl", {"kind": str})
     for number, record in enumerate(ranks, start=1):
         where = f"{path / 'ranks.jsonl'}, line {number}"
         if record["kind"] not in _RANKS:
-            raise ValueError(f"{where}: kind is {record['kind']!r:.40}, must be {', '.join(_RANKS)}")
+            raise UserError(f"{where}: kind is {record['kind']!r:.40}, must be {', '.join(_RANKS)}")
         check_shape(record, _RANKS[record["kind"]], where)
     headers = [record for record in ranks if record["kind"] == "layers"]
     header = headers[-1] if headers else {}
@@ -179,7 +180,7 @@ def _check_names(record: Record, layers: Sequence[Layer], path: Path) -> None:
         if isinstance(of_layer := record.get(field), dict):
             odd |= set(of_layer) ^ names
     if odd:
-        raise ValueError(
+        raise UserError(
             f"{path}: the {record['kind']} at step {record['step']} and the first line disagree about layer "
             f"{min(odd)!r}; all lines must name the same layers: is the file a mix of two runs?"
         )

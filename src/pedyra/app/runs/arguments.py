@@ -14,6 +14,7 @@ from transformers.integrations import get_available_reporting_integrations, get_
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import METRICS
 from pedyra.app.runs.processes import count_processes, is_launched
+from pedyra.errors import UserError
 from pedyra.lora.spelling import did_you_mean
 from pedyra.trainer.engines import why_not_fsdp2
 
@@ -49,12 +50,12 @@ def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
         arguments = TrainingArguments(**settings)
         get_reporting_integration_callbacks(arguments.report_to)  # refuses an unknown name, as Trainer does much later
     except (TypeError, ValueError, ImportError) as error:
-        raise ValueError(f"training: {' '.join(str(error).split())}") from error
+        raise UserError(f"training: {' '.join(str(error).split())}") from error
     absent = set(arguments.report_to or ()) - set(get_available_reporting_integrations())
     if absent:
-        raise ValueError(f"training.report_to: {min(absent)} is not installed; install it, or leave it out")
+        raise UserError(f"training.report_to: {min(absent)} is not installed; install it, or leave it out")
     if arguments.world_size != count_processes():
-        raise ValueError(
+        raise UserError(
             f"accelerate takes this for one of {arguments.world_size} processes, and {count_processes()} were started; "
             f"set training.use_cpu to true, or start one"
         )
@@ -69,13 +70,13 @@ def _checked(training: dict[str, Any]) -> dict[str, Any]:
     for name, value in training.items():
         if name.startswith("_") or name not in types:
             hint = did_you_mean(name, types, otherwise="see the documentation of transformers.TrainingArguments")
-            raise ValueError(f"training.{name} is no argument of transformers.TrainingArguments; {hint}")
+            raise UserError(f"training.{name} is no argument of transformers.TrainingArguments; {hint}")
         members = set(get_args(types[name])) or {types[name]}
         try:
             plain = members <= PLAIN and name != "fsdp"  # which is said to be text, and takes true
             checked[name] = TypeAdapter(types[name]).validate_python(value) if plain else value
         except ValidationError as error:
-            raise ValueError(f"training.{name} is {value!r}: {error.errors()[0]['msg']}") from None
+            raise UserError(f"training.{name} is {value!r}: {error.errors()[0]['msg']}") from None
         _check_meaning(name, checked[name])
     return checked
 
@@ -83,13 +84,13 @@ def _checked(training: dict[str, Any]) -> dict[str, Any]:
 def _check_meaning(name: str, value: Any) -> None:
     """Refuse what TrainingArguments takes, and a run would not mean."""
     if name == "num_train_epochs" and value <= 0:
-        raise ValueError(f"training.num_train_epochs is {value}; it is above 0, and a run has at least one step")
+        raise UserError(f"training.num_train_epochs is {value}; it is above 0, and a run has at least one step")
     if name == "max_steps" and value < 1 and value != -1:
-        raise ValueError(f"training.max_steps is {value}; a run has at least one step (-1: those of num_train_epochs)")
+        raise UserError(f"training.max_steps is {value}; a run has at least one step (-1: those of num_train_epochs)")
     if name == "prediction_loss_only" and value:
-        raise ValueError("training.prediction_loss_only is on, but a run is judged by its metric; leave it out")
+        raise UserError("training.prediction_loss_only is on, but a run is judged by its metric; leave it out")
     if name == "accelerator_config" and isinstance(value, dict) and not value.get("use_seedable_sampler", True):
-        raise ValueError(
+        raise UserError(
             "training.accelerator_config.use_seedable_sampler is off, and a resume could not go on in the order of the "
             "rows; leave it out"
         )
@@ -103,7 +104,7 @@ def _is_set_by_accelerate(engine: str) -> bool:
 def _check_deepspeed(recipe: Recipe) -> None:
     """Refuse DeepSpeed before TrainingArguments looks for a package that may not be there."""
     if recipe.training.get("deepspeed") or _is_set_by_accelerate("deepspeed"):
-        raise ValueError(
+        raise UserError(
             "training.deepspeed: a run of pedyra trains under DDP, FSDP2 or in one process; with DeepSpeed train in a "
             "Trainer of your own, and give pedyra fit the adapter's folder"
         )
@@ -119,29 +120,27 @@ def _check_fsdp(recipe: Recipe, arguments: TrainingArguments) -> None:
         return
     given: dict[str, Any] = arguments.fsdp_plugin_args or {}  # else accelerate takes all of them from the environment
     if int(given.get("fsdp_version") or os.environ.get("FSDP_VERSION", "1")) == 1:
-        raise ValueError(
+        raise UserError(
             "training.fsdp: a run of pedyra trains under FSDP2, not under FSDP1; set training.fsdp_config.version to "
             "2, or in a launch --fsdp_version 2"
         )
     try:
         flaw = why_not_fsdp2(FullyShardedDataParallelPlugin(**given), arguments)
     except (KeyError, TypeError, ValueError, ImportError) as error:
-        raise ValueError(
-            f"training.fsdp_config: accelerate does not take it: {' '.join(str(error).split())}"
-        ) from error
+        raise UserError(f"training.fsdp_config: accelerate does not take it: {' '.join(str(error).split())}") from error
     if flaw is not None:
-        raise ValueError(f"training.fsdp: a run of pedyra does not train under FSDP2 with {flaw}")
+        raise UserError(f"training.fsdp: a run of pedyra does not train under FSDP2 with {flaw}")
 
 
 def _check_smoothing(recipe: Recipe) -> None:
     """Trainer smooths the labels of a class or a token, and fails in training, or does nothing, with others."""
     factor, kind = recipe.training.get("label_smoothing_factor"), recipe.data.kind
     if factor and kind in ("regression", "seq2seq", "question_answering"):
-        raise ValueError(f"training.label_smoothing_factor is {factor}, but data.kind {kind} takes none; leave it out")
+        raise UserError(f"training.label_smoothing_factor is {factor}, but data.kind {kind} takes none; leave it out")
 
 
 def _check_best(recipe: Recipe) -> None:
     """A metric that no evaluation gives would fail at the first one."""
     wanted, known = recipe.training.get("metric_for_best_model"), ("loss", *METRICS[recipe.data.kind])
     if wanted is not None and str(wanted).removeprefix("eval_") not in known:
-        raise ValueError(f"training.metric_for_best_model is {wanted!r}; this task has {', '.join(known)}")
+        raise UserError(f"training.metric_for_best_model is {wanted!r}; this task has {', '.join(known)}")

@@ -23,6 +23,7 @@ from pedyra.app.runs.setup import Setup, resolve
 from pedyra.app.tasks.generation import WRITING, SampleFile, write_texts
 from pedyra.app.tasks.task import Task, load_task
 from pedyra.app.tasks.test_sets import TestSet, check_lengths, check_scorer, load_test_sets, score
+from pedyra.errors import UserError
 from pedyra.lora.folder import load_adapter
 from pedyra.lora.inspection import find_adapter, read_adapter_config, read_tensors
 from pedyra.methods.adalora import NO_PENALTY
@@ -99,7 +100,7 @@ def evaluate_run(
 def check_training_rows(folder: RunFolder, recipe: Recipe, task: Task) -> None:
     """Raise ValueError where the run was trained on other rows than those that its recipe names now."""
     if folder.recorded("train_sha256") not in (None, task.digest(train_only=True)):
-        raise ValueError(
+        raise UserError(
             f"the training rows of {recipe.data.source}, or their tokens, are not those of {folder.path}: what is held "
             f"out of them may have been trained on, and labels may have other numbers; bring them back"
         )
@@ -116,7 +117,7 @@ def finished_run(run: Path) -> tuple[RunFolder, Recipe, Path]:
     recipe = load_recipe(folder.recipe)
     recipe = resolve(recipe)
     if not folder.is_finished() and not folder.adapter.is_dir():
-        raise ValueError(f"the run in {run} is not finished; {how_to_go_on(recipe, folder)}")
+        raise UserError(f"the run in {run} is not finished; {how_to_go_on(recipe, folder)}")
     adapter = find_adapter(run)
     read_adapter_config(adapter)  # a damaged file is told by its name
     read_tensors(adapter / "adapter_model.safetensors")
@@ -145,7 +146,7 @@ def _sandbox(test_sets: Sequence[TestSet], allow_code_execution: bool) -> Any:
     if not code:
         return None
     if not allow_code_execution:
-        raise ValueError(
+        raise UserError(
             f"generate.{code[0]} judges code by running what the model writes; allow it with --allow-code-execution"
         )
     from pedyra.app.tasks.sandbox import Sandbox

@@ -24,6 +24,7 @@ from pedyra.app.runs.setup import Setup, ready_to_fit, resolve
 from pedyra.app.tasks.sources import read_test_rows
 from pedyra.app.tasks.task import load_task
 from pedyra.app.tasks.text import class_number
+from pedyra.errors import UserError
 from pedyra.fitting.cut import check_out
 from pedyra.fitting.result import Fit
 from pedyra.fitting.wanted import Shape, Wanted
@@ -64,7 +65,7 @@ class Source:
         asked = {"dtype": self.dtype, "quantization": self.quantization}
         given = {key: value for key, value in asked.items() if value is not None}
         if given and (folder := self.folder(path)) is not None:
-            raise ValueError(f"the recipe of {folder} says how its base is loaded; leave out --{' and --'.join(given)}")
+            raise UserError(f"the recipe of {folder} says how its base is loaded; leave out --{' and --'.join(given)}")
         return given
 
     def texts(self) -> list[Any] | None:
@@ -78,7 +79,7 @@ class Source:
         if self.run is None:
             return run_of(path)
         if not (self.run / "recipe.yaml").is_file():
-            raise ValueError(
+            raise UserError(
                 f"{self.run} is no run folder (it has no recipe.yaml); give the output_dir of a training run"
             )
         return self.run
@@ -111,7 +112,7 @@ def fit_folder(
     check_out(out, overwrite)
     general = source.texts()
     if place is not None and (wanted.parameters is not None or wanted.max_rank is not None or general is not None):
-        raise ValueError(
+        raise UserError(
             f"--for {place.name} says the ranks, so leave out --parameters, --max-rank and --general; --for "
             f"{place.name}:16 takes one rank whatever it does"
         )
@@ -189,16 +190,16 @@ def recipe_of(path: Path, lora: SavedLora, source: Source) -> Recipe:
         }
         return check_recipe(content, str(folder))
     if data is None:
-        raise ValueError(f"{path} says nothing of its data; give --data ROWS.jsonl, or --run RUN")
+        raise UserError(f"{path} says nothing of its data; give --data ROWS.jsonl, or --run RUN")
     kind = KINDS.get(str(lora.config.get("task_type")))
     if kind is None:
-        raise ValueError(
+        raise UserError(
             f"the adapter's task_type is {lora.config.get('task_type')!r}; rows without a run are read for "
             f"{' and '.join(KINDS)}: give --run RUN, whose recipe says what the columns mean"
         )
     name = lora.config.get("base_model_name_or_path")
     if not name:
-        raise ValueError("the adapter names no base model (base_model_name_or_path); give --run RUN, which does")
+        raise UserError("the adapter names no base model (base_model_name_or_path); give --run RUN, which does")
     columns = COLUMNS[kind]
     if kind == "causal_lm" and "messages" in next(iter(read_test_rows(str(data), None, "train", None, "--data")), ()):
         columns = {"messages": "messages"}
@@ -229,7 +230,7 @@ def _classes(model: ModelSection, lora: SavedLora, data: Path) -> dict[str, Any]
     """
     count = num_labels(lora)
     if count == 1:
-        raise ValueError(f"the head of {lora.title} has one output, which is a regression; give --run RUN, its run")
+        raise UserError(f"the head of {lora.title} has one output, which is a regression; give --run RUN, its run")
     every = {row["label"] for row in read_test_rows(str(data), None, "train", ["label"], "--data")}
     labels = {label for label in every if str(label).strip()}  # a row without one is told by its number later
     if all(class_number(label) is not None for label in labels):
@@ -238,7 +239,7 @@ def _classes(model: ModelSection, lora: SavedLora, data: Path) -> dict[str, Any]
     if known is not None and set(names) <= set(known) and count in (None, len(known)):
         return {"labels": known}
     if count not in (None, len(names)):
-        raise ValueError(
+        raise UserError(
             f"the rows of {data} name {len(names)} classes ({', '.join(names)}), but the head of {lora.title} has "
             f"{count}, so their numbers are unknown; write the numbers of the classes, 0 to {count - 1}, as label"
         )

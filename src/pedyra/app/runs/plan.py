@@ -38,6 +38,7 @@ from pedyra.app.runs.setup import (
 )
 from pedyra.app.tasks.task import load_task
 from pedyra.app.tasks.test_sets import load_test_sets
+from pedyra.errors import UserError
 from pedyra.methods.loop import Loop
 from pedyra.methods.registry import get_method
 from pedyra.methods.trainer import check_arguments
@@ -143,7 +144,7 @@ def plan_unloaded(recipe: Recipe, *, overwrite: bool = False) -> Plan:
         try:
             adaptation = get_method(recipe.method).prepare(request(recipe, base, task))
         except RuntimeError as error:  # NotImplementedError is one
-            raise ValueError(
+            raise UserError(
                 f"method {recipe.method} looks at the model's weights before it trains, so nothing can be planned "
                 f"without them: leave --no-weights out"
             ) from error

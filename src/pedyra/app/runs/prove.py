@@ -20,6 +20,7 @@ from pedyra.app.runs.fit import Source, recipe_of
 from pedyra.app.runs.run_folder import RunFolder, run_of
 from pedyra.app.runs.setup import Setup, ready_to_fit
 from pedyra.app.tasks.task import load_task
+from pedyra.errors import UserError
 from pedyra.fitting.judge import Batch
 from pedyra.fitting.prove import Margin, Measured, Proof, compare
 from pedyra.lora.folder import check_finite, load_adapter, read_lora
@@ -57,7 +58,7 @@ class _Side:
         if given == BASE:
             return cls(given, None, None)
         if not path.is_dir():
-            raise ValueError(
+            raise UserError(
                 f"{given} is no folder; give a run folder, an adapter's, a merged model's, or the word {BASE} for the "
                 f"base model alone"
             )
@@ -71,7 +72,7 @@ class _Side:
         change: dict[str, Any] = {}
         if self.merged is not None:
             if other.name is not None:
-                raise ValueError(f"{self.given} is a whole model and takes no base; leave out --base-b")
+                raise UserError(f"{self.given} is a whole model and takes no base; leave out --base-b")
             change = {"name": str(self.merged), "revision": None, "quantization": "none"}
         if other.name is not None:
             change = {"name": other.name, "revision": None, "quantization": "none"}
@@ -114,7 +115,7 @@ def _check_bases(sides: Sequence[_Side]) -> None:
     configs = [read_adapter_config(side.adapter) for side in sides if side.adapter is not None]
     names = [config.get("base_model_name_or_path") for config in configs]
     if len(names) == 2 and all(names) and names[0] != names[1]:
-        raise ValueError(
+        raise UserError(
             f"A is an adapter of the base {names[0]}, and B of {names[1]}; give --base-b {names[1]} if both bases have "
             f"the same tokenizer and answer the same rows"
         )
@@ -132,7 +133,7 @@ def _recipe(sides: Sequence[_Side], source: Source) -> tuple[Recipe, Path | None
         path, adapter = loras[0]
         return recipe_of(path, read_lora(adapter), source), source.folder(path)
     if source.run is None:
-        raise ValueError("neither A nor B is a LoRA that says its base model and its task; give --run RUN, which does")
+        raise UserError("neither A nor B is a LoRA that says its base model and its task; give --run RUN, which does")
     return recipe_of(source.run, read_lora(source.run), source), source.run
 
 

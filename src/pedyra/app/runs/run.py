@@ -24,6 +24,7 @@ from pedyra.app.runs.processes import count_processes, from_first, is_first
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import Setup, layer_rows, ready_to_fit, set_up, trainable_parameters, wanted_fit
 from pedyra.app.yaml_file import first_difference, read_settings
+from pedyra.errors import UserError
 from pedyra.fitting.calibration import use_averaged
 from pedyra.fitting.result import Fit
 from pedyra.fitting.wanted import Wanted
@@ -163,14 +164,14 @@ def last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple
         each["training"] = {key: value for key, value in each["training"].items() if key not in SHARING}
     changed = first_difference(before, now)
     if changed:
-        raise ValueError(
+        raise UserError(
             f"--resume: {changed}; continue with the run's own recipe, {folder.recipe}, or start anew with --overwrite"
         )
     if why := _why_not_resumable(recipe):
-        raise ValueError(f"--resume: {why}; --overwrite starts anew")
+        raise UserError(f"--resume: {why}; --overwrite starts anew")
     rows, here = folder.recorded("rows_per_step"), _rows_per_step(training_arguments(recipe))
     if rows not in (None, here):
-        raise ValueError(
+        raise UserError(
             f"--resume: a step of the run in {folder.path} has {rows} rows, and would have {here} in "
             f"{count_processes()} process(es); start as many as before, or set training.per_device_train_batch_size or "
             f"gradient_accumulation_steps so that it has {rows}"
@@ -178,7 +179,7 @@ def last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple
     checkpoint, broken = last_complete_checkpoint(folder.path, with_ranks=folder.ranks.is_file())
     adapts = (checkpoint / RANK_FILES[1]).is_file()
     if adapts and not any(row.get("kind") == "layers" for row in read_rows(folder.ranks)):
-        raise ValueError(
+        raise UserError(
             f"--resume: {folder.ranks} is lost or empty, which tells what became of the ranks up to {checkpoint}; "
             f"bring it back, or start anew with --overwrite"
         )
@@ -196,7 +197,7 @@ def _rows_per_step(args: TrainingArguments) -> int:
 def _check_data(folder: RunFolder, setup: Setup) -> None:
     """Refuse a resume where the rows that the data section names have changed behind it."""
     if folder.recorded("data_sha256") not in (None, setup.task.digest()):
-        raise ValueError(
+        raise UserError(
             f"--resume: the rows of {setup.recipe.data.source}, or their tokens, are not those that the run in "
             f"{folder.path} began with; bring them back, or start anew with --overwrite"
         )
@@ -232,7 +233,7 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except Exception as error:
             if checkpoint and (refused := _refused_file(checkpoint)):
-                raise ValueError(
+                raise UserError(
                     f"torch refuses to read {checkpoint / refused}: it is damaged, or holds more than tensors; remove "
                     f"{checkpoint} to resume from the one before, or start anew with --overwrite"
                 ) from error
@@ -282,7 +283,7 @@ def _fit(wanted: Wanted, folder: RunFolder, trainer: Trainer, console: Console) 
             raise
         console.print(f"{found}", soft_wrap=True, markup=False)
         again = f"pedyra fit {shlex.quote(str(folder.path))}"
-        raise ValueError(f"disk full while writing {folder.path / 'fit'}; free space, then {again}") from error
+        raise UserError(f"disk full while writing {folder.path / 'fit'}; free space, then {again}") from error
     return found
 
 

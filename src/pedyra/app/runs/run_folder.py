@@ -10,6 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from pedyra.errors import UserError
 from pedyra.lora.files import read_json, read_rows, refuse_link, refuse_unwritable, remove, write_file
 from pedyra.trainer.checkpoint_folder import ASIDE, list_checkpoints
 
@@ -72,7 +73,7 @@ class RunFolder:
     def check_holds_run(self) -> None:
         """Raise ValueError where no run was started here."""
         if not self.holds_run():
-            raise ValueError(
+            raise UserError(
                 f"{self.path} is no run folder (it lacks recipe.yaml or environment.json); give the output_dir of a "
                 f"training run"
             )
@@ -89,23 +90,23 @@ class RunFolder:
             ValueError: another run or foreign files are here, nothing can be resumed, or both flags are set.
         """
         if overwrite and resume:
-            raise ValueError("--overwrite and --resume exclude each other; give one of them")
+            raise UserError("--overwrite and --resume exclude each other; give one of them")
         if self.path.is_file():
-            raise ValueError(f"output_dir {self.path} is a file; choose a folder")
+            raise UserError(f"output_dir {self.path} is a file; choose a folder")
         self.refuse_links()
         if resume:
             if not self.holds_run():
-                raise ValueError(f"{self.path} holds no run to resume; train without --resume")
+                raise UserError(f"{self.path} holds no run to resume; train without --resume")
             if self.is_finished():
-                raise ValueError(f"the run in {self.path} is finished; --overwrite starts it anew")
+                raise UserError(f"the run in {self.path} is finished; --overwrite starts it anew")
         elif self.holds_run():
             if not overwrite:
-                raise ValueError(
+                raise UserError(
                     f"{self.path} holds another run; continue it with --resume, replace it with --overwrite, "
                     "or choose another output_dir"
                 )
         elif any(entry.name not in (LOCK, self.environment.name) for entry in self.path.glob("*")):
-            raise ValueError(
+            raise UserError(
                 f"{self.path} is not empty and holds no run of pedyra; choose another output_dir (its files are kept)"
             )
         refuse_unwritable(self.path, f"output_dir {self.path}")
@@ -133,7 +134,7 @@ class RunFolder:
         try:
             lock.acquire()
         except Timeout:
-            raise ValueError(
+            raise UserError(
                 f"another process trains into {self.path} now; wait for it, or choose another output_dir"
             ) from None
         except (OSError, NotImplementedError) as error:

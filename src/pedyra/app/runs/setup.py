@@ -32,6 +32,7 @@ from pedyra.app.runs.callbacks import StopOnInterrupt
 from pedyra.app.runs.processes import count_processes, is_launched
 from pedyra.app.tasks.task import Task, load_task
 from pedyra.app.tasks.test_sets import TestSet, check_lengths, load_test_sets
+from pedyra.errors import UserError
 from pedyra.fitting.calibration import has_more, lora_layers
 from pedyra.fitting.wanted import Wanted
 from pedyra.lora.layer import adapted_layers
@@ -227,7 +228,7 @@ def _check_batches(recipe: Recipe, task: Task) -> None:
     args, rows = training_arguments(recipe), len(task.train)
     batch = args.per_device_train_batch_size * count_processes()
     if args.dataloader_drop_last and rows < batch:
-        raise ValueError(
+        raise UserError(
             f"training.dataloader_drop_last leaves no batch of {batch} from {rows} training rows; leave it out, or "
             f"lower training.per_device_train_batch_size"
         )
@@ -255,7 +256,7 @@ def _check_tokens(
     who, repair = f"the tokenizer of {base_name}", "name the right one as model.tokenizer"
     if given is not None:
         who, repair = f"model.tokenizer {given!r}", "remove it, for the model's own"
-    raise ValueError(
+    raise UserError(
         f"{who} gives token {highest} ({tokenizer.convert_ids_to_tokens(highest)!r}), but {base_name} has embeddings "
         f"of {known:,} tokens; {repair}"
     )
@@ -270,7 +271,7 @@ def widen_heads(args: TrainingArguments, model: nn.Module) -> None:
             continue
         if args.mixed_precision == "no":  # which accelerate's launcher may say too
             dtype = str(parameter.dtype).removeprefix("torch.")
-            raise ValueError(
+            raise UserError(
                 f"{name} is trained in {dtype}, the type of the base's weights, in which small steps are rounded away; "
                 f"set training.bf16 to true, with which it is float32, or model.dtype to float32"
             )
@@ -285,7 +286,7 @@ def check_fit(setup: Setup) -> None:
     wanted.shape([*lora_layers(setup.model)], has_more(setup.model))
     least = least_held_out(training_arguments(setup.recipe).per_device_eval_batch_size)
     if (held := len(setup.task.eval)) < least:
-        raise ValueError(
+        raise UserError(
             f"fit takes {least} held-out rows or more, and data has {held}; give more (data.eval_rows, "
             f"data.validation_fraction), or remove the section fit"
         )
@@ -297,9 +298,9 @@ def wanted_fit(recipe: Recipe) -> Wanted | None:
     if recipe.fit is None:
         return None
     if count_processes() > 1 or (is_launched() and asks_for_fsdp(recipe)):
-        raise ValueError(f"fit runs in one process; remove the section, and run: pedyra fit {recipe.output_dir}")
+        raise UserError(f"fit runs in one process; remove the section, and run: pedyra fit {recipe.output_dir}")
     if (kind := get_method(recipe.method).peft_type) != "LORA":
-        raise ValueError(
+        raise UserError(
             f"fit asks how small a LoRA may be, and method {recipe.method} trains an adapter of type {kind}; "
             f"remove the section fit"
         )

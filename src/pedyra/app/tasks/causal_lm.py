@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from pedyra.app.recipe_sections import DataSection
 from pedyra.app.tasks.sources import Rows
 from pedyra.app.tasks.tokens import chat_text, prompt_text, prompt_tokens, tell_cut, tools_of
+from pedyra.errors import UserError
 
 IGNORED = -100
 """torch's cross entropy leaves this label out."""
@@ -35,7 +36,7 @@ def encode(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, si
             encoded.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
     tell_cut(cut, len(rows), side, data.max_length)
     if not encoded:
-        raise ValueError(
+        raise UserError(
             f"no {side} row has an answer within data.max_length {data.max_length} tokens: every prompt is longer, so "
             "raise it, or no chat has an assistant's turn"
         )
@@ -71,7 +72,7 @@ def _chat(row: dict[str, Any], data: DataSection, tokenizer: PreTrainedTokenizer
             before = chat_text(messages[:turn], tokenizer, data.chat_template, ask=True, tools=tools)
             after = chat_text(messages[: turn + 1], tokenizer, data.chat_template, ask=False, tools=tools)
             if not (after.startswith(before) and whole.startswith(after)):
-                raise ValueError(
+                raise UserError(
                     "the chat template rewrites earlier turns, so the answers cannot be told apart; "
                     "give data.chat_template one whose text only grows"
                 )
@@ -92,7 +93,7 @@ def messages_of(row: dict[str, Any], data: DataSection) -> list[dict[str, Any]]:
         isinstance(each, dict) and {"role", "content"} <= {*each} for each in messages
     )
     if not whole or not messages or messages[0]["role"] == "assistant":
-        raise ValueError(
+        raise UserError(
             f"column {data.messages!r} holds {messages!r:.80}; a chat is a list of {{role, content}} that begins "
             f"with a system or user message"
         )
@@ -107,7 +108,7 @@ def _content(message: dict[str, Any], data: DataSection) -> str | None:
         content = "".join(str(part.get("text", "")) for part in content)
     if isinstance(content, str) or (content is None and message.get("tool_calls")):
         return content
-    raise ValueError(f"column {data.messages!r} has a message whose content is {content!r:.80}; it is a text")
+    raise UserError(f"column {data.messages!r} has a message whose content is {content!r:.80}; it is a text")
 
 
 def answer_loss(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:

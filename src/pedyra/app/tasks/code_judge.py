@@ -24,6 +24,8 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+from pedyra.errors import UserError
+
 _SEQUENCES = (tuple, set, frozenset, collections.deque)
 LONGEST = 64 << 20
 """No message has more bytes."""
@@ -111,7 +113,7 @@ def receive(fd: int) -> Any:
     """Read one message. Raises EOFError at the end of the pipe, ValueError for what is no message."""
     (length,) = struct.unpack(">I", _read(fd, 4))
     if length > LONGEST:
-        raise ValueError(f"a message of {length} bytes")
+        raise UserError(f"a message of {length} bytes")
     return json.loads(_read(fd, length))
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pedyra.app.tasks import code_judge
+from pedyra.errors import UserError
 
 STOP = ("\nclass ", "\ndef ", "\n#", "\n@", "\nif ", "\nprint(", "\nassert ", "\nimport ", "\nfrom ", "\n```", "\n<")
 """A continuation of a function's head ends at the next thing at the margin (Chen et al. 2021, and EvalPlus)."""
@@ -62,7 +63,7 @@ def problems_of(rows: Sequence[dict[str, Any]], where: str) -> list[CodeProblem]
         try:
             problems.append(_problem(row))
         except (LookupError, TypeError, AttributeError, ValueError, SyntaxError, StopIteration) as error:
-            raise ValueError(
+            raise UserError(
                 f"row {number} of {where} is no problem of HumanEval(+) or MBPP(+): it has the columns "
                 f"{', '.join(row)} ({type(error).__name__} {error})"
             ) from None

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from pedyra.app.packaged import needed
+from pedyra.errors import UserError
 
 _MARKED = re.compile(r"#### (-?[0-9.,]+)")
 _NUMBER = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
@@ -28,7 +29,7 @@ def gsm8k_reference(answer: str) -> str:
     """Return the number of GSM8K's `answer` column, which stands after "#### ". Raises ValueError if it has none."""
     reference = _plain(answer)
     if not re.search(r"\d", reference):
-        raise ValueError(f"the reference {answer[-80:]!r} holds no number; GSM8K's answers end in '#### number'")
+        raise UserError(f"the reference {answer[-80:]!r} holds no number; GSM8K's answers end in '#### number'")
     return reference
 
 

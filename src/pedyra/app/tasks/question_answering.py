@@ -18,6 +18,7 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from pedyra.app.recipe_sections import DataSection
 from pedyra.app.tasks.sources import Rows
+from pedyra.errors import UserError
 
 BEST, LONGEST = 20, 30
 """So many starts and ends of a part are looked at, and an answer has so many tokens, as in BERT's own script."""
@@ -48,7 +49,7 @@ def encode(
     Raises ValueError for answers that are malformed or not in their context, and a question that leaves no room.
     """
     if not tokenizer.is_fast:
-        raise ValueError("data.kind question_answering needs a fast tokenizer, which knows each token's characters")
+        raise UserError("data.kind question_answering needs a fast tokenizer, which knows each token's characters")
     for number, row in enumerate(rows, start=1):
         _check(row, data, f"{side} row {number}")
     questions = [str(row[data.question]).strip() for row in rows]
@@ -57,7 +58,7 @@ def encode(
     room = data.max_length - tokenizer.num_special_tokens_to_add(pair=True)
     if lengths and room - max(lengths) <= data.doc_stride:
         longest = lengths.index(max(lengths))
-        raise ValueError(
+        raise UserError(
             f"{side} row {longest + 1} has a question of {max(lengths)} tokens, which leaves no room for parts that "
             f"overlap by data.doc_stride {data.doc_stride}; raise data.max_length {data.max_length} or lower the stride"
         )
@@ -87,7 +88,7 @@ def encode(
 
 def _check(row: dict[str, Any], data: DataSection, where: str) -> None:
     if not isinstance(row[data.context], str):
-        raise ValueError(f"{where} has {row[data.context]!r:.80} in column {data.context!r}; a context is a text")
+        raise UserError(f"{where} has {row[data.context]!r:.80} in column {data.context!r}; a context is a text")
     answers = row[data.answers]
     try:
         found = list(zip(answers["text"], answers["answer_start"], strict=True))
@@ -95,13 +96,13 @@ def _check(row: dict[str, Any], data: DataSection, where: str) -> None:
     except (TypeError, LookupError, ValueError):
         whole = False
     if not whole:
-        raise ValueError(
+        raise UserError(
             f"{where} has {answers!r:.80} in column {data.answers!r}; answers are {{text: [...], answer_start: "
             f"[...]}}, texts and whole numbers, both empty where there is no answer"
         )
     for text, start in found:
         if not text or start < 0 or row[data.context][start : start + len(text)] != text:
-            raise ValueError(
+            raise UserError(
                 f"{where} has the answer {text!r:.60}, which does not stand at character {start} of its context; "
                 f"correct answer_start or remove the row"
             )

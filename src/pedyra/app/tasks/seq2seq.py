@@ -16,6 +16,7 @@ from pedyra.app.recipe_sections import DataSection
 from pedyra.app.tasks.causal_lm import token_losses
 from pedyra.app.tasks.sources import Rows
 from pedyra.app.tasks.tokens import num_cut, prompt_text, tell_cut
+from pedyra.errors import UserError
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
@@ -30,7 +31,7 @@ def encode(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, si
     for name, texts in (("source", sources), ("answer", targets)):
         empty = next((number for number, text in enumerate(texts, start=1) if not text.strip()), None)
         if empty is not None:
-            raise ValueError(f"{side} row {empty} has an empty {name}; remove the row or fill it")
+            raise UserError(f"{side} row {empty} has an empty {name}; remove the row or fill it")
     columns = tokenizer(sources, truncation=data.max_length is not None, max_length=data.max_length)
     answers = tokenizer(text_target=targets, truncation=True, max_length=data.max_target_length)
     tell_cut(num_cut(columns), len(rows), side, data.max_length)

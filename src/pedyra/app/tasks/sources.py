@@ -25,6 +25,7 @@ from pedyra.app.export.hub import told_by_hub, why_not_on_hub
 from pedyra.app.packaged import packaged_file
 from pedyra.app.recipe_sections import GENERATED, DataSection, template_columns
 from pedyra.app.tasks.toy import toy
+from pedyra.errors import UserError
 from pedyra.lora.spelling import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def load_rows(data: DataSection) -> tuple[Rows, Rows | None, list[str] | None]:
     columns, names = _columns(data), None
     if data.source in PACKAGED:
         if data.validation is not None:
-            raise ValueError(f"data.source {data.source} has no other split; remove data.validation")
+            raise UserError(f"data.source {data.source} has no other split; remove data.validation")
         train, held = PACKAGED[data.source](), None
     elif _format(data.source):
         train = _read_file(data.source, "data.source")
@@ -105,10 +106,10 @@ def held_out(rows: Rows, fraction: float, group_by: str | None, seed: int) -> tu
         held.update(group)
     train = [row for index, row in enumerate(rows) if index not in held]
     if not rows:
-        raise ValueError("the data holds no rows; check data.source")
+        raise UserError("the data holds no rows; check data.source")
     if not train or not held:
         what = f"{len(groups)} values of data.group_by {group_by}" if group_by else f"{len(rows)} rows"
-        raise ValueError(
+        raise UserError(
             f"data.validation_fraction {fraction} of {what} leaves an empty side; give more rows or data.validation"
         )
     return train, [rows[index] for index in sorted(held)]
@@ -118,7 +119,7 @@ def check_apart(train: Rows, held: Rows, group_by: str | None) -> None:
     """Refuse held-out rows with a value of `group_by` that training rows have, and log how many rows are the same."""
     shared = {row[group_by] for row in train} & {row[group_by] for row in held} if group_by else set()
     if shared:
-        raise ValueError(
+        raise UserError(
             f"data.group_by {group_by}: {len(shared)} of its values are in data.validation and in the training rows, "
             f"for example {min(map(str, shared))!r}; take their rows out of one of the two, or remove data.group_by"
         )
@@ -134,7 +135,7 @@ def _content(row: dict[str, Any], group_by: str | None) -> str:
 def sample(rows: Rows, count: int | None, seed: int, side: str) -> Rows:
     """Draw `count` of the rows with `seed`, in their order, or take all of them. Raises ValueError without any."""
     if not rows:
-        raise ValueError(f"the {side} rows of data.source are empty; a run needs at least one")
+        raise UserError(f"the {side} rows of data.source are empty; a run needs at least one")
     if count is None or count >= len(rows):
         return rows
     return [rows[index] for index in sorted(Random(seed).sample(range(len(rows)), count))]
@@ -163,16 +164,14 @@ def _select(
     for number, row in enumerate(rows, start=1):
         for column in columns:
             if column not in row:
-                raise ValueError(
+                raise UserError(
                     f"{where} has no column {column!r} (row {number}); its columns are {', '.join(map(str, row))}"
                 )
             if row[column] is None:
-                raise ValueError(
-                    f"row {number} of {where} has no value in column {column!r}; remove the row or fill it"
-                )
+                raise UserError(f"row {number} of {where} has no value in column {column!r}; remove the row or fill it")
             if isinstance(row[column], (bytes, list, dict)) and column not in structured:
                 kind = type(row[column]).__name__
-                raise ValueError(
+                raise UserError(
                     f"row {number} of {where} has a {kind} in column {column!r}, where a text or a number is expected"
                 )
         selected.append(
@@ -192,9 +191,9 @@ def _format(source: str) -> str | None:
 def _read_file(source: str, key: str) -> Rows:
     path, kind = Path(source).expanduser(), _format(source)
     if not path.is_file():
-        raise ValueError(f"{key} {source!r} does not exist; give a file (from {Path.cwd()}) or a Hub data set")
+        raise UserError(f"{key} {source!r} does not exist; give a file (from {Path.cwd()}) or a Hub data set")
     if kind is None:
-        raise ValueError(f"{key} {source!r} has no known format; a file ends in {', '.join(FORMATS)}")
+        raise UserError(f"{key} {source!r} has no known format; a file ends in {', '.join(FORMATS)}")
     try:
         if kind == ".parquet":
             return pyarrow.parquet.read_table(path).to_pylist()
@@ -204,7 +203,7 @@ def _read_file(source: str, key: str) -> Rows:
         with OPENERS.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8-sig", newline="") as file:
             return _json_rows(file.read())
     except Exception as error:  # each library that unpacks or reads has errors of its own
-        raise ValueError(f"{key} {source!r} cannot be read as {kind[1:]}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{key} {source!r} cannot be read as {kind[1:]}: {' '.join(str(error).split())}") from error
 
 
 def _json_rows(text: str) -> Rows:
@@ -217,14 +216,14 @@ def _json_rows(text: str) -> Rows:
             try:
                 rows += [json.loads(line)] if line.strip() else []
             except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from None
+                raise UserError(f"line {number}: {error}") from None
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise ValueError(f"row {number} is no JSON object; a row maps column names to values")
+            raise UserError(f"row {number} is no JSON object; a row maps column names to values")
         try:
             json.dumps(row, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:  # scraped texts are cut within a character, which no tokenizer takes
-            raise ValueError(f"row {number} holds half of a character: {error}") from None
+            raise UserError(f"row {number} holds half of a character: {error}") from None
     return rows
 
 
@@ -239,10 +238,10 @@ def _read_hub(
 
     nowhere = f"{key} {source!r} is no packaged data set and no file that ends in {', '.join(FORMATS)}, and "
     if not Path(source).exists() and (reason := why_not_on_hub(source, "dataset")) is not None:
-        raise ValueError("; ".join(filter(None, (nowhere + reason, did_you_mean(source, PACKAGED, otherwise="")))))
+        raise UserError("; ".join(filter(None, (nowhere + reason, did_you_mean(source, PACKAGED, otherwise="")))))
     try:
         dataset = load_dataset(source, config, split=split)
     except Exception as error:  # the Hub client's errors share no base but Exception
-        raise ValueError(f"{nowhere}the Hub did not give it: {told_by_hub(error)}") from error
+        raise UserError(f"{nowhere}the Hub did not give it: {told_by_hub(error)}") from error
     feature = dataset.features.get(label or "")
     return dataset.to_list(), list(feature.names) if isinstance(feature, ClassLabel) else None

@@ -23,6 +23,7 @@ from pedyra.app.tasks.math import equivalent, gsm8k_reference, last_number, mark
 from pedyra.app.tasks.seq2seq import rouge, rouge_scorer
 from pedyra.app.tasks.sources import Rows, read_test_rows, sample
 from pedyra.app.tasks.tokens import chat_text, positions_of, prompt_text, prompt_tokens, tools_of
+from pedyra.errors import UserError
 
 TOKENS = 128
 """generate.<set>.max_new_tokens of a set that is not known."""
@@ -75,7 +76,7 @@ def load_test_sets(
         generate = {"held_out": GenerateSection()}
     own = [name for name, section in generate.items() if section.source is None and name not in TEST_SETS]
     if len(own) > 1:
-        raise ValueError(
+        raise UserError(
             f"generate: {' and '.join(own)} have no source, and a run has its held-out rows once; known sets are "
             f"{', '.join(TEST_SETS)}"
         )
@@ -103,11 +104,11 @@ class _Trained:
         settings = self._settings(name, known, section)
         for key in ("template", "reference") if own and self.data.messages else ():
             if getattr(section, key) is not None:
-                raise ValueError(f"generate.{name}.{key} has no meaning for a set of held-out chats; remove it")
+                raise UserError(f"generate.{name}.{key} has no meaning for a set of held-out chats; remove it")
         problems: list[Any] = []
         if settings.score == "code":
             if own:
-                raise ValueError(
+                raise UserError(
                     f"generate.{name} has the score code, and held-out rows have no tests to run; give it a source of "
                     "problems"
                 )
@@ -123,7 +124,7 @@ class _Trained:
         else:
             for key in ("template", "reference", "score"):
                 if getattr(settings, key) is None:
-                    raise ValueError(
+                    raise UserError(
                         f"generate.{name} needs {key}, as it is no known set; those are {', '.join(TEST_SETS)}"
                     )
             rows = self._rows(name, settings, [*template_columns(settings.template or ""), str(settings.reference)])
@@ -133,7 +134,7 @@ class _Trained:
         prompts = [self._tokens(text) for text in texts]
         empty = next((number for number, ids in enumerate(prompts, start=1) if not ids), None)
         if empty is not None:  # the tokenizer begins no text with a token, so there is nothing to go on from
-            raise ValueError(f"row {empty} of the test set {name} has an empty prompt; remove the row or fill it")
+            raise UserError(f"row {empty} of the test set {name} has an empty prompt; remove the row or fill it")
         return TestSet(
             name=name, prompts=prompts, settings=settings, references=references, problems=problems, own=own,
             ends=self._ends(),
@@ -175,14 +176,14 @@ class _Trained:
             messages = messages_of(row, data)
             last = max((turn for turn, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
             if last < 0:
-                raise ValueError(f"column {data.messages!r} holds {messages!r:.80}, in which no assistant answers")
+                raise UserError(f"column {data.messages!r} holds {messages!r:.80}, in which no assistant answers")
             prompt = self._chat(messages[:last], row, ask=True)
             # What the template makes of the answer, such as an empty thought before it, or a call: so it was trained.
             after = self._chat(messages[: last + 1], row, ask=False).removeprefix(prompt)
             return prompt, self._as_decoded(after)
         column = settings.reference or data.completion
         if column not in row:
-            raise ValueError(f"the held-out rows have no column {column!r}; a set of them is judged by data.completion")
+            raise UserError(f"the held-out rows have no column {column!r}; a set of them is judged by data.completion")
         return prompt_text(row, data.prompt, settings.template or data.template), str(row[column])
 
     def _question(self, text: str) -> str:
@@ -237,11 +238,11 @@ def _check_references(name: str, settings: GenerateSection, references: Sequence
     for number, reference in enumerate(references, start=1):
         try:
             if not reference.strip():
-                raise ValueError("its reference is empty; remove the row or fill it")
+                raise UserError("its reference is empty; remove the row or fill it")
             if settings.score == "gsm8k":
                 gsm8k_reference(reference)
         except ValueError as error:
-            raise ValueError(f"row {number} of the test set {name}: {error}") from None
+            raise UserError(f"row {number} of the test set {name}: {error}") from None
 
 
 def check_lengths(test_set: TestSet, config: Any) -> None:
@@ -252,13 +253,13 @@ def check_lengths(test_set: TestSet, config: Any) -> None:
     new, longest = int(test_set.settings.max_new_tokens or TOKENS), max(map(len, test_set.prompts))
     if getattr(config, "is_encoder_decoder", False):
         if longest > positions:
-            raise ValueError(
+            raise UserError(
                 f"generate.{test_set.name}: the longest source has {longest} tokens, and the model {positions} "
                 f"positions; set data.max_length to {positions} or less"
             )
         longest = 0
     if longest + new > positions:
-        raise ValueError(
+        raise UserError(
             f"generate.{test_set.name}: the longest prompt has {longest} tokens, and with max_new_tokens {new} that is "
             f"more than the model's {positions} positions; lower max_new_tokens, or cut a column: {{column:.2000}}"
         )

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from pedyra.app.recipe_sections import DataSection
 from pedyra.app.tasks.sources import Rows
 from pedyra.app.tasks.tokens import num_cut, tell_cut
+from pedyra.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Labels:
         if found is not None:
             return found
         known = f"0 to {self.count - 1}" if self.names is None else ", ".join(self.names)
-        raise ValueError(
+        raise UserError(
             f"label {value!r} is none of the classes {known}; correct the rows, data.labels or data.num_labels, or set "
             f"data.kind regression"
         )
@@ -52,7 +53,7 @@ def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) 
     values = [row[data.label] for row in train]
     for number, value in enumerate(values, start=1):
         if isinstance(value, str) and not value.strip():
-            raise ValueError(f"training row {number} has no label (column {data.label!r}); remove the row or fill it")
+            raise UserError(f"training row {number} has no label (column {data.label!r}); remove the row or fill it")
     declared = len(class_names) if class_names else None
     if class_names and _has_numbers(class_names):
         class_names = None  # the rows call the classes "1" and "2" 0 and 1
@@ -64,18 +65,16 @@ def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) 
     elif data.num_labels in (None, len(names)):
         count = len(names)
     else:
-        raise ValueError(
-            f"data.num_labels is {data.num_labels}, but there are {len(names)} classes: {', '.join(names)}"
-        )
+        raise UserError(f"data.num_labels is {data.num_labels}, but there are {len(names)} classes: {', '.join(names)}")
     if count < 2:
-        raise ValueError(
+        raise UserError(
             f"the training rows hold a single class of column {data.label!r}; a {data.kind} needs two or more: give "
             f"other rows, or data.num_labels"
         )
     by_number = {str(number): number for number in range(count)}
     by_name = {_written(name): number for number, name in enumerate(names or ())}
     if names is not None and len(by_name) < len(names):
-        raise ValueError(f"data.labels is {names}; two of them are one number, so remove one")
+        raise UserError(f"data.labels is {names}; two of them are one number, so remove one")
     if found or _has_numbers(data.labels or ()):
         by_number = {}  # a number in the data is a name
     first, then = (by_number, by_name) if data.labels is None else (by_name, by_number)
@@ -87,7 +86,7 @@ def _count(values: list[Any], data: DataSection) -> int:
     numbers = {number for value in values if (number := class_number(value)) is not None}
     highest, absent = max(numbers, default=0), next(number for number in itertools.count() if number not in numbers)
     if numbers and absent < highest:
-        raise ValueError(
+        raise UserError(
             f"column {data.label!r} has class numbers up to {highest}, but none is {absent}; classes are counted from "
             f"0: give data.num_labels if some are rare, names in data.labels, or data.kind regression"
         )
@@ -119,7 +118,7 @@ def _real(value: Any) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"label {value!r} is no finite number; data.kind regression needs one in every row")
+        raise UserError(f"label {value!r} is no finite number; data.kind regression needs one in every row")
     return number
 
 
@@ -137,7 +136,7 @@ def encode(
     tell_cut(num_cut(columns), len(rows), side, data.max_length)
     empty = next((index for index, ids in enumerate(columns["input_ids"]) if not len(ids)), None)
     if empty is not None:
-        raise ValueError(f"row {empty + 1} has no tokens: column {data.text!r} holds {texts[empty]!r}; remove the row")
+        raise UserError(f"row {empty + 1} has no tokens: column {data.text!r} holds {texts[empty]!r}; remove the row")
     return [
         {**{name: column[index] for name, column in columns.items()}, "labels": number}
         for index, number in enumerate(numbers)

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from pedyra.app.recipe_sections import DataSection
+from pedyra.errors import UserError
 
 NO_LIMIT = 1_000_000
 """Tokenizers without a limit say 1e30."""
@@ -49,7 +50,7 @@ def with_limit(data: DataSection, tokenizer: PreTrainedTokenizerBase, positions:
     than the base takes.
     """
     if data.kind == "seq2seq" and positions is not None and data.max_target_length > positions:
-        raise ValueError(
+        raise UserError(
             f"data.max_target_length is {data.max_target_length}, but the base takes {positions} tokens of an answer; "
             f"set it to {positions} or less"
         )
@@ -81,7 +82,7 @@ def prompt_text(row: dict[str, Any], column: str | None, template: str | None) -
     try:
         return template.format_map(row)
     except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
-        raise ValueError(
+        raise UserError(
             f"the template {template!r:.120} cannot be filled from a row ({type(error).__name__}: {error}); a place is "
             f"a column's name in braces, and {{column:.500}} cuts a text"
         ) from error
@@ -114,7 +115,7 @@ def chat_text(
     Raises ValueError where there is no chat template, or it refuses the messages or is no whole one.
     """
     if chat_template is None and tokenizer.chat_template is None:
-        raise ValueError("data.messages needs a chat template, and this tokenizer has none; give data.chat_template")
+        raise UserError("data.messages needs a chat template, and this tokenizer has none; give data.chat_template")
     try:
         template = tokenizer.get_chat_template(chat_template, tools)
         template = _WRITES_DATE.sub(lambda found: repr(DAY.strftime(found[2])), template)
@@ -122,7 +123,7 @@ def chat_text(
             messages, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=ask
         )
     except Exception as error:  # a template is a program, with errors of any kind
-        raise ValueError(
+        raise UserError(
             f"the chat template refuses a row of data.messages ({type(error).__name__}: "
             f"{' '.join(str(error).split())}); correct the row, or give another data.chat_template"
         ) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from pedyra.errors import UserError
 from pedyra.lab.compare.grid import Grid
 from pedyra.lab.compare.jobs import HERE, Engine, Job, JobEnd, final_row, is_done, run_jobs
 from pedyra.lab.compare.plan import Plan, plan_experiment
@@ -65,7 +66,7 @@ def compare_grid(grid: Grid, engine: Engine = HERE, console: Console | None = No
 def _prepared(grid: Grid) -> Experiment:
     folder = Path(grid.output_dir)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "grid.yaml").is_file():
-        raise ValueError(f"{folder} holds no comparison (it has no grid.yaml); choose another output_dir")
+        raise UserError(f"{folder} holds no comparison (it has no grid.yaml); choose another output_dir")
     folder.mkdir(parents=True, exist_ok=True)
     return prepare_experiment(grid, folder)
 

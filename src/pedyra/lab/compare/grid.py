@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from pedyra.app.recipe import TRAINING_DEFAULTS
 from pedyra.app.recipe_sections import LARGEST_SEED, HomePath, LoraSection, Section
 from pedyra.app.yaml_file import one_line, read_settings, to_yaml
+from pedyra.errors import UserError
 from pedyra.lab.compare.named_tasks import task_data
 from pedyra.methods.names import check_method
 
@@ -32,7 +33,7 @@ def _distinct(values: list[Any]) -> list[Any]:
 
 def _folder_name(name: str) -> str:
     if name in ("", ".", "..") or set(name) & {"/", "\\", "\0"}:
-        raise ValueError(f"{name!r} is the name of a folder too; give one without / and \\ that is not empty, . or ..")
+        raise UserError(f"{name!r} is the name of a folder too; give one without / and \\ that is not empty, . or ..")
     return name
 
 
@@ -117,7 +118,7 @@ class Grid(Section):
             if isinstance(data.get(key), list):
                 names = [str(name) for name in data[key]]
                 if twice := next((name for name in names if names.count(name) > 1), None):
-                    raise ValueError(f"{key} has {twice!r} twice; list each one once")
+                    raise UserError(f"{key} has {twice!r} twice; list each one once")
                 data[key] = dict.fromkeys(names)
             if isinstance(data.get(key), dict):
                 data[key] = {str(name): value or {} for name, value in data[key].items()}
@@ -137,7 +138,7 @@ class Grid(Section):
             check_method(row.method)
             for key in ("r", "alpha"):
                 if key in row.lora:
-                    raise ValueError(f"methods.{name}.lora.{key} follows from budgets and match; remove it")
+                    raise UserError(f"methods.{name}.lora.{key} follows from budgets and match; remove it")
         return {
             name: row.model_copy(update={"lora": lora_settings(row.lora, f"methods.{name}.lora")})
             for name, row in methods.items()
@@ -152,16 +153,16 @@ class Grid(Section):
     def _fits_together(self) -> Grid:
         shared = set(self.seeds) & set(self.tuning.seeds)
         if shared and any(len(self.rates(name)) > 1 for name in self.methods):
-            raise ValueError(f"seed {min(shared)} is in seeds and in tuning.seeds; tune on seeds that are not reported")
+            raise UserError(f"seed {min(shared)} is in seeds and in tuning.seeds; tune on seeds that are not reported")
         if "learning_rate" in self.training:
-            raise ValueError("training.learning_rate is given; a grid has it as learning_rates: [...]")
+            raise UserError("training.learning_rate is given; a grid has it as learning_rates: [...]")
         if self.training.get("load_best_model_at_end"):
-            raise ValueError(
+            raise UserError(
                 "training.load_best_model_at_end chooses each run's step on the rows that are reported; leave it out"
             )
         for name in self.methods:
             if self.match_of(name) == "parameters" and self._in_full(name) != self._in_full(self.baseline):
-                raise ValueError(
+                raise UserError(
                     f"methods.{name} trains other modules in full than the baseline (lora.modules_to_save), which are "
                     f"not matched; give lora.modules_to_save for all rows, or methods.{name}.match: rank"
                 )
@@ -205,7 +206,7 @@ def lora_settings(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     try:
         section = LoraSection.model_validate(given)
     except ValidationError as error:
-        raise ValueError(f"{where}: {one_line(error, LoraSection, depth=1)}") from None
+        raise UserError(f"{where}: {one_line(error, LoraSection, depth=1)}") from None
     return {key: getattr(section, key) for key in given}
 
 
@@ -226,7 +227,7 @@ def check_grid(content: dict[str, Any], where: str) -> Grid:
     try:
         return Grid.model_validate(content)
     except ValidationError as error:
-        raise ValueError(f"{where}: {one_line(error, Grid, depth=3)}") from None
+        raise UserError(f"{where}: {one_line(error, Grid, depth=3)}") from None
 
 
 def grid_schema() -> dict[str, Any]:

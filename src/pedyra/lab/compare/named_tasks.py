@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pedyra.app.known_sets import MATH_PROMPT
+from pedyra.errors import UserError
 from pedyra.lora.spelling import did_you_mean
 
 GLUE_HUB = "nyu-mll/glue"
@@ -89,7 +90,7 @@ def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | No
     folder = str(changes.pop("folder", name))
     if name not in NAMES:
         hint = did_you_mean(name, NAMES, otherwise=f"known are {', '.join(NAMES)}.")
-        raise ValueError(f"task {name!r} is unknown; {hint} A task of your own has a source (tasks.{label}.source)")
+        raise UserError(f"task {name!r} is unknown; {hint} A task of your own has a source (tasks.{label}.source)")
     if name in PACKAGED:
         return {**PACKAGED[name], **changes}
     repository, configuration, held_out = _HUB_SOURCES[name]

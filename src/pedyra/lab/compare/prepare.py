@@ -32,6 +32,7 @@ from pedyra.app.runs.setup import request, resolve, wanted_fit
 from pedyra.app.tasks.sources import Rows, check_apart, held_out, load_rows, sample
 from pedyra.app.tasks.text import known_labels
 from pedyra.app.yaml_file import first_difference, read_settings
+from pedyra.errors import UserError
 from pedyra.lab.compare.grid import Grid
 from pedyra.lab.compare.jobs import Entry, Job, Purpose
 from pedyra.lab.compare.named_tasks import task_data
@@ -90,7 +91,7 @@ class Experiment:
             before = read_settings(job.recipe_file, (), what="recipe", starts_with="method")
             difference = first_difference(identity(before), identity(job.recipe))
             if difference is not None:
-                raise ValueError(f"{job.run} is a run of another grid: {difference}; choose another output_dir")
+                raise UserError(f"{job.run} is a run of another grid: {difference}; choose another output_dir")
         return job
 
     def content(self, entry: Entry, rate: float, purpose: Purpose) -> dict[str, Any]:
@@ -177,7 +178,7 @@ def _told_of(where: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{where}: {' '.join(str(error).split())}") from None
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from None
 
 
 def _check_methods(experiment: Experiment, models: Mapping[str, BareModel]) -> None:
@@ -226,10 +227,10 @@ def split_task(label: str, data: DataSection, tuning_rows: int | None, folder: P
         write_file(summary, json.dumps({"asked": asked, "files": files, "data": section}, indent=2) + "\n")
     found = read_json(summary, {"asked": dict, "files": dict, "data": dict})
     if (difference := first_difference(found["asked"], asked)) is not None:
-        raise ValueError(f"{folder} holds other rows: {difference}; choose another output_dir")
+        raise UserError(f"{folder} holds other rows: {difference}; choose another output_dir")
     for file, digest in digests(data.source, data.validation).items():
         if found["files"].get(file) != digest:
-            raise ValueError(f"{file} has changed since {folder} was made of it; choose another output_dir")
+            raise UserError(f"{file} has changed since {folder} was made of it; choose another output_dir")
     # Paths are not in the file, so that the folder can be moved.
     paths = {name: str(folder / f"{name}.jsonl") for name in ("train", "reported", "tuning-train", "tuning")}
     return {
@@ -359,7 +360,7 @@ def check_match(name: str, target: int, counts: Mapping[int, int], repair: str =
     if abs(next(iter(counts.values())) - target) <= TOLERANCE * target:
         return
     closest = " and ".join(f"{count:,} at lora.r {r}" for r, count in counts.items())
-    raise ValueError(
+    raise UserError(
         f"method {name} cannot match the baseline's {target:,} parameters within {TOLERANCE:.0%}: "
         f"the closest are {closest}; {repair}, or methods.{name}.match: rank to compare it as it is"
     )

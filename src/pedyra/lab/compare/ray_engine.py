@@ -25,6 +25,7 @@ from typing import Any
 from uuid import uuid4
 
 import pedyra
+from pedyra.errors import UserError
 from pedyra.lab.compare.jobs import INTERRUPTED, Job, JobEnd, Stops, run_job
 from pedyra.trainer.checkpoint_folder import list_checkpoints
 
@@ -61,7 +62,7 @@ class RayCluster:
             raise ImportError('--ray needs Ray; run in a checkout: pip install ".[ray]"') from error
         self.ray: Any = ray
         if address not in ("auto", "local") and not address.startswith("ray://"):
-            raise ValueError(f"--ray is {address!r}; it is auto, ray://HOST:PORT or local")
+            raise UserError(f"--ray is {address!r}; it is auto, ray://HOST:PORT or local")
         more: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
         try:
             with warnings.catch_warnings():
@@ -69,7 +70,7 @@ class RayCluster:
                 ray.init(address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR, **more)
         except (ConnectionError, RuntimeError, ValueError) as error:
             told = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(
+            raise UserError(
                 f"--ray {address}: no cluster answers ({told}); start one with ray start --head, or give --ray local"
             ) from None
         of_all = ray.cluster_resources()
@@ -140,7 +141,7 @@ class RayCluster:
         finally:
             mark.unlink()
         if blind and folder.is_absolute():
-            raise ValueError(
+            raise UserError(
                 f"{folder} is not seen by {blind[0]}; give an output_dir on storage that all nodes see, or a relative "
                 f"path, which is carried to the nodes and back"
             )
@@ -171,7 +172,7 @@ class RayCluster:
         for name, version, _ in found:
             if version != pedyra.__version__:
                 has = "no pedyra[cli]" if version is None else f"pedyra {version}"
-                raise ValueError(f"node {name} has {has}; install pedyra[cli] {pedyra.__version__} there")
+                raise UserError(f"node {name} has {has}; install pedyra[cli] {pedyra.__version__} there")
         return [name for name, _, seen in found if not seen]
 
     def _keeper(self) -> Any:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from pedyra.app.recipe import Recipe, load_recipe
 from pedyra.app.recipe_sections import Section
 from pedyra.app.yaml_file import read_settings
+from pedyra.errors import UserError
 from pedyra.lora.spelling import did_you_mean
 
 Scale = Literal["full", "small", "smoke"]
@@ -118,7 +119,7 @@ class Item(Section):
         for what, names, known in (("row", rows, self.rows), ("column", columns, self.columns)):
             for name in names:
                 if name not in known:
-                    raise ValueError(f"{self.id} has no {what} {name!r}; {did_you_mean(name, known)}")
+                    raise UserError(f"{self.id} has no {what} {name!r}; {did_you_mean(name, known)}")
         kept = {
             "rows": {name: part for name, part in self.rows.items() if name in rows or not rows},
             "columns": {name: part for name, part in self.columns.items() if name in columns or not columns},
@@ -139,7 +140,7 @@ class Item(Section):
                 of_scale = {getattr(cell, what) for cell in whole.cells(scale)}
                 choices = [each for each in known if each in of_scale]
                 repair = f"choose from {', '.join(map(repr, choices))}" if choices else f"leave --{what} out"
-                raise ValueError(
+                raise UserError(
                     f"{self.id} does not measure {what} {name!r} at scale {scale}; {repair}, or take another scale"
                 )
 
@@ -175,7 +176,7 @@ def get_item(name: str) -> Item:
         wanted = f"figure{wanted.removeprefix('fig').removeprefix('.')}"
     if wanted in known:
         return known[wanted]
-    raise ValueError(f"{name!r} is no table or figure that can be run; {did_you_mean(wanted, known)}")
+    raise UserError(f"{name!r} is no table or figure that can be run; {did_you_mean(wanted, known)}")
 
 
 @cache

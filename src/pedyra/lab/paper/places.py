@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pedyra.app.export.hub import why_not_offline, why_not_on_hub
 from pedyra.app.known_sets import TEST_SETS
 from pedyra.app.recipe import Recipe, check_recipe
+from pedyra.errors import UserError
 from pedyra.lab.compare.named_tasks import HUB, PACKAGED, local_file, task_data
 from pedyra.lab.paper.item import RECIPES, Item, Scale, recipe
 from pedyra.lora.spelling import did_you_mean
@@ -55,17 +56,17 @@ class Places:
     def parse(cls, data_dir: Path | None, models: Iterable[str]) -> Places:
         """Read the command line, where models are NAME=PATH. Raise ValueError for what is not there."""
         if data_dir is not None and not data_dir.is_dir():
-            raise ValueError(
+            raise UserError(
                 f"--data-dir {data_dir} is no folder; it holds <task>/train.jsonl.gz, e.g. sst2/train.jsonl.gz"
             )
         found, known = {}, []
         for pair in models:
             name, equals, path = pair.partition("=")
             if not (name and equals and path):
-                raise ValueError(f"--model is {pair!r}; it is NAME=PATH, e.g. facebook/bart-large=models/bart")
+                raise UserError(f"--model is {pair!r}; it is NAME=PATH, e.g. facebook/bart-large=models/bart")
             known = known or sorted({recipe(file.stem).model.name for file in RECIPES.glob("*.yaml")})
             if name not in known:  # the Hub's own model would be trained in its place
-                raise ValueError(f"--model {pair}: no recipe trains {name!r}; {did_you_mean(name, known)}")
+                raise UserError(f"--model {pair}: no recipe trains {name!r}; {did_you_mean(name, known)}")
             found[name] = path
         return cls(data_dir, found)
 
@@ -106,10 +107,10 @@ class Places:
         item.check_part(scale)
         missing = self.missing(item, scale)
         if missing:
-            raise ValueError(f"{item.id} at scale {scale} needs what is not here: {'; '.join(told(missing))}")
+            raise UserError(f"{item.id} at scale {scale} needs what is not here: {'; '.join(told(missing))}")
         runs_code = {cell.metric for cell in item.cells(scale)} & CODE
         if runs_code and not allow_code_execution:
-            raise ValueError(
+            raise UserError(
                 f"{item.id} at scale {scale} runs programs that a model wrote ({', '.join(sorted(runs_code))}); "
                 f"--allow-code-execution does so, in a sandbox"
             )
