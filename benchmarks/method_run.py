@@ -24,7 +24,7 @@ from pedyra.methods.method import Adaptation, Request, changed, with_ranks
 from pedyra.methods.registry import get_method
 
 WINDOW: dict[str, Any] = dict(interval=1 / 30, initial_warmup=1 / 15, final_warmup=4 / 15)
-"""The schedule of every rank-adaptive method but `wide`, which has its own."""
+"""The schedule of every rank-adaptive method."""
 MOVES = {"pedyra": 1 / 12, "random": 1 / 6, "mask": 1 / 12}
 """Its k is this part of the total rank."""
 IN_RANKS = ("increlora", "triadaptlora")
@@ -150,11 +150,8 @@ def configured(lora: LoraConfig, given: Mapping[str, Any]) -> LoraConfig:
 
 
 def _rank_settings(name: str, training: BenchTraining) -> dict[str, Any]:
-    """Equal parameters, and a schedule that is the same for all but `wide`, which defines its own."""
-    settings: dict[str, Any] = {"seed": training.seed}
-    if name == "wide":
-        return settings
-    settings |= WINDOW
+    """Return equal parameters, and a schedule that is the same for all."""
+    settings: dict[str, Any] = {"seed": training.seed, **WINDOW}
     if name not in IN_RANKS:
         settings["budget"] = "parameters"
     if name in MOVES:

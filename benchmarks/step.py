@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import cycle
 from random import Random
 from statistics import median, quantiles
@@ -29,7 +29,6 @@ from pedyra.methods.data import Data, model_loss
 from pedyra.methods.loop import Loop, make_optimizer
 from pedyra.methods.method import SCHEDULE, Adaptation, Request
 from pedyra.methods.registry import get_method
-from pedyra.methods.wide import CUTS, LEAST_INTERVAL, WINDOW, Wide, WideRun
 from pedyra.pe_dyra.config import RankSettings
 
 STEP_KEY = (
@@ -131,7 +130,7 @@ def bench_step(
     PE-DyRA and its like observe the first `rounds` steps, with four adjustments, and have nothing to do in the other.
     Their `ratio_to_lora` weighs both kinds of step, and adds the adjustments, as they occur in a run of `RUN_STEPS` at
     its own schedule; `ratio_quartiles` weigh the quartiles of both kinds alike, and
-    `ratio_by_kind` has their medians apart. Of a method whose size changes (wide, prune) the sizes of the measured
+    `ratio_by_kind` has their medians apart. Of a method whose size changes (prune) the sizes of the measured
     steps are told.
 
     Raises:
@@ -139,12 +138,6 @@ def bench_step(
     """
     timing = timing or Timing()
     specs = {text: None if text == FLOOR else parse_method(text) for text in methods}
-    for text, spec in specs.items():
-        if spec and spec.name == "wide" and timing.schedule["interval"] < LEAST_INTERVAL:
-            raise ValueError(
-                f"method {text!r} measures {LEAST_INTERVAL} steps before each cut, and {timing.rounds} rounds have "
-                f"{timing.schedule['interval']}; give --rounds {4 * LEAST_INTERVAL}"
-            )
     every: dict[str, MethodSpec | None] = {"lora": parse_method("lora"), FLOOR: None, **specs}
     runs = {text: run_schedule(spec) for text, spec in specs.items() if spec and spec.moves_ranks}
     dtype = getattr(torch, timing.dtype)
@@ -163,13 +156,8 @@ def bench_step(
 
 
 def run_schedule(spec: MethodSpec, total_steps: int = RUN_STEPS) -> Schedule:
-    """Return the adjustments of a run at the schedule that the spec gives, or, if none, the method's own: the
-    paper's median, or the three cuts of `wide`."""
+    """Return the adjustments of a run at the schedule that the spec gives, or, if none, the paper's median."""
     given = {name: value for name, value in spec.rank.items() if name in SCHEDULE}
-    if spec.name == "wide":
-        own = Wide(rank=RANK, **given).schedule(total_steps)
-        last = own.adjustments[:CUTS][-1]
-        return replace(own, final_warmup=total_steps - last - 1)
     settings = RankSettings(**given)
     return resolve_schedule(total_steps, **{name: getattr(settings, name) for name in SCHEDULE})
 
@@ -331,9 +319,8 @@ def _ratios(variant: Variant, lora: Variant, floor: Variant, run: Schedule | Non
         if run is not None and variant.allocator is not None:
             by_kind = quartiles_by_kind(variant.observed, ratios)
             measured: Any = variant.allocator.run
-            window: int = min(WINDOW, run.interval) if isinstance(measured, WideRun) else measured.window
             took = (adjustment or 0.0) / median(other.seconds)
-            found = over_a_run(by_kind, took, run, window)
+            found = over_a_run(by_kind, took, run, measured.window)
             if other is lora:
                 row["ratio_by_kind"] = {kind: quartiles[1] for kind, quartiles in by_kind.items()}
         low, row[f"ratio_to_{name}"], high = found

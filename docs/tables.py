@@ -150,17 +150,13 @@ def kinds() -> Cells:
 
 @table("planted")
 def planted() -> Cells:
-    every = [*rows("planted"), *rows("planted_block"), *rows("planted_wide")]
-    cells = [["network", "profile", "LoRA", "oracle", "wide", "exact", "exact without noise"]]
+    every = [*rows("planted"), *rows("planted_block")]
+    cells = [["network", "profile", "LoRA", "oracle"]]
     for network in ("mlp", "block"):
         for profile in PROFILES:
-            of = {m: where(every, architecture=network, profile=profile, method=m) for m in ("lora", "oracle", "wide")}
+            of = {m: where(every, architecture=network, profile=profile, method=m) for m in ("lora", "oracle")}
             errors = [short(mean(by_seed(where(of[m], noise=0.5), "relative_error").values())) for m in of]
-            exact = [
-                f"{sum(row['ranks'] == row['true_ranks'] for row in found)} of {len(found)}"
-                for found in (where(of["wide"], noise=noise) for noise in (0.5, 0.0))
-            ]
-            cells.append([network, profile, *errors, *exact])
+            cells.append([network, profile, *errors])
     return cells
 
 
@@ -168,7 +164,7 @@ def planted() -> Cells:
 def other_methods() -> Cells:
     """Planted ranks of the design without noise, and other letters at r = 2; each at its best rate."""
     letters: dict[str, Row] = {}
-    of_letters = [*rows("letters_methods"), *rows("rot13"), *rows("wide_rot13")]
+    of_letters = [*rows("letters_methods"), *rows("rot13")]
     for row in sorted(where(of_letters, rank=2, seed=0), key=lambda row: -row["loss"]):
         letters["lora+" if row["method"].startswith("lora+") else row["method"].partition(":")[0]] = row
     lines = []
@@ -194,48 +190,6 @@ def _best_planted(method: str) -> list[Row]:
     if not whole:
         return []
     return where(tried, lr=min(whole, key=lambda row: row["relative_error"])["lr"])
-
-
-WIDE_RATES = {1: 0.032, 2: 0.016, 4: 0.016, 8: 0.008}
-LORA_RATES = {1: 0.032, 2: 0.032, 4: 0.032, 8: 0.016}
-MOVED_RATES = {1: 0.048, 2: 0.032, 4: 0.016, 8: 0.016}
-"""Rank -> rate on letters; chosen on seed 1000, but for LoRA's, which is the best of seed 0."""
-
-
-@table("wide")
-def begun_wide() -> Cells:
-    cells = [["text", "r", "LoRA", "wide", "LoRA less wide"]]
-    for text, r, lora, wide, _ in _transfers():
-        losses = [f"{mean(of.values()):.4f}" for of in (lora, wide)]
-        cells.append([f"toy {text}", str(r), *losses, gain(lora, wide)])
-    lora, wide = (by_seed(where(rows("wide_sst2"), method=name), "eval_loss") for name in ("lora", "wide"))
-    cells.append(["SST-2", "2", f"{mean(lora.values()):.4f}", f"{mean(wide.values()):.4f}", gain(lora, wide)])
-    return cells
-
-
-@table("moved")
-def moved() -> Cells:
-    cells = [["text", "r", "moved at a fixed size", "moved less wide"]]
-    for text, r, _, wide, moved in _transfers():
-        cells.append([f"toy {text}", str(r), f"{mean(moved.values()):.4f}", gain(moved, wide)])
-    return cells
-
-
-def _transfers() -> Iterable[tuple[str, int, dict[int, float], dict[int, float], dict[int, float]]]:
-    """Text, r, and by seed the losses of LoRA, of wide, and of moves at a fixed size."""
-    for text, r in (*(("letters", r) for r in (1, 2, 4, 8)), ("code", 2)):
-        others, wide = ("rot13", "wide_rot13") if text == "letters" else ("transfer", "wide_code")
-        at_rate = where(rows(wide), method="wide", lr=WIDE_RATES[r] if text == "letters" else 0.016, rank=r)
-        chosen = [row for row in at_rate if row["seed"] < 1000]
-        ours = by_seed(chosen, "loss")
-        limit = where(rows(others), method="lora", rank=r)[0]["parameters"]
-        assert max(row["parameters"] for row in chosen) <= limit
-        theirs = []
-        for method, rates in (("lora", LORA_RATES), ("moved", MOVED_RATES)):
-            rate = rates[r] if text == "letters" else 0.016
-            found = by_seed(where(rows(others), method=method, lr=rate, rank=r), "loss")
-            theirs.append({seed: found[seed] for seed in ours})
-        yield text, r, theirs[0], ours, theirs[1]
 
 
 # Results: usual tasks.
@@ -883,7 +837,7 @@ def step() -> Cells:
 def growth() -> Cells:
     measures = {
         "overhead_seconds": "observing a step (PE-DyRA)",
-        "measuring_seconds": "Gramians of a step (wide, fit)",
+        "measuring_seconds": "Gramians of a step (fit)",
         "adjustment_seconds": "an adjustment",
         "state_bytes": "memory of the scores",
     }

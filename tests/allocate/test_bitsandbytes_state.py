@@ -14,7 +14,7 @@ from windows import forced, trainable
 
 from pedyra import RankAllocator, attach
 from pedyra.allocate.checkpoint import restore, save_state
-from pedyra.allocate.optimizer_state import check_optimizer, check_state, drop_unfit_state, move_state, turn_state
+from pedyra.allocate.optimizer_state import check_optimizer, check_state, drop_unfit_state, move_state
 from pedyra.lora.resize import Replacement
 
 # What bitsandbytes says without a GPU: of its import, and that a processor has no pages.
@@ -114,18 +114,6 @@ def test_a_parameter_that_crosses_4096_elements_gets_the_state_that_bitsandbytes
     optimizer.step()
     up.new.grad = torch.ones_like(up.new)
     optimizer.step()
-
-
-@pytest.mark.parametrize("kind", ["AdamW8bit", "Lion8bit"])
-def test_a_turn_that_changes_nothing_changes_the_state_by_the_quantisation_step_alone(kind):
-    optimizer, parameter = stepped(kind, (16, 320))
-    before = numbers(optimizer.state[parameter], "state1")
-    turn_state(optimizer, parameter, torch.eye(16), dim=0)
-    after = numbers(optimizer.state[parameter], "state1")
-    table = optimizer.state[parameter]["qmap1"]
-    assert bool(((after - before).abs() <= 1.001 * step_of(before, table)).all())
-    turn_state(optimizer, parameter, torch.eye(16).flip(0), dim=0)
-    assert torch.allclose(numbers(optimizer.state[parameter], "state1"), before.flip(0), rtol=0.1, atol=0.05)
 
 
 def test_a_block_that_has_overflowed_does_not_spread_to_other_rows():

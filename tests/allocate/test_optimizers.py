@@ -13,7 +13,6 @@ from works_with import note, refused, rows
 
 import pedyra
 from pedyra.allocate.optimizer_state import check_optimizer
-from pedyra.methods.wide import Wide
 
 # What bitsandbytes says without a GPU: of its import, and that a CPU has no pages.
 pytestmark = [
@@ -53,25 +52,18 @@ def wider() -> Any:
     return lambda: get_peft_model(Wider(), LoraConfig(r=9, lora_alpha=18, target_modules=["first", "second"]))
 
 
-@pytest.mark.parametrize(
-    ("method", "optim"),
-    [
-        *(("pe_dyra", each) for each in (*OF_TORCH, *IN_BYTES, *IN_FLOATS)),
-        *(("wide", each) for each in ("adamw_8bit", "lion_8bit", "paged_adamw_32bit")),
-    ],
-)
+@pytest.mark.parametrize("optim", [*OF_TORCH, *IN_BYTES, *IN_FLOATS])
 def test_a_run_moves_ranks_and_resumes_bit_for_bit(
-    method, optim, wider, make_trainer, quick, tmp_path, run_state, assert_equal
+    optim, wider, make_trainer, quick, tmp_path, run_state, assert_equal
 ):
     if optim in (*IN_BYTES, *IN_FLOATS):
         pytest.importorskip("bitsandbytes")
-    given = quick(moves=6) if method == "pe_dyra" else {"config": Wide(rank=7, initial_warmup=0, final_warmup=1)}
-    at = 6 if method == "pe_dyra" else 9  # between the adjustments after 3, 5 and 7; before the cut after 10
+    at = 6  # between the adjustments after 3, 5 and 7
 
     def run(out, resume: Any = None) -> Any:
         torch.manual_seed(1)
         arguments = dict(optim=optim, learning_rate=1e-3, save_strategy="steps", save_steps=at)
-        trainer, callback = make_trainer(out, given, model=wider(), **arguments)
+        trainer, callback = make_trainer(out, quick(moves=6), model=wider(), **arguments)
         trainer.train(resume_from_checkpoint=resume)
         return trainer, run_state(trainer, callback)
 
@@ -87,8 +79,7 @@ def test_a_run_moves_ranks_and_resumes_bit_for_bit(
     trainer.eval_dataset = list(trainer.train_dataset)[1:]  # that a fit runs is asked, and not how good it is
     with pytest.warns(UserWarning, match="100% of the held-out rows were trained on"):
         assert pedyra.fit(trainer, rows=16, tolerance=0.5).measure == "loss"
-    if method == "pe_dyra":
-        note("optimizer", optim, ranks="move", resume="the same bits", fit="works")
+    note("optimizer", optim, ranks="move", resume="the same bits", fit="works")
 
 
 @pytest.mark.parametrize("optim", REFUSED)

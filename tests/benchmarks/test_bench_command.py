@@ -19,7 +19,6 @@ from benchmarks.step import step
         (step, ["llama-32x1", "--method", "pedyra:interval=1000"], "no rank could ever move"),
         (step, ["--method", "lorra"], "did you mean 'lora'"),
         (step, ["--smoke", "--rounds", "0"], "rounds is 0; what is measured takes at least 8"),
-        (step, ["--method", "lora", "--method", "wide"], "20 rounds have 5; give --rounds 40"),
         (step, ["--threads", "0"], "'--threads'"),
         (step, ["--batch", "0"], "'--batch'"),
         (planted, ["--method", "lora", "--method", "pedira:alpha=1"], "did you mean 'pedyra'"),

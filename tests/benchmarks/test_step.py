@@ -86,7 +86,6 @@ def test_a_run_has_the_papers_median_schedule_or_what_is_given():
     assert run_schedule(parse_method("pedyra"), 1000).adjustments == tuple(range(83, 360, 23))  # 360 = T - 0.64 T
     given = parse_method("pedyra:interval=10,initial_warmup=20,final_warmup=60")
     assert run_schedule(given, 100).adjustments == (30,)  # 40 is not before 100 - 60
-    assert run_schedule(parse_method("wide"), 1000).adjustments == (200, 250, 300)  # after 20, 25 and 30 %
 
 
 def test_the_measured_steps_are_of_both_kinds_and_adjusted():
@@ -155,11 +154,3 @@ def test_the_ratio_of_a_run_lies_between_its_quartiles():
 def test_a_method_that_takes_a_batch_for_each_step_of_the_run_is_timed():
     (row,) = bench_step(["llama-32x1"], ["autolora"], Timing(rounds=8, batch=2, length=8))
     assert row["ratio_to_lora"] > 0
-
-
-def test_wide_is_timed_with_rounds_enough_for_its_cuts():
-    timing = Timing(rounds=40, batch=2, length=8)
-    (row,) = bench_step(["llama-32x1"], ["wide"], timing)
-    assert row["adjustment_seconds"] > 0
-    low, high = row["ratio_quartiles"]
-    assert low <= row["ratio_to_lora"] <= high

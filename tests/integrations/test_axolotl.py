@@ -86,7 +86,7 @@ def test_kernels_are_off_where_the_method_has_to_see_the_layers(plugin: Any, sec
         ({"fit": {"tolerance": "much"}}, "tolerance is 'much'"),
         ({"fit": {"rows": "many"}}, "rows"),
         ({"method": "pedyra", "settings": {"nope": 1}}, "pedyra.settings: .*nope"),
-        ({"method": "wide"}, "method"),
+        ({"method": "adalora"}, "method"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_loaded(plugin: Any, section: Any, told: str):

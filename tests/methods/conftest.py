@@ -37,8 +37,6 @@ KINDS: dict[str, dict[str, Any]] = {
 MODELS = {"causal_lm": "tiny-llama"}
 SCHEDULE = {"interval": 2, "initial_warmup": 2, "final_warmup": 3}
 """Adjustments at steps 4, 6 and 8 of 12."""
-ONE_CUT = {"interval": 10, "initial_warmup": 1, "final_warmup": 0}
-"""Method wide's, whose one cut follows step 11: it measures for ten steps."""
 
 
 @dataclass
@@ -113,7 +111,7 @@ def make_recipe(tmp_path: Path) -> Callable[..., Recipe]:
             "model": {"name": MODELS.get(kind, "tiny-bert"), **sections.get("model", {})},
             "data": {"source": "toy", "max_length": 48, "train_rows": 48, "eval_rows": 16, **KINDS[kind]},
             "lora": {"r": 4, "alpha": 32, **sections.get("lora", {})},
-            "rank": {**(ONE_CUT if method == "wide" else SCHEDULE), **sections.get("rank", {})},
+            "rank": {**SCHEDULE, **sections.get("rank", {})},
             "method_settings": sections.get("method_settings", {}),
             "training": {**training, **sections.get("training", {})},
         }

@@ -39,7 +39,6 @@ BY_THE_RUN: list[tuple[str, dict[str, Any], str]] = [
     ("adalora", {"training": {"max_steps": 5}}, "no rank could ever move: .* or train for 8 steps"),
     # 13 layers from 1 to 4 by one adjustment of at most 2 each.
     ("increlora", {"rank": {"interval": 6}}, "^1 adjustments of 13 layers x 2 ranks add 26 of the 39 ranks up to the"),
-    ("wide", {"lora": {"init": "pissa"}}, "began as a part of the weight"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""PE-DyRA by name: its settings, and with `wide` on top of DoRA, PiSSA and QLoRA (Tables 11 and 12)."""
+"""PE-DyRA by name: its settings, and on top of DoRA, PiSSA and QLoRA (Tables 11 and 12)."""
 
 from __future__ import annotations
 
@@ -33,21 +33,12 @@ def test_new_triples_have_the_seed_of_the_run_where_rank_has_none(
 
 @pytest.mark.filterwarnings("ignore")  # bitsandbytes' own
 @pytest.mark.parametrize(
-    ("method", "host"),
-    [
-        ("pedyra", {"lora": {"use_dora": True}}),
-        ("pedyra", {"lora": {"init": "pissa"}}),
-        ("pedyra", {"model": {"quantization": "nf4"}}),
-        ("wide", {"lora": {"use_dora": True}}),
-        ("wide", {"model": {"quantization": "nf4"}}),
-    ],
+    "host", [{"lora": {"use_dora": True}}, {"lora": {"init": "pissa"}}, {"model": {"quantization": "nf4"}}]
 )
-def test_it_goes_on_top_of_dora_pissa_and_qlora(
-    prepare: Any, make_base: Any, tmp_path: Path, method: str, host: dict[str, Any]
-):
+def test_it_goes_on_top_of_dora_pissa_and_qlora(prepare: Any, make_base: Any, tmp_path: Path, host: dict[str, Any]):
     if "model" in host:
         pytest.importorskip("bitsandbytes")
-    run = prepare(method, **({"rank": {"moves": 6}} if method == "pedyra" else {}), **host)
+    run = prepare("pedyra", rank={"moves": 6}, **host)
     base, _, _ = make_base(run.recipe)
     with torch.no_grad():
         untouched = base.eval()(**run.inputs()).logits
@@ -55,7 +46,7 @@ def test_it_goes_on_top_of_dora_pissa_and_qlora(
     run.train()
     ranks = run.allocator.ranks
     assert len(set(ranks.values())) > 1
-    assert method == "wide" or any(record["pruned"] for record in run.allocator.history)
+    assert any(record["pruned"] for record in run.allocator.history)
     expected = run.logits()
     assert (expected - untouched).abs().max() > 1e-3
     run.model.save_pretrained(tmp_path)

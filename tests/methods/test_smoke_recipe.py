@@ -20,8 +20,6 @@ SHORTER = [
     *("training.max_steps=10", "training.eval_steps=5", "training.save_steps=5", "training.logging_steps=5"),
     *("rank.interval=2", "rank.initial_warmup=2", "rank.final_warmup=2", "data.train_rows=64", "data.eval_rows=32"),
 ]
-ONE_CUT = ["training.max_steps=12", "rank.interval=10", "rank.initial_warmup=1", "rank.final_warmup=0"]
-"""Method wide's, whose one cut follows ten steps of measuring."""
 
 
 @pytest.mark.filterwarnings("ignore")  # bitsandbytes' and PEFT's own
@@ -29,8 +27,7 @@ ONE_CUT = ["training.max_steps=12", "rank.interval=10", "rank.initial_warmup=1",
 def test_a_method_trains_into_a_run_folder_that_evaluates_to_the_same(method: str, tmp_path: Path):
     if method == "qlora":
         pytest.importorskip("bitsandbytes")
-    own = ONE_CUT if method == "wide" else []
-    recipe = load_recipe(SMOKE, [f"method={method}", f"output_dir={tmp_path / 'run'}", *SHORTER, *own])
+    recipe = load_recipe(SMOKE, [f"method={method}", f"output_dir={tmp_path / 'run'}", *SHORTER])
     result = train_run(recipe, console=Console(file=StringIO()))
     final = result.final
     assert final is not None and (final["step"], final["metric"]) == (recipe.training["max_steps"], "accuracy")

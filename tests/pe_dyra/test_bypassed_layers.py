@@ -13,7 +13,6 @@ from windows import adamw
 
 import pedyra
 from pedyra import PeDyra, RankAllocator
-from pedyra.methods.wide import Wide
 
 STEPS = 12
 SETTINGS: dict[str, Any] = dict(interval=2, initial_warmup=2, final_warmup=3, moves=3)
@@ -157,11 +156,10 @@ def test_a_trainer_with_such_a_kernel_from_training_to_the_smaller_adapter(tmp_p
     plain = make_trainer("SFT", tmp_path / "plain", model=in_plain_peft(tmp_path / "adapter"), **settings)
     assert pedyra.fit(plain, rows=24, tolerance=0.05).measure == "loss"
 
-    for refused in (PeDyra(interval=2, initial_warmup=1, final_warmup=3), Wide(rank=2, initial_warmup=0)):
-        trainer = make_trainer("SFT", tmp_path / "refused", **settings)
-        pedyra.adapt(trainer, refused)
-        with pytest.raises(ValueError, match="no input of model.layers.0.mlp|saw no token in model.layers.0.mlp"):
-            with_fused_mlps(trainer).train()
+    trainer = make_trainer("SFT", tmp_path / "refused", **settings)
+    pedyra.adapt(trainer, PeDyra(interval=2, initial_warmup=1, final_warmup=3))
+    with pytest.raises(ValueError, match="no input of model.layers.0.mlp"):
+        with_fused_mlps(trainer).train()
 
 
 def in_plain_peft(folder: Any) -> Any:

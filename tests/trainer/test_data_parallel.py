@@ -21,7 +21,6 @@ from works_with import note
 
 from pedyra import RankAllocator, adapt
 from pedyra.allocate.distributed import wrap_again
-from pedyra.methods.wide import Wide
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="forks are for Linux without an accelerator")
 
@@ -29,7 +28,7 @@ KEPT = ("step", "ranks", "pruned", "added", "scores")
 
 
 def given(settings: dict[str, Any]) -> dict[str, Any]:
-    return {"config": on_lora(**settings) if "alpha" in settings else Wide(**settings)}
+    return {"config": on_lora(**settings)}
 
 
 def ending(model: nn.Module, allocator: RankAllocator) -> dict[str, Any]:
@@ -163,9 +162,7 @@ def first_told(way: str, rank: int) -> int | None:
     return None
 
 
-NARROW: dict[str, Any] = dict(rank=1, initial_warmup=1, interval=10, final_warmup=2)
-PAPER: dict[str, Any] = {**dict(interval=4, initial_warmup=2, final_warmup=6, moves=3, budget="ranks"), "alpha": 0.5}
-PAPER |= dict(min_rank=0, start="lora", orth_weight=0.0)
+PAPER: dict[str, Any] = dict(interval=4, initial_warmup=2, final_warmup=6, moves=3, budget="ranks")
 
 
 def flat(value: Any) -> list[float]:
@@ -186,14 +183,10 @@ def assert_the_same_decisions(together: dict[str, Any], alone: dict[str, Any]) -
     assert flat(together["updates"]) == pytest.approx(flat(alone["updates"]), rel=1e-3, abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("settings", "way"),
-    [(NARROW, "plain"), (PAPER, "plain"), (PAPER, "static graph"), (NARROW, "no_sync")],
-    ids=["narrow", "paper", "static graph", "no_sync"],
-)
-def test_two_processes_decide_as_one_does_on_the_whole_batch(settings, way):
-    (alone,) = together(by_hand, 1, settings)
-    first, second = together(by_hand, 2, settings, way)
+@pytest.mark.parametrize("way", ["plain", "static graph", "no_sync"])
+def test_two_processes_decide_as_one_does_on_the_whole_batch(way):
+    (alone,) = together(by_hand, 1, PAPER)
+    first, second = together(by_hand, 2, PAPER, way)
     assert first == second  # to the last bit
     assert_the_same_decisions(first, alone)
 
@@ -214,15 +207,15 @@ def test_a_penalty_weighs_the_same_whatever_the_number_of_processes(tmp_path):
 
 def test_a_trainer_of_two_processes_trains_as_one_and_resumes(tmp_path):
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
-    (alone,) = together(by_trainer, 1, NARROW, one)
-    first, second = together(by_trainer, 2, NARROW, two)
+    (alone,) = together(by_trainer, 1, PAPER, one)
+    first, second = together(by_trainer, 2, PAPER, two)
     assert first == second
     assert_the_same_decisions(first, alone)
     record = Path(two, "ranks.jsonl").read_text()
     assert len(record.splitlines()) == len(Path(one, "ranks.jsonl").read_text().splitlines())  # one writer
-    resumed, _ = together(by_trainer, 2, NARROW, two, True)
+    resumed, _ = together(by_trainer, 2, PAPER, two, True)
     assert resumed["weights"] == first["weights"]
     assert Path(two, "ranks.jsonl").read_text().count("adjustment") == record.count("adjustment")
-    (fewer,) = together(by_trainer, 1, NARROW, two, True)  # from what two have saved
+    (fewer,) = together(by_trainer, 1, PAPER, two, True)  # from what two have saved
     assert_the_same_decisions(fewer, first)
     note("engine", "DDP, two processes", ranks="move", resume="the same bits", fit="works")  # test_fit_processes.py

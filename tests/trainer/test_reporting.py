@@ -17,7 +17,6 @@ from transformers import TrainerCallback
 
 from pedyra.allocate.allocation import undone
 from pedyra.lora.layer import adapted_layers
-from pedyra.methods.wide import Wide
 
 LOGGED = {"logging_strategy": "steps", "logging_steps": 2}
 
@@ -210,19 +209,6 @@ def test_a_training_that_stops_before_its_first_adjustment_says_so(make_trainer,
     assert (callback.result.adjustments, callback.result.pruned, callback.result.added) == (0, 0, 0)
     assert callback.result.ranks == callback.result.ranks_before
     assert re.search("no rank moved: .*after 2 steps.*step 3; train longer", str(callback.result))
-
-
-def test_a_size_that_was_asked_for_and_not_reached_is_told(make_trainer, tmp_path):
-    """Stopped after the first of three cuts."""
-    trainer, callback = make_trainer(
-        tmp_path, Wide(rank=1, interval=10, initial_warmup=2, final_warmup=2), max_steps=40
-    )
-    trainer.add_callback(StopAfter(14))
-    trainer.train()
-    result = callback.result
-    target = result.parameters_before // 3
-    assert result.adjustments == 1 and target < result.parameters < result.parameters_before
-    assert f"pedyra fit --parameters {target}" in str(result)
 
 
 def test_what_is_pruned_at_once_again_is_counted_by_hand():

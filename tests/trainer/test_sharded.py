@@ -12,7 +12,7 @@ import torch.distributed as dist
 from fsdp2 import cut_on_cpu
 from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
-from test_data_parallel import NARROW, PAPER, assert_the_same_decisions, ending, flat, given
+from test_data_parallel import PAPER, assert_the_same_decisions, ending, flat, given
 from together import can_fork, together
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
@@ -78,15 +78,14 @@ def by_fully_shard(rank: int, size: int, settings: dict[str, Any], folder: str =
     return ending(model, allocator)
 
 
-@pytest.mark.parametrize("settings", [NARROW, PAPER], ids=["narrow", "paper"])
-def test_fully_shard_trains_as_one_process_and_resumes_in_another_number(settings, tmp_path):
+def test_fully_shard_trains_as_one_process_and_resumes_in_another_number(tmp_path):
     folder = str(tmp_path / "checkpoint")
-    (alone,) = together(by_fully_shard, 1, settings)
-    first, second = together(by_fully_shard, 2, settings, folder)
+    (alone,) = together(by_fully_shard, 1, PAPER)
+    first, second = together(by_fully_shard, 2, PAPER, folder)
     assert first == second
     assert_the_same_decisions(first, alone)
     assert flat(first["updates"]) == pytest.approx(flat(alone["updates"]), abs=1e-6)
-    (resumed,) = together(by_fully_shard, 1, settings, folder, True)
+    (resumed,) = together(by_fully_shard, 1, PAPER, folder, True)
     assert_the_same_decisions(resumed, first)
     assert flat(resumed["updates"]) == pytest.approx(flat(first["updates"]), abs=1e-6)
     # The adapter beside it is an ordinary LoRA.
@@ -165,16 +164,16 @@ def by_trainer(rank: int, size: int, settings: dict[str, Any], out: str, resume:
 
 
 @needs_ignored
-@pytest.mark.parametrize(("settings", "others"), [(NARROW, 2), (PAPER, 1)], ids=["narrow", "paper"])
-def test_trainers_fsdp2_trains_as_one_process_and_resumes(settings, others, tmp_path):
+@pytest.mark.parametrize("others", [2, 1])
+def test_trainers_fsdp2_trains_as_one_process_and_resumes(others, tmp_path):
     out = str(tmp_path / "two")
-    (alone,) = together(by_trainer, 1, settings, str(tmp_path / "one"))
-    first, second = together(by_trainer, 2, settings, out)
+    (alone,) = together(by_trainer, 1, PAPER, str(tmp_path / "one"))
+    first, second = together(by_trainer, 2, PAPER, out)
     assert first == second
     assert_the_same_decisions(first, alone)
     assert first["norms"] == pytest.approx(alone["norms"], rel=1e-4)
     assert flat(first["updates"]) == pytest.approx(flat(alone["updates"]), abs=1e-6)
-    resumed, *_ = together(by_trainer, others, settings, out, f"{out}/checkpoint-16")
+    resumed, *_ = together(by_trainer, others, PAPER, out, f"{out}/checkpoint-16")
     if others == 2:
         assert resumed["weights"] == first["weights"]
     else:  # without FSDP

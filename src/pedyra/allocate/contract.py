@@ -1,7 +1,7 @@
 """The contract of a rank-adaptive method: it observes a run, decides at every adjustment, and keeps its own state.
 
 `RankAllocator` knows no method by name. PE-DyRA and most rivals score triples and plan by the scores
-(`pedyra.pe_dyra.scored`); `pedyra.methods.wide` measures what directions are worth, and cuts.
+(`pedyra.pe_dyra.scored`).
 """
 
 from __future__ import annotations
@@ -70,8 +70,6 @@ class MethodRun:
 
     skipped_steps: int = 0
     """Steps left out for a non-finite observation."""
-    settled: bool = False
-    """Nothing will move any more: the rest of the run is a plain LoRA of these ranks."""
 
     def observes(self, step: int) -> bool:
         """Say whether scores come from what step `step` (1-based) shows."""
@@ -105,10 +103,6 @@ class MethodRun:
         """Fields of `RankAllocator.snapshot`; plain values. `layer_scores`, `grad_norms` and
         `two_thirds_log_variance` are always there, None where they are unknown."""
         return dict.fromkeys(("grad_norms", "layer_scores", "two_thirds_log_variance"))
-
-    def outcome(self, now: Situation) -> str | None:
-        """A sentence, at the end of the run, that only this method can say; None where there is none."""
-        return None
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of its state, for a checkpoint."""

@@ -1,5 +1,5 @@
 """An optimizer's state by triples: which optimizers can follow a rank change, and how their state follows its rows,
-through a resize and a turn to other directions.
+through a resize.
 
 A parameter of 4,096 elements or more has, under bitsandbytes' 8-bit optimizers, one byte an element, an index into a
 table (`qmap1`, `qmap2`), and the largest number of each block of 256 elements in a row (`absmax1`, `absmax2`). Rows of
@@ -82,9 +82,8 @@ def check_optimizer(optimizer: Optimizer) -> None:
 def check_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
     """Raise ValueError if some state of these parameters cannot follow a rank change; changes nothing.
 
-    It must be a scalar, or an average of gradients or of their squares, which begins at zero for a new row, and of
-    which it is known how it turns with the rows. A copy of the weights (schedule-free optimizers) would draw a new row
-    to zero.
+    It must be a scalar, or an average of gradients or of their squares, which begins at zero for a new row. A copy of
+    the weights (schedule-free optimizers) would draw a new row to zero.
     """
     for parameter in parameters:
         state = optimizer.state.get(parameter, {})
@@ -168,23 +167,6 @@ def move_state(optimizer: Optimizer, replacements: Sequence[Replacement]) -> Non
         _put(optimizer, replacement.new, moved)
 
 
-@torch.no_grad()
-def turn_state(optimizer: Optimizer, parameter: Tensor, mix: Tensor, dim: int) -> None:
-    """Turn the state of a parameter whose gradient is mixed by `mix` `(r, r)` along `dim`: 0, its rows are the triples;
-    1, its columns.
-
-    Averages of gradients turn as gradients do, and those of squares as if the gradients of a layer's triples were
-    uncorrelated.
-    """
-    turned = {}
-    for key, value in _without_overflow(optimizer, row_state(optimizer, parameter, parameter.shape)).items():
-        by = mix.square() if _is_of_squares(optimizer, key) else mix
-        mixed = by @ value.to(by) if dim == 0 else value.to(by) @ by.T
-        largest = torch.finfo(value.dtype).max
-        turned[key] = mixed.nan_to_num_(0.0, largest, -largest).to(value)  # the largest numbers may overflow
-    _put(optimizer, parameter, turned)
-
-
 def row_keys(optimizer: Optimizer, parameter: Tensor, shape: torch.Size) -> list[str]:
     """Names of the state of `parameter` that has a row for each of its triples: all that has the given shape."""
     state = optimizer.state.get(parameter, {})
@@ -215,7 +197,7 @@ def _is_of_squares(optimizer: Optimizer, key: str) -> bool:
 
 
 def _without_overflow(optimizer: Optimizer, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state with what has overflowed begun anew, so that its rows can be mixed with others.
+    """The state with what has overflowed begun anew, so that its rows can share a block with others.
 
     A gradient of 1e30 has a square of infinity, which no average ever loses, and of which a product makes NaN. Averages
     of gradients become zero there, those of squares the mean of the finite ones. Nothing else changes.

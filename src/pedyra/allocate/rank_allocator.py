@@ -201,7 +201,7 @@ class RankAllocator:
             self._state_is_known = any(self.optimizer.state.get(parameter) for parameter in self.triples())
             if self._state_is_known:
                 check_state(self.optimizer, self.triples())
-        adjusts = self.schedule.is_adjustment(step) and not self.run.settled
+        adjusts = self.schedule.is_adjustment(step)
         if adjusts or self._trained.renewed:
             check_same(self.triples(), self._process_group, step)
             self._trained.renewed = False
@@ -446,7 +446,6 @@ def claim(layers: Sequence[AdaptedLayer], owner: object) -> None:
             )
     for layer in layers:
         _OWNERS[layer.a] = weakref.ref(owner)
-        layer.a.observer = None  # that of an owner which is gone without a release
 
 
 def give_up(layers: Sequence[AdaptedLayer]) -> None:

@@ -91,7 +91,7 @@ def print_plan(console: Console, plan: Plan) -> None:
     ]
     if plan.budget and plan.schedule:
         rows.append(("budget", _budget_line(plan.budget)))
-        rows.append(("adjustments", _adjustments_line(plan.schedule, plan.budget["kind"])))
+        rows.append(("adjustments", _adjustments_line(plan.schedule)))
     parts = ", ".join(f"{what.replace('_', ' ')} {size}" for what, size in memory.items())
     uncounted = "" if "activations" in plan.memory else "; activations are not counted"
     rows.append(("memory", f"about {format_bytes(row['memory_bytes'])} beside the libraries' own: {parts}{uncounted}"))
@@ -150,20 +150,17 @@ def print_adapter(console: Console, rows: Sequence[Row]) -> None:
 
 
 def _budget_line(budget: Mapping[str, Any]) -> str:
-    kept = {"ranks": "total rank constant", "size": "at the start: the run cuts them"}
-    kept = kept.get(budget["kind"], "parameters never above this")
+    kept = "total rank constant" if budget["kind"] == "ranks" else "parameters never above this"
     return f"total rank {budget['total_rank']:,}, {budget['parameters']:,} parameters while training ({kept})"
 
 
-def _adjustments_line(schedule: Mapping[str, Any], budget: str) -> str:
+def _adjustments_line(schedule: Mapping[str, Any]) -> str:
     steps = schedule["adjustments"]
     span = (
         f"after steps {steps[0]} to {steps[-1]}, every {schedule['interval']}"
         if len(steps) > 1
         else f"after {steps[0]}"
     )
-    if budget == "size":
-        return f"{len(steps)} {span}; the first three cut, to {schedule['target']:,} parameters"
     if not schedule["moves"]:
         return f"{len(steps)} {span}, at which ranks stay as they are"
     return f"{len(steps)} {span}; up to about {schedule['moves']} triples move in one"

@@ -54,7 +54,7 @@ class Recipe(Section):
     name: str
     """Title of the run; default: the recipe's file name."""
     method: str = "lora"
-    """Fine-tuning method: lora, pedyra, wide, adalora, ..."""
+    """Fine-tuning method: lora, pedyra, adalora, ..."""
     output_dir: HomePath
     """Run folder; default: runs/<name>."""
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED)

@@ -8,7 +8,7 @@ from pedyra.lora.spelling import did_you_mean
 NAMES = (
     *("lora", "lora+", "pissa", "dora", "qlora", "randlora"),
     *("adalora", "adalora-svd", "increlora", "triadaptlora", "dylora", "rasa", "sora", "autolora"),
-    *("prune", "expand", "random", "mask", "wide", "pedyra"),
+    *("prune", "expand", "random", "mask", "pedyra"),
 )
 
 

@@ -13,7 +13,6 @@ from pedyra.methods import (
     rasa,
     sora,
     triadaptlora,
-    wide,
 )
 from pedyra.methods.method import Method
 from pedyra.methods.names import check_method
@@ -24,7 +23,7 @@ METHODS: dict[str, Method] = {
         *(from_peft.LORA, from_peft.LORA_PLUS, from_peft.PISSA, from_peft.DORA, from_peft.QLORA, randlora.METHOD),
         *(adalora.METHOD, adalora.SVD, increlora.METHOD, triadaptlora.METHOD),
         *(dylora.METHOD, rasa.METHOD, sora.METHOD, autolora.METHOD),
-        *(*pedyra.ABLATIONS, wide.METHOD, pedyra.METHOD),
+        *(*pedyra.ABLATIONS, pedyra.METHOD),
     )
 }
 

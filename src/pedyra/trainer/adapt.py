@@ -94,7 +94,7 @@ class RankResult:
     adjustments: int
     """Adjustments that were made."""
     planned: int
-    """Adjustments of the schedule; of a method that is done before the schedule ends, those that it made."""
+    """Adjustments of the schedule."""
     first: int
     """The step after which the first of these is due."""
     pruned: int
@@ -110,8 +110,6 @@ class RankResult:
     """Layer -> rank at its end."""
     parameters_before: int
     parameters: int
-    outcome: str | None
-    """What only the method can say, in a sentence."""
 
     def __str__(self) -> str:
         if self.steps < self.first:
@@ -137,7 +135,7 @@ class RankResult:
             )
             if 2 * self.undone > self.pruned:
                 words += "; most of what moved was taken back at once, so lower moves or lengthen interval"
-        return words if self.outcome is None else f"{words}; {self.outcome}"
+        return words
 
 
 class RankTraining(TrainerCallback):
@@ -240,7 +238,7 @@ class RankTraining(TrainerCallback):
         return RankResult(
             steps=allocator.step,
             adjustments=len(made),
-            planned=len(made) if allocator.run.settled else len(planned),
+            planned=len(planned),
             first=planned[0],
             pruned=sum(len(record["pruned"]) for record in made),
             added=sum(sum(record["added"].values()) for record in made),
@@ -249,7 +247,6 @@ class RankTraining(TrainerCallback):
             ranks=allocator.ranks,
             parameters_before=allocator.initial_parameters,
             parameters=allocator.parameters,
-            outcome=allocator.run.outcome(allocator.situation()),
         )
 
     def attach(self, model: Any) -> None:

@@ -44,7 +44,7 @@ def test_a_metric_of_an_earlier_step_is_told_with_that_step():
     ("pruned", "added", "told"),
     [
         ([["q", 0, 0.5], ["q", 4, 0.1]], {"q": 1, "v": 1}, "adjusted at 20 (2 pruned, 2 added)"),
-        ([["q", 0, 0.5]], {}, "adjusted at 20 (1 pruned)"),  # begin wide, end narrow
+        ([["q", 0, 0.5]], {}, "adjusted at 20 (1 pruned)"),
         ([], {"q": 2, "v": 1}, "adjusted at 20 (3 added)"),
         ([], {}, "adjusted at 20"),
     ],

@@ -18,7 +18,6 @@ from pedyra.app.runs.plan import plan_unloaded
 from pedyra.app.runs.setup import set_up
 from pedyra.app.tasks.task import load_task
 from pedyra.app.tasks.toy import toy
-from pedyra.methods.wide import Wide
 from pedyra.pe_dyra.scored import PeDyra, ScoredMethod
 
 
@@ -78,8 +77,6 @@ def test_the_class_of_the_rank_settings_is_the_method():
     ranks = set_up(recipe(method="pedyra", rank={"interval": 12})).adaptation.ranks
     assert isinstance(ranks, ScoredMethod)
     assert ranks.to_dict() == PeDyra(interval=12, seed=3).to_dict()
-    wide = set_up(recipe(method="wide", rank={"interval": 12})).adaptation.ranks
-    assert isinstance(wide, Wide) and wide.interval == 12
 
 
 @pytest.mark.parametrize("kind", ["classification", "causal_lm"])

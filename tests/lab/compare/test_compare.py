@@ -166,7 +166,7 @@ def test_a_mistake_in_a_row_is_told_before_anything_runs(make_grid, calls):
     ("row", "told"),
     [
         ({"lora": {"target_modules": ["query", "nope"]}}, "lora.target_modules: 'nope' matches no module"),
-        ({"method": "wide", "method_settings": {"nope": 1}}, "method_settings.nope is no setting of method wide"),
+        ({"method": "prune", "method_settings": {"nope": 1}}, "method_settings.nope is no setting of method prune"),
         ({"method": "autolora", "lora": {"use_rslora": True}}, "lora.use_rslora is True, but AutoLoRA weighs"),
         ({"method": "adalora", "method_settings": {"initial_rank": 1}}, "method_settings.initial_rank is 1, but"),
         ({"method": "pissa", "quantization": "nf4"}, "the base model is quantised, but PiSSA decomposes"),
