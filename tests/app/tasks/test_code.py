@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import json
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from fractions import Fraction
@@ -48,16 +50,6 @@ MBPP = {
     "challenge_test_list": [],
 }
 MBPP_PLUS = {
-    "task_id": "Mbpp/2",
-    "prompt": '"""\nWrite a function to find the shared elements.\nassert set(f((1, 2), (2, 3))) == {2}\n"""\n',
-    "entry_point": "f",
-    "canonical_solution": "def f(a, b):\n    assert isinstance(a, tuple)\n    return tuple(x for x in a if x in b)\n",
-    "base_input": [[[1, 2], [2, 3]]],
-    "plus_input": [[[], []], [[1, [2]], [[2]]]],
-    "atol": 0,
-    "assertion": "assert f((1, 2), (2, 3)) == (2,)",
-}
-MBPP_PLUS_OF_THE_HUB = {
     "task_id": 98,
     "code": "\ndef product(numbers):\n    return math.prod(numbers) / len(numbers)\nimport math\n",
     "prompt": "Write a function to divide the product of all numbers by how many there are.",
@@ -89,30 +81,24 @@ for i, (inp, exp) in enumerate(zip(inputs, results)):
     assertion(product(*inp), exp, 0)
 """,
 }
-HUMAN_EVAL_PLUS = {
-    **{name: HUMAN_EVAL[name] for name in ("task_id", "prompt", "entry_point", "test")},
-    "canonical_solution": "    return x - 1.0\n",
-    "base_input": [[1]],
-    "plus_input": [[2], [10**20], [0.5]],
-    "atol": 0,
-}
+RELEASED = {**HUMAN_EVAL, "base_input": [[1]], "plus_input": [[2]], "atol": 0}
+"""EvalPlus's release file has HumanEval's own test beside all the inputs."""
 WRONG = {
     "back": "def back(x):\n    return x\n",
     "count": "def count(t):\n    return 2\nclass Node:\n    def __init__(self, v): pass\n",
-    "f": "def f(a, b):\n    return ()\n",
     "product": "def product(numbers):\n    return numbers[0] * numbers[1] / 2\n",  # right by test_list
 }
 
 
-@pytest.mark.parametrize("row", [HUMAN_EVAL, MBPP, MBPP_PLUS, MBPP_PLUS_OF_THE_HUB, HUMAN_EVAL_PLUS])
+@pytest.mark.parametrize("row", [HUMAN_EVAL, MBPP, MBPP_PLUS])
 def test_the_reference_of_each_format_passes_and_a_wrong_one_fails(sandbox: Sandbox, row: dict[str, Any]) -> None:
     (problem,) = problems_of([row], "x")
     assert check(problem, extract(problem.solution, problem), sandbox).status == "passed"
     assert check(problem, WRONG[problem.entry_point], sandbox).status == "failed"
 
 
-def test_mbpp_plus_of_the_hub_is_asked_as_that_of_its_release() -> None:
-    (problem,) = problems_of([MBPP_PLUS_OF_THE_HUB], "x")
+def test_mbpp_plus_is_asked_by_its_text_and_one_test() -> None:
+    (problem,) = problems_of([MBPP_PLUS], "x")
     assert problem.task_id == "Mbpp/98"
     assert problem.prompt == (
         '"""\nWrite a function to divide the product of all numbers by how many there are.\n'
@@ -120,37 +106,21 @@ def test_mbpp_plus_of_the_hub_is_asked_as_that_of_its_release() -> None:
     )
 
 
-def test_inputs_of_mbpp_plus_have_the_types_of_its_asserts() -> None:
-    (problem,) = problems_of([MBPP_PLUS], "x")
-    inputs = [code_judge.decode(row, lambda reference: None) for row in problem.inputs]
-    assert inputs == [[(1, 2), (2, 3)], [(), ()], [(1, [2]), ([2],)]]
-
-
 @pytest.mark.parametrize(
     "row",
     [
         {"question": 1},
         {"task_id": 1, "prompt": None},
-        {"plus_input": 1},
+        RELEASED,
         {**MBPP, "test_list": []},
         {**MBPP, "test_list": ["assert other(1)"]},
         {**MBPP, "code": "def f(:"},
-        {**MBPP_PLUS, "task_id": "Other/1"},
-        {**MBPP_PLUS, "assertion": f"assert {MBPP_PLUS['entry_point']}(some_name) == 1"},
     ],
 )
 def test_rows_that_are_no_problems_are_told_by_their_number(row: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^row 2 of x is no problem of HumanEval") as caught:
         problems_of([HUMAN_EVAL, row], "x")
     assert "\n" not in str(caught.value)
-
-
-def test_arguments_of_rows_are_read_and_never_run(tmp_path: Path) -> None:
-    ran = tmp_path / "ran"
-    call = f"{MBPP_PLUS['entry_point']}(open({str(ran)!r}, 'w'))"
-    with pytest.raises(ValueError, match="row 1 of x is no problem"):
-        problems_of([{**MBPP_PLUS, "assertion": f"assert {call} == 1"}], "x")
-    assert not ran.exists()
 
 
 def test_what_tests_print_is_no_part_of_the_verdict(sandbox: Sandbox) -> None:
@@ -168,9 +138,7 @@ def test_an_import_of_the_future_comes_first() -> None:
 
 
 @pytest.mark.skipif("PEDYRA_DATA" not in os.environ, reason="PEDYRA_DATA names no folder with the published sets")
-@pytest.mark.parametrize(
-    ("name", "count"), [("humaneval", 164), ("mbpp", 500), ("humanevalplus", 164), ("mbppplus", 378)]
-)
+@pytest.mark.parametrize(("name", "count"), [("humaneval", 164), ("mbpp", 500)])
 def test_every_published_reference_passes(name: str, count: int) -> None:
     sandbox = Sandbox()
     file = Path(os.environ["PEDYRA_DATA"]) / name / "test.jsonl.gz"
@@ -179,8 +147,7 @@ def test_every_published_reference_passes(name: str, count: int) -> None:
         outcomes = list(pool.map(lambda problem: check(problem, problem.solution, sandbox), problems))
     assert len(outcomes) == count
     missed = [(p.task_id, o) for p, o in zip(problems, outcomes, strict=True) if o.status != "passed"]
-    # One result of Mbpp/255 is 1.66 million tuples, more than one message holds.
-    assert [name for name, _ in missed] in ([], ["Mbpp/255"]), missed
+    assert not missed
 
 
 # --------------------------------------------------------------------------- extraction
@@ -363,37 +330,7 @@ def test_what_a_solution_says_of_its_objects_is_compared_by_the_judge(
     assert asked(sandbox, program, tests).status == status
 
 
-@pytest.mark.parametrize(
-    ("result", "expected", "tolerance", "oracle", "same"),
-    [
-        ([1, 2], [1, 2], 0, "", True),
-        ([1, 2], (1, 2), 0, "", False),
-        (1.0000001, 1.0, 0, "", True),
-        (1.00001, 1.0, 0, "", False),
-        (1.00001, 1.0, 1e-4, "", True),
-        ([1.0, 2.0], [1.0, 2.0 + 1e-9], 0, "", True),
-        ([1.0], [1.0, 2.0], 0, "", False),
-        (True, 1.0, 1e-6, "", True),  # as Python has it
-        (float("nan"), 1.0, 0, "", False),
-        ([2, 1, 1], (1, 2), 0, "set", True),
-        ("a match", object(), 0, "not_none", True),
-        (None, object(), 0, "not_none", False),
-        (0, 5, 0, "zero", True),
-        (1, 5, 0, "zero", False),
-    ],
-)
-def test_results_agree_as_evalplus_has_it(
-    result: Any, expected: Any, tolerance: float, oracle: str, same: bool
-) -> None:
-    assert code_judge.agrees(result, expected, [], tolerance, oracle) is same
-
-
-def test_a_root_is_judged_by_its_polynomial() -> None:
-    assert code_judge.agrees(2.0, -2.0, [[-4, 0, 1]], 1e-4, "root")  # x^2 - 4
-    assert not code_judge.agrees(1.9, -2.0, [[-4, 0, 1]], 1e-4, "root")
-
-
-@pytest.mark.parametrize(("area", "right"), [(96, True), (84, True), (95, False), (84.5, False)])
-def test_the_height_of_a_pyramid_may_be_its_own_or_that_of_its_sides(area: float, right: bool) -> None:
-    # The base is 6 by 6. A side 4 high makes 36 + 4 * 12. Under an apex 4 above, a side is 5 high: 36 + 4 * 15.
-    assert code_judge.agrees(area, 84, [6, 4], 0, "pyramid") is right
+def test_the_two_programs_need_the_standard_library_alone() -> None:
+    """The sandbox holds nothing else, and their text is what runs there."""
+    source = Path(code_judge.__file__).read_text(encoding="utf-8")
+    subprocess.run([sys.executable, "-I", "-S", "-c", source], check=True)

@@ -1,16 +1,13 @@
-"""Programming problems are read from the published files of HumanEval, HumanEval+, MBPP and MBPP+."""
+"""Programming problems are read from the Hub's data sets HumanEval, HumanEval+, MBPP and MBPP+, and files like them."""
 
 from __future__ import annotations
 
 import ast
-import contextlib
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pedyra.app.tasks import code_judge
 from pedyra.errors import UserError
 
 STOP = ("\nclass ", "\ndef ", "\n#", "\n@", "\nif ", "\nprint(", "\nassert ", "\nimport ", "\nfrom ", "\n```", "\n<")
@@ -35,12 +32,6 @@ class CodeProblem:
     """Code that the tests need, and that is not the solution's."""
     tests: str = ""
     """Asserts on the entry point."""
-    inputs: tuple[Any, ...] = ()
-    """Argument lists, encoded; results are compared with the reference's (EvalPlus)."""
-    tolerance: float = 0.0
-    """Absolute, for results of `inputs`."""
-    oracle: str = ""
-    """It compares results of `inputs` where equality is not the rule: see `code_judge.agrees`."""
 
 
 def parse(source: str) -> ast.Module:
@@ -54,7 +45,7 @@ def parse(source: str) -> ast.Module:
 
 
 def problems_of(rows: Sequence[dict[str, Any]], where: str) -> list[CodeProblem]:
-    """Read the problems of rows of human-eval, MBPP or EvalPlus; the columns say which.
+    """Read the problems of rows of HumanEval(+) or MBPP(+); the columns say which.
 
     Raises ValueError, one line that begins with the row and `where`, for what is none.
     """
@@ -71,12 +62,13 @@ def problems_of(rows: Sequence[dict[str, Any]], where: str) -> list[CodeProblem]
 
 
 def _problem(row: dict[str, Any]) -> CodeProblem:
-    if "plus_input" in row:
-        return _evalplus(row)
+    if "plus_input" in row:  # its `test`, where it has one, is over the few inputs of HumanEval alone
+        raise UserError("EvalPlus's release files have no tests of all inputs; its data sets on the Hub have them")
     return _mbpp(row) if "test_list" in row else _human_eval(row)
 
 
 def _human_eval(row: dict[str, Any]) -> CodeProblem:
+    """Read HumanEval, and the Hub's HumanEval+, whose `test` is over all inputs."""
     return CodeProblem(
         task_id=row["task_id"],
         prompt=row["prompt"],
@@ -89,7 +81,7 @@ def _human_eval(row: dict[str, Any]) -> CodeProblem:
 
 
 def _mbpp(row: dict[str, Any]) -> CodeProblem:
-    """Read MBPP's files, and the Hub's of MBPP+, whose `test` is over all inputs beside MBPP's sanitized columns."""
+    """Read MBPP, and the Hub's MBPP+, whose `test` is over all inputs beside MBPP's sanitized columns."""
     tests, solution = row["test_list"], row["code"].replace("\r\n", "\n")
     defined = {node.name for node in parse(solution).body if isinstance(node, ast.FunctionDef)}
     called = [call.func.id for call in _calls(tests[0])]
@@ -103,80 +95,6 @@ def _mbpp(row: dict[str, Any]) -> CodeProblem:
         setup="\n".join([*row.get("test_imports", ()), row.get("test_setup_code", "").replace("\r\n", "\n")]),
         tests=row.get("test") or "\n".join(tests),
     )
-
-
-_ORACLES = {
-    "HumanEval": {"find_zero": "root"},
-    "Mbpp": {
-        "are_equivalent": "any",
-        "sum_div": "zero",
-        "surface_Area": "pyramid",
-        "digit_distance_nums": "digits",
-        **dict.fromkeys(("check_str", "text_match_three", "text_starta_endb"), "not_none"),
-        **dict.fromkeys(("similar_elements", "find_char_long", "common_in_nested_lists", "extract_singly"), "set"),
-        **dict.fromkeys(("larg_nnum", "intersection_array", "find_dissimilar", "Diff"), "set"),
-    },
-}
-"""The texts of these problems allow more than one result, and EvalPlus 0.3.1 judges them so."""
-
-
-def _evalplus(row: dict[str, Any]) -> CodeProblem:
-    """Read EvalPlus's release files: HumanEvalPlus.jsonl and MbppPlus.jsonl."""
-    family, entry_point, inputs = (
-        row["task_id"].split("/")[0],
-        row["entry_point"],
-        [*row["base_input"], *row["plus_input"]],
-    )
-    human_eval = family == "HumanEval"
-    if not human_eval:
-        inputs = _with_types(inputs, row["assertion"], entry_point)
-    return CodeProblem(
-        task_id=row["task_id"],
-        prompt=row["prompt"],
-        entry_point=entry_point,
-        solution=(row["prompt"] if human_eval else "") + row["canonical_solution"],
-        stop=STOP if human_eval else STOP_WHOLE,
-        inputs=tuple(code_judge.encode(inputs)),
-        tolerance=row["atol"],
-        oracle=_ORACLES[family].get(entry_point, ""),
-    )
-
-
-def _with_types(inputs: list[list[Any]], assertion: str, entry_point: str) -> list[list[Any]]:
-    """Give MBPP+ inputs the tuples, sets and complex numbers that JSON lost and the problem's own asserts have."""
-    calls = [call for call in _calls(assertion) if call.func.id == entry_point]
-    shown = [[_literal(argument) for argument in call.args] for call in calls]
-    places = [[row[place] for row in shown if place < len(row)] for place in range(max(map(len, shown)))]
-    return [[_like(value, examples) for value, examples in zip(row, places, strict=False)] for row in inputs]
-
-
-def _literal(argument: ast.expr) -> Any:
-    """Read an argument that is written out, or a product of such numbers, as in one problem of MBPP+. Rows may be
-    anybody's, so nothing of them is run here. Raises ValueError for anything else."""
-    if isinstance(argument, ast.BinOp) and isinstance(argument.op, ast.Mult):
-        factors = [ast.literal_eval(side) for side in (argument.left, argument.right)]
-        if all(isinstance(factor, int) for factor in factors):
-            return math.prod(factors)
-    return ast.literal_eval(argument)
-
-
-def _like(value: Any, examples: list[Any], in_tuple: bool = False) -> Any:
-    """Make every list in the value what the examples have at this place; tuples in tuples go on without end."""
-    if isinstance(value, list):
-        sequences = [example for example in examples if isinstance(example, (list, tuple, set))]
-        kind = next((kind for kind in (tuple, set) if any(isinstance(e, kind) for e in sequences)), list)
-        inner = [item for example in sequences for item in example]
-        if kind is tuple and in_tuple and not any(isinstance(item, (list, tuple, set, dict)) for item in inner):
-            inner = examples
-        return kind(_like(item, inner, kind is tuple) for item in value)
-    if isinstance(value, dict):
-        inner = [item for example in examples if isinstance(example, dict) for item in example.values()]
-        return {key: _like(item, inner) for key, item in value.items()}
-    numeric = examples and all(isinstance(example, (int, float, complex)) for example in examples)
-    if isinstance(value, str) and numeric and any(map(str.isdigit, value)):
-        with contextlib.suppress(ValueError):  # a string after all
-            return complex(value)
-    return value
 
 
 def _calls(source: str) -> list[Any]:

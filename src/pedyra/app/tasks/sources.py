@@ -1,8 +1,7 @@
 """Rows come from packaged text, generated text, a local file or the Hub; some are trained on and some held out.
 
 pandas reads tables with every cell as text, pyarrow reads Parquet, `datasets` the Hub. JSON is read by the standard
-library: the reader of `datasets` makes times of texts that look like dates, and refuses the whole numbers in EvalPlus's
-files.
+library, since the reader of `datasets` makes times of texts that look like dates.
 """
 
 from __future__ import annotations

@@ -77,8 +77,7 @@ def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) 
         raise UserError(f"data.labels is {names}; two of them are one number, so remove one")
     if found or _has_numbers(data.labels or ()):
         by_number = {}  # a number in the data is a name
-    first, then = (by_number, by_name) if data.labels is None else (by_name, by_number)
-    return Labels(count, None if names is None else tuple(names), {**then, **first})
+    return Labels(count, None if names is None else tuple(names), {**by_number, **by_name})
 
 
 def _count(values: list[Any], data: DataSection) -> int:
