@@ -19,7 +19,6 @@ class HubStandIn:
 
     def install(self, monkeypatch: Any) -> HubStandIn:
         monkeypatch.setattr("pedyra.lora.card.HfApi", self._api)
-        monkeypatch.setattr("pedyra.lora.card.constants.HF_HUB_OFFLINE", False)
         return self
 
     def _api(self, *, token: Any = None) -> HubStandIn:
@@ -38,12 +37,9 @@ class HubStandIn:
         assert repo_id in self.repositories and exist_ok
         self.branches.append(branch)
 
-    def upload_folder(
-        self, *, repo_id: str, folder_path: Any, path_in_repo: str | None, revision: str | None, commit_message: str
-    ) -> None:
+    def upload_folder(self, *, repo_id: str, folder_path: Any, revision: str | None, commit_message: str) -> None:
         assert repo_id in self.repositories and commit_message
         assert revision is None or revision in self.branches
         for path in Path(folder_path).rglob("*"):
             if path.is_file():
-                name = path.relative_to(folder_path).as_posix()
-                self.files[f"{path_in_repo}/{name}" if path_in_repo else name] = path.read_bytes()
+                self.files[path.relative_to(folder_path).as_posix()] = path.read_bytes()

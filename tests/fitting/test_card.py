@@ -61,15 +61,7 @@ def test_what_is_pushed_is_what_save_writes(found: pedyra.Fit, tmp_path: Path, m
     assert {RECORD, "README.md", "adapter_model.safetensors"} <= hub.files.keys()
 
 
-def test_a_hub_that_says_no_is_one_line_with_the_repair(found: pedyra.Fit, monkeypatch: Any):
+def test_a_hub_that_says_no_is_told_in_its_words(found: pedyra.Fit, monkeypatch: Any):
     HubStandIn(OSError("Token is required, but no token found")).install(monkeypatch)
-    with pytest.raises(ValueError, match=r"^me/small cannot be pushed to .*no token found.*hf auth login"):
+    with pytest.raises(ValueError, match=r"^me/small cannot be pushed to .*no token found"):
         found.push_to_hub("me/small")
-
-
-def test_offline_nothing_is_pushed(found: pedyra.Fit, monkeypatch: Any):
-    hub = HubStandIn().install(monkeypatch)
-    monkeypatch.setattr("pedyra.lora.card.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set"):
-        found.push_to_hub("me/small")
-    assert not hub.repositories

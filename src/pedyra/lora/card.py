@@ -72,26 +72,10 @@ def shown_ranks(ranks: Sequence[int]) -> str:
     return f"{len(ranks)} layers of {each}, {sum(ranks)} in total"
 
 
-def made_repository(repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
-    """Make the model repository where it is not there yet, and return its whole name; of `name` alone the Hub makes
-    it under the name of the user whose token it is.
-
-    Raises:
-        ValueError: the Hub cannot be asked, or says no, in words.
-    """
-    if constants.HF_HUB_OFFLINE:
-        raise UserError(f"HF_HUB_OFFLINE is set, so nothing can be pushed to {repo_id}; unset it, or do not push")
-    try:
-        return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
-    except Exception as error:  # the errors of a connection have changed their class with the client's library
-        raise UserError(_not_pushed(repo_id, error)) from error
-
-
 def push_folder(
     folder: Path,
     repo_id: str,
     *,
-    path_in_repo: str | None = None,
     private: bool | None = None,
     token: str | bool | None = None,
     revision: str | None = None,
@@ -100,30 +84,19 @@ def push_folder(
     """Push a folder to a model repository, which is made where it is not there yet, and return the address of it.
 
     Args:
-        path_in_repo: where in the repository; by default at its top.
         private: of a repository that is made.
         token: by default the one of `hf auth login` or HF_TOKEN.
         revision: the branch, which is made where it is not there yet.
 
     Raises:
-        ValueError: the Hub says no, in words.
+        ValueError: the Hub cannot be asked, or says no, in words.
     """
-    name = made_repository(repo_id, private=private, token=token)
     api = HfApi(token=token)
     try:
+        name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # of `name` alone it adds the user's
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
-        api.upload_folder(
-            repo_id=name, folder_path=folder, path_in_repo=path_in_repo, revision=revision, commit_message=message
-        )
-    except Exception as error:
-        raise UserError(_not_pushed(name, error)) from error
+        api.upload_folder(repo_id=name, folder_path=folder, revision=revision, commit_message=message)
+    except Exception as error:  # the errors of a connection have changed their class with the client's library
+        raise UserError(f"{repo_id} cannot be pushed to on the Hub: {error}") from error
     return f"{constants.ENDPOINT}/{name}"
-
-
-def _not_pushed(name: str, error: Exception) -> str:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    login = status in (401, 403) or "token" in str(error).lower()
-    repair = "; log in with `hf auth login`, or set HF_TOKEN to a token that may write" if login else ""
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{name} cannot be pushed to on the Hub: {said}{repair}"

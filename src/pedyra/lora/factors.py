@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedyra.errors import UserError
-from pedyra.lora.folder import ANOTHER_START, as_read, as_saved
 
 Observer = Callable[[Tensor, Tensor], None]
 """Is given h = x (E A)^T `(..., r)` and the gradient of the loss with respect to it, in the backward pass: once for
@@ -27,6 +26,29 @@ def observed(h: Tensor, observer: Observer | None) -> Tensor:
         seen = h.detach()  # a hook that held h itself would keep it alive
         h.register_hook(lambda g: observer(seen, g))
     return h
+
+
+def as_saved(weight: Tensor, origin: Tensor | None, dim: int) -> Tensor:
+    """Return what goes to disk: the rows, then what they began as; or a row of zeros, since PEFT loads no rank 0."""
+    if origin is not None and origin.shape[dim]:
+        return torch.cat([weight, origin.to(weight)], dim)
+    if weight.shape[dim] == 0:
+        shape = list(weight.shape)
+        shape[dim] = 1
+        return weight.new_zeros(shape)
+    return weight
+
+
+ANOTHER_START = "the weight does not end with the start (PiSSA, OLoRA) of this model; load it into a fresh base"
+
+
+def as_read(weight: Tensor, dim: int) -> tuple[Tensor, Tensor | None]:
+    """Undo `as_saved` for triples with an origin: values and origin, which is None where the file has none."""
+    count = weight.shape[dim]
+    if count == 1 and not weight.any():
+        return weight.narrow(dim, 0, 0), weight.narrow(dim, 0, 0)
+    values, origin = weight.narrow(dim, 0, count // 2), weight.narrow(dim, count // 2, count - count // 2)
+    return values, origin if origin.shape == values.shape else None
 
 
 @dataclass

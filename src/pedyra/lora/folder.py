@@ -6,47 +6,109 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from peft import PeftModel
 from peft.utils.other import get_pattern_key
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pedyra.errors import UserError
-from pedyra.lora.files import check_shape, write_file, write_folder, write_sums
-from pedyra.lora.inspection import ADAPTER_FILES, PREFIX, find_adapter, keys_by_layer, read_adapter_config, read_tensors
+from pedyra.lora.files import SUMS, check_shape, check_sums, read_json, read_sums, write_file, write_folder, write_sums
 from pedyra.lora.supported import BESIDE, check_supported
 
+PREFIX = "base_model.model."
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_SLOTS = {
+    "A": "A",
+    "B": "B",
+    "E": "E",  # of PEFT's AdaLoRA
+    "A.weight": "A",
+    "B.weight": "B",
+    "B.bias": "bias",
+    "embedding_A": "A",
+    "embedding_B": "B",
+    "magnitude_vector": "magnitude",
+    "magnitude_vector.weight": "magnitude",
+}
 
-def as_saved(weight: Tensor, origin: Tensor | None, dim: int) -> Tensor:
-    """Return what goes to disk: the rows, then what they began as; or a row of zeros, since PEFT loads no rank 0."""
-    if origin is not None and origin.shape[dim]:
-        return torch.cat([weight, origin.to(weight)], dim)
-    if weight.shape[dim] == 0:
-        shape = list(weight.shape)
-        shape[dim] = 1
-        return weight.new_zeros(shape)
-    return weight
+
+def find_adapter(path: Path) -> Path:
+    """Find the adapter folder of a run, or take the folder itself if it is one.
+
+    Raises:
+        ValueError: neither, and for an unfinished run it names the checkpoint to use instead; or a file of it is not
+            the one that pedyra wrote.
+    """
+    if not path.is_dir():
+        found = "is a file" if path.is_file() else "does not exist"
+        raise UserError(f"{path} {found}; give a run folder or an adapter folder")
+    for folder in (path / "adapter", path):
+        if (folder / "adapter_config.json").is_file():
+            if not (folder / "adapter_model.safetensors").is_file():
+                raise UserError(f"{folder} has no adapter_model.safetensors; save the adapter in that format")
+            _check_whole(folder)
+            return folder
+    checkpoints = sorted(path.glob("checkpoint-*"), key=lambda found: found.stat().st_mtime)
+    hint = f"; its run is unfinished, try {checkpoints[-1]}" if checkpoints else ""
+    raise UserError(f"{path} holds no adapter (adapter_config.json){hint}")
 
 
-ANOTHER_START = "the weight does not end with the start (PiSSA, OLoRA) of this model; load it into a fresh base"
+def _check_whole(folder: Path) -> None:
+    """Raise ValueError where a file of the adapter is not the one that was written. A folder without sums, as PEFT
+    writes it, is taken as it is."""
+    if not (folder / SUMS).is_file():
+        return
+    try:
+        check_sums(folder, [name for name in ADAPTER_FILES if name in read_sums(folder)])
+    except ValueError as error:
+        raise UserError(f"{error}; if you changed it yourself, remove {folder / SUMS}") from None
 
 
-def as_read(weight: Tensor, dim: int) -> tuple[Tensor, Tensor | None]:
-    """Undo `as_saved` for triples with an origin: values and origin, which is None where the file has none."""
-    count = weight.shape[dim]
-    if count == 1 and not weight.any():
-        return weight.narrow(dim, 0, 0), weight.narrow(dim, 0, 0)
-    values, origin = weight.narrow(dim, 0, count // 2), weight.narrow(dim, count // 2, count - count // 2)
-    return values, origin if origin.shape == values.shape else None
+_CONFIG = {
+    "peft_type": str,
+    "base_model_name_or_path": (str, None),
+    "revision": (str, None),
+    "task_type": (str, None),
+    "target_modules": (str, [str], None),
+    "exclude_modules": (str, [str], None),
+    "rank_pattern": (dict, None),
+    "alpha_pattern": (dict, None),
+    "target_parameters": ([str], None),
+    "modules_to_save": ([str], None),
+    "layers_pattern": (str, [str], None),
+    "auto_mapping": ({"base_model_class": (str, None)}, None),
+    "megatron_config": None,  # PEFT would import the module that megatron_core names
+}
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Read `adapter_config.json`. Raises ValueError, which names the field, where that is damaged."""
+    return read_json(folder / "adapter_config.json", _CONFIG)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file. Raises ValueError, with the file's name, if it is damaged."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def keys_by_layer(keys: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Sort the keys: layer name in the base model -> slot (A, B, E, bias, magnitude) -> key of its tensor."""
+    found: dict[str, dict[str, str]] = {}
+    for key in keys:
+        name, separator, slot = key.removeprefix(PREFIX).rpartition(".lora_")
+        if separator and slot in _SLOTS:
+            found.setdefault(name, {})[_SLOTS[slot]] = key
+    return found
 
 
 _OF_LORA = {
@@ -238,6 +300,12 @@ MISFITS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexE
 """PEFT raises these for a config that was written by hand, or for another model."""
 
 
+def by_pattern(pattern: Mapping[str, Any] | None, name: str, otherwise: Any) -> Any:
+    """Look a layer up in `rank_pattern` or `alpha_pattern`, by PEFT's own rule."""
+    pattern = pattern or {}
+    return pattern.get(get_pattern_key(list(pattern), name), otherwise)
+
+
 def _saved_layer(
     folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], name: str, keys: dict[str, str]
 ) -> SavedLayer:
@@ -249,9 +317,8 @@ def _saved_layer(
     A, B = tensors[keys["A"]], tensors[keys["B"]]
     if A.dim() < 2 or A.dim() != B.dim():
         raise UserError(f"{file} is damaged: {name} has factors of shapes {tuple(A.shape)} and {tuple(B.shape)}")
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    rank = ranks.get(get_pattern_key(list(ranks), name), config["r"])
-    alpha = alphas.get(get_pattern_key(list(alphas), name), config["lora_alpha"])
+    rank = by_pattern(config.get("rank_pattern"), name, config["r"])
+    alpha = by_pattern(config.get("alpha_pattern"), name, config["lora_alpha"])
     if (A.shape[0], B.shape[1]) != (rank, rank) and not config.get("target_parameters"):
         raise UserError(
             f"{file} does not fit its adapter_config.json: {name} has factors of rank {A.shape[0]} and {B.shape[1]}, "

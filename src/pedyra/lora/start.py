@@ -16,8 +16,7 @@ from peft.utils.other import EMBEDDING_LAYER_NAMES, transpose
 from torch import Tensor, nn
 
 from pedyra.errors import UserError
-from pedyra.lora.factors import Start
-from pedyra.lora.folder import ANOTHER_START
+from pedyra.lora.factors import ANOTHER_START, Start
 from pedyra.lora.layer import AdaptedLayer
 
 

@@ -53,12 +53,23 @@ def _has(*fields: str) -> Callable[[Mapping[str, Any]], bool]:
 
 
 _EXPORTS: tuple[str, ...] = ("peft", "padded", "gguf")
-_FACTORS_ALONE = "llama.cpp's converter takes the factors of a LoRA and nothing else"
 _RELATIVE = (
     "train it with pedyra.adapt, whose folders hold the difference to the original base, or save it with "
     "save_pretrained(..., path_initial_model_for_weight_conversion=...), as PEFT documents"
 )
 _LEAVE_OUT = "leave it out with LoraConfig(exclude_modules=[{layer!r}])"
+
+
+def _no_linear(name: str) -> Kind:
+    why = "only the factors of linear layers are taken"
+    return Kind(name, "a layer", refused=("adapt", "fit", "gguf"), why=why, repair=_LEAVE_OUT)
+
+
+def _beside(name: str, sign: str, is_in: Callable[[Mapping[str, Any]], bool] = lambda config: False) -> Kind:
+    """Make the row of what is saved beside the factors."""
+    why = "llama.cpp's converter takes the factors of a LoRA and nothing else"
+    return Kind(name, sign, is_in, ("gguf",), why, "use target merged and convert the whole model")
+
 
 KINDS: tuple[Kind, ...] = (
     Kind(
@@ -71,11 +82,7 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind("LoRA", "nothing"),
     Kind("rsLoRA", "use_rslora", _has("use_rslora")),
-    Kind(
-        "EVA, orthogonal, Gaussian",
-        "init_lora_weights",
-        lambda config: _start(config) in _PLAIN,
-    ),
+    Kind("EVA, orthogonal, Gaussian", "init_lora_weights", lambda config: _start(config) in _PLAIN),
     Kind(
         "DoRA",
         "use_dora",
@@ -142,20 +149,8 @@ KINDS: tuple[Kind, ...] = (
         "leave target_parameters out and name the linear layers, e.g. target_modules=['q_proj', 'v_proj']; what is "
         "trained already can be merged (target merged)",
     ),
-    Kind(
-        "embedding",
-        "a layer",
-        refused=("adapt", "fit", "gguf"),
-        why="only the factors of linear layers are taken",
-        repair=_LEAVE_OUT,
-    ),
-    Kind(
-        "convolution",
-        "a layer",
-        refused=("adapt", "fit", "gguf"),
-        why="only the factors of linear layers are taken",
-        repair=_LEAVE_OUT,
-    ),
+    _no_linear("embedding"),
+    _no_linear("convolution"),
     Kind(
         "MultiheadAttention",
         "a layer",
@@ -170,37 +165,10 @@ KINDS: tuple[Kind, ...] = (
         why="its factors are no torch.nn.Linear, or it is a variant of LoRA that is newer than this table",
         repair=_LEAVE_OUT,
     ),
-    Kind(
-        "biases",
-        "bias, lora_bias",
-        _has("bias", "lora_bias"),
-        ("gguf",),
-        _FACTORS_ALONE,
-        "use target merged and convert the whole model",
-    ),
-    Kind(
-        "heads",
-        "modules_to_save",
-        _has("modules_to_save"),
-        ("gguf",),
-        _FACTORS_ALONE,
-        "use target merged and convert the whole model",
-    ),
-    Kind(
-        "trained tokens",
-        "trainable_token_indices",
-        _has("trainable_token_indices"),
-        ("gguf",),
-        _FACTORS_ALONE,
-        "use target merged and convert the whole model",
-    ),
-    Kind(
-        "other tensors",
-        "a tensor beside the factors, such as the embedding of a resized vocabulary",
-        refused=("gguf",),
-        why=_FACTORS_ALONE,
-        repair="use target merged and convert the whole model",
-    ),
+    _beside("biases", "bias, lora_bias", _has("bias", "lora_bias")),
+    _beside("heads", "modules_to_save", _has("modules_to_save")),
+    _beside("trained tokens", "trainable_token_indices", _has("trainable_token_indices")),
+    _beside("other tensors", "a tensor beside the factors, such as the embedding of a resized vocabulary"),
 )
 
 BESIDE = KINDS[-1].name
