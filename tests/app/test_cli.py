@@ -217,6 +217,18 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
         (["train", "recipe.yaml", "training.max_step=3"], ["did you mean 'max_steps'"]),
         (["train", "recipe.yaml", "lora.target_modules=[quary]"], ["'quary' matches no module", "query, key, value"]),
         (["train", "recipe.yaml", "lora.r=0"], ["lora.r"]),
+        (["train", "recipe.yaml", "lora.r=1e9"], ["lora.r is 1000000000", "65536"]),
+        (["train", "recipe.yaml", 'name="a\\0b"'], ["name=", "holds a NUL, or half of a character"]),
+        (["train", "recipe.yaml", 'data.text="\\ud800"'], ["data.text=", "holds a NUL, or half of a character"]),
+        (
+            ["train", "recipe.yaml", "training.per_device_train_batch_size=4.5", "--dry-run"],
+            ["train_batch_size is 4.5"],
+        ),
+        (["train", "recipe.yaml", "training.optim=adamv"], ["training: ", "adamv"]),
+        (["train", "recipe.yaml", "training.optim=galore_adamw"], ["training.optim: ", "galore"]),
+        (["train", "recipe.yaml", "training.lr_scheduler_type=cosine_with_min_lr"], ["lr_scheduler_type: ", "min_lr"]),
+        (["train", "recipe.yaml", "lora.init=best"], ["PEFT cannot adapt this model: ", "best"]),
+        (["train", "recipe.yaml", "model.name=tiny-bart", "model.attn_implementation=fast"], ["model.name", "fast"]),
         (["train", "recipe.yaml", "lora.rank=4"], ["unknown key 'lora.rank'"]),
         (["train", "recipe.yaml", "lora.lora_alpha=4"], ["did you mean 'lora.alpha'?"]),
         (
@@ -258,14 +270,26 @@ def test_a_missing_extra_is_the_users_to_install(call, monkeypatch):
     assert_one_line(err, 'pip install "pedyra[gguf]"')
 
 
-@pytest.mark.parametrize("error", [RuntimeError("ours"), ImportError("broken install"), OSError(5, "I/O error")])
-def test_our_own_mistake_keeps_its_traceback(call, monkeypatch, error):
-    def broken(_):
+@pytest.mark.parametrize(
+    ("place", "command"),
+    [
+        ("pedyra.lora.inspection.inspect_adapter", ["inspect", "."]),
+        ("pedyra.app.recipe.check_method", ["train", "recipe.yaml"]),
+        ("pedyra.app.runs.setup.load_task", ["train", "recipe.yaml", "--dry-run"]),
+        ("transformers.Trainer.training_step", ["train", "recipe.yaml"]),
+    ],
+)
+@pytest.mark.parametrize(
+    "error", [RuntimeError("ours"), ImportError("broken install"), OSError(5, "I/O error"), ValueError("of torch")]
+)
+def test_our_own_mistake_keeps_its_traceback(call, monkeypatch, place, command, error):
+    def broken(*_, **__):
         raise error
 
-    monkeypatch.setattr("pedyra.lora.inspection.inspect_adapter", broken)
-    with pytest.raises(type(error)):  # an exception that reaches the interpreter: traceback, exit code 1
-        call("inspect", ".")
+    monkeypatch.setattr(place, broken)
+    with pytest.raises(type(error)) as told:  # an exception that reaches the interpreter: traceback, exit code 1
+        call(*command)
+    assert told.value is error
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from pedyra.app.console import (
     quiet_libraries,
     write_json_lines,
 )
-from pedyra.app.options import FolderArgument, JsonFile, Overrides, RunArgument, TrustRemoteCode, asked
+from pedyra.app.options import FolderArgument, Given, JsonFile, Overrides, RunArgument, TrustRemoteCode, spread
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.errors import UserError
 from pedyra.fitting.wanted import Wanted
@@ -105,7 +105,7 @@ def train(
         if is_first():
             try:
                 console.print(f"report      {build_report(result.folder.path)}", soft_wrap=True)
-            except (OSError, ValueError) as error:  # the run is whole, and what follows does not need its page
+            except (OSError, UserError) as error:  # the run is whole, and what follows does not need its page
                 again = f"repair it, and run pedyra report {shlex.quote(str(result.folder.path))}"
                 console.print(f"report      could not be made: {_one_line(error)}; {again}", soft_wrap=True)
             if result.awaits_fit:
@@ -262,22 +262,13 @@ def report(
 
 
 @app.command()
-@asked
+@spread
 def fit(
     adapter: Annotated[
         Path, typer.Argument(metavar="ADAPTER", help="Run folder, or any PEFT LoRA folder.", show_default=False)
     ],
     wanted: Wanted,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="ROWS", help="Rows (.jsonl, .csv, ...): text and label, prompt and completion, or messages."
-        ),
-    ] = None,
-    run: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", help="Take model and data from this run, where ADAPTER is not a run itself."),
-    ] = None,
+    given: Given,
     destination: Annotated[
         str | None,
         typer.Option(
@@ -290,20 +281,6 @@ def fit(
     general: Annotated[
         Path | None, typer.Option(metavar="ROWS", help="Text that should not be forgotten, in a column text.")
     ] = None,
-    max_length: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=2, help="Cut the rows of --data to N tokens. Default: what the base can take."),
-    ] = None,
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"] | None,
-        typer.Option(
-            help="Type of the base's weights, where no run says it. auto: as they were saved. Default: float32."
-        ),
-    ] = None,
-    quantization: Annotated[
-        Literal["nf4", "int8"] | None,
-        typer.Option(help="Quantization of the base, where no run says it. Give that of the training (QLoRA: nf4)."),
-    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: ADAPTER/fit.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier fit in DIR.")] = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -312,17 +289,13 @@ def fit(
     """Cut a trained adapter to the smallest that does the job, and prove it on rows of its own."""
     if not adapter.is_dir():
         raise UserError(f"{adapter} is no folder; give a run folder, or an adapter folder as PEFT saves it")
-    if max_length is not None and data is None:
-        raise UserError(
-            "--max-length cuts the rows of --data, and there is no --data; leave it out: a run has a data.max_length"
-        )
     from pedyra.app.export.destinations import destination as named
 
     place = None if destination is None else named(destination)
     quiet_libraries()
     from pedyra.app.runs.fit import Source, fit_folder
 
-    source = Source(data=data, run=run, max_length=max_length, general=general, dtype=dtype, quantization=quantization)
+    source = Source(**vars(given), general=general)
     console = new_console()
     told = partial(console.print, soft_wrap=True, markup=False)
     out = out or adapter / "fit"
@@ -335,6 +308,7 @@ def fit(
 
 
 @app.command()
+@spread
 def prove(
     a: Annotated[
         str,
@@ -343,33 +317,14 @@ def prove(
         ),
     ],
     b: Annotated[str, typer.Argument(metavar="B", help="Another of these.", show_default=False)],
+    given: Given,
     margin: Annotated[
         str,
         typer.Option(
             metavar="M", help="How much worse B may be: 1% of what A won, 0.01 of the loss, 0.5pt of the accuracy."
         ),
     ] = "1%",
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="ROWS", help="Rows (.jsonl, .csv, ...): text and label, prompt and completion, or messages."
-        ),
-    ] = None,
-    run: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Take model and data from this run, where A and B are none.")
-    ] = None,
     rows: Annotated[int | None, typer.Option(metavar="N", min=8, help="At most so many rows. Default: all.")] = None,
-    max_length: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=2, help="Cut the rows of --data to N tokens. Default: what the base can take."),
-    ] = None,
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"] | None,
-        typer.Option(help="Type of the base's weights, where no run says it. Default: float32."),
-    ] = None,
-    quantization: Annotated[
-        Literal["nf4", "int8"] | None, typer.Option(help="Quantization of the base, where no run says it.")
-    ] = None,
     base_b: Annotated[
         str | None, typer.Option("--base-b", metavar="MODEL", help="Another base of B: a folder, or a name on the Hub.")
     ] = None,
@@ -384,13 +339,11 @@ def prove(
     from pedyra.fitting.prove import NO_WORSE, WORSE, Margin
 
     limit = Margin.read(margin)
-    if max_length is not None and data is None:
-        raise UserError("--max-length cuts the rows of --data, and there is no --data; leave it out")
     quiet_libraries()
     from pedyra.app.runs.fit import Source
     from pedyra.app.runs.prove import OtherBase, prove_paths
 
-    source = Source(data=data, run=run, max_length=max_length, dtype=dtype, quantization=quantization)
+    source = Source(**vars(given))
     console = new_console()
     other = OtherBase(base_b, quantization_b)
     found = prove_paths(a, b, limit, source, other, rows=rows, shown=console.is_terminal)
@@ -418,7 +371,7 @@ def _is_users(error: Exception) -> bool:
     if isinstance(error, OSError):
         files = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
         return isinstance(error, files) or is_disk_full(error) or error.errno in (errno.EROFS, errno.ENAMETOOLONG)
-    return isinstance(error, ValueError) or is_disk_full(error)
+    return isinstance(error, UserError) or is_disk_full(error)
 
 
 LONGEST = 300

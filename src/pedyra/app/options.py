@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 from pydantic import TypeAdapter
@@ -70,13 +70,84 @@ Overrides = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Given:
+    """What `fit` and `prove` take of rows and base, where the folder of an adapter does not say it."""
+
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="ROWS", help="Rows (.jsonl, .csv, ...): text and label, prompt and completion, or messages."
+        ),
+    ] = None
+    run: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Take model and data from this run, where none that is given is one."),
+    ] = None
+    max_length: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=2, help="Cut the rows of --data to N tokens. Default: what the base can take."),
+    ] = None
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"] | None,
+        typer.Option(
+            help="Type of the base's weights, where no run says it. auto: as they were saved. Default: float32."
+        ),
+    ] = None
+    quantization: Annotated[
+        Literal["nf4", "int8"] | None,
+        typer.Option(help="Quantization of the base, where no run says it. Give that of the training (QLoRA: nf4)."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None and self.data is None:
+            raise UserError(
+                "--max-length cuts the rows of --data, and there is no --data; leave it out: a run has a "
+                "data.max_length"
+            )
+
+
 METAVARS = {"tolerance": "PART", "parameters": "N", "max_rank": "R", "multiple_of": "M", "drop_types": "TYPE,...",
             "recover": "STEPS"}  # fmt: skip
 """How the command line calls the values of what a fit is asked; numbers where nothing stands here."""
 
 
-def asked(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose `wanted` is what a fit is asked: each field of `Wanted` is an option of the command line."""
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameters that are records (`Wanted`, `Given`) are an option of the command line a field."""
+    signature = inspect.signature(command, eval_str=True)
+    records: dict[str, Any] = {
+        name: each.annotation for name, each in signature.parameters.items() if is_dataclass(each.annotation)
+    }
+    parameters: list[inspect.Parameter] = []
+    for name, each in signature.parameters.items():
+        if name not in records:
+            parameters.append(each.replace(kind=each.KEYWORD_ONLY))
+        elif records[name] is Wanted:
+            parameters += _of_wanted()
+        else:
+            hints = get_type_hints(records[name], include_extras=True)
+            parameters += [
+                inspect.Parameter(
+                    field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+                )
+                for field in fields(records[name])
+            ]
+
+    @wraps(command)
+    def wrapped(**given: Any) -> None:
+        made = {
+            name: record(**{field.name: given.pop(field.name) for field in fields(record)})
+            for name, record in records.items()
+        }
+        command(**made, **given)
+
+    vars(wrapped)["__signature__"] = signature.replace(parameters=parameters)
+    wrapped.__annotations__ = {each.name: each.annotation for each in parameters}
+    return wrapped
+
+
+def _of_wanted() -> list[inspect.Parameter]:
+    """What a fit is asked, as options: their help is that of the fields of `Wanted`."""
     told = TypeAdapter(Wanted).json_schema()["properties"]
     options = []
     for each in fields(Wanted):
@@ -92,15 +163,4 @@ def asked(command: Callable[..., None]) -> Callable[..., None]:
                 each.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
             )
         )
-
-    @wraps(command)
-    def wrapped(**given: Any) -> None:
-        wanted = Wanted(**{each.name: given.pop(each.name) for each in fields(Wanted)})
-        command(wanted=wanted, **given)
-
-    signature = inspect.signature(command, eval_str=True)
-    others = [each.replace(kind=each.KEYWORD_ONLY) for each in signature.parameters.values() if each.name != "wanted"]
-    first, *rest = others
-    vars(wrapped)["__signature__"] = signature.replace(parameters=[first, *options, *rest])
-    wrapped.__annotations__ = {each.name: each.annotation for each in (first, *options, *rest)}
-    return wrapped
+    return options

@@ -80,7 +80,7 @@ class ModelSection(Section):
 class LoraSection(Section):
     """The LoRA every method starts from; the names are PEFT's, without the prefix `lora_`."""
 
-    r: int = Field(default=8, ge=1)
+    r: int = Field(default=8, ge=1, le=65_536)  # more would fill the memory before PEFT could tell
     """Rank of each layer at the start; layers x r is the budget."""
     alpha: int | float = Field(default=16, gt=0, allow_inf_nan=False)
     """Scaling is alpha / r (alpha / sqrt(r) with use_rslora)."""

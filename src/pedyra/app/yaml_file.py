@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any, get_args
@@ -58,7 +59,13 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
     if len(text) > LONGEST:
         raise UserError(f"{where} has {len(text):,} letters, and settings have at most {LONGEST:,}")
     try:
-        return _yaml().load(text if isinstance(text, str) else text.decode("utf-8-sig"))
+        content = _yaml().load(text if isinstance(text, str) else text.decode("utf-8-sig"))
+        for each in _texts(content):  # which no path, tokenizer or file takes
+            if re.search("[\0\ud800-\udfff]", each):
+                raise UserError(f"{where}: {each!r} holds a NUL, or half of a character")
+        return content
+    except UserError:
+        raise
     except UnicodeDecodeError as error:
         raise UserError(f"{where} is no text: {error}; give the path of a YAML file") from None
     except MarkedYAMLError as error:
@@ -67,6 +74,15 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
     except (YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that cannot be
         reason = " ".join(str(error).split())
     raise UserError(f"{where} is not valid YAML: {reason}")
+
+
+def _texts(content: Any) -> Iterator[str]:
+    """Find all texts in what was read, keys included."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, (dict, list, tuple)):
+        for each in content.items() if isinstance(content, dict) else content:
+            yield from _texts(each)
 
 
 def _apply_override(content: dict[str, Any], override: str) -> None:
@@ -128,6 +144,8 @@ def _message(mistake: ErrorDetails, path: list[str], model: type[BaseModel]) -> 
     if mistake["type"] == "missing":
         return f"key {key!r} is required"
     if mistake["type"] == "value_error":
+        if not isinstance(cause := mistake.get("ctx", {}).get("error"), UserError):
+            raise cause or AssertionError(mistake)  # a fault in a check of ours
         return mistake["msg"].removeprefix("Value error, ")
     return f"{key} is {mistake['input']!r}: {mistake['msg']}"
 

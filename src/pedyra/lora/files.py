@@ -13,7 +13,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,15 @@ def write_file(path: Path, content: str | bytes) -> None:
     """Write `path` whole or not at all: temporary name, fsync, rename. Text is UTF-8."""
     part = path.with_name(f".{path.name}.part")
     remove(part)
-    try:
-        with part.open("xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with naming_full_disk(path):
+        try:
+            with part.open("xb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def write_folder(path: Path, save: Callable[[Path], Any]) -> None:
@@ -48,8 +50,9 @@ def write_folder(path: Path, save: Callable[[Path], Any]) -> None:
     remove(part)
     remove(old)
     try:
-        save(part)
-        sync_folder(part)
+        with naming_full_disk(path):
+            save(part)
+            sync_folder(part)
         if path.exists() or path.is_symlink():
             os.replace(path, old)
         os.replace(part, path)
@@ -99,6 +102,17 @@ def is_disk_full(error: BaseException) -> bool:
         return True
     below = error.__cause__ or error.__context__
     return below is not None and is_disk_full(below)
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Name `path` in the error of a write to it that found no space, which tells none."""
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_full(error) or getattr(error, "filename", None):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -163,7 +177,7 @@ def sync_file(path: Path) -> None:
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Append `json_line`. Raises ValueError where `path` is a link."""
     refuse_link(path)
-    with path.open("a", encoding="utf-8") as file:
+    with naming_full_disk(path), path.open("a", encoding="utf-8") as file:
         file.write(json_line(row))
 
 

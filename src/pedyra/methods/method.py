@@ -18,7 +18,7 @@ from transformers import set_seed
 
 from pedyra.allocate.contract import RankMethod
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.errors import UserError
+from pedyra.errors import REFUSALS, UserError, telling
 from pedyra.lora.attach import attach, train_e
 from pedyra.lora.layer_names import pattern_keys
 from pedyra.lora.spelling import did_you_mean
@@ -63,7 +63,8 @@ class Request:
         """The base model with the adapter of `config`, drawn with the seed, which the global seeds are set to."""
         config.revision = self.lora.revision
         set_seed(self.seed)
-        model = get_peft_model(self.model if base is None else base, config)  # type: ignore[arg-type]
+        with telling(f"method {self.method}: PEFT cannot adapt this model", *REFUSALS):
+            model = get_peft_model(self.model if base is None else base, config)  # type: ignore[arg-type]
         assert isinstance(model, PeftModel)
         return model
 

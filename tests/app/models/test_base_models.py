@@ -163,14 +163,14 @@ class Code:
 @pytest.mark.parametrize(
     ("weights", "told"),
     [
-        (lambda path, state: torch.save({**state, "more": Code()}, path), "UnpicklingError"),
-        (lambda path, state: path.write_bytes(pickle.dumps(Code(), protocol=2)), "UnpicklingError"),
+        (lambda path, state: torch.save({**state, "more": Code()}, path), "holds more than weights"),
+        (lambda path, state: path.write_bytes(pickle.dumps(Code(), protocol=2)), "holds more than weights"),
         (lambda path, state: path.write_text(""), "EOFError"),
         (lambda path, state: path.with_name("model.safetensors").write_text("hello"), "SafetensorError"),
         (lambda path, state: None, "no file named"),
         (
             lambda path, state: torch.save({**state, "classifier.weight": torch.ones(3, 64)}, path),
-            "head of another number of classes than data.num_labels 2",
+            "head of another number of classes",
         ),
     ],
     ids=["code", "bare pickle", "empty", "safetensors", "no weights", "head"],

@@ -47,6 +47,7 @@ def test_overrides_win():
         ({"learning_rate": None}, "training.learning_rate is None: Input should be a valid number"),
         ({"weight_decay": ".nan"}, "training.weight_decay is '.nan': Input should be a valid number"),
         ({"accelerator_config": {"use_seedable_sampler": False}}, "use_seedable_sampler is off, and a resume could"),
+        ({"per_device_train_batch_size": 0}, "training.per_device_train_batch_size is 0; it is at least 1"),
         ({"max_steps": 0}, "training.max_steps is 0; a run has at least one step"),
         ({"max_steps": -5}, "training.max_steps is -5; a run has at least one step"),
         ({"prediction_loss_only": True}, "training.prediction_loss_only is on, but a run is judged by its metric"),

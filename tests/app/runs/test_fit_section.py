@@ -16,6 +16,7 @@ from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.recipe import check_recipe
 from pedyra.app.runs.run import INTERRUPTED, train_run
 from pedyra.app.runs.setup import resolve
+from pedyra.errors import UserError
 from pedyra.lora.inspection import read_tensors
 
 
@@ -79,7 +80,7 @@ def test_ten_held_out_rows_are_enough(tmp_path):
     assert result.found is not None
 
 
-@pytest.mark.parametrize("error", [ValueError, torch.OutOfMemoryError])
+@pytest.mark.parametrize("error", [UserError, torch.OutOfMemoryError])
 def test_a_fit_that_ends_in_an_error_loses_nothing_of_the_run(tmp_path, monkeypatch, error):
     def refuse(*_: Any) -> Any:
         raise error("no size is small enough")
@@ -115,7 +116,7 @@ def test_a_fit_that_finds_no_space_is_told_and_its_run_is_whole(tmp_path, monkey
 def test_a_fit_at_a_terminal_shows_how_far_it_is(terminal, tmp_path, monkeypatch):
     def fitted(trainer: Any, *_: Any) -> Any:
         assert trainer.args.disable_tqdm is not terminal
-        raise ValueError("seen")
+        raise UserError("seen")
 
     monkeypatch.setattr("pedyra.app.runs.run.fit_trainer", fitted)
     console = Console(file=StringIO(), force_terminal=terminal)

@@ -1,10 +1,11 @@
 """The run folder's rules: nobody's files are lost, and nothing in it is half-written."""
 
 import json
-from contextlib import suppress
+import shutil
 from pathlib import Path
 
 import pytest
+from file_changes import killed_at
 
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.lora.files import append_row, read_rows, write_file, write_folder
@@ -79,28 +80,50 @@ def contents(run):
     return lambda: {str(path.relative_to(run.path)): path.read_text() for path in run.path.rglob("*") if path.is_file()}
 
 
-def test_a_new_run_takes_the_place_of_what_a_run_wrote_and_of_nothing_else(run, contents):
+NEW = {"recipe.yaml": "name: new\n", "environment.json": "{}\n", "metrics.jsonl": '{"step": 2}\n'}
+
+
+def replace(run):
     run.begin("name: new\n")
     append_row(run.metrics, {"step": 2})
-    run.end()
-    new = {"recipe.yaml": "name: new\n", "environment.json": "{}\n", "metrics.jsonl": '{"step": 2}\n'}
-    assert contents() == new | {"my-plots/file": "old"}
+    run.settle()
 
 
-def test_a_kill_while_a_run_is_replaced_leaves_one_that_can_be(run, contents, monkeypatch):
-    for name in ("remove", "write_file"):
-        with monkeypatch.context() as patched:
-            patched.setattr(f"pedyra.app.runs.run_folder.{name}", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-            with suppress(KeyboardInterrupt):
-                run.begin("name: new\n")
-        assert run.holds_run()
-        run.check(overwrite=True, resume=False)
+def test_a_new_run_takes_the_place_of_what_a_run_wrote_and_of_nothing_else(run, contents):
+    replace(run)
+    assert contents() == NEW | {"my-plots/file": "old"}
 
 
-def test_a_run_that_has_logged_and_saved_nothing_leaves_nothing(run, contents):
+def test_a_new_run_that_logs_and_saves_nothing_gives_the_old_one_its_place_again(run, contents):
+    before = contents()
     run.begin("name: new\n")
-    run.end()
-    assert contents() == {"my-plots/file": "old"}
+    (run.path / "runs").mkdir()
+    run.settle()
+    assert contents() == before
+
+
+def test_a_first_run_that_logs_and_saves_nothing_leaves_nothing(tmp_path):
+    run = RunFolder(tmp_path)
+    run.begin("name: new\n")
+    run.settle()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kill_at_any_change_leaves_the_old_run_or_the_new_one(run, contents):
+    """A next call finds it, and replaces it if it is asked to."""
+    before, point = contents(), 0
+    pristine = run.path.with_name("pristine")
+    shutil.copytree(run.path, pristine)
+    killed = True
+    while killed:
+        point += 1
+        killed = killed_at(point, run.path, lambda: replace(run))
+        run.check(overwrite=True, resume=False)
+        run.settle()
+        assert contents() in (before, NEW | {"my-plots/file": "old"})
+        shutil.rmtree(run.path)
+        shutil.copytree(pristine, run.path)
+    assert point > 10
 
 
 def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):

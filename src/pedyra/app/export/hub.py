@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Literal
 
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
@@ -23,8 +24,6 @@ PATIENCE = 10.0
 """The Hub has so many seconds for its answer."""
 _TRUST = "PEDYRA_TRUST_REMOTE_CODE"
 """Handed on to child processes, such as the runs of a comparison."""
-NO_PICKLES = "its pytorch_model.bin holds more than weights, and torch does not run it; take a copy in safetensors"
-"""So a model is refused whose file of weights would run code."""
 
 
 def trust_remote_code() -> None:
@@ -83,6 +82,18 @@ def told_by_hub(error: Exception) -> str:
     if "trust_remote_code" in whole:
         return "its repository carries code of its own; if you trust its authors, run that with --trust-remote-code"
     return said
+
+
+def why_not_loaded(error: Exception) -> str:
+    """Tell in one line why transformers could not load a model or a tokenizer."""
+    if isinstance(error, UnpicklingError):
+        return "its pytorch_model.bin holds more than weights, and torch does not run it; take a copy in safetensors"
+    if "ignore_mismatched_sizes" in str(error):  # which points at a report that is not shown
+        return (
+            "its weights are of other sizes than its config and the task say, such as a head of another number of "
+            "classes; save it without its head first"
+        )
+    return f"{told_by_hub(error)} ({type(error).__name__})"
 
 
 def _is_offline(kind: str) -> bool:

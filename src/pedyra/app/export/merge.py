@@ -7,7 +7,6 @@ import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import transformers
@@ -17,8 +16,8 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from pedyra.app.export.hub import NO_PICKLES, told_by_hub, trusts_remote_code
-from pedyra.errors import UserError
+from pedyra.app.export.hub import trusts_remote_code, why_not_loaded
+from pedyra.errors import UserError, telling
 from pedyra.lora.folder import SavedLora, load_adapter
 from pedyra.lora.layer import peft_layers
 
@@ -166,11 +165,8 @@ def base_by_name(lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrain
         head = {"num_labels": labels, "ignore_mismatched_sizes": True}  # the saved head takes the base's place
     auto: Any = getattr(transformers, _class_name(lora))
     which: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trusts_remote_code()}
-    try:
+    with telling(f"the base model {name!r} of {lora.title} cannot be loaded", reason=why_not_loaded):
         model = auto.from_pretrained(name, dtype="auto", **which, **head)
-    except Exception as error:  # what reads a file of settings or weights has errors of its own
-        why = NO_PICKLES if isinstance(error, UnpicklingError) else told_by_hub(error)
-        raise UserError(f"the base model {name!r} of {lora.title} cannot be loaded: {why}") from error
     return model, _find_tokenizer(str(lora.folder)) or _find_tokenizer(str(name), revision=revision)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,14 +25,14 @@ from transformers import (
     set_seed,
 )
 
-from pedyra.app.export.hub import told_by_hub, trusts_remote_code, why_not_on_hub
+from pedyra.app.export.hub import trusts_remote_code, why_not_loaded, why_not_on_hub
 from pedyra.app.export.merge import MORE_HEADS
 from pedyra.app.models.packaged import minilm_folder, smollm2_folder
 from pedyra.app.models.quantized import keep_weight_layout, quantization_config
 from pedyra.app.models.tiny import TINY, tiny_config, tiny_tokenizer
 from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.tasks.tokens import positions_of
-from pedyra.errors import UserError
+from pedyra.errors import UserError, telling
 from pedyra.lora.spelling import did_you_mean
 
 PACKAGED = {"minilm": minilm_folder, "smollm2": smollm2_folder}
@@ -129,7 +128,7 @@ def shape_of(
         dtype = "float32"  # so `prepare_model_for_kbit_training` leaves what is not quantised
     elif dtype == "auto":
         dtype = getattr(config, "dtype", None) or "float32"
-    with _told(section):
+    with telling(f"model.name {section.name!r} cannot be loaded", reason=why_not_loaded):
         model = auto.from_config(config, dtype=dtype, trust_remote_code=trusts_remote_code(), **arguments)
     model.config.pad_token_id = tokenizer.pad_token_id
     if section.head_dropout is not None:
@@ -193,25 +192,10 @@ def _from_pretrained(auto: Any, source: str, section: ModelSection, *, key: str 
         raise UserError(f"model.{key} {given!r} is no folder from {Path.cwd()}, and {reason}{hint and '; '}{hint}")
     if auto in _WITH_HEAD and not trusts_remote_code():
         _check_head(auto, _from_pretrained(AutoConfig, source, section, key=key), section)
-    with _told(section, key, arguments.get("num_labels")):
+    with telling(f"model.{key} {given!r} cannot be loaded", reason=why_not_loaded):
         return auto.from_pretrained(
             source, revision=revision or "main", trust_remote_code=trusts_remote_code(), **arguments
         )
-
-
-@contextmanager
-def _told(section: ModelSection, key: str = "name", num_labels: int | None = None) -> Iterator[None]:
-    """Tell any error of the library that loads a model in one line, with the key and the value that it is about."""
-    try:
-        yield
-    except Exception as error:  # what reads a file of settings or weights has errors of its own
-        why = f"{told_by_hub(error)} ({type(error).__name__})"
-        if "size mismatch" in str(error) or "ignore_mismatched_sizes" in str(error):
-            why = (
-                f"its weights are of other sizes than the task's model, such as a head of another number of classes "
-                f"than data.num_labels {num_labels}; save it without its head first"
-            )
-        raise UserError(f"model.{key} {getattr(section, key)!r} cannot be loaded: {why}") from error
 
 
 def _check_head(auto: Any, config: PretrainedConfig, section: ModelSection) -> None:

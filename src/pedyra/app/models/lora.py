@@ -11,7 +11,7 @@ from torch import nn
 from pedyra.app.export.merge import MORE_HEADS
 from pedyra.app.models.base import task_type
 from pedyra.app.recipe_sections import LoraSection
-from pedyra.errors import UserError
+from pedyra.errors import REFUSALS, UserError, telling
 
 
 def lora_config(section: LoraSection, kind: str, model: nn.Module, revision: str | None = None) -> LoraConfig:
@@ -22,20 +22,21 @@ def lora_config(section: LoraSection, kind: str, model: nn.Module, revision: str
         revision: of the base model, which whoever loads the adapter has to load too.
     """
     saved = [*(section.modules_to_save or ()), *_new_heads(model, kind)]
-    return LoraConfig(
-        revision=revision,
-        task_type=task_type(kind),
-        r=section.r,
-        lora_alpha=section.alpha,  # pyright: ignore[reportArgumentType] (PEFT takes fractions too)
-        lora_dropout=section.dropout,
-        target_modules=section.target_modules,
-        exclude_modules=_excluded(section, kind),
-        init_lora_weights=section.init,  # pyright: ignore[reportArgumentType] (PEFT checks the name)
-        use_dora=section.use_dora,
-        use_rslora=section.use_rslora,
-        bias=section.bias,
-        modules_to_save=saved or None,
-    )
+    with telling("lora", *REFUSALS):
+        return LoraConfig(
+            revision=revision,
+            task_type=task_type(kind),
+            r=section.r,
+            lora_alpha=section.alpha,  # pyright: ignore[reportArgumentType] (PEFT takes fractions too)
+            lora_dropout=section.dropout,
+            target_modules=section.target_modules,
+            exclude_modules=_excluded(section, kind),
+            init_lora_weights=section.init,  # pyright: ignore[reportArgumentType] (PEFT checks the name)
+            use_dora=section.use_dora,
+            use_rslora=section.use_rslora,
+            bias=section.bias,
+            modules_to_save=saved or None,
+        )
 
 
 FEW = 4

@@ -14,12 +14,20 @@ from transformers.integrations import get_available_reporting_integrations, get_
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import METRICS
 from pedyra.app.runs.processes import count_processes, is_launched
-from pedyra.errors import UserError
+from pedyra.errors import REFUSALS, UserError, telling
 from pedyra.lora.spelling import did_you_mean
 from pedyra.trainer.engines import why_not_fsdp2
 
 PLAIN = {int, float, bool, str, type(None)}
 """Values of these types are checked; the others are names and mappings, which TrainingArguments checks itself."""
+
+
+LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+}
 
 
 def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
@@ -46,11 +54,9 @@ def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
     }
     if not is_launched():
         settings.pop("fsdp", None)
-    try:
+    with telling("training", KeyError, *REFUSALS):
         arguments = TrainingArguments(**settings)
         get_reporting_integration_callbacks(arguments.report_to)  # refuses an unknown name, as Trainer does much later
-    except (TypeError, ValueError, ImportError) as error:
-        raise UserError(f"training: {' '.join(str(error).split())}") from error
     absent = set(arguments.report_to or ()) - set(get_available_reporting_integrations())
     if absent:
         raise UserError(f"training.report_to: {min(absent)} is not installed; install it, or leave it out")
@@ -83,6 +89,8 @@ def _checked(training: dict[str, Any]) -> dict[str, Any]:
 
 def _check_meaning(name: str, value: Any) -> None:
     """Refuse what TrainingArguments takes, and a run would not mean."""
+    if name in LEAST and value < LEAST[name]:
+        raise UserError(f"training.{name} is {value}; it is at least {LEAST[name]}")
     if name == "num_train_epochs" and value <= 0:
         raise UserError(f"training.num_train_epochs is {value}; it is above 0, and a run has at least one step")
     if name == "max_steps" and value < 1 and value != -1:
@@ -124,11 +132,9 @@ def _check_fsdp(recipe: Recipe, arguments: TrainingArguments) -> None:
             "training.fsdp: a run of pedyra trains under FSDP2, not under FSDP1; set training.fsdp_config.version to "
             "2, or in a launch --fsdp_version 2"
         )
-    try:
-        flaw = why_not_fsdp2(FullyShardedDataParallelPlugin(**given), arguments)
-    except (KeyError, TypeError, ValueError, ImportError) as error:
-        raise UserError(f"training.fsdp_config: accelerate does not take it: {' '.join(str(error).split())}") from error
-    if flaw is not None:
+    with telling("training.fsdp_config: accelerate does not take it", KeyError, *REFUSALS):
+        plugin = FullyShardedDataParallelPlugin(**given)
+    if (flaw := why_not_fsdp2(plugin, arguments)) is not None:
         raise UserError(f"training.fsdp: a run of pedyra does not train under FSDP2 with {flaw}")
 
 

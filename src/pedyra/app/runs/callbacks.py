@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -24,10 +25,18 @@ class MetricsLog(TrainerCallback):
         path: the metrics.jsonl to append to.
         resumed_step: step of the checkpoint the run continues from; later lines are dropped. 0 starts anew.
         writes: False: another process writes the file, and this one only takes the time.
+        written: called after each line.
     """
 
-    def __init__(self, path: Path, resumed_step: int = 0, *, writes: bool = True) -> None:
-        self.path, self.writes = path, writes
+    def __init__(
+        self,
+        path: Path,
+        resumed_step: int = 0,
+        *,
+        writes: bool = True,
+        written: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.path, self.writes, self._written = path, writes, written
         known = [row for row in read_rows(path, {"step": int, "seconds": (float, None)}) if row["step"] <= resumed_step]
         rows = [row for row in known if "train_loss" not in row]  # without Trainer's summary of a run that was stopped
         if writes:
@@ -66,6 +75,7 @@ class MetricsLog(TrainerCallback):
         append_row(
             self.path, {"step": state.global_step, "epoch": state.epoch, "seconds": round(self.seconds, 3), **rest}
         )
+        self._written()
 
 
 class MovedBest(TrainerCallback):

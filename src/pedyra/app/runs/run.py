@@ -129,7 +129,7 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
             message = f"disk full while writing {folder.path}; free space, then {then}"
             raise OSError(errno.ENOSPC, message) from error
         finally:
-            folder.end()
+            folder.settle()
 
 
 def how_to_go_on(recipe: Recipe, folder: RunFolder) -> str:
@@ -207,7 +207,7 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
     """In every process; what writes and draws is the first one's."""
     start = layer_rows(setup.model)
     start_step = checkpoint_step(checkpoint) if checkpoint else 0
-    log = MetricsLog(folder.metrics, start_step, writes=is_first())
+    log = MetricsLog(folder.metrics, start_step, writes=is_first(), written=folder.settle)
     progress = TrainingProgress(console, setup.task.metric, sum(layer["rank"] for layer in start))
     stop = StopOnInterrupt()
     callbacks = [log, *([progress] if is_first() else []), MovedBest(checkpoint), stop]
@@ -248,7 +248,7 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
         try:
             ready_to_fit(setup.recipe, trainer)
             found = _fit(wanted, folder, trainer, console)
-        except (ValueError, torch.OutOfMemoryError) as error:
+        except (UserError, torch.OutOfMemoryError) as error:
             unfitted = str(error)
         except KeyboardInterrupt:
             unfitted = INTERRUPTED

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +15,10 @@ from filelock import FileLock, Timeout
 from pedyra.errors import UserError
 from pedyra.lora.files import read_json, read_rows, refuse_link, refuse_unwritable, remove, write_file
 from pedyra.trainer.checkpoint_folder import ASIDE, list_checkpoints
+
+OLD, MOVING = ".old", ".moving"
+"""The run that `--overwrite` replaces is in the first until the new one has logged or saved anything; in the second
+while it is on its way there or back, so that a kill loses nothing of it."""
 
 # What a run writes, and so all that `--overwrite` may remove. "runs" is where Trainer puts TensorBoard's files.
 CONTENTS = (
@@ -29,6 +35,8 @@ CONTENTS = (
     "figures",
     "runs",
     ASIDE,
+    OLD,
+    MOVING,
 )
 
 logger = logging.getLogger(__name__)
@@ -150,18 +158,36 @@ class RunFolder:
                     folder.rmdir()
 
     def begin(self, recipe: str) -> None:
-        """Remove the run that is here, and write the recipe of a new one; `end` follows in any case."""
-        for entry in self._entries():
-            if entry not in (self.recipe, self.environment):  # by which a kill leaves a run that can be replaced
-                remove(entry)
+        """Put the run that is here aside, and write the recipe of a new one; `settle` follows in any case."""
+        self.settle()
+        if self.holds_run():
+            moving = self.path / MOVING
+            moving.mkdir()
+            for entry in self._entries():
+                if entry in (self.recipe, self.environment):  # by which a kill leaves a run that can be replaced
+                    shutil.copyfile(entry, moving / entry.name)
+                elif entry != moving:
+                    os.replace(entry, moving / entry.name)
+            os.replace(moving, self.path / OLD)
         write_file(self.environment, "{}\n")  # until there is a device to tell of
         write_file(self.recipe, recipe)
 
-    def end(self) -> None:
-        """Remove a run that has ended before it logged or saved anything."""
-        if self.is_blank():
+    def settle(self) -> None:
+        """Remove the run that was put aside, or, where the new one has logged and saved nothing, that one, whose place
+        the old one takes again."""
+        old, moving = self.path / OLD, self.path / MOVING
+        if self.is_blank() and not moving.exists():
+            kept = (old, self.recipe, self.environment) if old.exists() else ()
             for entry in self._entries():
-                remove(entry)
+                if entry not in kept:
+                    remove(entry)
+            if kept:
+                os.replace(old, moving)
+        if moving.exists():
+            for entry in moving.iterdir():
+                os.replace(entry, self.path / entry.name)
+            moving.rmdir()
+        remove(old)
 
     def _entries(self) -> list[Path]:
         """List what a run has written here."""

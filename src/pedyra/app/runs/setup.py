@@ -32,7 +32,7 @@ from pedyra.app.runs.callbacks import StopOnInterrupt
 from pedyra.app.runs.processes import count_processes, is_launched
 from pedyra.app.tasks.task import Task, load_task
 from pedyra.app.tasks.test_sets import TestSet, check_lengths, load_test_sets
-from pedyra.errors import UserError
+from pedyra.errors import REFUSALS, UserError, telling
 from pedyra.fitting.calibration import has_more, lora_layers
 from pedyra.fitting.wanted import Wanted
 from pedyra.lora.layer import adapted_layers
@@ -103,13 +103,14 @@ class Setup:
             mode = "max" if (not lower if better is None else better) else "min"
             overrides["lr_scheduler_kwargs"] = {"mode": mode, **(training.get("lr_scheduler_kwargs") or {})}
         args = training_arguments(self.recipe, **overrides)
-        trainer = _Trainer(
-            model=self.model,
-            args=args,
-            processing_class=self.tokenizer,
-            callbacks=list(callbacks),
-            **self.task.trainer_arguments(),
-        )
+        with telling("training", *REFUSALS):
+            trainer = _Trainer(
+                model=self.model,
+                args=args,
+                processing_class=self.tokenizer,
+                callbacks=list(callbacks),
+                **self.task.trainer_arguments(),
+            )
         if self.recipe.data.kind != "causal_lm":
             # A head whose forward takes any keyword makes Trainer believe that it divides its loss by the rows of all
             # micro-batches. A classifier's is the mean of one, and would count as often as there are.
@@ -137,6 +138,14 @@ class _Trainer(Trainer):
         """Tell whether to save, by `save_strategy: best`: after Ctrl-C too, or nothing would be left to resume."""
         stops = any(isinstance(each, StopOnInterrupt) and each.agreed for each in self.callback_handler.callbacks)
         return super()._determine_best_metric(*args, **kwargs) or stops
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        with telling("training.optim", *REFUSALS):
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        with telling("training.lr_scheduler_type", *REFUSALS):
+            return super().create_scheduler(*args, **kwargs)
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """The loss of held-out rows is that of their labels, not of smoothed ones, whatever is trained."""
@@ -311,7 +320,7 @@ def request(recipe: Recipe, base: PreTrainedModel, task: Task | None) -> Request
     """Put together what the recipe asks of its method; without a task only of one that looks at no data."""
     data, steps = None, 1
     if task is not None:
-        size = recipe.training["per_device_train_batch_size"]
+        size = training_arguments(recipe).per_device_train_batch_size
         data = rows_data(task.train, task.collator, batch_size=size, seed=recipe.seed)
         steps = run_steps(len(task.train), recipe)
     return Request(
