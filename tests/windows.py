@@ -55,6 +55,19 @@ def allocate(model: Any, given: dict[str, Any], optimizer: Any = None, **setting
     return RankAllocator(model, adamw(model) if optimizer is None else optimizer, **settings)
 
 
+def take_step(allocator: RankAllocator) -> dict[str, Any] | None:
+    """A step of a loop of one's own, whose gradients are complete; the record of an adjustment."""
+    allocator.before_step()
+    allocator.optimizer.step()
+    allocator.optimizer.zero_grad()
+    return allocator.after_step()
+
+
+def holds_what_is_trained(optimizer: torch.optim.Optimizer, model: Any) -> bool:
+    held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    return sorted(held) == sorted(map(id, trainable(model)))
+
+
 def inside(allocator: Any) -> Any:
     """The method in a run, where a test looks at more of it than its contract has."""
     return allocator.run

@@ -8,6 +8,7 @@ import pytest
 import torch
 from closeness import same_bits
 from torch import nn
+from windows import take_step, trainable
 
 from pedyra import PeDyra, RankAllocator
 from pedyra.lora.attach import attach
@@ -17,7 +18,7 @@ MOVING: dict[str, Any] = dict(interval=4, initial_warmup=0, final_warmup=4, move
 
 
 def allocate(model: Any, config: PeDyra, steps: int = 20) -> RankAllocator:
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    optimizer = torch.optim.Adam(trainable(model), lr=1e-2)
     return RankAllocator(model, optimizer, config, total_steps=steps)
 
 
@@ -34,10 +35,7 @@ def test_a_reference_pass_without_the_adapter_changes_nothing(make_net, net_batc
                 with model.disable_adapter(), torch.no_grad():
                     model(x)
             (model(x) - y).square().mean().backward()
-            allocator.before_step()
-            allocator.optimizer.step()
-            allocator.optimizer.zero_grad()
-            allocator.after_step()
+            take_step(allocator)
         assert len(allocator.optimizer.param_groups[0]["params"]) == held
         results.append((allocator, [p.detach().clone() for p in allocator.triples()]))
     (plain, before), (switched, after) = results
@@ -113,14 +111,6 @@ def test_attention_whose_slots_peft_never_calls_is_refused_and_can_be_left_out()
     config = LoraConfig(r=2, target_modules=["mha", "out"], exclude_modules=["mha", "mha.out_proj"])
     left: Any = get_peft_model(Attending(), config)  # type: ignore[arg-type]
     assert [layer.name for layer in attach(left)] == ["out"]
-
-
-def test_layers_on_several_devices_are_refused(make_net):
-    model = make_net()
-    layer = attach(model)[1]
-    layer.a.A = nn.Parameter(layer.a.A.detach().to("meta"))
-    with pytest.raises(ValueError, match=r"lie on cpu, meta.*one device"):
-        allocate(model, PeDyra(**MOVING))
 
 
 def test_checkpoints_of_a_search_for_hyperparameters_have_their_side_files(make_trainer, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, initialize_lora_eva_weights
 from torch import Tensor
-from windows import forced
+from windows import forced, take_step, trainable
 
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.app.models.quantized import keep_weight_layout, quantization_config
@@ -115,15 +115,12 @@ def adapted(base: Any, batch: dict[str, Tensor], **settings: Any) -> Any:
 def train(model: Any, batch: dict[str, Tensor]) -> RankAllocator:
     """Ten steps towards random outputs, in which triples move three times."""
     torch.manual_seed(2)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
+    optimizer = torch.optim.AdamW(trainable(model), lr=2e-2)
     allocator = RankAllocator(model, optimizer, total_steps=STEPS, **forced(**SCHEDULE))
     wanted = torch.randn_like(model(**batch).logits)
     for _ in range(STEPS):
         (model.train()(**batch).logits - wanted).square().mean().backward()
-        allocator.before_step()
-        optimizer.step()
-        optimizer.zero_grad()
-        allocator.after_step()
+        take_step(allocator)
     allocator.release()
     return allocator
 

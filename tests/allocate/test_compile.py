@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from windows import forced, inside
+from windows import forced, inside, take_step, trainable
 
 from pedyra.allocate.rank_allocator import RankAllocator
 
@@ -50,15 +50,12 @@ def run(
 ) -> RankAllocator:
     window: dict[str, Any] = {"interval": 3, "initial_warmup": 2, "final_warmup": 4, "moves": 3}
     given = forced(**{**window, "min_rank": 2, "beta1": 0.1, "beta2": 0.1, **settings})
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
     allocator = RankAllocator(forward, optimizer, total_steps=STEPS, **given)
     model.train()
     for _ in range(STEPS):
         forward(**tokens, labels=tokens["input_ids"]).loss.backward()
-        allocator.before_step()
-        optimizer.step()
-        optimizer.zero_grad()
-        allocator.after_step()
+        take_step(allocator)
     return allocator
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from closeness import same_bits
 from transformers import Trainer, get_scheduler
-from windows import inside, on_lora
+from windows import holds_what_is_trained, inside, on_lora, take_step, trainable
 
 from pedyra import RankAllocator
 
@@ -26,8 +26,7 @@ def train_by_hand(
     model: Any, given: dict[str, Any], batches: list[Any], *, accumulate: int, clip: float, bf16: bool
 ) -> Any:
     """The loop of the README, with accumulation, clipping and a learning-rate schedule. Returns its allocator."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=2e-2, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(trainable(model), lr=2e-2, weight_decay=0.0, fused=True)
     steps = len(batches) // accumulate
     scheduler = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=steps)
     allocator = RankAllocator(model, optimizer, total_steps=steps, **given)
@@ -92,7 +91,7 @@ def test_trainer_and_hand_loop_give_the_same_ranks_and_bits(
 def make_allocator(make_net, quick):
     def make(**settings: Any):
         model = make_net(trained=True)
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
         return model, optimizer, RankAllocator(model, optimizer, **quick(**settings), total_steps=12)
 
     return make
@@ -153,12 +152,8 @@ def test_a_loss_kept_from_the_step_before_an_adjustment_does_not_disturb_the_nex
         x, y = net_batch(step)
         kept.append((model(x) - y).square().mean())
         kept[-1].backward(retain_graph=True)
-        allocator.before_step()
-        optimizer.step()
-        optimizer.zero_grad()
-        allocator.after_step()
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        assert {id(p) for p in model.parameters() if p.requires_grad} == held
+        take_step(allocator)
+        assert holds_what_is_trained(optimizer, model)
     assert any(record["pruned"] for record in allocator.history)
 
 
@@ -194,7 +189,7 @@ def test_a_loop_that_forgets_half_of_the_allocator_is_told(make_net, net_batch):
 def test_a_loop_that_counts_micro_batches_is_told_once(make_net, train_net, caplog):
     caplog.set_level(logging.WARNING, "pedyra.allocate.rank_allocator")  # the command line's silence, of another test
     model = make_net()
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
+    optimizer = torch.optim.Adam(trainable(model))
     allocator = RankAllocator(model, optimizer, on_lora(interval=4, final_warmup=4), 20)
     train_net(model, optimizer, allocator, 20)
     assert not [record for record in caplog.records if "a run of 20" in record.message]

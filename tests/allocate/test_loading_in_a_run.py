@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from closeness import close, same_bits
 from peft import PeftModel
 from transformers import Trainer, TrainingArguments
-from windows import forced, on_lora
+from windows import forced, holds_what_is_trained, on_lora, trainable
 
 from pedyra import PeDyra, RankAllocator, adapt, attach
 from pedyra.lora.attach import write_ranks
@@ -20,10 +20,6 @@ from pedyra.lora.layer import AdaptedLayer, adapted_layers
 from pedyra.lora.resize import install, resized
 
 MOVING: dict[str, Any] = {"interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 4}
-
-
-def trainable(model: Any) -> list[torch.nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def empty(model: Any, layer: AdaptedLayer) -> None:
@@ -141,8 +137,7 @@ def test_loading_at_other_ranks_trains_on(make_net, train_net, caplog):
     assert "loaded with other ranks before step 6" in caplog.text
     assert allocator.ranks == ranks
     assert all(not same_bits(old, new) for old, new in zip(before, trainable(model), strict=True))
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    assert held == {id(parameter) for parameter in trainable(model)}
+    assert holds_what_is_trained(optimizer, model)
     train_net(model, optimizer, allocator, 6, first=7)
     assert allocator.step == 12
 
@@ -227,8 +222,7 @@ def test_an_adapter_with_a_layer_of_rank_0_goes_on_with_it(make_net, train_net, 
     optimizer = torch.optim.AdamW(trainable(again), lr=0.02)
     allocator = RankAllocator(again, optimizer, total_steps=12, **forced(**MOVING))
     assert (allocator.ranks, allocator.initial_parameters) == (ranks, parameters)
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    assert held == {id(parameter) for parameter in trainable(again)}
+    assert holds_what_is_trained(optimizer, again)
     train_net(again, optimizer, allocator, 12)
     assert allocator.parameters <= parameters
 
@@ -250,8 +244,7 @@ def test_a_trainer_goes_on_with_a_layer_of_rank_0(own, make_trainer, make_bert, 
     assert sorted(layer.rank for layer in adapted_layers(again)) == [0] + 9 * [3]
     trainer.train()
     assert callback.allocator is not None
-    held = {id(parameter) for group in callback.allocator.optimizer.param_groups for parameter in group["params"]}
-    assert held == {id(parameter) for parameter in trainable(again)}
+    assert holds_what_is_trained(callback.allocator.optimizer, again)
 
 
 def test_reloading_the_ranks_of_now_forgets_nothing_where_one_is_0(make_net, train_net, caplog):
@@ -264,5 +257,4 @@ def test_reloading_the_ranks_of_now_forgets_nothing_where_one_is_0(make_net, tra
     model.load_state_dict(copy.deepcopy(model.state_dict()))
     train_net(model, optimizer, allocator, 2, first=3)
     assert caplog.text == "" and allocator.ranks["layers.1"] == 0
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    assert held == {id(parameter) for parameter in trainable(model)}
+    assert holds_what_is_trained(optimizer, model)

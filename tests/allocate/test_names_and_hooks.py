@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import peft.optimizers
 import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from transformers import PrinterCallback, Trainer, TrainerCallback
-
-from pedyra import PeDyra, RankAllocator
 
 LORA: dict[str, Any] = {"train_e": False, "moves": 8}
 """Ranks move, and E stays 1, as with the defaults."""
@@ -113,12 +110,3 @@ def test_hooks_and_attributes_of_a_parameter_go_on_to_its_successor(make_trainer
     assert {id(p) for p in now} != {id(p) for p in factors}
     assert max(largest) == pytest.approx(1e-4) and len(after) == 12 * len(factors)
     assert all(p.tag == "mine" for p in now)
-
-
-def test_an_optimizer_that_knows_its_first_pairs_alone_is_refused(make_bert):
-    if not hasattr(peft.optimizers, "create_riemannian_optimizer"):
-        pytest.skip("this peft has no such optimizer")
-    model = make_bert()
-    optimizer = peft.optimizers.create_riemannian_optimizer(model, torch.optim.AdamW, lr=1e-2)
-    with pytest.raises(ValueError, match="RiemannianPre.* cannot follow a rank change; use optim=.adamw_torch"):
-        RankAllocator(model, optimizer, PeDyra(), 60)

@@ -9,7 +9,7 @@ import torch
 from closeness import same_bits
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from windows import on_lora
+from windows import on_lora, trainable
 
 from pedyra import RankAllocator
 from pedyra.allocate.optimizer_state import adopt, move_state
@@ -100,7 +100,7 @@ def test_an_optimizer_may_keep_entries_of_its_own(make_net, train_net):
             self.state["seen"], self.state["totals"] = 1, {"steps": torch.zeros(1)}  # type: ignore[index]
 
     model = make_net()
-    optimizer = Counting([p for p in model.parameters() if p.requires_grad])
+    optimizer = Counting(trainable(model))
     allocator = RankAllocator(model, optimizer, on_lora(interval=4, final_warmup=4), 20)
     train_net(model, optimizer, allocator, 6)
     saved = optimizer.state_dict()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
+from windows import trainable
 
 from pedyra.allocate.allocation import RankPlan
 from pedyra.allocate.contract import Decision
@@ -59,7 +60,7 @@ class Situation:
 
         kind, settings, fused = OPTIMIZERS[draw(st.sampled_from(sorted(OPTIMIZERS)))]
         form = draw(st.sampled_from([{"foreach": False}, {"foreach": True}, *([{"fused": True}] if fused else [])]))
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        trained = trainable(model)
         where = [draw(st.integers(0, 1)) for _ in trained]
         groups = [{"params": [p for p, at in zip(trained, where, strict=True) if at == g]} for g in range(2)]
         groups = [{**group, "lr": 0.01 * (g + 1)} for g, group in enumerate(groups) if group["params"]]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from closeness import close, same_bits
-from windows import SCHEDULE, STEPS, adamw, allocate, forced, inside, on_lora, trainable
+from windows import SCHEDULE, STEPS, adamw, allocate, forced, inside, on_lora, take_step, trainable
 
 from pedyra import PeDyra, RankAllocator
 
@@ -34,10 +34,7 @@ def test_the_budget_is_kept_at_every_step(base, budget, make_net, net_batch):
     for step in range(STEPS):
         x, y = net_batch(step)
         (model(x) - y).square().mean().backward()
-        allocator.before_step()
-        allocator.optimizer.step()
-        allocator.optimizer.zero_grad()
-        allocator.after_step()
+        take_step(allocator)
         moved.add(tuple(allocator.ranks.values()))
         assert min(allocator.ranks.values()) >= 1
         if budget == "ranks":

@@ -9,7 +9,7 @@ import torch
 from closeness import same_bits
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from windows import forced, inside
+from windows import forced, inside, take_step, trainable
 
 from pedyra.allocate.rank_allocator import RankAllocator
 
@@ -22,16 +22,9 @@ WINDOW: dict[str, Any] = {
 
 
 def allocate(model: Any, given: dict[str, Any] | None = None, total_steps: int = 30) -> RankAllocator:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = trainable(model)
     optimizer = torch.optim.AdamW(parameters, lr=0.01)
     return RankAllocator(model, optimizer, total_steps=total_steps, **(given or forced(**WINDOW)))
-
-
-def step(allocator: RankAllocator) -> dict[str, Any] | None:
-    allocator.before_step()
-    allocator.optimizer.step()
-    allocator.optimizer.zero_grad()
-    return allocator.after_step()
 
 
 def scores_of(records: list[dict[str, Any] | None]) -> dict[str, list[float]]:
@@ -61,7 +54,7 @@ def test_accumulation_scores_the_whole_batch_once(make_llama, tokens):
         for _ in range(3):
             for rows in micro:
                 language_model_loss(model, tokens, rows).backward()
-            records.append(step(allocator))
+            records.append(take_step(allocator))
         results.append(scores_of(records))
     assert_same_scores(results[1], results[0], rel=1e-3)
 
@@ -76,7 +69,7 @@ def test_gradient_checkpointing_changes_no_score(reentrant, make_llama, tokens, 
         allocator, records = allocate(model), []
         for _ in range(3):
             language_model_loss(model, tokens).backward()
-            records.append(step(allocator))
+            records.append(take_step(allocator))
         results.append(scores_of(records))
     assert_same_scores(results[1], results[0], rel=1e-5)
 
@@ -89,7 +82,7 @@ def test_padding_changes_no_score(make_llama, tokens):
         padded = {key: nn.functional.pad(value, (0, extra)) for key, value in tokens.items()}
         for _ in range(3):
             language_model_loss(model, padded).backward()
-            records.append(step(allocator))
+            records.append(take_step(allocator))
         results.append(scores_of(records))
     assert_same_scores(results[1], results[0], rel=1e-4)
 
@@ -163,7 +156,7 @@ def test_a_nan_gradient_is_left_out_of_the_scores_counted_and_reported(make_net,
             allocator.optimizer.zero_grad()  # as a loop that guards itself would
             records.append(allocator.after_step())
         else:
-            records.append(step(allocator))
+            records.append(take_step(allocator))
     (record,) = [record for record in records if record is not None]
     assert record["skipped_steps"] == 1
     assert all(score == score for scores in record["scores"].values() for score in scores)
@@ -178,7 +171,7 @@ def test_missing_gradients_score_zero_and_training_goes_on(make_net, net_batch):
         (model(x) - y).square().mean().backward()
         for parameter in (allocator.layers[2].a.A, allocator.layers[2].a.E, allocator.layers[2].b.weight):
             parameter.grad = None  # a layer that the loss of these steps did not reach
-        records.append(step(allocator))
+        records.append(take_step(allocator))
     (record,) = [record for record in records if record is not None]
     assert record["scores"]["layers.2"] == [0.0] * 4 and record["skipped_steps"] == 0
     assert {name for name, *_ in record["pruned"]} == {"layers.2"}
@@ -205,7 +198,7 @@ def test_the_input_score_reads_the_weights_before_the_optimizer_step():
     model: Any = get_peft_model(nn.Sequential(nn.Linear(2, 2)), LoraConfig(r=2, target_modules=["0"])).train()
     literal: dict[str, Any] = dict(alpha=0.0, beta1=0.0, score_norm="none")
     given = forced(interval=1, initial_warmup=0, final_warmup=1, moves=0, **literal)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = trainable(model)
     allocator = RankAllocator(model, torch.optim.SGD(trained, lr=10.0), total_steps=3, **given)
     (layer,) = allocator.layers
     weights = [[1.0, -2.0], [3.0, 0.0]], [1.0, 0.5], [[3.0, 0.0], [4.0, 1.0]]
@@ -213,7 +206,7 @@ def test_the_input_score_reads_the_weights_before_the_optimizer_step():
         for factor, values in zip(layer.factors, weights, strict=True):
             factor.copy_(torch.tensor(values))
     model(torch.tensor([[1.0, 2.0], [3.0, 0.0]])).square().sum().backward()  # mean squares 5 and 2
-    record = step(allocator)
+    record = take_step(allocator)
     assert not any(same_bits(now, torch.tensor(then)) for now, then in zip(layer.factors, weights, strict=True))
     assert record is not None and record["scores"][layer.name] == pytest.approx([(1 * 5 + 2 * 2) * 5, 0.5 * 3 * 5 * 1])
 
@@ -261,7 +254,7 @@ def test_layers_that_share_a_base_weight_are_scored_apart(net_batch):
     allocator = allocate(model)
     for t in range(1, 10):
         (model(net_batch(t)[0]) - 1.0).square().mean().backward()
-        step(allocator)
+        take_step(allocator)
     assert list(allocator.ranks) == ["first", "second"] and allocator.parameters <= 6 * 17
     first, second = allocator.history[0]["scores"].values()
     assert first != second

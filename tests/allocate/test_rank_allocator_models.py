@@ -10,7 +10,7 @@ from closeness import same_bits
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
-from windows import SCHEDULE, STEPS, allocate, forced, inside, on_lora
+from windows import SCHEDULE, STEPS, allocate, forced, inside, on_lora, take_step, trainable
 
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.lora.attach import attach, detach
@@ -64,10 +64,7 @@ def test_modules_to_save_are_trained_as_before(make_bert, tokens):
     allocator = allocate(model, forced(**SCHEDULE))
     for _ in range(STEPS):
         model(**tokens, labels=torch.tensor([0, 1, 0, 1])).loss.backward()
-        allocator.before_step()
-        allocator.optimizer.step()
-        allocator.optimizer.zero_grad()
-        allocator.after_step()
+        take_step(allocator)
     assert head.weight is before and before in allocator.optimizer.state
     assert len({tuple(record["ranks"].values()) for record in allocator.history}) > 1
     assert not any("classifier" in name for name in allocator.ranks)
@@ -118,13 +115,10 @@ def test_conv1d_of_gpt2_is_a_linear_layer_the_other_way_round(train_net):
 def test_a_model_in_float64_is_scored(make_net):
     """Eqs. (3) and (6) without E, whose missing gradient is a zero of another type than the others."""
     model = make_net(dtype=torch.float64)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    optimizer = torch.optim.AdamW(trainable(model), lr=0.02)
     config = on_lora(interval=2, moves=2)
     allocator = RankAllocator(model, optimizer, config, 8)
     for _ in range(6):
         model(torch.randn(4, 8, dtype=torch.float64)).square().mean().backward()
-        allocator.before_step()
-        optimizer.step()
-        optimizer.zero_grad()
-        allocator.after_step()
+        take_step(allocator)
     assert all(value > 0 for values in inside(allocator).scores.triple_scores().values() for value in values)

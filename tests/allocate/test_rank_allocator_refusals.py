@@ -2,54 +2,114 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy
 import pytest
 import torch
-from torch import nn
-from windows import SCHEDULE, forced, on_lora
+from torch import Tensor, nn
+from windows import SCHEDULE, forced, on_lora, trainable
+from windows import allocate as allocate_given
 
 from pedyra import PeDyra
 from pedyra.allocate.rank_allocator import RankAllocator
+from pedyra.lora.attach import attach
 from pedyra.pe_dyra.scored import ScoredMethod
 
 
-def trainable(model: Any) -> list[nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+def allocate(model: Any, optimizer: Any = None, total_steps: Any = 30, **settings: Any) -> RankAllocator:
+    return allocate_given(model, forced(**{**SCHEDULE, **settings}), optimizer, total_steps=total_steps)
 
 
-def allocate(model: Any, optimizer: Any = None, total_steps: int = 30, **settings: Any) -> RankAllocator:
-    optimizer = torch.optim.AdamW(trainable(model)) if optimizer is None else optimizer
-    return RankAllocator(model, optimizer, total_steps=total_steps, **forced(**{**SCHEDULE, **settings}))
+def with_method(model: Any, method: Any) -> RankAllocator:
+    inner = getattr(model, "module", model)
+    return RankAllocator(model, torch.optim.SGD(trainable(inner), lr=0.1), method, 300)
 
 
-def refused(match: str) -> Any:
-    return pytest.raises(ValueError, match=match)
+def training(model: Any, part: str) -> RankAllocator:
+    """With an optimizer of all, of which only what has `part` in its name is trained."""
+    optimizer = torch.optim.AdamW(trainable(model))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(part in name)
+    return allocate(model, optimizer)
 
 
-def test_a_model_without_an_adapter(make_net):
-    with refused("no LoRA adapter named 'default'"):
-        allocate(make_net().unload(), torch.optim.AdamW([nn.Parameter(torch.ones(1))]))
+def on_two_devices(model: Any) -> RankAllocator:
+    layer = attach(model)[1]
+    layer.a.A = nn.Parameter(layer.a.A.detach().to("meta"))
+    return allocate(model)
 
 
-def test_warmups_longer_than_the_run(make_net):
-    with refused("no rank could ever move: .*initial_warmup 25.*final_warmup 8"):
-        allocate(make_net(), initial_warmup=25)
+REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "no adapter": (
+        lambda net: allocate(net().unload(), torch.optim.AdamW([nn.Parameter(torch.ones(1))])),
+        "no LoRA adapter named 'default'",
+    ),
+    "warm-ups longer than the run": (
+        lambda net: allocate(net(), initial_warmup=25),
+        "no rank could ever move: .*initial_warmup 25.*final_warmup 8",
+    ),
+    "half a step": (
+        lambda net: allocate(net(), total_steps=30.5),
+        "total_steps is 30.5; it is a whole number of optimizer steps",
+    ),
+    "all at the minimum": (
+        lambda net: allocate(net(r=1)),
+        "every layer starts at rank 1 and min_rank is 1; raise the adapter's r, or lower min_rank",
+    ),
+    "all at the cap": (
+        lambda net: allocate(net(r=4), max_rank=4),
+        "no rank can change: every layer starts at max_rank, 4; raise it, or lower the adapter's r",
+    ),
+    "above the cap": (
+        lambda net: allocate(net(), max_rank=3),
+        "max_rank is 3, but layers.0 starts at rank 4; raise max_rank",
+    ),
+    "frozen everywhere": (
+        lambda net: training(net(), "nothing"),
+        r"every layer of the adapter is frozen; call model\.set_adapter",
+    ),
+    "LoRA-FA, which freezes A": (
+        lambda net: training(net(), "lora_B"),
+        "only one of lora_A and lora_B is trained",
+    ),
+    "on two devices": (lambda net: on_two_devices(net()), r"lie on cpu, meta.*one device"),
+    "a wrapper": (
+        lambda net: with_method(torch.nn.DataParallel(net()), PeDyra()),
+        "the model is inside a DataParallel; give the PEFT model itself, its .module",
+    ),
+    **{
+        f"{config} for a method": (
+            lambda net, config=config: with_method(net(), config),
+            r"config is .*; give a method with its settings, such as PeDyra\(\)",
+        )
+        for config in ({"moves": 2}, None, PeDyra)
+    },
+}
 
 
-def test_ranks_that_are_all_at_the_minimum(make_net):
-    with refused("every layer starts at rank 1 and min_rank is 1; raise the adapter's r, or lower min_rank"):
-        allocate(make_net(r=1))
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_work_is_refused(case, make_net):
+    make, told = REFUSED[case]
+    with pytest.raises(ValueError, match=told):
+        make(make_net)
 
 
-def test_observing_needs_nothing_to_move(make_net):
-    assert allocate(make_net(r=1), moves=0).ranks == {"layers.0": 1, "layers.1": 1, "layers.2": 1}
+TAKEN: dict[str, Callable[[Any], RankAllocator]] = {
+    "observing needs nothing to move": lambda net: allocate(net(r=1), moves=0),
+    "nor room to grow": lambda net: allocate(net(r=4), max_rank=4, moves=0),
+    "one rank of room": lambda net: allocate(net(r=4), max_rank=5),
+    "a method that only shrinks, at the cap": lambda net: with_method(
+        net(r=4), ScoredMethod(**on_lora(**SCHEDULE, max_rank=4).to_dict())
+    ),
+    "a whole number of numpy": lambda net: allocate(net(), total_steps=numpy.int64(30)),
+}
 
 
-def test_a_start_above_the_cap(make_net):
-    with refused("max_rank is 3, but layers.0 starts at rank 4; raise max_rank"):
-        allocate(make_net(), max_rank=3)
+@pytest.mark.parametrize("case", TAKEN)
+def test_what_is_near_to_it_is_taken(case, make_net):
+    assert TAKEN[case](make_net).step == 0
 
 
 def test_a_start_wider_than_a_layer_is_no_reason_to_refuse(make_net, train_net):
@@ -60,146 +120,82 @@ def test_a_start_wider_than_a_layer_is_no_reason_to_refuse(make_net, train_net):
     assert max(allocator.ranks.values()) <= 8
 
 
-def test_an_adapter_that_is_frozen_everywhere(make_net):
+def test_an_optimizer_whose_state_cannot_follow_is_refused_before_anything_is_attached(make_net):
     model = make_net()
-    optimizer = torch.optim.AdamW(trainable(model))
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    with refused(r"every layer of the adapter is frozen; call model\.set_adapter"):
-        allocate(model, optimizer)
-
-
-def test_an_optimizer_whose_state_cannot_follow(make_net):
-    model = make_net()
-    with refused("Adafactor .* cannot follow a rank change; use optim=.adamw_torch"):
+    with pytest.raises(ValueError, match="Adafactor .* cannot follow a rank change; use optim=.adamw_torch"):
         allocate(model, torch.optim.Adafactor(trainable(model)))
-    assert not any("lora_A.default.E" in name for name, _ in model.named_parameters())  # nothing was attached
+    assert not any("lora_A.default.E" in name for name, _ in model.named_parameters())
 
 
-class RowAndColumn(torch.optim.SGD):
-    """SGD that begins to keep a statistic nobody can slice: refused when it is met, not silently dropped."""
+class Keeping(torch.optim.SGD):
+    """SGD that keeps something of each parameter from a step on; before that it has no state, as where a GradScaler
+    skips steps."""
 
-    steps, first = 0, 5
+    keeps: Callable[[Tensor], dict[str, Any]]
+    first, steps = 1, 0
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         self.steps += 1
-        for group in self.param_groups if self.steps >= self.first else ():
-            for parameter in group["params"]:
-                self.state[parameter]["flat"] = torch.zeros(parameter.numel() + 1)
+        for parameter in self.param_groups[0]["params"] if self.steps >= self.first else ():
+            self.state[parameter].update(self.keeps(parameter))
         super().step()
 
 
-def test_state_that_cannot_follow_is_refused_after_the_first_step(make_net, train_net):
+KEPT: dict[str, tuple[Callable[[Tensor], dict[str, Any]], str]] = {
+    "a shape of its own": (
+        lambda p: {"flat": torch.zeros(p.numel() + 1)},
+        r"keeps 'flat' of shape \(\d+,\) .*use optim=.adamw_torch",
+    ),
+    "a copy of the weights, as schedule-free": (
+        lambda p: {"z": p.detach().clone()},
+        "keeps 'z', and what a new triple's is cannot be known; use optim=.adamw_torch",
+    ),
+    "a list, as SOAP": (
+        lambda p: {"GG": [torch.zeros(size, size) for size in p.shape]},
+        "keeps 'GG', a list whose rows cannot be told, .*use optim=.adamw_torch",
+    ),
+}
+
+
+def keeping(model: Any, case: str, first: int) -> Keeping:
+    optimizer = Keeping(trainable(model), lr=0.01)
+    optimizer.keeps, optimizer.first = KEPT[case][0], first
+    return optimizer
+
+
+@pytest.mark.parametrize("first", [1, 3])
+@pytest.mark.parametrize("start", ["lora", "svd"])
+@pytest.mark.parametrize("case", KEPT)
+def test_state_that_cannot_follow_is_refused_in_the_first_step_that_leaves_it(case, start, first, make_net, train_net):
     model = make_net()
-    optimizer = RowAndColumn(trainable(model), lr=0.01, momentum=0.9)
-    optimizer.first = 1
-    with refused("RowAndColumn keeps 'flat'"):
-        train_net(model, optimizer, allocate(model, optimizer), 1)
-
-
-class Averaging(torch.optim.SGD):
-    """SGD that keeps a copy of the weights, as schedule-free optimizers do; the first `skipped` steps are none."""
-
-    skipped = 0
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        self.skipped -= 1
-        if self.skipped >= 0:
-            return
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                self.state[parameter]["z"] = parameter.detach().clone()
-        super().step()
-
-
-@pytest.mark.parametrize("skipped", [0, 2])
-@pytest.mark.parametrize("settings", [{}, {"start": "svd"}])
-def test_a_copy_of_the_weights_is_refused_in_the_first_step_that_is_taken(settings, skipped, make_net, train_net):
-    model = make_net()
-    optimizer = Averaging(trainable(model), lr=0.01)
-    optimizer.skipped = skipped
-    allocator = allocate(model, optimizer, **settings)
-    train_net(model, optimizer, allocator, skipped)
-    with refused("Averaging keeps 'z', and what a new triple's is cannot be known; use optim=.adamw_torch"):
-        train_net(model, optimizer, allocator, 1, first=skipped + 1)
-
-
-class ListKeeping(torch.optim.SGD):
-    """Keeps its preconditioners in a list, as SOAP does."""
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                self.state[parameter]["GG"] = [torch.zeros(size, size) for size in parameter.shape]
-        super().step()
-
-
-def test_state_in_a_list_is_refused_after_the_first_step(make_net, train_net):
-    model = make_net()
-    optimizer = ListKeeping(trainable(model), lr=0.01)
-    with refused("ListKeeping keeps 'GG', a list whose rows cannot be told, .*use optim=.adamw_torch"):
-        train_net(model, optimizer, allocate(model, optimizer), 1)
+    optimizer = keeping(model, case, first)
+    allocator = allocate(model, optimizer, start=start)
+    train_net(model, optimizer, allocator, first - 1)
+    with pytest.raises(ValueError, match=f"Keeping {KEPT[case][1]}"):
+        train_net(model, optimizer, allocator, 1, first=first)
 
 
 @pytest.mark.parametrize(("kind", "key"), [(torch.optim.Adadelta, "acc_delta"), (torch.optim.Adamax, "exp_inf")])
 def test_what_is_no_average_of_gradients_is_refused_after_the_first_step(kind, key, make_net, train_net):
     model = make_net()
     optimizer = kind(trainable(model))
-    with refused(f"{kind.__name__} keeps '{key}', and what a new triple's is cannot be known; use optim=.adamw_torch"):
+    told = f"{kind.__name__} keeps '{key}', and what a new triple's is cannot be known; use optim=.adamw_torch"
+    with pytest.raises(ValueError, match=told):
         train_net(model, optimizer, allocate(model, optimizer), 1)
-
-
-def test_a_start_at_the_highest_rank_is_refused(make_net):
-    with refused("no rank can change: every layer starts at max_rank, 4; raise it, or lower the adapter's r"):
-        allocate(make_net(r=4), max_rank=4)
-    allocate(make_net(r=4), max_rank=5)
-    shrinking = ScoredMethod(**on_lora(**SCHEDULE, max_rank=4).to_dict())
-    model = make_net(r=4)
-    RankAllocator(model, torch.optim.AdamW(trainable(model)), shrinking, 30)
-    allocate(make_net(r=4), max_rank=4, moves=0)
-
-
-@pytest.mark.parametrize("config", [{"moves": 2}, None, PeDyra], ids=["settings", "none", "the class"])
-def test_a_config_of_another_kind_is_refused(config, make_net):
-    model = make_net()
-    with refused(r"config is .*; give a method with its settings, such as PeDyra\(\)"):
-        RankAllocator(model, torch.optim.SGD(trainable(model)), config, 30)
-
-
-def test_steps_that_are_no_whole_number_are_refused(make_net):
-    with refused("total_steps is 30.5; it is a whole number of optimizer steps"):
-        allocate(make_net(), total_steps=30.5)  # type: ignore[arg-type]
-    assert allocate(make_net(), total_steps=numpy.int64(30)).schedule.total_steps == 30  # type: ignore[arg-type]
-
-
-def test_a_wrapper_is_refused_with_the_model_to_give(make_net):
-    model = make_net()
-    with refused("the model is inside a DataParallel; give the PEFT model itself, its .module"):
-        RankAllocator(torch.nn.DataParallel(model), torch.optim.SGD(trainable(model)), PeDyra(), 300)
 
 
 def test_a_failed_adjustment_changes_nothing(make_net, train_net):
     model = make_net()
-    optimizer = RowAndColumn(trainable(model), lr=0.01)
+    optimizer = keeping(model, "a shape of its own", 5)
     allocator = allocate(model, optimizer)
     train_net(model, optimizer, allocator, 4)
     parameters, ranks = trainable(model), allocator.ranks
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    with refused("RowAndColumn keeps 'flat'"):
+    with pytest.raises(ValueError, match="Keeping keeps 'flat'"):
         train_net(model, optimizer, allocator, 1, first=5)
     assert allocator.ranks == ranks and all(a is b for a, b in zip(trainable(model), parameters, strict=True))
     assert [id(p) for group in optimizer.param_groups for p in group["params"]] == held
     assert allocator.history == []
-
-
-def test_an_adapter_of_which_only_b_is_trained_is_refused(make_net):
-    """LoRA-FA (`create_lorafa_optimizer`) freezes A."""
-    model = make_net()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_B" in name)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    with pytest.raises(ValueError, match="only one of lora_A and lora_B is trained"):
-        RankAllocator(model, optimizer, PeDyra(), 300)
 
 
 def test_factors_in_shards_are_refused_before_anything_is_claimed(make_net, tmp_path):
@@ -210,8 +206,7 @@ def test_factors_in_shards_are_refused_before_anything_is_claimed(make_net, tmp_
     try:
         model = make_net()
         fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
         with pytest.raises(ValueError, match="cut into shards.*fully_shard.*ignored_params="):
-            RankAllocator(model, optimizer, PeDyra(), 1000)
+            with_method(model, PeDyra())
     finally:
         torch.distributed.destroy_process_group()

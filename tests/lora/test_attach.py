@@ -11,6 +11,7 @@ from closeness import same_bits
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.hotswap import hotswap_adapter
 from torch import nn
+from windows import trainable
 
 from pedyra.lora.attach import attach, detach, train_e, write_ranks
 from pedyra.lora.factors import AFactor
@@ -53,7 +54,7 @@ def test_the_first_update_of_a_and_b_is_bit_equal_to_plain_lora(flavour, optimiz
         model = make_net(**FLAVOURS[flavour])
         if adapted:
             attach(model)
-        steps = getattr(torch.optim, optimizer)([p for p in model.parameters() if p.requires_grad], lr=0.01)
+        steps = getattr(torch.optim, optimizer)(trainable(model), lr=0.01)
         (model(x) - y).square().mean().backward()
         steps.step()
         slots = [(m.lora_A["default"], m.lora_B["default"]) for m in lora_modules(model)]

@@ -10,6 +10,7 @@ import torch
 from closeness import same_bits
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from windows import trainable
 
 from pedyra import PeDyra, RankAllocator
 from pedyra.allocate.checkpoint import SideFileError, restore, save_state
@@ -107,7 +108,7 @@ def test_a_resumed_run_has_the_weights_to_the_last_bit(start, make_net, train_ne
     def begin() -> Any:
         model = make_net(init_lora_weights="pissa")
         attach(model, start=start)
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
         return model, optimizer, RankAllocator(model, optimizer, config, 9)
 
     model, optimizer, allocator = begin()
@@ -130,7 +131,7 @@ def test_a_run_with_a_start_does_not_go_on_in_an_adapter_that_was_loaded(make_ne
 
     def begin(model: Any) -> Any:
         attach(model)
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
         return optimizer, RankAllocator(model, optimizer, config, 9)
 
     model = make_net(init_lora_weights="pissa")

@@ -11,7 +11,7 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from closeness import same_bits
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback
-from windows import inside, on_lora
+from windows import holds_what_is_trained, inside, on_lora, trainable
 from works_with import note
 
 from pedyra import RankAllocator, adapt, attach
@@ -49,8 +49,7 @@ def test_ranks_move_at_the_scheduled_steps_and_at_no_other(make_trainer, tmp_pat
 def test_attaching_happens_before_the_optimizer_is_built_so_that_every_triple_is_in_it(make_trainer, tmp_path):
     trainer, _ = make_trainer(tmp_path)
     trainer.create_optimizer()
-    held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
-    assert held == {id(p) for p in trainer.model.parameters() if p.requires_grad}
+    assert holds_what_is_trained(trainer.optimizer, trainer.model)
 
 
 def test_an_optimizer_that_is_there_already_trains_the_same(make_trainer, quick, tmp_path, run_state):
@@ -114,7 +113,7 @@ def test_scores_see_the_gradients_that_the_optimizer_takes(make_trainer, quick, 
 
 def test_unscaling_happens_once_whether_or_not_clipping_did_it(make_net):
     model = make_net(trained=True)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    optimizer = torch.optim.SGD(trainable(model), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     accelerated = AcceleratedOptimizer(optimizer, device_placement=False, scaler=scaler)
     x = torch.randn(2, 8)
@@ -153,7 +152,7 @@ def test_evaluation_and_generation_do_not_count_as_input_energy(make_trainer, ma
     model = make_llama()
     allocator = RankAllocator(
         model,
-        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1),
+        torch.optim.SGD(trainable(model), lr=0.1),
         on_lora(interval=4, initial_warmup=0, final_warmup=1),
         total_steps=6,
     )

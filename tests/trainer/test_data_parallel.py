@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
-from windows import forced, on_lora
+from windows import forced, on_lora, take_step, trainable
 from works_with import note
 
 from pedyra import RankAllocator, adapt
@@ -47,7 +47,7 @@ def by_hand(rank: int, size: int, settings: dict[str, Any], way: str = "plain") 
     base = nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 6), nn.Tanh(), nn.Linear(6, 6))
     teacher = torch.randn(8, 6)
     model: Any = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=["0", "2", "4"]))
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = trainable(model)
     # Of SGD a difference of a rounding stays one; Adam makes a step of it where a gradient is nearly zero.
     optimizer = torch.optim.SGD(trained, lr=0.2, momentum=0.5)
     allocator = RankAllocator(model, optimizer, total_steps=24, **given(settings))
@@ -72,10 +72,7 @@ def by_hand(rank: int, size: int, settings: dict[str, Any], way: str = "plain") 
                 (loss / len(batches)).backward()
         assert not (hooked and size > 1) or sum(sent) == trained_numbers  # once a step, and all that is trained
         sent.clear()
-        allocator.before_step()
-        optimizer.step()
-        optimizer.zero_grad()
-        record = allocator.after_step()
+        record = take_step(allocator)
         if size > 1 and record and (record["pruned"] or record["added"]):
             if hooked:
                 wrap_again(wrapped, init_sync=False)
@@ -141,7 +138,7 @@ def first_told(way: str, rank: int) -> int | None:
     base = nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 6))
     model: Any = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=["0", "2"]))
     wrapped = DistributedDataParallel(model, find_unused_parameters=True) if way == "wrapped too early" else None
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    optimizer = torch.optim.SGD(trainable(model), lr=0.1)
     settings = forced(interval=12, initial_warmup=0, final_warmup=3, moves=3)
     allocator = RankAllocator(model, optimizer, total_steps=24, **settings)
     if wrapped is None:

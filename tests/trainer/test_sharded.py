@@ -21,6 +21,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from windows import take_step, trainable
 from works_with import note
 
 from pedyra import RankAllocator, adapt
@@ -55,7 +56,7 @@ def by_fully_shard(rank: int, size: int, settings: dict[str, Any], folder: str =
         sharded(model)
         frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         assert all(isinstance(parameter, DTensor) for parameter in frozen)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.2, momentum=0.5)
+    optimizer = torch.optim.SGD(trainable(model), lr=0.2, momentum=0.5)
     allocator = RankAllocator(model, optimizer, total_steps=STEPS, **given(settings))
     if resume:
         restore(allocator, Path(folder))
@@ -66,10 +67,7 @@ def by_fully_shard(rank: int, size: int, settings: dict[str, Any], folder: str =
         rows = torch.randint(0, 40, (8, 10), generator=torch.Generator().manual_seed(step)).chunk(size)[rank]
         model(input_ids=rows, labels=rows).loss.backward()
         average_gradients(model.parameters())
-        allocator.before_step()
-        optimizer.step()
-        optimizer.zero_grad()
-        allocator.after_step()
+        take_step(allocator)
         if folder and not resume and step + 1 == 16:
             if rank == 0:
                 model.save_pretrained(folder)
@@ -104,15 +102,12 @@ def by_tensor_parallel(rank: int, size: int, settings: dict[str, Any]) -> Any:
                 parallelize_module(module, mesh, row if "down" in name or "o_proj" in name else column)
         weights = [p for name, p in model.named_parameters() if name.endswith("base_layer.weight")]
         assert all(isinstance(weight, DTensor) for weight in weights)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.2, momentum=0.5)
+    optimizer = torch.optim.SGD(trainable(model), lr=0.2, momentum=0.5)
     allocator = RankAllocator(model, optimizer, total_steps=STEPS, **given(settings))
     for step in range(STEPS):
         rows = torch.randint(0, 40, (8, 10), generator=torch.Generator().manual_seed(step))
         model(input_ids=rows, labels=rows).loss.backward()
-        allocator.before_step()
-        optimizer.step()
-        optimizer.zero_grad()
-        allocator.after_step()
+        take_step(allocator)
     return ending(model, allocator)
 
 
@@ -260,7 +255,7 @@ def refusals(rank: int, size: int) -> list[str]:
             parallelize_module(layer.lora_B["default"], mesh, ColwiseParallel())
         else:
             fully_shard(model, mesh=mesh, ignored_params=trained if case == "pissa" else None)
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+        optimizer = torch.optim.SGD(trainable(model), lr=0.5)
         try:
             RankAllocator(model, optimizer, total_steps=STEPS, **given(PAPER))
         except ValueError as error:
