@@ -64,9 +64,6 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing.")
     ] = False,
-    no_weights: Annotated[
-        bool, typer.Option("--no-weights", help="With --dry-run: plan from the model's config, without its weights.")
-    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -76,8 +73,6 @@ def train(
     from pedyra.app.recipe import load_recipe
     from pedyra.app.runs.processes import is_first
 
-    if no_weights and (resume or not dry_run):
-        raise UserError("--no-weights plans a new run; give it with --dry-run, and without --resume")
     console = new_console(quiet=not is_first())
     checked = load_recipe(recipe, overrides or [])
     # Before the seconds that torch takes to load.
@@ -89,12 +84,9 @@ def train(
 
     diverged, unfitted = False, None
     if dry_run:
-        from pedyra.app.runs.plan import plan_run, plan_unloaded
+        from pedyra.app.runs.plan import plan_run
 
-        if no_weights:
-            plan = plan_unloaded(checked, overwrite=overwrite)
-        else:
-            plan = plan_run(checked, overwrite=overwrite, resume=resume)
+        plan = plan_run(checked, overwrite=overwrite, resume=resume)
         print_plan(console, plan)
         rows = plan.rows()
     else:

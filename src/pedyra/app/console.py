@@ -94,8 +94,7 @@ def print_plan(console: Console, plan: Plan) -> None:
         rows.append(("budget", _budget_line(plan.budget)))
         rows.append(("adjustments", _adjustments_line(plan.schedule)))
     parts = ", ".join(f"{what.replace('_', ' ')} {size}" for what, size in memory.items())
-    uncounted = "" if "activations" in plan.memory else "; activations are not counted"
-    rows.append(("memory", f"about {format_bytes(row['memory_bytes'])} beside the libraries' own: {parts}{uncounted}"))
+    rows.append(("memory", f"about {format_bytes(row['memory_bytes'])} beside the libraries' own: {parts}"))
     _print_named(console, rows)
     print_rank_map(console, plan.layers)
 

@@ -14,8 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from pedyra.app.export.export import export_adapter
-from pedyra.app.export.serving import serving_lines, why_not_in_vllm
-from pedyra.lora.folder import read_lora
+from pedyra.app.export.serving import serving_lines
 
 
 @pytest.fixture
@@ -29,16 +28,9 @@ def llama(make_llama: Any, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("target", ["peft", "padded"])
-def test_vllm_gets_a_rank_that_it_allows_and_peft_a_line_that_loads(llama: Path, tmp_path: Path, target: str):
-    out = export_adapter(llama, target, tmp_path / "my export")
-    vllm, peft = serving_lines(out, target)
-    words = shlex.split(vllm)
-    assert words[:3] == ["vllm", "serve", str(tmp_path / "base")]
-    assert words[words.index("--max-lora-rank") + 1] == "16"  # the next above 9
-    assert words[words.index("--lora-modules") + 1] == f"my export={out}"
-    command = shlex.split(peft)
-    assert command[:2] == ["python", "-c"]
-    done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, timeout=300)
+def test_peft_gets_a_line_that_loads(llama: Path, tmp_path: Path, target: str):
+    (line,) = serving_lines(export_adapter(llama, target, tmp_path / "my export"), target)
+    done = subprocess.run([sys.executable, *shlex.split(line)[1:]], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
@@ -61,13 +53,6 @@ def test_peft_gets_a_line_that_loads_an_encoder(task: str | None, tmp_path: Path
     assert done.returncode == 0, done.stderr
 
 
-def test_vllm_loads_the_revision_that_the_adapter_names(make_llama: Any, tmp_path: Path):
-    make_llama(revision="a b").save_pretrained(tmp_path / "adapter")
-    out = export_adapter(tmp_path / "adapter", "peft", tmp_path / "out")
-    words = shlex.split(serving_lines(out, "peft")[0])
-    assert words[words.index("--revision") + 1] == "a b"
-
-
 def test_llama_cpp_converts_and_then_serves(llama: Path, tmp_path: Path):
     out = export_adapter(llama, "gguf", tmp_path / "gguf")
     convert, server = (shlex.split(line) for line in serving_lines(out, "gguf"))
@@ -85,43 +70,20 @@ def test_llama_cpp_gets_a_base_on_the_hub_by_the_option_for_one(llama: Path, tmp
 
 @pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")  # of biases where the base has none
 @pytest.mark.parametrize(
-    ("field", "value", "kind"),
-    [
-        ("bias", "all", "biases"),
-        ("lora_bias", True, "biases"),
-        ("trainable_token_indices", [1], "trained tokens"),
-        ("use_dora", True, "DoRA"),
-    ],
+    "field", [{}, {"bias": "all"}, {"lora_bias": True}, {"trainable_token_indices": [1]}, {"use_dora": True}], ids=str
 )
-def test_what_is_no_factor_is_refused_by_vllm(make_llama: Any, tmp_path: Path, field: str, value: Any, kind: str):
-    out = export_adapter(make_llama(**{field: value}), "peft", tmp_path / "out")
-    assert json.loads((out / "pedyra_export.json").read_text())["vllm"]["refused_for"] == [kind]
-    assert not any("vllm" in line for line in serving_lines(out, "peft"))
+def test_the_record_names_the_fields_for_which_vllm_refuses_the_adapter(make_llama: Any, tmp_path: Path, field: Any):
+    out = export_adapter(make_llama(**field), "peft", tmp_path / "out")
+    assert json.loads((out / "pedyra_export.json").read_text())["vllm"]["refused_for"] == [*field]
 
 
 def test_an_embedding_of_a_resized_vocabulary_is_refused_by_vllm(make_llama: Any, tmp_path: Path):
     make_llama().save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
     out = export_adapter(tmp_path / "adapter", "peft", tmp_path / "out")
-    (refused,) = json.loads((out / "pedyra_export.json").read_text())["vllm"]["refused_for"]
-    assert refused.endswith(("lm_head.weight", "embed_tokens.weight"))
-    assert not any("vllm" in line for line in serving_lines(out, "peft"))
+    assert json.loads((out / "pedyra_export.json").read_text())["vllm"]["refused_for"] == ["tensors"]
 
 
-def test_a_merged_language_model_is_served_without_an_adapter(llama: Path, tmp_path: Path):
+def test_a_merged_model_is_loaded_without_an_adapter(llama: Path, tmp_path: Path):
     out = export_adapter(llama, "merged", tmp_path / "merged")
-    assert serving_lines(out, "merged") == [f"vllm serve {out}"]
-
-
-def test_what_vllm_refuses_has_no_line_for_it(make_bert: Any, tmp_path: Path):
-    make_bert().save_pretrained(tmp_path / "adapter")
-    out = export_adapter(tmp_path / "adapter", "peft", tmp_path / "out")
-    (line,) = serving_lines(out, "peft")
-    assert "AutoPeftModelForSequenceClassification" in line
-
-
-def test_several_scalings_are_not_served_by_vllm_until_they_are_made_one(make_llama: Any, tmp_path: Path):
-    model = make_llama(target_modules=["q_proj", "v_proj"], alpha_pattern={"v_proj": 1.0})
-    model.save_pretrained(tmp_path / "adapter")
-    told = why_not_in_vllm(read_lora(tmp_path / "adapter"))
-    assert told is not None and "2 scalings" in told
-    assert why_not_in_vllm(read_lora(export_adapter(tmp_path / "adapter", "peft", tmp_path / "out"))) is None
+    (line,) = serving_lines(out, "merged")
+    assert "from transformers import LlamaForCausalLM" in line and str(out) in line

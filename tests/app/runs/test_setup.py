@@ -14,7 +14,6 @@ from pedyra.app.models.lora import check_names
 from pedyra.app.models.tiny import tiny_tokenizer
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import DataSection, LoraSection
-from pedyra.app.runs.plan import plan_unloaded
 from pedyra.app.runs.setup import set_up
 from pedyra.app.tasks.task import load_task
 from pedyra.app.tasks.toy import toy
@@ -35,9 +34,8 @@ def recipe(**changes):
 
 def test_what_is_trained_whole_is_so_in_float32():
     """In half precision the base alone."""
-    for look in (set_up, plan_unloaded):
-        with pytest.raises(ValueError, match="classifier.*is trained in bfloat16.* set training.bf16 to true"):
-            look(recipe(model={"name": "tiny-bert", "dtype": "bfloat16"}))
+    with pytest.raises(ValueError, match="classifier.*is trained in bfloat16.* set training.bf16 to true"):
+        set_up(recipe(model={"name": "tiny-bert", "dtype": "bfloat16"}))
     model = set_up(
         recipe(model={"name": "tiny-bert", "dtype": "bfloat16"}, training={"use_cpu": True, "bf16": True})
     ).model
@@ -129,19 +127,17 @@ def test_a_token_that_the_base_does_not_embed_is_told(tmp_path: Path):
     tokenizer.add_tokens(["<picture>"])  # which no row has, as Gemma 3's tokenizer has one beyond its model
     tokenizer.save_pretrained(tmp_path / "tokens")
     section = {"name": small_base(tmp_path / "base", 100), "tokenizer": str(tmp_path / "tokens")}
-    for plan in (set_up, plan_unloaded):
-        with pytest.raises(ValueError, match="model.tokenizer .*tokens' gives token .* has embeddings of 100 tokens"):
-            plan(recipe(model=section, output_dir=str(tmp_path / "run")))
+    with pytest.raises(ValueError, match="model.tokenizer .*tokens' gives token .* has embeddings of 100 tokens"):
+        set_up(recipe(model=section, output_dir=str(tmp_path / "run")))
     section["name"] = small_base(tmp_path / "enough", highest + 1)
     set_up(recipe(model=section))
 
 
-@pytest.mark.parametrize("check", [set_up, plan_unloaded])
-def test_an_epoch_without_a_batch_is_refused(check: Any):
+def test_an_epoch_without_a_batch_is_refused():
     """Trainer would warn and end, and the untrained adapter be judged as the result."""
     training = {"use_cpu": True, "per_device_train_batch_size": 17, "dataloader_drop_last": True}
     with pytest.raises(ValueError, match="dataloader_drop_last leaves no batch of 17 from 16 training rows"):
-        check(recipe(training=training))
+        set_up(recipe(training=training))
 
 
 def test_an_answer_with_a_token_that_the_base_does_not_embed_is_told():

@@ -140,8 +140,11 @@ class Destination:
         lines: list[str] = []
         for template in self.serve:
             for name, folder in adapters.items():
+                # llama.cpp's --base takes a folder; a repository on the Hub has an option of its own.
+                here = base == "BASE" or base.startswith((".", "/", "~")) or Path(base).exists()
                 line = template.format(
-                    base=shlex.quote(base), adapters=joined, rank=rank, count=len(adapters),
+                    base_option="--base" if here else "--base-model-id", base=shlex.quote(base),
+                    adapters=joined, rank=rank, count=len(adapters),
                     modules=" ".join(modules), name=shlex.quote(name), folder=shlex.quote(str(folder)),
                 )  # fmt: skip
                 if line not in lines:

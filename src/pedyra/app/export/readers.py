@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor
 
-from pedyra.app.export.serving import refused_by_vllm, vllm_rank
+from pedyra.app.export.destinations import destination
 from pedyra.errors import UserError
 from pedyra.lora.files import refuse_mount, write_file, write_folder
 from pedyra.lora.folder import (
@@ -143,7 +143,8 @@ def _record(lora: SavedLora, target: str, scaling: float, factors: dict[str, flo
         )
     ranks = {layer.name: layer.rank for layer in lora.layers}
     largest = max(ranks.values())
-    vllm = {"max_lora_rank": vllm_rank(largest), "refused_for": refused_by_vllm(lora)}
+    vllm = destination("vllm")
+    refused = [refusal.field for refusal in vllm.refusals(lora)]
     return {
         "target": target,
         "scaling": scaling,
@@ -151,7 +152,7 @@ def _record(lora: SavedLora, target: str, scaling: float, factors: dict[str, flo
         "ranks": ranks,
         "folded_into_B": folded,
         # It takes one scaling for all layers, which the gguf folder does not have.
-        "vllm": None if target == "gguf" else vllm,
+        "vllm": None if target == "gguf" else {"max_lora_rank": vllm.rank_for(largest), "refused_for": refused},
     }
 
 

@@ -1,12 +1,7 @@
-"""A plan says what a run will do: the run is set up and begun, and stopped before its first step.
-
-Where its base is not loaded, the plan is read off the model's config, on torch's meta device, where tensors have shapes
-but no numbers. So a plan of any size fits on any machine.
-"""
+"""A plan says what a run will do: the run is set up and begun, and stopped before its first step."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,33 +13,10 @@ import torch
 from torch import Tensor, UntypedStorage, nn
 from transformers import TrainerCallback
 
-from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.app.models.base import load_tokenizer, positions, shape_of
 from pedyra.app.recipe import Recipe
-from pedyra.app.runs.arguments import training_arguments
 from pedyra.app.runs.run import last_checkpoint
 from pedyra.app.runs.run_folder import RunFolder
-from pedyra.app.runs.setup import (
-    Setup,
-    check_base,
-    check_fit,
-    layer_rows,
-    request,
-    resolve,
-    run_steps,
-    set_up,
-    trainable_parameters,
-    widen_heads,
-)
-from pedyra.app.tasks.task import load_task
-from pedyra.app.tasks.test_sets import load_test_sets
-from pedyra.errors import UserError
-from pedyra.methods.loop import Loop
-from pedyra.methods.registry import get_method
-from pedyra.methods.trainer import check_arguments
-
-BITS = {"none": None, "nf4": 4.127, "int8": 8.0}
-"""A quantised weight has so many bits; a 4-bit one has its part of the scales, which are quantised too."""
+from pedyra.app.runs.setup import Setup, layer_rows, set_up, trainable_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +38,7 @@ class Plan:
     """Bytes training holds at its fullest moment, without what the framework itself needs.
 
     `weights`; `gradients_and_optimizer`: one gradient and, as in Adam, two moments per trainable parameter;
-    `activations`: what one forward pass over the longest batch keeps for the backward pass, measured where
-    the weights were loaded.
+    `activations`: what one forward pass over the longest batch keeps for the backward pass.
     """
 
     def rows(self) -> list[dict[str, Any]]:
@@ -107,10 +78,34 @@ def make_plan(setup: Setup) -> Plan:
             trainer.compute_loss(setup.model, batch)
 
     allocator = None if ranks is None else ranks.allocator
+    recipe, task, layers = setup.recipe, setup.task, layer_rows(setup.model)
+    description = {"budget": None, "schedule": None} if allocator is None else allocator.describe()
+    budget, schedule = description["budget"], description["schedule"]
     tensors = [*setup.model.parameters(), *setup.model.buffers()]
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    activations = _kept_bytes(setup.model, forward)
-    return _read_plan(setup, allocator, begun.total_steps, weights, activations)
+    trained = [parameter for parameter in setup.model.parameters() if parameter.requires_grad]
+    memory = {
+        "weights": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        "gradients_and_optimizer": 3 * sum(p.numel() * p.element_size() for p in trained),
+        "activations": _kept_bytes(setup.model, forward),
+    }
+    row = {
+        "plan": recipe.name,
+        "method": recipe.method,
+        "output_dir": recipe.output_dir,
+        "trainable_parameters": trainable_parameters(setup.model),
+        "total_parameters": sum(parameter.numel() for parameter in setup.model.parameters()),
+        "train_rows": len(task.train),
+        "eval_rows": len(task.eval),
+        "classes": task.num_labels if task.kind in ("classification", "pairs") else None,
+        "total_steps": begun.total_steps,
+        "layers": len(layers),
+        "total_rank": sum(layer["rank"] for layer in layers),
+        "budget": budget["kind"] if budget else None,
+        "adjustments": len(schedule["adjustments"]) if schedule else 0,
+        "moves": schedule.get("moves") if schedule else 0,
+        "memory_bytes": sum(memory.values()),
+    }
+    return Plan(row=row, layers=layers, budget=budget, schedule=schedule, memory=memory)
 
 
 class _StopAtBegin(TrainerCallback):
@@ -124,85 +119,6 @@ class _StopAtBegin(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.total_steps = state.max_steps
         raise self.Begun
-
-
-def plan_unloaded(recipe: Recipe, *, overwrite: bool = False) -> Plan:
-    """The plan, of the model's config and the rows alone: no weight is read, and activations are not counted.
-
-    Raises:
-        ValueError: what would stop the run, as far as it can be known, or a method that looks at the weights.
-    """
-    RunFolder(Path(recipe.output_dir)).check(overwrite=overwrite, resume=False)
-    recipe = resolve(recipe)
-    arguments = training_arguments(recipe)
-    tokenizer = load_tokenizer(recipe.model)
-    task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
-    test_sets = load_test_sets(recipe.generate, recipe.data, tokenizer, task.held_out, recipe.seed)
-    with torch.device("meta"):
-        base = shape_of(recipe.model, recipe.data.kind, task.num_labels, tokenizer)
-        check_base(recipe, base, tokenizer, task, test_sets)
-        try:
-            adaptation = get_method(recipe.method).prepare(request(recipe, base, task))
-        except RuntimeError as error:  # NotImplementedError is one
-            raise UserError(
-                f"method {recipe.method} looks at the model's weights before it trains, so nothing can be planned "
-                f"without them: leave --no-weights out"
-            ) from error
-        widen_heads(arguments, adaptation.model)
-        check_arguments(adaptation.refused, arguments)
-        trained = [parameter for parameter in adaptation.model.parameters() if parameter.requires_grad]
-        steps = run_steps(len(task.train), recipe)
-        allocator = Loop(adaptation, torch.optim.SGD(trained), steps).allocator  # refuses what the run would
-        setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=adaptation)
-        check_fit(setup)
-        return _read_plan(setup, allocator, steps, _weights(adaptation.model, BITS[recipe.model.quantization]))
-
-
-def _weights(model: nn.Module, bits: float | None) -> int:
-    """Bytes of all that the model holds; with `bits`, its frozen linear layers but the head have so many a weight."""
-    total = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
-    if bits is None:
-        return total
-    frozen = [
-        module.weight
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not module.weight.requires_grad and "lora_" not in name
-        if not name.endswith(("lm_head", "score", "classifier", "qa_outputs"))
-    ]
-    return total - sum(math.floor(w.numel() * (w.element_size() - bits / 8)) for w in frozen)
-
-
-def _read_plan(
-    setup: Setup, allocator: RankAllocator | None, total_steps: int, weights: int, activations: int | None = None
-) -> Plan:
-    """The plan of a run whose model is adapted, and whose bytes of weights are known."""
-    recipe, task, layers = setup.recipe, setup.task, layer_rows(setup.model)
-    description = {"budget": None, "schedule": None} if allocator is None else allocator.describe()
-    budget, schedule = description["budget"], description["schedule"]
-    trained = [parameter for parameter in setup.model.parameters() if parameter.requires_grad]
-    memory = {
-        "weights": weights,
-        "gradients_and_optimizer": 3 * sum(p.numel() * p.element_size() for p in trained),
-        **({} if activations is None else {"activations": activations}),
-    }
-    row = {
-        "plan": recipe.name,
-        "method": recipe.method,
-        "output_dir": recipe.output_dir,
-        "trainable_parameters": trainable_parameters(setup.model),
-        "total_parameters": sum(parameter.numel() for parameter in setup.model.parameters()),
-        "train_rows": len(task.train),
-        "eval_rows": len(task.eval),
-        "classes": task.num_labels if task.kind in ("classification", "pairs") else None,
-        "total_steps": total_steps,
-        "layers": len(layers),
-        "total_rank": sum(layer["rank"] for layer in layers),
-        "budget": budget["kind"] if budget else None,
-        "adjustments": len(schedule["adjustments"]) if schedule else 0,
-        "moves": schedule.get("moves") if schedule else 0,
-        "memory_bytes": sum(memory.values()),
-    }
-    return Plan(row=row, layers=layers, budget=budget, schedule=schedule, memory=memory)
 
 
 def _kept_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
