@@ -6,7 +6,6 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -15,7 +14,6 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
 from benchmarks.spec import MethodSpec
-from pedyra.lab.refusals import check_refusals
 from pedyra.lora.attach import attach, drop_empty
 from pedyra.lora.layer import rank_parameters
 from pedyra.methods.data import Data
@@ -111,11 +109,6 @@ def run_method(spec: MethodSpec, training: BenchTraining) -> FinishedRun:
         adjustments=sum(bool(record["pruned"] or record["added"]) for record in history),
         seconds=time.perf_counter() - began,
     )
-
-
-def check_run(spec: MethodSpec, training: BenchTraining) -> None:
-    """Raise ValueError for what `run_method` refuses before its first step, as far as no data is looked at."""
-    check_refusals(request(spec, training), partial(_check_effect, spec))
 
 
 def request(spec: MethodSpec, training: BenchTraining) -> Request:

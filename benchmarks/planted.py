@@ -23,7 +23,7 @@ import typer
 from torch import Tensor, nn
 
 from benchmarks.command import Smoke, Threads, command_line, methods_option, print_rows, several
-from benchmarks.method_run import BenchTraining, check_run, run_method
+from benchmarks.method_run import BenchTraining, run_method
 from benchmarks.rows import Row, RowFile, rates_by_method, summary
 from benchmarks.spec import MethodSpec, parse_method
 from pedyra.app.console import new_console
@@ -267,8 +267,6 @@ def bench_planted(
         for architecture, profile, noise in cases
         for seed, lr, text in product(seeds, lrs, methods)
     ]
-    for text in methods:
-        check_run(specs[text], _training(problem_of(*cases[0], seeds[0]), jobs[0]))
 
     def made(job: Row) -> Row:
         problem = problem_of(job["architecture"], job["profile"], job["noise"], job["seed"])

@@ -10,9 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from benchmarks.method_run import BenchTraining, FinishedRun, request, run_method
+from benchmarks.method_run import BenchTraining, FinishedRun, run_method
 from benchmarks.spec import parse_method
-from pedyra.lab.refusals import check_refusals
 from pedyra.methods.registry import METHODS
 
 WIDTHS = {"q": 72, "up": 72}
@@ -98,19 +97,3 @@ def test_rank_settings_reach_the_method_or_are_refused():
 def test_a_run_that_diverges_ends_at_the_budget_too(name: str):
     outcome = run(name, lr=1e30)
     assert outcome.ranks is not None and outcome.diverged and sum(outcome.ranks.values()) <= 4
-
-
-def test_an_error_of_torch_is_passed_over_on_the_meta_device_alone():
-    """There tensors have no numbers, so it says nothing of the run."""
-
-    def broken(_: Any) -> None:
-        raise RuntimeError("shapes differ")
-
-    def asked(base: nn.Module) -> Any:
-        setting: dict[str, Any] = dict(base=base, layers=["q", "up"], loss=loss, batches=batches)
-        return request(parse_method("lora"), BenchTraining(**setting, rank=2, steps=40, lr=1e-2, seed=0))
-
-    with pytest.raises(RuntimeError, match="shapes differ"):
-        check_refusals(asked(TwoLayers()), broken)
-    with torch.device("meta"):
-        check_refusals(asked(TwoLayers().to("meta")), broken)

@@ -1,4 +1,4 @@
-"""The schemas of recipes and grids, which editors read; every file of ours fits its own."""
+"""The schema of recipes, which editors read; every recipe of ours fits it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +15,26 @@ import pedyra
 from pedyra.app.recipe import recipe_schema
 from pedyra.app.yaml_file import parse_yaml
 from pedyra.lab.cli import main
-from pedyra.lab.compare.grid import grid_schema
 
 PACKAGE = Path(pedyra.__file__).parent
 ROOT = Path(__file__).parents[2]
-FILES = [*sorted((ROOT / "recipes").glob("*.yaml")), *sorted((PACKAGE / "lab/paper/recipes").glob("*.yaml"))]
+RECIPES = [
+    *(path for path in sorted((ROOT / "recipes").glob("*.yaml")) if not path.name.startswith("compare_")),
+    *sorted((PACKAGE / "lab/paper/recipes").glob("*.yaml")),
+]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_an_editor_finds_no_fault(path: Path):
     jsonschema = pytest.importorskip("jsonschema")
-    validator: Any = jsonschema.Draft202012Validator(grid_schema() if "methods" in content(path) else recipe_schema())
+    validator: Any = jsonschema.Draft202012Validator(recipe_schema())
     assert [f"{error.json_path}: {error.message}" for error in validator.iter_errors(content(path))] == []
 
 
-@pytest.mark.parametrize(("kind", "schema"), [("recipe", recipe_schema), ("grid", grid_schema)])
-def test_the_command_prints_a_schema(kind: str, schema: Callable[[], Any], capsys: pytest.CaptureFixture[str]):
+def test_the_command_prints_the_schema(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
-        main(["schema", kind])
-    assert json.loads(capsys.readouterr().out) == schema()
+        main(["schema"])
+    assert json.loads(capsys.readouterr().out) == recipe_schema()
 
 
 def content(path: Path) -> Any:
@@ -42,24 +42,19 @@ def content(path: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("name", "change"),
+    "change",
     [
-        ("smoke", {"lora": {"rank": 3}}),
-        ("smoke", {"fit": {"tolerance": 2}}),
-        ("smoke", {"fit": {"tolerance": "much"}}),
-        ("smoke", {"rank": {"budget": "money"}}),
-        ("compare_smoke", {"methods": {"lora": {"rate": 1}}}),
-        ("compare_smoke", {"seeds": "0"}),
-        ("compare_smoke", {"tasks": ["toy", {"mine": {"source": "mine.csv"}}]}),
-        ("compare_smoke", {"methods": ["lora", {"pedyra": {}}]}),
+        {"lora": {"rank": 3}},
+        {"fit": {"tolerance": 2}},
+        {"fit": {"tolerance": "much"}},
+        {"rank": {"budget": "money"}},
     ],
 )
-def test_an_editor_shows_a_fault(name: str, change: Any):
+def test_an_editor_shows_a_fault(change: Any):
     jsonschema = pytest.importorskip("jsonschema")
-    schema = grid_schema() if name.startswith("compare_") else recipe_schema()
-    whole = content(ROOT / "recipes" / f"{name}.yaml")
-    assert jsonschema.Draft202012Validator(schema).is_valid(whole)
-    assert not jsonschema.Draft202012Validator(schema).is_valid({**whole, **change})
+    validator = jsonschema.Draft202012Validator(recipe_schema())
+    whole = content(ROOT / "recipes" / "smoke.yaml")
+    assert validator.is_valid(whole) and not validator.is_valid({**whole, **change})
 
 
 def test_a_shell_completes_verbs():

@@ -70,6 +70,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with the trainer in it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pedyra.lab.compare.prepare.training_arguments", lambda recipe: None)  # `fake` is none
+    monkeypatch.setattr(
+        "pedyra.trainer.checkpoint_folder.find_flaw", lambda checkpoint, with_ranks: None
+    )  # an empty one
     (tmp_path / "pedyra").mkdir()
     (tmp_path / "pedyra" / "__init__.py").touch()
     (tmp_path / "pedyra" / "__main__.py").write_text(TRAINER)

@@ -54,7 +54,6 @@ def test_a_grid_from_nothing_to_its_tables(call, tmp_path, monkeypatch):
         ([SMOKE, "match=flops"], "match is 'flops'"),
         ([SMOKE, "methods.dora={}"], "method dora cannot match the baseline's"),
         ([SMOKE, "tasks.toy.text=txt"], "no column 'txt'"),
-        ([SMOKE, "rank.interval=1000"], "methods.pedyra on toy: "),
         ([SMOKE, "tasks.mine={source: a.jsonl, folder: x}"], "tasks.mine: unknown key 'data.folder'"),
         ([SMOKE, "training.max_stepz=4"], "methods.lora on toy: training.max_stepz is no argument"),
         ([SMOKE, "tasks.toy.metric=pearson"], "data.metric pearson is none of data.kind classification"),

@@ -95,7 +95,7 @@ def test_what_was_killed_resumes_from_its_checkpoint(job, calls):
 def test_what_cannot_resume_starts_anew(job, calls):
     run_all([job("pedyra")])  # crashed before its first checkpoint
     run_all([job("pedyra")])
-    assert calls() == ["pedyra 0 0.1", "pedyra 0 0.1 --resume", "pedyra 0 0.1 --overwrite"]
+    assert calls() == ["pedyra 0 0.1", "pedyra 0 0.1 --overwrite"]
 
 
 def test_a_refusal_that_passes_keeps_the_checkpoint(job, calls, monkeypatch):

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from pedyra.lab.compare.grid import Grid
 from pedyra.lab.compare.jobs import Entry, Job, JobEnd
 from pedyra.lab.compare.results import Comparison, RateCurve, choose_rate, collect
 
@@ -125,49 +124,9 @@ def test_the_loss_can_be_judged_and_the_tasks_metric_is_kept(tmp_path):
     assert judged["metrics"][judged["task_metric"]] == 0.5
 
 
-def counted(method: str, task: str, seed: int, adapter: int, head: int) -> dict[str, Any]:
-    """A row of which the parameters are of interest."""
-    costs = {"trainable_parameters": adapter + head, "head_parameters": head, "budget": 2, "value": 0.5}
-    return {"method": method, "task": task, "seed": seed, "learning_rate": 0.1, **costs}
-
-
-def warnings_of(grid: Grid, *rows: dict[str, Any]) -> list[str]:
-    return [remark for remark in Comparison(grid, rows, []).remarks() if "times the trainable" in remark]
-
-
-def test_a_task_whose_adapter_is_larger_is_told_though_the_others_are_smaller(make_grid):
-    grid = make_grid(tasks={name: {"task": "toy"} for name in "abc"}, match="parameters")
-    rows = [counted("lora", task, 0, 1000, 0) for task in "abc"]
-    rows += [counted("pedyra", task, 0, 1290 if task == "c" else 960, 0) for task in "abc"]
-    told = "warning: pedyra on c, r = 2, has 1.29 times the trainable parameters of lora"
-    assert warnings_of(grid, *rows) == [told]
-
-
-def test_a_head_hides_no_larger_adapter(make_grid):
-    rows = [counted("lora", "toy", seed, 1000 * (seed + 1), 100_000) for seed in (0, 1)]
-    rows += [counted("pedyra", "toy", 0, 2000, 100_000)]  # the other seed has not ended
-    assert "has 2.00 times" in warnings_of(make_grid(match="parameters"), *rows)[0]
-
-
-def test_parameters_are_told_of_rows_that_are_matched_and_against_the_baseline(make_grid):
-    grid = make_grid(methods={"dora": {}, "pedyra": {"match": "parameters"}, "pissa": {}})
-    rows = [counted(method, "toy", 0, count, 0) for method, count in (("dora", 1000), ("pedyra", 500), ("pissa", 500))]
-    assert warnings_of(grid, *rows) == [
-        "warning: pedyra on toy, r = 2, has 0.50 times the trainable parameters of dora"
-    ]
-
-
-def test_the_head_of_a_run_is_counted_where_its_adapter_is_saved(tmp_path, make_bert):
-    job = Job(CELL, 0.1, 0, "jobs", tmp_path, {})
-    costs = {"seconds": 1.5, "peak_memory_bytes": 7, "trainable_parameters": 3}
-    write_run(job.run, {"step": 4, "final": True, **costs, "metric": "f1", "value": 0.5, "eval_loss": 0.2})
-    make_bert().save_pretrained(job.run / "adapter")
-    (row,) = collect([job], "metric")
-    assert row["head_parameters"] == 16 * 2 + 2
-
-
 def test_a_run_whose_fit_failed_is_not_missing(make_grid, tmp_path):
     failed = Job(Entry("lora", "toy", 2), 0.1, 0, "jobs", tmp_path, {})
     ends = [JobEnd(failed, "failed", "its fit"), JobEnd(replace(failed, seed=1), "failed", "crashed")]
-    comparison = Comparison(make_grid(), [counted("lora", "toy", 0, 1000, 0)], [], ends, missing=5)
+    row = {"method": "lora", "task": "toy", "budget": 2, "seed": 0, "value": 0.5}
+    comparison = Comparison(make_grid(), [row], [], ends, missing=5)
     assert "4 reported runs are missing" in comparison.remarks()

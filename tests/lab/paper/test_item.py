@@ -56,16 +56,6 @@ def test_printed_averages_follow_from_the_printed_values(name, row, column):
     assert printed == pytest.approx(sum(value for value in values if value is not None) / len(values), abs=half)
 
 
-def test_ids_are_found_as_people_write_them():
-    assert get_item("Table 2").id == "table2"
-    assert get_item("fig4a").id == get_item("Figure 4a").id == "figure4a"
-
-
-def test_an_unknown_id_names_the_nearest():
-    with pytest.raises(ValueError, match="'figure2' is no table or figure that can be run; did you mean 'figure"):
-        get_item("figure2")
-
-
 def test_a_cell_is_its_row_and_its_column_together():
     cells = {(cell.row, cell.column): cell for cell in get_item("table3").cells("full")}
     cell = cells["LLaMA3-8B, DoRA", "MBPP"]
@@ -88,8 +78,13 @@ def test_a_part_of_a_table_keeps_its_published_numbers():
     assert get_item("table3").only().published == get_item("table3").published
 
 
-def test_a_part_that_is_not_there_names_the_nearest():
-    with pytest.raises(ValueError, match="table5 has no row '\\+Prun'; did you mean '\\+Prune'"):
-        get_item("table5").only(["+Prun"])
-    with pytest.raises(ValueError, match="table5 has no column 'STSB'; did you mean 'STS-B'"):
-        get_item("table5").only([], ["STSB"])
+@pytest.mark.parametrize(
+    ("rows", "columns", "told"),
+    [
+        (["+Prun"], [], "table5 has no row '\\+Prun'; did you mean '\\+Prune'"),
+        ([], ["STSB"], "table5 has no column 'STSB'; did you mean 'STS-B'"),
+    ],
+)
+def test_a_part_that_is_not_there_names_the_nearest(rows, columns, told):
+    with pytest.raises(ValueError, match=told):
+        get_item("table5").only(rows, columns)

@@ -137,7 +137,6 @@ def read_run(path: Path) -> RunRecords:
     last = {(record["kind"], record["step"]): record for record in ranks if record["kind"] != "layers"}
     states = sorted(last.values(), key=lambda record: record["step"])
     for record in states:
-        _check_names(record, layers, path / "ranks.jsonl")
         record |= {key: _with_nan(record[key]) for key in ("layer_scores", "effective_rank") if record.get(key)}
     fit = path / "fit" / "pedyra_fit.json"
     return RunRecords(
@@ -170,20 +169,6 @@ def make_layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:
         Layer(row["name"], row["type"], depth, row["rank"], short_name(row, depth))
         for row, depth in zip(rows, depths, strict=True)
     ]
-
-
-def _check_names(record: Record, layers: Sequence[Layer], path: Path) -> None:
-    names = {layer.name for layer in layers}
-    moved = {*(record.get("added") or {}), *(str(name) for row in record.get("pruned") or () for name in row[:1])}
-    odd = (set(record["ranks"]) ^ names) | (moved - names)
-    for field in ("layer_scores", "effective_rank", "orthogonality", "grad_norms"):
-        if isinstance(of_layer := record.get(field), dict):
-            odd |= set(of_layer) ^ names
-    if odd:
-        raise UserError(
-            f"{path}: the {record['kind']} at step {record['step']} and the first line disagree about layer "
-            f"{min(odd)!r}; all lines must name the same layers: is the file a mix of two runs?"
-        )
 
 
 def _with_nan(values: Mapping[str, float | None]) -> dict[str, float]:

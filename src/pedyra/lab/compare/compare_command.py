@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 Workers = Annotated[int, typer.Option(metavar="N", min=1, help="Runs at once on this machine, without --ray.")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Check everything, print the number of runs and their GPU hours, train none.")
+    bool,
+    typer.Option(
+        "--dry-run", help="Check the grid and its data, print the number of runs and their GPU hours, train none."
+    ),
 ]
 Ray = Annotated[
     str | None,

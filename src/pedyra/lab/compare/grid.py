@@ -228,17 +228,3 @@ def check_grid(content: dict[str, Any], where: str) -> Grid:
         return Grid.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{where}: {one_line(error, Grid, depth=3)}") from None
-
-
-def grid_schema() -> dict[str, Any]:
-    """Return the JSON schema of a grid; with the short forms, which are written out before a grid is checked."""
-    schema = Grid.model_json_schema()
-    schema["required"] = ["model", "methods", "tasks", "seeds"]
-    schema["$defs"]["MethodRow"].pop("required")
-    for key in ("methods", "tasks"):
-        named = schema["properties"][key]
-        nothing = {"type": "null"}
-        rows = {"type": "object", "additionalProperties": {"anyOf": [named.pop("additionalProperties"), nothing]}}
-        named.pop("type")
-        named["anyOf"] = [rows, {"type": "array", "items": {"type": "string"}}]
-    return schema

@@ -27,8 +27,8 @@ from pedyra.methods.registry import get_method
 from pedyra.trainer.checkpoint_folder import last_complete_checkpoint
 
 POLL_SECONDS = 0.5
-REFUSED, INTERRUPTED = 2, 130
-"""These are exit codes of `pedyra`."""
+INTERRUPTED = 130
+"""`pedyra` ends with this exit code after Ctrl-C."""
 Purpose = Literal["jobs", "tuning"]
 
 
@@ -175,13 +175,9 @@ def run_job(job: Job, start: Callable[[list[str], Path], int], stops: Stops) -> 
             refuse_link(place)
         job.run.parent.mkdir(parents=True, exist_ok=True)
         write_file(job.recipe_file, to_yaml(job.recipe))
-        for arguments in _attempts(job):
-            if stops or (arguments[-1] == "--overwrite" and (final_row(job.run) is not None or _may_resume(job))):
-                break
+        if not is_done(job):
             begins = job.log.stat().st_size if job.log.is_file() else 0
-            code = start(arguments, job.log)
-            if code != REFUSED:
-                break
+            code = start(_arguments(job), job.log)
     except (OSError, ValueError) as error:  # no process, no disk, a link: of this job, perhaps not of the next
         return JobEnd(job, "failed", str(error))
     if is_done(job):
@@ -200,14 +196,14 @@ def _in_a_child(threads: int, stops: Stops, arguments: list[str], log: Path) -> 
     return _wait(child, stops)
 
 
-def _attempts(job: Job) -> list[list[str]]:
-    """Return calls of pedyra that bring a job to its end; where one is refused, the next follows."""
-    train = ["train", str(job.recipe_file)]
-    if is_done(job):
-        return []
+def _arguments(job: Job) -> list[str]:
+    """Return the call of pedyra that brings a job to its end."""
     if final_row(job.run) is not None:  # it was trained, and its fit failed or was stopped
-        return [["fit", "--overwrite", str(job.run), *_fit_options(job.recipe["fit"])]]
-    return [[*train, "--resume"], [*train, "--overwrite"]] if (job.run / "recipe.yaml").is_file() else [train]
+        return ["fit", "--overwrite", str(job.run), *_fit_options(job.recipe["fit"])]
+    train = ["train", str(job.recipe_file)]
+    if not (job.run / "recipe.yaml").is_file():
+        return train
+    return [*train, "--resume" if _may_resume(job) else "--overwrite"]
 
 
 def _fit_options(section: Mapping[str, Any]) -> list[str]:
@@ -223,11 +219,7 @@ def _fit_options(section: Mapping[str, Any]) -> list[str]:
 
 
 def _may_resume(job: Job) -> bool:
-    """Tell whether a later call can go on where this job was stopped.
-
-    One that cannot starts anew; what was refused for a reason that passes (a full disk, another process that trains
-    it) keeps its checkpoint.
-    """
+    """Tell whether the job can go on where it was stopped; one that cannot starts anew."""
     grouped = job.recipe.get("training", {}).get("train_sampling_strategy") == "group_by_length"
     try:
         last_complete_checkpoint(job.run, with_ranks=(job.run / "ranks.jsonl").is_file())

@@ -17,7 +17,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,8 @@ from pedyra.errors import UserError
 from pedyra.lab.compare.grid import Grid
 from pedyra.lab.compare.jobs import Entry, Job, Purpose
 from pedyra.lab.compare.named_tasks import task_data
-from pedyra.lab.refusals import check_refusals
 from pedyra.lora.files import read_json, write_file
 from pedyra.methods.registry import get_method
-from pedyra.methods.trainer import check_arguments
 
 SEED = 0
 """It is the splits', which are the same for every method and seed."""
@@ -141,7 +139,6 @@ def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
             check_names(models[recipe.data.kind].base, recipe.lora)
     weights = {kind: sum(each.numel() for each in model.base.parameters()) for kind, model in models.items()}
     experiment = Experiment(grid, folder, splits, _match(grid, recipes, models), weights)
-    _check_methods(experiment, models)
     for entry in experiment.entries:  # each job refuses a run of another grid in its folder
         experiment.tuning_jobs(entry)
         for rate in grid.rates(entry.method):
@@ -179,18 +176,6 @@ def _told_of(where: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise UserError(f"{where}: {' '.join(str(error).split())}") from None
-
-
-def _check_methods(experiment: Experiment, models: Mapping[str, BareModel]) -> None:
-    """Raise ValueError for what the method of a matched row refuses; tasks of one kind are alike to it."""
-    known = set()
-    for entry in experiment.entries:
-        recipe = _row_recipe(experiment, entry)
-        key = (entry.method, recipe.data.kind, entry.budget)
-        if key not in known:
-            known.add(key)
-            with _told_of(_where(entry)):
-                models[recipe.data.kind].check(recipe)
 
 
 def _match(grid: Grid, recipes: Mapping[Entry, Recipe], models: Mapping[str, BareModel]) -> dict[Entry, int]:
@@ -275,8 +260,8 @@ def _classes(train: Rows, data: DataSection, class_names: list[str] | None) -> d
 
 
 class BareModel:
-    """The base model of a comparison without its weights, on torch's meta device: it tells how many parameters an
-    adapter trains, where a head is left out, and what a method refuses.
+    """The base model of a comparison without its weights, on torch's meta device, tells how many parameters an adapter
+    trains, where a head is left out.
 
     Args:
         recipe: any; for the model, its tokenizer and the kind of data.
@@ -314,17 +299,6 @@ class BareModel:
         recipe = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"r": r})})
         with torch.device("meta"):
             return _trained(method.prepare(self.request(recipe)).model)
-
-    def check(self, recipe: Recipe) -> None:
-        """Raise ValueError for what the recipe's method refuses, as far as it is known without weights and rows."""
-        wanted = self.request(recipe)
-        wanted.model.is_quantized = recipe.model.quantization != "none"
-        with torch.device("meta"):
-            check_refusals(
-                # Without `max_steps` their number follows from the rows.
-                replace(wanted, steps=max(0, int(recipe.training.get("max_steps", 0)))),
-                lambda adaptation: check_arguments(adaptation.refused, training_arguments(recipe)),
-            )
 
 
 def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, count: BareModel) -> int:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,9 +14,7 @@ from pedyra.app.recipe_sections import LOWER_IS_BETTER
 from pedyra.fitting.cut import RECORD
 from pedyra.lab.compare.grid import Grid, Judge
 from pedyra.lab.compare.jobs import Entry, Job, JobEnd, final_row
-from pedyra.lab.compare.prepare import TOLERANCE
 from pedyra.lora.files import read_json, read_rows
-from pedyra.lora.inspection import read_adapter_config, read_tensors
 
 NOT_A_METRIC = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 Row = dict[str, Any]
@@ -38,8 +35,7 @@ def result_row(job: Job, final: Mapping[str, Any], judge: Judge) -> Row:
     """Return what is known of a finished run, as it stands in comparison.jsonl.
 
     `metric` is what is judged, the task's own (`task_metric`) or "loss"; `metrics` has every one of the last
-    evaluation. `head_parameters` are those of `trainable_parameters` that are trained in full beside the adapter.
-    `fit_parameters` are those of the smaller adapter that the run's fit found, and `fit_increase` is what
+    evaluation. `fit_parameters` are those of the smaller adapter that the run's fit found, and `fit_increase` is what
     the loss rose by with it, on rows that had no part in the choice; both None where nothing was fitted.
     """
     loss, own, metrics = _number(final["eval_loss"]), _number(final["value"]), _last_metrics(job.run, final)
@@ -58,18 +54,8 @@ def result_row(job: Job, final: Mapping[str, Any], judge: Judge) -> Row:
         "task_metric": final["metric"],
         "metrics": metrics,
         "run": str(job.run),
-        "head_parameters": _head_parameters(job.run / "adapter"),
         **_fit(job.run),
     }
-
-
-def _head_parameters(adapter: Path) -> int:
-    """Count those of a head and other modules that are trained in full, as they are saved beside the adapter."""
-    if not (adapter / "adapter_config.json").is_file():
-        return 0
-    full = read_adapter_config(adapter).get("modules_to_save") or ()
-    tensors = read_tensors(adapter / "adapter_model.safetensors")
-    return sum(each.numel() for key, each in tensors.items() if any(f".{name}." in f".{key}" for name in full))
 
 
 def _fit(run: Path) -> Row:
@@ -175,7 +161,7 @@ class Comparison:
         return sum(ours[run] for run in shared) / total if total else None
 
     def remarks(self) -> list[str]:
-        """Tell what a reader must know: failures, missing runs, rates at an edge, parameters that are not equal."""
+        """Tell what a reader must know: failures, missing runs, rates at an edge."""
         found = [f"failed: {end.job.label}: {end.message}" for end in self.failed]
         ended = {(Entry(row["method"], row["task"], row["budget"]), row["seed"]) for row in self.rows}
         jobs = [end.job for end in self.failed if end.job.purpose == "jobs"]
@@ -193,25 +179,4 @@ class Comparison:
             elif curve.edge:
                 best = f"the best rate, {curve.chosen:g}, is the {curve.edge} of its grid"
                 found.append(f"warning: {curve.entry}: {best}; widen it")
-        return [*found, *self._unequal()]
-
-    def _unequal(self) -> Iterator[str]:
-        """Yield the entries whose adapters have not the baseline's parameters, though they were matched to have them.
-
-        A head, of which every row has the same, is left out: it would hide how much larger an adapter is.
-        """
-        grid = self.grid
-        for method, task, budget in product(grid.methods, grid.tasks, grid.all_budgets):
-            if grid.match_of(method) == "parameters":
-                ours, theirs = (self._adapter_parameters(name, task, budget) for name in (method, grid.baseline))
-                shared = ours.keys() & theirs.keys()
-                total = sum(theirs[seed] for seed in shared)
-                if total and abs(sum(ours[seed] for seed in shared) - total) > TOLERANCE * total:
-                    ratio = sum(ours[seed] for seed in shared) / total
-                    than = f"{ratio:.2f} times the trainable parameters of {grid.baseline}"
-                    yield f"warning: {Entry(method, task, budget)}, has {than}"
-
-    def _adapter_parameters(self, method: str, task: str, budget: int) -> dict[int, int]:
-        """Return seed -> trained parameters without a head."""
-        trained, heads = (self.values(method, task, budget, key) for key in ("trainable_parameters", "head_parameters"))
-        return {seed: trained[seed] - heads[seed] for seed in trained}
+        return found

@@ -127,22 +127,9 @@ class Item(Section):
         return self.model_copy(update=kept)
 
     def check_part(self, scale: Scale) -> None:
-        """Raise ValueError where the scale does not measure a row or column that `only` has kept."""
-        whole, cells = get_item(self.id), list(self.cells(scale))
-        for what in ("row", "column"):
-            kept, known = ((each.rows if what == "row" else each.columns) for each in (self, whole))
-            if kept.keys() == known.keys():
-                continue
-            measured = {getattr(cell, what) for cell in cells}
-            for name, part in kept.items():
-                if name in measured or (part.average and measured & {*(part.over or kept)}):
-                    continue
-                of_scale = {getattr(cell, what) for cell in whole.cells(scale)}
-                choices = [each for each in known if each in of_scale]
-                repair = f"choose from {', '.join(map(repr, choices))}" if choices else f"leave --{what} out"
-                raise UserError(
-                    f"{self.id} does not measure {what} {name!r} at scale {scale}; {repair}, or take another scale"
-                )
+        """Raise ValueError where the scale measures nothing of what `only` has kept."""
+        if not any(self.cells(scale)):
+            raise UserError(f"{self.id} measures no such cell at scale {scale}; name other rows or columns, or a scale")
 
     def at(self, scale: Scale) -> Item:
         """Return the item with the columns that the scale measures."""
@@ -169,14 +156,10 @@ def items() -> dict[str, Item]:
 
 
 def get_item(name: str) -> Item:
-    """The item of this id; "Table 2" and "fig4a" are understood. Raises ValueError with the nearest id."""
-    known = items()
-    wanted = name.lower().replace(" ", "").replace("_", "").replace("-", "")
-    if wanted.startswith("fig") and not wanted.startswith("figure"):
-        wanted = f"figure{wanted.removeprefix('fig').removeprefix('.')}"
-    if wanted in known:
-        return known[wanted]
-    raise UserError(f"{name!r} is no table or figure that can be run; {did_you_mean(wanted, known)}")
+    """Find the item of this id. Raises ValueError with the nearest id."""
+    if name not in items():
+        raise UserError(f"{name!r} is no table or figure that can be run; {did_you_mean(name, items())}")
+    return items()[name]
 
 
 @cache
