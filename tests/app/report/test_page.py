@@ -122,12 +122,6 @@ def test_a_fit_whose_size_is_not_proved_says_so(fitted_run: Path, share: float, 
     assert told in fit_line(replace(run, fit={**run.fit, "share": share}, curve=rows))
 
 
-def test_a_plain_lora_run_shows_nothing_that_it_does_not_know(lora_run: Path):
-    page = build_report(lora_run).read_text(encoding="utf-8")
-    header = page.split("<header>")[1].split("</header>")[0]
-    assert "Accuracy" in header and "Total rank" not in header and "Adjustments" not in header
-
-
 def test_samples_are_shown_where_there_are_some(lora_run: Path, tmp_path: Path):
     folder = Path(shutil.copytree(lora_run, tmp_path / "wrote"))
     rows = [{"prompt": "2 + 2 = ", "text": f"four & <b>{i}</b>"} for i in range(9)]
@@ -149,8 +143,3 @@ def test_the_adjustments_say_how_many_moves_were_taken_back_at_once(dynamic_run:
     lost = {**gained, "added": {}, "pruned": [[name, 2, 0.1], [name, 8, 0.0]]}
     moved = facts(replace(run, adjustments=[gained, lost]))["Adjustments"]
     assert moved == ("2", "2 ranks pruned (1 of them had just been added), 2 added")
-
-
-def test_a_fit_tells_the_size_that_is_left(fitted_run: Path):
-    size = facts(read_run(fitted_run))["Smaller adapter"]
-    assert size[0] == "500" and "50.0%" in size[1]

@@ -65,17 +65,6 @@ def cut(line: str) -> str:
     return line[: len(line) // 2]
 
 
-def of_another_layer(key: str) -> Callable[[str], str]:
-    """The first layer of this field is called otherwise."""
-
-    def change(line: str) -> str:
-        record = json.loads(line)
-        (name, value), *others = record[key].items()
-        return json.dumps({**record, key: {name + "!": value, **dict(others)}})
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("file", "number", "change", "told"),
     [
@@ -86,8 +75,6 @@ def of_another_layer(key: str) -> Callable[[str], str]:
         ("ranks.jsonl", 1, without("layers"), "ranks.jsonl, line 1: layers is nothing, must be a list"),
         ("ranks.jsonl", 2, without("kind"), "ranks.jsonl, line 2: kind is nothing, must be text"),
         ("ranks.jsonl", 3, without("ranks"), "ranks.jsonl, line 3: ranks is nothing, must be an object"),
-        ("ranks.jsonl", 2, lambda line: line.replace("layer.0", "layer.9"), "'bert.encoder.layer.0.attention"),
-        ("ranks.jsonl", 2, of_another_layer("effective_rank"), "disagree about layer 'bert.encoder.layer.0.att"),
         (
             "ranks.jsonl",
             2,
@@ -106,10 +93,18 @@ def test_damage_is_told_with_file_and_line(copy: Path, file: str, number: int, c
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("file", ["recipe.yaml", "metrics.jsonl"])
-def test_a_missing_file_is_told(copy: Path, file: str):
-    (copy / file).unlink()
-    with pytest.raises(ValueError, match=rf"{file}'? (is missing|does not exist)"):
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("", "is not a folder"),
+        ("recipe.yaml", "recipe.yaml' does not exist"),
+        ("metrics.jsonl", "metrics.jsonl is missing or empty"),
+    ],
+)
+def test_what_is_missing_is_told(copy: Path, file: str, told: str):
+    place = copy / file
+    place.unlink() if file else shutil.rmtree(place)
+    with pytest.raises(ValueError, match=told):
         read_run(copy)
 
 
@@ -118,14 +113,3 @@ def test_a_pipe_in_the_place_of_the_environment_is_not_waited_for(copy: Path):
     (copy / "environment.json").unlink()
     os.mkfifo(copy / "environment.json")
     assert read_run(copy).environment == {}
-
-
-def test_an_empty_log_is_told(copy: Path):
-    (copy / "metrics.jsonl").write_text("")
-    with pytest.raises(ValueError, match="metrics.jsonl is missing or empty"):
-        read_run(copy)
-
-
-def test_the_wrong_folder_is_told(tmp_path: Path):
-    with pytest.raises(ValueError, match="is not a folder"):
-        read_run(tmp_path / "nowhere")
