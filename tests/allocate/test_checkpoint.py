@@ -111,14 +111,6 @@ def test_a_training_does_not_go_on_without_its_side_file(damage, stopped, make_t
         trainer.train(resume_from_checkpoint=str(folder))
 
 
-def test_a_checkpoint_of_another_folder_is_resumed(stopped, make_trainer, quick, tmp_path):
-    moved = tmp_path / "archive" / "checkpoint-8"
-    shutil.copytree(stopped / "checkpoint-8", moved)
-    trainer, callback = make_trainer(tmp_path / "new", quick(min_rank=0, moves=7))  # Trainer's own word is enough
-    trainer.train(resume_from_checkpoint=str(moved))  # a warning would be an error
-    assert [record["step"] for record in callback.allocator.history] == [3, 5, 7]
-
-
 def test_what_trainer_loaded_is_resumed_and_no_namesake(make_trainer, quick, tmp_path, run_state, assert_equal):
     """Two runs with a checkpoint-8 each: the one given to `train` counts, not the one in the output folder."""
     config = quick(min_rank=0, moves=7)

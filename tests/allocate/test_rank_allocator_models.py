@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from closeness import same_bits
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig
 from peft.optimizers import create_loraplus_optimizer
-from torch import nn
 from windows import SCHEDULE, STEPS, allocate, forced, inside, on_lora, take_step, trainable
 
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.lora.attach import attach, detach
+from pedyra.lora.attach import attach
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -68,48 +65,6 @@ def test_modules_to_save_are_trained_as_before(make_bert, tokens):
     assert head.weight is before and before in allocator.optimizer.state
     assert len({tuple(record["ranks"].values()) for record in allocator.history}) > 1
     assert not any("classifier" in name for name in allocator.ranks)
-
-
-@pytest.mark.parametrize(
-    "flavour",
-    [{}, {"use_dora": True}, {"use_rslora": True}, {"init_lora_weights": "pissa"}, {"lora_dropout": 0.2}],
-    ids=["plain", "dora", "rslora", "pissa", "dropout"],
-)
-@pytest.mark.parametrize("start", ["lora", "svd"])
-def test_every_flavour_of_lora_is_trained_and_stays_a_lora(flavour, start, make_net, train_net, tmp_path):
-    model = make_net(**flavour)
-    allocator = allocate(model, forced(**{**SCHEDULE, "start": start}))
-    train_net(model, allocator.optimizer, allocator, STEPS)
-    assert any(set(record["ranks"].values()) != {4} for record in allocator.history)
-    model.eval().save_pretrained(tmp_path)
-    loaded: Any = PeftModel.from_pretrained(make_net().unload(), tmp_path).eval()
-    x = torch.randn(4, 8)
-    assert torch.allclose(loaded(x), model(x), atol=1e-5)
-
-
-def test_conv1d_of_gpt2_is_a_linear_layer_the_other_way_round(train_net):
-    from transformers.pytorch_utils import Conv1D
-
-    class Stack(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.first, self.second = Conv1D(12, 8), Conv1D(6, 12)  # (out, in)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.second(torch.tanh(self.first(x)))
-
-    settings = LoraConfig(r=3, target_modules=["first", "second"], fan_in_fan_out=True, init_lora_weights="pissa")
-    model: Any = get_peft_model(Stack(), settings)
-    allocator = allocate(model, forced(**SCHEDULE))
-    train_net(model, allocator.optimizer, allocator, STEPS)
-    x = torch.randn(4, 8)
-    expected = model.eval()(x)
-    allocator.release()
-    detach(model)
-    assert torch.allclose(model(x), expected, atol=1e-5)
-    with model.disable_adapter():  # the base has its pristine weight again
-        assert torch.allclose(model(x), Stack()(x), atol=1e-5)
 
 
 def test_a_model_in_float64_is_scored(make_net):

@@ -79,16 +79,6 @@ def test_a_live_model_takes_any_saved_ranks(flavour, live, make_net, set_ranks, 
     assert torch.allclose(model(x), source(x), atol=1e-5)
 
 
-def test_a_layer_saved_at_rank_zero_comes_back_without_contribution(make_net, set_ranks, tmp_path):
-    source, x = make_net(trained=True).eval(), torch.randn(4, 8)
-    set_ranks(source, [0, 2, 0])
-    source.save_pretrained(tmp_path)
-    model = make_net(trained=True).eval()
-    attach(model)
-    model.load_adapter(tmp_path, "default", is_trainable=True)
-    assert torch.allclose(model(x), source(x), atol=1e-6)
-
-
 @pytest.mark.parametrize("flavour", ["plain", "dora", "pissa"])
 def test_state_dict_round_trip_is_exact(flavour, make_net, set_ranks):
     source, x = make_net(**FLAVOURS[flavour]).eval(), torch.randn(4, 8)

@@ -82,7 +82,9 @@ def test_a_run_grows_from_one_to_the_budget(prepare: Any):
 
 
 def test_reserve_e_stays_while_its_factors_learn(prepare: Any):
-    run = prepare("increlora", training={"max_steps": 12}, rank={"initial_warmup": 6, "interval": 1})
+    """Weight decay needs no gradient."""
+    training = {"max_steps": 12, "weight_decay": 0.5}
+    run = prepare("increlora", training=training, rank={"initial_warmup": 6, "interval": 1})
     layers = run.model.get_base_model().bert.encoder.layer[0].attention.self.query
     a = layers.lora_A["default"]
     A, stop = a.A.detach().clone(), []
@@ -117,22 +119,6 @@ def test_the_reserve_has_no_part_in_the_norm_that_is_clipped_until_it_is_activat
             assert bool(gradient[-2:].any()) == (adjustments >= closed)
             assert bool(gradient[:-2].any()) or adjustments >= closed
     assert len({tuple(ranks) for _, _, ranks in seen}) > 2  # Parameters were renewed on the way
-
-
-def test_weight_decay_leaves_the_reserve_as_it_is(prepare: Any):
-    run = prepare(
-        "increlora", training={"max_steps": 12, "weight_decay": 0.5}, rank={"initial_warmup": 6, "interval": 1}
-    )
-    stop: list[torch.Tensor] = []
-
-    class Look(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 4:
-                stop.extend(layer.a.E.detach().clone() for layer in run.allocator.layers)
-
-    run.trainer.add_callback(Look())
-    run.train()
-    assert stop and all(E[1:].tolist() == [torch.tensor(1e-5).item()] * 2 for E in stop)
 
 
 def one_trained_layer() -> tuple[Any, AdaptedLayer, torch.Tensor]:
@@ -179,15 +165,6 @@ def test_the_active_rank_has_a_gradient_at_the_first_step(prepare: Any):
     for name, gradient in prepare("increlora").gradients().items():
         if name.endswith(".E"):
             assert gradient[0] != 0
-
-
-def test_dropping_the_reserve_hardly_changes_the_function(prepare: Any):
-    run = prepare("increlora").train()
-    allocator = run.allocator
-    before = run.logits()
-    for layer in allocator.layers:  # as large as what was dropped: 1e-5 along rows of N(0, 0.02^2)
-        layer.a.E.data[-1] += 1e-5
-    assert (run.logits() - before).abs().max() < 1e-3
 
 
 def test_where_no_layer_can_grow_the_reserves_go_though_the_budget_is_not_met(situation: Any):

@@ -10,11 +10,11 @@ import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from closeness import same_bits
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback
-from windows import holds_what_is_trained, inside, on_lora, trainable
+from transformers import BertConfig, BertForSequenceClassification, Trainer
+from windows import inside, trainable
 from works_with import note
 
-from pedyra import RankAllocator, adapt, attach
+from pedyra import adapt
 from pedyra.trainer.adapt import _unscale
 from pedyra.trainer.engines import check_engine, data_parallel
 
@@ -27,29 +27,6 @@ class NanAt(Trainer):
     def compute_loss(self, model, inputs, *args, **kwargs):
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         return loss * torch.nan if self.state.global_step + 1 == self.step else loss  # type: ignore[operator]
-
-
-class DropNan(TrainerCallback):
-    """Clears non-finite gradients just before the optimizer would take them in."""
-
-    def on_pre_optimizer_step(self, args, state, control, *, model, **kwargs) -> None:
-        for parameter in model.parameters():
-            if parameter.grad is not None and not parameter.grad.isfinite().all():
-                parameter.grad = None
-
-
-def test_ranks_move_at_the_scheduled_steps_and_at_no_other(make_trainer, tmp_path):
-    trainer, callback = make_trainer(tmp_path)
-    trainer.train()
-    assert [record["step"] for record in callback.allocator.history] == [3, 5, 7]
-    assert len(set(callback.allocator.ranks.values())) > 1
-    assert callback.allocator.parameters <= callback.allocator.initial_parameters
-
-
-def test_attaching_happens_before_the_optimizer_is_built_so_that_every_triple_is_in_it(make_trainer, tmp_path):
-    trainer, _ = make_trainer(tmp_path)
-    trainer.create_optimizer()
-    assert holds_what_is_trained(trainer.optimizer, trainer.model)
 
 
 def test_an_optimizer_that_is_there_already_trains_the_same(make_trainer, quick, tmp_path, run_state):
@@ -125,44 +102,12 @@ def test_unscaling_happens_once_whether_or_not_clipping_did_it(make_net):
         assert all(same_bits(grad * 1024, before) for grad, before in zip(grads, scaled, strict=True))
 
 
-def test_a_step_with_a_nan_loss_is_counted_and_left_out_of_the_scores(make_trainer, tmp_path):
-    trainer, callback = make_trainer(tmp_path, trainer_class=NanAt, max_grad_norm=0.0)
-    trainer.add_callback(DropNan)
-    trainer.train()
-    assert [record["skipped_steps"] for record in callback.allocator.history] == [0, 1, 1]
-    assert all(torch.isfinite(p).all() for p in callback.allocator.triples())
-    assert all(score == score for record in callback.allocator.history for score in record["layer_scores"].values())
-
-
 def test_weights_that_a_nan_has_destroyed_do_not_end_the_run(make_trainer, tmp_path):
     """Stock Trainer goes on with NaN weights; the callback must not be what raises."""
     trainer, callback = make_trainer(tmp_path, trainer_class=NanAt, logging_strategy="steps", logging_steps=1)
     trainer.train()
     assert trainer.state.global_step == 12
     assert int(inside(callback.allocator).scores.skipped) > 0
-
-
-def test_evaluation_and_generation_do_not_count_as_input_energy(make_trainer, make_llama, tokens, tmp_path):
-    quiet, callback = make_trainer(tmp_path)
-    quiet.train()
-    busy, observed = make_trainer(tmp_path, eval_strategy="steps", eval_steps=1)
-    busy.train()
-    assert [r["scores"] for r in callback.allocator.history] == [r["scores"] for r in observed.allocator.history]
-
-    model = make_llama()
-    allocator = RankAllocator(
-        model,
-        torch.optim.SGD(trainable(model), lr=0.1),
-        on_lora(interval=4, initial_warmup=0, final_warmup=1),
-        total_steps=6,
-    )
-    model.eval()
-    model.generate(**tokens, max_new_tokens=2, do_sample=False)
-    assert inside(allocator).scores.inputs is not None
-    assert inside(allocator).scores.inputs.collect() == [None] * len(allocator.layers)
-    model.train()
-    model(**tokens)
-    assert all(energy is not None for energy in inside(allocator).scores.inputs.collect())
 
 
 # What is refused, before the first step and with the repair in the message.
@@ -240,21 +185,3 @@ def test_engines_that_would_cut_the_adapter_are_refused_before_they_are_set_up(e
             resume="",
             fit="not run here",
         )
-
-
-def test_one_process_on_one_device_is_accepted(make_trainer, tmp_path):
-    trainer, _ = make_trainer(tmp_path)
-    assert data_parallel(trainer.args, trainer.model) is None
-
-
-def test_training_starts_from_a_model_that_was_attached_before(make_trainer, make_bert, tmp_path, run_state):
-    model = make_bert()
-    attach(model)
-    left = run_state(*_trained(make_trainer(tmp_path, model=model)))
-    right = run_state(*_trained(make_trainer(tmp_path)))
-    assert left["history"] == right["history"]
-
-
-def _trained(pair):
-    pair[0].train()
-    return pair

@@ -17,7 +17,7 @@ Scores = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True)
 class RankPlan:
-    """One adjustment: which triples go, where new ones come, and the ranks that result."""
+    """This is one adjustment: which triples go, where new ones come, and the ranks that result."""
 
     pruned: dict[str, tuple[int, ...]]
     """Layer -> indices of its pruned triples, ascending. Only layers that lose any."""
@@ -34,7 +34,7 @@ class RankPlan:
 
 
 def prunable(scores: Scores, min_rank: int) -> list[tuple[float, int, int, str]]:
-    """(score, layer position, triple index, layer) of every triple but each layer's best `min_rank`."""
+    """List (score, layer position, triple index, layer) of every triple but each layer's best `min_rank`."""
     candidates = []
     for position, (name, values) in enumerate(scores.items()):
         by_score = sorted(range(len(values)), key=lambda i: (values[i], i))
@@ -44,7 +44,7 @@ def prunable(scores: Scores, min_rank: int) -> list[tuple[float, int, int, str]]
 
 
 def lowest(candidates: list[tuple[float, int, int, str]], moves: int) -> dict[str, tuple[int, ...]]:
-    """Layer -> ascending indices of the `moves` lowest of these candidates (see `prunable`)."""
+    """Return layer -> ascending indices of the `moves` lowest of these candidates (see `prunable`)."""
     pruned: dict[str, list[int]] = {}
     for _, _, index, name in sorted(candidates)[:moves]:
         pruned.setdefault(name, []).append(index)
@@ -52,7 +52,7 @@ def lowest(candidates: list[tuple[float, int, int, str]], moves: int) -> dict[st
 
 
 def lowest_to_free(scores: Scores, units: Mapping[str, int], excess: int, min_rank: int) -> dict[str, tuple[int, ...]]:
-    """The triples with the lowest scores that free at least `excess` units; fewer where min_rank forbids."""
+    """Find the triples with the lowest scores that free at least `excess` units; fewer where min_rank forbids."""
     pruned: dict[str, list[int]] = {}
     for _, _, index, name in sorted(prunable(scores, min_rank)):
         if excess <= 0:
@@ -63,12 +63,12 @@ def lowest_to_free(scores: Scores, units: Mapping[str, int], excess: int, min_ra
 
 
 def spent(ranks: Mapping[str, int], units: Mapping[str, int]) -> int:
-    """The budget that these ranks take up."""
+    """Return the budget that these ranks take up."""
     return sum(rank * units[name] for name, rank in ranks.items())
 
 
 def layer_means(scores: Scores, pruned: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, float]:
-    """Eq. (7): the mean over a layer's triples, without those in `pruned`; 0 for a layer without any."""
+    """Compute Eq. (7): the mean over a layer's triples, without those in `pruned`; 0 for a layer without any."""
     result, pruned = {}, pruned or {}
     for name, values in scores.items():
         kept = [value for index, value in enumerate(values) if index not in pruned.get(name, ())]
@@ -83,7 +83,7 @@ def round_robin(
     units: Mapping[str, int],
     available: int,
 ) -> dict[str, int]:
-    """One triple to each layer down the ranking, again and again, while one is affordable and below its cap."""
+    """Give one triple to each layer down the ranking, again and again, while one is affordable and below its cap."""
     added: dict[str, int] = {}
     placed = True
     while placed:
@@ -103,7 +103,7 @@ def make_plan(
     layer_scores: Mapping[str, float],
     rescale: Mapping[str, float] | None = None,
 ) -> RankPlan:
-    """The RankPlan of these removals and additions; a layer that gains no triple is left out of `added`."""
+    """Make the RankPlan of these removals and additions; a layer that gains no triple is left out of `added`."""
     ranks = {name: len(values) - len(pruned.get(name, ())) + added.get(name, 0) for name, values in scores.items()}
     return RankPlan(
         pruned=dict(pruned),

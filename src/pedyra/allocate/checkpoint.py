@@ -48,7 +48,8 @@ _SHAPE = {
 
 
 class SideFileError(ValueError):
-    """A side file that is missing, damaged, or belongs to another run; the message says which and what."""
+    """It is raised for a side file that is missing, damaged, or belongs to another run; the message says which and
+    what."""
 
 
 def save_state(allocator: RankAllocator, folder: Path | str) -> None:
@@ -68,7 +69,7 @@ def save_state(allocator: RankAllocator, folder: Path | str) -> None:
 
 
 def run_record(allocator: RankAllocator) -> dict[str, Any]:
-    """What an exact resume needs besides tensors: plain values for JSON."""
+    """Return what an exact resume needs besides tensors: plain values for JSON."""
     return {
         "step": allocator.step,
         "total_steps": allocator.schedule.total_steps,
@@ -121,16 +122,16 @@ def restore(allocator: RankAllocator, folder: Path | str) -> None:
 
 
 def restore_factors(model: nn.Module, folder: Path, adapter_name: str = "default") -> None:
-    """Only A, E, B of every layer, for inference from a checkpoint (`load_best_model_at_end`). Raises SideFileError: as
-    `restore`."""
+    """Restore only A, E, B of every layer, for inference from a checkpoint (`load_best_model_at_end`). Raises
+    SideFileError: as `restore`."""
     folder = _own_folder(folder, adapter_name)
     record, tensors = read_state(folder)
     _restore_factors(model, adapter_name, record, tensors, folder, None)
 
 
 def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The record and the tensors of a side file, checked against each other and the adapter by their digests. Raises
-    SideFileError: missing, unreadable, of another format, or the pair does not belong together."""
+    """Read the record and the tensors of a side file, checked against each other and the adapter by their digests.
+    Raises SideFileError: missing, unreadable, of another format, or the pair does not belong together."""
     record_path, tensors_path = folder / RECORD, folder / TENSORS
     for path in (record_path, tensors_path):
         if not path.is_file():
@@ -146,7 +147,7 @@ def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 def _own_folder(folder: Path | str, adapter_name: str) -> Path:
-    """Where PEFT saves an adapter: in the folder itself, or under its name if it is not the default one."""
+    """Say where PEFT saves an adapter: in the folder itself, or under its name if it is not the default one."""
     return Path(folder) if adapter_name == "default" else Path(folder) / adapter_name
 
 

@@ -66,7 +66,7 @@ class Decision:
 
 
 class MethodRun:
-    """A method in one run. The allocator calls `prepare`, `before_step` and `decide`, in this order."""
+    """This is a method in one run. The allocator calls `prepare`, `before_step` and `decide`, in this order."""
 
     skipped_steps: int = 0
     """Steps left out for a non-finite observation."""
@@ -96,33 +96,33 @@ class MethodRun:
         """After step `step` other triples were loaded: nothing is known of those that are there now."""
 
     def describe(self) -> dict[str, Any]:
-        """The method's own fields of the schedule in `RankAllocator.describe`; plain values."""
+        """Return the method's own fields of the schedule in `RankAllocator.describe`; plain values."""
         return {}
 
     def snapshot(self, step: int) -> dict[str, Any]:
-        """Fields of `RankAllocator.snapshot`; plain values. `layer_scores`, `grad_norms` and
+        """Return fields of `RankAllocator.snapshot`; plain values. `layer_scores`, `grad_norms` and
         `two_thirds_log_variance` are always there, None where they are unknown."""
         return dict.fromkeys(("grad_norms", "layer_scores", "two_thirds_log_variance"))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors of its state, for a checkpoint."""
+        """Return the tensors of its state, for a checkpoint."""
         return {}
 
     def values(self) -> dict[str, Any]:
-        """The rest of its state, as plain values for JSON."""
+        """Return the rest of its state, as plain values for JSON."""
         return {}
 
     def load(self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of both, after step `step` and `restart`, once the factors have the saved ranks; ValueError where
-        they do not fit."""
+        """Do the inverse of both, after step `step` and `restart`, once the factors have the saved ranks; ValueError
+        where they do not fit."""
 
     def release(self) -> None:
         """Leave nothing in the model."""
 
 
 class RankMethod:
-    """A method and its settings, before any run, as a user gives it: `PeDyra(...)`. It has no state. Its class is the
-    method."""
+    """This is a method and its settings, before any run, as a user gives it: `PeDyra(...)`. It has no state. Its class
+    is the method."""
 
     start: str
     """Triples begin so, see `attach`: "lora" or "svd"."""
@@ -143,11 +143,11 @@ class RankMethod:
         """Raise ValueError where it cannot do its work in this run, which begins at `now`; changes nothing."""
 
     def begin(self, run: Run) -> MethodRun:
-        """The method in this run."""
+        """Return the method in this run."""
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings as plain values, for JSON: a run resumes with the same."""
+        """Return all settings as plain values, for JSON: a run resumes with the same."""
         raise NotImplementedError
 
 

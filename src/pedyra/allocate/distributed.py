@@ -13,7 +13,8 @@ from pedyra.errors import UserError
 
 
 class Average:
-    """Mean of a tensor over all processes, the same on each; must be called by all of them, in the same order.
+    """It takes the mean of a tensor over all processes, the same on each; it must be called by all of them, in the same
+    order.
 
     Args:
         processes: how many there are.
@@ -35,7 +36,8 @@ one_process = Average()
 
 
 def averaging(group: Any = None) -> Average:
-    """The `Average` over a process group of torch.distributed; None: over all processes, if there are any others."""
+    """Return the `Average` over a process group of torch.distributed; None: over all processes, if there are any
+    others."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return one_process
     count = torch.distributed.get_world_size(group)

@@ -50,7 +50,7 @@ ABOUT_BLOCKS = re.compile(r"(qmap|absmax)[12]")
 
 
 def unwrapped(optimizer: Optimizer) -> Optimizer:
-    """The torch optimizer inside accelerate's wrapper, or the optimizer itself."""
+    """Return the torch optimizer inside accelerate's wrapper, or the optimizer itself."""
     return getattr(optimizer, "optimizer", optimizer)
 
 
@@ -168,7 +168,8 @@ def move_state(optimizer: Optimizer, replacements: Sequence[Replacement]) -> Non
 
 
 def row_keys(optimizer: Optimizer, parameter: Tensor, shape: torch.Size) -> list[str]:
-    """Names of the state of `parameter` that has a row for each of its triples: all that has the given shape."""
+    """List the names of the state of `parameter` that has a row for each of its triples: all that has the given
+    shape."""
     state = optimizer.state.get(parameter, {})
     packed = is_packed(optimizer, state)
     found = (key for key, value in state.items() if isinstance(value, Tensor) and value.dim() and value.shape == shape)
@@ -176,7 +177,7 @@ def row_keys(optimizer: Optimizer, parameter: Tensor, shape: torch.Size) -> list
 
 
 def row_state(optimizer: Optimizer, parameter: Tensor, shape: torch.Size) -> dict[str, Tensor]:
-    """The same state by name, in numbers: what bitsandbytes packed into bytes is unpacked."""
+    """Return the same state by name, in numbers: what bitsandbytes packed into bytes is unpacked."""
     state, keys = optimizer.state.get(parameter, {}), row_keys(optimizer, parameter, shape)
     packed = is_packed(optimizer, state)
     return {key: unpack(state, key, parameter.device) if packed else state[key] for key in keys}
@@ -190,14 +191,14 @@ def _put(optimizer: Optimizer, parameter: Tensor, values: Mapping[str, Tensor]) 
 
 
 def _is_of_squares(optimizer: Optimizer, key: str) -> bool:
-    """Whether the state averages squares of gradients; bitsandbytes' RMSprop and Adagrad keep them in `state1`."""
+    """Tell whether the state averages squares of gradients; bitsandbytes' RMSprop and Adagrad keep them in `state1`."""
     return key in SECOND_MOMENTS or (
         key == "state1" and getattr(optimizer, "optimizer_name", None) in ("rmsprop", "adagrad")
     )
 
 
 def _without_overflow(optimizer: Optimizer, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state with what has overflowed begun anew, so that its rows can share a block with others.
+    """Return the state with what has overflowed begun anew, so that its rows can share a block with others.
 
     A gradient of 1e30 has a square of infinity, which no average ever loses, and of which a product makes NaN. Averages
     of gradients become zero there, those of squares the mean of the finite ones. Nothing else changes.
@@ -271,7 +272,7 @@ def _padded(value: Any) -> Any:
 
 
 class TrainedTriples:
-    """A, E and B of these layers as the optimizer holds them."""
+    """It knows A, E and B of these layers as the optimizer holds them."""
 
     def __init__(self, layers: Sequence[AdaptedLayer], optimizer: Optimizer) -> None:
         self.layers, self.optimizer = layers, optimizer
@@ -279,7 +280,7 @@ class TrainedTriples:
 
     @property
     def now(self) -> list[Tensor]:
-        """A, E, B of every layer as they are in the model; E may be no Parameter, see `AFactor.train_e`."""
+        """They are A, E, B of every layer as they are in the model; E may be no Parameter, see `AFactor.train_e`."""
         return [factor for layer in self.layers for factor in layer.factors]
 
     def hold(self) -> None:
@@ -317,12 +318,13 @@ def is_bitsandbytes(optimizer: Optimizer) -> bool:
 
 
 def is_packed(optimizer: Optimizer, state: Mapping[str, Any]) -> bool:
-    """Whether a parameter's state is in bytes."""
+    """Tell whether a parameter's state is in bytes."""
     return is_bitsandbytes(optimizer) and "absmax1" in state
 
 
 def unpack(state: Mapping[str, Any], key: str, device: torch.device) -> Tensor:
-    """The numbers of `state[key]`, in float32 on `device`: pages that CPU and GPU share are on neither to torch."""
+    """Return the numbers of `state[key]`, in float32 on `device`: pages that CPU and GPU share are on neither to
+    torch."""
     from bitsandbytes.functional import dequantize_blockwise
 
     absmax, code = (state[f"{name}{key[-1]}"].to(device) for name in ("absmax", "qmap"))
@@ -358,7 +360,7 @@ def renew(optimizer: Any, parameter: Tensor, values: Mapping[str, Tensor]) -> No
 
 
 def _place_of(optimizer: Optimizer, parameter: Tensor) -> tuple[int, int]:
-    """Its group's index, and its own in there."""
+    """Return its group's index, and its own in there."""
     for of_group, group in enumerate(optimizer.param_groups):
         for place, held in enumerate(group["params"]):
             if held is parameter:

@@ -1,4 +1,4 @@
-"""RankAllocator: has a method observe a run, and carries out what it decides."""
+"""RankAllocator has a method observe a run, and carries out what it decides."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _OWNERS: weakref.WeakKeyDictionary[AFactor, weakref.ref[object]] = weakref.WeakK
 
 
 class RankAllocator:
-    """Rank adaptation of one LoRA adapter, for any training loop.
+    """It adapts the ranks of one LoRA adapter, in any training loop.
 
     Call `before_step()` once the gradients are complete (accumulated, unscaled, clipped) and before
     `optimizer.step()`; call `after_step()` after it, when the gradients are cleared.
@@ -121,20 +121,20 @@ class RankAllocator:
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Layer name -> rank, now."""
+        """It is layer name -> rank, now."""
         return {layer.name: layer.rank for layer in self.layers}
 
     @property
     def parameters(self) -> int:
-        """Number of trainable parameters of the adapted triples, now."""
+        """It is the number of trainable parameters of the adapted triples, now."""
         return sum(layer.parameters for layer in self.layers)
 
     def triples(self) -> list[Tensor]:
-        """A, E, B of every layer, now; E may be no Parameter, see `AFactor.train_e`."""
+        """Return A, E, B of every layer, now; E may be no Parameter, see `AFactor.train_e`."""
         return self._trained.now
 
     def tracks(self, step: int) -> bool:
-        """Whether scores come from what step `step` (1-based) shows."""
+        """Tell whether scores come from what step `step` (1-based) shows."""
         return self.run.observes(step)
 
     def expect_compilation(self) -> None:
@@ -237,7 +237,7 @@ class RankAllocator:
         give_up(self.layers)
 
     def describe(self) -> dict[str, Any]:
-        """The run as it was set up: layers, budget, schedule, config; plain values for JSON."""
+        """Describe the run as it was set up: layers, budget, schedule, config; plain values for JSON."""
         total = sum(self.initial_ranks.values())
         return {
             "kind": "layers",
@@ -261,7 +261,8 @@ class RankAllocator:
 
     @torch.no_grad()
     def snapshot(self, *, effective_ranks: bool = True) -> dict[str, Any]:
-        """Diagnostics of the current state (Figs. 1a, 5, 10, 11). Not for the step path: it waits for the device.
+        """Return diagnostics of the current state (Figs. 1a, 5, 10, 11). Not for the step path: it waits for the
+        device.
 
         `grad_norms`, and `layer_scores` that come from observed steps, are None where the current one is not observed.
         `effective_ranks` are most of the work; without them they are None.
@@ -281,7 +282,7 @@ class RankAllocator:
         }
 
     def situation(self) -> Situation:
-        """What a method is told of the run as it is."""
+        """Return what a method is told of the run as it is."""
         return Situation(
             step=self.step,
             schedule=self.schedule,
@@ -299,7 +300,7 @@ class RankAllocator:
             )
 
     def _count(self) -> int:
-        """One more step is taken; its number."""
+        """Count one more step, and return its number."""
         self.step += 1
         if self._read != self.step:
             raise UserError(
@@ -328,7 +329,8 @@ class RankAllocator:
         return record
 
     def _record(self, decision: Decision, seconds: float) -> dict[str, Any]:
-        """What an adjustment leaves in the history and in `ranks.jsonl`: plain values, for JSON; see `after_step`."""
+        """Return what an adjustment leaves in the history and in `ranks.jsonl`: plain values, for JSON; see
+        `after_step`."""
         plan, scores = decision.plan, decision.scores
         masked = [[name, i] for name, indices in plan.masked.items() for i in indices]
         return {
@@ -408,7 +410,7 @@ def resize_layers(
 
 
 def trainable(layers: Sequence[AdaptedLayer]) -> list[AdaptedLayer]:
-    """The layers that are trained; a frozen one keeps its rank, since it has no gradient to be scored by. Raises
+    """List the layers that are trained; a frozen one keeps its rank, since it has no gradient to be scored by. Raises
     ValueError: all of them are frozen."""
     trained = [layer for layer in layers if layer.a.A.requires_grad and layer.b.weight.requires_grad]
     if not trained and any(layer.a.A.requires_grad or layer.b.weight.requires_grad for layer in layers):
@@ -449,13 +451,13 @@ def claim(layers: Sequence[AdaptedLayer], owner: object) -> None:
 
 
 def give_up(layers: Sequence[AdaptedLayer]) -> None:
-    """The inverse of `claim`."""
+    """Undo `claim`."""
     for layer in filter(holds_triples, layers):  # not deleted since, nor detached
         _OWNERS.pop(layer.a, None)
 
 
 def _whole(total_steps: object) -> int:
-    """Optimizer steps of a run as an int, of any kind of whole number; ValueError for others."""
+    """Read the optimizer steps of a run as an int, of any kind of whole number; ValueError for others."""
     try:
         return operator.index(total_steps)  # type: ignore[arg-type]
     except TypeError:
@@ -463,7 +465,7 @@ def _whole(total_steps: object) -> int:
 
 
 def _is_compiled(model: nn.Module) -> bool:
-    """Whether `model` went through `torch.compile(model)` or `model.compile()`."""
+    """Tell whether `model` went through `torch.compile(model)` or `model.compile()`."""
     return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
 
 

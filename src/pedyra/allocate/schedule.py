@@ -11,7 +11,8 @@ from pedyra.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The adjustments of one run, in optimizer steps; step 1 is the first one. All fields are resolved integers.
+    """These are the adjustments of one run, in optimizer steps; step 1 is the first one. All fields are resolved
+    integers.
 
     An adjustment follows step t when t > t_i, (t - t_i) % interval == 0 and t < T - t_f.
     """
@@ -33,7 +34,7 @@ class Schedule:
         return self.next_adjustment(step) == step
 
     def next_adjustment(self, step: int) -> int | None:
-        """The first adjustment at or after this step; None when there is none left."""
+        """Find the first adjustment at or after this step; None when there is none left."""
         index = bisect_left(self.adjustments, step)
         return self.adjustments[index] if index < len(self.adjustments) else None
 
@@ -46,7 +47,7 @@ def resolve_schedule(
     final_warmup: int | float,
     least_interval: int = 1,
 ) -> Schedule:
-    """The schedule of a run of `total_steps`; floats are fractions of it.
+    """Make the schedule of a run of `total_steps`; floats are fractions of it.
 
     An interval that is a fraction has at least `least_interval` steps. Raises ValueError: a run of no step, no
     adjustment between the two warm-ups (with how many steps would be enough), or an interval, given in steps, below the

@@ -202,7 +202,7 @@ def read_json(path: Path, shape: Any = None) -> dict[str, Any]:
 
 
 def parse_json(text: str | bytes, where: str, shape: Any) -> Any:
-    """JSON of this shape. Raises ValueError, which begins with `where`."""
+    """Read JSON of this shape. Raises ValueError, which begins with `where`."""
     try:
         value = json.loads(text)
     except RecursionError:

@@ -146,10 +146,6 @@ class SavedLora:
     layers: list[SavedLayer]
 
     @property
-    def uses_dora(self) -> bool:
-        return bool(self.config.get("use_dora")) or any("magnitude" in layer.keys for layer in self.layers)
-
-    @property
     def kinds(self) -> dict[str, str]:
         """Give each layer that is not plainly linear its kind in `lora.supported`, and the first tensor beside them."""
         found = {}

@@ -27,8 +27,8 @@ def check_layers(lora: SavedLora, model: Any, adapter: str = "default") -> None:
 
 
 def add_adapter(model: PeftModel, path: Path, name: str) -> None:
-    """The LoRA in `path` under this name beside the live ones, as PEFT loads it. Raises ValueError: it does not fit the
-    live model, or was trained on another base."""
+    """Load the LoRA in `path` under this name beside the live ones, as PEFT loads it. Raises ValueError: it does not
+    fit the live model, or was trained on another base."""
     lora = read_lora(path)
     check_finite(lora)
     live: Any = next(iter(model.peft_config.values()))

@@ -34,7 +34,8 @@ class AdaLoraSettings(Settings):
 
 
 def first_and_last_rank(settings: AdaLoraSettings, r: int) -> tuple[int, int]:
-    """The rank a run at `lora.r` starts with, and the average at its end; ValueError unless the first is higher."""
+    """Return the rank that a run at `lora.r` starts with, and the average at its end; ValueError unless the first is
+    higher."""
     initial = max(r + 1, round(1.5 * r)) if settings.initial_rank is None else settings.initial_rank
     final = r if settings.final_rank is None else settings.final_rank
     if initial <= final:
@@ -47,7 +48,7 @@ def first_and_last_rank(settings: AdaLoraSettings, r: int) -> tuple[int, int]:
 
 
 def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
-    """PEFT's AdaLoRA, from 1.5 lora.r to lora.r per layer on average, or as `AdaLoraSettings` say.
+    """Make PEFT's AdaLoRA, from 1.5 lora.r to lora.r per layer on average, or as `AdaLoraSettings` say.
 
     `rank.initial_warmup`, `rank.interval` and `rank.final_warmup` are tinit, deltaT and tfinal. `rank.beta1`,
     `rank.beta2` and `rank.orth_weight` (0.1, as in the authors' scripts; PEFT's own 0.5 is in none) are AdaLoRA's.
@@ -88,7 +89,7 @@ def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
 
 
 class AdaLoraHooks(Hooks):
-    """Calls PEFT's allocator after every optimizer step, as the authors' trainer does.
+    """They call PEFT's allocator after every optimizer step, as the authors' trainer does.
 
     Args:
         model: a PeftModel with an AdaLoRA adapter "default".
@@ -133,7 +134,7 @@ class AdaLoraHooks(Hooks):
 
 
 def cubic_budget(first: int, last: int, part: float) -> int:
-    """b(t) between b_0 and b_T when `part` of the window is over: int(b_T + (b_0 - b_T) (1 - part)^3)."""
+    """Return b(t) between b_0 and b_T when `part` of the window is over: int(b_T + (b_0 - b_T) (1 - part)^3)."""
     return int(last + (first - last) * (1 - part) ** 3)
 
 
@@ -159,7 +160,7 @@ class Prune(ScoredMethod):
 
 
 def prepare_svd(request: Request, settings: AdaLoraSettings) -> Adaptation:
-    """AdaLoRA from 1.5 lora.r to the budget of lora.r, or as `AdaLoraSettings` say, in ranks (or `rank.budget`).
+    """Make AdaLoRA from 1.5 lora.r to the budget of lora.r, or as `AdaLoraSettings` say, in ranks (or `rank.budget`).
 
     Scores are AdaLoRA's: sensitivity times uncertainty, the mean over A's row and B's column plus E, and one global
     order. A layer may lose all of its ranks. A, B ~ N(0, 0.02^2), E = 0; the orthogonality term is the un-squared

@@ -15,7 +15,7 @@ from torch.optim import Adam, Optimizer
 
 from pedyra.errors import UserError
 from pedyra.methods.data import Data
-from pedyra.methods.method import Adaptation, Method, Request, Settings, require, setting, with_ranks
+from pedyra.methods.method import Adaptation, Method, Request, Settings, setting, with_ranks
 from pedyra.methods.own_factors import Slot, fill, linear_slots
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,8 @@ class AutoLoraSettings(Settings):
 
 
 class WeighedB(Slot):
-    """The B slot while searching: h (..., k) -> (softmax(a) * h) B^T (..., out), with B `(out, k)` and a `(k,)`."""
+    """It is the B slot while searching, and maps h (..., k) -> (softmax(a) * h) B^T (..., out), with B `(out, k)` and a
+    `(k,)`."""
 
     def __init__(self, B: nn.Parameter) -> None:
         super().__init__()
@@ -51,7 +52,7 @@ class WeighedB(Slot):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """B diag(softmax(a))."""
+        """It is B diag(softmax(a))."""
         return self.B * self.a.softmax(0)
 
 
@@ -69,8 +70,8 @@ def search(
     lower_learning_rate: float = RATE,
     upper_learning_rate: float = RATE,
 ) -> dict[str, int]:
-    """Layer name -> rank, for every LoRA layer of `model`, whose adapter is of no use afterwards. The ranks found are
-    about half of those that there are.
+    """Return layer name -> rank, for every LoRA layer of `model`, whose adapter is of no use afterwards. The ranks
+    found are about half of those that there are.
 
     One step, on the next batch of each side: w' = w - Adam(L_tr); the hypergradient of a; back to w; Adam on a; a
     lower step with the new a.
@@ -118,7 +119,7 @@ def hypergradient(
     lower_step: Callable[[], None],
     learning_rate: float,
 ) -> list[Tensor]:
-    """dL_val(w'(a), a) / da with w' one lower step from w, by the finite difference of DARTS (Liu et al. 2019).
+    """Return dL_val(w'(a), a) / da with w' one lower step from w, by the finite difference of DARTS (Liu et al. 2019).
 
     dL_val/da (w') - eta (dL_tr/da (w + eps v) - dL_tr/da (w - eps v)) / (2 eps), with v = dL_val/dw (w') and
     eps = 0.01 / |v|: w' is taken as w - eta dL_tr/dw, whatever the optimizer that makes the step.
@@ -152,7 +153,7 @@ def hypergradient(
 
 
 def gradients_of(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """dloss/dp of each parameter; zeros for one that the loss does not know."""
+    """Return dloss/dp of each parameter; zeros for one that the loss does not know."""
     return list(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
 
 
@@ -173,10 +174,8 @@ def prepare(request: Request, settings: AutoLoraSettings) -> Adaptation:
     rsLoRA or another start.
     """
     request.refuse_lora("AutoLoRA weighs the ranks of LoRA's own start", "init", "use_dora", "use_rslora")
-    require(
-        request.lora.r >= 2,
-        "lora.r is 1, for which AutoLoRA searches two ranks a layer and always keeps one; raise lora.r",
-    )
+    if request.lora.r < 2:
+        raise UserError("lora.r is 1, for which AutoLoRA searches two ranks a layer and always keeps one; raise lora.r")
     assert request.data is not None
     train, validation = request.data.parts(VALIDATION)
     model = request.with_lora(r=WIDTH * request.lora.r)
@@ -193,7 +192,7 @@ def _step(optimizer: Optimizer, parameters: Sequence[nn.Parameter], gradients: S
 
 
 def _losses(data: Data) -> Iterator[BatchLoss]:
-    """The loss on one batch after another."""
+    """Return the loss on one batch after another."""
     return (partial(_loss, data, batch) for batch in data.batches())
 
 

@@ -17,7 +17,7 @@ from pedyra.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """A source of batches and the loss of a model on one."""
+    """It is a source of batches, and has the loss of a model on one."""
 
     batches: Callable[[], Iterator[Any]]
     """Batches without end; the same ones from the first on at every call."""
@@ -28,8 +28,8 @@ class Data:
     batch will do."""
 
     def parts(self, fraction: float) -> tuple[Data, Data]:
-        """Two sources for a search that trains on one and judges on the other. Raises ValueError: one of the two would
-        have no row."""
+        """Return two sources for a search that trains on one and judges on the other. Raises ValueError: one of the two
+        would have no row."""
         if self.split is not None:
             return self.split(fraction)
         first, second = (replace(self, batches=partial(self._every_other, start)) for start in (0, 1))
@@ -40,13 +40,13 @@ class Data:
 
 
 def model_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """The loss that the model itself computes from a batch of keyword arguments."""
+    """Return the loss that the model itself computes from a batch of keyword arguments."""
     device = next(model.parameters()).device
     return model(**{key: value.to(device) for key, value in batch.items()}).loss
 
 
 def rows_data(rows: Any, collate: Callable[[list[Any]], Any], *, batch_size: int, seed: int) -> Data:
-    """Batches of a data set's rows, shuffled anew for every pass with the seed; whole ones where there is one.
+    """Make batches of a data set's rows, shuffled anew for every pass with the seed; whole ones where there is one.
 
     Args:
         rows: with `__len__`, `__getitem__` and `select(indices)`, as datasets.Dataset has them.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.methods.method import Adaptation, Hooks, Method, Request, Settings, require, setting
+from pedyra.methods.method import Adaptation, Hooks, Method, Request, Settings, setting
 from pedyra.methods.own_factors import Factors, fill, linear_slots, write_plain
 
 
@@ -25,7 +25,7 @@ class DyLoraSettings(Settings):
 
 
 class NestedRank(Hooks):
-    """The rank that all layers of one model run at: drawn anew for each optimizer step, chosen for evaluation.
+    """It is the rank that all layers of one model run at, drawn anew for each optimizer step, chosen for evaluation.
 
     Args:
         r: the largest rank.
@@ -45,18 +45,18 @@ class NestedRank(Hooks):
         self.chosen = rank
 
     def step_begins(self, step: int) -> None:
-        """b ~ Uniform{1..r}, by the seed and the step's number alone: a resume repeats the draws."""
+        """Draw b ~ Uniform{1..r}, by the seed and the step's number alone: a resume repeats the draws."""
         self.drawn = Random(f"{self._seed}/{step}").randint(1, self.r)
 
     def rows(self, full: Tensor, dim: int) -> Tensor:
-        """The first b of `full` along `dim` in training, with a gradient for the last one only, as in the authors' GLUE
-        script: each row learns in one step of r."""
+        """Take the first b of `full` along `dim` in training, with a gradient for the last one only, as in the authors'
+        GLUE script: each row learns in one step of r."""
         earlier, last = full.narrow(dim, 0, self.drawn - 1), full.narrow(dim, self.drawn - 1, 1)
         return torch.cat([earlier.detach(), last], dim)
 
 
 class NestedA(nn.Module):
-    """The A slot: x (..., in) -> x A[:b]^T (..., b). `rows` is the whole A `(r, in)`."""
+    """It is the A slot, and maps x (..., in) -> x A[:b]^T (..., b). `rows` is the whole A `(r, in)`."""
 
     bias = None
 
@@ -66,7 +66,7 @@ class NestedA(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """A at the chosen rank, for merging."""
+        """It is A at the chosen rank, for merging."""
         return self.rows[: self.nested.chosen]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,7 +74,8 @@ class NestedA(nn.Module):
 
 
 class NestedB(nn.Module):
-    """The B slot: h (..., b) -> r/b h B[:, :b]^T; with PEFT's alpha/r, alpha/b in all. `columns` is B `(out, r)`."""
+    """It is the B slot, and maps h (..., b) -> r/b h B[:, :b]^T; with PEFT's alpha/r, alpha/b in all. `columns` is B
+    `(out, r)`."""
 
     bias = None
 
@@ -84,7 +85,7 @@ class NestedB(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """r/b B at the chosen rank, for merging."""
+        """It is r/b B at the chosen rank, for merging."""
         return self.columns[:, : self.nested.chosen] * (self.nested.r / self.nested.chosen)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -119,7 +120,7 @@ def truncate(model: PeftModel, nested: NestedRank, rank: int) -> None:
 
 
 def prepare(request: Request, settings: DyLoraSettings) -> Adaptation:
-    """DyLoRA up to rank lora.r: each optimizer step uses the first b ranks only, scaled by alpha / b.
+    """Make DyLoRA up to rank lora.r: each optimizer step uses the first b ranks only, scaled by alpha / b.
 
     All of lora.r is trained, so the parameters are LoRA's; what is saved is cut to `rank`. LoRA's start, and no score
     or pruning. `NestedRank.choose` has one trained model judged at any rank.
@@ -133,7 +134,10 @@ def prepare(request: Request, settings: DyLoraSettings) -> Adaptation:
     request.refuse_lora("DyLoRA defines its own start and scaling", "init", "use_dora", "use_rslora")
     r = request.lora.r
     rank = r if settings.rank is None else settings.rank
-    require(rank <= r, f"method_settings.rank is {rank}, above the ranks that are trained, 1 to lora.r ({r}); lower it")
+    if rank > r:
+        raise UserError(
+            f"method_settings.rank is {rank}, above the ranks that are trained, 1 to lora.r ({r}); lower it"
+        )
     model = request.with_lora()
     nested = nest(model, seed=request.seed)
     nested.choose(rank)

@@ -16,7 +16,7 @@ from pedyra.methods.method import Adaptation, Method, Request, Settings, is_quan
 
 
 def _plain(request: Request, **changes: Any) -> PeftModel:
-    """The base with the LoRA of the run.
+    """Give the base the LoRA of the run.
 
     A start that takes from the weight (PiSSA, OLoRA) is attached, with E frozen at 1. It trains exactly as PEFT does,
     and what is saved is an ordinary LoRA against the pristine weight, of rank 2r. PEFT's own folder needs the start
@@ -29,12 +29,12 @@ def _plain(request: Request, **changes: Any) -> PeftModel:
 
 
 def lora(request: Request) -> Adaptation:
-    """LoRA (Hu et al. 2021), as the run asks for it; DoRA (Liu et al. 2024) where it has `use_dora`."""
+    """Make LoRA (Hu et al. 2021), as the run asks for it; DoRA (Liu et al. 2024) where it has `use_dora`."""
     return Adaptation(model=_plain(request))
 
 
 def pissa(request: Request) -> Adaptation:
-    """PiSSA (Meng et al. 2024): LoRA from the top singular triples of the weight; the frozen weight is the rest.
+    """Make PiSSA (Meng et al. 2024): LoRA from the top singular triples of the weight; the frozen weight is the rest.
 
     The authors set alpha = r; the recipe decides, and W - s B A keeps the function whatever the scaling s.
     """
@@ -46,7 +46,7 @@ def pissa(request: Request) -> Adaptation:
 
 
 def qlora(request: Request) -> Adaptation:
-    """QLoRA (Dettmers et al. 2023): LoRA over frozen weights in 4 bits (NF4, double quantisation).
+    """Make QLoRA (Dettmers et al. 2023): LoRA over frozen weights in 4 bits (NF4, double quantisation).
 
     The adapter is LoRA's, and so is its number of parameters; packed weights halve the denominator of a percentage. The
     authors' paged AdamW is `training.optim: paged_adamw_32bit`. Raises ValueError: the base model is not quantised.
@@ -65,7 +65,7 @@ class LoraPlusSettings(Settings):
 
 
 def loraplus(request: Request, settings: LoraPlusSettings) -> Adaptation:
-    """LoRA, with `training.learning_rate` for A and `ratio` times that for B, and for biases, as PEFT groups them.
+    """Make LoRA, with `training.learning_rate` for A and `ratio` times that for B, and for biases, as PEFT groups them.
 
     Departs from the authors' code in nothing; it is PEFT's `create_loraplus_optimizer` with `training.weight_decay`.
     """

@@ -31,7 +31,7 @@ RANK_SETTINGS: dict[str, Any] = dict(alpha=1.0, start="svd", budget="ranks", ort
 
 
 def dense_sensitivity(x: Tensor, gradient: Tensor, A: Tensor, E: Tensor, B: Tensor) -> Tensor:
-    """sum |dW * dL/d dW| / sqrt(out in) of the update dW = B diag(E) A, in blocks of rows.
+    """Return sum |dW * dL/d dW| / sqrt(out in) of the update dW = B diag(E) A, in blocks of rows.
 
     Args:
         x: input of the A slot, `(..., in)`.
@@ -47,7 +47,7 @@ def dense_sensitivity(x: Tensor, gradient: Tensor, A: Tensor, E: Tensor, B: Tens
 
 
 class DenseSensitivity(ScoreState):
-    """Eq. (3)'s two averages of `dense_sensitivity`; a layer's score is their product.
+    """It keeps Eq. (3)'s two averages of `dense_sensitivity`; a layer's score is their product.
 
     Hooks on the two slots see the input and, in the backward pass, the gradient; the dense gradient is never kept. With
     gradient accumulation the values of the micro-batches are summed, where |sum| of all would need it.
@@ -107,7 +107,7 @@ class DenseSensitivity(ScoreState):
 def growth(
     layer_scores: Mapping[str, float], active: Mapping[str, int], missing: int, top: int, add: int
 ) -> dict[str, int]:
-    """Layer -> ranks it gains: `add` for each of the `top` highest, never more than `missing` in all.
+    """Return layer -> ranks it gains: `add` for each of the `top` highest, never more than `missing` in all.
 
     Ties fall in layer order; the authors' threshold lets all of them grow, beyond the budget.
     """
@@ -122,7 +122,7 @@ def growth(
 
 @dataclass(frozen=True, kw_only=True)
 class GrowFromReserve(ScoredMethod):
-    """IncreLoRA. A layer's last `add` triples are its reserve, dropped when the budget is met."""
+    """This is IncreLoRA. A layer's last `add` triples are its reserve, dropped when the budget is met."""
 
     scores = DenseSensitivity
 
@@ -163,19 +163,19 @@ class GrowFromReserve(ScoredMethod):
         return make_plan(scores, pruned, {}, layer_scores, rescale)
 
     def new_triples(self, layer: AdaptedLayer, num: int, generator: torch.Generator) -> NewTriples:
-        """A, B ~ N(0, 0.02^2) and E = 1e-5."""
+        """Draw A, B ~ N(0, 0.02^2); E is 1e-5."""
         A = torch.randn(num, layer.a.in_features, generator=generator) * 0.02
         B = torch.randn(layer.b.out_features, num, generator=generator) * 0.02
         return NewTriples(A, torch.full((num,), RESERVE_E), B)
 
     def _top(self, now: ScoredSituation) -> int:
-        """h: as many layers as reach the budget by the last adjustment."""
+        """Return h, as many layers as reach the budget by the last adjustment."""
         missing = len(now.ranks) * (self.final - 1)
         return math.ceil(missing / (self.add * len(now.schedule.adjustments)))
 
 
 class ReserveHooks(Hooks):
-    """Keeps the reserve's E as it is while its A and B learn in advance, and out of the norm that is clipped."""
+    """They keep the reserve's E as it is while its A and B learn in advance, and out of the norm that is clipped."""
 
     def __init__(self, method: GrowFromReserve) -> None:
         self.method = method
@@ -209,7 +209,8 @@ class ReserveHooks(Hooks):
 
 
 def prepare(request: Request) -> Adaptation:
-    """IncreLoRA from rank 1 per layer to a total of layers x lora.r ranks, reached by the last adjustment at latest.
+    """Make IncreLoRA from rank 1 per layer to a total of layers x lora.r ranks, reached by the last adjustment at
+    latest.
 
     A layer gains lora.r / 2 ranks at a time, the authors' default, which their scripts keep but for MNLI and SQuAD (1).
     It holds as many in reserve with E = 1e-5 fixed, whose A and B already learn ("advance learning"), so the trainable

@@ -13,7 +13,7 @@ from pedyra.methods.method import Adaptation, Running
 def make_optimizer(
     adaptation: Adaptation, kind: type[Optimizer] = AdamW, *, weight_decay: float = 0.0, **arguments: Any
 ) -> Optimizer:
-    """The optimizer of a method: `kind` over all that is trained, in the groups that the method asks for.
+    """Make the optimizer of a method: `kind` over all that is trained, in the groups that the method asks for.
 
     Args:
         arguments: of `kind`, lr among them.
@@ -51,10 +51,10 @@ class Loop:
             self.allocator = RankAllocator(adaptation.model, optimizer, adaptation.ranks, total_steps)
         self.taken = 0
         """Steps so far."""
-        adaptation.hooks.begin(Running(total_steps=total_steps, optimizer=optimizer, allocator=self.allocator))
+        adaptation.hooks.begin(Running(total_steps=total_steps, allocator=self.allocator))
 
     def begin_step(self) -> None:
-        """Before the first forward pass of a step."""
+        """It is called before the first forward pass of a step."""
         self.adaptation.hooks.step_begins(self.taken)
 
     def step(self) -> dict[str, Any] | None:
@@ -66,17 +66,16 @@ class Loop:
         return self.adjust()
 
     def update(self) -> None:
-        """The first half of `step`: all but the adjustment."""
+        """Do the first half of `step`: all but the adjustment."""
         if self.allocator is not None:
             self.allocator.before_step()
-        self.adaptation.hooks.gradients_complete()
         self.optimizer.step()
         self.adaptation.hooks.stepped(self.taken)
         self.optimizer.zero_grad()
         self.taken += 1
 
     def adjust(self) -> dict[str, Any] | None:
-        """The second half."""
+        """Do the second half."""
         return None if self.allocator is None else self.allocator.after_step()
 
     def finish(self) -> None:

@@ -49,7 +49,7 @@ class Request:
     """The training batches, for methods that look at them first (autolora)."""
 
     def with_lora(self, **changes: Any) -> PeftModel:
-        """The base model with the LoRA, some of its fields changed (e.g. r=12). Raises ValueError: PiSSA's start
+        """Give the base model the LoRA, some of its fields changed (e.g. r=12). Raises ValueError: PiSSA's start
         on a quantised model."""
         config = changed(self.lora, **changes)
         if str(config.init_lora_weights).startswith("pissa") and is_quantised(self.model):
@@ -60,7 +60,7 @@ class Request:
         return self.with_adapter(config)
 
     def with_adapter(self, config: PeftConfig, base: nn.Module | None = None) -> PeftModel:
-        """The base model with the adapter of `config`, drawn with the seed, which the global seeds are set to."""
+        """Give the base model the adapter of `config`, drawn with the seed, which the global seeds are set to."""
         config.revision = self.lora.revision
         set_seed(self.seed)
         with telling(f"method {self.method}: PEFT cannot adapt this model", *REFUSALS):
@@ -79,7 +79,8 @@ class Request:
                 )
 
     def rank_settings(self, *, open_fields: Sequence[str] = (), **fixed: Any) -> RankSettings:
-        """The settings of a rival that scores triples: `fixed` over the defaults; schedule and `open_fields` as given.
+        """Return the settings of a rival that scores triples: `fixed` over the defaults; schedule and `open_fields` as
+        given.
 
         An open field may be in `fixed` too, as the method's own default. Fields of `rank` that are neither have no
         part in the method and are passed over, as method lora does with all of them: recipes of a comparison share
@@ -94,8 +95,8 @@ class Request:
         return RankSettings(**{"seed": self.seed, **SCORED, **fixed, **self._given(free)})
 
     def ablation(self, kind: type[ScoredMethod], *open_fields: str, **own: Any) -> ScoredMethod:
-        """PE-DyRA that plans in another way: it has the paper's settings, what `rank` gives of `SCORE_FIELDS` and of
-        these, and its own fields."""
+        """Make PE-DyRA that plans in another way: it has the paper's settings, what `rank` gives of `SCORE_FIELDS` and
+        of these, and its own fields."""
         given = self._given({*SCHEDULE, "seed", *SCORE_FIELDS, *open_fields})
         return kind(**{"seed": self.seed, **given}, **own)
 
@@ -104,7 +105,7 @@ class Request:
 
 
 def changed(lora: LoraConfig, **changes: Any) -> LoraConfig:
-    """A copy of the config with these fields changed."""
+    """Copy the config with these fields changed."""
     config = copy.deepcopy(lora)
     for name, value in changes.items():
         assert hasattr(config, name), name
@@ -114,10 +115,9 @@ def changed(lora: LoraConfig, **changes: Any) -> LoraConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """The training that a method's hooks take part in."""
+    """This is the training that a method's hooks take part in."""
 
     total_steps: int
-    optimizer: Optimizer
     allocator: RankAllocator | None = None
     """It moves the ranks, where they move."""
     micro_batches: int = 1
@@ -128,19 +128,16 @@ class Hooks:
     """A method acts by these around a step, beside moving ranks; here they do nothing. Steps count from 0."""
 
     def begin(self, run: Running) -> None:
-        """Before the first step, or the first after a resume."""
+        """It is called before the first step, or the first after a resume."""
 
     def step_begins(self, step: int) -> None:
-        """Before the first forward pass of a step."""
-
-    def gradients_complete(self) -> None:
-        """Gradients are accumulated, unscaled and clipped; the optimizer has not stepped yet."""
+        """It is called before the first forward pass of a step."""
 
     def stepped(self, step: int, *, skipped: bool = False) -> None:
         """The optimizer has stepped and gradients are still there. `skipped`: a GradScaler left the step out."""
 
     def end(self) -> None:
-        """After the last step. It is not called where training breaks off."""
+        """It is called after the last step. It is not called where training breaks off."""
 
 
 MakeOptimizer = Callable[[type[Optimizer], dict[str, Any], float], Optimizer]
@@ -149,7 +146,7 @@ MakeOptimizer = Callable[[type[Optimizer], dict[str, Any], float], Optimizer]
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptation:
-    """A model with its adapter, and what has to happen around its training.
+    """It is a model with its adapter, and what has to happen around its training.
 
     Whoever trains makes the optimizer by `optimizer` where there is one, moves ranks by `ranks`, calls the hooks, and
     calls `finish` after training and before evaluating and saving. `model.save_pretrained` then writes an adapter that
@@ -170,7 +167,7 @@ class Adaptation:
 
 @dataclass(frozen=True)
 class Method:
-    """One row of a comparison, by the name a recipe gives as `method`."""
+    """It is one row of a comparison, by the name a recipe gives as `method`."""
 
     name: str
     summary: str
@@ -192,7 +189,7 @@ class Method:
 
     @property
     def setting_names(self) -> list[str]:
-        """Names of the method's own settings."""
+        """List the names of the method's own settings."""
         return [] if self.settings is None else [each.name for each in fields(self.settings)]
 
     def prepare(self, request: Request) -> Adaptation:
@@ -217,7 +214,7 @@ def is_quantised(model: nn.Module) -> bool:
 
 
 def with_ranks(lora: LoraConfig, ranks: Mapping[str, int], alphas: Mapping[str, float] | None = None) -> LoraConfig:
-    """A copy with a rank per layer (full name), and an alpha per layer where it is not `lora_alpha`."""
+    """Make a copy with a rank per layer (full name), and an alpha per layer where it is not `lora_alpha`."""
     keys = pattern_keys(ranks)
     patterns: dict[str, Any] = {"rank_pattern": {keys[name]: rank for name, rank in ranks.items()}}
     if alphas is not None:
@@ -226,7 +223,7 @@ def with_ranks(lora: LoraConfig, ranks: Mapping[str, int], alphas: Mapping[str, 
 
 
 def adaptive(model: PeftModel, method: RankMethod, **more: Any) -> Adaptation:
-    """The Adaptation of a method that moves ranks, with its triples attached; `more` are further fields."""
+    """Make the Adaptation of a method that moves ranks, with its triples attached; `more` are further fields."""
     train_e(attach(model, start=method.start, seed=method.seed), method.trains_e)
     return Adaptation(model=model, ranks=method, **more)
 
@@ -254,7 +251,7 @@ SCORE_FIELDS = (
 
 
 def setting(default: Any, *, least: float) -> Any:
-    """A field of `Settings` and its least value; None is allowed where it is the default."""
+    """Make a field of `Settings` and its least value; None is allowed where it is the default."""
     return field(default=default, metadata={"least": least})
 
 
@@ -264,8 +261,8 @@ KINDS: dict[type, str] = {int: "a whole number", float: "a number", type(None): 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings that only one method has; ValueError for a value of another type, or that its `setting` does not
-    allow."""
+    """These are the settings that only one method has; ValueError for a value of another type, or that its `setting`
+    does not allow."""
 
     def __post_init__(self) -> None:
         types = get_type_hints(type(self))
@@ -280,9 +277,3 @@ class Settings:
             least = each.metadata.get("least")
             if least is not None and value is not None and not (least <= value < inf):
                 raise UserError(f"method_settings.{each.name} is {value!r}; it must be at least {least:g}")
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise ValueError(message) unless the condition holds: for checks in the settings of a method."""
-    if not condition:
-        raise UserError(message)

@@ -33,7 +33,7 @@ class Factors:
 
 
 class Slot(nn.Module):
-    """A slot that is filled: it has a `weight`, and maps by it."""
+    """This is a slot that is filled: it has a `weight`, and maps by it."""
 
     bias = None  # an nn.Linear's attribute that PEFT reads
     weight: Tensor
@@ -43,7 +43,7 @@ class Slot(nn.Module):
 
 
 def linear_slots(model: PeftModel) -> list[AdaptedLayer]:
-    """The LoRA layers of adapter "default", in the model's order, once every one is known to be linear and plain.
+    """List the LoRA layers of adapter "default", in the model's order, once every one is known to be linear and plain.
 
     Their slots hold A and B as Parameters (`layer.a.A`, `layer.b.weight`), for the method to take over. Raises
     ValueError: a layer that is no linear one, or a bias of its own in B, which no slot here keeps.

@@ -22,7 +22,7 @@ def prepare(request: Request) -> Adaptation:
 
 
 def prepare_prune(request: Request, settings: AdaLoraSettings) -> Adaptation:
-    """The ablation "+Prune" (Table 5): from 1.5 lora.r to the budget of lora.r, or as `AdaLoraSettings` say.
+    """Make the ablation "+Prune" (Table 5): from 1.5 lora.r to the budget of lora.r, or as `AdaLoraSettings` say.
 
     The paper gives neither its initial rank nor its schedule; this one removes equally much at each adjustment, so
     that the final phase runs at the budget of every other method. What the scores, the start and the budget are is
@@ -57,7 +57,7 @@ class Expand(ScoredMethod):
 
 
 def prepare_expand(request: Request) -> Adaptation:
-    """The ablation "+Expand" (Table 5): starts at lora.r / 2 and grows to the budget of lora.r.
+    """Make the ablation "+Expand" (Table 5): it starts at lora.r / 2 and grows to the budget of lora.r.
 
     The paper gives neither its initial rank nor its schedule; this one adds equally much at each adjustment, to the
     layers with the highest Eq. (7), one triple each. Scores, start and budget are set as for pedyra, in `rank`.
@@ -89,7 +89,7 @@ class RandomMoves(ScoredMethod):
 
 
 def random_triples(ranks: Mapping[str, int], moves: int, min_rank: int, random: Random) -> dict[str, tuple[int, ...]]:
-    """`moves` triples, each equally likely, but for those that would leave a layer below `min_rank`."""
+    """Draw `moves` triples, each equally likely, but for those that would leave a layer below `min_rank`."""
     triples = [(name, index) for name, rank in ranks.items() for index in range(rank)]
     random.shuffle(triples)
     pruned: dict[str, list[int]] = {}
@@ -102,8 +102,8 @@ def random_triples(ranks: Mapping[str, int], moves: int, min_rank: int, random: 
 
 
 def prepare_random(request: Request) -> Adaptation:
-    """The paper's causal control (Fig. 4a): random triples pruned and random layers grown; k, schedule and budget are
-    pedyra's.
+    """Make the paper's causal control (Fig. 4a): random triples pruned and random layers grown; k, schedule and budget
+    are pedyra's.
 
     The paper shuffles the order of importance; a uniform draw of triples and of layers is the same in distribution.
     The scores are tracked and recorded all the same, so that a run costs what pedyra's does.
@@ -125,7 +125,7 @@ class Mask(ScoredMethod):
 
 
 def prepare_mask(request: Request) -> Adaptation:
-    """PE-DyRA with the "temporary zero-masking strategy" of Appendix F (Fig. 8), which says no more of it.
+    """Make PE-DyRA with the "temporary zero-masking strategy" of Appendix F (Fig. 8), which says no more of it.
 
     Masking sets E of a triple to 0; it goes on being trained, and counts as come back when a later adjustment no longer
     masks it. Nothing grows, because nothing is free. `rank.omega` "uniform" is the linear combination of Fig. 8a.

@@ -25,7 +25,8 @@ class RandLoraSettings(Settings):
 
 
 def prepare(request: Request, settings: RandLoraSettings) -> Adaptation:
-    """RandLoRA on the LoRA's target modules, scaled by alpha / (r sqrt n) with the n bases of a layer, and alpha = 2 r.
+    """Put RandLoRA on the LoRA's target modules, scaled by alpha / (r sqrt n) with the n bases of a layer, and alpha =
+    2 r.
 
     So it is in the authors' code and README; PEFT's own scaling is sqrt n times larger. PEFT has one alpha for all
     layers, so that of the layers with the most bases carries their 1 / sqrt n. A layer with fewer trains at its own
@@ -64,17 +65,18 @@ def prepare(request: Request, settings: RandLoraSettings) -> Adaptation:
 
 
 def bases_of(r: int, shape: tuple[int, int]) -> int:
-    """n = ceil(min(in, out) / r): with so many bases the update has full rank."""
+    """Return n = ceil(min(in, out) / r): with so many bases the update has full rank."""
     return math.ceil(min(shape) / r)
 
 
 def parameters_of(r: int, shapes: Iterable[tuple[int, int]]) -> int:
-    """Trainable parameters with bases of rank r on layers (in, out): n bases of r + min(in, out) scalings each."""
+    """Count the trainable parameters with bases of rank r on layers (in, out): n bases of r + min(in, out) scalings
+    each."""
     return sum(bases_of(r, shape) * (r + min(shape)) for shape in shapes)
 
 
 def nearest_r(shapes: list[tuple[int, int]], parameters: int) -> int:
-    """The r whose count of parameters is nearest to this one; of two equally near that of the smaller count."""
+    """Find the r whose count of parameters is nearest to this one; of two equally near that of the smaller count."""
     return min(
         range(1, max(min(shape) for shape in shapes) + 1),
         key=lambda r: (abs(parameters_of(r, shapes) - parameters), parameters_of(r, shapes)),
@@ -82,7 +84,7 @@ def nearest_r(shapes: list[tuple[int, int]], parameters: int) -> int:
 
 
 def _shapes(request: Request) -> dict[str, tuple[int, int]]:
-    """Name and (in, out) of every target, found by wrapping it in LoRA for a moment."""
+    """Find the name and (in, out) of every target by wrapping it in LoRA for a moment."""
     model: Any = request.with_lora()
     layers = {layer.name: layer.module for layer in peft_layers(model, "default")}
     model.unload()

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.methods.method import Adaptation, Method, Request, require
+from pedyra.methods.method import Adaptation, Method, Request
 from pedyra.methods.own_factors import Factors, Slot, fill, linear_slots, write_plain
 
 
 class PooledA(Slot):
-    """The A slot: x (..., in) -> d * x [A; A_S]^T (..., r - k + kL).
+    """It is the A slot, and maps x (..., in) -> d * x [A; A_S]^T (..., r - k + kL).
 
     One layer of a type, the owner, has the pool as parameters of its own: A_S `(kL, in)` and B_S `(out, kL)`. They lie
     flat in it, because peft 0.19 loads no module inside a factor. The other layers read them there.
@@ -40,12 +40,12 @@ class PooledA(Slot):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """diag(d) [A; A_S]."""
+        """It is diag(d) [A; A_S]."""
         return self.d * torch.cat([self.A, self.owner.pool_A.to(self.A)])
 
 
 class PooledB(Slot):
-    """The B slot: h (..., r - k + kL) -> h [B, B_S]^T (..., out). `B` is private, `(out, r - k)`."""
+    """It is the B slot, and maps h (..., r - k + kL) -> h [B, B_S]^T (..., out). `B` is private, `(out, r - k)`."""
 
     def __init__(self, B: Tensor, owner: PooledA) -> None:
         super().__init__()
@@ -54,12 +54,12 @@ class PooledB(Slot):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """[B, B_S]."""
+        """It is [B, B_S]."""
         return torch.cat([self.B, self._owner[0].pool_B.to(self.B)], 1)
 
 
 def by_type(layers: list[AdaptedLayer]) -> list[list[AdaptedLayer]]:
-    """Layers of one type: the same name but for its numbers (layers.3, layer.3, h.3, ...), and the same shape."""
+    """Group the layers by type: the same name but for its numbers (layers.3, layer.3, h.3, ...), and the same shape."""
     types: dict[tuple[str, int, int], list[AdaptedLayer]] = {}
     for layer in layers:
         name = re.sub(r"(?<![^.])\d+(?![^.])", "*", layer.name)
@@ -108,7 +108,7 @@ def unshare(model: PeftModel, layers: list[AdaptedLayer]) -> None:
 
 
 def prepare(request: Request) -> Adaptation:
-    """RaSA of lora.r ranks a layer, k of them shared: dW_l = [B_l, B_S] diag(d_l) [A_l; A_S].
+    """Make RaSA of lora.r ranks a layer, k of them shared: dW_l = [B_l, B_S] diag(d_l) [A_l; A_S].
 
     k is lora.r // 8, as in the authors' scripts, and at least 1.
 
@@ -121,7 +121,8 @@ def prepare(request: Request) -> Adaptation:
     """
     request.refuse_lora("RaSA defines its own start and scaling", "init", "use_dora", "use_rslora")
     r = request.lora.r
-    require(r > 1, f"lora.r is {r}, which leaves no rank to share beside a private one; raise it to 2 or more")
+    if r < 2:
+        raise UserError(f"lora.r is {r}, which leaves no rank to share beside a private one; raise it to 2 or more")
     model = request.with_lora()
     layers = share(model, k=max(1, r // 8), alpha=request.lora.lora_alpha)
     return Adaptation(model=model, finish=lambda: unshare(model, layers))

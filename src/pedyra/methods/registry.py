@@ -29,6 +29,6 @@ METHODS: dict[str, Method] = {
 
 
 def get_method(name: str) -> Method:
-    """The method of this name. Raises ValueError: there is none; the message names the nearest."""
+    """Return the method of this name. Raises ValueError: there is none; the message names the nearest."""
     check_method(name)
     return METHODS[name]

@@ -29,7 +29,7 @@ class SoraSettings(Settings):
 
 
 class GatedA(Slot):
-    """The A slot: x (..., in) -> g * x A^T (..., r), with A `(r, in)` and the gates g `(r, 1)`."""
+    """It is the A slot, and maps x (..., in) -> g * x A^T (..., r), with A `(r, in)` and the gates g `(r, 1)`."""
 
     def __init__(self, A: nn.Parameter, gate: Tensor) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class GatedA(Slot):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """diag(g) A."""
+        """It is diag(g) A."""
         return self.gate * self.A
 
 
@@ -50,12 +50,12 @@ def gated(model: PeftModel) -> list[AdaptedLayer]:
 
 
 def gates_of(layers: Sequence[AdaptedLayer]) -> list[nn.Parameter]:
-    """The gates `(r, 1)` of these layers."""
+    """List the gates `(r, 1)` of these layers."""
     return [layer.a.gate for layer in layers]  # type: ignore[attr-defined, misc]
 
 
 def soft_threshold(gate: Tensor, threshold: float) -> Tensor:
-    """sign(g) max(|g| - xi, 0): the proximal map of xi |g|."""
+    """Return sign(g) max(|g| - xi, 0): the proximal map of xi |g|."""
     return gate.sign() * (gate.abs() - threshold).clamp(min=0)
 
 
@@ -97,7 +97,8 @@ def cut(model: PeftModel, layers: Sequence[AdaptedLayer]) -> dict[str, int]:
 
 
 def groups_with_gates(model: nn.Module, gates: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """All that is trained: Trainer's two groups, no weight decay for biases and norms, then the gates without any."""
+    """Group all that is trained: Trainer's two groups, no weight decay for biases and norms, then the gates without
+    any."""
     held = {id(gate) for gate in gates}
     others = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in held}
     decays = {name for name in get_parameter_names(model, ALL_LAYERNORM_LAYERS) if "bias" not in name}
@@ -109,7 +110,7 @@ def groups_with_gates(model: nn.Module, gates: Sequence[nn.Parameter], weight_de
 
 
 def prepare(request: Request, settings: SoraSettings) -> Adaptation:
-    """SoRA from rank lora.r: dW = (alpha / r) B diag(g) A, with A and B as in LoRA and g ~ N(0, 1).
+    """Make SoRA from rank lora.r: dW = (alpha / r) B diag(g) A, with A and B as in LoRA and g ~ N(0, 1).
 
     Gates share the optimizer and its schedule with A and B, in a group without weight decay. A zero gate can open
     again, so all of lora.r is trained to the end; what is saved has the rank that is left.

@@ -29,8 +29,8 @@ def train_as(adaptation: Adaptation, trainer: Trainer, record_to: Path | None = 
 
 
 def trainer_optimizer(adaptation: Adaptation, args: TrainingArguments) -> Optimizer | None:
-    """The optimizer for `Trainer(optimizers=(..., None))`; None: Trainer makes its own. Raises ValueError: arguments
-    that the method cannot train under."""
+    """Make the optimizer for `Trainer(optimizers=(..., None))`; None: Trainer makes its own. Raises ValueError:
+    arguments that the method cannot train under."""
     check_arguments(adaptation.refused, args)
     if adaptation.optimizer is None:
         return None
@@ -46,7 +46,7 @@ def check_arguments(refused: Mapping[str, str], args: TrainingArguments) -> None
 
 
 class MethodCallback(TrainerCallback):
-    """Calls a method's hooks at Trainer's events."""
+    """It calls a method's hooks at Trainer's events."""
 
     def __init__(self, adaptation: Adaptation, trainer: Trainer, ranks: RankTraining | None) -> None:
         self.adaptation, self.trainer, self.ranks = adaptation, trainer, ranks
@@ -58,7 +58,6 @@ class MethodCallback(TrainerCallback):
         processes = args.world_size if args.average_tokens_across_devices else 1
         run = Running(
             total_steps=state.max_steps,
-            optimizer=kwargs["optimizer"],
             allocator=None if self.ranks is None else self.ranks.allocator,
             micro_batches=args.gradient_accumulation_steps * processes if divides else 1,
         )
@@ -66,9 +65,6 @@ class MethodCallback(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         self.adaptation.hooks.step_begins(state.global_step)
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
-        self.adaptation.hooks.gradients_complete()
 
     def on_optimizer_step(self, args, state, control, **kwargs) -> None:
         skipped = bool(getattr(kwargs.get("optimizer"), "step_was_skipped", False))

@@ -29,7 +29,7 @@ RANK_SETTINGS: dict[str, Any] = dict(alpha=1.0, start="lora", budget="ranks", or
 
 
 class CoreFactor(AFactor):
-    """The `lora_A` slot with a core: x -> (C A) x, C = C_low + C_up `(r, r)`, both with the diagonal.
+    """It is the `lora_A` slot with a core, and maps x -> (C A) x, C = C_low + C_up `(r, r)`, both with the diagonal.
 
     E holds the core packed, `(r (r + 1),)`: rank n adds a row of n entries to C_low and a column of n to C_up, so that
     growing appends and moves nothing.
@@ -37,7 +37,7 @@ class CoreFactor(AFactor):
 
     @property
     def core(self) -> Tensor:
-        """C, `(r, r)`."""
+        """It is C, `(r, r)`."""
         rank = self.out_features
         places = _places(rank).to(self.E.device)
         return self.E.new_zeros(rank * rank).index_add(0, places, self.E).view(rank, rank)
@@ -47,7 +47,7 @@ class CoreFactor(AFactor):
         return self.core @ self.A
 
     def identity_e(self, rank: int) -> Tensor:
-        """The packed core whose C is the identity: half of the diagonal in each triangle."""
+        """Return the packed core whose C is the identity: half of the diagonal in each triangle."""
         places = _places(rank)
         return torch.where(places % (rank + 1) == 0, 0.5, 0.0)
 
@@ -57,7 +57,7 @@ class CoreFactor(AFactor):
 
 @lru_cache(maxsize=256)
 def _places(rank: int) -> Tensor:
-    """Flat index into C of every packed entry: row n of C_low, column n of C_up, for n = 1, 2, ..."""
+    """Return the flat index into C of every packed entry: row n of C_low, column n of C_up, for n = 1, 2, ..."""
     flat = []
     for n in range(rank):
         flat += [n * rank + j for j in range(n + 1)]
@@ -66,7 +66,7 @@ def _places(rank: int) -> Tensor:
 
 
 class CoreNorms(ScoreState):
-    """A layer's score: the increase of ||C||_F / r since the last growth check. It needs no gradient."""
+    """A layer's score is the increase of ||C||_F / r since the last growth check. It needs no gradient."""
 
     def __init__(self, run: Run, settings: RankSettings) -> None:
         super().__init__(run, settings, ("previous",))
@@ -75,7 +75,7 @@ class CoreNorms(ScoreState):
 
     @torch.no_grad()
     def norms(self) -> Tensor:
-        """||C||_F / r of every layer, now."""
+        """Return ||C||_F / r of every layer, now."""
         factors: list[Any] = [layer.a for layer in self.layers]
         return torch.stack([factor.core.norm() / factor.out_features for factor in factors])
 
@@ -88,18 +88,18 @@ class CoreNorms(ScoreState):
 
 
 def growing_layers(missing: int, part: float, layers: int) -> int:
-    """m: int(R c) of the R ranks that are missing, when the part c of the run is over; within [1, L]."""
+    """Return m: int(R c) of the R ranks that are missing, when the part c of the run is over; within [1, L]."""
     return min(max(int(missing * part), 1), layers)
 
 
 def gaussian_core(rank: int, num: int, generator: torch.Generator) -> Tensor:
-    """Packed entries of `num` ranks beyond `rank`, N(0, 0.02^2)."""
+    """Draw the packed entries of `num` ranks beyond `rank`, N(0, 0.02^2)."""
     return torch.randn((rank + num) * (rank + num + 1) - rank * (rank + 1), generator=generator) * STD
 
 
 @dataclass(frozen=True, kw_only=True)
 class GrowByCore(ScoredMethod):
-    """TriAdaptLoRA."""
+    """This is TriAdaptLoRA."""
 
     scores = CoreNorms
     always_trains_e = True
@@ -129,14 +129,14 @@ class GrowByCore(ScoredMethod):
         return make_plan(scores, {}, gains, layer_scores, rescale)
 
     def new_triples(self, layer: AdaptedLayer, num: int, generator: torch.Generator) -> NewTriples:
-        """A, B and the core's new row and column ~ N(0, 0.02^2)."""
+        """Draw A, B and the core's new row and column ~ N(0, 0.02^2)."""
         A = torch.randn(num, layer.a.in_features, generator=generator) * STD
         B = torch.randn(layer.b.out_features, num, generator=generator) * STD
         return NewTriples(A, gaussian_core(layer.rank, num, generator), B)
 
 
 def prepare(request: Request) -> Adaptation:
-    """TriAdaptLoRA from rank 1 per layer to a total of layers x lora.r ranks, lora.r / 2 to a layer at a time.
+    """Make TriAdaptLoRA from rank 1 per layer to a total of layers x lora.r ranks, lora.r / 2 to a layer at a time.
 
     dW = (alpha / r) B C A with the current r: growing from r to r' leaves r / r' of the contribution. At first A and C
     ~ N(0, 0.02^2) and B = 0; later ranks are Gaussian throughout. This is the start on which three of the authors'

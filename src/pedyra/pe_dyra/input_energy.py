@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 
 
 class Watch:
-    """A forward hook that does nothing in a copy of its module, or a pickle: they are not the model that is trained."""
+    """This is a forward hook that does nothing in a copy of its module, or a pickle: they are not the model that is
+    trained."""
 
     def __init__(self, see: Callable[..., object] | None = None) -> None:
         self._see = see
@@ -32,7 +33,8 @@ class Watch:
 
 
 class InputEnergy:
-    """Hooks on the adapted layers. Counts each token of a training forward once; padding not at all, where known.
+    """It has hooks on the adapted layers. It counts each token of a training forward once; padding not at all, where
+    known.
 
     Padding is known by `attention_mask`, in the decoder of an encoder-decoder model by `decoder_attention_mask` or the
     labels that count, whether the PEFT model is called, the base model inside, or that without its head. The input is
@@ -80,7 +82,8 @@ class InputEnergy:
             self._handles.append(layer.module.register_forward_pre_hook(watch))
 
     def collect(self) -> list[Tensor | None]:
-        """The mean square per feature `(in,)` of every layer since the last call; None where nothing was seen."""
+        """Return the mean square per feature `(in,)` of every layer since the last call; None where nothing was
+        seen."""
         if self._average is not one_process:
             self._average_sums()
         # Layers that shared an input share its sum. One division for all: on a GPU launches are what costs.
@@ -103,7 +106,8 @@ class InputEnergy:
         self._forget_forward()
 
     def _average_sums(self) -> None:
-        """Over the processes, of which each may have seen other layers: one collective, and one wait for the device."""
+        """Average over the processes, of which each may have seen other layers: one collective, and one wait for the
+        device."""
         empty = [torch.zeros(width, device=self._device) for width in self._widths]
         sums = [none if total is None else total for none, total in zip(empty, self._sums, strict=True)]
         counts = [none.sum() if count is None else count for none, count in zip(empty, self._counts, strict=True)]
@@ -190,20 +194,20 @@ class InputEnergy:
         self._counts[index] = count if seen_count is None else seen_count + count
 
     def _real_tokens(self, x: Tensor, of_target: bool) -> Tensor:
-        """`_real_tokens_of`, made once per forward for inputs of equal shape."""
+        """Return `_real_tokens_of`, made once per forward for inputs of equal shape."""
         key = x.shape[:-1], of_target
         if key not in self._real:
             self._real[key] = self._real_tokens_of(x, of_target)
         return self._real[key]
 
     def _mask_of(self, x: Tensor, of_target: bool) -> Tensor | None:
-        """The mask of x `(rows, tokens, in)` or, as OPT and routers of experts have it, `(rows * tokens, in)`; None
-        where none is known, or x holds something else than these tokens."""
+        """Return the mask of x `(rows, tokens, in)` or, as OPT and routers of experts have it, `(rows * tokens, in)`;
+        None where none is known, or x holds something else than these tokens."""
         mask = self._target_mask if of_target else self._mask
         return mask if mask is not None and x.shape[:-1] in (mask.shape, (mask.numel(),)) else None
 
     def _real_tokens_of(self, x: Tensor, of_target: bool) -> Tensor:
-        """1 for each token of x `(..., in)` that is real and 0 for padding, `(tokens,)`."""
+        """Return 1 for each token of x `(..., in)` that is real and 0 for padding, `(tokens,)`."""
         if (mask := self._mask_of(x, of_target)) is not None:
             return (mask != 0).reshape(-1).to(x.device, torch.float32)
         return torch.ones(x.shape[:-1].numel(), device=x.device, dtype=torch.float32)
@@ -242,7 +246,7 @@ _CHUNK_BYTES = 512 * 1024
 
 
 def _energy(x: Tensor, real: Tensor) -> Tensor:
-    """Sum of squares per feature `(in,)`, in float32, over the tokens of x `(..., in)` that are `real` `(tokens,)`.
+    """Sum the squares per feature `(in,)`, in float32, over the tokens of x `(..., in)` that are `real` `(tokens,)`.
 
     The hooks run inside the forward pass, so under autocast a product is one of its type: in bfloat16 a sum is off by
     1e-3, and in float16 one above 65,504 is infinite. Autocast leaves operations in place as they are.

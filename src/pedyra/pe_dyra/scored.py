@@ -42,13 +42,13 @@ class ScoredSituation(Situation):
 
     @property
     def elapsed(self) -> float:
-        """(t - t_i) / (T - t_f - t_i): the part of the window of adjustments that is over."""
+        """It is (t - t_i) / (T - t_f - t_i): the part of the window of adjustments that is over."""
         of = self.schedule
         return (self.step - of.initial_warmup) / (of.total_steps - of.final_warmup - of.initial_warmup)
 
     @property
     def part_done(self) -> float:
-        """n / N at the n-th of N adjustments: the even spread over the run, 1 at the last."""
+        """It is n / N at the n-th of N adjustments: the even spread over the run, 1 at the last."""
         adjustments = self.schedule.adjustments
         return (adjustments.index(self.step) + 1) / len(adjustments)
 
@@ -67,8 +67,8 @@ MOVED = 0.02
 
 
 class ScoredMethod(RankSettings, RankMethod):
-    """A method that plans by scores, with the settings of `RankSettings`. A subclass says how, in `plan`; its scores
-    and its new triples are PE-DyRA's unless it has its own."""
+    """This is a method that plans by scores, with the settings of `RankSettings`. A subclass says how, in `plan`; its
+    scores and its new triples are PE-DyRA's unless it has its own."""
 
     scores: ClassVar[type[ScoreState]] = TripleScores
     """It observes the layers."""
@@ -78,7 +78,8 @@ class ScoredMethod(RankSettings, RankMethod):
     """E is trained whatever the start; else where it starts at 0 (`RankSettings.start` "svd")."""
 
     def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
-        """The adjustment. It must be a pure function: a resume replays nothing and continues from the same state."""
+        """Make the adjustment. It must be a pure function: a resume replays nothing and continues from the same
+        state."""
         raise NotImplementedError
 
     def check_start(self, start: ScoredSituation) -> None:
@@ -143,13 +144,13 @@ class ScoredMethod(RankSettings, RankMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class PeDyra(ScoredMethod):
-    """The paper's method, and its settings: `pedyra.adapt(trainer, PeDyra())` moves ranks between the layers of a LoRA
-    while it trains. Every field, with the paper's symbol, is one of `RankSettings`."""
+    """This is the paper's method, and its settings: `pedyra.adapt(trainer, PeDyra())` moves ranks between the layers of
+    a LoRA while it trains. Every field, with the paper's symbol, is one of `RankSettings`."""
 
     conserves = True
 
     def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
-        """Algorithm 2, at the budget in force."""
+        """Follow Algorithm 2, at the budget in force."""
         of_parameters = now.budget == "parameters"
         return plan_adjustment(
             scores,
@@ -163,12 +164,12 @@ class PeDyra(ScoredMethod):
 
 
 def most_moves(settings: RankSettings, total_rank: int) -> int:
-    """k of a run that begins with this sum of ranks."""
+    """Return k of a run that begins with this sum of ranks."""
     return max(1, round(MOVED * total_rank)) if settings.moves is None else settings.moves
 
 
 def growth_limits(layers: Sequence[AdaptedLayer], max_rank: int | None) -> dict[str, int]:
-    """Layer -> the rank it may grow to: `max_rank`, and no more than its width.
+    """Return layer -> the rank it may grow to: `max_rank`, and no more than its width.
 
     A start above the width is allowed, as in PEFT; such a layer does not grow. Raises ValueError: a layer starts above
     `max_rank`.
@@ -183,7 +184,7 @@ def growth_limits(layers: Sequence[AdaptedLayer], max_rank: int | None) -> dict[
 
 
 def situated(now: Situation, settings: RankSettings, moves: int, max_ranks: dict[str, int]) -> ScoredSituation:
-    """The situation with the limits that a plan keeps to."""
+    """Return the situation with the limits that a plan keeps to."""
     known = {field.name: getattr(now, field.name) for field in fields(Situation)}
     return ScoredSituation(
         **known, moves=moves, min_rank=settings.min_rank, max_ranks=max_ranks, budget=settings.budget
@@ -191,7 +192,7 @@ def situated(now: Situation, settings: RankSettings, moves: int, max_ranks: dict
 
 
 class ScoredRun(MethodRun):
-    """A scored method in one run."""
+    """This is a scored method in one run."""
 
     def __init__(self, method: ScoredMethod, run: Run) -> None:
         self.method, self.run = method, run
@@ -275,7 +276,7 @@ FORGOTTEN = 1e-6
 
 
 def ema_window(beta: float) -> int:
-    """Steps W after which an EMA with `beta`, and an EMA of its deviations, have forgotten all before.
+    """Return the steps W after which an EMA with `beta`, and an EMA of its deviations, have forgotten all before.
 
     Sensitivity forgets as beta^W. The uncertainty of Eq. (3) follows the sensitivity's own start-up error, which
     adds a factor 1 + W (1 - beta). For 0.85 this gives 103 steps.

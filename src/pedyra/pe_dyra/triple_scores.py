@@ -54,7 +54,7 @@ class ScoreState:
         self.state = {name: torch.zeros(len(self.layers), device=device) for name in names}
 
     def layer_scores(self) -> Tensor:
-        """The score of each layer `(layers,)`."""
+        """Return the score of each layer `(layers,)`."""
         raise NotImplementedError
 
     def watch(self, active: bool) -> None:
@@ -82,12 +82,12 @@ class ScoreState:
 
     @torch.no_grad()
     def triple_scores(self) -> dict[str, list[float]]:
-        """The score of every triple by layer name, in the model's order; changes nothing."""
+        """Return the score of every triple by layer name, in the model's order; changes nothing."""
         scores = self.layer_scores().tolist()
         return {layer.name: [score] * layer.rank for layer, score in zip(self.layers, scores, strict=True)}
 
     def shown(self, means: Mapping[str, float]) -> dict[str, Any]:
-        """Further fields of `MethodRun.snapshot`, from the mean score of every layer."""
+        """Return further fields of `MethodRun.snapshot`, from the mean score of every layer."""
         return {}
 
     def resize(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
@@ -98,12 +98,12 @@ class ScoreState:
         self.watch(False)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The whole state as named tensors, for a checkpoint."""
+        """Return the whole state as named tensors, for a checkpoint."""
         return {"skipped": self.skipped, **self.state}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `tensors`; the ranks must already be those of the saved state. Raises ValueError: an entry is
-        missing or has another shape."""
+        """Do the inverse of `tensors`; the ranks must already be those of the saved state. Raises ValueError: an entry
+        is missing or has another shape."""
         for name, now in self.tensors().items():
             if name not in tensors or tensors[name].shape != now.shape:
                 found = "missing" if name not in tensors else f"of shape {tuple(tensors[name].shape)}"
@@ -116,8 +116,8 @@ class ScoreState:
 
 
 class TripleScores(ScoreState):
-    """PE-DyRA's: sensitivity and uncertainty of every element in float32: flat, A, E, B of a layer, then the next, in
-    pieces.
+    """These are PE-DyRA's: sensitivity and uncertainty of every element in float32: flat, A, E, B of a layer, then the
+    next, in pieces.
 
     A piece is some whole layers, when it is cut (`restart`) of `PIECE` elements or one layer more, so that a resize
     makes anew only those that hold a layer that changed. `norms (layers, 3)` are the gradient norms of (A, E, B) that
@@ -233,7 +233,8 @@ class TripleScores(ScoreState):
 
     @property
     def observed(self) -> bool:
-        """False where no step of the window had a finite gradient: Eqs. (3) and (6) are then unknown, not zero."""
+        """It is False where no step of the window had a finite gradient: Eqs. (3) and (6) are then unknown, not
+        zero."""
         return bool(self.seen)
 
     @torch.no_grad()
@@ -255,7 +256,7 @@ class TripleScores(ScoreState):
 
     @torch.no_grad()
     def triple_scores(self) -> dict[str, list[float]]:
-        """Algorithm 1: the score of every triple, by layer name. One transfer to the host."""
+        """Follow Algorithm 1: return the score of every triple, by layer name. One transfer to the host."""
         of = self.settings
         inputs = self._by_input() if self._inputs is None else self._inputs
         gradient = self._by_gradient() if of.alpha > 0 else torch.zeros_like(inputs)
@@ -323,7 +324,7 @@ def _elements(layers: Sequence[AdaptedLayer]) -> int:
 
 
 def _pieces(layers: Sequence[AdaptedLayer]) -> list[list[AdaptedLayer]]:
-    """Runs of layers, in order, of `PIECE` elements or one layer more."""
+    """Cut the layers into runs, in order, of `PIECE` elements or one layer more."""
     pieces: list[list[AdaptedLayer]] = [[]]
     size = 0
     for layer in layers:

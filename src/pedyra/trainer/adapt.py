@@ -88,7 +88,7 @@ def adapt(
 
 @dataclass(frozen=True, kw_only=True)
 class RankResult:
-    """What a training did to the ranks. `print` gives the line that is said at its end."""
+    """It tells what a training did to the ranks. `print` gives the line that is said at its end."""
 
     steps: int
     adjustments: int
@@ -139,7 +139,7 @@ class RankResult:
 
 
 class RankTraining(TrainerCallback):
-    """What `adapt` returns: it hands Trainer's events to the RankAllocator of each training."""
+    """`adapt` returns it: it hands Trainer's events to the RankAllocator of each training."""
 
     def __init__(self, trainer: Trainer, method: RankMethod, adapter: str, record_to: str | Path | None) -> None:
         self.trainer, self.method, self.adapter = trainer, method_of(method), adapter
@@ -156,7 +156,7 @@ class RankTraining(TrainerCallback):
 
     @property
     def result(self) -> RankResult:
-        """What the last training did to the ranks.
+        """It tells what the last training did to the ranks.
 
         Raises:
             ValueError: no training has ended yet.
@@ -218,7 +218,7 @@ class RankTraining(TrainerCallback):
         state.log_history[-1].update(ours)
 
     def write_side_files(self, folder: Path) -> None:
-        """Called by `save_whole` once Trainer has written its own files into the folder of a checkpoint."""
+        """`save_whole` calls it once Trainer has written its own files into the folder of a checkpoint."""
         assert self.allocator is not None
         save_state(self.allocator, folder)
 
@@ -263,7 +263,7 @@ class RankTraining(TrainerCallback):
         self._attached = [(layer, layer.factors) for layer in layers]
 
     def attaching(self, model_init: Callable[..., Any]) -> Callable[..., Any]:
-        """A Trainer's `model_init`, whose models take a checkpoint of any ranks."""
+        """Wrap a Trainer's `model_init`, whose models take a checkpoint of any ranks."""
 
         def attached(*args: Any) -> Any:
             model = model_init(*args)
@@ -303,7 +303,7 @@ class RankTraining(TrainerCallback):
             write_ranks(model, self.adapter)
 
     def _metrics(self, allocator: RankAllocator, snapshot: dict[str, Any]) -> dict[str, float]:
-        """Flat numbers for the log: ranks and scores, by module type too, and orthogonality."""
+        """Make flat numbers for the log: ranks and scores, by module type too, and orthogonality."""
         by_type: dict[str, list[int]] = {}
         for name, rank in snapshot["ranks"].items():
             by_type.setdefault(layer_place(name)[0], []).append(rank)
@@ -329,11 +329,11 @@ class RankTraining(TrainerCallback):
 
     @property
     def _records(self) -> bool:
-        """Whether this process keeps a record."""
+        """This process keeps a record."""
         return self.record_to is not None and self._writes
 
     def _start_record(self, allocator: RankAllocator, step: int) -> None:
-        """A new record, or, on a resume, the old one without the lines of steps that will be run again."""
+        """Begin a new record, or, on a resume, the old one without the lines of steps that will be run again."""
         if self.record_to is None or not self._records:
             return
         known = read_rows(self.record_to, {"step": (int, None)}) if step > 0 else []

@@ -80,7 +80,7 @@ ITEMS = "num_items_in_batch"
 
 
 class _Watched(Tensor):
-    """A number that knows whether anything was computed from it."""
+    """It is a number that knows whether anything was computed from it."""
 
     used = False
 
@@ -115,8 +115,8 @@ def expect_mean_loss(trainer: Trainer, model: nn.Module) -> FirstForward | None:
 
 
 class FirstForward:
-    """The hooks, until they have judged; those of a copy of the model, or of a pickle (for workers that load data), do
-    nothing."""
+    """These are the hooks, until they have judged; those of a copy of the model, or of a pickle (for workers that load
+    data), do nothing."""
 
     def __init__(self, trainer: Trainer, model: nn.Module) -> None:
         self.trainer: Trainer | None = trainer

@@ -24,19 +24,19 @@ ASIDE = "_saving"
 
 
 def checkpoint_step(checkpoint: Path) -> int:
-    """The step in the name of a checkpoint folder, `checkpoint-<step>`."""
+    """Read the step in the name of a checkpoint folder, `checkpoint-<step>`."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The checkpoint folders of a run, oldest step first, whole or not."""
+    """List the checkpoint folders of a run, oldest step first, whole or not."""
     found = [path for path in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     # A kill may have left two of a step: the one with a leading 0 was about to be replaced.
     return sorted(found, key=lambda path: (checkpoint_step(path), -len(path.name)))
 
 
 def last_complete_checkpoint(run: Path, *, with_ranks: bool) -> tuple[Path, list[tuple[Path, str]]]:
-    """The newest whole checkpoint, and the newer broken ones with what is wrong with each.
+    """Find the newest whole checkpoint, and the newer broken ones with what is wrong with each.
 
     Args:
         with_ranks: whether the run adapts ranks, and so needs pedyra's side files.
@@ -55,7 +55,7 @@ def last_complete_checkpoint(run: Path, *, with_ranks: bool) -> tuple[Path, list
 
 
 def find_flaw(checkpoint: Path, *, with_ranks: bool) -> str | None:
-    """What makes a checkpoint unusable, as "file: what is wrong", or None if it is whole.
+    """Tell what makes a checkpoint unusable, as "file: what is wrong", or None if it is whole.
 
     Every file must be there and be what SHA256SUMS says, and all be of the step in the folder's name. One of several
     processes has the state of its random numbers in `rng_state_<process>.pth`.
@@ -75,7 +75,8 @@ def find_flaw(checkpoint: Path, *, with_ranks: bool) -> str | None:
 
 
 def check_loaded(checkpoint: Path) -> None:
-    """What Trainer has loaded without a check: whatever is not as it was saved is refused, what is missing is told.
+    """Check what Trainer has loaded without a check: whatever is not as it was saved is refused, what is missing is
+    told.
 
     A checkpoint without digests was not saved with `save_whole`, and side files are for `checkpoint.restore` to judge.
     Raises ValueError: a file is damaged or of another checkpoint; the message names an older checkpoint that is whole.

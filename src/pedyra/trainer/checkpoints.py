@@ -100,7 +100,7 @@ def _put(written: Path, checkpoint: Path) -> None:
 
 
 def _drop_oldest(run: Path, limit: int | None, newest: Path, best: str | None) -> None:
-    """By Trainer's rule: the oldest go, but neither the newest nor the best."""
+    """Follow Trainer's rule: the oldest go, but neither the newest nor the best."""
     if limit is None or limit <= 0:
         return
     kept = {newest.resolve(), *([] if best is None else [Path(best).resolve()])}
@@ -111,7 +111,7 @@ def _drop_oldest(run: Path, limit: int | None, newest: Path, best: str | None) -
 
 
 def _remove(folder: Path, aside: Path) -> None:
-    """At once, as far as anyone can see: half a checkpoint must not be found either."""
+    """Remove it at once, as far as anyone can see: half a checkpoint must not be found either."""
     if folder.is_dir():
         aside.mkdir(exist_ok=True)
         remove(folder.rename(aside / f"{folder.name}.old"))

@@ -41,7 +41,7 @@ DEEPSPEED = (
 
 
 def data_parallel(args: TrainingArguments, wrapped: Any) -> DistributedDataParallel | None:
-    """The wrapper that averages gradients, which must follow a resize; None for one process, and for FSDP2.
+    """Find the wrapper that averages gradients, which must follow a resize; None for one process, and for FSDP2.
 
     Raises:
         ValueError: another wrapper; a resize inside it would diverge or crash.
@@ -98,7 +98,7 @@ def keep_whole(trainer: Trainer | None, model: nn.Module, layers: Sequence[Adapt
 
 
 def why_not_fsdp2(plugin: Any, args: TrainingArguments) -> str | None:
-    """What these settings of accelerate and Trainer have that keeps `keep_whole` from its work, and the repair.
+    """Tell what these settings of accelerate and Trainer have that keeps `keep_whole` from its work, and the repair.
 
     It needs no model, so that it can be asked before one is loaded.
     """
@@ -123,7 +123,7 @@ def _check(trainer: Trainer, plugin: Any, model: nn.Module, layers: Sequence[Ada
 
 
 def _why_not_whole(trainer: Trainer, model: nn.Module, layers: Sequence[AdaptedLayer]) -> str | None:
-    """What the model, or the way its processes share a batch, has that keeps `keep_whole` from its work."""
+    """Tell what the model, or the way its processes share a batch, has that keeps `keep_whole` from its work."""
     mesh = getattr(trainer.accelerator, "parallelism_config", None)
     if mesh is not None and mesh.non_dp_dim_names:
         return f"{', '.join(mesh.non_dp_dim_names)} parallelism, whose processes share a batch; leave it out"
@@ -147,7 +147,7 @@ def _prepared(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwar
 
 
 def _averaged(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
-    """At the last backward pass of a step, and so before clipping."""
+    """Average at the last backward pass of a step, and so before clipping."""
     loss, model = original(*args, **kwargs), trainer.model
     if trainer.accelerator.sync_gradients and model is not None:
         average_gradients(model.parameters())
@@ -155,7 +155,7 @@ def _averaged(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwar
 
 
 def _without_fsdp(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
-    """As under DDP: the adapter by PEFT, the optimizer's state by its first process."""
+    """Save and load as under DDP: the adapter by PEFT, the optimizer's state by its first process."""
     if trainer.model is not None:
         reshard(trainer.model)
     with replaced(trainer, "is_fsdp_enabled", False):

@@ -49,7 +49,7 @@ _LARGE = ("train_dataset", "eval_dataset")
 
 
 def _kept(held: Any) -> Callable[[], None]:
-    """What puts an object's attributes back as they are now, and what containers among them hold."""
+    """Return what puts an object's attributes back as they are now, and what containers among them hold."""
     attributes = dict(vars(held))
     contents = [_contents(value) for name, value in attributes.items() if name not in _LARGE]
 
@@ -63,7 +63,7 @@ def _kept(held: Any) -> Callable[[], None]:
 
 
 def _contents(value: Any) -> Callable[[], None]:
-    """What puts back the contents of a dict, list, set or deque, and of those inside; and of a small tensor."""
+    """Return what puts back the contents of a dict, list, set or deque, and of those inside; and of a small tensor."""
     if isinstance(value, dict | list | deque | set):
         held = dict(value) if isinstance(value, dict) else list(value)
         inner = [_contents(each) for each in (held.values() if isinstance(held, dict) else held)]
