@@ -8,10 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from trainer_cases import base, make_trainer
 from windows import adamw
 
-import pedyra
 from pedyra import PeDyra, RankAllocator
 
 STEPS = 12
@@ -102,67 +100,3 @@ def test_a_layer_that_no_token_reached_has_no_gradient_and_raises_nothing(set_to
         allocator.optimizer.zero_grad(set_to_none=set_to_none)
         allocator.after_step()
     assert len(allocator.history) == 3
-
-
-class FusedLora(torch.autograd.Function):
-    """A LoRA layer in one step, forward and backward, as unsloth writes its own."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, W: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
-        ctx.save_for_backward(x, W, A, B)
-        ctx.scaling = scaling
-        return x @ W.T + scaling * (x @ A.T) @ B.T
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        x, W, A, B = ctx.saved_tensors
-        g, scaling = grads[0], ctx.scaling
-        flat_x, flat_g = x.flatten(0, -2), g.flatten(0, -2)
-        of_A, of_B = scaling * B.T @ flat_g.T @ flat_x, scaling * flat_g.T @ (flat_x @ A.T)
-        return g @ W + scaling * (g @ B) @ A, None, of_A, of_B, None
-
-
-def with_fused_mlps(trainer: Any) -> Any:
-    """The Trainer, whose model's MLPs read the weights of their three layers."""
-
-    def of(layer: Any, x: Tensor) -> Tensor:
-        A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        return FusedLora.apply(x, layer.base_layer.weight, A, B, layer.scaling["default"])
-
-    def forward(mlp: Any, x: Tensor) -> Tensor:
-        return of(mlp.down_proj, F.silu(of(mlp.gate_proj, x)) * of(mlp.up_proj, x))
-
-    for block in trainer.model.base_model.model.model.layers:
-        block.mlp.forward = lambda x, mlp=block.mlp: forward(mlp, x)
-    return trainer
-
-
-@pytest.mark.filterwarnings("ignore")  # TRL's own
-def test_a_trainer_with_such_a_kernel_from_training_to_the_smaller_adapter(tmp_path):
-    pytest.importorskip("trl")
-    config = PeDyra(alpha=1.0, interval=2, initial_warmup=1, final_warmup=3, moves=4)
-    settings: dict[str, Any] = dict(activation_checkpointing=False)
-    called, fused = (make_trainer("SFT", tmp_path / name, **settings) for name in ("called", "fused"))
-    handles: Any = [pedyra.adapt(trainer, config) for trainer in (called, fused)]
-    called.train()
-    with_fused_mlps(fused).train()
-    histories = [handle.allocator.history for handle in handles]
-    assert [record["ranks"] for record in histories[1]] == [record["ranks"] for record in histories[0]]
-    assert any(record["pruned"] for record in histories[1])
-
-    with pytest.raises(ValueError, match="saw no token in model.layers.0.mlp.*pedyra fit FOLDER"):
-        pedyra.fit(fused, rows=24)
-    fused.save_model(str(tmp_path / "adapter"))
-    plain = make_trainer("SFT", tmp_path / "plain", model=in_plain_peft(tmp_path / "adapter"), **settings)
-    assert pedyra.fit(plain, rows=24, tolerance=0.05).measure == "loss"
-
-    trainer = make_trainer("SFT", tmp_path / "refused", **settings)
-    pedyra.adapt(trainer, PeDyra(interval=2, initial_warmup=1, final_warmup=3))
-    with pytest.raises(ValueError, match="no input of model.layers.0.mlp"):
-        with_fused_mlps(trainer).train()
-
-
-def in_plain_peft(folder: Any) -> Any:
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(base(), folder, is_trainable=True)

@@ -172,8 +172,6 @@ def _restore_factors(
             or of_E < rank
         ):
             raise SideFileError(f"{folder / TENSORS} is of another model: {layer.name} has shapes {shapes} there")
-        if layer.name not in record["scaling"]:
-            raise SideFileError(f"{folder / RECORD} is of another model: it has no scaling of {layer.name}")
         if layer.a.start is not None and f"origin_A.{layer.name}" not in tensors:
             raise SideFileError(f"{folder / TENSORS} is of another start: {layer.name} has no origin there")
         if layer.a.start is None and f"origin_A.{layer.name}" in tensors:

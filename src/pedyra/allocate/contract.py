@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from pedyra.allocate.allocation import RankPlan, Scores
 from pedyra.allocate.distributed import Average
@@ -28,7 +27,6 @@ class Run:
 
     model: nn.Module
     layers: Sequence[AdaptedLayer]
-    optimizer: Optimizer
     schedule: Schedule
     average: Average
     """Over the processes that see parts of a batch."""

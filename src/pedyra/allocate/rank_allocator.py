@@ -97,7 +97,6 @@ class RankAllocator:
         run = Run(
             model=model,
             layers=self.layers,
-            optimizer=self.optimizer,
             schedule=self.schedule,
             average=averaging(process_group),
         )

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from pedyra.errors import UserError
 from pedyra.fitting.gramians import Calibration, Gramians
 from pedyra.fitting.judge import Batch, Judge
-from pedyra.lora.factors import AFactor, observed
 from pedyra.lora.layer import peft_layers, rank_parameters
 from pedyra.lora.supported import check_supported, kind_of_module
 
@@ -143,7 +142,7 @@ def _check_seen(found: Calibration, layers: Mapping[str, Any], adapter: str, cal
 
 @contextmanager
 def _reading(slots: Mapping[str, nn.Module], gramians: Gramians, called: set[str]) -> Iterator[None]:
-    """While it lasts, what the A slots give is a leaf of the graph, and is seen with its gradient; by nobody else."""
+    """While it lasts, what the A slots give is a leaf of the graph, and is seen with its gradient."""
 
     def reader(name: str) -> Callable[..., Tensor]:
         observe = gramians.observer(name)
@@ -154,21 +153,18 @@ def _reading(slots: Mapping[str, nn.Module], gramians: Gramians, called: set[str
             called.add(name)
             if not h.requires_grad:
                 h = h.detach().requires_grad_()
-            return observed(h, observe)
+            seen = h.detach()  # a hook that held h itself would keep it alive
+            h.register_hook(lambda g: observe(seen, g))
+            return h
 
         return read
 
-    others = {slot: slot.observer for slot in slots.values() if isinstance(slot, AFactor)}
     handles = [slot.register_forward_hook(reader(name)) for name, slot in slots.items()]
     try:
-        for slot in others:
-            slot.observer = None
         yield
     finally:
         for handle in handles:
             handle.remove()
-        for slot, observer in others.items():
-            slot.observer = observer
 
 
 @contextmanager

@@ -5,7 +5,6 @@ On disk both are the plain `weight` of an ordinary LoRA: E is folded into A. In 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,18 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedyra.errors import UserError
-
-Observer = Callable[[Tensor, Tensor], None]
-"""Is given h = x (E A)^T `(..., r)` and the gradient of the loss with respect to it, in the backward pass: once for
-each call of a layer, under activation checkpointing too, whatever forward computes it."""
-
-
-def observed(h: Tensor, observer: Observer | None) -> Tensor:
-    """Return h, whose gradient the observer will be given with it."""
-    if observer is not None and h.requires_grad:
-        seen = h.detach()  # a hook that held h itself would keep it alive
-        h.register_hook(lambda g: observer(seen, g))
-    return h
 
 
 def as_saved(weight: Tensor, origin: Tensor | None, dim: int) -> Tensor:
@@ -80,12 +67,9 @@ class AFactor(nn.Module):
     loaded_origin: Tensor | None = None
     """It is the `origin` of a loaded state, until `start.follow_loaded` has brought the base weight in line."""
     bias = None  # an nn.Linear's attribute that PEFT reads
-    observer: Observer | None
-    """Sees every call that takes a gradient. None: nobody looks."""
 
     def __init__(self, A: nn.Parameter, E: nn.Parameter) -> None:
         super().__init__()
-        self.observer = None
         self._parameters["A"] = A
         self.E = E
         self.register_buffer("origin", None, persistent=False)
@@ -153,9 +137,6 @@ class AFactor(nn.Module):
         """
         return self.A if self.e_fixed_at_one else self.E.unsqueeze(1) * self.A
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"observer": None}  # a copy, or a pickle, is nobody's
-
     def identity_e(self, rank: int) -> Tensor:
         """Return the E with which `weight` is A."""
         return torch.ones(rank)
@@ -170,7 +151,7 @@ class AFactor(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # This takes one product of r x in, not of tokens x r, and keeps no activation for the gradient of E.
-        return observed(F.linear(x, self.weight), self.observer)
+        return F.linear(x, self.weight)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
         weight = self.weight if keep_vars else self.weight.detach()
