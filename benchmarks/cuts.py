@@ -1,116 +1,121 @@
-"""`python -m benchmarks.cuts RUN`: trained LoRAs that are cut in different ways to one size."""
+"""`python -m benchmarks.cuts RUN`: trained LoRAs that are cut in different ways to one rank, beside a LoRA of it."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
-from torch import Tensor
 
 from benchmarks.command import JsonFile, Runs, Threads, command_line, print_done, several
-from benchmarks.rows import RowFile
+from benchmarks.rows import Row, RowFile
 from benchmarks.trained import TrainedLora, opened
 from pedyra.fitting.calibration import lora_layers
-from pedyra.fitting.curve import Ladder
-from pedyra.fitting.gramians import Calibration, Measured
-from pedyra.fitting.verdict import paired
-from pedyra.fitting.wanted import Shape
-from pedyra.fitting.worth import Balance, balance
+from pedyra.fitting.cut import cut_factors, cut_to
+from pedyra.fitting.gramians import Calibration
+from pedyra.fitting.paired import paired
+from pedyra.fitting.sizes import of_rank
+from pedyra.fitting.worth import balance, in_basis
+from pedyra.lora.files import read_json
 
-CUTS_KEY = ("run", "way", "seed", "asked", "rows")
-"""`asked` is the share that was given, of which a row has what came of it too."""
-SHARES = (0.5, 0.25, 0.125)
-RANDOM_SEEDS = 3
-"""Random directions are drawn so often."""
+CUTS_KEY = ("run", "way", "rank", "rows")
+RANKS = (4, 2, 1)
 
 
 def cuts(
     runs: Runs,
-    shares: Annotated[
-        list[float] | None, several("--share", "0.5, 0.25, 0.125", "Part of the parameters that is left")
+    ranks: Annotated[list[int] | None, several("--rank", "4, 2, 1", "That every layer keeps", min=1)] = None,
+    others: Annotated[
+        list[Path] | None, several("--other", "none", "A finished run of a LoRA of one of these ranks")
     ] = None,
-    rows: Annotated[
-        int, typer.Option(min=16, help="Rows to calibrate with. 1.5 times as many held-out rows are measured.")
-    ] = 1024,
+    rows: Annotated[int, typer.Option(min=16, help="Of training, to calibrate with.")] = 512,
+    held_out: Annotated[int, typer.Option(min=16, help="Rows to measure on, at most.")] = 2048,
     threads: Threads = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Cut trained LoRAs to one size in different ways, and measure by how much the loss rises with each."""
+    """Cut trained LoRAs to one rank in different ways, and measure by how much the loss rises with each."""
     file = RowFile(json_file, CUTS_KEY)
-    found = file.keep(bench_cuts(runs, shares or SHARES, rows))
-    print_done(found, ["run", "way", "share", "parameters", "increase", "standard_error"])
+    found = file.keep(bench_cuts(runs, ranks or RANKS, others or (), rows, held_out))
+    print_done(found, ["run", "rank", "way", "parameters", "increase", "standard_error", "part_of_won", "seconds"])
 
 
-def bench_cuts(runs: Sequence[Path], shares: Sequence[float] = SHARES, rows: int = 1024) -> Iterator[dict[str, Any]]:
-    """Yield a row for each run, way and size: the rise of the held-out loss, in pairs with the whole adapter.
+def bench_cuts(
+    runs: Sequence[Path],
+    ranks: Sequence[int] = RANKS,
+    others: Sequence[Path] = (),
+    rows: int = 512,
+    held_out: int = 2048,
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each run, rank and way: the rise of the held-out loss, in pairs with the whole adapter.
 
-    Ways: `fit`, as `pedyra fit` orders and cuts; `singular values`, of s B A, by their squares per parameter; `energy`,
-    the same values, each layer keeping an equal part of its own squares, which is the rule of `peft.convert_to_lora`;
-    `inputs`, which knows the inputs of a layer and not its gradients; `random` directions.
+    Ways: `fit`, as `pedyra fit` cuts, balanced directions that make up for what goes; `balanced`, the same directions
+    as they are; `singular values` of B A, as PEFT's `convert_to_lora` and other tools cut; `singular values, repaired`;
+    and `from the start`, another run, trained at this rank.
 
     Args:
-        shares: parts of the parameters that are left.
-        rows: of training, to calibrate with, at most; 1.5 times as many of those held out are measured on.
+        others: runs of the same task at one of the ranks.
+        rows: of training, to calibrate with, at most.
+        held_out: rows to measure on, at most.
     """
-    for share in shares:
-        if not 0 < share <= 1:
-            raise ValueError(f"--share is {share}; it is the part that is left, above 0 and at most 1")
-    for run in runs:
+    for run in (*runs, *others):
         opened(run)  # what is wrong with one is told before anything is measured
     for run in runs:
-        yield from _cuts(run, shares, rows)
+        yield from _cuts(run, ranks, others, rows, held_out)
 
 
-def _cuts(run: Path, shares: Sequence[float], rows: int) -> Iterator[dict[str, Any]]:
-    trained = TrainedLora(run, rows, held_out=rows + rows // 2)
-    for way, seed, calibration in ways(trained.model, replace(trained.calibration, repairs=False)):
-        ladder = Ladder(calibration, Shape())
-        for share in shares:
-            size = ladder.point(ladder.at(share))
-            increase = paired(trained.whole, trained.losses_at(size.ranks, calibration), trained.weights)
-            yield {
-                "run": str(run), "way": way, "seed": seed, "asked": share, "rows": rows,
-                "share": size.share, "parameters": size.parameters,
-                "loss": trained.mean(trained.whole), "increase": increase.mean, "standard_error": increase.error,
-            }  # fmt: skip
+def _cuts(
+    run: Path, ranks: Sequence[int], others: Sequence[Path], rows: int, held_out: int
+) -> Iterator[dict[str, Any]]:
+    trained = TrainedLora(run, rows, held_out)
+    base = trained.base_losses()
+    won = paired(trained.whole, base, trained.weights).mean
+
+    def row(way: str, rank: int, losses: Sequence[float], parameters: int, seconds: float) -> Row:
+        rise = paired(trained.whole, losses, trained.weights)
+        return {
+            "run": str(run), "way": way, "rank": rank, "rows": rows, "parameters": parameters,
+            "loss": trained.mean(losses), "whole_loss": trained.mean(trained.whole), "base_loss": trained.mean(base),
+            "increase": rise.mean, "standard_error": rise.error, "part_of_won": rise.mean / won, "seconds": seconds,
+        }  # fmt: skip
+
+    began = time.perf_counter()
+    measured = trained.calibration
+    calibrating = time.perf_counter() - began
+    singular = by_singular_values(trained.model, measured)
+    ways = {
+        "fit": (measured, calibrating),
+        "balanced": (replace(measured, repairs=False), calibrating),
+        "singular values": (replace(singular, repairs=False), 0.0),
+        "singular values, repaired": (singular, calibrating),
+    }
+    for rank in ranks:
+        for way, (calibration, before) in ways.items():
+            size = of_rank(calibration, rank)
+            began = time.perf_counter()
+            factors = cut_factors(trained.model, calibration, size.ranks)
+            seconds = before + time.perf_counter() - began
+            yield row(way, rank, trained.losses(partial(cut_to, trained.model, factors)), size.parameters, seconds)
+    for other in others:
+        config = read_json(other / "adapter" / "adapter_config.json")
+        if config["r"] in ranks:
+            smaller = TrainedLora(other, rows, held_out)
+            yield row("from the start", config["r"], smaller.whole, smaller.parameters, smaller.training_seconds)
 
 
-def ways(model: Any, measured: Calibration) -> Iterator[tuple[str, int | None, Calibration]]:
-    """Yield name, seed, and bases with values by which the directions are ordered."""
-    yield "fit", None, measured
-    singular, energy, inputs = {}, {}, {}
+def by_singular_values(model: Any, measured: Calibration) -> Calibration:
+    """The same sums along the directions of the singular values of B A, the largest first."""
+    layers = {}
     for name, module in lora_layers(model).items():
-        A, B = (module.lora_A["default"].weight.detach(), module.lora_B["default"].weight.detach())
-        layer, scaling = measured.layers[name], module.scaling["default"]
-        left, right = A.double(), (scaling * B).double()
-        basis = balance(left @ left.T, right.T @ right)  # white inputs and gradients: singular values
-        singular[name] = _ordered(layer, basis, basis.values)
-        squares = basis.values.square()
-        left = squares.flip(0).cumsum(0).flip(0) / squares.sum()  # what goes, where this and all after it go
-        energy[name] = _ordered(layer, basis, (left * layer.parameters).sqrt())
-        of_inputs = layer.basis.inverse * layer.basis.values @ layer.basis.inverse.T  # E[h h^T]
-        basis = balance(of_inputs, (scaling * B.double()).T @ (scaling * B.double()))
-        inputs[name] = _ordered(layer, basis, basis.values)
-    yield "singular values", None, replace(measured, layers=singular)
-    yield "energy", None, replace(measured, layers=energy)
-    yield "inputs", None, replace(measured, layers=inputs)
-    for seed in range(RANDOM_SEEDS):
-        generator = torch.Generator().manual_seed(seed)
-        layers = {}
-        for name, layer in singular.items():
-            order = torch.randperm(layer.rank, generator=generator)
-            worth = torch.rand(layer.rank, generator=generator).double().sort(descending=True).values
-            layers[name] = layer.reordered(worth[order.argsort()])
-        yield "random", seed, replace(measured, layers=layers)
-
-
-def _ordered(layer: Measured, basis: Balance, values: Tensor) -> Measured:
-    """Return a layer whose directions are those of `basis` and go by the squares of `values` per parameter."""
-    return replace(layer, basis=basis._replace(values=values.double()), tokens_per_sample=1.0)
+        A, B = (slot["default"].weight.detach().double() for slot in (module.lora_A, module.lora_B))
+        basis = balance(A @ A.T, B.T @ B)  # of white inputs and gradients
+        layer = measured.layers[name]
+        K = layer.basis.inverse @ layer.products @ layer.basis.T
+        layers[name] = replace(layer, basis=basis, products=in_basis(K, basis))
+    return replace(measured, layers=layers)
 
 
 if __name__ == "__main__":

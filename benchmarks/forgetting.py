@@ -10,30 +10,30 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from peft.tuners.lora.intruders import reduce_intruder_dimension
 
 from benchmarks.command import JsonFile, Runs, Threads, command_line, print_done
 from benchmarks.rows import Row, RowFile
 from benchmarks.trained import BATCH, TrainedLora, opened
 from pedyra.app.tasks.sources import read_test_rows
 from pedyra.fitting.calibration import disabled, evaluating
-from pedyra.fitting.curve import Ladder
 from pedyra.fitting.cut import cut_factors, cut_to
-from pedyra.fitting.general import harm_first, scaled, slopes_at_half, text_batches, texts_of
+from pedyra.fitting.general import by_harm, harm_first, scaled, slopes_at_half, text_batches, texts_of
 from pedyra.fitting.judge import Batch, Cut
-from pedyra.fitting.verdict import paired
-from pedyra.fitting.wanted import Shape
+from pedyra.fitting.paired import paired
+from pedyra.fitting.sizes import of_rank
 
 FORGETTING_KEY = ("run", "general", "rows", "way", "asked")
-SHARES = {"general": (0.9, 0.85, 0.8), "task": (0.5,)}
-"""Order of a cut -> parts of the parameters that are left."""
 SCALES = (0.9, 0.8, 0.7)
+MITIGATIONS = (0.75, 0.5, 0.25)
+"""`mitigation_lambda` of PEFT's `reduce_intruder_dimension`, whose default is 0.75."""
 GENERAL_ROWS = 192
 
 
 def forgetting(
     runs: Runs,
     general: Annotated[Path, typer.Option(metavar="ROWS", help="Text that should not be forgotten, in a column text.")],
-    rows: Annotated[int, typer.Option(min=16, help="Of training, to calibrate with.")] = 1024,
+    rows: Annotated[int, typer.Option(min=16, help="Of training, to calibrate with.")] = 512,
     threads: Threads = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -44,11 +44,12 @@ def forgetting(
     print_done(file.keep(made), ["run", "way", "amount", "loss", "general_loss"])
 
 
-def bench_forgetting(runs: Sequence[Path], general: Sequence[Any], rows: int = 1024) -> Iterator[dict[str, Any]]:
+def bench_forgetting(runs: Sequence[Path], general: Sequence[Any], rows: int = 512) -> Iterator[dict[str, Any]]:
     """Yield a row for each run and way to forget less: the loss of the task, and that of general text.
 
-    Ways: `base` and `whole`; `scaled`, the whole adapter times `amount`; `task` and `general`, what is left of a cut to
-    this part of the parameters, in the order of `pedyra fit` and in that of `pedyra fit --general`.
+    Ways: `base` and `whole`; `scaled`, the whole adapter times `asked`; `intruders`, PEFT's
+    `reduce_intruder_dimension` with this part of them subtracted; `general`, the sizes of `pedyra fit --general`, and
+    `task`, half of the rank as `pedyra fit` cuts. `amount` is the part of the parameters that is left.
 
     Args:
         general: texts, or rows with the column `text`; half of them say what harms them, and half are measured on.
@@ -88,19 +89,34 @@ def _forgetting(trained: TrainedLora, slopes: Sequence[Batch], held: Sequence[Ba
         yield row("scaled", scale, partial(_scaled, trained, scale))
     training = list(trained.training)
     of_task, of_text = (slopes_at_half(trained.judge, each, trained.calibration) for each in (training, slopes))
-    for way, shares in SHARES.items():
-        calibration = trained.calibration
-        if way == "general":
-            calibration, _ = harm_first(replace(calibration, repairs=False), of_task, of_text)
-        ladder = Ladder(calibration, Shape())
-        for share in shares:
-            size = ladder.point(ladder.at(share))
-            yield row(
-                way,
-                share,
-                partial(cut_to, trained.model, cut_factors(trained.model, calibration, size.ranks)),
-                size.share,
-            )
+    found = trained.calibration
+    ordered, harm = harm_first(replace(found, repairs=False), of_task, of_text)
+    highest = max(layer.rank for layer in found.layers.values())
+    cuts = [("general", ordered, each) for each in by_harm(ordered, harm)]
+    for way, calibration, each in [*cuts, ("task", found, of_rank(found, highest // 2))]:
+        factors = cut_factors(trained.model, calibration, each.ranks)
+        yield row(way, each.share, partial(cut_to, trained.model, factors), each.share)
+    for left in MITIGATIONS:
+        reduce_intruder_dimension(
+            trained.model, new_adapter_name=INTRUDERS, mitigation_lambda=left, logging_sink=lambda _: None
+        )
+        trained.model.set_adapter("default")
+        yield row("intruders", left, partial(_other, trained.model), 1.0)
+        trained.model.delete_adapter(INTRUDERS)
+
+
+INTRUDERS = "without_intruders"
+
+
+@contextmanager
+def _other(model: Any) -> Iterator[None]:
+    """While it lasts, the model has the adapter without intruders, in evaluation mode."""
+    model.set_adapter(INTRUDERS)
+    try:
+        with evaluating(model):
+            yield
+    finally:
+        model.set_adapter("default")
 
 
 @contextmanager

@@ -14,13 +14,12 @@ from pedyra.app.models.base import load_tokenizer, positions
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.evaluate import adapted_model, check_training_rows, finished_run
 from pedyra.app.tasks.task import Task, load_task
-from pedyra.fitting.calibration import calibrate, evaluating, lora_layers
-from pedyra.fitting.curve import Ladder
+from pedyra.fitting.calibration import calibrate, disabled, evaluating, lora_layers
 from pedyra.fitting.cut import cut_factors, cut_to
 from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.judge import Cut, Judge, model_loss, model_outputs
-from pedyra.fitting.verdict import paired
-from pedyra.fitting.wanted import Shape
+from pedyra.fitting.paired import paired
+from pedyra.lora.files import read_rows
 from pedyra.lora.inspection import read_adapter_config
 
 BATCH = 8
@@ -36,21 +35,24 @@ class TrainedLora:
         data: as `opened`.
     """
 
-    def __init__(self, run: Path, rows: int = 1024, held_out: int | None = None, data: Path | None = None) -> None:
+    def __init__(self, run: Path, rows: int = 512, held_out: int | None = None, data: Path | None = None) -> None:
         self.run = run
         recipe, adapter, tokenizer, task = opened(run, data)
         self.model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
         self.tokenizer = tokenizer
         precision = torch.autocast(self.model.device.type, torch.bfloat16, enabled=recipe.training.get("bf16", False))
         self.judge = Judge(self.model, precision(model_loss), precision(model_outputs))
+        self._task, self._seed, self._positions = task, recipe.seed, positions(recipe.model)
+        self._every = recipe.data.model_copy(update={"train_rows": None})
+        self._collate = task.collator
+        self.training_seconds: float = max(row.get("seconds") or 0.0 for row in read_rows(run / "metrics.jsonl"))
         generator = torch.Generator().manual_seed(recipe.seed)
 
-        def batches(part: Any, count: int) -> DataLoader[Any]:
-            drawn = part.select(torch.randperm(len(part), generator=generator)[:count].tolist())
-            return DataLoader(drawn, batch_size=BATCH, collate_fn=lambda found: dict(task.collator(found)))
+        def batches(part: Any, count: int) -> list[Any]:
+            return self.batches_of(part, torch.randperm(len(part), generator=generator)[:count].tolist(), BATCH)
 
         self.training = batches(task.train, rows)
-        self.batches = list(batches(task.eval, len(task.eval) if held_out is None else held_out))
+        self.batches = batches(task.eval, len(task.eval) if held_out is None else held_out)
         self.weights = [self.judge.samples(batch) for batch in self.batches]
         self.whole = self.losses()
 
@@ -58,9 +60,21 @@ class TrainedLora:
     def calibration(self) -> Calibration:
         return calibrate(self.judge, self.training)
 
-    @cached_property
-    def ladder(self) -> Ladder:
-        return Ladder(self.calibration, Shape())
+    def base_losses(self) -> list[float]:
+        """Return that of each held-out batch with the adapter switched off."""
+        return self.losses(partial(disabled, self.model))
+
+    def unseen(self) -> Any:
+        """Return the rows of the run's own data, tokenised, that it was neither trained on nor judged by."""
+        task = self._task
+        seen = {str(row) for part in (task.train, task.eval) for row in part}
+        every = load_task(self._every, self.tokenizer, self._seed, self._positions).train
+        return every.select([place for place, row in enumerate(every) if str(row) not in seen])
+
+    def batches_of(self, rows: Any, places: Sequence[int], size: int) -> list[Any]:
+        """Return these rows, in their order, as batches of `size`."""
+        loader = DataLoader(rows.select(places), batch_size=size, collate_fn=lambda found: dict(self._collate(found)))
+        return list(loader)
 
     @property
     def parameters(self) -> int:
@@ -72,10 +86,9 @@ class TrainedLora:
         """Return that of each held-out batch, with the model that `cut` makes; default: the adapter as trained."""
         return list(self.judge.losses(self.batches, cut or (lambda: evaluating(self.model))))
 
-    def losses_at(self, ranks: Mapping[str, int], calibration: Calibration | None = None) -> list[float]:
-        """Return those with so many ranks of each layer, in the order of a calibration; default: its own."""
-        factors = cut_factors(self.model, calibration or self.calibration, ranks)
-        return self.losses(partial(cut_to, self.model, factors))
+    def losses_at(self, ranks: Mapping[str, int], calibration: Calibration) -> list[float]:
+        """Return those with so many ranks of each layer, in the order of a calibration."""
+        return self.losses(partial(cut_to, self.model, cut_factors(self.model, calibration, ranks)))
 
     def mean(self, losses: Sequence[float]) -> float:
         """Average over the samples of all held-out batches."""

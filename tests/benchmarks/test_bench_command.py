@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-
 from benchmarks.bound import bound
+from benchmarks.sizes import sizes
+
 from benchmarks.cuts import cuts
 from benchmarks.planted import planted
-from benchmarks.sizes import sizes
 from benchmarks.step import step
 
 

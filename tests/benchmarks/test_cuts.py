@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.bound import bench_bound
+from pedyra.fitting.curve import Ladder
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.bound import bench_bound
 from benchmarks.cuts import CUTS_KEY, bench_cuts, ways
 from benchmarks.forgetting import bench_forgetting
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.run import train_run
 from pedyra.fitting.calibration import calibrate, lora_layers
-from pedyra.fitting.curve import Ladder
 from pedyra.fitting.judge import Judge
 from pedyra.fitting.wanted import Shape
 from pedyra.lora.files import SUMS

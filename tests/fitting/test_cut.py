@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from pedyra.errors import UserError
 from pedyra.fitting.calibration import calibrate, lora_layers
-from pedyra.fitting.cut import CURVE, RECORD, check_out, cut, cut_factors, cut_live, cut_to, write_cut
-from pedyra.fitting.fit import Rows, fit_batches
+from pedyra.fitting.cut import CURVE, RECORD, check_out, cut, cut_factors, cut_live, cut_to, module_names, write_cut
+from pedyra.fitting.fit import NotWithin, Rows, fit_batches
 from pedyra.fitting.judge import Judge
 from pedyra.fitting.result import Fit
 from pedyra.fitting.wanted import Wanted
@@ -41,8 +43,8 @@ def batches(count: int, seed: int = 0) -> list[dict[str, Tensor]]:
 
 
 def fitted(model: Any, rows: list[list[dict[str, Tensor]]], **wanted: Any) -> Fit:
-    calibration, choice, proof = rows
-    return fit_batches(Judge(model, loss), Rows(calibration=calibration, choice=choice, proof=proof), Wanted(**wanted))
+    calibration, held = rows
+    return fit_batches(Judge(model, loss), Rows(calibration=calibration, held=held), Wanted(**wanted))
 
 
 def saved(model: Any, folder: Path) -> Any:
@@ -175,11 +177,9 @@ def test_a_kept_layer_whose_name_ends_others_is_the_only_one_that_stock_peft_ada
     base = Net()
     settings: Any = LoraConfig(r=4, target_modules=r"lin|block\.lin", init_lora_weights=False)
     model: Any = get_peft_model(copy.deepcopy(base), settings).eval()
-    rows = [made_by(model, 20, seed) for seed in (1, 2, 3)]
-    found = fitted(model, rows, drop_types=("block.lin",), parameters=32, recover=0)
-    assert found.ranks == {"lin": 2, "block.lin": 0}
-    found.save(tmp_path / "small")
-    found.apply()
+    factors = cut_factors(model, calibrate(Judge(model, loss), batches(3)), {"lin": 2, "block.lin": 0})
+    write_cut(saved(model, tmp_path / "whole"), factors, tmp_path / "small", {}, modules=module_names(model))
+    cut_live(model, factors)
     model.save_pretrained(tmp_path / "applied")
     x = batches(1, seed=9)[0]["x"]
     for folder in ("small", "applied"):
@@ -297,72 +297,94 @@ def test_a_place_without_permission_is_told_before_the_work(tmp_path: Path, monk
 
 
 @pytest.fixture
-def half_used(make_net: Any) -> Any:
-    """A LoRA of rank 4 in each of three layers, of which one direction in one layer does all the work."""
+def two_used(make_net: Any) -> Any:
+    """A LoRA of rank 4 in each of three layers, of which two directions in every layer do all the work."""
     model = make_net(trained=True)
     with torch.no_grad():
-        for index, layer in enumerate(model.get_base_model().layers):
-            layer.lora_B["default"].weight[:, 1 if index == 1 else 0 :] = 0
-        model.get_base_model().layers[1].lora_B["default"].weight *= 5
+        for layer in model.get_base_model().layers:
+            layer.lora_B["default"].weight[:, 2:] = 0
     return model
 
 
-def made_by(model: Any, count: int, seed: int) -> list[dict[str, Tensor]]:
-    """Batches whose targets are the model's own outputs, with noise."""
-    found = batches(count, seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        return [{"x": b["x"], "y": model(b["x"]) + 0.3 * torch.randn(6, 6, generator=generator)} for b in found]
+def made_by(model: Any, *counts: int, noise: float = 0.3) -> list[list[dict[str, Tensor]]]:
+    """Parts of so many batches whose targets are the model's own outputs, with noise."""
+    parts = []
+    for seed, count in enumerate(counts, 1):
+        generator = torch.Generator().manual_seed(seed)
+        parts.append(batches(count, seed))
+        with torch.no_grad():
+            for batch in parts[-1]:
+                batch["y"] = model(batch["x"]) + noise * torch.randn(6, 6, generator=generator)
+    return parts
 
 
-def test_fit_finds_the_one_direction_that_works_and_proves_it(half_used: Any):
-    rows = [made_by(half_used, 40, seed) for seed in (1, 2, 3)]
-    fit = fitted(half_used, rows)
-    assert list(fit.ranks.values()) == [0, 1, 0]
-    assert fit.chosen.proof is not None and abs(fit.chosen.proof.mean) < 1e-6 and fit.chosen.accepted
-    assert fit.verdict == "flat" and fit.row()["kept"] == 1 and fit.row()["of"] == 12
-    chosen = [row for row in fit.curve_rows() if row["chosen"]]
-    assert len(chosen) == 1 and chosen[0]["parameters"] == fit.row()["parameters"] == 12 + 6
-    assert "18 parameters" in str(fit) and "rank is 1 of 4" in str(fit)
+def test_fit_finds_the_directions_that_work_and_proves_it(two_used: Any):
+    fit = fitted(two_used, made_by(two_used, 40, 60))
+    assert [*fit.ranks.values()] == [2, 2, 2] and fit.chosen.accepted and fit.chosen.proof is not None
+    assert abs(fit.chosen.proof.rise.mean) < 1e-6
+    assert [(each.rank, each.accepted) for each in fit.curve] == [(4, None), (2, True), (1, False)]
+    row = fit.row()
+    assert (fit.verdict, row["kept"], row["of"], row["rank"], row["batches"]) == ("flat", 6, 12, 2, 60)
+    assert [each["rank"] for each in fit.curve_rows() if each["chosen"]] == [2]
+    assert f"{row['parameters']:,} parameters" in str(fit)
 
 
-def test_a_size_that_is_asked_for_is_taken_and_proved(half_used: Any):
-    rows = [made_by(half_used, 20, seed) for seed in (1, 2, 3)]
-    fit = fitted(half_used, rows, parameters=40)
-    assert fit.chosen.parameters <= 40 and fit.asked and fit.chosen.proof is not None
+def test_the_ranks_of_a_place_are_asked_in_their_order(two_used: Any):
+    rows = made_by(two_used, 20, 30)
+
+    def asked(*ranks: int, **wanted: Any) -> Fit:
+        return fit_batches(
+            Judge(two_used, loss), Rows(calibration=rows[0], held=rows[1]), Wanted(**wanted), ranks=ranks
+        )
+
+    assert asked(3, 2).chosen.rank == 2 and asked(8, 3, 1).chosen.rank == 3
+    assert asked(8, 1).is_whole  # 8 holds all of it
+    assert [each.rank for each in asked(8, 1, curve=True).curve] == [4, 1]
+    with pytest.raises(NotWithin, match="rank 1 is the largest that the place takes"):
+        asked(1)
+    assert asked(1, tolerance=0.99).chosen.rank == 1
 
 
-def test_a_size_that_is_asked_for_comes_with_the_whole_curve_where_that_is_asked_for_too(half_used: Any):
-    rows = [made_by(half_used, 20, seed) for seed in (1, 2, 3)]
-    alone, among = (fitted(half_used, rows, parameters=40, curve=curve) for curve in (False, True))
-    assert alone.ranks == among.ranks and len(among.curve) > len(alone.curve) + 2
+def test_a_rank_that_is_named_is_taken_whatever_it_does(two_used: Any):
+    rows = made_by(two_used, 20, 30)
+    fit = fitted(two_used, rows, rank=1)
+    assert fit.asked and fit.chosen.rank == 1 and fit.chosen.accepted is False and fit.verdict != "flat"
+    assert fit.chosen.proof is not None and fit.chosen.proof.rise.mean > fit.tolerance.loss
+    whole = fitted(two_used, rows, rank=9)
+    assert whole.is_whole and whole.chosen.proof is None and whole.row()["measured_increase"] is None
 
 
-def test_a_shape_that_does_harm_is_not_told_as_a_rank_that_binds(half_used: Any):
-    """Without layer 1 nothing is left of what it does, and yet its rank is four times what it needs."""
-    rows = [made_by(half_used, 20, seed) for seed in (1, 2, 3)]
-    found = fitted(half_used, rows, parameters=100, drop_types=["1"])
-    assert found.chosen.proof is not None and found.chosen.proof.mean > 0
-    assert found.verdict == "unknown"
+def test_the_whole_curve_is_measured_on_demand(make_net: Any):
+    """Eight equal directions in every layer: no size is within tolerance, and only the first is asked without it."""
+    model = make_net(trained=True, r=8)
+    rows = made_by(model, 20, 30)
+    for curve, ranks in ((False, [8, 4]), (True, [8, 4, 3, 2, 1])):
+        fit = fitted(model, rows, curve=curve)
+        assert fit.is_whole and [each.rank for each in fit.curve] == ranks
+        assert all(each.proof is not None for each in fit.curve[1:]) and fit.verdict == "capacity-limited"
 
 
-def test_both_factors_of_a_cut_have_one_scale(half_used: Any, tmp_path: Path):
+def test_an_adapter_that_has_learned_nothing_keeps_everything(make_net: Any):
+    model = make_net()  # B = 0
+    fit = fitted(model, made_by(model, 20, 30))
+    assert fit.is_whole and fit.verdict == "unknown" and len(fit.curve) == 1
+
+
+def test_both_factors_of_a_cut_have_one_scale(two_used: Any):
     """Gradients that are a millionth of the inputs: B of the balanced basis would hold what float16 cannot."""
-    rows = made_by(half_used, 20, 1)
-    for batch in rows:
-        batch["y"] = half_used(batch["x"]).detach() + 1e-6 * torch.randn(6, 6)
-    found = calibrate(Judge(half_used, loss), rows)
-    for name, (A, B) in cut_factors(half_used, found, dict.fromkeys(found.layers, 2)).items():
+    (rows,) = made_by(two_used, 20, noise=1e-6)
+    found = calibrate(Judge(two_used, loss), rows)
+    for name, (A, B) in cut_factors(two_used, found, dict.fromkeys(found.layers, 2)).items():
         rows_of_A, columns_of_B = A.square().mean(1).sqrt(), B.square().mean(0).sqrt()
         used = (rows_of_A > 0) & (columns_of_B > 0)
         torch.testing.assert_close(rows_of_A[used], columns_of_B[used], rtol=1e-4, atol=0.0, msg=name)
 
 
-def test_a_record_is_json_whatever_was_measured(half_used: Any, tmp_path: Path):
-    found = calibrate(Judge(half_used, loss), batches(4))
-    factors = cut_factors(half_used, found, dict.fromkeys(found.layers, 1))
+def test_a_record_is_json_whatever_was_measured(two_used: Any, tmp_path: Path):
+    found = calibrate(Judge(two_used, loss), batches(4))
+    factors = cut_factors(two_used, found, dict.fromkeys(found.layers, 1))
     record = {"metrics": {"base": {"pearson": float("nan")}}}
-    write_cut(saved(half_used, tmp_path / "whole"), factors, tmp_path / "small", record)
+    write_cut(saved(two_used, tmp_path / "whole"), factors, tmp_path / "small", record)
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
@@ -371,76 +393,38 @@ def test_a_record_is_json_whatever_was_measured(half_used: Any, tmp_path: Path):
     assert json.loads(text, parse_constant=refuse)["metrics"]["base"]["pearson"] is None
 
 
-def test_more_parameters_than_there_are_is_no_verdict(half_used: Any):
-    rows = [made_by(half_used, 20, seed) for seed in (1, 2, 3)]
-    fit = fitted(half_used, rows, parameters=10_000)
-    assert fit.is_whole and fit.verdict == "unknown" and "10,000" in fit.words and fit.chosen.proof is None
-
-
-def test_an_adapter_that_has_learned_nothing_keeps_everything(make_net: Any):
-    model = make_net()  # B = 0
-    rows = [made_by(model, 20, seed) for seed in (1, 2, 3)]
-    fit = fitted(model, rows)
-    assert fit.is_whole and fit.verdict == "unknown" and "everything is kept" in fit.words
-    assert fit.row()["measured_increase"] is None
-    with pytest.raises(ValueError, match="max_rank 1.*beyond its noise.*parameters"):
-        fitted(model, rows, max_rank=1)
-
-
-def test_a_shape_that_cannot_be_had_within_tolerance_is_refused_with_the_nearest(make_net: Any):
-    """The worst that a cut to rank 1 could meet: four equal directions in every layer."""
-    model = make_net(trained=True)
-    rows = [made_by(model, 20, seed) for seed in (1, 2, 3)]
-    with pytest.raises(ValueError, match=r"max_rank 1 at most 50 of 200 parameters.*rises by.*tolerance"):
-        fitted(model, rows, max_rank=1)
-    with pytest.raises(ValueError, match=r"max_rank 1 .*; give max_rank 2 \(it seems to be within\)"):
-        fitted(half(model), rows_of_half(model), max_rank=1)
-    with pytest.raises(ValueError, match=r"drop_types 2 .*rises by"):
-        fitted(model, rows, drop_types=["2"])
-    assert fitted(model, rows, max_rank=1, parameters=10_000).chosen.parameters == 50
-
-
-def half(model: Any) -> Any:
-    """Two directions in every layer are enough."""
-    with torch.no_grad():
-        for layer in model.get_base_model().layers:
-            layer.lora_B["default"].weight[:, 2:] = 0
-    return model
-
-
-def rows_of_half(model: Any) -> list[list[dict[str, Tensor]]]:
-    return [made_by(model, 20, seed) for seed in (1, 2, 3)]
+@pytest.mark.parametrize(
+    ("given", "part", "points"),
+    [(0.02, 0.02, None), ("2%", 0.02, None), ("0.02", 0.02, None), ("0.5pt", 0.01, 0.005), (" 3 pt", 0.01, 0.03)],
+)
+def test_a_tolerance_is_a_part_or_points(given: Any, part: float, points: float | None):
+    wanted = Wanted(tolerance=given)
+    assert wanted.part == pytest.approx(part) and wanted.points == (points and pytest.approx(points))
 
 
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ({"tolerance": 0.0}, "tolerance is 0.0"),
-        ({"tolerance": 1.0}, "tolerance is 1.0"),
-        ({"tolerance": "x%"}, "tolerance is 'x%'; it is a part"),
-        ({"recover": -1}, "recover is -1"),
-        ({"parameters": 0}, "parameters is 0"),
-        ({"rows": 3}, "rows is 3"),
-        ({"max_rank": 0}, "max_rank is 0"),
+        *(({"tolerance": each}, "tolerance is ") for each in (0.0, 1.0, "x%", "100pt", "", None, math.nan)),
+        ({"rows": 31}, "rows is 31"),
+        ({"rank": 0}, "rank is 0"),
     ],
 )
 def test_what_cannot_be_wanted_is_refused(wanted: dict[str, Any], message: str):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         Wanted(**wanted)
 
 
-def test_few_batches_are_told_and_fewer_refused(half_used: Any):
-    rows = [made_by(half_used, count, seed) for seed, count in ((1, 10), (2, 10), (3, 7))]
-    with pytest.warns(UserWarning, match="the proof has 7 batches"):
-        found = fitted(half_used, rows)
-    assert found.row()["batches"] == 7
-    rows[2] = rows[2][:3]
-    with pytest.raises(ValueError, match="10, 10 and 3 batches"):
-        fitted(half_used, rows)
+def test_few_batches_are_told_and_fewer_refused(two_used: Any):
+    with pytest.warns(UserWarning, match="there are 12 batches"):
+        assert fitted(two_used, made_by(two_used, 10, 12)).row()["batches"] == 12
+    for counts in ((10, 11), (1, 30)):
+        with pytest.raises(UserError, match=f"{counts[0]} batches to calibrate and {counts[1]} of held-out"):
+            fitted(two_used, made_by(two_used, *counts))
 
 
-def test_a_held_out_batch_that_is_not_finite_is_told(half_used: Any):
-    rows = [made_by(half_used, 10, seed) for seed in (1, 2, 3)]
-    rows[2][4]["y"] *= float("nan")
-    with pytest.raises(ValueError, match="held-out batch 4 is nan"):
-        fitted(half_used, rows)
+def test_a_held_out_batch_that_is_not_finite_is_told(two_used: Any):
+    rows = made_by(two_used, 10, 30)
+    rows[1][4]["y"] *= float("nan")
+    with pytest.raises(UserError, match="held-out batch 4 is nan"):
+        fitted(two_used, rows)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from closeness import close
+from pedyra.fitting.curve import Ladder
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import ProcessorMixin, Trainer, TrainingArguments
@@ -21,7 +22,6 @@ from benchmarks.forgetting import bench_forgetting
 from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.recipe_sections import ModelSection
 from pedyra.fitting.calibration import calibrate, lora_layers
-from pedyra.fitting.curve import Ladder
 from pedyra.fitting.cut import cut_factors, cut_to
 from pedyra.fitting.fit import Fit, GeneralRows, Rows, fit_batches
 from pedyra.fitting.general import HarmLadder, harm_first, scaled, slopes_at_half, text_batches, texts_of

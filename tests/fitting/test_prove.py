@@ -1,4 +1,4 @@
-"""Whether B is no worse than A: the arithmetic against scipy and simulation, and `pedyra.prove` on a Trainer."""
+"""Whether B is no worse than A: the answers against simulation, and `pedyra.prove` on a Trainer."""
 
 from __future__ import annotations
 
@@ -11,40 +11,13 @@ import numpy as np
 import pytest
 import torch
 from closeness import same_bits
-from scipy import optimize, stats
+from scipy import stats
 
 import pedyra
-from pedyra.fitting.prove import CANNOT_TELL, NO_WORSE, WORSE, Margin, Measured, Pairs, Proof, compare
+from pedyra.fitting.paired import Pairs
+from pedyra.fitting.prove import CANNOT_TELL, NO_WORSE, WORSE, Margin, Measured, Proof, compare
 
 ONE_SIDED = float(stats.norm.ppf(0.95))
-
-
-@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (1, 0), (5, 2), (9, 9), (3, 21), (400, 460)])
-def test_mid_p_is_the_binomial_tail_without_half_of_its_last_term(lost: int, gained: int):
-    least, count = min(lost, gained), lost + gained
-    tail = stats.binom.cdf(least, count, 0.5) - stats.binom.pmf(least, count, 0.5) / 2
-    assert Pairs(lost, gained, 2 * count + 1).mid_p() == pytest.approx(2 * tail, rel=1e-9)
-
-
-@pytest.mark.parametrize(("lost", "gained", "rows"), [(1, 0, 44), (12, 5, 100), (0, 7, 60), (40, 31, 2000), (3, 3, 9)])
-def test_the_score_is_that_of_the_likelihood_at_its_restricted_maximum(lost: int, gained: int, rows: int):
-    pairs = Pairs(lost, gained, rows)
-    for bound, sign in zip(pairs.bounds(ONE_SIDED), (1, -1), strict=True):
-
-        def minus_likelihood(q: float, fall: float = bound) -> float:
-            shares = (q + fall, q, 1 - 2 * q - fall)
-            counts = (lost, gained, rows - lost - gained)
-            return -sum(n * math.log(max(p, 1e-300)) for n, p in zip(counts, shares, strict=True) if n)
-
-        ends = (max(0.0, -bound), (1 - bound) / 2)
-        q = optimize.minimize_scalar(minus_likelihood, bounds=ends, method="bounded", options={"xatol": 1e-12}).x
-        score = (lost - gained - rows * bound) / math.sqrt(rows * (2 * q + bound - bound**2))
-        assert score == pytest.approx(sign * ONE_SIDED, rel=1e-3)
-
-
-def test_the_bound_where_both_are_right_on_the_same_rows():
-    low, high = Pairs(0, 0, 100).bounds(ONE_SIDED)
-    assert high == pytest.approx(ONE_SIDED**2 / (100 + ONE_SIDED**2), rel=1e-6) and low == pytest.approx(-high)
 
 
 @pytest.mark.parametrize(
@@ -77,15 +50,6 @@ def test_a_loss_at_the_margin_is_seldom_proved_no_worse_and_seldom_worse():
         said.append(proof("0.1", a, a + draw.normal(0.1, 0.2, 24)).verdict)
     most = 0.05 * count + 3 * math.sqrt(0.05 * 0.95 * count)
     assert said.count(NO_WORSE) <= most and said.count(WORSE) <= most
-
-
-@pytest.mark.parametrize(("rows", "gained"), [(200, 0.03), (2000, 0.0), (2000, 0.1)])
-def test_an_accuracy_at_the_margin_is_seldom_proved_no_worse(rows: int, gained: float):
-    draw, margin, count = np.random.default_rng(1), 0.02, 2000
-    shares = [gained + margin, gained, 1 - 2 * gained - margin]
-    found = [Pairs(int(each[0]), int(each[1]), rows) for each in draw.multinomial(rows, shares, count)]
-    accepted = sum(each.bounds(ONE_SIDED)[1] <= margin for each in found)
-    assert accepted <= 0.05 * count + 3 * math.sqrt(0.05 * 0.95 * count) + 0.01 * count  # a score test is not exact
 
 
 def test_as_many_rows_as_are_said_to_tell_do_so_four_times_of_five():

@@ -107,8 +107,7 @@ class Given:
             )
 
 
-METAVARS = {"tolerance": "PART", "parameters": "N", "max_rank": "R", "multiple_of": "M", "drop_types": "TYPE,...",
-            "recover": "STEPS"}  # fmt: skip
+METAVARS = {"tolerance": "PART", "rank": "R"}
 """How the command line calls the values of what a fit is asked; numbers where nothing stands here."""
 
 

@@ -32,12 +32,6 @@ def lora_layers(model: nn.Module, adapter: str = "default") -> dict[str, Any]:
     return found
 
 
-def has_more(model: Any, adapter: str = "default") -> bool:
-    """Whether layers of the adapter have more than their directions: a magnitude (DoRA), or a bias that is trained."""
-    layers = lora_layers(model, adapter).values()
-    return model.peft_config[adapter].bias != "none" or any(layer_has_more(module, adapter) for module in layers)
-
-
 def layer_has_more(module: Any, adapter: str) -> bool:
     """Whether a layer has a magnitude, or a bias of its own factors."""
     return adapter in module.lora_magnitude_vector or module.lora_B[adapter].bias is not None

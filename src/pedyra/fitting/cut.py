@@ -88,7 +88,7 @@ def cut_to(model: nn.Module, factors: Factors, adapter: str = "default") -> Iter
 
 
 def _slot(weight: Tensor, bias: nn.Parameter | None = None) -> BFactor:
-    return BFactor(weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False), bias)
+    return BFactor(nn.Parameter(weight, requires_grad=False), bias)
 
 
 def write_cut(

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from pedyra.errors import UserError
 from pedyra.fitting.calibration import lora_layers, measuring
-from pedyra.fitting.curve import Ladder
 from pedyra.fitting.gramians import Calibration, Gramians
 from pedyra.fitting.judge import Batch, Judge, shifts
-from pedyra.fitting.verdict import FORGETS_LESS, UNKNOWN, Increase
-from pedyra.fitting.wanted import Shape
+from pedyra.fitting.paired import Increase
+from pedyra.fitting.sizes import size, whole
+from pedyra.fitting.verdict import FORGETS_LESS, UNKNOWN, Candidate
 
 TOKENS = 128
 """Of a general text, at most: what every result of research/results.md was measured with."""
@@ -125,31 +125,27 @@ def harm_first(calibration: Calibration, task: Slopes, general: Slopes) -> tuple
     return replace(calibration, layers=layers), harm
 
 
-class HarmLadder(Ladder):
-    """The sizes in the order of `harm_first`. What a search goes by is not the part of the parameters that is left, but
-    the part of the harm: most of it is done by few of them."""
+LEFT = (3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 3 / 32, 1 / 16, 1 / 32)
+"""Parts of the harm that the sizes leave. Most of it is done by few of the parameters, so a size goes by it."""
 
-    def __init__(self, calibration: Calibration, shape: Shape, harm: Slopes) -> None:
-        super().__init__(calibration, shape)
-        left = {name: slopes.clamp(min=0).cumsum(0) for name, slopes in harm.items()}
-        total = sum(float(slopes.clamp(min=0).sum()) for slopes in harm.values())
-        ranks: dict[str, int] = {}
-        self._left: list[float] = []
-        """Part of the harm, at each size."""
-        for change in self._changes:
-            ranks |= change
-            kept = sum(float(left[name][rank - 1]) for name, rank in ranks.items() if rank)
-            self._left.append(kept / total if total > 0 else 1.0)
 
-    def share(self, index: int) -> float:
-        """Part of the harm that is left; never below 1/256, from where on one size is as good as the other."""
-        return max(self._left[index], 1 / 256)
-
-    def at(self, share: float) -> int:
-        """The place of the largest size that leaves at most this part of the harm; of all, where none leaves so little,
-        the one that leaves the least."""
-        least = max(share, min(self._left))
-        return next(index for index, left in enumerate(self._left) if left <= least)
+def by_harm(calibration: Calibration, harm: Slopes) -> list[Candidate]:
+    """The sizes in the order of `harm_first`: the largest that leaves at most each of these parts of the harm."""
+    entries = sorted(
+        (float(worth), name, index)
+        for name, layer in calibration.layers.items()
+        for index, worth in enumerate(layer.increases / layer.parameters)
+    )
+    ranks, sizes = whole(calibration), []
+    left = total = sum(float(slopes.clamp(min=0).sum()) for slopes in harm.values())
+    wanted = [part * total for part in LEFT]
+    for _, name, index in entries[:-1]:  # one direction stays
+        ranks[name] = index
+        left -= max(0.0, float(harm[name][index]))
+        if wanted and left <= wanted[0]:
+            sizes.append(size(calibration, dict(ranks)))
+            wanted = [each for each in wanted if each < left]
+    return sizes
 
 
 def check_writes(model: Any) -> None:

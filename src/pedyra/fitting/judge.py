@@ -63,7 +63,7 @@ class Judge:
 
     Args:
         loss: of a batch, whatever was trained.
-        outputs: what the model says of a batch; recovery, and `DivergenceJudge`, compare it.
+        outputs: what the model says of a batch, which `DivergenceJudge` compares.
     """
 
     loss_scale = 1.0
@@ -110,6 +110,11 @@ class Judge:
         """The task's metrics of all rows that were predicted; none where it has none."""
         return {}
 
+    def correct(self, predictions: Predictions, metrics: Mapping[str, float]) -> list[bool] | None:
+        """Whether each of these rows is right, by an accuracy that is among their `metrics`; None where there is none
+        of single rows."""
+        return None
+
 
 class DivergenceJudge(Judge):
     """Judges by how far the model's outputs are from those of the whole adapter, where the trained loss is a surrogate
@@ -138,7 +143,8 @@ class DivergenceJudge(Judge):
                 with self._whole():
                     teacher = self.outputs(batch)
                 with cut():
-                    yield finite(float(gap(self.outputs(batch), teacher, numbers=False)), number)
+                    said = zip(self.outputs(batch), teacher, strict=True)
+                    yield finite(float(sum(divergence(student, each) for student, each in said)), number)
 
 
 def finite(loss: float, number: int) -> float:
@@ -152,9 +158,3 @@ def divergence(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean of KL(teacher || student) over all but the last dimension, of the softmax of both `(*n, classes)`."""
     p, q = teacher.float().log_softmax(-1), student.float().log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1).mean()
-
-
-def gap(student: Sequence[Tensor], teacher: Sequence[Tensor], numbers: bool) -> Tensor:
-    """How far the student's outputs are from the teacher's: squared error where they are `numbers`, else divergence."""
-    distance = (lambda s, t: (s - t).float().square().mean()) if numbers else divergence
-    return torch.stack([distance(s, t) for s, t in zip(student, teacher, strict=True)]).sum()

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
 from pedyra.errors import UserError
-from pedyra.fitting.verdict import CONFIDENCE, Increase, Metrics, paired
+from pedyra.fitting.paired import CONFIDENCE, MOST_ROWS, POWER, Increase, Pairs, paired
+from pedyra.fitting.verdict import Metrics
 
 NO_WORSE, WORSE, CANNOT_TELL = "no worse", "worse", "cannot tell"
-
-POWER = 0.8
-"""With as many rows as are said to tell, they do so in this part of cases, were the difference what it is here."""
-MOST_ROWS = 10**8
-"""More are not worth a number."""
 
 
 @dataclass(frozen=True)
@@ -56,91 +52,6 @@ class Measured:
     metrics: Metrics
     correct: Sequence[bool] | None = None
     """Of each row, whether it is right; None where the task has no accuracy of rows."""
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Rows that two models answered: what Tango's score interval of the paired difference and McNemar's test ask."""
-
-    lost: float
-    """Rows that A has right and B wrong."""
-    gained: float
-    """Rows that B has right and A wrong."""
-    rows: float
-
-    @classmethod
-    def of(cls, a: Sequence[bool], b: Sequence[bool]) -> Pairs:
-        """The rows of the same place, answered by A and by B."""
-        both = list(zip(a, b, strict=True))
-        return cls(sum(x and not y for x, y in both), sum(y and not x for x, y in both), len(both))
-
-    @property
-    def fall(self) -> float:
-        """By how much the accuracy of B is below that of A."""
-        return (self.lost - self.gained) / self.rows
-
-    @property
-    def error(self) -> float:
-        """Its standard error."""
-        return math.sqrt(max(0.0, self.lost + self.gained - self.rows * self.fall**2)) / self.rows
-
-    def bounds(self, z: float) -> tuple[float, float]:
-        """Where the true fall lies, `z` standard errors of the score test to each side (Tango 1998): it holds with few
-        rows too, and where both models are right on the same ones."""
-        return self._bound(z), self._bound(-z)
-
-    def _bound(self, z: float) -> float:
-        """The fall at which the score is `z`, by halving: the score falls with it."""
-        low, high = -1.0, 1.0
-        for _ in range(60):
-            middle = (low + high) / 2
-            if self._score(middle) > z:
-                low = middle
-            else:
-                high = middle
-        return (low + high) / 2
-
-    def _score(self, fall: float) -> float:
-        """The fall that was seen less this one, in standard errors that it would have were this one true."""
-        a = 2 * self.rows
-        b = -self.lost - self.gained + (2 * self.rows - self.lost + self.gained) * fall
-        c = -self.gained * fall * (1 - fall)
-        gained = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)  # the likeliest share, given the fall
-        variance = self.rows * (2 * gained + fall * (1 - fall))
-        away = self.lost - self.gained - self.rows * fall
-        return away / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, away) if away else 0.0
-
-    def mid_p(self) -> float:
-        """McNemar's exact test that both are right equally often, two-sided, by the mid-p value, which unlike the plain
-        one is not too large."""
-        least, count = int(min(self.lost, self.gained)), int(self.lost + self.gained)
-        below = sum(math.comb(count, k) for k in range(least))
-        return (2 * below + math.comb(count, least)) / 2**count
-
-    def enough(self, margin: float) -> int | None:
-        """Rows that would tell whether the fall is within the margin, were everything else as it is."""
-        z = NormalDist().inv_cdf(CONFIDENCE) + NormalDist().inv_cdf(POWER)
-
-        def tells(rows: float) -> bool:
-            scale = rows / self.rows
-            low, high = Pairs(self.lost * scale, self.gained * scale, rows).bounds(z)
-            return high <= margin or low > margin
-
-        return _first(tells, self.rows)
-
-
-def _first(tells: Callable[[float], bool], rows: float) -> int | None:
-    """The least number of rows, from `rows` on, that tells; None where none below MOST_ROWS does."""
-    high = rows
-    while not tells(high):
-        high *= 2
-        if high > MOST_ROWS:
-            return None
-    low = high / 2
-    while high - low > 1:
-        middle = (low + high) / 2
-        low, high = (low, middle) if tells(middle) else (middle, high)
-    return math.ceil(high)
 
 
 @dataclass(frozen=True, kw_only=True)

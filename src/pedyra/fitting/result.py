@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from tempfile import TemporaryDirectory
 from typing import Any
 from weakref import ref
@@ -13,14 +14,15 @@ from accelerate import PartialState
 from huggingface_hub import constants
 
 from pedyra.fitting.calibration import averaged, use_averaged
-from pedyra.fitting.curve import whole
 from pedyra.fitting.cut import CURVE, check_out, cut_live, module_names, write_cut
 from pedyra.fitting.general import Forgetting
-from pedyra.fitting.gramians import Calibration
-from pedyra.fitting.verdict import FLAT, Candidate, Factors, Increase, Metrics, Tolerance
+from pedyra.fitting.paired import CONFIDENCE, Increase
+from pedyra.fitting.verdict import FLAT, Candidate, Factors, Metrics, Tolerance
 from pedyra.lora.card import CARD, adapter_card, push_folder, shown_name, shown_ranks
 from pedyra.lora.files import json_line
 from pedyra.lora.folder import SavedLora, saved_lora
+
+TWO_SIDED = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,16 +32,15 @@ class Fit:
     Increases are of the mean loss (`measure`), against the adapter as it was; positive is worse.
     """
 
-    calibration: Calibration = field(repr=False)
+    whole: Candidate
+    """The adapter as it was."""
     curve: list[Candidate]
-    """The sizes that were measured, the largest first."""
+    """The sizes that were asked, the whole adapter first."""
     chosen: Candidate
     """The size taken; the whole adapter where none smaller is within tolerance."""
     tolerance: Tolerance
     asked: bool
-    """Whether the size was asked for, and taken whatever it does to the loss."""
-    recover_steps: int
-    """Steps after a cut; the sizes that were tried with them have an increase after recovery."""
+    """Whether its rank was asked for, and is taken whatever it does to the loss."""
     factors: Factors = field(repr=False)
     """A and B of each layer, as taken."""
     verdict: str
@@ -52,8 +53,10 @@ class Fit:
     """What this size does to general text, where some was given."""
     rows: str = ""
     """Which rows it was measured on, in words."""
+    base: str = "the base model"
+    """From what the won is counted, in words."""
     metrics: Mapping[str, Metrics] = field(default_factory=dict)
-    """On the rows of the proof: base, whole and smaller -> metric -> value; empty where the task has none."""
+    """On the held-out rows: base, whole and smaller -> metric -> value; empty where the task has none."""
     model: Any = field(repr=False, default=None)
     adapter: str = "default"
     trainer: ref[Any] | None = field(repr=False, default=None)
@@ -67,63 +70,58 @@ class Fit:
     @property
     def is_whole(self) -> bool:
         """Whether everything is kept."""
-        return self.ranks == whole(self.calibration)
+        return self.ranks == self.whole.ranks
 
     def row(self) -> dict[str, Any]:
         """The result as one row of plain values."""
         chosen, proof = self.chosen, self.chosen.proof
+        rise = proof and proof.rise
         row = {
             "kept": sum(self.ranks.values()),
-            "of": sum(whole(self.calibration).values()),
+            "of": sum(self.whole.ranks.values()),
+            "rank": chosen.rank,
             "parameters": chosen.parameters,
             "share": chosen.share,
             "predicted_increase": chosen.predicted,
-            "measured_increase": proof and proof.mean,
-            "standard_error": proof and proof.error,
-            "interval": proof and list(proof.interval()),
-            "batches": proof and proof.batches,
-            "tolerance": self.tolerance.loss,
+            "measured_increase": rise and rise.mean,
+            "standard_error": rise and rise.error,
+            "interval": rise and list(rise.interval()),
+            "batches": rise and rise.batches,
+            "tolerance": self.tolerance.points or self.tolerance.loss,
             "won": self.tolerance.won.mean,
+            "base": self.base,
             "verdict": self.verdict,
-            "measure": self.measure,
+            "measure": self.measure if self.tolerance.points is None else "accuracy",
         }
-        if self.recover_steps:
-            row |= {"recover_steps": self.recover_steps, "recovered": chosen.gains_by_recovery}
         if self.forgetting is not None:
             for name in ("whole", "smaller", "undone"):
                 found: Increase = getattr(self.forgetting, name)
                 row |= {f"general_{name}": found.mean, f"general_{name}_standard_error": found.error}
         if self.metrics:
             row["metrics"] = {key: dict(values) for key, values in self.metrics.items()}
+        if proof and proof.pairs:
+            low, high = proof.pairs.bounds(TWO_SIDED)
+            row |= {"accuracy_change": -proof.pairs.fall, "accuracy_interval": [-high, -low]}
         return {**row, "ranks": self.ranks}
 
     def curve_rows(self) -> list[dict[str, Any]]:
-        """One row a size of the curve, as cut and after recovery. What was asked in the proof is told as it was
-        measured on those rows, and the rest as on the rows of the choice: `rows` and `recovered_rows` say which."""
-        rows = []
-        for each in self.curve:
-            proved = each.proof is not None
-            cut_proved, recovery_proved = proved and not each.proof_after_recovery, proved and each.proof_after_recovery
-            cut = each.proof if cut_proved else each.choice
-            after = each.proof if recovery_proved else each.recovered
-            rows.append(
-                {
-                    "kept": sum(each.ranks.values()),
-                    "parameters": each.parameters,
-                    "share": each.share,
-                    "predicted_increase": each.predicted,
-                    "measured_increase": cut and cut.mean,
-                    "standard_error": cut and cut.error,
-                    "rows": "proof" if cut_proved else "choice",
-                    "recovered_increase": after and after.mean,
-                    "recovered_standard_error": after and after.error,
-                    "recovered_rows": "proof" if recovery_proved else "choice",
-                    "accepted": each.accepted,
-                    "tolerance": self.tolerance.loss,
-                    "chosen": each.ranks == self.ranks,
-                }
-            )
-        return rows
+        """One row a size that was asked, on as many batches as it took to tell."""
+        return [
+            {
+                "rank": each.rank,
+                "kept": sum(each.ranks.values()),
+                "parameters": each.parameters,
+                "share": each.share,
+                "predicted_increase": each.predicted,
+                "measured_increase": each.proof and each.proof.rise.mean,
+                "standard_error": each.proof and each.proof.rise.error,
+                "batches": each.proof and each.proof.rise.batches,
+                "accepted": each.accepted,
+                "tolerance": self.tolerance.loss,
+                "chosen": each.ranks == self.ranks,
+            }
+            for each in self.curve
+        ]
 
     def __str__(self) -> str:
         return told(self)
@@ -209,66 +207,63 @@ class Fit:
 
 
 def told(fit: Fit) -> str:
-    """What was found: the answer, what proves it, and the table of the sizes that were measured."""
+    """What was found: the answer, what proves it, and the table of the sizes that were asked."""
     limit = fit.tolerance
-    lines = [_answer(fit), *_metrics(fit.metrics), *_proof(fit)]
-    won = f"{limit.won.mean:.4f} ± {limit.won.error:.4f}"
-    lines.append(f"won         {won} of the {fit.measure}; {limit.part:.1%} of it is {limit.loss:.4f}")
+    lines = [_answer(fit), *_metrics(fit), *_proof(fit)]
+    won = f"{limit.won.mean:.4f} ± {limit.won.error:.4f} of the {fit.measure} over {fit.base}"
+    if limit.points is None:
+        won += f"; {limit.part:.1%} of it is {limit.loss:.4f}"
+    lines.append(f"won         {won}")
     if fit.rows:
         lines.append(f"rows        {fit.rows}")
     if fit.forgetting is not None:
         lines += _forgetting(fit.forgetting)
     if fit.verdict != FLAT:
         lines.append(f"verdict     {fit.words}")
-    return "\n".join([*lines, "", f"rise of the {fit.measure}, by number of parameters", *_curve(fit)])
+    return "\n".join([*lines, "", f"rise of the {fit.measure}, by rank", *_curve(fit)])
 
 
 def _answer(fit: Fit) -> str:
     """How much smaller the adapter is, in words that need no glossary."""
-    before = whole(fit.calibration)
     if fit.is_whole:
-        return f"kept        everything: {fit.chosen.parameters:,} parameters, {_megabytes(fit, 1.0)}"
+        return f"kept        everything: {fit.chosen.parameters:,} parameters, {_megabytes(fit, fit.chosen)}"
     why = "asked for, and not proved: " if fit.asked and not fit.chosen.accepted else ""
-    ranks = [max(each.values()) for each in (fit.ranks, before)]
-    means = [sum(each.values()) / len(each) for each in (fit.ranks, before)]
     return (
-        f"smaller     {why}{fit.chosen.share:.1%} of the adapter: {_megabytes(fit, fit.chosen.share)} of "
-        f"{_megabytes(fit, 1.0)}, {fit.chosen.parameters:,} parameters; the largest rank is {ranks[0]} of {ranks[1]}, "
-        f"the mean {means[0]:.1f} of {means[1]:.1f}"
+        f"smaller     {why}rank {fit.chosen.rank} of {fit.whole.rank}: {_megabytes(fit, fit.chosen)} of "
+        f"{_megabytes(fit, fit.whole)}, {fit.chosen.parameters:,} parameters, {fit.chosen.share:.1%} of the adapter"
     )
 
 
-def _megabytes(fit: Fit, share: float) -> str:
-    """The size of this part of the adapter on disk."""
+def _megabytes(fit: Fit, size: Candidate) -> str:
+    """What its factors take on disk."""
     each = next(iter(fit.factors.values()))[0].element_size()
-    return f"{share * fit.chosen.parameters / fit.chosen.share * each / 1e6:.2f} MB"
+    return f"{size.parameters * each / 1e6:.2f} MB"
 
 
 def _proof(fit: Fit) -> list[str]:
     if fit.is_whole or (proof := fit.chosen.proof) is None:
         return []
-    low, high = proof.interval()
-    after = f", after {fit.recover_steps} steps of recovery" if fit.chosen.proof_after_recovery else ""
+    rise, points = proof.rise, fit.tolerance.points
+    low, high = rise.interval()
+    limit = f"{fit.tolerance.loss:.4f}" if points is None else f"{100 * points:.3g} points of the accuracy"
     return [
-        f"proof       the {fit.measure} rises by {proof.mean:+.4f} [{low:+.4f}, {high:+.4f}] (95 %) of "
-        f"{fit.tolerance.loss:.4f} that may be given up, on {proof.batches} batches of its own{after}"
+        f"proof       the {fit.measure} rises by {rise.mean:+.4f} [{low:+.4f}, {high:+.4f}] (95 %) on {rise.batches} "
+        f"batches; {limit} may be given up"
     ]
 
 
 def _curve(fit: Fit) -> list[str]:
-    """The table of the sizes that were measured, the one that is taken with an arrow."""
-    tried = any(each.recovered for each in fit.curve)
-    head = ["", "parameters", "share", "directions", "predicted", "choice", *(["recovered"] if tried else []), "proof"]
+    """The table of the sizes that were asked, the one that is taken with an arrow."""
+    head = ["", "rank", "parameters", "share", "rises by", "batches", ""]
     cells = [
         [
             "->" if each.ranks == fit.ranks else "",
+            str(each.rank),
             f"{each.parameters:,}",
             f"{each.share:.1%}",
-            str(sum(each.ranks.values())),
-            f"{each.predicted:+.4f}",
-            _increase(each.choice),
-            *([_increase(each.recovered)] if tried else []),
-            _increase(each.proof) + {None: "", True: "  accepted", False: "  rejected"}[each.accepted],
+            "" if each.proof is None else f"{each.proof.rise.mean:+.4f} ± {each.proof.rise.error:.4f}",
+            "" if each.proof is None else str(each.proof.rise.batches),
+            {None: "", True: "accepted", False: "rejected"}[each.accepted],
         ]
         for each in fit.curve
     ]
@@ -286,19 +281,22 @@ def _forgetting(found: Forgetting) -> list[str]:
     ]
 
 
-def _metrics(found: Mapping[str, Metrics]) -> list[str]:
-    """A line for each metric on the rows of the proof."""
-    lines = []
-    for name in found.get("smaller") or found.get("whole", {}):
+def _metrics(fit: Fit) -> list[str]:
+    """A line for each metric on the held-out rows, and the interval of what the accuracy changes by."""
+    lines, found = [], fit.metrics
+    for name in found.get("smaller", {}):
         values = {which: each[name] for which, each in found.items() if name in each}
         both = " -> ".join(f"{values[which]:.4f}" for which in ("whole", "smaller") if which in values)
-        base = f" (base model {values['base']:.4f})" if "base" in values else ""
-        lines.append(f"metric      {name} {both}{base}, on the rows of the proof")
+        base = f" (base {values['base']:.4f})" if "base" in values else ""
+        lines.append(f"metric      {name} {both}{base}")
+    pairs = fit.chosen.proof.pairs if fit.chosen.proof else None
+    if pairs is not None and not fit.is_whole:
+        low, high = pairs.bounds(TWO_SIDED)
+        lines.append(
+            f"accuracy    changes by {-100 * pairs.fall:+.2f} points [{-100 * high:+.2f}, {-100 * low:+.2f}] (95 %): "
+            f"{pairs.lost:.0f} rows lost, {pairs.gained:.0f} gained of {pairs.rows:,.0f}"
+        )
     return lines
-
-
-def _increase(found: Increase | None) -> str:
-    return "" if found is None else f"{found.mean:+.4f} ± {found.error:.4f}"
 
 
 def _table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
@@ -319,6 +317,6 @@ def _table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
 def fit_card(found: Fit, base: str | None) -> str:
     """The model card of the smaller adapter to the base model of this name: what was kept, and what proves it."""
     adapted = shown_ranks([rank for rank in found.ranks.values() if rank])
-    metrics = list(found.metrics.get("smaller") or found.metrics.get("whole", {}))
+    metrics = list(found.metrics.get("smaller", {}))
     rows = {"base model": shown_name(base), "adapted": adapted}
     return adapter_card("A smaller LoRA", rows, text=f"```\n{found}\n```", base=base, metrics=metrics)

@@ -1,126 +1,121 @@
-"""The sizes of one adapter, and all that is measured of them: on the rows of the choice, and on those of the proof."""
+"""The sizes that an adapter may be cut to, and the held-out rows on which each is compared with the whole one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 
-from pedyra.fitting.calibration import disabled, evaluating
-from pedyra.fitting.cut import cut_factors, cut_to
+from pedyra.fitting.calibration import evaluating
 from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.judge import Batch, Cut, Judge, Predictions
-from pedyra.fitting.recover import distill
-from pedyra.fitting.verdict import Candidate, Factors, Increase, Metrics, paired
+from pedyra.fitting.paired import Increase, Pairs, paired
+from pedyra.fitting.verdict import Against, Candidate, Metrics, Ranks
+from pedyra.fitting.worth import predicted_increases
 
 Counted = Callable[[Iterable[Any]], Iterable[Any]]
 """What passes items on, and tells each as a batch that is done."""
 
 
-class Held:
-    """Held-out rows on which any size is compared with the whole adapter, batch by batch.
+def whole(calibration: Calibration) -> Ranks:
+    """The ranks of the adapter as it is."""
+    return {name: layer.rank for name, layer in calibration.layers.items()}
 
-    Args:
-        predicts: metrics of the task are wanted too.
+
+def num_parameters(calibration: Calibration, ranks: Mapping[str, int]) -> int:
+    """Of A and B together, without heads and magnitudes."""
+    return sum(layer.parameters * ranks[name] for name, layer in calibration.layers.items())
+
+
+def size(calibration: Calibration, ranks: Ranks) -> Candidate:
+    """This size, and by how much the loss is predicted to rise."""
+    removed = torch.zeros(len(calibration.samples)).double()
+    for name, layer in calibration.layers.items():
+        removed += layer.slopes[:, ranks[name] :].sum(1)
+    everything = whole(calibration)
+    parameters = num_parameters(calibration, ranks)
+    increase = float(predicted_increases(removed[:, None], calibration.samples))
+    return Candidate(
+        ranks=ranks,
+        parameters=parameters,
+        share=parameters / num_parameters(calibration, everything),
+        predicted=0.0 if ranks == everything else increase,
+    )
+
+
+def of_rank(calibration: Calibration, rank: int) -> Candidate:
+    """The size in which every layer has this rank, or all of its own where it has fewer."""
+    return size(calibration, {name: min(rank, layer.rank) for name, layer in calibration.layers.items()})
+
+
+def ranks_below(highest: int) -> list[int]:
+    """The ranks to ask of an adapter whose largest is this, from its half down to 1: powers of two and those halfway
+    between, which servers like.
+
+    >>> ranks_below(16)
+    [8, 6, 4, 3, 2, 1]
     """
+    every = {step << power for power in range(highest.bit_length()) for step in (1, 3)}
+    return sorted((rank for rank in every if 2 * rank <= highest), reverse=True)
+
+
+class Held:
+    """Held-out rows on which any model is compared with the whole adapter, batch by batch."""
 
     def __init__(self, judge: Judge, batches: Sequence[Batch], counted: Counted, *, predicts: bool = False) -> None:
         self._judge, self._batches, self._counted, self._predicts = judge, batches, counted, predicts
-        self.weights = gather_object([judge.samples(batch) for batch in batches])
-        self.metrics: Metrics = {}
-        """Of the last pass."""
-        self.whole = self._all(judge.whole, partial(evaluating, judge.model))
-
-    def _all(self, judged: Callable[..., Iterator[float]], cut: Cut) -> list[float]:
-        predictions: Predictions | None = [] if self._predicts else None
-        losses = list(self._counted(judged(self._batches, cut, predictions)))
-        if predictions is not None:
-            self.metrics = self._judge.metrics(gather_object(predictions))
-        return gather_object(losses)
-
-    def losses(self, cut: Cut) -> list[float]:
-        """Of each batch, of all processes, with the model that `cut` makes."""
-        return self._all(self._judge.losses, cut)
-
-    def increase(self, cut: Cut) -> Increase:
-        """Mean rise of the loss with the model that `cut` makes, and its standard error."""
-        return paired(self.whole, self.losses(cut), self.weights)
-
-
-class Sizes:
-    """What a search asks of each size.
-
-    Args:
-        measured: what the directions are worth, and how they make up for each other.
-        batches: those that recovery trains on, those of the choice, and those of the proof.
-        steps: of recovery; 0: there is none.
-        bar: a progress bar, which is told what is done and how much of it.
-    """
-
-    def __init__(
-        self,
-        judge: Judge,
-        measured: Calibration,
-        batches: tuple[Sequence[Batch], Sequence[Batch], Sequence[Batch]],
-        *,
-        adapter: str,
-        steps: int,
-        bar: Any,
-    ) -> None:
-        self.judge, self.measured, self.adapter, self.steps, self.bar = judge, measured, adapter, steps, bar
-        self._calibration, choice, proof = batches
-        bar.set_description("whole adapter")
-        self.choice = Held(judge, choice, self.counted)
-        self.proof = Held(judge, proof, self.counted, predicts=True)
-        self.metrics = {"whole": self.proof.metrics}
-        """Of the whole adapter and of the base model, on the rows of the proof."""
-        bar.set_description("base model")
-        base = partial(disabled, judge.model)
-        losses = self.choice.losses(base) + self.proof.losses(base)
-        self.metrics["base"] = self.proof.metrics
-        self.won = paired(self.choice.whole + self.proof.whole, losses, self.choice.weights + self.proof.weights)
-        """The loss of the base model less that of the whole adapter."""
-
-    def counted(self, items: Iterable[Any]) -> Iterator[Any]:
-        """The items, each told as a batch that is done."""
-        for item in items:
-            yield item
-            self.bar.update()
+        self._weights = [judge.samples(batch) for batch in batches]
+        losses, self.metrics, self.correct = self._judged(judge.whole, partial(evaluating, judge.model), batches)
+        """Of the whole adapter."""
+        self._whole = losses
+        self.batches = len(gather_object(losses))
+        """Of all processes."""
 
     @property
-    def recovers(self) -> bool:
-        """Whether there are steps of recovery."""
-        return self.steps > 0
+    def whole(self) -> list[float]:
+        """The loss of the whole adapter on each batch of all processes."""
+        return gather_object(self._whole)
 
     @property
-    def ahead(self) -> tuple[float, int]:
-        """Of the proof, its standard error as a part of that of the choice, by their samples; and its batches."""
-        return (sum(self.choice.weights) / sum(self.proof.weights)) ** 0.5, len(self.proof.weights)
+    def weights(self) -> list[float]:
+        """How much each of these batches counts: its samples."""
+        return gather_object(self._weights)
 
-    def factors(self, size: Candidate) -> Factors:
-        """A and B of each layer, as this size would be taken."""
-        if size.gains_by_recovery and size.factors is not None:
-            return size.factors
-        return cut_factors(self.judge.model, self.measured, size.ranks, self.adapter)
+    def compared(self, cut: Cut, part: float = 1.0) -> Against:
+        """The model that `cut` makes beside the whole adapter, on the first rows of the held-out ones.
 
-    def on_choice(self, size: Candidate) -> Increase:
-        """On the rows of the choice, as it is cut."""
-        self.bar.set_description(f"choice, {size.share:.1%}")
-        return self.choice.increase(self._cut(self.factors(size)))
+        Args:
+            part: of the rows that are asked; metrics are of all of them.
+        """
+        batches = self._batches[: max(1, round(part * len(self._batches)))]
+        losses, metrics, correct = self._judged(self._judge.losses, cut, batches)
+        both = [gather_object(each[: len(losses)]) for each in (self._whole, losses, self._weights)]
+        pairs = None
+        if part == 1 and correct is not None and self.correct is not None:
+            pairs = Pairs.of(self.correct, correct)
+        return Against(rise=paired(*both), pairs=pairs, metrics=metrics if part == 1 else {})
 
-    def after_recovery(self, size: Candidate) -> tuple[Increase, Factors]:
-        """The same after steps of recovery, and what they made of the factors."""
-        self.bar.set_description(f"recovery, {size.share:.1%}")
-        factors = cut_factors(self.judge.model, self.measured, size.ranks, self.adapter)
-        factors = distill(self.judge, factors, self._calibration, self.steps, adapter=self.adapter)
-        return self.choice.increase(self._cut(factors)), factors
+    def losses(self, cut: Cut) -> tuple[list[float], Metrics]:
+        """Of each batch of all processes with the model that `cut` makes, and its metrics."""
+        losses, metrics, _ = self._judged(self._judge.losses, cut, self._batches)
+        return gather_object(losses), metrics
 
-    def on_proof(self, size: Candidate) -> tuple[Increase, Metrics]:
-        """On the rows of the proof, as this size would be taken."""
-        self.bar.set_description(f"proof, {size.share:.1%}")
-        return self.proof.increase(self._cut(self.factors(size))), self.proof.metrics
+    def _judged(
+        self, judged: Callable[..., Iterable[float]], cut: Cut, batches: Sequence[Batch]
+    ) -> tuple[list[float], Metrics, list[bool] | None]:
+        """The losses of this process's batches; metrics, and which rows are right, of all processes."""
+        predictions: Predictions | None = [] if self._predicts and len(batches) == len(self._batches) else None
+        losses = list(self._counted(judged(batches, cut, predictions)))
+        if predictions is None:
+            return losses, {}, None
+        every = gather_object(predictions)
+        metrics = self._judge.metrics(every)
+        return losses, metrics, self._judge.correct(every, metrics)
 
-    def _cut(self, factors: Factors) -> Cut:
-        return partial(cut_to, self.judge.model, factors, self.adapter)
+
+def risen(held: Held, losses: Sequence[float]) -> Increase:
+    """By how much these losses of the batches are above those of the whole adapter."""
+    return paired(held.whole, losses, held.weights)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 from weakref import ref
 
 from transformers import Trainer
 
 from pedyra.errors import UserError
-from pedyra.fitting.calibration import evaluating, has_more, lora_layers
-from pedyra.fitting.fit import fit_batches
-from pedyra.fitting.judge import DivergenceJudge
+from pedyra.fitting.calibration import disabled, evaluating, lora_layers
+from pedyra.fitting.fit import BASE, Base, fit_batches
+from pedyra.fitting.judge import Batch, DivergenceJudge
 from pedyra.fitting.result import Fit
 from pedyra.fitting.wanted import Wanted
 from pedyra.lora.folder import active_adapter
 from pedyra.lora.supported import check_supported
 from pedyra.trainer.judge import TrainerJudge
+from pedyra.trainer.probe import heads, probed
 from pedyra.trainer.rows import fit_rows, general_rows, is_surrogate
 from pedyra.trainer.untouched import untouched
 
@@ -37,16 +39,14 @@ def fit(trainer: Trainer, *, data: Any = None, general: Any = None, **asked: Any
             trained on, with a warning.
         general: texts that the model should not forget, as a list or as rows with the column `text`, for a model that
             writes. What goes is then what harms them most for what it does for the task, and half of them tell what
-            came of it. Without recovery, which would bring back what was forgotten.
-        asked: the fields of `pedyra.fitting.wanted.Wanted`: tolerance, parameters, max_rank, same_rank, multiple_of,
-            drop_types, recover, rows, curve.
+            came of it.
+        asked: the fields of `pedyra.fitting.wanted.Wanted`: tolerance, rank, rows, curve.
 
     Returns:
         What was found: print it, `save` the smaller adapter, or `apply` it to the live model.
 
     Raises:
-        ValueError: no plain LoRA, a sharded model, too few rows, a layer that the calibration did not see, a shape that
-            cannot be had within tolerance.
+        UserError: no plain LoRA, a sharded model, too few rows, a layer that the calibration did not see.
     """
     if unknown := asked.keys() - {each.name for each in fields(Wanted)}:
         raise UserError(f"fit has no {min(unknown)}; it has {', '.join(each.name for each in fields(Wanted))}")
@@ -63,7 +63,8 @@ def fit_trainer(
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     adapter = active_adapter(model)
     check_live(model, adapter)
-    wanted.shape([*lora_layers(model, adapter)], has_more(model, adapter))  # before anything is measured
+    if general is not None and wanted.rank is not None:
+        raise UserError("general text says which directions stay, of any layer; leave rank out, or general")
     if (bias := model.peft_config[adapter].bias) != "none":
         warnings.warn(
             f"the adapter has bias={bias!r}, and PEFT keeps no biases of the base model, so the base model here has "
@@ -89,8 +90,18 @@ def fit_trainer(
             judge = DivergenceJudge(model, lambda _, batch: judged.outputs(batch), lambda: evaluating(model))
             judge.loss_scale = judged.loss_scale
         shown = not trainer.args.disable_tqdm and trainer.is_world_process_zero()
-        found = fit_batches(judge, rows, wanted, ranks=ranks, adapter=adapter, shown=shown)
+        base = base_of(trainer, model, rows.calibration, adapter)
+        found = fit_batches(judge, rows, wanted, ranks=ranks, base=base, adapter=adapter, shown=shown)
     return replace(found, trainer=ref(trainer))
+
+
+def base_of(trainer: Any, model: Any, batches: Sequence[Batch], adapter: str) -> Base:
+    """From what is counted what the adapter won: a classifier's base has a head that is fitted to it, where the
+    adapter's was trained with it."""
+    if (probe := probed(trainer, model, batches, adapter)) is not None:
+        return probe, "the base model with a linear head fitted to it"
+    untrained = ", whose head is untrained" if heads(model, adapter) else ""
+    return partial(disabled, model), f"{BASE}{untrained}"
 
 
 def check_whole(trainer: Any, what: str) -> None:

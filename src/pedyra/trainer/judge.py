@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,27 @@ class TrainerJudge(Judge):
             return {}
         numbers = (int, float, np.number)
         return {str(name): float(value) for name, value in metrics.items() if isinstance(value, numbers)}
+
+    def correct(self, predictions: Predictions, metrics: Mapping[str, float]) -> list[bool] | None:
+        """None too where the rows that have their label are not what the task calls its accuracy."""
+        accuracy = next((value for name, value in metrics.items() if name.endswith("accuracy")), None)
+        if accuracy is None or not (rows := _rows_right(predictions)):
+            return None
+        return rows if abs(sum(rows) / len(rows) - accuracy) < 1e-6 else None
+
+
+def _rows_right(predictions: Predictions) -> list[bool] | None:
+    """Whether each row has its label; None where a row has more than one, or none."""
+    rows: list[bool] = []
+    for logits, labels in predictions:
+        first = logits[0] if isinstance(logits, tuple | list) else logits
+        if not isinstance(first, Tensor) or not isinstance(labels, Tensor):
+            return None
+        guesses = first.argmax(-1) if first.dim() == 2 else first
+        if labels.dim() != 1 or guesses.shape != labels.shape:
+            return None
+        rows += (guesses == labels).tolist()
+    return rows
 
 
 def _loss_scale(trainer: Any, model: Any) -> float:

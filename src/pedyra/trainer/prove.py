@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import Trainer
 
 from pedyra.errors import UserError
 from pedyra.fitting.calibration import disabled
-from pedyra.fitting.fit import LEAST, labelled
-from pedyra.fitting.judge import Batch, Predictions
+from pedyra.fitting.fit import labelled
+from pedyra.fitting.judge import Batch
 from pedyra.fitting.prove import Margin, Measured, Proof, compare
+from pedyra.fitting.search import LEAST
 from pedyra.fitting.sizes import Held
 from pedyra.lora.folder import active_adapter
 from pedyra.lora.loaded import add_adapter
@@ -28,32 +28,6 @@ from pedyra.trainer.untouched import untouched
 
 BASE = "base"
 """What the base model alone is called."""
-
-
-class RowJudge(TrainerJudge):
-    """A Trainer's judge that keeps which rows were right in its last pass."""
-
-    correct: list[bool] | None = None
-
-    def metrics(self, predictions: Predictions) -> dict[str, float]:
-        found = super().metrics(predictions)
-        accuracy = next((value for name, value in found.items() if name.endswith("accuracy")), None)
-        self.correct = None if accuracy is None else _correct(predictions, accuracy)
-        return found
-
-
-def _correct(predictions: Predictions, accuracy: float) -> list[bool] | None:
-    """Whether each row has its label; None where this is not what the task calls its accuracy."""
-    rows: list[bool] = []
-    for logits, labels in predictions:
-        first = logits[0] if isinstance(logits, tuple | list) else logits
-        if not isinstance(first, Tensor) or not isinstance(labels, Tensor):
-            return None
-        guesses = first.argmax(-1) if first.dim() == 2 else first
-        if labels.dim() != 1 or guesses.shape != labels.shape:
-            return None
-        rows += (guesses == labels).tolist()
-    return rows if rows and abs(sum(rows) / len(rows) - accuracy) < 1e-6 else None
 
 
 def prove(
@@ -88,7 +62,7 @@ def prove(
     check_live(model, active_adapter(model))
     with untouched(trainer, model), _beside(model, (a, b)) as (in_a, in_b):
         with in_a():  # rows are judged by it, where their loss may compare them with each other
-            judge = RowJudge(trainer, model)
+            judge = TrainerJudge(trainer, model)
             batches, rows = taken(judge, data, asked.get("rows"))
         known = {"a": str(a), "b": str(b), "rows": rows}
         found = {}
@@ -108,7 +82,7 @@ def check_margin(margin: Margin, is_base: bool) -> None:
         )
 
 
-def taken(judge: RowJudge, data: Any, most: int | None) -> tuple[list[Batch], int]:
+def taken(judge: TrainerJudge, data: Any, most: int | None) -> tuple[list[Batch], int]:
     """The batches of the held-out rows that have labels, and how many rows they hold. ValueError for too few."""
     every, rows = proof_rows(judge, data, most)
     batches = labelled(judge, every)
@@ -117,12 +91,11 @@ def taken(judge: RowJudge, data: Any, most: int | None) -> tuple[list[Batch], in
     return batches, rows
 
 
-def measured(judge: RowJudge, batches: Sequence[Batch], name: str) -> tuple[Measured, list[float]]:
+def measured(judge: TrainerJudge, batches: Sequence[Batch], name: str) -> tuple[Measured, list[float]]:
     """The judge's model, as it is, on these batches; and how much each of them weighs."""
-    judge.correct = None
     shown = not judge.trainer.args.disable_tqdm and judge.trainer.is_world_process_zero()
     held = Held(judge, batches, partial(tqdm, total=len(batches), desc=name, disable=not shown), predicts=True)
-    return Measured(held.whole, held.metrics, judge.correct), held.weights
+    return Measured(held.whole, held.metrics, held.correct), held.weights
 
 
 @contextmanager

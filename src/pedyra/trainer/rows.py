@@ -10,7 +10,7 @@ import operator
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from itertools import count, islice, zip_longest
+from itertools import islice, zip_longest
 from typing import Any
 
 import torch
@@ -21,9 +21,10 @@ from transformers import ProcessorMixin
 
 from pedyra.errors import UserError
 from pedyra.fitting.calibration import evaluating
-from pedyra.fitting.fit import FEW, LEAST, GeneralRows, Rows
+from pedyra.fitting.fit import GeneralRows, Rows
 from pedyra.fitting.general import check_writes, text_batches, texts_of
 from pedyra.fitting.judge import Batch
+from pedyra.fitting.search import FEW, LEAST
 from pedyra.fitting.wanted import Wanted
 from pedyra.trainer.judge import TextJudge, TrainerJudge
 
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 8
 """Rows of a batch at most: the proof is paired batch by batch, so small ones make a better standard error."""
-BATCHES = 24
+BATCHES = 2 * FEW
 """Held-out batches that are made of few rows at least, as far as they go in pairs."""
 CALIBRATION = 128
 """Batches of calibration at most."""
@@ -49,8 +50,7 @@ GENERATED_ROWS = 128
 
 
 def fit_rows(judge: TrainerJudge, data: Any, wanted: Wanted) -> Rows:
-    """The batches of a fit: of the held-out rows a third is for the choice, which has to say where the proof begins,
-    and the rest is for the proof, which has to tell sizes apart from the tolerance."""
+    """The batches of a fit: rows like those of the training to calibrate with, and held-out rows to prove by."""
     trainer = judge.trainer
     completions, processes = _completions(trainer), trainer.accelerator.num_processes
     if completions:  # the batches of all processes have to hold whole groups of completions
@@ -64,7 +64,7 @@ def fit_rows(judge: TrainerJudge, data: Any, wanted: Wanted) -> Rows:
         small, size = min(BATCH, _trained_batch(trainer)), min(BATCH, trainer.args.per_device_eval_batch_size)
         size = max(min(2, size), min(size, len(left) // BATCHES))
         if processes == 1 and not is_surrogate(trainer) and _compares_rows(judge, held, left, size):
-            size = max(size, min(trainer.args.per_device_eval_batch_size, len(left) // (3 * FEW // 2)))
+            size = max(size, min(trainer.args.per_device_eval_batch_size, len(left) // FEW))
             small = max(small, min(_trained_batch(trainer), len(seen) // FEW))
 
     def shared(rows: list[int], size: int) -> list[int]:
@@ -72,23 +72,17 @@ def fit_rows(judge: TrainerJudge, data: Any, wanted: Wanted) -> Rows:
         step = max(1, size * processes // (completions or 1)) if processes > 1 else 1
         return rows[: len(rows) // step * step]
 
-    choice = shared(left[: len(left) // 3], size)
     parts = {
         "calibration": (training, shared(seen[: CALIBRATION * small // (completions or 1)], small), small),
-        "choice": (held, choice, size),
-        "proof": (held, shared(left[len(choice) :], size), size),
+        "held": (held, shared(left, size), size),
     }
     batches, counts = {}, {}
     for part, (dataset, indices, size) in parts.items():
         if not indices:
-            raise UserError(f"{name} leaves no rows for the {part} of a fit ({len(left)} are held out); give more")
+            raise UserError(f"{name} leaves no rows to {'prove by' if part == 'held' else 'calibrate'}; give more")
         batches[part] = _batches(trainer, _selected(dataset, indices), size, bool(completions))
         counts[part] = f"{len(indices):,}"
-    told = (
-        f"{counts['calibration']} to calibrate; of {name} {counts['choice']} for the choice and {counts['proof']} for "
-        f"the proof"
-    )
-    return Rows(**batches, told=told)
+    return Rows(**batches, told=f"{counts['calibration']} to calibrate, {counts['held']} of {name} to prove by")
 
 
 def proof_rows(judge: TrainerJudge, data: Any, most: int | None) -> tuple[list[Batch], int]:
@@ -151,9 +145,8 @@ def _trained_batch(trainer: Any) -> int:
 
 
 def least_held_out(eval_batch_size: int) -> int:
-    """Held-out rows of which a fit makes enough batches: two for the choice, and `LEAST` for the proof."""
-    size = min(2, eval_batch_size)  # of so few rows, each batch
-    return next(rows for rows in count(1) if rows // 3 > size and rows - rows // 3 > (LEAST - 1) * size)
+    """Held-out rows of which a fit makes `LEAST` batches."""
+    return (LEAST - 1) * min(2, eval_batch_size) + 1
 
 
 def general_rows(trainer: Any, model: Any, general: Any, most: int) -> GeneralRows:
@@ -235,16 +228,16 @@ def _drawn(trainer: Any, data: Any, most: int) -> tuple[str, Any, list[int], Any
     """What the held-out rows are called; the rows that calibrate, as a data set and places in it; those held out.
 
     Args:
-        most: that calibrate; half as many more are held out.
+        most: that are held out; half as many calibrate.
     """
     name, held, training = _held_out(trainer, data, "the fit")
     generator = torch.Generator().manual_seed(trainer.args.seed)
     if training is None:
-        every, order = _shuffled(held, 2 * most + most // 2, generator)
-        half = min(most, len(order) // 2)  # one set of rows, of which half calibrates
-        return name, every, order[:half], every, order[half : half + most + most // 2]
-    training, seen = _shuffled(training, most, generator)
-    held, left = _shuffled(held, most + most // 2, generator)
+        every, order = _shuffled(held, most + most // 2, generator)
+        third = min(most // 2, len(order) // 3)  # one set of rows, of which a third calibrates
+        return name, every, order[:third], every, order[third:]
+    training, seen = _shuffled(training, most // 2, generator)
+    held, left = _shuffled(held, most, generator)
     return name, training, _apart(training, seen, held, left, name), held, left
 
 
@@ -278,7 +271,7 @@ def _is_same(dataset: Any, training: Any) -> bool:
 
 def _apart(training: Any, seen: list[int], held: Any, left: list[int], name: str) -> list[int]:
     """The places of training rows that calibrate, without those that are held out too, as of a part that was selected:
-    recovery would learn what the proof asks. Where most rows are, as where short texts repeat, all of them stay."""
+    repair would learn what the proof asks. Where most rows are, as where short texts repeat, all of them stay."""
     proving, contents = set(_contents_of(held, left)), [*_contents_of(training, seen)]
     apart = [place for place, row in zip(seen, contents, strict=True) if row not in proving]
     if both := len(seen) - len(apart):
@@ -344,7 +337,7 @@ def _batches(trainer: Any, dataset: Any, size: int, generates: bool) -> list[Bat
     if len(batches) != math.ceil(len(dataset) / (size * trainer.accelerator.num_processes)):
         raise UserError(
             f"{type(trainer).__name__}.get_eval_dataloader gives {len(batches)} batches for {len(dataset)} rows in "
-            f"batches of {size}, so rows for the choice and for the proof cannot be kept apart; let it take the data "
+            f"batches of {size}, so rows cannot be kept apart; let it take the data "
             f"set that it is given, and the batch size of its arguments"
         )
     return batches

@@ -14,6 +14,7 @@ from pedyra.app.export.destinations import Destination
 from pedyra.app.export.export import export_adapter
 from pedyra.fitting.cut import CURVE, RECORD
 from pedyra.fitting.result import Fit
+from pedyra.fitting.sizes import ranks_below
 from pedyra.lora.files import write_folder
 from pedyra.lora.folder import SavedLora
 
@@ -22,8 +23,10 @@ KEPT = (RECORD, CURVE, "README.md")
 
 
 def ranks_of(place: Destination, lora: SavedLora) -> list[int]:
-    """The ranks to ask, in this order: the one that was named, or those of the place from the adapter's own down."""
-    return [place.rank] if place.rank is not None else place.ranks_below(max(layer.rank for layer in lora.layers))
+    """The ranks to ask, in this order: those of the place from the adapter's own down or, where it takes any, those
+    that a fit asks."""
+    first, *below = place.ranks_below(max(layer.rank for layer in lora.layers))
+    return [first, *(below if place.ranks else [rank for rank in ranks_below(first) if rank >= place.least])]
 
 
 def write_for(found: Fit, lora: SavedLora, place: Destination, out: Path) -> None:

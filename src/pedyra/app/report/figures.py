@@ -49,18 +49,13 @@ def make_figures(run: RunRecords) -> list[Figure]:
 
 
 def increase_by_size(run: RunRecords) -> Figure:
-    """Rise of the loss against parameters, predicted and measured."""
+    """Rise of the loss against the rank."""
     panels = [Panel("The loss with a smaller adapter", increase_curve(run.curve))] if run.curve else []
-    tried = any(row.get("recovered_increase") is not None for row in run.curve)
-    recovered = "A size that has recovered was trained after the cut to give the outputs of the whole adapter. "
     caption = (
-        "How much the loss rises when only the most useful directions of the adapter stay: as predicted from "
-        "gradients, and as measured on the held-out rows of the choice and of the proof, each time against the whole "
-        "adapter (bar: 95 %). "
-        + (recovered if tried else "")
-        + "A size is within tolerance where the upper bound (95 %) "
-        "of its rise in the proof lies below the dashed line; a point below it is not enough. From that line on the "
-        "scale is logarithmic. The ring is around the size that was taken. "
+        "How much the loss rises when every layer keeps so many of its most useful directions, which make up for those "
+        "that go: against the whole adapter, on the same held-out rows (bar: 95 %). Sizes are asked from the largest "
+        "down to the first that is not within tolerance, and one is within it where its upper bound lies below the "
+        "dashed line; a point below it is not enough. The ring is around the size that was taken. "
         + (f"The verdict: {run.fit['words']}." if run.fit else "")
     )
     return Figure("fit", "Size", "How small may the adapter be?", caption, panels)
@@ -68,42 +63,15 @@ def increase_by_size(run: RunRecords) -> Figure:
 
 def increase_curve(rows: Sequence[Mapping[str, Any]]) -> Chart:
     """The chart of one fit, from the rows of its curve."""
-    smaller = sorted((row for row in rows if row["share"] < 1), key=lambda row: row["parameters"])
-    sizes = [row["parameters"] for row in smaller]
-    drawn = [
-        *_measured(smaller, "choice"),
-        *_measured(smaller, "proof"),
-        Curve("predicted", sizes, [row["predicted_increase"] for row in smaller]),
-        *_measured(smaller, "choice", recovered=True),
-        *_measured(smaller, "proof", recovered=True),
-    ]
+    asked = sorted((row for row in rows if row.get("measured_increase") is not None), key=lambda row: row["parameters"])
+    sizes, rises = [row["parameters"] for row in asked], [row["measured_increase"] for row in asked]
+    low, high = ([row["measured_increase"] + sign * 1.96 * row["standard_error"] for row in asked] for sign in (-1, 1))
     limit = next((row["tolerance"] for row in rows if row.get("tolerance") is not None), None)
     line_at = None if limit is None else ("tolerance", float(f"{limit:.3g}"))
-    ring = next((("taken", row["parameters"], _rise(row)) for row in smaller if row.get("chosen")), None)
+    ring = next((("taken", row["parameters"], row["measured_increase"]) for row in asked if row.get("chosen")), None)
     axes = {"log_x": True, "linear_to": limit or None, "line_at": line_at, "ring": ring}
+    drawn = [Curve("measured", sizes, rises, low, high)] if asked else []
     return curves(drawn, Axes("parameters of the adapter", "rise of the loss", **axes))
-
-
-def _rise(row: Mapping[str, Any]) -> float:
-    """Tell how much the loss rises at this size: in the proof, else as well as it is known."""
-    recovered = row.get("recovered_increase")
-    known = (row.get("measured_increase"), row["predicted_increase"])
-    if recovered is not None and (row["recovered_rows"] == "proof" or row["rows"] != "proof"):
-        return recovered
-    return next(value for value in known if value is not None)
-
-
-def _measured(rows: Sequence[Mapping[str, Any]], which: str, recovered: bool = False) -> list[Curve]:
-    """`[the curve]` of the sizes that were measured on the rows of the choice or of the proof, with its 95 % interval;
-    [] where none was. The two sets of rows differ by their noise, so they make two curves."""
-    value, error, of = ("measured_increase", "standard_error", "rows")
-    if recovered:
-        value, error, of = ("recovered_increase", "recovered_standard_error", "recovered_rows")
-    rows = [row for row in rows if row[of] == which and row.get(value) is not None and row.get(error) is not None]
-    low, high = ([row[value] + sign * 1.96 * row[error] for row in rows] for sign in (-1, 1))
-    sizes, increases = [row["parameters"] for row in rows], [row[value] for row in rows]
-    name = f"{which}, recovered" if recovered else which
-    return [Curve(name, sizes, increases, low, high)] if rows else []
 
 
 # Where the ranks are, and how they got there.

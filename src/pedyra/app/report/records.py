@@ -52,9 +52,8 @@ _FIT = {
     **{"interval": ([float], None), "metrics": ({str: {str: float}}, None)},
 }
 _CURVE = {
-    **{"parameters": int, "share": float, "predicted_increase": float},
-    **{"measured_increase": _NUMBER, "standard_error": _NUMBER, "rows": str, "tolerance": _NUMBER},
-    **{"recovered_increase": _NUMBER, "recovered_standard_error": _NUMBER, "recovered_rows": str},
+    **{"rank": int, "parameters": int, "share": float},
+    **{"measured_increase": _NUMBER, "standard_error": _NUMBER, "tolerance": _NUMBER},
     **{"accepted": (bool, None), "chosen": (bool, None)},
 }
 

@@ -25,10 +25,11 @@ from pedyra.app.tasks.sources import read_test_rows
 from pedyra.app.tasks.task import load_task
 from pedyra.app.tasks.text import class_number
 from pedyra.errors import UserError
-from pedyra.fitting.cut import check_out
+from pedyra.fitting.cut import RECORD, check_out
 from pedyra.fitting.result import Fit
-from pedyra.fitting.wanted import Shape, Wanted
+from pedyra.fitting.wanted import Wanted
 from pedyra.lora.folder import SavedLora, check_finite, load_adapter, read_lora
+from pedyra.lora.inspection import find_adapter
 from pedyra.lora.loaded import check_layers
 from pedyra.methods.method import Adaptation
 from pedyra.trainer.fit import fit_trainer
@@ -106,16 +107,18 @@ def fit_folder(
         told: gets what was found, before it is written.
 
     Raises:
-        ValueError: no data, an adapter that is no plain LoRA, a base that cannot be found, `out` that holds files, a
-            shape that cannot be had within tolerance.
+        UserError: no data, an adapter that is no plain LoRA, a base that cannot be found, `out` that holds files, no
+            rank of the place within tolerance.
     """
     check_out(out, overwrite)
     general = source.texts()
-    if place is not None and (wanted.parameters is not None or wanted.max_rank is not None or general is not None):
+    if place is not None and (wanted.rank is not None or general is not None):
         raise UserError(
-            f"--for {place.name} says the ranks, so leave out --parameters, --max-rank and --general; --for "
-            f"{place.name}:16 takes one rank whatever it does"
+            f"--for {place.name} says the ranks, so leave out --rank and --general; --for {place.name}:16 takes one "
+            f"rank whatever it does"
         )
+    if wanted.rank is None:
+        _check_whole(path)
     with opened(path, wanted, source, shown=shown) as (trainer, lora):
         if place is None:
             found = fit_trainer(trainer, wanted, general=general)
@@ -123,17 +126,25 @@ def fit_folder(
             found.write(lora, out)
             return found
         place.check(lora)
-        wanted = replace(wanted, same_rank=wanted.same_rank or not place.mixed)
-        ranks = ranks_of(place, lora)
-        if place.rank is not None:
-            everything = sum(lora.tensors[layer.keys[slot]].numel() for layer in lora.layers for slot in "AB")
-            wanted, ranks = replace(wanted, max_rank=place.rank, parameters=everything), []
-        found = fit_trainer(trainer, wanted, ranks=ranks)
+        found = fit_trainer(trainer, replace(wanted, rank=place.rank), ranks=ranks_of(place, lora))
         told(str(found))
         write_for(found, lora, place, out)
         for line in served_lines(found, lora, place, out):
             told(line)
     return found
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse what a fit has made smaller already, where the whole adapter is there too: the tolerance of a second fit
+    would be added to that of the first. Where it is gone, that is a warning."""
+    folder = find_adapter(path)
+    if not (folder / RECORD).is_file():
+        return
+    told = f"{path} was made smaller by a fit already, and another one adds its tolerance to that"
+    whole = folder.resolve().parent
+    if any((place / "adapter_config.json").is_file() for place in (whole, whole / "adapter")):
+        raise UserError(f"{told}; fit the whole adapter, {whole}, or give --rank")
+    warnings.warn(f"{told}; fit the whole adapter if you have it", stacklevel=3)
 
 
 @contextmanager
@@ -142,7 +153,6 @@ def opened(path: Path, wanted: Wanted, source: Source, *, shown: bool = False) -
     lora = read_lora(path)
     lora.check_supported("fit")
     check_finite(lora)
-    _shape(wanted, lora)
     recipe = recipe_of(path, lora, source)
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
@@ -157,14 +167,6 @@ def opened(path: Path, wanted: Wanted, source: Source, *, shown: bool = False) -
         trainer.args.disable_tqdm = not shown
         ready_to_fit(recipe, trainer)
         yield trainer, lora
-
-
-def _shape(wanted: Wanted, lora: SavedLora) -> Shape:
-    """What the ranks of this adapter have to look like."""
-    more = lora.config.get("bias", "none") != "none" or any(
-        {"magnitude", "bias"} & layer.keys.keys() for layer in lora.layers
-    )
-    return wanted.shape([layer.name for layer in lora.layers], more)
 
 
 def recipe_of(path: Path, lora: SavedLora, source: Source) -> Recipe:

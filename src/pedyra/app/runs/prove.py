@@ -27,7 +27,8 @@ from pedyra.lora.folder import check_finite, load_adapter, read_lora
 from pedyra.lora.inspection import find_adapter, read_adapter_config
 from pedyra.lora.loaded import check_layers
 from pedyra.methods.method import Adaptation
-from pedyra.trainer.prove import BASE, RowJudge, check_margin, measured, taken
+from pedyra.trainer.judge import TrainerJudge
+from pedyra.trainer.prove import BASE, check_margin, measured, taken
 from pedyra.trainer.untouched import untouched
 
 
@@ -166,7 +167,7 @@ class _Proving:
             if self._all:  # nothing is calibrated, so both halves of a file of rows are for the proof
                 data, trainer.train_dataset = {"first": self._task.train, "second": self._task.eval}, None
             with untouched(trainer, model):
-                judge = RowJudge(trainer, model)
+                judge = TrainerJudge(trainer, model)
                 if self._batches is None:
                     self._batches, self.rows = taken(judge, data, self._most)
                 found, self.weights = measured(judge, self._batches, side.given)

@@ -33,7 +33,7 @@ from pedyra.app.runs.processes import count_processes, is_launched
 from pedyra.app.tasks.task import Task, load_task
 from pedyra.app.tasks.test_sets import TestSet, check_lengths, load_test_sets
 from pedyra.errors import REFUSALS, UserError, telling
-from pedyra.fitting.calibration import has_more, lora_layers
+from pedyra.fitting.calibration import lora_layers
 from pedyra.fitting.wanted import Wanted
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.data import rows_data
@@ -292,7 +292,7 @@ def check_fit(setup: Setup) -> None:
     wanted = wanted_fit(setup.recipe)
     if wanted is None:
         return
-    wanted.shape([*lora_layers(setup.model)], has_more(setup.model))
+    lora_layers(setup.model)
     least = least_held_out(training_arguments(setup.recipe).per_device_eval_batch_size)
     if (held := len(setup.task.eval)) < least:
         raise UserError(

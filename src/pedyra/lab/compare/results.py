@@ -36,7 +36,7 @@ def result_row(job: Job, final: Mapping[str, Any], judge: Judge) -> Row:
 
     `metric` is what is judged, the task's own (`task_metric`) or "loss"; `metrics` has every one of the last
     evaluation. `fit_parameters` are those of the smaller adapter that the run's fit found, and `fit_increase` is what
-    the loss rose by with it, on rows that had no part in the choice; both None where nothing was fitted.
+    the loss rose by with it on held-out rows; both None where nothing was fitted.
     """
     loss, own, metrics = _number(final["eval_loss"]), _number(final["value"]), _last_metrics(job.run, final)
     if not math.isfinite(loss):  # a model whose loss is no number still has an accuracy, of the class it always says

@@ -1,0 +1,148 @@
+"""A classifier's base model with a head that is fitted to it, from which what an adapter won is counted.
+
+A head that is trained with the adapter is drawn at random in the base model, so the base alone knows nothing, and most
+of what "was won" over it would be the head. A linear head on the base's own features is what one has without a LoRA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object, send_to_device
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from pedyra.fitting.calibration import disabled
+from pedyra.fitting.judge import Batch
+
+STEPS = 100
+"""Of LBFGS at most; the problem is convex."""
+PENALTIES = (1.0, 10.0, 100.0, 1e3, 1e4)
+"""On half of the squared weights, of features of variance 1: a base of hundreds of features and rows overfits at 1."""
+FOLDS = 4
+
+
+def heads(model: nn.Module, adapter: str) -> list[nn.Module]:
+    """The modules that were trained in full beside the adapter's layers, in the order of the model."""
+    found = (module for module in model.modules() if isinstance(module, ModulesToSaveWrapper))
+    return [module for module in found if adapter in module.modules_to_save]
+
+
+def probed(
+    trainer: Any, model: Any, batches: Sequence[Batch], adapter: str
+) -> Callable[[], AbstractContextManager[None]] | None:
+    """What makes the model the base with a head that is fitted to these batches; None where there is no trained head,
+    or it is none that tells classes or a number of whole rows.
+
+    The features are what the first of the trained modules is given, of the row's first token, or of its last one where
+    the head answers for each token; the head takes the place of what the last of them gives.
+    """
+    trained = heads(model, adapter)
+    if not trained:
+        return None
+    seen: dict[str, Any] = {}
+
+    def look(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor):
+            seen.setdefault("features", args[0].detach().float())
+            seen["last"], seen["width"], seen["dims"] = module, output.shape[-1], output.dim()
+
+    features, labels = [], []
+    handles = [module.register_forward_hook(look) for module in trained]
+    try:
+        with disabled(model), torch.no_grad():
+            for batch in batches:
+                seen.pop("features", None)
+                inputs = send_to_device(dict(batch), trainer.args.device)
+                with trainer.accelerator.autocast():
+                    model(**inputs)
+                found = seen.get("features")
+                wanted = inputs.get("labels")
+                if found is None or not isinstance(wanted, Tensor) or wanted.dim() != 1:
+                    return None
+                features.append(_of_rows(found, inputs, seen["dims"] == 3).cpu())
+                labels.append(wanted.cpu())
+    finally:
+        for handle in handles:
+            handle.remove()
+    weight, bias = fitted(torch.cat(gather_object(features)), torch.cat(gather_object(labels)), seen["width"])
+
+    @contextmanager
+    def base() -> Iterator[None]:
+        def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            seen["features"] = args[0]
+
+        def answer(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            given = seen["features"]
+            given = given[:, 0] if given.dim() == 3 and output.dim() == 2 else given
+            return (given.float() @ weight.to(given.device).T + bias.to(given.device)).to(output.dtype)
+
+        handles = [trained[0].register_forward_hook(keep), seen["last"].register_forward_hook(answer)]
+        try:
+            with disabled(model):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    return base
+
+
+def _of_rows(found: Tensor, inputs: Any, every_token: bool) -> Tensor:
+    """The features of each row, of those of its tokens."""
+    if found.dim() < 3:
+        return found
+    mask = inputs.get("attention_mask")
+    if not every_token or not isinstance(mask, Tensor):
+        return found[:, 0]
+    places = torch.arange(mask.shape[1], device=mask.device)
+    return found[torch.arange(len(found), device=found.device), (mask * places).argmax(1)]
+
+
+def fitted(features: Tensor, labels: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Weight `(width, n)` and bias `(width,)` of the linear head that fits features `(rows, n)` to their labels: by
+    logistic regression for classes, else by ridge regression, with the penalty that does best on rows left out."""
+    X = features.double()
+    mean, scale = X.mean(0), X.std(0).clamp_min(1e-6)
+    X = (X - mean) / scale
+    y = labels.double()[:, None] if labels.is_floating_point() else labels
+    fold = torch.randperm(len(X), generator=torch.Generator().manual_seed(0)) % FOLDS
+
+    def left_out(penalty: float) -> float:
+        total = 0.0
+        for number in range(FOLDS):
+            head = _regression(X[fold != number], y[fold != number], width, penalty)
+            total += float(_loss(*head, X[fold == number], y[fold == number]))
+        return total
+
+    weight, bias = _regression(X, y, width, min(PENALTIES, key=left_out))
+    weight = weight / scale
+    return weight.float(), (bias - weight @ mean).float()
+
+
+def _loss(weight: Tensor, bias: Tensor, X: Tensor, y: Tensor) -> Tensor:
+    """The sum over rows of the cross-entropy, or of half of the squared error."""
+    given = X @ weight.T + bias
+    if y.is_floating_point():
+        return (given - y).square().sum() / 2
+    return nn.functional.cross_entropy(given, y, reduction="sum")
+
+
+def _regression(X: Tensor, y: Tensor, width: int, penalty: float) -> tuple[Tensor, Tensor]:
+    weight, bias = torch.zeros(width, X.shape[1]).double(), torch.zeros(width).double()
+    for each in (weight, bias):
+        each.requires_grad_()
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = _loss(weight, bias, X, y) + penalty * weight.square().sum() / 2
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)  # pyright: ignore[reportArgumentType]
+    return weight.detach(), bias.detach()

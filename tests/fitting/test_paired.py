@@ -1,0 +1,99 @@
+"""The arithmetic of paired differences against scipy: bounds of a mean loss, and of the rows that are right."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import optimize, stats
+
+from pedyra.fitting.paired import Increase, Pairs, paired, student
+
+ONE_SIDED = float(stats.norm.ppf(0.95))
+
+
+def test_paired_differences_by_hand():
+    """Differences 0.1 and 0.3 with weights 1 and 3: mean 0.25; sum of squares (0.15)^2 + (3 * 0.05)^2 = 0.045."""
+    mean, error, batches, _ = paired([1.0, 1.0], [1.1, 1.3], [1.0, 3.0])
+    assert mean == pytest.approx(0.25) and error == pytest.approx(math.sqrt(0.045 * 2) / 4) and batches == 2
+    values = np.random.default_rng(0).exponential(size=50)
+    found = paired([0.0] * 50, values.tolist(), [8.0] * 50)
+    assert found.error == pytest.approx(stats.sem(values)) and found.skew == pytest.approx(
+        stats.skew(values, bias=False)
+    )
+
+
+@pytest.mark.parametrize("batches", [4, 8, 30, 200])
+@pytest.mark.parametrize("level", [0.05, 0.025, 0.004])
+def test_bounds_are_students(batches: int, level: float):
+    if batches > 4 or level > 0.01:
+        assert student(level, batches) == pytest.approx(stats.t.ppf(1 - level, batches - 1), rel=0.01)
+    found = Increase(0.1, 0.02, batches)
+    assert found.interval() == pytest.approx(stats.t.interval(0.95, batches - 1, 0.1, 0.02), abs=0.02 * 0.03)
+    assert found.upper() == pytest.approx(0.1 + 0.02 * stats.t.ppf(0.95, batches - 1), rel=0.01)
+
+
+def test_a_bound_knows_skewness():
+    symmetric, skewed, mirrored = (Increase(0.0, 1.0, 30, skew) for skew in (0.0, 2.0, -2.0))
+    assert skewed.upper() > symmetric.upper() and skewed.lower() > symmetric.lower()
+    assert mirrored.lower() == pytest.approx(-skewed.upper()) and mirrored.upper() == pytest.approx(-skewed.lower())
+
+
+@pytest.mark.parametrize("noise", [0.0, 2.0], ids=["alone", "with noise"])
+@pytest.mark.parametrize("batches", [12, 16, 24, 240])
+def test_a_rise_that_one_row_in_twenty_bears_is_seldom_below_its_bound(batches: int, noise: float):
+    draw = np.random.default_rng(batches)
+    rows = (draw.random((2000, batches, 8)) < 0.05) * 20.0 + noise * draw.standard_normal((2000, batches, 8))
+    found = (paired([0.0] * batches, each.tolist(), [8.0] * batches) for each in rows.mean(2))
+    assert sum(each.upper() < 0.999 for each in found) <= 0.05 * 2000 + 3 * math.sqrt(0.05 * 0.95 * 2000)
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (1, 0), (5, 2), (9, 9), (3, 21), (400, 460)])
+def test_mid_p_is_the_binomial_tail_without_half_of_its_last_term(lost: int, gained: int):
+    least, count = min(lost, gained), lost + gained
+    tail = stats.binom.cdf(least, count, 0.5) - stats.binom.pmf(least, count, 0.5) / 2
+    assert Pairs(lost, gained, 2 * count + 1).mid_p() == pytest.approx(2 * tail, rel=1e-9)
+
+
+COUNTS = [(1, 0, 44), (12, 5, 100), (0, 7, 60), (40, 31, 2000), (3, 3, 9), (10, 2, 1000), (22, 2, 1000), (40, 0, 1000)]
+
+
+def tango(lost: int, gained: int, rows: int, sign: int) -> float:
+    """Tango's bound by its definition: the fall at which the score test is at its limit, with the share of gained rows
+    at the maximum of their likelihood."""
+
+    def away(fall: float) -> float:
+        def minus_likelihood(q: float) -> float:
+            shares = (q + fall, q, 1 - 2 * q - fall)
+            counts = (lost, gained, rows - lost - gained)
+            return -sum(n * math.log(max(p, 1e-300)) for n, p in zip(counts, shares, strict=True) if n)
+
+        ends = (max(0.0, -fall), (1 - fall) / 2)
+        q = optimize.minimize_scalar(minus_likelihood, bounds=ends, method="bounded", options={"xatol": 1e-12}).x
+        return (lost - gained - rows * fall) / math.sqrt(rows * (2 * q + fall - fall**2)) - sign * ONE_SIDED
+
+    return optimize.brentq(away, *sorted(((lost - gained) / rows, -sign * 0.95)))
+
+
+@pytest.mark.parametrize(("lost", "gained", "rows"), COUNTS)
+def test_the_bounds_of_a_fall_are_tangos(lost: int, gained: int, rows: int):
+    pairs = Pairs(lost, gained, rows)
+    assert pairs.fall == pytest.approx((lost - gained) / rows)
+    assert pairs.bounds(ONE_SIDED) == pytest.approx([tango(lost, gained, rows, sign) for sign in (1, -1)], abs=1e-4)
+
+
+def test_the_bound_where_both_are_right_on_the_same_rows():
+    right = [True, False] * 50
+    low, high = Pairs.of(right, right).bounds(ONE_SIDED)
+    assert high == pytest.approx(ONE_SIDED**2 / (100 + ONE_SIDED**2), rel=1e-6) and low == pytest.approx(-high)
+    assert Pairs.of([True, True, False, True], [False, True, True, False]) == Pairs(2, 1, 4)
+
+
+@pytest.mark.parametrize(("rows", "gained"), [(200, 0.03), (2000, 0.0), (2000, 0.1)])
+def test_an_accuracy_at_the_margin_is_seldom_proved_no_worse(rows: int, gained: float):
+    draw, margin, count = np.random.default_rng(1), 0.02, 2000
+    shares = [gained + margin, gained, 1 - 2 * gained - margin]
+    found = [Pairs(int(each[0]), int(each[1]), rows) for each in draw.multinomial(rows, shares, count)]
+    accepted = sum(each.bounds(ONE_SIDED)[1] <= margin for each in found)
+    assert accepted <= 0.05 * count + 3 * math.sqrt(0.05 * 0.95 * count) + 0.01 * count  # a score test is not exact
