@@ -168,21 +168,21 @@ model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(
                        LoraConfig(r=4, lora_alpha=20, target_modules=["0", "2"]))
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
 allocator = RankAllocator(model, optimizer, PeDyra(interval=2, initial_warmup=2, final_warmup=4, moves=1), 24)
-batches = [{"x": torch.randn(8, 8)} for _ in range(8)]
+batches = [{"x": torch.randn(8, 8)} for _ in range(24)]
 
 def loss(model, batch):
     return (model(batch["x"]) - batch["x"][:, :4].tanh()).square().mean()
 
 for step in range(24):
     optimizer.zero_grad()
-    loss(model, batches[step % 8]).backward()
+    loss(model, batches[step]).backward()
     allocator.before_step()
     optimizer.step()
     allocator.after_step()
 allocator.release()
 detach(model)
 judge = Judge(model, loss, lambda model, batch: [model(batch["x"])])
-found = fit_batches(judge, Rows(calibration=batches, choice=batches, proof=batches), Wanted(recover=0, tolerance=0.5))
+found = fit_batches(judge, Rows(calibration=batches, held=batches), Wanted(tolerance=0.5))
 print(len(allocator.history), found.row()["of"])
 """
 
