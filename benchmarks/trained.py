@@ -20,7 +20,7 @@ from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.judge import Cut, Judge, model_loss, model_outputs
 from pedyra.fitting.paired import paired
 from pedyra.lora.files import read_rows
-from pedyra.lora.inspection import read_adapter_config
+from pedyra.lora.folder import read_adapter_config
 
 BATCH = 8
 """Rows of a batch: losses are paired batch by batch, so small ones make a better standard error."""

@@ -65,26 +65,33 @@ def test_the_adapter_peft_writes_is_read(tmp_path):
     assert layer == {"layer": "0", "rank": 3, "parameters": 33, "effective_rank": 0.0}
 
 
-def test_a_damaged_file_is_named(adapter):
-    file = adapter / "adapter_model.safetensors"
+def cut_short(folder):
+    file = folder / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-5])
-    with pytest.raises(ValueError, match="adapter_model.safetensors is damaged"):
+
+
+def emptied(folder):
+    for file in folder.iterdir():
+        file.unlink()
+
+
+REFUSED = {
+    "damaged": (cut_short, "adapter_model.safetensors is damaged"),
+    "empty": (emptied, "holds no adapter"),
+    "no LoRA": (lambda folder: write_adapter(folder, {"x": torch.ones(1)}, peft_type="IA3"), "type IA3"),
+    "an unfinished run": (
+        lambda folder: (emptied(folder), (folder / "checkpoint-8").mkdir()),
+        "unfinished, try .*checkpoint-8",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_holds_no_whole_lora_is_refused(case, adapter):
+    spoil, told = REFUSED[case]
+    spoil(adapter)
+    with pytest.raises(ValueError, match=told):
         inspect_adapter(adapter)
-
-
-def test_what_is_no_lora_is_refused(adapter, tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no adapter"):
-        inspect_adapter(tmp_path / "empty")
-    write_adapter(adapter, {"x": torch.ones(1)}, peft_type="IA3")
-    with pytest.raises(ValueError, match="type IA3"):
-        inspect_adapter(adapter)
-
-
-def test_an_unfinished_run_names_its_checkpoint(tmp_path):
-    (tmp_path / "checkpoint-8").mkdir()
-    with pytest.raises(ValueError, match="unfinished, try .*checkpoint-8"):
-        inspect_adapter(tmp_path)
 
 
 def test_a_layer_of_rank_0_counts_as_none(tmp_path):

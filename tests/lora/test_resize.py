@@ -46,15 +46,6 @@ def test_an_expansion_leaves_a_transformers_logits(start, make_llama, tokens):
     assert close(model(**tokens).logits, before)
 
 
-def test_a_loss_from_before_a_resize_can_still_be_differentiated(make_net, net_batch):
-    model = make_net(trained=True)
-    x, y = net_batch(0)
-    loss = (model(x) - y).square().mean()
-    layer = attach(model)[0]
-    resize(layer, (0, 1), None)
-    loss.backward()
-
-
 def test_an_e_that_is_not_one_is_part_of_the_forward_again(make_net):
     layer = attach(make_net(trained=True))[0]
     train_e([layer], False)

@@ -29,13 +29,6 @@ def test_a_rank_is_the_first_rows_scaled_by_alpha_over_it(make_net):
             torch.testing.assert_close(layer.module.get_delta_weight("default"), expected_delta(layer, rank, 8))
 
 
-def test_at_full_rank_nothing_changes(make_net, net_batch):
-    model, (x, _) = make_net(trained=True).eval(), net_batch(1)
-    before = model(x)
-    nest(model)
-    torch.testing.assert_close(model(x), before)
-
-
 def test_a_training_forward_equals_evaluation_at_the_rank_it_drew(make_net, net_batch):
     model, (x, _) = make_net(trained=True), net_batch(1)
     nested = nest(model)
@@ -59,13 +52,6 @@ def test_which_rows_have_a_gradient(make_net, net_batch):
         touched = [bool(row.any()) for row in layer.a.rows.grad]
         assert touched == [False, False, True, False]
         assert [bool(column.any()) for column in layer.b.columns.grad.T] == touched
-
-
-def test_the_first_step_has_a_gradient_for_b_and_none_for_a(make_net, net_batch):
-    model, (x, y) = make_net().train(), net_batch(1)
-    layers: list[Any] = nest(model).layers
-    (model(x) - y).square().mean().backward()
-    assert all(layer.b.columns.grad.any() and not layer.a.rows.grad.any() for layer in layers)
 
 
 def test_draws_are_uniform_one_a_step_and_depend_on_the_step_and_seed_alone():

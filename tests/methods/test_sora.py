@@ -63,14 +63,6 @@ def test_one_step_by_hand(make_net, net_batch):
         torch.testing.assert_close(gate.detach(), value)
 
 
-def test_the_first_step_moves_b_and_the_penalty_moves_the_gates(make_net, net_batch):
-    model, (x, y) = make_net(), net_batch(1)
-    layers: list[Any] = gated(model)
-    (model(x) - y).square().mean().backward()
-    assert all(layer.b.weight.grad.any() for layer in layers)
-    assert not any(layer.a.A.grad.any() or layer.a.gate.grad.any() for layer in layers)  # B = 0
-
-
 def test_a_zero_gate_can_open_again(make_net, net_batch):
     model, (x, y) = make_net(trained=True), net_batch(1)
     gates = gates_of(gated(model))

@@ -51,27 +51,21 @@ def agree(means: list[Tensor | None], expected: list[Tensor]) -> bool:
     return all(mean is not None and torch.allclose(mean, value, rtol=1e-5, atol=1e-7) for mean, value in pairs)
 
 
+CALLED = {
+    "by name": lambda model, tokens: model(**tokens),
+    "by position": lambda model, tokens: model(tokens["input_ids"], tokens["attention_mask"]),
+    "without a mask": lambda model, tokens: model(input_ids=tokens["input_ids"]),
+}
+
+
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_is_the_mean_square_over_real_tokens(kind, make_bert, make_llama, tokens):
+@pytest.mark.parametrize("called", CALLED)
+def test_is_the_mean_square_over_real_tokens(called, kind, make_bert, make_llama, tokens):
     model = (make_bert() if kind == "bert" else make_llama()).train()
-    layers, energy, seen = watched(model)
-    model(**tokens)
-    expected = [literal_mean_square(inputs, [tokens["attention_mask"]]) for inputs in seen]
-    assert agree(energy.collect(), expected)
-
-
-def test_without_a_mask_every_token_counts(make_llama, tokens):
-    model = make_llama().train()
     _, energy, seen = watched(model)
-    model(input_ids=tokens["input_ids"])
-    assert agree(energy.collect(), [literal_mean_square(s, [torch.ones(4, 6)]) for s in seen])
-
-
-def test_a_mask_given_by_position_is_seen_too(make_bert, tokens):
-    model = make_bert().train()
-    _, energy, seen = watched(model)
-    model(tokens["input_ids"], tokens["attention_mask"])
-    assert agree(energy.collect(), [literal_mean_square(s, [tokens["attention_mask"]]) for s in seen])
+    CALLED[called](model, tokens)
+    mask = torch.ones(4, 6) if called == "without a mask" else tokens["attention_mask"]
+    assert agree(energy.collect(), [literal_mean_square(inputs, [mask]) for inputs in seen])
 
 
 @pytest.mark.parametrize("name", ["base_model.model", "base_model.model.model"])
@@ -97,17 +91,6 @@ def test_layers_that_no_model_of_theirs_calls_are_told_once(make_llama, caplog):
     for _ in range(2):
         layer(torch.randn(2, 3, 24))
     assert caplog.text.count("model.layers.0.mlp.down_proj was called, and not by the model") == 1
-
-
-def test_what_padding_holds_does_not_matter(make_llama, tokens):
-    model = make_llama().train()
-    _, energy, _ = watched(model)
-    model(**tokens)
-    first = energy.collect()
-    padded = torch.where(tokens["attention_mask"] == 0, 17, tokens["input_ids"])
-    model(input_ids=padded, attention_mask=tokens["attention_mask"])
-    second = energy.collect()
-    assert all(a is not None and b is not None and torch.allclose(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_padding_is_known_where_a_model_puts_all_rows_in_one(tokens):
@@ -182,14 +165,6 @@ def test_evaluation_and_untracked_steps_are_not_seen(make_net):
     energy.active = False
     model(torch.randn(5, 8))
     assert energy.collect() == [None, None, None]
-
-
-def test_remove_leaves_no_hook_of_ours(make_net):
-    model = make_net()
-    before = sum(len(module._forward_pre_hooks) for module in model.modules())
-    energy = InputEnergy(model, attach(model))
-    energy.remove()
-    assert sum(len(module._forward_pre_hooks) for module in model.modules()) == before
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -281,19 +256,6 @@ def test_a_copy_of_the_model_is_not_seen(copied, make_llama, tokens):
     assert agree(energy.collect(), [mean for mean in alone if mean is not None])
     hooks = [hook for module in copied(model).modules() for hook in module._forward_pre_hooks.values()]
     assert hooks and all(hook._see is None for hook in hooks), "what watches, and all that hangs on it, is copied too"
-
-
-def test_float64_throughout(make_net):
-    torch.set_default_dtype(torch.float64)
-    try:
-        model = make_net(dtype=torch.float64).train()
-        energy = InputEnergy(model, attach(model))
-        energy.active = True
-        x = torch.randn(3, 8)
-        model(x)
-        assert agree(energy.collect()[:1], [x.square().mean(0).float()])
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("rows", [1, 4])

@@ -24,7 +24,7 @@ from pedyra.errors import UserError
 from pedyra.lora.attach import write_ranks
 from pedyra.lora.factors import renewed
 from pedyra.lora.files import check_sums, read_json, read_sums, write_file, write_sums
-from pedyra.lora.inspection import read_tensors
+from pedyra.lora.folder import ADAPTER_FILES, read_tensors
 from pedyra.lora.layer import adapted_layers
 from pedyra.lora.resize import put
 from pedyra.lora.start import set_origin
@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 TENSORS, RECORD = "pedyra_state.safetensors", "pedyra_state.json"
 FORMAT = 12
-_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _SHAPE = {
     "adapter": str,
     "config": dict,
@@ -65,7 +64,7 @@ def save_state(allocator: RankAllocator, folder: Path | str) -> None:
             tensors[f"origin_A.{layer.name}"], tensors[f"origin_B.{layer.name}"] = layer.a.origin, layer.b.origin
     write_file(folder / TENSORS, save({name: value.contiguous().cpu() for name, value in tensors.items()}))
     write_file(folder / RECORD, json.dumps({"format": FORMAT, **run_record(allocator)}))
-    write_sums(folder, [TENSORS, RECORD, *(name for name in _ADAPTER if (folder / name).is_file())])
+    write_sums(folder, [TENSORS, RECORD, *(name for name in ADAPTER_FILES if (folder / name).is_file())])
 
 
 def run_record(allocator: RankAllocator) -> dict[str, Any]:
@@ -140,7 +139,7 @@ def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         if (found := read_json(record_path, {"format": int})["format"]) != FORMAT:
             raise UserError(f"{record_path} has format {found}; this version of pedyra reads {FORMAT}")
         record = read_json(record_path, _SHAPE)
-        check_sums(folder, [RECORD, TENSORS, *(name for name in _ADAPTER if name in read_sums(folder))])
+        check_sums(folder, [RECORD, TENSORS, *(name for name in ADAPTER_FILES if name in read_sums(folder))])
         return record, read_tensors(tensors_path)
     except ValueError as error:
         raise SideFileError(str(error)) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -304,9 +304,6 @@ class RankTraining(TrainerCallback):
 
     def _metrics(self, allocator: RankAllocator, snapshot: dict[str, Any]) -> dict[str, float]:
         """Make flat numbers for the log: ranks and scores, by module type too, and orthogonality."""
-        by_type: dict[str, list[int]] = {}
-        for name, rank in snapshot["ranks"].items():
-            by_type.setdefault(layer_place(name)[0], []).append(rank)
         metrics: dict[str, float] = {
             "ranks/total": snapshot["total_rank"],
             "ranks/parameters": snapshot["parameters"],
@@ -315,14 +312,11 @@ class RankTraining(TrainerCallback):
         if "orthogonality" in snapshot:  # Eq. (2), of methods that know it
             values = [value for pair in snapshot["orthogonality"].values() for value in pair]
             metrics["orthogonality"] = sum(values) / len(values)
-        metrics |= {f"ranks/mean_{kind}": sum(ranks) / len(ranks) for kind, ranks in by_type.items()}
-        if snapshot["layer_scores"]:
-            values = list(snapshot["layer_scores"].values())
+        metrics |= _means_by_type("ranks", snapshot["ranks"])
+        if scores := snapshot["layer_scores"]:
+            values = scores.values()
             metrics |= {"scores/mean": sum(values) / len(values), "scores/min": min(values), "scores/max": max(values)}
-            scored: dict[str, list[float]] = {}
-            for name, score in snapshot["layer_scores"].items():
-                scored.setdefault(layer_place(name)[0], []).append(score)
-            metrics |= {f"scores/mean_{kind}": sum(scores) / len(scores) for kind, scores in scored.items()}
+            metrics |= _means_by_type("scores", scores)
         if self.adapter != "default":  # beside another's callback
             return {f"{self.adapter}/{key}": value for key, value in metrics.items()}
         return metrics
@@ -347,6 +341,14 @@ class RankTraining(TrainerCallback):
     def _record(self, entry: dict[str, Any]) -> None:
         if self.record_to is not None and self._records:
             append_row(self.record_to, entry)
+
+
+def _means_by_type(prefix: str, of_layers: Mapping[str, float]) -> dict[str, float]:
+    """Average what layers have over those of each module type."""
+    by_type: dict[str, list[float]] = {}
+    for name, value in of_layers.items():
+        by_type.setdefault(layer_place(name)[0], []).append(value)
+    return {f"{prefix}/mean_{kind}": sum(values) / len(values) for kind, values in by_type.items()}
 
 
 def _unscale(optimizer: Any) -> float:

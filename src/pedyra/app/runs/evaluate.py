@@ -24,8 +24,7 @@ from pedyra.app.tasks.generation import WRITING, SampleFile, write_texts
 from pedyra.app.tasks.task import Task, load_task
 from pedyra.app.tasks.test_sets import TestSet, check_lengths, check_scorer, load_test_sets, score
 from pedyra.errors import UserError
-from pedyra.lora.folder import load_adapter
-from pedyra.lora.inspection import find_adapter, read_adapter_config, read_tensors
+from pedyra.lora.folder import find_adapter, load_adapter, read_adapter_config, read_tensors
 from pedyra.methods.adalora import NO_PENALTY
 from pedyra.methods.method import Adaptation
 
