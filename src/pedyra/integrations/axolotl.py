@@ -17,18 +17,18 @@ from pedyra.trainer.fit import fit_trainer
 
 LOG = get_logger("axolotl.pedyra")  # a child of the logger whose level axolotl sets
 KERNELS = ("lora_qkv_kernel", "lora_o_kernel", "lora_mlp_kernel", "lora_embedding_kernel")
-"""Of axolotl: they read the factors themselves and never call the layers, so that nobody sees their inputs."""
+"""These kernels of axolotl read the factors themselves and never call the layers, so that nobody sees their inputs."""
 
 
 class PedyraSection(BaseModel, extra="forbid"):
-    """What stands under `pedyra`."""
+    """It stands under `pedyra`."""
 
     method: Literal["pedyra"] | None = None
-    """How ranks move while it trains; none: they stay."""
+    """Ranks move so while it trains; none: they stay."""
     settings: dict[str, Any] = {}
     """Fields of PeDyra."""
     fit: Wanted | None = None
-    """What a fit is asked, {} for its defaults: the smaller adapter goes to the folder `fit` of output_dir."""
+    """A fit is asked this, {} for its defaults: the smaller adapter goes to the folder `fit` of output_dir."""
 
     @model_validator(mode="after")
     def _check(self) -> PedyraSection:
@@ -46,12 +46,12 @@ class PedyraSection(BaseModel, extra="forbid"):
             raise UserError(f"pedyra.settings: {error}") from error
 
     def sees_layers(self) -> bool:
-        """Whether inputs of the layers are needed: by the input score, and by a fit."""
+        """Tell whether inputs of the layers are needed: by the input score, or by a fit."""
         return self.fit is not None or getattr(self.config(), "alpha", 1) != 1
 
 
 class PedyraArgs(BaseModel):
-    """What the plugin adds to axolotl's own keys."""
+    """The plugin adds this to axolotl's own keys."""
 
     pedyra: PedyraSection = PedyraSection()
 

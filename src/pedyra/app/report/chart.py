@@ -29,7 +29,7 @@ MARKED = 12
 
 @dataclass(frozen=True)
 class Curve:
-    """One curve: `y` against `x`, with a bar from `low` to `high` where they are given."""
+    """It draws `y` against `x`, with a bar from `low` to `high` where they are given."""
 
     name: str
     x: Sequence[float]
@@ -50,7 +50,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Axes:
-    """A pair of axes, and how curves are drawn over it."""
+    """They say how curves are drawn over one pair of axes."""
 
     x: str
     """This is the title, with the unit."""
@@ -72,7 +72,7 @@ class Axes:
 
 
 def curves(several: Sequence[Curve], axes: Axes) -> alt.LayerChart:
-    """Curves with their bars over one pair of axes."""
+    """Draw curves with their bars over one pair of axes."""
     rows = [row for curve in several for row in curve.rows()]
     rows = [row for row in rows if (row["x"] > 0 or not axes.log_x) and (row["y"] > 0 or not axes.log_y)]
     x, y = _x(axes, rows), _y(axes, rows)
@@ -109,15 +109,18 @@ def curves(several: Sequence[Curve], axes: Axes) -> alt.LayerChart:
     return alt.LayerChart(layer=layers, data=alt.InlineData(values=rows))
 
 
-def rank_map(cells: Sequence[Mapping[str, Any]], *, at: str = "adjustment") -> alt.LayerChart:
-    """Ranks as module type by depth, coloured by rank.
+def rank_map(
+    cells: Sequence[Mapping[str, Any]], *, at: str = "adjustment", highest: float | None = None
+) -> alt.LayerChart:
+    """Draw ranks as module type by depth, coloured by rank.
 
     Args:
         cells: there is one for each place in the model: `type`, `depth` (as text), and `ranks`, `changes`: one each per
             frame.
         at: the number of the frame to draw, as an expression; by default the parameter `adjustment`.
+        highest: the rank that is darkest; by default the highest of the cells.
     """
-    highest = max([1, *(rank for cell in cells for rank in cell["ranks"])])
+    darkest = highest or max([1, *(rank for cell in cells for rank in cell["ranks"])])
     number = "format(datum.rank, datum.rank % 1 ? '.1f' : 'd')"
     mark = "datum.change > 0 ? '▲' : datum.change < 0 ? '▼' : ''"
     axis = alt.Axis(ticks=False, domain=False, grid=False, labelAngle=0)
@@ -129,8 +132,8 @@ def rank_map(cells: Sequence[Mapping[str, Any]], *, at: str = "adjustment") -> a
         y=alt.Y("type:N", sort=None, axis=axis, title=None),
         tooltip=["type:N", "depth:N", "rank:N", "change:N"],
     )
-    fill = alt.Color("rank:Q", scale=alt.Scale(domain=[0, highest], scheme="blues"), title="rank")
-    on_dark = alt.condition(f"datum.rank > {0.6 * highest}", alt.value("white"), alt.value("#14202b"))
+    fill = alt.Color("rank:Q", scale=alt.Scale(domain=[0, darkest], scheme="blues"), title="rank")
+    on_dark = alt.condition(f"datum.rank > {0.6 * darkest}", alt.value("white"), alt.value("#14202b"))
     changed = base.transform_filter("datum.change != 0")
     return alt.layer(
         base.mark_rect().encode(color=fill),
@@ -140,7 +143,7 @@ def rank_map(cells: Sequence[Mapping[str, Any]], *, at: str = "adjustment") -> a
 
 
 def theme(scheme: str) -> dict[str, Any]:
-    """Vega-Lite's config for "light" or "dark"."""
+    """Return Vega-Lite's config for "light" or "dark"."""
     light, dark = ("#fcfcfa", "#1a1e23", "#5a636d", "#e8eaea"), ("#13161a", "#e5e8ea", "#9ca6af", "#262c32")
     paper, strong, ink, grid = dark if scheme == "dark" else light
     words = {
@@ -172,7 +175,7 @@ def theme(scheme: str) -> dict[str, Any]:
 
 
 def spec_of(chart: alt.TopLevelMixin) -> dict[str, Any]:
-    """The chart as Vega-Lite, without a theme: numbers have five significant digits, and NaN is None."""
+    """Write the chart as Vega-Lite, without a theme: numbers have five significant digits, and NaN is None."""
     with alt.data_transformers.enable(consolidate_datasets=False):
         spec = chart.to_dict(validate=False)
     return {key: _plain(value) for key, value in spec.items() if key not in ("$schema", "config")}
@@ -187,7 +190,7 @@ def _plain(value: Any) -> Any:
 
 
 def _of(kind: str) -> alt.Chart:
-    """A layer of the curves of one kind."""
+    """Make a layer of the curves of one kind."""
     return alt.Chart().transform_filter(alt.FieldEqualPredicate(field="kind", equal=kind))
 
 

@@ -20,7 +20,7 @@ _BOOKKEEPING = ("runtime", "samples_per_second", "steps_per_second", "model_prep
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes."""
+    """It has one pair of axes."""
 
     title: str
     chart: Chart
@@ -30,7 +30,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Figure:
-    """One numbered figure: panels, and a caption that says in plain words what is seen."""
+    """A numbered figure has panels, and a caption that says in plain words what is seen."""
 
     id: str
     section: str
@@ -40,7 +40,7 @@ class Figure:
 
 
 def make_figures(run: RunRecords) -> list[Figure]:
-    """Every figure that the run has data for."""
+    """Make every figure that the run has data for."""
     builders = (increase_by_size, rank_of_every_layer, history, loss_and_metrics, effective_rank)
     return [figure for figure in (build(run) for build in builders) if figure.panels]
 
@@ -78,7 +78,7 @@ def increase_curve(rows: Sequence[Mapping[str, Any]]) -> Chart:
 
 
 def rank_of_every_layer(run: RunRecords) -> Figure:
-    """Ranks as module type by depth, one frame per adjustment."""
+    """Show ranks as module type by depth, one frame per adjustment."""
     caption = (
         "Each cell is one adapted layer of the model and shows its rank, that is how many directions it may learn; "
         "the stronger the colour, the higher. The slider goes through the adjustments; ▲ gained ranks, ▼ lost some."
@@ -108,7 +108,7 @@ def _map(run: RunRecords, title: str) -> Panel:
 
 
 def map_cells(places: Mapping[str, tuple[str, int | None]], states: Sequence[Mapping[str, int]]) -> list[Record]:
-    """The cells of `rank_map`, a frame a state; layers at one place share a cell, what is outside of blocks is last.
+    """Make the cells of `rank_map`, a frame a state; layers at one place share one, what is outside of blocks is last.
 
     Args:
         places: layer -> its module type and depth.
@@ -131,7 +131,7 @@ def _total(ranks: Mapping[str, int], record: Record | None) -> str:
 
 
 def history(run: RunRecords) -> Figure:
-    """Rank and place by importance of every layer."""
+    """Show rank and place by importance of every layer."""
     caption = (
         "One line a layer: its rank, and its place among all layers by importance, the mean of the scores by which the "
         "method ranks its directions. In colour the layers whose rank changed most; the pointer names the others. "
@@ -142,7 +142,7 @@ def history(run: RunRecords) -> Figure:
 
 
 def history_panels(run: RunRecords) -> list[Panel]:
-    """Rank and place by importance of every layer."""
+    """Make the two panels of `history`."""
     steps, states = _states(run)
     at = [record["step"] for record in run.adjustments]
     places = [importance_ranks(record["layer_scores"]) for record in run.adjustments]
@@ -155,14 +155,14 @@ def history_panels(run: RunRecords) -> list[Panel]:
 
 
 def importance_ranks(scores: Mapping[str, float]) -> dict[str, int]:
-    """Place of each layer by importance, 1 = most important (Fig. 3b); ties go by the order of the layers."""
+    """Give each layer its place by importance, 1 = most important (Fig. 3b); ties go by the order of the layers."""
     order = sorted(scores, key=lambda name: -scores[name])
     place = {name: index + 1 for index, name in enumerate(order)}
     return {name: place[name] for name in scores}
 
 
 def _by_layer(run: RunRecords, steps: Sequence[int], values: Sequence[Mapping[str, Any]], axes: Axes) -> Chart:
-    """A line a layer, in colour those whose rank changed most."""
+    """Draw a line a layer, in colour those whose rank changed most."""
     shown = notable(run)
     drawn = [
         Curve(
@@ -177,7 +177,7 @@ def _by_layer(run: RunRecords, steps: Sequence[int], values: Sequence[Mapping[st
 
 
 def notable(run: RunRecords) -> list[Layer]:
-    """The layers that gained most, then those that lost most: at most `SHOWN` each, only layers that changed."""
+    """Find the layers that gained most, then those that lost most: at most `SHOWN` each, only layers that changed."""
     change = {layer.name: run.final_ranks[layer.name] - layer.rank for layer in run.layers}
     by_change = sorted(run.layers, key=lambda layer: -change[layer.name])
     gained = [layer for layer in by_change[:SHOWN] if change[layer.name] > 0]
@@ -185,7 +185,7 @@ def notable(run: RunRecords) -> list[Layer]:
 
 
 def _changes(run: RunRecords) -> str:
-    """The layers whose rank changed most, in words."""
+    """Say which layers changed their rank most."""
     parts = []
     for verb, sign in (("Gained", 1), ("Lost", -1)):
         moved = [(layer, run.final_ranks[layer.name]) for layer in notable(run)]
@@ -195,7 +195,7 @@ def _changes(run: RunRecords) -> str:
 
 
 def _states(run: RunRecords) -> tuple[list[int], list[Mapping[str, int]]]:
-    """The ranks at step 0, after each adjustment and, unchanged, at the end of the schedule."""
+    """Return the ranks at step 0, after each adjustment and, unchanged, at the end of the schedule."""
     steps = [0, *(record["step"] for record in run.adjustments)]
     states = [run.start_ranks, *(record["ranks"] for record in run.adjustments)]
     end = (run.header.get("schedule") or {}).get("total_steps") or steps[-1]
@@ -206,7 +206,7 @@ def _states(run: RunRecords) -> tuple[list[int], list[Mapping[str, int]]]:
 
 
 def loss_and_metrics(run: RunRecords) -> Figure:
-    """Training loss, and evaluation loss and the metric the run is judged by, against the step."""
+    """Show training loss, and evaluation loss and the metric the run is judged by, against the step."""
     panels = _panel("Training loss", run.metrics, lambda record: record.get("loss"), "loss")
     for key in _evaluation_keys(run):
         name = key.removeprefix("eval_").replace("_", " ")
@@ -218,7 +218,7 @@ def loss_and_metrics(run: RunRecords) -> Figure:
 
 
 def _evaluation_keys(run: RunRecords) -> list[str]:
-    """eval_loss, then the metric the run is judged by; of a run that is not finished all that were logged."""
+    """Name eval_loss, then the metric the run is judged by; of a run that is not finished all that were logged."""
     if run.final.get("metric"):
         return ["eval_loss", f"eval_{run.final['metric']}"]
     logged = dict.fromkeys(key for record in run.metrics for key in record if key.startswith("eval_"))
@@ -229,7 +229,7 @@ def _evaluation_keys(run: RunRecords) -> list[str]:
 
 
 def effective_rank(run: RunRecords) -> Figure:
-    """Effective rank and utilisation against the step."""
+    """Show effective rank and utilisation against the step."""
     panels = _panel("Effective rank", run.snapshots, total_effective_rank, "sum over the layers", from_zero=True)
     panels += _panel("Utilisation", run.snapshots, utilisation, "effective rank / rank", from_zero=True)
     caption = (
@@ -242,7 +242,7 @@ def effective_rank(run: RunRecords) -> Figure:
 
 
 def total_effective_rank(record: Record) -> float | None:
-    """Sum of the layers' effective ranks in a snapshot (Fig. 1a); None where it has none."""
+    """Sum the layers' effective ranks in a snapshot (Fig. 1a); None where it has none."""
     effective = [value for value in (record.get("effective_rank") or {}).values() if math.isfinite(value)]
     return sum(effective) if effective else None
 
@@ -256,7 +256,7 @@ def utilisation(record: Record) -> float | None:
 def _panel(
     title: str, records: Iterable[Record], measure: Callable[[Record], Any], y: str, **options: Any
 ) -> list[Panel]:
-    """`[the panel]` of the finite measures over the steps, the last of a step; [] where there is none.
+    """Return `[the panel]` of the finite measures over the steps, the last of a step; [] where there is none.
 
     A long run has more of them than a page can draw: then `MOST_POINTS` of them, and the last, spread evenly.
     """

@@ -37,7 +37,7 @@ def save_figures(run_dir: Path, out_dir: Path, formats: Sequence[str] = FORMATS)
 
 
 def side_by_side(panels: Iterable[tuple[str, Chart]]) -> alt.ConcatChart:
-    """Titles and charts in one chart, two in a row."""
+    """Put titles and charts into one chart, two in a row."""
     sized = []
     for title, chart in panels:
         size = {"width": _WIDTH, "height": _HEIGHT} if chart.width is alt.Undefined else {}
@@ -56,7 +56,7 @@ def save_image(chart: alt.TopLevelMixin, path: Path) -> None:
 
 
 def vega_script() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script, 0.9 MB. Bundling takes seconds, so the result is kept."""
+    """Return Vega, Vega-Lite and Vega-Embed as one script, 0.9 MB. Bundling takes seconds, so the result is kept."""
 
     def bundle(folder: Path) -> None:
         write_file(folder / "vega.js", _vl_convert().javascript_bundle("window.vegaEmbed = vegaEmbed;"))

@@ -48,7 +48,7 @@ def build_report(run_dir: Path, out: Path | None = None) -> Path:
 
 
 def render(run: RunRecords) -> str:
-    """The page as text."""
+    """Write the page as text."""
     figures = make_figures(run)
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -76,7 +76,7 @@ def render(run: RunRecords) -> str:
 
 
 def _slider(panel: Panel) -> list[dict]:
-    """The parameter that a panel's slider sets, at its last place."""
+    """Return the parameter that a panel's slider sets, at its last place."""
     return [{"name": "adjustment", "value": len(panel.frames) - 1}] if panel.frames else []
 
 
@@ -184,5 +184,5 @@ def _words(section: Mapping[str, Any], *keys: str) -> str:
 
 
 def _number(value: float) -> str:
-    """Four decimals, or four significant digits from 10 on: results of a table line up."""
+    """Write four decimals, or four significant digits from 10 on: results of a table line up."""
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.4g}"

@@ -60,7 +60,7 @@ _CURVE = {
 
 @dataclass(frozen=True)
 class Layer:
-    """One adapted linear layer: where it sits in the model and the rank it started with.
+    """An adapted linear layer has a place in the model and a rank that it started with.
 
     `depth` is the number of its block, None outside of any block. `short_name` is type and depth, the full module path
     where these do not tell the layer from another, as with the experts of a block.
@@ -155,7 +155,7 @@ def read_run(path: Path) -> RunRecords:
 
 
 def make_layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:
-    """Layers of the `name`, `type`, `depth`, `rank` rows of ranks.jsonl, in their order."""
+    """Make layers of the `name`, `type`, `depth`, `rank` rows of ranks.jsonl, in their order."""
     depths = [row["depth"] if any(part.isdigit() for part in row["name"].split(".")) else None for row in rows]
     places = Counter((row["type"], depth) for row, depth in zip(rows, depths, strict=True))
 
@@ -171,5 +171,5 @@ def make_layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:
 
 
 def _with_nan(values: Mapping[str, float | None]) -> dict[str, float]:
-    """A diverged run's values; the file has null for what is no number."""
+    """Return a diverged run's values; the file has null for what is no number."""
     return {name: math.nan if value is None else value for name, value in values.items()}

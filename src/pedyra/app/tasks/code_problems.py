@@ -18,7 +18,7 @@ STOP_WHOLE = ('\n"""', "\nassert ", "\nif __name__", "\nprint(", "\n```", "\n<")
 
 @dataclass(frozen=True, kw_only=True)
 class CodeProblem:
-    """One problem, whichever set it is of."""
+    """It is one problem, whichever set it is of."""
 
     task_id: str
     prompt: str

@@ -37,7 +37,7 @@ WRITING = {"max_new_tokens", "stop", "beams", "batch_size"}
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """The text of one prompt."""
+    """It holds the text of one prompt."""
 
     row: int
     """Index of the prompt."""

@@ -41,12 +41,12 @@ class TestSet:
     name: str
     prompts: list[list[int]]
     settings: GenerateSection
-    """With everything filled in."""
+    """Everything in it is filled in."""
     references: list[str]
     """The right answers as text; none for code, whose problems carry tests."""
     problems: list[Any]
     own: bool
-    """Whether these are the run's held-out rows, whose metrics need no name before them."""
+    """These are the run's held-out rows, whose metrics need no name before them."""
     ends: list[int]
     """Tokens that end an answer, beside those that the model and its tokenizer name."""
 

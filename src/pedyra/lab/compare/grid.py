@@ -25,7 +25,7 @@ Judge = Literal["metric", "loss"]
 
 
 def _distinct(values: list[Any]) -> list[Any]:
-    """A run's folder is named by its rate in six digits."""
+    """Refuse a value that stands twice; a run's folder is named by its rate in six digits."""
     if len({value if isinstance(value, int) else f"{value:g}" for value in values}) < len(values):
         raise PydanticCustomError("distinct", "Input should have each value once, of rates to six digits")
     return values
@@ -48,7 +48,7 @@ Name = Annotated[str, AfterValidator(_folder_name)]
 
 
 class MethodRow(Section):
-    """One row of the table: a method and what it has for itself."""
+    """It is one row of the table: a method and what it has for itself."""
 
     # `training` is the grid's alone: the comparison is at equal steps and data order.
 
@@ -57,7 +57,7 @@ class MethodRow(Section):
     learning_rates: Rates | None = None
     """Rates to choose from; default: the grid's."""
     match: Match | None = None
-    """What is equal to the baseline's; default: the grid's. `rank` leaves lora.r as it is, whatever its parameters."""
+    """This is equal to the baseline's; default: the grid's. `rank` leaves lora.r as it is, whatever its parameters."""
     quantization: Literal["none", "nf4", "int8"] | None = None
     """Bits of this row's frozen weights; default: the model's. `pedyra` with nf4 is pedyra on QLoRA."""
     lora: dict[str, Any] = Field(default_factory=dict)
@@ -66,7 +66,7 @@ class MethodRow(Section):
 
 
 class TuningSection(Section):
-    """How learning rates are chosen: on rows split off the training rows, never on the reported ones."""
+    """Learning rates are chosen so: on rows split off the training rows, never on the reported ones."""
 
     seeds: Seeds = [1000]
     """Seeds of the tuning runs; none of them may be a reported seed."""
@@ -75,7 +75,7 @@ class TuningSection(Section):
 
 
 class Grid(Section):
-    """One comparison."""
+    """It describes one comparison."""
 
     name: str
     """Title; default: the grid's file name."""
@@ -103,9 +103,9 @@ class Grid(Section):
     """Rates to choose from, for every method without its own; one alone is used as it is."""
     tuning: TuningSection = TuningSection()
     match: Match = "parameters"
-    """What is equal for all methods: trainable parameters (within 5 %), or lora.r."""
+    """This is equal for all methods: trainable parameters (within 5 %), or lora.r."""
     judge: Judge = "metric"
-    """What chooses rates and is compared: each task's own metric, or the evaluation loss, which is far less noisy."""
+    """This chooses rates and is compared: each task's own metric, or the evaluation loss, which is far less noisy."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""The runs of a comparison: what each trains, where it writes, how it comes to its end, and how they run side by side.
+"""A comparison is made of runs; this says where each writes, how it comes to its end, and how they run side by side.
 
 A job is one call of `pedyra train`, with a run folder of its own:
 
@@ -34,7 +34,7 @@ Purpose = Literal["jobs", "tuning"]
 
 @dataclass(frozen=True, order=True)
 class Entry:
-    """What is compared: one method on one task at one budget. A learning rate is chosen for each."""
+    """One method on one task at one budget is compared, and a learning rate is chosen for it."""
 
     method: str
     task: str
@@ -46,7 +46,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Job:
-    """One run."""
+    """It is one run of a comparison."""
 
     entry: Entry
     rate: float
@@ -79,7 +79,7 @@ class Job:
 
 @dataclass(frozen=True)
 class JobEnd:
-    """How a job ended."""
+    """It says how a job ended."""
 
     job: Job
     status: Literal["done", "failed", "stopped"]
@@ -122,7 +122,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class ThisMachine:
-    """An engine: so many runs at once as processes of this machine, each with its share of the cores as threads."""
+    """This engine runs so many at once as processes of this machine, each with its share of the cores as threads."""
 
     workers: int = 1
 

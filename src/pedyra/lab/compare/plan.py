@@ -1,4 +1,4 @@
-"""What a comparison would take: the runs that are left of it, and an estimate of their hours on a GPU."""
+"""A plan tells what a comparison would take: the runs that are left, and an estimate of their hours on a GPU."""
 
 from __future__ import annotations
 

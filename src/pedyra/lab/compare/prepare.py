@@ -1,4 +1,4 @@
-"""What is prepared before a comparison runs: its data is split, its recipes are checked, its rows are made equal.
+"""Before a comparison runs its data is split, its recipes are checked, and its rows are made equal.
 
 The rows of a task are split once and written down, equal for every job:
 
@@ -51,7 +51,7 @@ TOLERANCE = 0.05
 
 @dataclass(frozen=True)
 class Experiment:
-    """A grid whose data is split and whose rows are matched."""
+    """Its grid has data that is split, and rows that are matched."""
 
     grid: Grid
     folder: Path

@@ -1,4 +1,4 @@
-"""Runs of a comparison on a Ray cluster: `--ray ADDRESS`.
+"""Runs of a comparison are trained on a Ray cluster by `--ray ADDRESS`.
 
 Ray decides where a run is trained and when, and begins it again elsewhere when its node dies. What stands here is how
 a run comes to a node and back. Where all nodes see the comparison's folder, a run works in it. Where they do not, its
@@ -45,7 +45,7 @@ class Share:
 
 
 class RayCluster:
-    """An engine: each run is a task of Ray.
+    """This engine makes each run a task of Ray.
 
     Args:
         address: of a cluster (`auto`, `ray://HOST:PORT`), or `local`, which starts one on this machine.

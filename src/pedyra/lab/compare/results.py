@@ -1,4 +1,4 @@
-"""What the runs of a comparison came to: a row for each, the learning rate that tuning chose, and remarks."""
+"""Runs of a comparison become results: a row for each, the learning rate that tuning chose, and remarks."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def choose_rate(rows: Sequence[Row]) -> float | None:
 
 @dataclass(frozen=True)
 class RateCurve:
-    """The tuning runs of an entry, and the rate that it is reported at."""
+    """It holds the tuning runs of an entry, and says which rate it is reported at."""
 
     entry: Entry
     rates: Sequence[float]
@@ -127,7 +127,7 @@ class RateCurve:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that is known of a comparison, finished or not."""
+    """It holds everything that is known of a comparison, finished or not."""
 
     grid: Grid
     rows: Sequence[Row]

@@ -1,4 +1,4 @@
-"""What a few runs can tell: the standard error of a mean, Student's interval, and differences paired by seed."""
+"""A few runs tell this: the standard error of a mean, Student's interval, and differences paired by seed."""
 
 from __future__ import annotations
 

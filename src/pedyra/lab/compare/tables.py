@@ -1,4 +1,4 @@
-"""The tables of a comparison, and how tables are written: as Markdown, and on the screen."""
+"""A comparison becomes tables, which are written as Markdown and on the screen."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class TextTable:
-    """What a reader sees: column -> text for each row. The first column names the row."""
+    """A reader sees this: column -> text for each row. The first column names the row."""
 
     title: str
     rows: Sequence[Mapping[str, str]]

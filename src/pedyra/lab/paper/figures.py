@@ -1,4 +1,4 @@
-"""What the paper's figures and Table 10 show of a run: as one number, and in the paper's layout.
+"""The paper's figures and Table 10 are made of runs: as one number, and in the paper's layout.
 
 A measure takes the records of a run folder; `None` stands for "this run has no such number". Names are those of
 `metric` in tables/. Figures are charts of `pedyra.app.report`.
@@ -36,7 +36,7 @@ FACTORS = ("A", "E", "B")
 
 
 def measure(row: Mapping[str, Any], metric: str) -> float | None:
-    """A metric of a comparison's row: one of its evaluation's, a cost, or one of `MEASURES` on its run folder."""
+    """Return a metric of a comparison's row: of its evaluation, a cost, or one of `MEASURES` on its run folder."""
     for known in (row["metrics"], row):
         if metric in known:
             return known[metric]
@@ -59,7 +59,7 @@ def utilisations(run: RunRecords) -> Series:
 
 
 def stabilities(run: RunRecords) -> Series:
-    """Spearman's correlation of the layers' scores with those of the adjustment before (Fig. 1b)."""
+    """Correlate the layers' scores by Spearman with those of the adjustment before (Fig. 1b)."""
     found = []
     for before, now in pairwise(run.adjustments):
         old, new = before["layer_scores"], now["layer_scores"]
@@ -68,62 +68,67 @@ def stabilities(run: RunRecords) -> Series:
 
 
 def log_variances(run: RunRecords) -> Series:
-    """Log variance over layers of G^(2/3) / r, where scores were followed (Fig. 5)."""
+    """Return the log variance over layers of G^(2/3) / r, where scores were followed (Fig. 5)."""
     return series(run.snapshots, lambda record: record.get("two_thirds_log_variance"))
 
 
 def orthogonalities(run: RunRecords) -> Series:
-    """The orthogonality term averaged over all A and B (Fig. 10)."""
+    """Return the orthogonality term averaged over all A and B (Fig. 10)."""
     return series(run.snapshots, lambda record: fmean(x for pair in record["orthogonality"].values() for x in pair))
 
 
 def training_losses(run: RunRecords) -> Series:
-    """The loss as logged (Fig. 9)."""
+    """Return the loss as logged (Fig. 9)."""
     return series(run.metrics, lambda record: record.get("loss"))
 
 
 def gradient_norms(run: RunRecords, factor: str) -> Series:
-    """Mean over layers of the norms of the gradients of A, E or B, where they were followed (Fig. 11)."""
+    """Return the mean over layers of the norms of the gradients of A, E or B, where they were followed (Fig. 11)."""
     place = FACTORS.index(factor)
     followed = (record for record in run.snapshots if record.get("grad_norms"))
     return series(followed, lambda record: fmean(norms[place] for norms in record["grad_norms"].values()))
 
 
 def masks(run: RunRecords) -> list[tuple[int, set[tuple[str, int]]]]:
-    """(step, the triples that are masked from there on), of a run whose method masks (Fig. 8)."""
+    """Return (step, the triples that are masked from there on) of a run whose method masks (Fig. 8)."""
     return [(r["step"], {(name, i) for name, i in r["masked"]}) for r in run.adjustments if "masked" in r]
 
 
+def reactivations(run: RunRecords) -> Series:
+    """Return the share of the masked triples that an adjustment no longer masks (Fig. 8)."""
+    return [(step, len(old - new) / len(old)) for (_, old), (step, new) in pairwise(masks(run)) if old]
+
+
 def _seconds_per_epoch(run: RunRecords) -> float | None:
-    """Training time over the epochs trained (Table 10)."""
+    """Divide the training time by the epochs trained (Table 10)."""
     epochs = max((row["epoch"] for row in run.metrics if "epoch" in row), default=0.0)
     return run.final["seconds"] / epochs if epochs else None
 
 
 def _trainable_share(run: RunRecords) -> float | None:
-    """Trained parameters over all (Table 3); as there, two weights of 4 bits count as one."""
+    """Divide the trained parameters by all (Table 3); as there, two weights of 4 bits count as one."""
     total = run.final.get("total_parameters")
     return run.final["trainable_parameters"] / total if total else None
 
 
 def _peak_memory_difference(run: RunRecords) -> float | None:
-    """Peak memory in bytes less what was held when training began (Table 10)."""
+    """Return the peak memory in bytes less what was held when training began (Table 10)."""
     before = run.environment.get("memory_before_bytes")
     return run.final["peak_memory_bytes"] - before if before is not None else None
 
 
 def mean_by_layer(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each layer's value over the records."""
+    """Average each layer's value over the records."""
     return {name: fmean(record[name] for record in records) for name in records[0]} if records else {}
 
 
 def mean_ranks(run: RunRecords) -> dict[str, float]:
-    """Layer -> its mean rank over the adjustments."""
+    """Average each layer's rank over the adjustments."""
     return mean_by_layer([record["ranks"] for record in run.adjustments])
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Spearman's rank correlation, ties by mean rank (Fig. 4b); None if a side is constant or has < 3 points."""
+    """Correlate by Spearman, ties by mean rank (Fig. 4b); None if a side is constant or has fewer than three points."""
     if len(x) < 3 or len(set(x)) == 1 or len(set(y)) == 1:
         return None
     result: Any = stats.spearmanr(x, y)  # its declared type hides the fields
@@ -131,7 +136,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
 
 
 def _correlation_with_importance(run: RunRecords, values: Mapping[str, float]) -> float | None:
-    """Spearman's correlation of the layers' values with their mean importance: positive where important ones have more.
+    """Correlate the layers' values with their mean importance by Spearman: positive where important ones have more.
 
     Importance is a place, for scores of different adjustments are of different size.
     """
@@ -151,25 +156,20 @@ def _change_importance_correlation(run: RunRecords) -> float | None:
 
 
 def _rank_gini(run: RunRecords) -> float | None:
-    """Gini coefficient of the final ranks: 0 if all layers have the same, near 1 if one has all (Fig. 7)."""
+    """Compute the Gini coefficient of the ranks: 0 if all layers have the same, near 1 if one has all (Fig. 7)."""
     ranks = sorted(run.final_ranks.values())
     total, count = sum(ranks), len(ranks)
     return None if not total else sum((2 * i - count - 1) * rank for i, rank in enumerate(ranks, 1)) / (count * total)
 
 
-def _reactivated_share(run: RunRecords) -> float | None:
-    """Mean share of the masked triples that the next adjustment no longer masks (Fig. 8)."""
-    return _mean(len(old - new) / len(old) for (_, old), (_, new) in pairwise(masks(run)) if old)
-
-
 def _loss_roughness(run: RunRecords) -> float | None:
-    """Standard deviation of the change of the loss from one log to the next (Fig. 9)."""
+    """Compute the standard deviation of the change of the loss from one log to the next (Fig. 9)."""
     changes = [now - before for (_, before), (_, now) in pairwise(training_losses(run))]
     return pstdev(changes) if len(changes) > 1 else None
 
 
 def _at(place: int, of: Callable[[RunRecords], Series]) -> Measure:
-    """The first (0) or last (-1) value; None of none."""
+    """Measure the first (0) or last (-1) value; None of none."""
     return lambda run: of(run)[place][1] if of(run) else None
 
 
@@ -195,7 +195,7 @@ MEASURES: dict[str, Measure] = {
     "last_log_variance": _at(-1, log_variances),
     "largest_rank": lambda run: max(run.final_ranks.values(), default=None),  # Fig. 7
     "rank_gini": _rank_gini,
-    "reactivated_share": _reactivated_share,
+    "reactivated_share": _mean_of(reactivations),
     "mean_training_loss": _mean_of(training_losses),  # lower where it falls faster
     "loss_roughness": _loss_roughness,
     "first_orthogonality": _at(0, orthogonalities),
@@ -225,7 +225,7 @@ def save_figure(item: Item, found: Sequence[Row], runs: Mapping[str, Path], fold
 
 
 def _lines(title: str, y: str, of: Callable[[RunRecords], Series], **options: Any) -> Drawing:
-    """A panel with a curve for each row."""
+    """Draw a panel with a curve for each row."""
     return lambda runs, found: {title: _curves({row: of(run) for row, run in runs.items()}, y, **options)}
 
 
@@ -235,19 +235,19 @@ def _curves(several: Mapping[str, Series], y: str, **options: Any) -> Chart:
 
 
 def utilised(runs: Runs, found: Sequence[Row]) -> Panels:
-    """Fig. 1a: effective rank, and its share of the ranks, over the steps."""
+    """Draw Fig. 1a: effective rank, and its share of the ranks, over the steps."""
     total = _lines("Effective rank", "sum over layers", effective_ranks, from_zero=True)
     share = _lines("Utilisation", "effective rank / rank", utilisations, from_zero=True)
     return {**total(runs, found), **share(runs, found)}
 
 
 def dynamics(runs: Runs, found: Sequence[Row]) -> Panels:
-    """Fig. 3: rank and place by importance, in colour the layers whose rank changed most."""
+    """Draw Fig. 3: rank and place by importance, in colour the layers whose rank changed most."""
     return {panel.title: panel.chart for panel in history_panels(next(iter(runs.values())))}
 
 
 def bars(runs: Runs, found: Sequence[Row]) -> Panels:
-    """Figs. 4a and 6: a group of bars a column, a bar a row, with 95 % intervals."""
+    """Draw Figs. 4a and 6: a group of bars a column, a bar a row, with 95 % intervals."""
     rows = [row for row in found if row["measured"] is not None]
     names = list(dict.fromkeys(row["row"] for row in rows))
     groups = alt.Chart(alt.InlineData(values=rows)).encode(
@@ -260,7 +260,7 @@ def bars(runs: Runs, found: Sequence[Row]) -> Panels:
 
 
 def rank_against_importance(runs: Runs, found: Sequence[Row]) -> Panels:
-    """Fig. 4b: mean rank of each layer against its mean importance."""
+    """Draw Fig. 4b: mean rank of each layer against its mean importance."""
     run = next(iter(runs.values()))
     value = rank_importance_correlation(run)
     scores = mean_by_layer([record["layer_scores"] for record in run.adjustments])
@@ -277,14 +277,18 @@ def rank_against_importance(runs: Runs, found: Sequence[Row]) -> Panels:
 
 
 def rank_maps(runs: Runs, found: Sequence[Row]) -> Panels:
-    """Fig. 7: final rank by module type and depth, a map a row."""
-    maps = {row: rank_map(map_cells(run.places, [run.final_ranks]), at="0") for row, run in runs.items()}
+    """Draw Fig. 7: final rank by module type and depth, a map a row."""
+    cells = {row: map_cells(run.places, [run.final_ranks]) for row, run in runs.items()}
+    highest = max(rank for each in cells.values() for cell in each for rank in cell["ranks"])  # one colour, one rank
+    maps = {row: rank_map(each, at="0", highest=highest) for row, each in cells.items()}
     return {f"({letter}) {row}": spec for letter, (row, spec) in zip("ab", maps.items(), strict=False)}
 
 
 def mask_maps(runs: Runs, found: Sequence[Row]) -> Panels:
-    """Fig. 8: which triples are masked after each adjustment, a panel a weighting; those that came back stand out."""
-    return {f"({letter}) {row}": _mask_map(run) for letter, (row, run) in zip("ab", runs.items(), strict=False)}
+    """Draw Fig. 8: the triples that are masked after each adjustment, a panel a weighting, and how many come back."""
+    maps = {f"({letter}) {row}": _mask_map(run) for letter, (row, run) in zip("ab", runs.items(), strict=False)}
+    share = _lines("(c) Share that came back", "of the masked triples", reactivations, from_zero=True)
+    return {**maps, **share(runs, found)}
 
 
 def _mask_map(run: RunRecords) -> Chart:
@@ -301,8 +305,19 @@ def _mask_map(run: RunRecords) -> Chart:
     )
 
 
+def losses(runs: Runs, found: Sequence[Row]) -> Panels:
+    """Draw Fig. 9: the training losses, and between two rows their difference, which small models hide in the noise."""
+    panels = dict(_lines("Training loss", "loss", training_losses)(runs, found))
+    if len(runs) == 2:
+        (first, before), (second, after) = ((row, dict(training_losses(run))) for row, run in runs.items())
+        steps = sorted(before.keys() & after.keys())
+        less = [(step, after[step] - before[step]) for step in steps]
+        panels["Difference"] = _curves({f"{second} less {first}": less}, f"{second} less {first}")
+    return panels
+
+
 def orthogonality(runs: Runs, found: Sequence[Row]) -> Panels:
-    """Fig. 10: the term of (a) one layer's A, the first feed-forward's as in the paper, and (b) all factors."""
+    """Draw Fig. 10: the term of (a) one layer's A, the first feed-forward's as in the paper, and (b) all factors."""
     run = next(iter(runs.values()))
     layer = next((layer for layer in run.layers if "intermediate" in layer.name), run.layers[0])
     own = series(run.snapshots, lambda record: record["orthogonality"][layer.name][0])
@@ -313,7 +328,7 @@ def orthogonality(runs: Runs, found: Sequence[Row]) -> Panels:
 
 
 def gradients(runs: Runs, found: Sequence[Row]) -> Panels:
-    """Fig. 11: norms of the gradients of A, E and B, averaged over layers."""
+    """Draw Fig. 11: norms of the gradients of A, E and B, averaged over layers."""
     run = next(iter(runs.values()))
     points = {factor: gradient_norms(run, factor) for factor in FACTORS}
     return {"Gradients of the factors": _curves(points, "mean norm", log_y=True)}
@@ -329,7 +344,7 @@ FIGURES: dict[str, Drawing] = {
     "figure6": bars,
     "figure7": rank_maps,
     "figure8": mask_maps,
-    "figure9": _lines("Training loss", "loss", training_losses),
+    "figure9": losses,
     "figure10": orthogonality,
     "figure11": gradients,
 }

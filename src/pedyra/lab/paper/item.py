@@ -25,7 +25,7 @@ TABLES, RECIPES = _HERE / "tables", _HERE / "recipes"
 
 
 class CellPart(Section):
-    """What a row or a column says of its cells; a cell is its row's part and its column's together."""
+    """A row or a column says this of its cells; a cell is its row's part and its column's together."""
 
     method: str | None = None
     recipe: str | None = None
@@ -58,7 +58,7 @@ class CellPart(Section):
 
 
 class AtScale(Section):
-    """How an item is measured at one scale."""
+    """It says how an item is measured at one scale."""
 
     recipes: dict[str, str]
     """Key -> recipe in recipes/. Cells whose key is missing are not measured at this scale."""
@@ -73,7 +73,7 @@ class AtScale(Section):
 
 @dataclass(frozen=True)
 class Cell:
-    """One number that can be measured."""
+    """It names one number that can be measured."""
 
     row: str
     column: str
@@ -83,24 +83,26 @@ class Cell:
 
 
 class Item(Section):
-    """A table or figure."""
+    """It holds a table or figure."""
 
     id: str
     title: str
     claim: str
-    """What the paper says that it shows, in one sentence."""
+    """The paper says in one sentence that it shows this."""
     rows: dict[str, CellPart]
     columns: dict[str, CellPart]
     published: dict[str, dict[str, float | None]] = Field(default_factory=dict)
     """Row -> column -> value, without spread, for the paper gives none; a list in the YAML, and empty where the paper's
     text has no numbers."""
+    baseline: str | None = None
+    """Columns that are settings of one method are compared with this one; default: the first."""
     notes: list[str] = Field(default_factory=list)
     scales: dict[Scale, AtScale]
 
     @model_validator(mode="before")
     @classmethod
     def _values_by_column(cls, content: Any) -> Any:
-        """The list of a row's published values -> column -> value."""
+        """Name the values of a row's published list by their columns."""
         published, columns = {}, list(content["columns"])
         for row, values in content.get("published", {}).items():
             published[row] = dict(zip(columns, values, strict=True))

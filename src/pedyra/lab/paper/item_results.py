@@ -1,4 +1,4 @@
-"""What was measured of an item, beside what was published: rows for JSON, tables for people."""
+"""Measured numbers of an item stand beside the published ones: as rows for JSON, as tables for people."""
 
 from __future__ import annotations
 
@@ -48,8 +48,11 @@ def result_row(
 
 
 def results(item: Item, scale: Scale, values: Values, rates: Rates) -> list[Row]:
-    """Every row x column of the item. An average is over the columns that every row has which has any of them: else
-    rows would be compared over other tasks."""
+    """Return every row x column of the item.
+
+    An average is over the columns that every row has which has any of them: else rows would be compared over other
+    tasks.
+    """
     found = []
     for row in item.rows:
         for column, part in item.columns.items():
@@ -89,8 +92,8 @@ def result_table(item: Item, scale: Scale, found: Sequence[Row]) -> TextTable:
 
 
 def difference_table(item: Item, scale: Scale, found: Sequence[Row]) -> TextTable | None:
-    """How far each row is from the first of its group; where each row is a task of its own, how far each column is
-    from the first. None where nothing can be compared."""
+    """Return how far each row is from the first of its group; where each row is a task of its own, how far each column
+    is from the baseline. None where nothing can be compared."""
     cells = {(each["row"], each["column"]): each for each in found}
     first: dict[tuple[str, str | None], str] = {}
     for row in item.rows:
@@ -100,7 +103,8 @@ def difference_table(item: Item, scale: Scale, found: Sequence[Row]) -> TextTabl
         to = ", ".join(dict.fromkeys(others.values()))
         pairs = {row: {c: (cells[row, c], cells[other, c]) for c in item.columns} for row, other in others.items()}
     elif len(item.columns) > 1 and all(part.metric for part in item.rows.values()):  # columns are settings of a method
-        to, *columns = item.columns
+        to = item.baseline if item.baseline in item.columns else next(iter(item.columns))
+        columns = [each for each in item.columns if each != to]
         pairs = {row: {c: (cells[row, c], cells[row, to]) for c in columns} for row in item.rows}
     else:
         return None

@@ -38,7 +38,7 @@ Models = Annotated[
 
 @app.command("list")
 def list_items(data_dir: DataDir = None, models: Models = None, json_file: JsonFile = None) -> None:
-    """Every table and figure: what it needs at each scale, and whether that is here."""
+    """List every table and figure: what it needs at each scale, and whether that is here."""
     from pedyra.lab.paper.item import SCALES, items
     from pedyra.lab.paper.places import Places, needs, told
 

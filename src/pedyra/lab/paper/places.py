@@ -27,7 +27,7 @@ MODEL_PACKAGES = {
 }
 """Model that a package carries -> the package, and how it is installed."""
 PACKAGES = {"nf4": ("bitsandbytes", "quant"), "math": ("math_verify", "tasks"), "rouge": ("rouge_score", "tasks")}
-"""What a cell needs -> the package, and the extra that has it."""
+"""Each thing that a cell may need is in this package, and in this extra."""
 
 CODE = {"humaneval", "humanevalplus", "mbpp", "mbppplus"}
 """Metrics that are found by running what a model wrote."""

@@ -50,7 +50,7 @@ class MeasuredItem(NamedTuple):
     """It holds what a run of an item came to."""
 
     results: list[Row]
-    """With the columns that the scale measures."""
+    """They have the columns that the scale measures."""
     files: list[Path]
     """Tables and figures."""
     failed: list[str]
@@ -170,7 +170,7 @@ def _named(generate: Mapping[str, Any], metrics: Set[str]) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A grid, and the cells of the item that its rows measure."""
+    """It pairs a grid with the cells of the item that its rows measure."""
 
     grid: Grid
     recipe: Recipe
