@@ -304,11 +304,20 @@ def test_an_empty_folder_is_filled_and_one_with_files_is_left_alone(make_llama, 
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine"]
 
 
+def two_adapters(llama: Any, folder: Path) -> Path:
+    llama().save_pretrained(folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "r": 4}))
+    return folder
+
+
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "unknown target": (lambda llama: llama(), {"target": "ggu"}, "'ggu' is unknown; did you mean 'gguf'"),
-    "base": (lambda llama: llama(), {"base": "x"}, "base is given, but target peft needs no base model"),
-    "scaling of 0": (lambda llama: llama(lora_alpha=0), {}, "scaling .* of 0"),
-    "no adapter": (lambda llama: llama().unload(), {}, "LlamaForCausalLM without an adapter; give the model that"),
+    "unknown target": (lambda llama, _: llama(), {"target": "ggu"}, "'ggu' is unknown; did you mean 'gguf'"),
+    "base": (lambda llama, _: llama(), {"base": "x"}, "base is given, but target peft needs no base model"),
+    "scaling of 0": (lambda llama, _: llama(lora_alpha=0), {}, "scaling .* of 0"),
+    "no adapter in a folder": (lambda _, folder: folder, {}, "holds no adapter"),
+    "files of two adapters": (two_adapters, {}, "down_proj has factors of rank 3 and 3, the config says 4"),
+    "no adapter": (lambda llama, _: llama().unload(), {}, "LlamaForCausalLM without an adapter; give the model that"),
 }
 
 
@@ -316,18 +325,5 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
 def test_what_cannot_be_exported_is_refused_in_one_line(case, make_llama, tmp_path):
     make, given, said = REFUSED[case]
     with pytest.raises(ValueError, match=said) as refusal:
-        export_adapter(make(make_llama), **{"target": "peft", "out": tmp_path / "out", **given})
+        export_adapter(make(make_llama, tmp_path), **{"target": "peft", "out": tmp_path / "out", **given})
     assert "\n" not in str(refusal.value) and not (tmp_path / "out").exists()
-
-
-def test_a_folder_without_an_adapter_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no adapter"):
-        export_adapter(tmp_path, "peft", tmp_path / "out")
-
-
-def test_files_that_do_not_fit_each_other_are_refused(make_llama, tmp_path):
-    make_llama().save_pretrained(tmp_path)
-    path = tmp_path / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "r": 4}))
-    with pytest.raises(ValueError, match="down_proj has factors of rank 3 and 3, the config says 4"):
-        export_adapter(tmp_path, "padded", tmp_path / "out")

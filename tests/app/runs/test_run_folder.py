@@ -30,44 +30,36 @@ def test_checking_creates_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_run_is_refused_with_both_ways_out(run):
-    with pytest.raises(ValueError, match="holds another run.*--resume.*--overwrite"):
-        run.check(overwrite=False, resume=False)
-    run.check(overwrite=True, resume=False)
-    run.check(overwrite=False, resume=True)
+def foreign(folder):
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("years of work")
 
 
-def test_foreign_files_are_never_overwritten(tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="holds no run of pedyra"):
-        RunFolder(tmp_path).check(overwrite=True, resume=False)
-
-
-def test_a_folder_with_a_recipe_of_its_owner_is_no_run(tmp_path):
+def project(folder):
     """A project may keep its recipe beside folders that are called as those of a run."""
-    (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / "paper.pdf").write_text("years of work")
-    (tmp_path / "recipe.yaml").write_text("name: mine\n")
-    with pytest.raises(ValueError, match="holds no run of pedyra"):
-        RunFolder(tmp_path).check(overwrite=True, resume=False)
+    (folder / "figures").mkdir(parents=True)
+    (folder / "figures" / "paper.pdf").write_text("years of work")
+    (folder / "recipe.yaml").write_text("name: mine\n")
 
 
-def test_nothing_to_resume_is_said(tmp_path, run):
-    with pytest.raises(ValueError, match="holds no run to resume"):
-        RunFolder(tmp_path / "new").check(overwrite=False, resume=True)
-    append_row(run.metrics, {"step": 3, "final": True})
-    with pytest.raises(ValueError, match="is finished"):
-        run.check(overwrite=False, resume=True)
+NEW_RUN, RESUME, OVERWRITE = ({"overwrite": over, "resume": go} for over, go in ((0, 0), (0, 1), (1, 0)))
+REFUSED = [
+    (lambda run: run.path, NEW_RUN, "holds another run.*--resume.*--overwrite"),
+    (lambda run: run.path, {"overwrite": True, "resume": True}, "exclude each other"),
+    (lambda run: run.recipe, OVERWRITE, "is a file"),
+    (lambda run: run.path.with_name("new"), RESUME, "holds no run to resume"),
+    (lambda run: append_row(run.metrics, {"step": 3, "final": True}) or run.path, RESUME, "is finished"),
+    (lambda run: foreign(run.path.with_name("new")) or run.path.with_name("new"), OVERWRITE, "no run of pedyra"),
+    (lambda run: project(run.path.with_name("new")) or run.path.with_name("new"), OVERWRITE, "no run of pedyra"),
+]
 
 
-def test_overwrite_and_resume_exclude_each_other(run):
-    with pytest.raises(ValueError, match="exclude each other"):
-        run.check(overwrite=True, resume=True)
-
-
-def test_an_output_that_is_a_file_is_refused(run):
-    with pytest.raises(ValueError, match="is a file"):
-        RunFolder(run.recipe).check(overwrite=True, resume=False)
+@pytest.mark.parametrize(("place", "flags", "told"), REFUSED, ids=[told for *_, told in REFUSED])
+def test_where_a_run_must_not_write_is_told(run, place, flags, told):
+    run.check(**OVERWRITE)
+    run.check(**RESUME)
+    with pytest.raises(ValueError, match=told):
+        RunFolder(place(run)).check(**flags)
 
 
 @pytest.fixture

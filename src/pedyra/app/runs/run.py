@@ -8,12 +8,12 @@ import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from rich.console import Console
 from transformers import Trainer, TrainingArguments
-from transformers.trainer import safe_globals
 
 from pedyra.app.interrupts import on_interrupt
 from pedyra.app.recipe import Recipe, identity
@@ -231,13 +231,11 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
     with on_interrupt(stop.request), progress.bar:
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except Exception as error:
-            if checkpoint and (refused := _refused_file(checkpoint)):
-                raise UserError(
-                    f"torch refuses to read {checkpoint / refused}: it is damaged, or holds more than tensors; remove "
-                    f"{checkpoint} to resume from the one before, or start anew with --overwrite"
-                ) from error
-            raise
+        except UnpicklingError as error:
+            raise UserError(
+                f"torch refuses to read a file of {checkpoint}: it is damaged, or holds more than tensors; remove that "
+                f"folder to resume from the one before, or start anew with --overwrite"
+            ) from error
     step, total_steps = trainer.state.global_step, trainer.state.max_steps
     final, found, unfitted = None, None, None
     if step >= total_steps or not stop.requested:
@@ -285,17 +283,6 @@ def _fit(wanted: Wanted, folder: RunFolder, trainer: Trainer, console: Console) 
         again = f"pedyra fit {shlex.quote(str(folder.path))}"
         raise UserError(f"disk full while writing {folder.path / 'fit'}; free space, then {again}") from error
     return found
-
-
-def _refused_file(checkpoint: Path) -> str | None:
-    """The first of the files with Trainer's state that torch does not read, None if it reads them all."""
-    for name in ("optimizer.pt", "scheduler.pt", *sorted(file.name for file in checkpoint.glob("rng_state*.pth"))):
-        try:
-            with safe_globals():  # of NumPy's random numbers, as Trainer reads them
-                torch.load(checkpoint / name, map_location="cpu", weights_only=True)
-        except Exception:  # whatever torch and pickle raise: UnpicklingError, RuntimeError, EOFError, ...
-            return name
-    return None
 
 
 def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) -> dict[str, Any]:
