@@ -214,9 +214,6 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
         (["train", "absent.yaml"], ["absent.yaml", "does not exist"]),
         (["train", "recipe.yaml", "trainig.max_steps=3"], ["unknown key 'trainig'", "did you mean 'training'"]),
         (["train", "recipe.yaml", "method=pedira"], ["did you mean 'pedyra'"]),
-        (["train", "recipe.yaml", "training.max_step=3"], ["did you mean 'max_steps'"]),
-        (["train", "recipe.yaml", "lora.target_modules=[quary]"], ["'quary' matches no module", "query, key, value"]),
-        (["train", "recipe.yaml", "lora.r=0"], ["lora.r"]),
         (["train", "recipe.yaml", "lora.r=1e9"], ["lora.r is 1000000000", "65536"]),
         (["train", "recipe.yaml", 'name="a\\0b"'], ["name=", "holds a NUL, or half of a character"]),
         (["train", "recipe.yaml", 'data.text="\\ud800"'], ["data.text=", "holds a NUL, or half of a character"]),
@@ -229,8 +226,6 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
         (["train", "recipe.yaml", "training.lr_scheduler_type=cosine_with_min_lr"], ["lr_scheduler_type: ", "min_lr"]),
         (["train", "recipe.yaml", "lora.init=best"], ["PEFT cannot adapt this model: ", "best"]),
         (["train", "recipe.yaml", "model.name=tiny-bart", "model.attn_implementation=fast"], ["model.name", "fast"]),
-        (["train", "recipe.yaml", "lora.rank=4"], ["unknown key 'lora.rank'"]),
-        (["train", "recipe.yaml", "lora.lora_alpha=4"], ["did you mean 'lora.alpha'?"]),
         (
             ["train", "recipe.yaml", "method=pedyra", "rank.initial_warmup=9"],
             ["no rank could ever move", "of 4", "train for"],

@@ -38,6 +38,7 @@ from pedyra import PeDyra, RankAllocator
 from pedyra.allocate.checkpoint import restore
 from pedyra.app.recipe import load_recipe
 from pedyra.app.runs.arguments import training_arguments
+from pedyra.errors import UserError
 from pedyra.lab.cli import main as pedyra
 from pedyra.lab.compare.grid import load_grid
 from pedyra.lora.files import SUMS, write_sums
@@ -130,7 +131,7 @@ class Fuzz:
             message = told.getvalue().strip().splitlines()[-1]
             assert message.startswith("Error: "), f"no message but {message[:200]!r}"
             assert len(message) <= LONGEST, f"a message of {len(message)} letters"
-            raise ValueError(message)
+            raise UserError(message)
 
     def _export(self, run: Path) -> None:
         target = self.chance.choice(["peft", "padded"])
@@ -177,7 +178,7 @@ class Fuzz:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 read(place)
-        except ValueError:
+        except UserError:
             self.counts["refused"] += 1
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):

@@ -46,7 +46,7 @@ _SHAPE = {
 }
 
 
-class SideFileError(ValueError):
+class SideFileError(UserError):
     """It is raised for a side file that is missing, damaged, or belongs to another run; the message says which and
     what."""
 

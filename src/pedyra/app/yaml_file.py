@@ -60,12 +60,6 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
         raise UserError(f"{where} has {len(text):,} letters, and settings have at most {LONGEST:,}")
     try:
         content = _yaml().load(text if isinstance(text, str) else text.decode("utf-8-sig"))
-        for each in _texts(content):  # which no path, tokenizer or file takes
-            if re.search("[\0\ud800-\udfff]", each):
-                raise UserError(f"{where}: {each!r} holds a NUL, or half of a character")
-        return content
-    except UserError:
-        raise
     except UnicodeDecodeError as error:
         raise UserError(f"{where} is no text: {error}; give the path of a YAML file") from None
     except MarkedYAMLError as error:
@@ -73,16 +67,24 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
         reason = f"{error.problem}" + (f" (line {at.line + 1}, column {at.column + 1})" if at else "")
     except (YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that cannot be
         reason = " ".join(str(error).split())
+    else:
+        for each in _texts(content):  # which no path, tokenizer or file takes
+            if re.search("[\0\ud800-\udfff]", each):
+                raise UserError(f"{where}: {each!r} holds a NUL, or half of a character")
+        return content
     raise UserError(f"{where} is not valid YAML: {reason}")
 
 
 def _texts(content: Any) -> Iterator[str]:
-    """Find all texts in what was read, keys included."""
-    if isinstance(content, str):
-        yield content
-    elif isinstance(content, (dict, list, tuple)):
-        for each in content.items() if isinstance(content, dict) else content:
-            yield from _texts(each)
+    """Find all texts in what was read, keys included; what aliases repeat is looked at once."""
+    waiting, seen = [content], set()
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, (dict, list)) and id(each) not in seen:
+            seen.add(id(each))
+            waiting += [*each, *each.values()] if isinstance(each, dict) else each
 
 
 def _apply_override(content: dict[str, Any], override: str) -> None:

@@ -30,6 +30,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pedyra.errors import UserError
+
 INSTALL = "apt install bubblewrap libseccomp2 (dnf install bubblewrap libseccomp)"
 PACKAGES = "/packages"
 """Installed packages are seen here inside."""
@@ -77,7 +79,7 @@ finally:
 """This runs first inside: it gives up what is left of its rights, and then runs the source."""
 
 
-class SandboxRefused(ValueError):
+class SandboxRefused(UserError):
     """The sandbox cannot be set up here; one line that says why."""
 
 
