@@ -76,7 +76,7 @@ def test_a_run_on_a_read_only_disk_is_read_and_what_would_write_there_says_so(ca
         for writes in (
             ["report", "runs/recipe"],
             ["export", "runs/recipe", "--target", "peft"],
-            ["fit", "runs/recipe", "--parameters", "300"],
+            ["fit", "runs/recipe", "--rank", "1"],
             ["train", "recipe.yaml", "--overwrite"],
         ):
             code, _, stderr = call(*writes)
@@ -101,7 +101,7 @@ def test_a_fit_is_told_before_it_is_written(call, monkeypatch):
         raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("pedyra.fitting.result.Fit.write", refuse)
-    code, out, stderr = call("fit", "runs/recipe", "--parameters", "300")
+    code, out, stderr = call("fit", "runs/recipe", "--rank", "1")
     assert code == 2 and "parameters" in out
     assert_one_line(stderr, "No space left on device")
 

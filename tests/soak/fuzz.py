@@ -80,7 +80,7 @@ class Fuzz:
             "inspect": ("run", "adapter/*", lambda p: self.command("inspect", p), 3),
             "export": ("run", "adapter/*", self._export, 4),
             "merged": ("run", "[ar]*/*", lambda p: self.command("export", p, "--target", "merged"), 0.3),
-            "fit": ("run", "adapter/*", lambda p: self.command("fit", p, "--parameters", "500"), 0.3),
+            "fit": ("run", "adapter/*", lambda p: self.command("fit", p, "--rank", "1"), 0.3),
             "report": ("run", "*.*", lambda p: self.command("report", p), 2),
             "eval": ("run", "*.*", lambda p: self.command("eval", p), 0.2),
             "eval adapter": ("run", "adapter/*", lambda p: self.command("eval", p), 0.2),
