@@ -27,13 +27,22 @@ def test_names_are_numbered_in_their_order_or_sorted():
     assert (given.count, given.names, given.number("no")) == (3, ("yes", "no", "perhaps"), 1)
 
 
-def test_names_that_look_like_numbers_are_names():
-    stars = labels(["1", "2", "3+", "1"])
-    assert (stars.names, [stars.number(value) for value in ("1", "2", "3+")]) == (("1", "2", "3+"), [0, 1, 2])
-    turned = labels(["1", "0"], labels=["1", "0"])
-    assert (turned.number("1"), turned.number("0")) == (0, 1)
-    assert labels(["10", "20"], labels=["10", "20"]).number("20") == 1
-    assert labels(["0", "1"], labels=["no", "yes"]).number("1") == 1  # no name: the number of a class
+@pytest.mark.parametrize(
+    ("found", "asked", "numbers"),
+    [
+        (labels(["1", "2", "3+", "1"]), ["1", "2", "3+"], [0, 1, 2]),  # names that look like numbers are names
+        (labels([1, 2, "unk"]), [1, 2, "unk"], [0, 1, 2]),
+        (labels([True, "false"]), [True, "false"], [0, 1]),
+        (labels(["1", "0"], labels=["1", "0"]), ["1", "0"], [0, 1]),
+        (labels(["10", "20"], labels=["10", "20"]), ["10", "20"], [0, 1]),
+        (labels([1, 5, 3], labels=["1", "2", "3", "4", "5"]), [1, 5, 3.0], [0, 4, 2]),
+        (labels(["1.0", "2.0", 1], labels=["1.0", "2.0"]), ["1.0", "2", 1.0], [0, 1, 0]),
+        (labels(["0", "1"], labels=["no", "yes"]), ["1"], [1]),  # no name: the number of a class
+        (labels([0, 1], class_names=["1", "2"]), [0, 1], [0, 1]),  # of a source whose rows hold class numbers
+    ],
+)
+def test_numbers_are_names_where_they_are_given_or_found_as_names(found: Any, asked: list[Any], numbers: list[int]):
+    assert [found.number(value) for value in asked] == numbers
 
 
 def test_names_that_the_source_declares_go_with_its_numbers():
@@ -80,13 +89,6 @@ def test_a_regression_takes_numbers():
     assert (found.count, found.number("1.5"), found.number(2)) == (1, 1.5, 2.0)
 
 
-def test_names_that_are_numbers_are_those_in_the_data():
-    stars = labels([1, 5, 3], labels=["1", "2", "3", "4", "5"])
-    assert [stars.number(value) for value in (1, 5, 3.0)] == [0, 4, 2]
-    declared = labels([0, 1], class_names=["1", "2"])  # by the source, whose rows hold class numbers
-    assert (declared.number(1), declared.count, declared.as_labels) == (1, 2, ["0", "1"])
-
-
 def test_as_labels_of_a_file_classes_keep_their_numbers():
     for values, names in (
         ([0, 1, 2], None),
@@ -99,15 +101,3 @@ def test_as_labels_of_a_file_classes_keep_their_numbers():
         first = labels(values, class_names=names)
         again = labels(values, labels=first.as_labels)
         assert [again.number(value) for value in values] == [first.number(value) for value in values]
-
-
-def test_numbers_among_names_are_names():
-    mixed = labels([1, 2, "unk"])
-    assert (mixed.names, [mixed.number(value) for value in (1, 2, "unk")]) == (("1", "2", "unk"), [0, 1, 2])
-    flags = labels([True, "false"])
-    assert (flags.number(True), flags.number("false")) == (0, 1)
-
-
-def test_names_of_numbers_may_be_written_as_the_rows_write_them():
-    found = labels(["1.0", "2.0", 1], labels=["1.0", "2.0"])
-    assert [found.number(value) for value in ("1.0", "2", 1.0)] == [0, 1, 0]

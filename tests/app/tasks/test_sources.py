@@ -180,15 +180,10 @@ def test_empty_cells_that_spreadsheets_add_at_the_end_are_passed_over(tmp_path: 
         assert rows(tmp_path / "d.csv") == [{"text": "a", "label": "0"}]
 
 
-def test_bytes_and_lists_are_no_text(tmp_path: Path):
+def test_bytes_are_no_text(tmp_path: Path):
     pyarrow.parquet.write_table(pyarrow.table({"text": [b"a", b"b"], "label": [0, 1]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="row 1 of .* has a bytes in column 'text'"):
         rows(tmp_path / "a.parquet")
-    (tmp_path / "a.jsonl").write_text('{"q": "one", "a": ["two"]}\n')
-    with pytest.raises(ValueError, match="row 1 of .* has a list in column 'a'"):
-        rows(tmp_path / "a.jsonl", kind="causal_lm", prompt="q", completion="a")
-    (tmp_path / "m.jsonl").write_text('{"chat": [{"role": "user", "content": "hi"}]}\n')
-    assert rows(tmp_path / "m.jsonl", kind="causal_lm", messages="chat")
 
 
 def test_texts_that_look_like_dates_or_numbers_stay_texts(tmp_path: Path):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -120,6 +122,7 @@ def test_a_known_set_takes_the_template_of_training(tmp_path: Path):
             {"mine": {"source": "FILE", "template": "{q}", "reference": "n", "score": "gsm8k"}},
             "row 2 of the test set mine: the reference 'none' holds no number",
         ),
+        ({"chat": {"template": "{q}"}}, "generate.chat.template has no meaning for a set of held-out chats; remove it"),
         ({"mine": {"template": "{q} {document}"}}, "the template '{q} {document}' cannot be filled from a row"),
         ({"mine": {"template": "{document:d}"}}, "the template '{document:d}' cannot be filled from a row"),
     ],
@@ -128,7 +131,7 @@ def test_what_cannot_be_asked_is_told(tmp_path: Path, generate: dict[str, Any], 
     source = file_of(tmp_path, [{"q": "x", "a": "y", "n": "#### 4"}, {"q": "z", "a": " ", "n": "none"}])
     named = {name: {k: source if v == "FILE" else v for k, v in keys.items()} for name, keys in generate.items()}
     with pytest.raises(ValueError, match=told):
-        load(TEMPLATE, named)
+        load({"messages": "messages"} if "chat" in generate else TEMPLATE, named)
 
 
 @pytest.mark.parametrize(("score", "package"), [("rouge", "rouge_score"), ("math", "math_verify")])
@@ -148,38 +151,20 @@ def test_an_empty_prompt_is_told_where_the_tokenizer_begins_no_text():
         load(data, {"mine": {}}, "tiny-t5", rows)
 
 
-@pytest.mark.parametrize("key", ["template", "reference"])
-def test_keys_that_a_chat_passes_over_are_refused(key: str):
-    with pytest.raises(ValueError, match=f"generate.mine.{key} has no meaning for a set of held-out chats; remove it"):
-        load({"messages": "messages"}, {"mine": {key: "{document}"}})
-
-
-def test_prompts_leave_room_for_an_answer():
+@pytest.mark.parametrize(
+    ("encoder_decoder", "length", "positions", "told"),
+    [
+        (False, 100, 600, None),
+        (False, 101, 600, "longest prompt has 101 tokens, .* max_new_tokens 500 .* 600 positions; lower"),
+        (True, 600, 600, None),  # the answer has positions of its own
+        (True, 601, 600, "longest source has 601 tokens, .* set data.max_length to 600"),
+    ],
+)
+def test_prompts_leave_room_for_an_answer(encoder_decoder: bool, length: int, positions: int, told: str | None):
     (found,) = load(TEMPLATE, {"mine": {"max_new_tokens": 500}})
-
-    class Config:
-        max_position_embeddings = 512
-
-    with pytest.raises(
-        ValueError, match=r"longest prompt has \d+ tokens, .* max_new_tokens 500 .* 512 positions; lower"
-    ):
-        check_lengths(found, Config())
-    Config.max_position_embeddings = 600
-    check_lengths(found, Config())
-
-
-def test_a_source_longer_than_an_encoder_has_positions_is_told():
-    (found,) = load({"kind": "seq2seq", **TEMPLATE, "max_length": None}, {"mine": {}}, "tiny-bart")
-    longest = max(map(len, found.prompts))
-
-    class Config:
-        is_encoder_decoder = True
-        max_position_embeddings = 70
-
-    check_lengths(replace(found, prompts=[[1] * 70]), Config())
-    with pytest.raises(ValueError, match="longest source has 71 tokens, .* set data.max_length to 70"):
-        check_lengths(replace(found, prompts=[[1] * 71]), Config())
-    assert longest < 70
+    config = SimpleNamespace(is_encoder_decoder=encoder_decoder, max_position_embeddings=positions)
+    with nullcontext() if told is None else pytest.raises(ValueError, match=told):
+        check_lengths(replace(found, prompts=[[1] * length]), config)
 
 
 @pytest.mark.parametrize(
@@ -281,11 +266,3 @@ def test_code_is_asked_as_it_stands_and_judged_by_its_tests(tmp_path: Path, monk
     scores = score(judged, written(good, bad, bad, none), sandbox=None)
     assert scores.metrics == {"humaneval": 0.25, "humaneval_unparsable": 1.0, "humaneval_unfinished": 0.0}
     assert scores.notes == ["2 failed, 1 passed, 1 unparsable"]
-
-
-def test_rows_that_are_no_problems_are_told(tmp_path: Path):
-    source = file_of(tmp_path, [ADD, {"task_id": 2, "x": 1}])
-    with pytest.raises(
-        ValueError, match=r"row 2 of generate.humaneval is no problem of HumanEval\(\+\) or MBPP\(\+\): it"
-    ):
-        load(TEMPLATE, {"humaneval": {"source": source}})
