@@ -21,7 +21,7 @@ from pedyra.fitting.judge import Batch, Cut, Judge
 from pedyra.fitting.paired import paired
 from pedyra.fitting.result import Fit
 from pedyra.fitting.search import FEW, LEAST, proved, search
-from pedyra.fitting.sizes import Held, of_rank, ranks_below, risen, size, whole
+from pedyra.fitting.sizes import Answers, Held, of_rank, ranks_below, risen, size, whole
 from pedyra.fitting.verdict import Against, Candidate, Factors, Tolerance, verdict
 from pedyra.fitting.wanted import Wanted
 
@@ -138,10 +138,13 @@ class _Fitting:
                 f"won, such as 1%"
             )
 
+        answers: dict[tuple[int, ...], Answers] = {}
+
         def ask(each: Candidate, part: float) -> Against:
             self.bar.set_description(f"rank {each.rank}, {each.share:.1%}")
             factors = cut_factors(self.model, calibration, each.ranks, self.adapter)
-            return held.compared(partial(cut_to, self.model, factors, self.adapter), part)
+            known = answers.setdefault((*each.ranks.values(),), Answers())
+            return held.compared(partial(cut_to, self.model, factors, self.adapter), part, known)
 
         everything = size(calibration, whole(calibration))
         sizes = [each for each in sizes if each.ranks != everything.ranks]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -62,16 +63,26 @@ def ranks_below(highest: int) -> list[int]:
     return sorted((rank for rank in every if 2 * rank <= highest), reverse=True)
 
 
+@dataclass
+class Answers:
+    """What one model has answered so far, on the first batches of this process."""
+
+    losses: list[float] = field(default_factory=list)
+    predictions: Predictions = field(default_factory=list)
+
+
 class Held:
     """Held-out rows on which any model is compared with the whole adapter, batch by batch."""
 
     def __init__(self, judge: Judge, batches: Sequence[Batch], counted: Counted, *, predicts: bool = False) -> None:
         self._judge, self._batches, self._counted, self._predicts = judge, batches, counted, predicts
         self._weights = [judge.samples(batch) for batch in batches]
-        losses, self.metrics, self.correct = self._judged(judge.whole, partial(evaluating, judge.model), batches)
+        answers = Answers()
+        self._ask(judge.whole, partial(evaluating, judge.model), answers, len(batches))
+        self._whole = answers.losses
+        self.metrics, self.correct = self._told(answers)
         """Of the whole adapter."""
-        self._whole = losses
-        self.batches = len(gather_object(losses))
+        self.batches = len(gather_object(answers.losses))
         """Of all processes."""
 
     @property
@@ -84,36 +95,43 @@ class Held:
         """How much each of these batches counts: its samples."""
         return gather_object(self._weights)
 
-    def compared(self, cut: Cut, part: float = 1.0) -> Against:
+    def compared(self, cut: Cut, part: float = 1.0, answers: Answers | None = None) -> Against:
         """The model that `cut` makes beside the whole adapter, on the first rows of the held-out ones.
 
         Args:
             part: of the rows that are asked; metrics are of all of them.
+            answers: those of an earlier call for the same model, which are gone on from.
         """
-        batches = self._batches[: max(1, round(part * len(self._batches)))]
-        losses, metrics, correct = self._judged(self._judge.losses, cut, batches)
-        both = [gather_object(each[: len(losses)]) for each in (self._whole, losses, self._weights)]
-        pairs = None
-        if part == 1 and correct is not None and self.correct is not None:
-            pairs = Pairs.of(self.correct, correct)
-        return Against(rise=paired(*both), pairs=pairs, metrics=metrics if part == 1 else {})
+        answers = Answers() if answers is None else answers
+        self._ask(self._judge.losses, cut, answers, max(1, round(part * len(self._batches))))
+        count = len(answers.losses)
+        rise = paired(*(gather_object(each[:count]) for each in (self._whole, answers.losses, self._weights)))
+        if count < len(self._batches):
+            return Against(rise=rise)
+        metrics, correct = self._told(answers)
+        pairs = None if correct is None or self.correct is None else Pairs.of(self.correct, correct)
+        return Against(rise=rise, pairs=pairs, metrics=metrics)
 
     def losses(self, cut: Cut) -> tuple[list[float], Metrics]:
         """Of each batch of all processes with the model that `cut` makes, and its metrics."""
-        losses, metrics, _ = self._judged(self._judge.losses, cut, self._batches)
-        return gather_object(losses), metrics
+        answers = Answers()
+        self._ask(self._judge.losses, cut, answers, len(self._batches))
+        return gather_object(answers.losses), self._told(answers)[0]
 
-    def _judged(
-        self, judged: Callable[..., Iterable[float]], cut: Cut, batches: Sequence[Batch]
-    ) -> tuple[list[float], Metrics, list[bool] | None]:
-        """The losses of this process's batches; metrics, and which rows are right, of all processes."""
-        predictions: Predictions | None = [] if self._predicts and len(batches) == len(self._batches) else None
-        losses = list(self._counted(judged(batches, cut, predictions)))
-        if predictions is None:
-            return losses, {}, None
-        every = gather_object(predictions)
-        metrics = self._judge.metrics(every)
-        return losses, metrics, self._judge.correct(every, metrics)
+    def _ask(self, judged: Callable[..., Iterable[float]], cut: Cut, answers: Answers, count: int) -> None:
+        """Have the model answer the first `count` batches of this process, those aside that it has answered."""
+        batches = self._batches[len(answers.losses) : count]
+        predictions = answers.predictions if self._predicts else None
+        if batches:
+            answers.losses += self._counted(judged(batches, cut, predictions))
+
+    def _told(self, answers: Answers) -> tuple[Metrics, list[bool] | None]:
+        """The metrics of all rows, and which of them are right."""
+        if not self._predicts:
+            return {}, None
+        predictions = gather_object(answers.predictions)
+        metrics = self._judge.metrics(predictions)
+        return metrics, self._judge.correct(predictions, metrics)
 
 
 def risen(held: Held, losses: Sequence[float]) -> Increase:
