@@ -129,6 +129,18 @@ def test_a_live_adapter_without_a_layer_trains_on_beside_another(make_net: Any):
     assert trained and all("default" in name for name in trained)
 
 
+def test_a_cut_of_layers_that_another_one_has_taken_out_is_told(make_net: Any, tmp_path: Path):
+    model = make_net(trained=True)
+    found = calibrate(Judge(model, loss), batches(3))
+    large, small = (
+        cut_factors(model, found, dict(zip(found.layers, each, strict=True))) for each in ([1] * 3, [0, 1, 1])
+    )
+    cut_live(model, small)
+    for act in (lambda: cut_live(model, large), lambda: write_cut(saved(model, tmp_path / "in"), large, tmp_path, {})):
+        with pytest.raises(UserError, match="has no layer .* any more"):
+            act()
+
+
 @pytest.mark.parametrize("live", [False, True])
 def test_the_magnitude_of_a_layer_without_directions_stays(make_net: Any, tmp_path: Path, live: bool):
     """DoRA's, where a method has emptied the layer: it changes the base weight by itself."""

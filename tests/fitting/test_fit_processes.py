@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,11 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 import pedyra
 from pedyra.fitting.fit import labelled
 from pedyra.fitting.judge import Judge
-from pedyra.fitting.wanted import Wanted
-from pedyra.trainer.judge import TrainerJudge
-from pedyra.trainer.rows import fit_rows
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="forks are for Linux without an accelerator")
 
 
-def found_by(rank: int, size: int, out: str, weights: str, recover: int) -> dict[str, Any]:
+def found_by(rank: int, size: int, out: str, weights: str) -> dict[str, Any]:
     """What one process, or two, find of the classifier with these weights; a step at rate 0 sets up Trainer's DDP."""
     shape: Any = dict(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
     shape |= dict(max_position_embeddings=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -45,7 +41,7 @@ def found_by(rank: int, size: int, out: str, weights: str, recover: int) -> dict
     )  # fmt: skip
     trainer = Trainer(model, arguments, train_dataset=rows(32, 1), eval_dataset=rows(64, 2), compute_metrics=accuracy)
     trainer.train()
-    found = pedyra.fit(trainer, tolerance=0.05, rows=32, recover=recover)
+    found = pedyra.fit(trainer, tolerance=0.05)
     found.save(Path(out, "small"))
     found.apply()
     trained = {name: weight.flatten().tolist() for name, weight in model.named_parameters() if "lora_" in name}
@@ -56,19 +52,16 @@ def found_by(rank: int, size: int, out: str, weights: str, recover: int) -> dict
     return {"row": found.row(), "curve": found.curve_rows(), "trained": trained, "further": further}
 
 
-@pytest.mark.parametrize("recover", [0, 4], ids=["cut", "recovered"])
-def test_two_processes_find_what_one_finds(make_trainer: Any, tmp_path: Path, recover: int):
+def test_two_processes_find_what_one_finds(make_trainer: Any, tmp_path: Path):
     weights = str(tmp_path / "weights.safetensors")
     save_file(make_trainer().model.state_dict(), weights)
-    first, second = together(found_by, 2, str(tmp_path / "two"), weights, recover)
+    first, second = together(found_by, 2, str(tmp_path / "two"), weights)
     assert first == second  # to the last bit
     two = first["row"]
     assert two["share"] < 1
     saved = load_file(tmp_path / "two" / "small" / "adapter_model.safetensors")
     assert sum(each.numel() for key, each in saved.items() if "lora_" in key) == two["parameters"]
-    if recover:  # a step of two processes has twice the rows
-        return
-    (alone,) = together(found_by, 1, str(tmp_path / "one"), weights, recover)
+    (alone,) = together(found_by, 1, str(tmp_path / "one"), weights)
     one = alone["row"]
     assert two["batches"] == one["batches"] and two["won"] == pytest.approx(one["won"], rel=1e-4)
     for ours, theirs in zip(first["curve"], alone["curve"], strict=True):
@@ -76,29 +69,6 @@ def test_two_processes_find_what_one_finds(make_trainer: Any, tmp_path: Path, re
             near = isinstance(value, float)
             assert ours[key] == (pytest.approx(value, rel=1e-3, abs=1e-6) if near else value)
     assert two["ranks"] == one["ranks"] and two["metrics"] == one["metrics"]
-
-
-def parts_by(rank: int, size: int, out: str) -> tuple[list[int], str]:
-    """Batches of the parts of a fit of so few rows that a process has one for the choice, and what a fit says of it."""
-    shape: Any = dict(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
-    lora = LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["query"], init_lora_weights=False)  # type: ignore[arg-type]
-    model: Any = get_peft_model(BertForSequenceClassification(BertConfig(**shape)), lora)
-    arguments = TrainingArguments(
-        out, max_steps=1, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, label_names=["labels"],
-        ddp_backend="gloo" if size > 1 else None, ddp_find_unused_parameters=False,
-    )  # fmt: skip
-    trainer = Trainer(model, arguments, train_dataset=rows(32, 1), eval_dataset=rows(16, 2))
-    trainer.train()
-    parts = fit_rows(TrainerJudge(trainer, model), None, Wanted(rows=32, recover=0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = pedyra.fit(trainer, rows=32, recover=0)
-    return [len(parts.choice), len(parts.proof)], found.verdict
-
-
-def test_one_batch_of_the_choice_in_each_process_is_enough(tmp_path: Path):
-    for parts, verdict in together(parts_by, 2, str(tmp_path)):
-        assert parts == [1, 3] and verdict
 
 
 def labelled_by(rank: int, size: int, out: str) -> list[int]:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from closeness import close
-from pedyra.fitting.curve import Ladder
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import ProcessorMixin, Trainer, TrainingArguments
@@ -24,12 +21,10 @@ from pedyra.app.recipe_sections import ModelSection
 from pedyra.fitting.calibration import calibrate, lora_layers
 from pedyra.fitting.cut import cut_factors, cut_to
 from pedyra.fitting.fit import Fit, GeneralRows, Rows, fit_batches
-from pedyra.fitting.general import HarmLadder, harm_first, scaled, slopes_at_half, text_batches, texts_of
+from pedyra.fitting.general import by_harm, harm_first, scaled, slopes_at_half, text_batches, texts_of
 from pedyra.fitting.gramians import Calibration, Measured
 from pedyra.fitting.judge import Judge, model_loss
-from pedyra.fitting.search import Search
-from pedyra.fitting.verdict import Increase, Tolerance
-from pedyra.fitting.wanted import Shape, Wanted
+from pedyra.fitting.wanted import Wanted
 from pedyra.fitting.worth import Balance
 from pedyra.lab.cli import main
 from pedyra.trainer.rows import general_rows
@@ -80,63 +75,32 @@ def of_general(model: nn.Module, batch: Any) -> Tensor:
     return model(batch["x"])[:, 3].square().mean()
 
 
-def fitted(
-    general: bool,
-    recover: int | None = 0,
-    parameters: int | None = None,
-    tolerance: float = 0.019,
-    adapter: str = "default",
-) -> Fit:
+def fitted(tolerance: float = 0.019, adapter: str = "default", harm: Any = of_general) -> Fit:
     model = planted(adapter)
-    rows = Rows(calibration=batches(60, 1), choice=batches(60, 2), proof=batches(120, 3))
-    if general:
-        of_text = GeneralRows(judge=Judge(model, of_general), slopes=batches(20, 4), proof=batches(20, 5))
-        rows = Rows(calibration=rows.calibration, choice=rows.choice, proof=rows.proof, general=of_text)
-    wanted = Wanted(tolerance=tolerance, recover=recover, parameters=parameters)
-    return fit_batches(Judge(model, of_task), rows, wanted, adapter=adapter)
-
-
-def delta(found: Fit) -> Tensor:
-    ((A, B),) = found.factors.values()
-    return B @ A
+    of_text = GeneralRows(judge=Judge(model, harm), slopes=batches(20, 4), proof=batches(20, 5))
+    rows = Rows(calibration=batches(60, 1), held=batches(120, 3), general=of_text)
+    return fit_batches(Judge(model, of_task), rows, Wanted(tolerance=tolerance), adapter=adapter)
 
 
 def test_of_two_that_may_go_the_one_that_harms_general_rows_goes():
     """Without x_2 1.0 % of what was won is lost, without x_1 1.4 %, and without both more than is allowed."""
-    without = delta(fitted(general=False))
-    kept = WHOLE * torch.tensor([1.0, 1.0, 0.0])  # but for the last row, which the task does not see
-    torch.testing.assert_close(without[:3], kept[:3], rtol=0, atol=0.1)
-    found = fitted(general=True)
-    torch.testing.assert_close(delta(found), WHOLE * torch.tensor([1.0, 0.0, 1.0]), rtol=0, atol=0.1)
-    assert found.forgetting is not None and found.verdict == "forgets less" and "1% of what" in found.words
+    found = fitted()
+    ((A, B),) = found.factors.values()
+    torch.testing.assert_close(B @ A, WHOLE * torch.tensor([1.0, 0.0, 1.0]), rtol=0, atol=0.1)
+    assert found.forgetting is not None and found.verdict == "forgets less"
     assert found.forgetting.whole.mean == pytest.approx(1.0, abs=0.15)  # E[x_1^2]
     assert found.forgetting.smaller.mean == pytest.approx(0.0, abs=0.01)
     assert found.row()["general_undone"] == pytest.approx(-found.forgetting.whole.mean, abs=0.01)
-    assert "general" in str(found)
-
-
-def test_what_an_adapter_of_another_name_harms_is_told():
-    found, named = fitted(general=True), fitted(general=True, adapter="norwegian")
+    named = fitted(adapter="norwegian")
     assert named.forgetting == found.forgetting and named.words == found.words
 
 
-def test_recovery_would_bring_back_what_was_forgotten():
-    assert fitted(general=True, recover=None).chosen.recovered is None
-    with pytest.raises(ValueError, match="leave recover out"):
-        fitted(general=True, recover=3)
-
-
-def test_an_adapter_that_harms_nothing_is_told(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(globals(), "of_general", lambda model, batch: (model(batch["x"]) * 0).sum() + 1)
-    found = fitted(general=True)
-    assert found.verdict == "unknown" and "nothing to undo" in found.words
-    assert fitted(general=True, parameters=14).chosen.parameters == 14  # of 21
-
-
-def test_where_no_smaller_size_is_good_enough_nothing_is_undone():
-    """The tolerance is smaller than what any direction is worth."""
-    found = fitted(general=True, tolerance=0.001)
-    assert found.is_whole and found.verdict == "unknown" and "is undone" in found.words
+def test_where_nothing_is_undone_that_is_unknown():
+    """An adapter that harms nothing; and a tolerance that is smaller than what any direction is worth."""
+    harmless = fitted(harm=lambda model, batch: (model(batch["x"]) * 0).sum() + 1)
+    assert harmless.verdict == "unknown" and "nothing to undo" in harmless.words
+    tight = fitted(tolerance=0.001)
+    assert tight.is_whole and tight.verdict == "unknown"
 
 
 @pytest.mark.parametrize("part", [0.5, 1.0])
@@ -182,38 +146,37 @@ def test_harmless_directions_go_last_and_the_whole_says_the_same(trained_bert: A
         for name in task
         for gain, harm in zip((-task[name]).tolist(), general[name].tolist(), strict=True)
     )
-    ladder = Ladder(found, Shape())
-    removed = []
-    for index in range(len(ladder) - 1):
-        before, after = ladder.point(index).ranks, ladder.point(index + 1).ranks
-        removed += [name for name in before if before[name] != after[name]]
-    assert removed == [name for _, _, name in expected[: len(removed)]] and len(removed) > 30
+    entries = [
+        (float(worth), name) for name, layer in found.layers.items() for worth in layer.increases / layer.parameters
+    ]
+    assert [name for _, name in sorted(entries)] == [name for _, _, name in expected]
     said = model(**rows[0]).logits
     everything = {name: layer.rank for name, layer in found.layers.items()}
     with cut_to(model, cut_factors(model, found, everything)):
         assert close(model(**rows[0]).logits, said)
 
 
-def test_sizes_are_searched_by_the_harm_that_is_left(trained_bert: Any, tokens: dict[str, Tensor]):
-    """One direction does 8 of 11 parts of the harm, and three do one part each; the others do good."""
-    rows = [{**tokens, "labels": torch.tensor([0, 1, 0, 1])}]
-    calibration = calibrate(Judge(trained_bert.eval()), rows * 2)
-    task = {name: -torch.ones(layer.rank).double() for name, layer in calibration.layers.items()}
-    general = {name: -torch.ones(layer.rank).double() for name, layer in calibration.layers.items()}
-    first, *others = general
-    general[first][2] = 8.0
-    for name in others[:3]:
-        general[name][0] = 1.0
-    found, harm = harm_first(calibration, task, general)
-    ladder = HarmLadder(found, Shape(), harm)
-    assert [ladder.share(index) for index in range(4)] == pytest.approx([1, 3 / 11, 2 / 11, 1 / 11])
-    assert ladder.share(4) == ladder.share(len(ladder) - 1) == 1 / 256
-    assert [ladder.at(part) for part in (1.0, 0.5, 3 / 11, 0.2, 0.0)] == [0, 1, 1, 2, 4]
-    assert ladder.point(1).ranks[first] == 3  # of four
+def test_sizes_go_by_the_harm_that_is_left():
+    """Of ten directions the first to go do 8, 3, 1 and no more parts of the harm, the others do good. At least one
+    stays, and an empty layer is none."""
+    calibration = calibrate(Judge(planted(), of_task), batches(4, 1))
+    layer = calibration.layers["linear"]
+
+    def of(rank: int) -> Measured:
+        values = torch.arange(rank, 0, -1).double()
+        eye = torch.eye(rank).double()
+        return Measured(Balance(eye, eye, values), layer.products.new_zeros(4, rank, rank), 1.0, 1)
+
+    found = Calibration({"linear": of(10), "empty": of(0)}, torch.ones(4).double(), 0)
+    harm = torch.tensor([-1.0] * 7 + [1.0, 3.0, 8.0])  # in the order in which they stay
+    sizes = by_harm(found, {"linear": harm, "empty": torch.zeros(0)})
+    assert [each.ranks["linear"] for each in sizes] == [9, 8, 7]  # 4, 1 and 0 of 12 parts are left
+    every = by_harm(found, {"linear": torch.ones(10), "empty": torch.zeros(0)})
+    assert [each.rank for each in every] == [7, 5, 3, 2, 1]
 
 
 TEXTS = [
-    f"the {word} of {other}" for word in ("sea", "sun", "song", "sound") for other in ("a", "an", "all", "and") * 8
+    f"the {word} of {other}" for word in ("sea", "sun", "song", "sound") for other in ("a", "an", "all", "and") * 12
 ]
 
 
@@ -245,9 +208,11 @@ def test_a_folder_is_cut_so_that_it_forgets_less(folder: Path, tmp_path: Path, c
     row = json.loads((tmp_path / "fit.jsonl").read_text().splitlines()[0])
     assert row["general_undone"] == pytest.approx(row["general_smaller"] - row["general_whole"], abs=1e-6)
     out = capsys.readouterr().out
-    assert "of general 64 to say what harms them and 64 for its proof" in out
+    assert "of general 96 to say what harms them and 96 for its proof" in out
     rows = list(bench_forgetting([folder], TEXTS, rows=32))
-    assert [row["way"] for row in rows] == ["base", "whole", *["scaled"] * 3, *["general"] * 3, "task"]
+    assert {row["way"] for row in rows} == {"base", "whole", "scaled", "general", "task", "intruders"}
+    loss = {(row["way"], row["asked"]): (row["loss"], row["general_loss"]) for row in rows}
+    assert loss["whole", 1.0][0] < loss["base", 0.0][0] and len({*loss.values()}) == len(rows)
 
 
 def test_what_is_wrong_is_told_before_anything_is_measured(make_trainer: Any, tmp_path: Path):
@@ -262,7 +227,7 @@ def test_what_is_wrong_is_told_before_anything_is_measured(make_trainer: Any, tm
     with pytest.raises(ValueError, match="give the Trainer its tokenizer"):
         pedyra.fit(trainer, general=TEXTS)
     trainer = Trainer(model, args, eval_dataset=[], processing_class=tokenizer)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="general has 40 texts, .* give at least 64"):
+    with pytest.raises(ValueError, match="general has 40 texts, .* give at least 192"):
         pedyra.fit(trainer, general=TEXTS[:40])
     rows = general_rows(trainer, model, TEXTS, 1024)
     trainer.processing_class = ProcessorMixin.__new__(ProcessorMixin)  # of text and images, as TRL finds it for some
@@ -275,7 +240,9 @@ def test_what_is_wrong_is_told_before_anything_is_measured(make_trainer: Any, tm
         texts_of("a long text")
     with pytest.raises(ValueError, match="the general text '' has fewer than two tokens"):
         text_batches(tokenizer, ["one two", ""], size=8)
-    with pytest.raises(ValueError, match="leaves no rows for"):  # of the task; and a stream of texts has no end
+    with pytest.raises(
+        ValueError, match="leaves no rows to calibrate"
+    ):  # of the task; and a stream of texts has no end
         pedyra.fit(trainer, general=cycle(TEXTS), rows=256)
 
 
@@ -286,42 +253,6 @@ def test_where_no_batch_counts_no_slope_is_made_up():
         slopes_at_half(
             Judge(model, lambda model, batch: of_general(model, batch) * float("inf")), batches(4, 2), calibration
         )
-
-
-def test_a_layer_that_is_empty_does_no_harm():
-    model = planted()
-    calibration = calibrate(Judge(model, of_task), batches(4, 1))
-    (name, layer) = next(iter(calibration.layers.items()))
-    zero = torch.zeros(0, 0).double()
-    none = Measured(Balance(zero, zero, zero.flatten()), layer.products[:, :0, :0], 0.0, 7)
-    ladder = HarmLadder(
-        replace(calibration, layers={name: layer, "empty": none}),
-        Shape(),
-        {name: torch.tensor([3.0, 2.0, 1.0]), "empty": torch.zeros(0)},
-    )
-    assert [ladder.share(index) for index in range(3)] == pytest.approx([1.0, 5 / 6, 3 / 6])
-
-
-def test_sizes_before_a_direction_that_has_to_stay_are_found():
-    """Nine directions do a thousandth of the harm each. The next does the rest, and without it the task is lost. The
-    last does none."""
-    layer = calibrate(Judge(planted(), of_task), batches(4, 1)).layers["linear"]
-    eye, values = torch.eye(11).double(), torch.arange(11, 0, -1).double()
-    wide = Measured(Balance(eye, eye, values), torch.diag_embed(layer.slopes[:, :1].expand(-1, 11)), 1.0, 1)
-    harm = torch.tensor([0.0, 0.991] + [0.001] * 9)
-    calibration = Calibration({"linear": wide}, torch.ones(len(layer.slopes)).double(), 0)
-    ladder = HarmLadder(calibration, Shape(), {"linear": harm})
-
-    def rise(size: Any) -> Increase:
-        return Increase(0.0 if size.ranks["linear"] > 1 else 1.0, 1e-6, 64)
-
-    asked: Any = SimpleNamespace(
-        recovers=False, ahead=(1.0, 64), on_choice=rise, on_proof=lambda size: (rise(size), {})
-    )
-
-    limit = Tolerance(Increase(0.01, 0.0, 64), 1.0)
-    found = Search(ladder, limit, asked).choose()
-    assert found is not None and found.ranks["linear"] < 8
 
 
 def test_padding_is_neither_seen_nor_judged():

@@ -1,14 +1,19 @@
-"""What a mean loss is a mean over, as each kind of model tells when it is given one sample at a time."""
+"""What a mean loss is a mean over, as a model tells of one sample at a time; and which outputs are compared."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from closeness import close, same_bits
+from torch import Tensor, nn
 
-from pedyra.fitting.judge import Judge
+from pedyra.fitting.fit import Rows, fit_batches
+from pedyra.fitting.judge import DivergenceJudge, Judge, asked, divergence, model_outputs
+from pedyra.fitting.wanted import Wanted
 
 IDS = torch.arange(3, 23).view(4, 5)
 CLASSES = torch.tensor([0, 1, 1, 0])
@@ -62,3 +67,62 @@ def test_rows_count_where_labels_are_no_classes(name, labels, make_tiny):
 
 def test_rows_count_without_labels(make_tiny):
     assert Judge(make_tiny("GPT2LMHeadModel")).samples({"input_ids": IDS, "margin": torch.zeros(4)}) == 4
+
+
+def test_divergence_by_hand():
+    student = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
+    teacher = torch.tensor([[0.0, 0.0], [torch.tensor(3.0).log().item(), 0.0]])  # 1/2, 1/2 and 3/4, 1/4
+    expected = (0.75 * torch.tensor(1.5).log() + 0.25 * torch.tensor(0.5).log()) / 2
+    assert close(divergence(student, teacher), expected)
+
+
+@pytest.mark.parametrize(("name", "places"), [("GPT2LMHeadModel", slice(1, 3)), ("T5ForConditionalGeneration", [2, 3])])
+def test_a_model_that_writes_is_asked_where_a_label_is(name: str, places: Any, make_tiny: Any):
+    """One place before it; of an encoder-decoder, whose decoder is given the labels one place later, at it."""
+    model = make_tiny(name).eval()
+    batch = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "labels": torch.tensor([[-100, -100, 7, 8]])}
+    (found,) = model_outputs(model, batch)
+    torch.testing.assert_close(found, model(**batch).logits[0, places])
+
+
+def test_what_is_no_token_of_the_labels_is_asked_everywhere():
+    """The frames of a sound have no place in its words; and classes stand before the places of a picture."""
+    frames, words = torch.randn(2, 9, 5), torch.tensor([[1, 2, -100], [3, 4, 1]])
+    (found,) = asked(nn.Linear(1, 1), {"labels": words}, {"logits": frames})
+    assert same_bits(found, frames)
+    pixels = torch.randn(2, 5, 3, 4)
+    (found,) = asked(nn.Linear(1, 1), {"labels": torch.zeros(2, 3, 4)}, {"logits": pixels})
+    assert found.shape == (2, 3, 4, 5) and same_bits(found[1, 2, 3], pixels[1, :, 2, 3])
+
+
+def said(model: nn.Module, batch: Mapping[str, Any]) -> list[Tensor]:
+    return [4 * model(batch["x"])]
+
+
+def inputs(count: int, seed: int) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [{"x": torch.randn(6, 8, generator=generator)} for _ in range(count)]
+
+
+def test_the_divergence_is_predicted_by_what_the_model_itself_would_say(make_net: Any):
+    """Where the loss is a surrogate, nothing but the divergence from the whole adapter is measured: the prediction from
+    gradients of the model's own samples is its second order: of the same size, where nothing makes up for it."""
+    model = make_net(trained=True).eval()
+    judge = DivergenceJudge(model, said, nullcontext)
+    fit = fit_batches(judge, Rows(calibration=inputs(150, 1), held=inputs(150, 3)), Wanted(rank=2))
+    assert fit.measure == judge.measure and fit.chosen.proof is not None
+    assert 0 < fit.chosen.proof.rise.mean < 4 * fit.chosen.predicted
+
+
+def test_a_loss_that_is_scaled_for_half_precision_says_the_same(make_net: Any):
+    model = make_net(trained=True).eval()
+    row = {**inputs(1, 1)[0], "labels": torch.zeros(6, 6)}
+    for judge in (
+        Judge(model, lambda model, batch: model(batch["x"]).sum()),
+        DivergenceJudge(model, said, nullcontext),
+    ):
+        torch.manual_seed(0)
+        once = judge.trained_loss(row)
+        judge.loss_scale = 1024.0
+        torch.manual_seed(0)
+        assert close(judge.trained_loss(row), 1024 * once)

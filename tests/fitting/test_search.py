@@ -1,4 +1,4 @@
-"""Which size is taken: what is asked, in which order and on how many rows, how often it is wrong, what is said."""
+"""Which size is taken: what is asked, in which order, on how many rows, how often it is wrong, and what is told."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import random
 import warnings
 from contextlib import nullcontext
@@ -30,12 +31,14 @@ from transformers import (
 )
 
 import pedyra
+from pedyra.errors import UserError
 from pedyra.fitting.calibration import lora_layers
 from pedyra.fitting.cut import CURVE, RECORD
+from pedyra.fitting.paired import Pairs
 from pedyra.trainer.judge import TrainerJudge
 from pedyra.trainer.rows import _batches, _completed, _trained_batch
 
-FAST: dict[str, Any] = {"rows": 64}
+FAST: dict[str, Any] = {"rows": 96}
 
 
 def fit(trainer: Any, **wanted: Any) -> pedyra.Fit:
@@ -50,7 +53,7 @@ def test_a_classifier_ends_smaller_with_a_proof_and_its_metric(make_trainer: Any
     assert row["measured_increase"] < row["tolerance"] < row["won"]
     assert set(row["metrics"]) == {"base", "whole", "smaller"} and row["metrics"]["whole"]["accuracy"] > 0.85
     told = str(found)
-    assert f"{row['parameters']:,} parameters" in told and "accuracy" in told and "32 for the choice" in told
+    assert f"{row['parameters']:,} parameters" in told and "accuracy" in told
     held = rows(96, 2)
     before = logits(trainer.model, held)
     trainer.processing_class = SimpleNamespace(save_pretrained=lambda to: Path(to, "tokenizer_config.json").touch())
@@ -144,22 +147,51 @@ def test_nothing_of_the_trainer_changes(make_trainer: Any):
     trainer.model.get_base_model().bert.encoder.layer[0].eval()  # one part that its user has frozen
     before = state_of(trainer)
     assert any(each is not None for each in before["gradients"])
-    fit(trainer, recover=2)
+    fit(trainer)
     assert state_of(trainer) == before
 
 
-@pytest.mark.parametrize("recover, evaluations", [(0, 8), (None, 12)])
-def test_at_most_128_batches_of_calibration_and_twelve_evaluations(
-    make_trainer: Any, recover: int | None, evaluations: int
-):
+def test_a_fit_asks_each_of_its_rows_once_a_size(make_trainer: Any):
+    """96 held-out rows in batches of 2, for the whole adapter, the base model and ranks of 2 and 1; and a few batches
+    to be timed and compared."""
     trainer = make_trainer(Counting)
     COUNT.update(loss=0, prediction=0)
-    found = pedyra.fit(trainer, recover=recover)
-    held = 32 // 4 + 64 // 4  # of 96 rows in batches of 4, 32 for the choice and 64 for the proof
-    assert found.row()["batches"] == 16
-    assert (
-        COUNT["loss"] <= 128 + 2 and COUNT["prediction"] <= evaluations * held + 5
-    )  # and a few, to be timed and compared
+    found = fit(trainer)
+    assert found.row()["batches"] == 48 and found.rows == "48 to calibrate, 96 of eval_dataset to prove by"
+    assert COUNT["loss"] <= 48 / 8 + 2 and COUNT["prediction"] <= 4 * 48 + 8
+
+
+def answers(trainer: Any) -> list[bool]:
+    held = list(trainer.eval_dataset)
+    return [
+        int(row["labels"]) == label for row, label in zip(held, logits(trainer.model, held).argmax(-1), strict=True)
+    ]
+
+
+def test_points_of_the_accuracy_are_counted_by_rows(make_trainer: Any):
+    trainer = make_trainer()
+    whole = answers(trainer)
+    found = fit(trainer, tolerance="20pt")
+    proof, row = found.chosen.proof, found.row()
+    assert found.chosen.accepted and proof is not None and (row["tolerance"], row["measure"]) == (0.2, "accuracy")
+    found.apply()
+    small = answers(trainer)
+    lost, gained = (sum(map(operator.gt, *each)) for each in ((whole, small), (small, whole)))
+    assert proof.pairs == Pairs(lost, gained, 96)
+    low, high = row["accuracy_interval"]
+    assert row["accuracy_change"] == pytest.approx((gained - lost) / 96)
+    assert -0.2 <= low <= row["accuracy_change"] <= high
+
+
+@pytest.mark.parametrize("metrics", [None, lambda prediction: {"balanced_accuracy": 0.123}])
+def test_points_are_refused_where_no_row_is_right_or_wrong_before_a_size_is_asked(make_trainer: Any, metrics: Any):
+    """Or where the task's accuracy is another one."""
+    trainer = make_trainer(Counting, given={"compute_metrics": metrics})
+    COUNT.update(loss=0, prediction=0)
+    with pytest.raises(UserError, match="tolerance is 1pt, and this task has no accuracy of rows"):
+        fit(trainer, tolerance="1pt")
+    assert COUNT["prediction"] <= 2 * 48 + 8
+    assert "accuracy_change" not in fit(trainer, tolerance=0.05).row()
 
 
 def test_losses_are_those_of_the_trainers_own_evaluation(make_trainer: Any):
@@ -174,14 +206,13 @@ def test_losses_are_those_of_the_trainers_own_evaluation(make_trainer: Any):
             return (loss, outputs) if return_outputs else loss
 
     trainer = make_trainer(Weighted, per_device_eval_batch_size=4)
-    found = fit(trainer, curve=True)
+    found = fit(trainer)
     with trainer.model.disable_adapter():
         base = trainer.evaluate()["eval_loss"]
     won = base - trainer.evaluate()["eval_loss"]
     assert found.tolerance.won.mean == pytest.approx(won, rel=1e-4)
     unweighted = Trainer(trainer.model, trainer.args, eval_dataset=trainer.eval_dataset)
     assert base - won > 1.5 * unweighted.evaluate()["eval_loss"]
-    assert sum(row["measured_increase"] is not None for row in found.curve_rows()) >= 8
 
 
 @pytest.mark.parametrize("smoothing", ["label_smoothing", "compute_loss_func"])
@@ -206,13 +237,12 @@ def test_after_ranks_have_moved(make_trainer: Any, quick: Any, tmp_path: Path):
     callback = pedyra.adapt(trainer, quick(paper=True)["config"])
     trainer.train()
     before = {name: each.clone() for name, each in trainer.model.state_dict().items()}
-    found = fit(trainer, parameters=300)
+    found = fit(trainer, rank=1)
     assert all(same_bits(each, before[name]) for name, each in trainer.model.state_dict().items())
     assert found.row()["of"] == sum(callback.allocator.ranks.values())  # type: ignore[union-attr]
     held = rows(20, 7)
     found.save(tmp_path / "small")
     found.apply()
-    assert found.chosen.parameters <= 300
     trainer.model.save_pretrained(tmp_path / "applied")
     one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("small", "applied"))
     assert one.keys() == other.keys() and all(same_bits(one[key], other[key]) for key in one)
@@ -226,7 +256,7 @@ def test_a_metric_of_all_rows_together_is_left_out(make_trainer: Any):
 
     trainer = make_trainer(given={"compute_metrics": of_all})
     with pytest.warns(UserWarning, match="as many as there are"):
-        found = fit(trainer, tolerance=0.1)
+        found = fit(trainer, tolerance=0.1, rows=64)
     assert found.metrics == {} and "metric" not in str(found)
 
 
@@ -234,19 +264,19 @@ def test_rows_are_told_and_those_that_were_trained_on_are_warned_of(make_trainer
     trainer = make_trainer(given={"eval_dataset": None})
     with pytest.warns(UserWarning, match="rows that the adapter was trained on"):
         found = fit(trainer, tolerance=0.1)
-    assert "train_dataset" in found.rows and "64 for the proof" in found.rows
+    assert found.rows == "48 to calibrate, 96 of train_dataset to prove by"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = fit(trainer, tolerance=0.1, data=rows(96, 3))
-    assert "of data 32 for the choice and 64 for the proof" in found.rows
+    assert "96 of data to prove by" in found.rows
     named = make_trainer(given={"eval_dataset": {"a": rows(48, 3), "b": rows(48, 4)}})
-    assert "of eval_dataset 32 for the choice" in fit(named, tolerance=0.1).rows
+    assert "96 of eval_dataset to prove by" in fit(named, tolerance=0.1).rows
 
 
-def test_without_training_rows_half_of_those_held_out_calibrate(make_trainer: Any):
+def test_without_training_rows_a_third_of_those_held_out_calibrates(make_trainer: Any):
     trainer = make_trainer()
     trainer.train_dataset = None
-    assert fit(trainer).rows.startswith("48 to calibrate; of eval_dataset 16 for the choice and 32")
+    assert fit(trainer).rows == "32 to calibrate, 64 of eval_dataset to prove by"
     trainer.eval_dataset = None
     with pytest.raises(ValueError, match="no eval_dataset and no train_dataset; give rows as data="):
         fit(trainer)
@@ -262,9 +292,8 @@ def test_no_row_is_in_two_parts(make_trainer: Any):
 
     trainer = make_trainer(Seeing)
     fit(trainer)
-    *_, calibration, choice, proof = seen.values()  # after those by which one loss is compared with another
-    assert (len(calibration), len(choice), len(proof)) == (64, 32, 64)
-    assert not choice & proof and not calibration & (choice | proof)
+    *_, calibration, held = seen.values()  # after those by which one loss is compared with another
+    assert (len(calibration), len(held)) == (48, 96) and not calibration & held
 
 
 @pytest.mark.parametrize(
@@ -274,7 +303,7 @@ def test_no_row_is_in_two_parts(make_trainer: Any):
         (lambda trainer: setattr(trainer, "is_deepspeed_enabled", True), "DeepSpeed.*pedyra fit FOLDER"),
         (lambda trainer: trainer.model.merge_adapter(), "is merged into .*unmerge_adapter"),
         (lambda trainer: setattr(trainer, "model", trainer.model.unload()), "without an adapter"),
-        (lambda trainer: setattr(trainer, "eval_dataset", rows(9, 2)), "calibration, choice and proof have 8, 2 and 3"),
+        (lambda trainer: setattr(trainer, "eval_dataset", rows(9, 2)), "6 batches to calibrate and 5 of held-out rows"),
     ],
     ids=["fsdp", "deepspeed", "merged", "no adapter", "few rows"],
 )
@@ -384,17 +413,14 @@ def test_an_estimate_and_a_bar_are_shown_where_the_trainer_shows_them(make_train
     assert capsys.readouterr() == ("", "")
     fit(make_trainer(trains=False, disable_tqdm=False))
     out, err = capsys.readouterr()
-    assert "at most 12 evaluations" in out and "batch" in err
+    assert "evaluations" in out and "batch" in err
 
 
 @pytest.mark.filterwarnings("ignore:Careful, disabling adapter layers with bias", "ignore:the adapter has bias=")
 def test_biases_that_are_trained_are_saved_with_the_smaller_adapter(make_trainer: Any, make_bert: Any, tmp_path: Path):
     """PEFT ignores the bias of a layer that is no target, so every layer keeps a direction, as under DoRA."""
     trainer = make_trainer(lora={"bias": "lora_only"})
-    with pytest.raises(ValueError, match="drop_types empties layers, but each layer .* a bias too"):
-        fit(trainer, drop_types="dense")
-    found = fit(trainer, parameters=352, recover=0)
-    assert set(found.ranks.values()) == {1}
+    found = fit(trainer, rank=1)
     found.save(tmp_path / "small")
     found.apply()
     held = rows(32, 3)
@@ -402,20 +428,10 @@ def test_biases_that_are_trained_are_saved_with_the_smaller_adapter(make_trainer
     torch.testing.assert_close(logits(loaded, held), logits(trainer.model, held))
 
 
-def test_a_fit_of_layers_that_another_fit_has_taken_out_is_told(make_trainer: Any, tmp_path: Path):
-    trainer = make_trainer()
-    large, small = (fit(trainer, parameters=count, recover=0) for count in (1000, 60))
-    small.apply()
-    for act in (large.apply, lambda: large.save(tmp_path / "large")):
-        with pytest.raises(ValueError, match="has no layer .* any more, .*: another fit was applied to it"):
-            act()
-    assert not (tmp_path / "large").exists()
-
-
 def test_a_trainer_trains_on_what_was_applied(make_trainer: Any):
     trainer = make_trainer(max_steps=2)
     trainer.train()
-    fit(trainer, parameters=500, recover=0).apply()
+    fit(trainer, rank=2).apply()
     before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters() if "lora_" in name}
     trainer.train()
     after = {name: weight for name, weight in trainer.model.named_parameters() if "lora_" in name}
@@ -428,7 +444,7 @@ def test_what_compute_metrics_gives_beside_numbers_is_left_out(make_trainer: Any
     def judge(prediction: Any) -> dict[str, Any]:
         return accuracy(prediction) | more
 
-    row = fit(make_trainer(given={"compute_metrics": judge}), recover=0).row()
+    row = fit(make_trainer(given={"compute_metrics": judge})).row()
     assert row["metrics"]["whole"].keys() == {"accuracy"}
 
 
@@ -439,8 +455,8 @@ def test_held_out_sets_by_name_are_taken_together_streams_too(make_trainer: Any)
     halves = {"one": held.select(range(48)), "other": held.select(range(48, 96))}
     streams = {name: half.to_iterable_dataset() for name, half in halves.items()}
     for given, more in (({"eval_dataset": streams}, {}), ({"eval_dataset": None}, {"data": halves})):
-        found = fit(make_trainer(given=given), recover=0, **more)
-        assert "32 for the choice and 64 for the proof" in found.rows
+        found = fit(make_trainer(given=given), **more)
+        assert "96 of " in found.rows
 
 
 def test_held_out_sets_whose_columns_differ_are_taken_together(make_trainer: Any):
@@ -448,23 +464,10 @@ def test_held_out_sets_whose_columns_differ_are_taken_together(make_trainer: Any
     held = [{key: torch.as_tensor(each).tolist() for key, each in row.items()} for row in rows(96, 2)]
     numbered = Dataset.from_list([{**row, "id": place} for place, row in enumerate(held[:48])])
     named = Dataset.from_list([{**row, "id": f"row {place}"} for place, row in enumerate(held[48:])])
-    found = fit(make_trainer(given={"eval_dataset": {"one": numbered, "other": named}}), recover=0)
-    mixed = fit(make_trainer(given={"eval_dataset": {"one": numbered, "other": held[48:]}}), recover=0)
-    plain = fit(make_trainer(given={"eval_dataset": held}), recover=0)
+    found = fit(make_trainer(given={"eval_dataset": {"one": numbered, "other": named}}))
+    mixed = fit(make_trainer(given={"eval_dataset": {"one": numbered, "other": held[48:]}}))
+    plain = fit(make_trainer(given={"eval_dataset": held}))
     assert found.row() == mixed.row() == plain.row()
-
-
-def test_where_all_logits_have_no_room_the_fit_is_a_cut_alone(make_trainer: Any, monkeypatch: Any, caplog: Any):
-    """A fused loss never holds them, so training had room."""
-
-    def outputs(*_: Any) -> Any:
-        raise torch.OutOfMemoryError("out of memory")
-
-    monkeypatch.setattr("pedyra.trainer.judge.TrainerJudge.outputs", outputs)
-    found = fit(make_trainer())
-    assert found.chosen.accepted and "no recovery" in caplog.text
-    with pytest.raises(ValueError, match="its forward pass raises OutOfMemoryError.*leave recover out"):
-        fit(make_trainer(), recover=5)
 
 
 def test_one_batch_at_a_time_is_on_the_device(make_trainer: Any, monkeypatch: Any):
@@ -495,23 +498,23 @@ def test_calibration_takes_the_batch_that_training_came_down_to(make_trainer: An
 
 @pytest.mark.parametrize("as_data", [False, True])
 def test_rows_that_were_trained_on_are_not_taken_twice(make_trainer: Any, as_data: bool):
-    """What calibrates, and is learned from in recovery, proves nothing."""
+    """What calibrates proves nothing."""
     same = rows(96, 1)
     trainer = make_trainer(given={"train_dataset": same, "eval_dataset": None if as_data else same})
     with pytest.warns(UserWarning, match=r"data(set)? is the train_dataset itself, so the fit is judged by rows that"):
-        found = fit(trainer, recover=0, data=same if as_data else None)
-    assert "48 to calibrate" in found.rows and "16 for the choice and 32 for the proof" in found.rows
+        found = fit(trainer, data=same if as_data else None)
+    assert found.rows.startswith("32 to calibrate, 64 of ")
 
 
 def test_the_training_rows_among_several_data_sets_prove_nothing(make_trainer: Any):
-    """As where one watches the training loss beside another: only what is held out is for the choice and the proof."""
+    """As where one watches the training loss beside another: only what is held out is for the proof."""
     seen, held = rows(96, 1), rows(96, 2)
     both = {"train": seen, "held out": held}
     for given, more in (({"eval_dataset": both}, {}), ({"eval_dataset": None}, {"data": both})):
         trainer = make_trainer(given={"train_dataset": seen, **given})
         with pytest.warns(UserWarning, match="is the train_dataset itself, and .* by the others: held out"):
-            found = fit(trainer, recover=0, **more)
-        assert found.rows.startswith("64 to calibrate; ") and "32 for the choice and 64 for the proof" in found.rows
+            found = fit(trainer, **more)
+        assert found.rows.startswith("48 to calibrate, 96 of ")
 
 
 def test_the_training_rows_are_known_where_they_were_prepared_apart(make_trainer: Any):
@@ -520,12 +523,12 @@ def test_the_training_rows_are_known_where_they_were_prepared_apart(make_trainer
     again = [{key: copy.deepcopy(value) for key, value in row.items()} for row in seen]
     trainer = make_trainer(given={"train_dataset": seen, "eval_dataset": again})
     with pytest.warns(UserWarning, match="eval_dataset is the train_dataset itself, so the fit is judged by rows that"):
-        fit(trainer, recover=0)
+        fit(trainer)
     # A stream that knows its length cannot be looked at.
-    fit(make_trainer(given={"train_dataset": Stream(seen), "eval_dataset": Stream(held)}), recover=0)
+    fit(make_trainer(given={"train_dataset": Stream(seen), "eval_dataset": Stream(held)}))
     trainer = make_trainer(given={"train_dataset": seen, "eval_dataset": {"train": again, "held out": held}})
     with pytest.warns(UserWarning, match="is the train_dataset itself, and .* by the others: held out"):
-        fit(trainer, recover=0)
+        fit(trainer)
 
 
 class Stream(IterableDataset):
@@ -559,7 +562,7 @@ def test_a_model_that_was_loaded_checkpoints_its_activations_as_training_would(m
     base.gradient_checkpointing_disable()
     own = base.get_input_embeddings()
     before = len(own._forward_hooks)
-    fit(trainer, recover=0, parameters=1000)
+    fit(trainer, rank=2)
     assert any(seen) and not checkpoints(trainer.model)
     assert len(own._forward_hooks) == before  # transformers' own, by which every output would take a gradient
 
@@ -572,22 +575,22 @@ def test_a_row_that_is_held_out_too_does_not_calibrate(make_trainer: Any, shared
     held += rows(96 - shared, 2)
     trainer = make_trainer(given={"train_dataset": seen, "eval_dataset": held})
     with pytest.warns(UserWarning, match=f"{shared} of 64 rows .* too, .* {shared / 96:.0%} of the held"):
-        found = fit(trainer, recover=0)
-    assert found.rows.startswith(f"{calibrate} to calibrate; ")
+        found = fit(trainer, rows=128)
+    assert found.rows.startswith(f"{calibrate} to calibrate, ")
 
 
 def test_how_many_were_trained_on_is_of_the_rows_that_were_drawn(make_trainer: Any):
-    """Of 64 training rows 16 are seen, and of 64 held-out ones, all of them trained on, 24 are asked."""
+    """Of 64 training rows 24 are seen, and of 64 held-out ones, all of them trained on, 48 are asked."""
     seen = rows(64, 1)
     trainer = make_trainer(given={"train_dataset": seen, "eval_dataset": copy.deepcopy(seen[::-1])})
     with pytest.warns(UserWarning, match=r"About (8|9|10)\d?% of the held-out rows were trained on"):
-        fit(trainer, recover=0, rows=16)
+        fit(trainer, rows=48)
 
 
 def test_a_few_rows_that_repeat_are_no_reason_to_warn(make_trainer: Any, caplog: Any):
     seen, held = rows(128, 1), rows(96, 2)
     held[0] = copy.deepcopy(seen[0])
-    assert fit(make_trainer(given={"train_dataset": seen, "eval_dataset": held}), recover=0, rows=128)
+    assert fit(make_trainer(given={"train_dataset": seen, "eval_dataset": held}), rows=256)
     assert "1 of 128 rows of the train_dataset are in eval_dataset too" in caplog.text
 
 
@@ -602,10 +605,10 @@ def test_a_loss_that_compares_rows_is_measured_in_the_batches_of_the_trainer(mak
             return (loss, outputs) if return_outputs else loss
 
     trainer = make_trainer(Contrastive, trains=False, per_device_eval_batch_size=8)
-    found = fit(trainer, recover=0)
-    assert found.tolerance.won.batches == 96 // 8 and "so it compares rows with each other" in caplog.text
+    found = fit(trainer)
+    assert found.tolerance.won.batches == 96 // 4 and "so it compares rows with each other" in caplog.text
     trainer.args.per_device_eval_batch_size = 64  # of which 96 rows make too few
-    assert fit(trainer, recover=0).tolerance.won.batches == 96 // 8
+    assert fit(trainer).tolerance.won.batches == 96 // 4
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -618,7 +621,7 @@ def test_a_weighted_mean_or_a_sum_over_rows_compares_none(make_trainer: Any, cap
             loss = nn.functional.cross_entropy(outputs.logits, labels, weight, reduction=reduction)
             return (loss, outputs) if return_outputs else loss
 
-    assert fit(make_trainer(Weighted), recover=0).tolerance.won.batches == 96 // 4
+    assert fit(make_trainer(Weighted)).tolerance.won.batches == 96 // 2
     assert "compares rows" not in caplog.text
 
 
@@ -648,7 +651,7 @@ def test_trained_biases_are_told_for_the_base_model_is_not_without_them(make_tra
         pytest.warns(UserWarning, match="bias='all', and PEFT keeps no biases of the base model"),
         pytest.warns(UserWarning, match="Careful, disabling adapter layers with bias"),
     ):
-        fit(trainer, recover=0)
+        fit(trainer)
 
 
 class GeneratesOtherwise(Trainer):
@@ -674,8 +677,7 @@ def test_a_held_out_batch_without_a_label_is_left_out(make_trainer: Any):
     held = [{**row, "labels": -100} if number % 4 == 0 else row for number, row in enumerate(rows(96, 2))]
     trainer = make_trainer(given={"eval_dataset": held}, per_device_eval_batch_size=1)
     found = fit(trainer, tolerance=0.05)
-    assert found.row()["batches"] < 64 and found.chosen.accepted
-    assert found.tolerance.won.batches == 72
+    assert found.row()["batches"] == found.tolerance.won.batches == 72 and found.chosen.accepted
     with trainer.model.disable_adapter():
         base = trainer.evaluate()["eval_loss"]
     assert found.tolerance.won.mean == pytest.approx(base - trainer.evaluate()["eval_loss"], rel=1e-4)
@@ -723,7 +725,7 @@ def test_what_is_generated_has_the_length_that_the_arguments_say(tmp_path: Path)
     given: Any = {"train_dataset": seen, "eval_dataset": held}
     trainer = Weighted(model, arguments, compute_metrics=length, **given)
     trainer.train()
-    assert fit(trainer, recover=0, rows=32, parameters=200).row()["metrics"]["whole"]["length"] <= 4
+    assert fit(trainer, rank=1).row()["metrics"]["whole"]["length"] <= 4
     assert not hasattr(trainer, "_gen_kwargs")
     # With texts the Trainer gives the loss of the model, which is not the one that was trained.
     vars(trainer)["_gen_kwargs"] = {"max_length": 5}

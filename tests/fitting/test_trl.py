@@ -42,7 +42,7 @@ def fitted(trainer: Any, **wanted: Any) -> pedyra.Fit:
 
     before, modes = state(), [module.training for module in trainer.model.modules()]
     trained = [p.requires_grad for p in trainer.model.parameters()]
-    found = pedyra.fit(trainer, **{"rows": 48, "tolerance": 0.05, **wanted})
+    found = pedyra.fit(trainer, **{"rows": 72, "tolerance": 0.05, **wanted})
     assert state() == before and [module.training for module in trainer.model.modules()] == modes
     assert [p.requires_grad for p in trainer.model.parameters()] == trained
     return found
@@ -66,7 +66,7 @@ def test_the_loss_is_the_one_that_was_trained(make: Any, kind: str, tmp_path: Pa
     found.apply()
     after = trainer.evaluate()["eval_loss"]
     assert found.chosen.proof is not None
-    assert after - whole == pytest.approx(found.chosen.proof.mean, abs=4 * found.chosen.proof.error + 0.02)
+    assert after - whole == pytest.approx(found.chosen.proof.rise.mean, abs=4 * found.chosen.proof.rise.error + 0.02)
     found.save(tmp_path / "small")
 
 
@@ -90,7 +90,7 @@ def test_a_reference_adapter_stays_whole(make: Any):
     assert "ref" in trainer.model.peft_config
     trainer.train()
     reference = {name: w.clone() for name, w in trainer.model.named_parameters() if ".ref." in name}
-    found = fitted(trainer, recover=4)
+    found = fitted(trainer)
     found.apply()
     assert reference and all(same_bits(reference[n], w) for n, w in trainer.model.named_parameters() if ".ref." in n)
     assert trainer.model.active_adapters == ["default"]
@@ -109,10 +109,10 @@ def test_where_the_loss_is_a_surrogate_the_divergence_is_measured(make: Any, kin
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.2)
     monkeypatch.setattr(type(trainer), "prediction_step", None)
-    found = fitted(trainer, rows=16)
+    found = fitted(trainer, rows=32)
     assert found.measure == "divergence from the whole adapter" and found.measure in str(found)
     assert found.tolerance.won.mean > 0
-    assert all(point.choice is None or point.choice.mean >= 0 for point in found.curve)
+    assert all(point.proof is None or point.proof.rise.mean >= 0 for point in found.curve)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -121,8 +121,8 @@ def test_a_batch_of_an_evaluation_holds_whole_groups_of_completions(make: Any):
     trainer = make("GRPO", steps=1, num_generations=16, gradient_accumulation_steps=2)
     trainer.train()
     assert trainer.args.per_device_eval_batch_size == 8
-    parts = fit_rows(TrainerJudge(trainer, trainer.model), None, Wanted(rows=16))
-    sizes = {len(batch["labels"]) for part in (parts.calibration, parts.choice, parts.proof) for batch in part}
+    parts = fit_rows(TrainerJudge(trainer, trainer.model), None, Wanted(rows=32))
+    sizes = {len(batch["labels"]) for part in (parts.calibration, parts.held) for batch in part}
     assert sizes == {16}
 
 
@@ -131,8 +131,8 @@ def test_rows_that_are_given_are_tokenised_by_the_trainer(make: Any):
     trainer = make("SFT", steps=10)
     trainer.train()
     held = data("completion", 72, 5)
-    found = [fitted(trainer, data=rows, recover=0) for rows in (held, [*held])]
-    assert "of data 24 for the choice" in found[0].rows
+    found = [fitted(trainer, data=rows) for rows in (held, [*held])]
+    assert "72 of data to prove by" in found[0].rows
     assert found[0].row() == found[1].row()
 
 
@@ -162,7 +162,7 @@ def test_rows_that_are_given_are_formatted_as_those_that_were_trained_on(tmp_pat
     trainer = sft(tmp_path, {"formatting_func": lambda row: f"a b {row['said']}"})
     held, losses = questions(72, 5), []
     for rows in (held, held.add_column("text", ["e e e e e e"] * len(held))):
-        losses.append(fitted(trainer, data=rows, recover=0, parameters=200).tolerance.won.mean)
+        losses.append(fitted(trainer, data=rows, rank=1).tolerance.won.mean)
     assert losses[0] == losses[1]
 
 
@@ -175,8 +175,8 @@ def test_rows_that_a_collator_tokenises_are_left_to_it(tmp_path: Path):
 
     skips: dict[str, Any] = {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
     trainer = sft(tmp_path, {"data_collator": collate}, **skips)
-    found = fitted(trainer, data=questions(72, 5), recover=0, parameters=200)
-    assert "24 for the choice and 48 for the proof" in found.rows
+    found = fitted(trainer, data=questions(72, 5), rank=1)
+    assert "72 of data to prove by" in found.rows
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -205,7 +205,7 @@ def test_a_4_bit_base_with_an_8_bit_optimizer(tmp_path: Path):
     trainer.train()
     packed = {name: w.clone() for name, w in trainer.model.named_parameters() if w.dtype == torch.uint8}
     assert packed
-    found = pedyra.fit(trainer, rows=64, tolerance=0.05, recover=4)
+    found = pedyra.fit(trainer, rows=64, tolerance=0.05)
     assert not found.is_whole
     assert all(same_bits(packed[name], w) for name, w in trainer.model.named_parameters() if name in packed)
     trainer.evaluate()  # which packs the weights for the processor, so that there is no backward pass
@@ -222,7 +222,7 @@ def test_rows_that_are_given_get_the_reference_that_dpo_has_computed_before(make
     trainer.train()
     held = data("pair", 72, 5)
     evaluated = trainer.evaluate(held)["eval_loss"]
-    found = fitted(trainer, data=held, recover=0, parameters=200)
+    found = fitted(trainer, data=held, rank=1)
     assert found.tolerance.won.mean == pytest.approx(0.6931 - evaluated, abs=0.02)
 
 
@@ -230,5 +230,5 @@ def test_rows_that_are_given_get_the_reference_that_dpo_has_computed_before(make
 def test_rows_that_are_given_are_packed_only_where_the_evaluation_packs(make: Any):
     trainer = make("SFT", steps=2, packing=True, eval_packing=False)
     trainer.train()
-    found = fitted(trainer, data=data("completion", 72, 5), recover=0, parameters=200)
-    assert "24 for the choice and 48 for the proof" in found.rows
+    found = fitted(trainer, data=data("completion", 72, 5), rank=1)
+    assert "72 of data to prove by" in found.rows

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pedyra.fitting.verdict import paired
+from pedyra.fitting.paired import paired
 from pedyra.fitting.worth import balance, in_basis, predicted_increases, removal_increases
 
 R = 5
