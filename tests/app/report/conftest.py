@@ -180,21 +180,11 @@ def lora_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fitted_run(lora_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The plain LoRA run, with a fit that has kept half of it."""
     folder = Path(shutil.copytree(lora_run, tmp_path_factory.mktemp("runs") / "fitted"))
-    keys = ("parameters", "share", "predicted_increase", "measured_increase", "standard_error", "recovered_increase")
-    sizes = (
-        (1000, 1.0, 0.0, None, None, None),
-        (500, 0.5, 0.01, 0.02, 0.01, None),
-        (100, 0.1, 0.3, 0.25, 0.02, 0.1),
-        (50, 0.05, 0.9, None, None, 0.4),
-    )
-    rows = [dict(zip(keys, size, strict=True)) | {"tolerance": 0.05, "chosen": size[0] == 500} for size in sizes]
-    for row in rows:
-        row["accepted"] = {500: True, 100: False}.get(int(row["parameters"] or 0))
-        row["recovered_standard_error"] = None if row["recovered_increase"] is None else 0.01
-        row["rows"] = "proof" if row["parameters"] == 500 else "choice"
-        row["recovered_rows"] = "proof" if row["parameters"] == 100 else "choice"
+    keys = ("rank", "parameters", "share", "measured_increase", "standard_error", "accepted")
+    sizes = ((8, 1000, 1.0, None, None, None), (4, 500, 0.5, 0.02, 0.01, True), (2, 250, 0.25, 0.25, 0.02, False))
+    rows = [dict(zip(keys, size, strict=True)) | {"tolerance": 0.05, "chosen": size[0] == 4} for size in sizes]
     record = {"parameters": 500, "share": 0.5, "measured_increase": 0.02, "interval": [0.0, 0.04], "tolerance": 0.05}
-    record |= {"verdict": "flat", "words": "flat: r = 8 is 2 times what this task needs"}
+    record |= {"verdict": "flat", "words": "flat: 50.0% of the adapter is proved to be enough for this task"}
     record |= {"metrics": {"base": {"accuracy": 0.5}, "whole": {"accuracy": 0.81}, "smaller": {"accuracy": 0.805}}}
     (folder / "fit").mkdir()
     write_lines(folder / "fit" / "pedyra_fit_curve.jsonl", rows)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from pedyra.app.export.destinations import destination
+from pedyra.app.export.served import ranks_of
 from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.models.tiny import tiny_config
 from pedyra.app.recipe_sections import ModelSection
@@ -68,8 +71,8 @@ def tiny_bert() -> Any:
     return load_model(section, "classification", 2, load_tokenizer(section), 0)
 
 
-def test_a_size_that_was_asked_for_is_an_adapter_that_stock_peft_loads(run: Path, call: Any, tmp_path: Path):
-    code, out, err = call(run, "--parameters", 400, "--out", tmp_path / "out", "--json", tmp_path / "fit.jsonl")
+def test_a_rank_that_was_asked_for_is_an_adapter_that_stock_peft_loads(run: Path, call: Any, tmp_path: Path):
+    code, out, err = call(run, "--rank", 1, "--out", tmp_path / "out", "--json", tmp_path / "fit.jsonl")
     assert code == 0, err
     result, *curve = [json.loads(line) for line in (tmp_path / "fit.jsonl").read_text().splitlines()]
     fields = (
@@ -80,29 +83,16 @@ def test_a_size_that_was_asked_for_is_an_adapter_that_stock_peft_loads(run: Path
     assert result["metrics"]["smaller"]["accuracy"] <= 1
     tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
     factors = {key: value for key, value in tensors.items() if "lora_" in key}
-    assert sum(value.numel() for value in factors.values()) == result["parameters"] <= 400
-    assert sum(rank for rank in result["ranks"].values()) == result["kept"] < result["of"]
+    assert sum(value.numel() for value in factors.values()) == result["parameters"]
+    assert {*result["ranks"].values()} == {1} and 3 * result["kept"] == result["of"]
     assert [row["chosen"] for row in curve].count(True) == 1
-    base = load_model(
-        ModelSection(name="tiny-bert"), "classification", 2, load_tokenizer(ModelSection(name="tiny-bert")), 0
-    )
-    PeftModel.from_pretrained(base, str(tmp_path / "out"))
+    PeftModel.from_pretrained(tiny_bert(), str(tmp_path / "out"))
     assert "proof" in out and "accuracy" in out and str(tmp_path / "out") in out
-
-
-def test_recovery_is_told_and_written(run: Path, call: Any, tmp_path: Path):
-    code, out, err = call(run, "--parameters", 400, "--recover", 8, "--rows", 64, "--out", tmp_path / "out")
-    assert code == 0, err
-    record = json.loads((tmp_path / "out" / "pedyra_fit.json").read_text())
-    assert record["recover_steps"] == 8
-    assert ("8 steps of recovery" in out) == record["recovered"]
-    rows = [json.loads(line) for line in (tmp_path / "out" / "pedyra_fit_curve.jsonl").read_text().splitlines()]
-    assert [row["parameters"] for row in rows if row["recovered_increase"] is not None] == [record["parameters"]]
 
 
 def test_a_second_fit_replaces_the_first_where_that_is_asked_for(run: Path, call: Any, tmp_path: Path):
     """And nothing else: not a folder of other files, nor what a link leads to."""
-    arguments = (run, "--parameters", 300)
+    arguments = (run, "--rank", 1)
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "file").write_text("kept")
@@ -122,29 +112,6 @@ def test_a_second_fit_replaces_the_first_where_that_is_asked_for(run: Path, call
     assert sorted(file.name for file in victim.iterdir()) == ["file", "pedyra_fit.json"]
 
 
-def test_a_shape_that_cannot_be_had_within_tolerance_exits_with_2(run: Path, call: Any, tmp_path: Path):
-    """A server that was promised rank 1 is not handed the whole adapter."""
-    code, _, err = call(run, "--drop-types", "query,value,dense", "--tolerance", "0.1%", "--out", tmp_path / "out")
-    assert code == 2 and "drop_types" in err and err.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
-def test_more_parameters_than_there_are_is_no_verdict(run: Path, call: Any, tmp_path: Path):
-    code, out, err = call(run, "--parameters", 10**7, "--out", tmp_path / "out")
-    assert code == 0, err
-    assert "unknown" in out and "flat" not in out and "10,000,000" in out
-
-
-def test_the_whole_curve_is_measured_on_demand(run: Path, call: Any, tmp_path: Path):
-    counts = []
-    for more in ([], ["--curve"]):
-        file = tmp_path / f"{len(more)}.jsonl"
-        code, _, err = call(run, "--tolerance", "20%", *more, "--out", tmp_path / f"out{len(more)}", "--json", file)
-        assert code == 0, err
-        counts.append(len(file.read_text().splitlines()))
-    assert counts[1] > counts[0] + 3
-
-
 def test_chats_are_rows_too(call: Any, tmp_path: Path):
     section = ModelSection(name="tiny-llama")
     tokenizer: Any = load_tokenizer(section)
@@ -160,13 +127,13 @@ def test_chats_are_rows_too(call: Any, tmp_path: Path):
         for row in toy()[:96]
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
-    code, out, err = call(tmp_path / "adapter", "--data", tmp_path / "rows.jsonl", "--parameters", 100)
+    code, out, err = call(tmp_path / "adapter", "--data", tmp_path / "rows.jsonl", "--rank", 1)
     assert code == 0, err
     assert "perplexity" in out and (tmp_path / "adapter" / "fit" / "adapter_config.json").is_file()
     # A Trainer saves the tokenizer of the training beside the adapter, and chats were written by its template.
     tokenizer.chat_template = "{% for m in messages %}{{ raise_exception('the template of the training') }}{% endfor %}"
     tokenizer.save_pretrained(tmp_path / "adapter")
-    code, _, err = call(tmp_path / "adapter", "--data", tmp_path / "rows.jsonl", "--parameters", 100, "--overwrite")
+    code, _, err = call(tmp_path / "adapter", "--data", tmp_path / "rows.jsonl", "--rank", 1, "--overwrite")
     assert code == 2 and "the template of the training" in err
 
 
@@ -182,7 +149,7 @@ def test_any_peft_adapter_is_fitted_on_rows_of_its_own_columns(call: Any, tmp_pa
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     rows = toy()[:96]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    code, out, err = call(tmp_path / "adapter", "--data", tmp_path / "rows.jsonl", "--same-rank", "--parameters", 512)
+    code, out, err = call(tmp_path / "adapter", "--data", tmp_path / "rows.jsonl", "--rank", 1)
     assert code == 0, err
     assert (tmp_path / "adapter" / "fit" / "adapter_config.json").is_file()
 
@@ -285,10 +252,9 @@ class TestRowsWithoutARecipe:
     [
         (["--tolerance", "2%%"], "tolerance is '2%%'; it is a part of what was won"),
         (["--tolerance", "150%"], "tolerance is '150%'; it is a part of what was won"),
-        (["--drop-types", "quary"], "drop_types names 'quary', which no layer of the adapter has; it has "),
-        (["--parameters", "3"], "parameters is 3, but the smallest such adapter has "),
-        (["--max-rank", "2", "--multiple-of", "4"], "max_rank is 2, below multiple_of 4: no rank is left"),
-        (["--recover", "-1"], "recover is -1; it is a number of steps, 0 or more"),
+        (["--tolerance", "1pp"], "tolerance is '1pp'; it is a part of what was won"),
+        (["--rank", "0"], "rank is 0; a rank is at least 1"),
+        (["--rows", "31"], "rows is 31; a fit takes at least 32"),
         (["--run", "nowhere"], "nowhere is no run folder (it has no recipe.yaml)"),
     ],
 )
@@ -307,7 +273,7 @@ def test_a_weight_that_is_not_finite_is_told(run: Path, call: Any, tmp_path: Pat
     tensors[name][0, 0] = float("nan")
     (adapter / "SHA256SUMS").unlink()
     save_file(tensors, adapter / "adapter_model.safetensors", {"format": "pt"})
-    code, _, err = call(adapter, "--run", run, "--max-rank", 1, "--out", tmp_path / "out")
+    code, _, err = call(adapter, "--run", run, "--rank", 1, "--out", tmp_path / "out")
     assert code == 2 and "has a weight that is not finite" in err and err.count("\n") == 1
 
 
@@ -325,13 +291,13 @@ def test_gradients_and_proof_are_of_one_loss_where_labels_are_smoothed(run: Path
 
 def test_an_adapter_without_rows_is_refused(run: Path, call: Any, tmp_path: Path):
     shutil.copytree(run / "adapter", tmp_path / "adapter")
-    code, _, err = call(tmp_path / "adapter", "--max-rank", 1, "--out", tmp_path / "out")
+    code, _, err = call(tmp_path / "adapter", "--rank", 1, "--out", tmp_path / "out")
     assert code == 2 and "says nothing of its data; give --data ROWS.jsonl, or --run RUN" in err
 
 
 def test_the_adapter_of_a_run_has_the_rows_of_the_run(run: Path, call: Any, tmp_path: Path):
     for name, path in (("whole", run), ("adapter", run / "adapter")):
-        code, _, err = call(path, "--parameters", 400, "--recover", 0, "--out", tmp_path / name)
+        code, _, err = call(path, "--rank", 1, "--out", tmp_path / name)
         assert code == 0, err
     whole, adapter = (read_lora(tmp_path / name).tensors for name in ("whole", "adapter"))
     assert whole.keys() == adapter.keys() and all(same_bits(whole[key], adapter[key]) for key in whole)
@@ -348,7 +314,7 @@ def test_rows_longer_than_the_base_are_cut_where_it_ends(call: Any, tmp_path: Pa
     adapted.save_pretrained(tmp_path / "adapter")
     rows = [{**row, "text": row["text"] + " and so on" * 20} for row in toy()[:96]]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = (tmp_path / "adapter", "--data", tmp_path / "rows.jsonl", "--parameters", 400)
+    arguments = (tmp_path / "adapter", "--data", tmp_path / "rows.jsonl", "--rank", 1)
     for more in ((), ("--max-length", 8)):
         code, _, err = call(*arguments, *more, "--out", tmp_path / f"out{len(more)}")
         assert code == 0, err
@@ -365,7 +331,7 @@ def test_rows_that_were_trained_on_are_no_held_out_rows(call: Any, tmp_path: Pat
         main(["train", str(tmp_path / "recipe.yaml")])
     assert not stopped.value.code
     (tmp_path / "rows.jsonl").write_text(rows + json.dumps(toy()[120]) + "\n")
-    code, _, err = call(tmp_path / "run", "--parameters", 400)
+    code, _, err = call(tmp_path / "run", "--rank", 1)
     assert code == 2 and "are not those of" in err and not (tmp_path / "run" / "fit").exists()
 
 
@@ -373,9 +339,9 @@ def test_all_rows_of_a_file_are_taken_however_few_the_run_took(run: Path, call: 
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy()[:384]))
     assert RECIPE["data"]["train_rows"] == RECIPE["data"]["eval_rows"] == 64  # type: ignore[index]
     out = ("--out", tmp_path / "small")
-    code, told, err = call(run, "--data", tmp_path / "rows.jsonl", "--parameters", 400, "--recover", 0, *out)
+    code, told, err = call(run, "--data", tmp_path / "rows.jsonl", "--rank", 1, *out)
     assert code == 0, err
-    assert "192 to calibrate; of eval_dataset 64 for the choice and 128 for the proof" in told
+    assert "192 to calibrate, 192 of eval_dataset to prove by" in told
 
 
 def test_a_run_of_a_configuration_of_the_hub_is_fitted_on_a_file(run: Path, call: Any, tmp_path: Path):
@@ -383,7 +349,7 @@ def test_a_run_of_a_configuration_of_the_hub_is_fitted_on_a_file(run: Path, call
     hub = {"source": "nyu-mll/glue", "config": "sst2", "split": "train[:50%]", "validation": "validation"}
     (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "data": {**hub, "max_length": 40}}))
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy()[:128]))
-    code, _, err = call(tmp_path / "run", "--data", tmp_path / "rows.jsonl", "--parameters", 400, "--recover", 0)
+    code, _, err = call(tmp_path / "run", "--data", tmp_path / "rows.jsonl", "--rank", 1)
     assert code == 0, err
 
 
@@ -403,7 +369,7 @@ def test_classes_keep_their_numbers_in_a_file_that_names_them(
         rows = [{**row, "label": names[row["label"]]} for row in toy()[:128]]
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         more = ("--out", tmp_path / f"out_{names[0]}", "--json", tmp_path / "fit.jsonl")
-        code, _, err = call(tmp_path / "run", "--data", tmp_path / "rows.jsonl", "--parameters", 400, *more)
+        code, _, err = call(tmp_path / "run", "--data", tmp_path / "rows.jsonl", "--rank", 1, *more)
         assert code == 0, err
         losses.append(json.loads((tmp_path / "fit.jsonl").read_text().splitlines()[0])["won"])
     assert losses[0] == losses[1]
@@ -476,10 +442,41 @@ def test_for_a_server_the_least_rank_that_is_proved_is_written_in_its_form(run: 
 
 
 def test_for_a_rank_that_is_named_it_is_taken_whatever_it_does(run: Path, call: Any, tmp_path: Path):
-    code, out, err = call(run, "--for", "vllm:1", "--rows", 64, "--recover", 0, "--out", tmp_path / "out")
+    code, out, err = call(run, "--for", "vllm:1", "--rows", 64, "--out", tmp_path / "out")
     assert code == 0, err
     record = json.loads((tmp_path / "out" / "pedyra_fit.json").read_text())
     assert max(record["ranks"].values()) == 1 and record["measured_increase"] is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "ranks"),
+    [
+        ("vllm", 3, [8, 1]),
+        ("vllm", 600, [512, 320, 256, 128, 64, 32, 16, 8, 1]),
+        ("wandb", 64, [16, 8, 6, 4, 3, 2, 1]),  # which takes any rank up to 16
+        ("fireworks", 16, [16, 8, 6, 4]),
+        ("peft", 16, [16, 8, 6, 4, 3, 2, 1]),
+    ],
+)
+def test_the_ranks_of_a_place_are_asked_from_the_adapters_own_down(name: str, own: int, ranks: list[int]):
+    lora: Any = SimpleNamespace(layers=[SimpleNamespace(rank=2), SimpleNamespace(rank=own)])
+    assert ranks_of(destination(name), lora) == ranks
+
+
+def test_a_fit_of_a_fit_is_refused_where_the_whole_is_there(run: Path, call: Any, tmp_path: Path):
+    """Each would add its tolerance. With a rank that is named nothing is added, and of a whole that is gone nothing
+    can be had."""
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    small = copied / "fit"
+    assert call(copied, "--rank", 2)[0] == 0 and (small / "pedyra_fit.json").is_file()
+    code, _, err = call(small, "--out", tmp_path / "out")
+    assert code == 2 and f"fit the whole adapter, {copied}, or give --rank" in err and not (tmp_path / "out").exists()
+    code, _, err = call(small, "--rank", 1, "--out", tmp_path / "out")
+    assert code == 0 and json.loads((tmp_path / "out" / "pedyra_fit.json").read_text())["rank"] == 1, err
+    alone = Path(shutil.move(small, tmp_path / "elsewhere" / "small"))
+    with pytest.warns(UserWarning, match="was made smaller by a fit already"):
+        runs_fit.fit_folder(alone, Wanted(), tmp_path / "again", runs_fit.Source(run=run))
+    assert (tmp_path / "again" / "adapter_config.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -487,7 +484,7 @@ def test_for_a_rank_that_is_named_it_is_taken_whatever_it_does(run: Path, call: 
     [
         (["--for", "vlm"], "destination 'vlm' is unknown: did you mean 'vllm'"),
         (["--for", "vllm:3"], "holds adapters at a rank of 1, 8, 16"),
-        (["--for", "vllm", "--parameters", "100"], "--for vllm says the ranks"),
+        (["--for", "vllm", "--rank", "1"], "--for vllm says the ranks"),
     ],
 )
 def test_a_place_that_cannot_be_is_told_in_a_line(arguments: list[str], message: str, run: Path, call: Any, tmp_path):

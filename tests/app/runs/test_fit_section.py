@@ -53,29 +53,16 @@ def test_an_adapter_that_is_no_lora_is_told_before_training(tmp_path):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
-        ({"drop_types": ["nonsense"]}, "nonsense"),
-        ({"max_rank": 2, "multiple_of": 4}, "max_rank is 2, below multiple_of 4"),
-    ],
-)
-def test_a_shape_that_no_adapter_has_is_told_before_training(tmp_path, given, told):
-    with pytest.raises(ValueError, match=told):
-        train_run(recipe(tmp_path / "run", fit=given), console=Console(quiet=True))
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
-
-
 def test_too_few_held_out_rows_are_told_before_training(tmp_path):
-    data = {"source": "toy", "max_length": 48, "train_rows": 96, "eval_rows": 9}
-    with pytest.raises(ValueError, match="fit takes 10 held-out rows or more, and data has 9"):
+    data = {"source": "toy", "max_length": 48, "train_rows": 96, "eval_rows": 22}
+    with pytest.raises(ValueError, match="fit takes 23 held-out rows or more, and data has 22"):
         train_run(recipe(tmp_path / "run", data=data), console=Console(quiet=True))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_ten_held_out_rows_are_enough(tmp_path):
-    data = {"source": "toy", "max_length": 48, "train_rows": 96, "eval_rows": 10}
-    with pytest.warns(UserWarning, match="the proof has 4 batches"):
+def test_as_many_held_out_rows_as_that_are_enough(tmp_path):
+    data = {"source": "toy", "max_length": 48, "train_rows": 96, "eval_rows": 23}
+    with pytest.warns(UserWarning, match="there are 12 batches"):
         result = train_run(recipe(tmp_path / "run", data=data), console=Console(quiet=True))
     assert result.found is not None
 
@@ -129,7 +116,7 @@ def test_a_run_that_diverged_is_not_fitted(tmp_path):
     assert result.diverged and result.found is None and result.unfitted is None
 
 
-@pytest.mark.parametrize("given", [{"tolerance": "101%"}, {"tolerance": "much"}, {"recover": -1}, {"tolerence": 0.1}])
+@pytest.mark.parametrize("given", [{"tolerance": "101%"}, {"tolerance": "much"}, {"rank": 0}, {"tolerence": 0.1}])
 def test_a_mistake_names_the_key(given, tmp_path):
     with pytest.raises(ValueError, match=next(iter(given))):
         recipe(tmp_path, fit=given)
