@@ -266,8 +266,13 @@ def report(
 @app.command()
 @spread
 def fit(
-    adapter: Annotated[
-        Path, typer.Argument(metavar="ADAPTER", help="Run folder, or any PEFT LoRA folder.", show_default=False)
+    adapters: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="ADAPTER...",
+            help="Run folder, or any PEFT LoRA folder; with --for several, which one server will hold.",
+            show_default=False,
+        ),
     ],
     wanted: Wanted,
     given: Given,
@@ -289,24 +294,30 @@ def fit(
     json_file: JsonFile = None,
 ) -> None:
     """Cut a trained adapter to the smallest that does the job, and prove it on rows of its own."""
-    if not adapter.is_dir():
-        raise UserError(f"{adapter} is no folder; give a run folder, or an adapter folder as PEFT saves it")
+    for adapter in adapters:
+        if not adapter.is_dir():
+            raise UserError(f"{adapter} is no folder; give a run folder, or an adapter folder as PEFT saves it")
+    if len(adapters) > 1 and (destination is None or out is not None or len({*map(Path.absolute, adapters)}) == 1):
+        raise UserError(
+            "several adapters are fitted for one server, each into its own folder; give --for, and no --out"
+        )
     from pedyra.app.export.destinations import destination as named
 
     place = None if destination is None else named(destination)
     quiet_libraries()
-    from pedyra.app.runs.fit import Source, fit_folder
+    from pedyra.app.runs.fit import Source, fit_folders
 
     source = Source(**vars(given), general=general)
     console = new_console()
     told = partial(console.print, soft_wrap=True, markup=False)
-    out = out or adapter / "fit"
-    found = fit_folder(
-        adapter, wanted, out, source, place=place, overwrite=overwrite, shown=console.is_terminal, told=told
-    )
-    console.print(f"adapter     {out}", soft_wrap=True)
+    outs = {adapter: out or adapter / "fit" for adapter in adapters}
+    rows = []
+    for found in fit_folders(
+        outs, wanted, source, place=place, overwrite=overwrite, shown=console.is_terminal, told=told
+    ):
+        rows += [found.row(), *found.curve_rows()]
     if json_file:
-        write_json_lines(json_file, [found.row(), *found.curve_rows()])
+        write_json_lines(json_file, rows)
 
 
 @app.command()

@@ -58,17 +58,29 @@ def served_lines(found: Fit, lora: SavedLora, place: Destination, out: Path) -> 
         lines.append(f"reserves    {told}, in the layers of its own modules")
     seen = f"seen with {place.title} {place.seen}" if place.seen else f"not run here; by {place.sources[0]}"
     lines.append(f"seen        {seen}")
-    base = str(lora.config.get("base_model_name_or_path") or "BASE")
-    commands = place.commands(base, {out.name: out}, place.rank or after or max(kept.values()), _ends(kept))
-    return [*lines, *(f"{'' if number else 'serve':12}{line}" for number, line in enumerate(commands))]
+    return [*lines, *served_together(place, base_name(lora), {out.name: (out, found)})]
+
+
+def served_together(place: Destination, base: str, fits: Mapping[str, tuple[Path, Fit]]) -> list[str]:
+    """The lines that serve these smaller adapters, name -> folder and fit, on one server: at the largest of the ranks
+    at which the place holds them, which is what it reserves for each."""
+    rank = max(place.rank_for(found.chosen.rank) or found.chosen.rank for _, found in fits.values())
+    layers = {name for _, found in fits.values() for name, kept in found.ranks.items() if kept}
+    folders = {name: folder for name, (folder, _) in fits.items()}
+    commands = place.commands(base, folders, place.rank or rank, _ends(layers))
+    return [f"{'' if number else 'serve':12}{line}" for number, line in enumerate(commands)]
+
+
+def base_name(lora: SavedLora) -> str:
+    """The base that the adapter names, or a word to put one in the place of."""
+    return str(lora.config.get("base_model_name_or_path") or "BASE")
 
 
 def served_by(place: Destination, lora: SavedLora, out: Path) -> list[str]:
     """The lines of a shell that serve the adapter in `out` there."""
     largest = max(layer.rank for layer in lora.layers)
-    base = str(lora.config.get("base_model_name_or_path") or "BASE")
     rank = place.rank or place.rank_for(largest) or largest
-    return place.commands(base, {out.name: out}, rank, _ends([layer.name for layer in lora.layers]))
+    return place.commands(base_name(lora), {out.name: out}, rank, _ends([layer.name for layer in lora.layers]))
 
 
 def _rank(rank: int | None) -> str:

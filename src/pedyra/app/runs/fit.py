@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from transformers import Trainer
 
 from pedyra.app.export.destinations import Destination
 from pedyra.app.export.merge import num_labels
-from pedyra.app.export.served import ranks_of, served_lines, write_for
+from pedyra.app.export.served import base_name, ranks_of, served_lines, served_together, write_for
 from pedyra.app.models.base import class_names, load_model, load_tokenizer, positions
 from pedyra.app.recipe import Recipe, check_recipe, load_recipe
 from pedyra.app.recipe_sections import ModelSection
@@ -84,6 +84,40 @@ class Source:
                 f"{self.run} is no run folder (it has no recipe.yaml); give the output_dir of a training run"
             )
         return self.run
+
+
+def fit_folders(
+    outs: Mapping[Path, Path],
+    wanted: Wanted,
+    source: Source,
+    *,
+    place: Destination | None = None,
+    overwrite: bool = False,
+    shown: bool = False,
+    told: Callable[[str], None] = lambda line: None,
+) -> list[Fit]:
+    """`fit_folder` of each adapter -> the folder for the smaller one; then the lines by which one server has them all.
+
+    Raises:
+        UserError: as of `fit_folder`; adapters of different bases.
+    """
+    bases = {path: base_name(read_lora(path)) for path in outs}
+    if len({*bases.values()}) > 1:
+        first, other, *_ = dict.fromkeys(bases.values())
+        raise UserError(f"one server has one base, and these adapters are of {first} and of {other}; fit them apart")
+    for out in outs.values():
+        check_out(out, overwrite)
+    fits = {}
+    for path, out in outs.items():
+        if len(outs) > 1:
+            told(f"\n{path}")
+        found = fit_folder(path, wanted, out, source, place=place, overwrite=overwrite, shown=shown, told=told)
+        fits[path.name if path.name not in fits else f"{path.name}-{len(fits)}"] = out, found
+        told(f"adapter     {out}")
+    if place is not None and len(fits) > 1:
+        for line in ("", f"all {len(fits)} on one server", *served_together(place, bases.popitem()[1], fits)):
+            told(line)
+    return [found for _, found in fits.values()]
 
 
 def fit_folder(
