@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -210,13 +212,6 @@ def test_a_quantised_run_says_how_to_merge_and_then_does(run_folder, tokens, tmp
     assert torch.allclose(logits(merged, tokens), logits(model, tokens), atol=1e-5)
 
 
-def test_a_quantised_live_model_is_refused(make_llama, tmp_path):
-    model = make_llama()
-    model.get_base_model().quantization_method = "bitsandbytes"  # the mark that transformers leaves
-    with pytest.raises(ValueError, match="LlamaForCausalLM is quantised.* load it in float and pass it"):
-        export_adapter(model, "merged", tmp_path / "out")
-
-
 def test_a_pissa_folder_of_stock_peft_is_merged_as_peft_loads_it(make_llama, tokens, tmp_path):
     model = make_llama(init_lora_weights="pissa")
     for name, parameter in model.named_parameters():
@@ -225,19 +220,6 @@ def test_a_pissa_folder_of_stock_peft_is_merged_as_peft_loads_it(make_llama, tok
     model.save_pretrained(tmp_path / "adapter")
     folder = export_adapter(tmp_path / "adapter", "merged", tmp_path / "out", base=make_llama().unload())
     assert torch.allclose(logits(load_merged(folder), tokens), logits(model, tokens), atol=1e-5)
-
-
-def test_without_a_fitting_base_one_line_says_what_to_do(make_llama, make_bert, make_net, tmp_path):
-    make_llama().save_pretrained(tmp_path / "adapter")
-    for base, message in (
-        (None, "does not name its base model .*; pass it"),
-        (tmp_path / "nowhere", "nowhere' of .*adapter cannot be loaded"),
-        (make_bert().unload(), "does not fit the base model BertForSequenceClassification"),
-        (make_net().unload(), "the base is a Net, no transformers model"),
-    ):
-        with pytest.raises(ValueError, match=message) as refusal:
-            export_adapter(tmp_path / "adapter", "merged", tmp_path / "out", base=base)
-        assert "\n" not in str(refusal.value) and not (tmp_path / "out").exists()
 
 
 def test_a_base_is_of_the_revision_that_its_adapter_names(make_llama, tmp_path, monkeypatch):
@@ -258,14 +240,6 @@ def test_a_base_is_of_the_revision_that_its_adapter_names(make_llama, tmp_path, 
     assert asked == ["v1", "main"]
 
 
-def test_a_base_that_an_adapter_has_changed_is_refused(make_llama, tmp_path):
-    model = make_llama(init_lora_weights="pissa")
-    model.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ValueError, match=r"the base has an adapter in it already, at model.layers.0.*load it anew"):
-        export_adapter(tmp_path / "adapter", "merged", tmp_path / "out", base=model.get_base_model())
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize("damage", ["weights", "pickle", "config"])
 def test_a_base_with_a_damaged_file_is_told_in_one_line(damage, make_llama, tmp_path):
     base = tmp_path / "base"
@@ -284,16 +258,6 @@ def test_a_base_with_a_damaged_file_is_told_in_one_line(damage, make_llama, tmp_
     assert "\n" not in str(refusal.value) and not (tmp_path / "out").exists()
 
 
-def test_layers_the_base_lacks_are_not_dropped_in_silence(make_llama, tmp_path):
-    make_llama().save_pretrained(tmp_path / "adapter")
-    shallow = make_llama().unload()
-    shallow.model.layers = shallow.model.layers[:1]
-    with pytest.raises(
-        ValueError, match=r"does not fit the base model LlamaForCausalLM, which has no layer .*layers\.1"
-    ):
-        export_adapter(tmp_path / "adapter", "merged", tmp_path / "out", base=shallow)
-
-
 def test_a_base_that_has_no_tokens_is_merged(make_llama, tokens, tmp_path, monkeypatch):
     """A model of sound tells so by an error of its own."""
 
@@ -308,32 +272,6 @@ def test_a_base_that_has_no_tokens_is_merged(make_llama, tokens, tmp_path, monke
     out = export_adapter(tmp_path / "adapter", "merged", tmp_path / "out", base=base)
     monkeypatch.undo()
     torch.testing.assert_close(logits(type(base).from_pretrained(out), tokens), expected)
-
-
-def test_an_adapter_that_is_merged_already_is_refused(make_llama, tmp_path):
-    model = make_llama()
-    model.merge_adapter()
-    with pytest.raises(ValueError, match="'default' is merged into .*; call unmerge_adapter"):
-        export_adapter(model, "merged", tmp_path / "out")
-
-
-def test_a_head_that_shares_its_weight_with_the_embeddings_is_refused(make_llama, tmp_path):
-    model = make_llama(target_modules=["q_proj", "lm_head"])
-    base = model.get_base_model()
-    base.lm_head.base_layer.weight = base.get_input_embeddings().weight
-    with pytest.raises(ValueError, match="share one weight"):
-        export_adapter(model, "merged", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
-def test_a_folder_whose_head_would_share_its_weight_is_refused_too(make_llama, tmp_path):
-    model = make_llama(target_modules=["q_proj", "lm_head"])
-    model.save_pretrained(tmp_path / "adapter")
-    base = make_llama().unload()
-    base.lm_head.weight = base.get_input_embeddings().weight
-    with pytest.raises(ValueError, match="share one weight"):
-        export_adapter(tmp_path / "adapter", "merged", tmp_path / "out", base=base)
 
 
 SIZES: dict[str, Any] = dict(vocab_size=64, d_model=16, encoder_layers=1, decoder_layers=1)
@@ -370,20 +308,6 @@ def test_a_trained_head_that_was_tied_leaves_no_other_weight_out_of_the_file(bas
     merged, ids = type(base()).from_pretrained(folder).eval(), torch.randint(3, 64, (2, 7))
     with torch.no_grad():
         torch.testing.assert_close(merged(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
-
-
-@TIED
-@pytest.mark.parametrize("target", ["encoder.embed_tokens", "decoder.embed_tokens", "shared"])
-def test_one_of_several_tied_embeddings_is_refused(target, tmp_path):
-    model: Any = get_peft_model(bart(), LoraConfig(r=2, target_modules=[target]))
-    with pytest.raises(ValueError, match=rf"{target} and \S+ share one weight, which merging would change for both"):
-        export_adapter(model, "merged", tmp_path / "out")
-
-
-def test_layers_that_share_one_weight_are_refused(make_llama, tmp_path):
-    model = make_llama(target_modules=["q_proj"], layer_replication=[[0, 1], [0, 1]])
-    with pytest.raises(ValueError, match=r"layers.0.self_attn.q_proj and .*layers.1.self_attn.q_proj share one weight"):
-        export_adapter(model, "merged", tmp_path / "out")
 
 
 def test_a_layer_without_a_weight_of_its_own_is_merged(tmp_path):
@@ -446,16 +370,6 @@ def test_a_saved_head_takes_the_place_of_one_of_another_size(task_type, auto, to
         assert torch.allclose(loaded(**tokens).logits, expected, atol=1e-5) and expected.shape[-1] == 5
 
 
-@pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")  # of biases where the base has none
-def test_what_peft_cannot_merge_is_told(make_llama, tmp_path):
-    model = make_llama(lora_bias=True)
-    model.save_pretrained(tmp_path / "adapter")
-    make_llama().unload().save_pretrained(tmp_path / "base")
-    for source, base in ((tmp_path / "adapter", str(tmp_path / "base")), (model, None)):
-        with pytest.raises(ValueError, match="cannot be merged: .*lora_bias=True.*export target peft"):
-            export_adapter(source, "merged", tmp_path / "out", base=base)
-
-
 def test_a_lora_of_the_parameters_of_experts_is_merged(tokens, tmp_path):
     shape: dict[str, Any] = dict(vocab_size=40, hidden_size=16, intermediate_size=8, num_hidden_layers=1)
     shape |= dict(num_attention_heads=2, num_key_value_heads=1, num_local_experts=2, num_experts_per_tok=1)
@@ -466,3 +380,69 @@ def test_a_lora_of_the_parameters_of_experts_is_merged(tokens, tmp_path):
     expected = logits(model, tokens)
     merged = AutoModelForCausalLM.from_pretrained(export_adapter(model, "merged", tmp_path / "out"))
     assert torch.allclose(logits(merged, tokens), expected, atol=1e-5)
+
+
+def saved(model: Any, folder: Path) -> Path:
+    model.save_pretrained(folder / "adapter")
+    return folder / "adapter"
+
+
+def marked(model: Any, mark: Callable[[Any], object]) -> Any:
+    mark(model)
+    return model
+
+
+def tie(model: Any) -> None:
+    head = model.get_output_embeddings()
+    getattr(head, "base_layer", head).weight = model.get_input_embeddings().weight
+
+
+def of_bart(target: str) -> Any:
+    return get_peft_model(bart(), LoraConfig(r=2, target_modules=[target]))
+
+
+SHARE = "share one weight, which merging would change for both"
+HEAD = {"target_modules": ["q_proj", "lm_head"]}
+REFUSED: dict[str, tuple[Callable[[Any, Path], Any], Callable[[Any, Path], Any], str]] = {
+    "no name": (lambda m, d: saved(m.llama(), d), lambda m, d: None, "does not name its base model .*; pass it"),
+    "no base": (lambda m, d: saved(m.llama(), d), lambda m, d: d / "none", "none' of .*adapter cannot be loaded"),
+    "other": (lambda m, d: saved(m.llama(), d), lambda m, d: m.bert().unload(), "not fit .* BertForSequenceClass"),
+    "net": (lambda m, d: saved(m.llama(), d), lambda m, d: m.net().unload(), "base is a Net, no transformers model"),
+    "fewer layers": (lambda m, d: saved(m.llama(), d), lambda m, d: m.llama(blocks=1).unload(), r"no layer .*ers\.1"),
+    "changed base": (
+        lambda m, d: saved(m.llama(init_lora_weights="pissa"), d),
+        lambda m, d: m.llama(init_lora_weights="pissa").get_base_model(),
+        "the base has an adapter in it already, at model.layers.0.*load it anew",
+    ),
+    "merged": (lambda m, d: marked(m.llama(), lambda x: x.merge_adapter()), lambda m, d: None, "call unmerge_adapter"),
+    "quantised": (  # by the mark that transformers leaves
+        lambda m, d: marked(m.llama(), lambda x: setattr(x.get_base_model(), "quantization_method", "nf4")),
+        lambda m, d: None,
+        "LlamaForCausalLM is quantised.* load it in float and pass it",
+    ),
+    "tied, live": (lambda m, d: marked(m.llama(**HEAD), lambda x: tie(x.get_base_model())), lambda m, d: None, SHARE),
+    "tied": (lambda m, d: saved(m.llama(**HEAD), d), lambda m, d: marked(m.llama().unload(), tie), SHARE),
+    "twice": (
+        lambda m, d: m.llama(target_modules=["q_proj"], layer_replication=[[0, 1], [0, 1]]),
+        lambda m, d: None,
+        r"layers.0.self_attn.q_proj and .*layers.1.self_attn.q_proj share one weight",
+    ),
+    "encoder": (lambda m, d: of_bart("encoder.embed_tokens"), lambda m, d: None, SHARE),
+    "decoder": (lambda m, d: of_bart("decoder.embed_tokens"), lambda m, d: None, SHARE),
+    "shared": (lambda m, d: of_bart("shared"), lambda m, d: None, SHARE),
+    "bias": (lambda m, d: saved(m.llama(lora_bias=True), d), lambda m, d: m.llama().unload(), "merged: .*lora_bias"),
+    "bias, live": (lambda m, d: m.llama(lora_bias=True), lambda m, d: None, "merged: .*lora_bias=True.*target peft"),
+}  # fmt: skip
+
+
+@TIED
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+@pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")  # of biases where the base has none
+@pytest.mark.parametrize("case", list(REFUSED))
+def test_what_cannot_be_merged_is_refused_in_one_line(case, make_llama, make_bert, make_net, tmp_path):
+    source, base, told = REFUSED[case]
+    make = SimpleNamespace(llama=make_llama, bert=make_bert, net=make_net)
+    source, base = source(make, tmp_path), base(make, tmp_path)
+    with pytest.raises(ValueError, match=told) as refusal:
+        export_adapter(source, "merged", tmp_path / "out", base=base)
+    assert "\n" not in str(refusal.value) and not (tmp_path / "out").exists()
