@@ -48,7 +48,7 @@ SECONDS, LONGEST = 10, 300 + len("Error: ")
 RECIPE: dict[str, Any] = {
     "method": "pedyra",
     "model": {"name": "tiny-bert"},
-    "data": {"source": "toy", "max_length": 40, "train_rows": 64, "eval_rows": 16},
+    "data": {"source": "toy", "max_length": 40, "train_rows": 64, "eval_rows": 32},
     "lora": {"r": 4, "alpha": 8, "target_modules": ["query", "value"]},
     "rank": {"interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 3, "start": "lora"},
     "training": {"max_steps": 12, "per_device_train_batch_size": 4, "save_steps": 4, "save_strategy": "steps"},
