@@ -380,6 +380,9 @@ def test_an_adapter_that_has_learned_nothing_keeps_everything(make_net: Any):
     model = make_net()  # B = 0
     fit = fitted(model, made_by(model, 20, 30))
     assert fit.is_whole and fit.verdict == "unknown" and len(fit.curve) == 1
+    rows = made_by(model, 20, 30)
+    with pytest.raises(NotWithin, match="rank 2 is the largest .* has not lowered the loss"):  # the whole has no place
+        fit_batches(Judge(model, loss), Rows(calibration=rows[0], held=rows[1]), Wanted(), ranks=[2, 1])
 
 
 def test_both_factors_of_a_cut_have_one_scale(two_used: Any):

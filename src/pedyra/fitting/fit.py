@@ -155,8 +155,8 @@ class _Fitting:
         elif limit.learned:
             asked = search(sizes, limit, ask, held.batches)
             taken = next((each for each in reversed(asked) if each.accepted), everything)
-            if taken is everything and self.ranks and self.ranks[0] < everything.rank:
-                raise NotWithin(_refusal(asked[0], limit, self.judge.measure))
+        if self.wanted.rank is None and taken is everything and self.ranks and self.ranks[0] < everything.rank:
+            raise NotWithin(_refusal(self.ranks[0], asked, limit, self.judge.measure))
         if self.wanted.curve:
             asked += [replace(each, proof=ask(each, 1.0)) for each in sizes[len(asked) :]]
         factors = cut_factors(self.model, calibration, taken.ranks, self.adapter)
@@ -245,13 +245,18 @@ class _Fitting:
         )
 
 
-def _refusal(largest: Candidate, limit: Tolerance, measure: str) -> str:
-    """What the largest size that the place takes costs, and what can be asked instead."""
-    assert largest.proof is not None
-    rise, ranks = largest.proof.rise, largest.rank
+def _refusal(largest: int, asked: Sequence[Candidate], limit: Tolerance, measure: str) -> str:
+    """What the largest rank that the place takes costs, and what can be asked instead."""
+    told, name = f"rank {largest} is the largest that the place takes, and", "name the rank to take it whatever it does"
+    if not asked or asked[0].proof is None:
+        won = f"{limit.won.mean:+.3g} ± {limit.won.error:.2g}"
+        return (
+            f"{told} the adapter has not lowered the {measure} beyond its noise ({won}), so nothing tells whether that "
+            f"is enough; give more rows, or {name}"
+        )
+    rise = asked[0].proof.rise
     allowed = f"{100 * limit.points:.2g} points of the accuracy" if limit.points is not None else f"{limit.loss:.3g}"
     return (
-        f"rank {ranks} is the largest that the place takes, and with it the {measure} rises by {rise.mean:.3g} ± "
-        f"{rise.error:.2g}, which is not within the tolerance of {allowed}; give a larger tolerance or more rows, or "
-        f"name the rank to take it whatever it does"
+        f"{told} with it the {measure} rises by {rise.mean:.3g} ± {rise.error:.2g}, which is not within the tolerance "
+        f"of {allowed}; give a larger tolerance or more rows, or {name}"
     )
