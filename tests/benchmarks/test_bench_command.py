@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from benchmarks.bound import bound
-from benchmarks.sizes import sizes
 
 from benchmarks.cuts import cuts
+from benchmarks.fresh import fresh
 from benchmarks.planted import planted
 from benchmarks.step import step
 
@@ -26,9 +25,8 @@ from benchmarks.step import step
         (planted, ["--profile", "steep"], "'steep' is unknown; choose from design"),
         (planted, ["--architecture", "tree"], "'tree' is unknown; choose from mlp, block"),
         (cuts, ["nowhere"], "nowhere is no run folder"),
-        (cuts, ["nowhere", "--share", "2"], "--share is 2.0"),
-        (bound, ["nowhere"], "nowhere is no run folder"),
-        (sizes, ["nowhere"], "nowhere has no comparison.jsonl"),
+        (cuts, ["nowhere", "--rank", "0"], "'--rank'"),
+        (fresh, ["nowhere"], "nowhere is no run folder"),
     ],
 )
 def test_what_cannot_be_is_told(bench, arguments, told, call):
@@ -36,7 +34,7 @@ def test_what_cannot_be_is_told(bench, arguments, told, call):
     assert code == 2 and told in " ".join(err.split()) and "Traceback" not in err and not out
 
 
-@pytest.mark.parametrize(("bench", "arguments"), [(step, ["--smoke"]), (cuts, ["x"]), (bound, ["x"]), (sizes, ["x"])])
+@pytest.mark.parametrize(("bench", "arguments"), [(step, ["--smoke"]), (cuts, ["x"]), (fresh, ["x"])])
 def test_a_file_of_other_rows_is_refused_and_left_as_it_is(bench, arguments, call, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"loss": 1.0}\n')
     code, _, err = call(bench, *arguments, "--json", str(tmp_path / "rows.jsonl"))
