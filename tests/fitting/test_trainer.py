@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import operator
 import random
-import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,8 +34,9 @@ from pedyra.errors import UserError
 from pedyra.fitting.calibration import lora_layers
 from pedyra.fitting.cut import CURVE, RECORD
 from pedyra.fitting.paired import Pairs
+from pedyra.fitting.wanted import Wanted
 from pedyra.trainer.judge import TrainerJudge
-from pedyra.trainer.rows import _batches, _completed, _trained_batch
+from pedyra.trainer.rows import _completed, _trained_batch, fit_rows
 
 FAST: dict[str, Any] = {"rows": 96}
 
@@ -249,39 +249,6 @@ def test_after_ranks_have_moved(make_trainer: Any, quick: Any, tmp_path: Path):
     assert logits(trainer.model, held).isfinite().all()
 
 
-def test_a_metric_of_all_rows_together_is_left_out(make_trainer: Any):
-    def of_all(prediction: Any) -> dict[str, float]:
-        assert len(prediction.label_ids) == 96, "as many as there are"
-        return {"accuracy": 1.0}
-
-    trainer = make_trainer(given={"compute_metrics": of_all})
-    with pytest.warns(UserWarning, match="as many as there are"):
-        found = fit(trainer, tolerance=0.1, rows=64)
-    assert found.metrics == {} and "metric" not in str(found)
-
-
-def test_rows_are_told_and_those_that_were_trained_on_are_warned_of(make_trainer: Any):
-    trainer = make_trainer(given={"eval_dataset": None})
-    with pytest.warns(UserWarning, match="rows that the adapter was trained on"):
-        found = fit(trainer, tolerance=0.1)
-    assert found.rows == "48 to calibrate, 96 of train_dataset to prove by"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        found = fit(trainer, tolerance=0.1, data=rows(96, 3))
-    assert "96 of data to prove by" in found.rows
-    named = make_trainer(given={"eval_dataset": {"a": rows(48, 3), "b": rows(48, 4)}})
-    assert "96 of eval_dataset to prove by" in fit(named, tolerance=0.1).rows
-
-
-def test_without_training_rows_a_third_of_those_held_out_calibrates(make_trainer: Any):
-    trainer = make_trainer()
-    trainer.train_dataset = None
-    assert fit(trainer).rows == "32 to calibrate, 64 of eval_dataset to prove by"
-    trainer.eval_dataset = None
-    with pytest.raises(ValueError, match="no eval_dataset and no train_dataset; give rows as data="):
-        fit(trainer)
-
-
 def test_no_row_is_in_two_parts(make_trainer: Any):
     seen: dict[int, set[tuple[int, ...]]] = {}
 
@@ -294,34 +261,6 @@ def test_no_row_is_in_two_parts(make_trainer: Any):
     fit(trainer)
     *_, calibration, held = seen.values()  # after those by which one loss is compared with another
     assert (len(calibration), len(held)) == (48, 96) and not calibration & held
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda trainer: setattr(trainer, "is_fsdp_enabled", True), "FSDP.*pedyra fit FOLDER"),
-        (lambda trainer: setattr(trainer, "is_deepspeed_enabled", True), "DeepSpeed.*pedyra fit FOLDER"),
-        (lambda trainer: trainer.model.merge_adapter(), "is merged into .*unmerge_adapter"),
-        (lambda trainer: setattr(trainer, "model", trainer.model.unload()), "without an adapter"),
-        (lambda trainer: setattr(trainer, "eval_dataset", rows(9, 2)), "6 batches to calibrate and 5 of held-out rows"),
-    ],
-    ids=["fsdp", "deepspeed", "merged", "no adapter", "few rows"],
-)
-def test_what_cannot_be_fitted_is_refused_in_one_line(make_trainer: Any, change: Any, message: str):
-    trainer = make_trainer(trains=False)
-    change(trainer)
-    with pytest.raises(ValueError, match=message) as told:
-        fit(trainer)
-    assert "\n" not in str(told.value)
-
-
-def test_a_loader_that_ignores_its_data_set_is_refused(make_trainer: Any):
-    class Stubborn(Trainer):
-        def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-            return super().get_eval_dataloader(self.eval_dataset)  # type: ignore[arg-type]
-
-    with pytest.raises(ValueError, match="Stubborn.get_eval_dataloader gives"):
-        fit(make_trainer(Stubborn, trains=False))
 
 
 def test_an_adapter_that_began_as_a_part_of_its_weights(make_trainer: Any, tmp_path: Path):
@@ -339,12 +278,6 @@ def test_an_adapter_that_began_as_a_part_of_its_weights(make_trainer: Any, tmp_p
     torch.testing.assert_close(logits(trainer.model, held), before, rtol=1e-3, atol=1e-4)
     found = fit(trainer, tolerance=0.05)
     assert found.chosen.share < 0.6 and found.row()["of"] == 8 * len(lora_layers(trainer.model))
-
-
-def test_nothing_won_keeps_everything(make_trainer: Any):
-    trainer = make_trainer(trains=False)
-    found = fit(trainer)
-    assert found.is_whole and "everything" in str(found)
 
 
 def test_a_schedule_free_optimizer_is_judged_by_the_weights_of_evaluation(make_trainer: Any):
@@ -386,11 +319,6 @@ def test_what_is_saved_and_applied_of_a_schedule_free_run_is_what_was_proved(mak
         assert close(trainer.model.get_parameter(name).detach(), weight)
     assert logits(trainer.model, held).isfinite().all()
     trainer.train()  # with an optimizer of its own
-
-
-def test_a_file_is_no_rows(make_trainer: Any):
-    with pytest.raises(ValueError, match="data is 'rows.jsonl'; give the rows themselves"):
-        fit(make_trainer(trains=False), data="rows.jsonl")
 
 
 def test_a_router_s_loss_finds_how_many_batches_a_step_has(make_trainer: Any):
@@ -441,22 +369,17 @@ def test_a_trainer_trains_on_what_was_applied(make_trainer: Any):
 
 @pytest.mark.parametrize("more", [{"report": "text"}, {"each": {"a": 1.0}}, {"none": None}])
 def test_what_compute_metrics_gives_beside_numbers_is_left_out(make_trainer: Any, more: dict[str, Any]):
-    def judge(prediction: Any) -> dict[str, Any]:
-        return accuracy(prediction) | more
-
-    row = fit(make_trainer(given={"compute_metrics": judge})).row()
+    row = fit(make_trainer(given={"compute_metrics": lambda found: accuracy(found) | more})).row()
     assert row["metrics"]["whole"].keys() == {"accuracy"}
 
 
-def test_held_out_sets_by_name_are_taken_together_streams_too(make_trainer: Any):
-    held = Dataset.from_list(
-        [{key: torch.as_tensor(each).tolist() for key, each in row.items()} for row in rows(96, 2)]
-    )
-    halves = {"one": held.select(range(48)), "other": held.select(range(48, 96))}
-    streams = {name: half.to_iterable_dataset() for name, half in halves.items()}
-    for given, more in (({"eval_dataset": streams}, {}), ({"eval_dataset": None}, {"data": halves})):
-        found = fit(make_trainer(given=given), **more)
-        assert "96 of " in found.rows
+def test_a_metric_that_takes_no_part_of_the_rows_is_left_out_and_told(make_trainer: Any):
+    def of_all(prediction: Any) -> dict[str, float]:
+        raise KeyError("a row that is not there")
+
+    with pytest.warns(UserWarning, match="a row that is not there"):
+        found = fit(make_trainer(given={"compute_metrics": of_all}))
+    assert found.metrics == {} and "metric" not in str(found)
 
 
 def test_held_out_sets_whose_columns_differ_are_taken_together(make_trainer: Any):
@@ -470,65 +393,11 @@ def test_held_out_sets_whose_columns_differ_are_taken_together(make_trainer: Any
     assert found.row() == mixed.row() == plain.row()
 
 
-def test_one_batch_at_a_time_is_on_the_device(make_trainer: Any, monkeypatch: Any):
-    trainer, events = make_trainer(), []
-    loader = trainer.get_eval_dataloader
-
-    def one_by_one(dataset: Any) -> Any:
-        for batch in loader(dataset):
-            events.append("on the device")
-            yield batch
-
-    def send(batch: Any, device: Any) -> Any:
-        events.append(f"to the {device}")
-        return batch
-
-    trainer.get_eval_dataloader = one_by_one
-    monkeypatch.setattr("pedyra.trainer.rows.send_to_device", send)
-    batches = _batches(trainer, rows(24, 2), 8, False)
-    assert len(batches) == 3 and events == ["on the device", "to the cpu"] * 3
-
-
 def test_calibration_takes_the_batch_that_training_came_down_to(make_trainer: Any, monkeypatch: Any):
     trainer = make_trainer()
     assert _trained_batch(trainer) == 16
     trainer.args.auto_find_batch_size, trainer._train_batch_size = True, 2
     assert _trained_batch(trainer) == 2
-
-
-@pytest.mark.parametrize("as_data", [False, True])
-def test_rows_that_were_trained_on_are_not_taken_twice(make_trainer: Any, as_data: bool):
-    """What calibrates proves nothing."""
-    same = rows(96, 1)
-    trainer = make_trainer(given={"train_dataset": same, "eval_dataset": None if as_data else same})
-    with pytest.warns(UserWarning, match=r"data(set)? is the train_dataset itself, so the fit is judged by rows that"):
-        found = fit(trainer, data=same if as_data else None)
-    assert found.rows.startswith("32 to calibrate, 64 of ")
-
-
-def test_the_training_rows_among_several_data_sets_prove_nothing(make_trainer: Any):
-    """As where one watches the training loss beside another: only what is held out is for the proof."""
-    seen, held = rows(96, 1), rows(96, 2)
-    both = {"train": seen, "held out": held}
-    for given, more in (({"eval_dataset": both}, {}), ({"eval_dataset": None}, {"data": both})):
-        trainer = make_trainer(given={"train_dataset": seen, **given})
-        with pytest.warns(UserWarning, match="is the train_dataset itself, and .* by the others: held out"):
-            found = fit(trainer, **more)
-        assert found.rows.startswith("48 to calibrate, 96 of ")
-
-
-def test_the_training_rows_are_known_where_they_were_prepared_apart(make_trainer: Any):
-    """As TRL's Trainers prepare each data set by itself."""
-    seen, held = rows(96, 1), rows(96, 2)
-    again = [{key: copy.deepcopy(value) for key, value in row.items()} for row in seen]
-    trainer = make_trainer(given={"train_dataset": seen, "eval_dataset": again})
-    with pytest.warns(UserWarning, match="eval_dataset is the train_dataset itself, so the fit is judged by rows that"):
-        fit(trainer)
-    # A stream that knows its length cannot be looked at.
-    fit(make_trainer(given={"train_dataset": Stream(seen), "eval_dataset": Stream(held)}))
-    trainer = make_trainer(given={"train_dataset": seen, "eval_dataset": {"train": again, "held out": held}})
-    with pytest.warns(UserWarning, match="is the train_dataset itself, and .* by the others: held out"):
-        fit(trainer)
 
 
 class Stream(IterableDataset):
@@ -542,6 +411,47 @@ class Stream(IterableDataset):
 
     def __iter__(self) -> Any:
         return iter(self.given)
+
+
+def plain(given: list[Any]) -> Any:
+    """The same rows as a data set of columns."""
+    return Dataset.from_list([{key: torch.as_tensor(each).tolist() for key, each in row.items()} for row in given])
+
+
+SEEN, HELD = rows(96, 1), rows(96, 2)
+AGAIN = copy.deepcopy(SEEN)  # as TRL's Trainers prepare each data set by itself
+HALVES = {"one": plain(HELD[:48]), "other": plain(HELD[48:])}
+STREAMS = {name: half.to_iterable_dataset() for name, half in HALVES.items()}
+APART, THIRD = "48 to calibrate, 96 of {} to prove by", "32 to calibrate, 64 of {} to prove by"
+SAME, PART = "so the fit is judged by rows that the adapter was trained on", "by the others: held out"
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluate", "data", "told", "warned"),
+    [
+        (SEEN, HELD, None, APART.format("eval_dataset"), None),
+        (SEEN, SEEN, HELD, APART.format("data"), None),
+        (SEEN, {"a": HELD[:48], "b": HELD[48:]}, None, APART.format("eval_dataset"), None),
+        (SEEN, STREAMS, None, APART.format("eval_dataset"), None),
+        (SEEN, None, HALVES, APART.format("data"), None),
+        (Stream(SEEN), Stream(HELD), None, APART.format("eval_dataset"), None),  # which cannot be looked at
+        (None, HELD, None, THIRD.format("eval_dataset"), None),
+        (SEEN, None, None, THIRD.format("train_dataset"), "there is no eval_dataset, " + SAME),
+        (SEEN, SEEN, None, THIRD.format("eval_dataset"), "is the train_dataset itself, " + SAME),
+        (SEEN, AGAIN, None, THIRD.format("eval_dataset"), "is the train_dataset itself, " + SAME),
+        (SEEN, None, SEEN, THIRD.format("data"), "data is the train_dataset itself, " + SAME),
+        (SEEN, {"train": SEEN, "held out": HELD}, None, APART.format("eval_dataset"), PART),
+        (SEEN, {"train": AGAIN, "held out": HELD}, None, APART.format("eval_dataset"), PART),
+        (SEEN, None, {"train": SEEN, "held out": HELD}, APART.format("data"), PART),
+    ],
+)
+def test_which_rows_calibrate_and_which_prove(
+    make_trainer: Any, train: Any, evaluate: Any, data: Any, told: str, warned: str | None
+):
+    """Rows that were trained on prove nothing, unless there are no others."""
+    trainer = make_trainer(trains=False, given={"train_dataset": train, "eval_dataset": evaluate})
+    with pytest.warns(UserWarning, match=warned) if warned else nullcontext():
+        assert fit_rows(TrainerJudge(trainer, trainer.model), data, Wanted(rows=96)).told == told
 
 
 def checkpoints(model: Any) -> bool:
@@ -567,31 +477,25 @@ def test_a_model_that_was_loaded_checkpoints_its_activations_as_training_would(m
     assert len(own._forward_hooks) == before  # transformers' own, by which every output would take a gradient
 
 
-@pytest.mark.parametrize(("shared", "calibrate"), [(24, 40), (40, 64)])
-def test_a_row_that_is_held_out_too_does_not_calibrate(make_trainer: Any, shared: int, calibrate: int):
-    """But where most are, which is the nature of the rows. That the proof knows them is told."""
+@pytest.mark.parametrize(
+    ("shared", "most", "calibrate", "told"),
+    [
+        (24, 128, 40, "24 of 64 rows .* too, so these do not calibrate.* 25% of the held"),
+        (40, 128, 64, "40 of 64 rows .* too, too many to be left out.* 42% of the held"),  # the nature of the rows
+        (64, 64, 32, r"About (5|6|7|8)\d% of the held-out rows"),  # of those that were drawn: 32 of 64, and 64 of 96
+        (1, 128, 63, None),  # by chance
+    ],
+)
+def test_a_row_that_is_held_out_too_does_not_calibrate(
+    make_trainer: Any, caplog: Any, shared: int, most: int, calibrate: int, told: str | None
+):
     seen = rows(64, 1)
-    held = [{key: copy.deepcopy(value) for key, value in row.items()} for row in seen[:shared]]
-    held += rows(96 - shared, 2)
-    trainer = make_trainer(given={"train_dataset": seen, "eval_dataset": held})
-    with pytest.warns(UserWarning, match=f"{shared} of 64 rows .* too, .* {shared / 96:.0%} of the held"):
-        found = fit(trainer, rows=128)
-    assert found.rows.startswith(f"{calibrate} to calibrate, ")
-
-
-def test_how_many_were_trained_on_is_of_the_rows_that_were_drawn(make_trainer: Any):
-    """Of 64 training rows 24 are seen, and of 64 held-out ones, all of them trained on, 48 are asked."""
-    seen = rows(64, 1)
-    trainer = make_trainer(given={"train_dataset": seen, "eval_dataset": copy.deepcopy(seen[::-1])})
-    with pytest.warns(UserWarning, match=r"About (8|9|10)\d?% of the held-out rows were trained on"):
-        fit(trainer, rows=48)
-
-
-def test_a_few_rows_that_repeat_are_no_reason_to_warn(make_trainer: Any, caplog: Any):
-    seen, held = rows(128, 1), rows(96, 2)
-    held[0] = copy.deepcopy(seen[0])
-    assert fit(make_trainer(given={"train_dataset": seen, "eval_dataset": held}), rows=256)
-    assert "1 of 128 rows of the train_dataset are in eval_dataset too" in caplog.text
+    held = copy.deepcopy(seen[:shared]) + rows(96 - shared, 2)
+    trainer = make_trainer(trains=False, given={"train_dataset": seen, "eval_dataset": held})
+    with pytest.warns(UserWarning, match=told) if told else nullcontext():
+        found = fit_rows(TrainerJudge(trainer, trainer.model), None, Wanted(rows=most))
+    assert found.told.startswith(f"{calibrate} to calibrate, ")
+    assert told or "1 of 64 rows of the train_dataset are in eval_dataset too" in caplog.text
 
 
 def test_a_loss_that_compares_rows_is_measured_in_the_batches_of_the_trainer(make_trainer: Any, caplog: Any):
@@ -625,16 +529,6 @@ def test_a_weighted_mean_or_a_sum_over_rows_compares_none(make_trainer: Any, cap
     assert "compares rows" not in caplog.text
 
 
-def test_rows_that_a_trainer_tokenises_when_it_is_made_are_told(make_trainer: Any):
-    class Tokenises(Trainer):
-        def tokenize_row(self, row: Any) -> Any:
-            raise NotImplementedError
-
-    trainer = make_trainer(Tokenises, trains=False)
-    with pytest.raises(ValueError, match="Tokenises tokenises its rows when it is made, .* as its eval_dataset"):
-        fit(trainer, data=[{"prompt": "a", "chosen": "b", "rejected": "c"}] * 96)
-
-
 def test_prompts_with_images_are_refused_where_text_is_judged():
     model = nn.Linear(1, 1)
     found = {"prompt_ids": torch.zeros(1, 2), "pixel_values": torch.zeros(1, 3)}
@@ -654,24 +548,6 @@ def test_trained_biases_are_told_for_the_base_model_is_not_without_them(make_tra
         fit(trainer)
 
 
-class GeneratesOtherwise(Trainer):
-    """As TRL's distillation Trainer, which does not say how many completions a prompt has."""
-
-    def _generate_and_score_completions(self, inputs: Any) -> Any:
-        raise NotImplementedError
-
-
-def test_a_trainer_that_generates_in_a_way_of_its_own_is_refused(make_trainer: Any):
-    with pytest.raises(ValueError, match="GeneratesOtherwise generates what it is judged on, and does not say how"):
-        fit(make_trainer(GeneratesOtherwise, trains=False))
-
-
-def test_batches_that_are_no_dicts_are_refused(make_trainer: Any):
-    trainer = make_trainer(trains=False, given={"data_collator": list})
-    with pytest.raises(ValueError, match="the batches of Trainer are each a list, and a fit takes dicts of tensors"):
-        fit(trainer)
-
-
 def test_a_held_out_batch_without_a_label_is_left_out(make_trainer: Any):
     """Its loss is a mean of nothing, which the Trainer's own evaluation leaves out too."""
     held = [{**row, "labels": -100} if number % 4 == 0 else row for number, row in enumerate(rows(96, 2))]
@@ -681,23 +557,6 @@ def test_a_held_out_batch_without_a_label_is_left_out(make_trainer: Any):
     with trainer.model.disable_adapter():
         base = trainer.evaluate()["eval_loss"]
     assert found.tolerance.won.mean == pytest.approx(base - trainer.evaluate()["eval_loss"], rel=1e-4)
-
-
-def test_an_adapter_that_does_nothing_at_the_moment_is_told_with_the_repair(make_trainer: Any):
-    trainer = make_trainer(Counting)
-    COUNT.update(loss=0, prediction=0)
-    trainer.model.base_model.disable_adapter_layers()
-    with pytest.raises(ValueError, match=r"'default' is switched off in .*; call model.base_model.enable_adapter"):
-        fit(trainer)
-    assert COUNT == {"loss": 0, "prediction": 0}
-
-
-def test_several_active_adapters_are_refused(make_trainer: Any):
-    trainer = make_trainer(lora={"task_type": None})
-    trainer.model.add_adapter("second", LoraConfig(r=2, target_modules=["query"]))
-    trainer.model.base_model.set_adapter(["default", "second"])
-    with pytest.raises(ValueError, match="the model has 2 active adapters .*choose one with model.set_adapter"):
-        fit(trainer)
 
 
 def test_what_is_generated_has_the_length_that_the_arguments_say(tmp_path: Path):
@@ -732,3 +591,65 @@ def test_what_is_generated_has_the_length_that_the_arguments_say(tmp_path: Path)
     judge, batch = TrainerJudge(trainer, model.eval()), next(iter(trainer.get_eval_dataloader()))
     ((alone,), (with_texts,)) = (list(judge.losses([batch], nullcontext, each)) for each in (None, []))
     assert with_texts == alone == pytest.approx(3 * model(**batch).loss.item(), rel=1e-5)
+
+
+class Stubborn(Trainer):
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        return super().get_eval_dataloader(self.eval_dataset)  # type: ignore[arg-type]
+
+
+class GeneratesOtherwise(Trainer):
+    """As TRL's distillation Trainer, which does not say how many completions a prompt has."""
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        raise NotImplementedError
+
+
+class Tokenises(Trainer):
+    def tokenize_row(self, row: Any) -> Any:
+        raise NotImplementedError
+
+
+def add_second(trainer: Any) -> None:
+    trainer.model.add_adapter("second", LoraConfig(r=2, target_modules=["query"]))
+    trainer.model.base_model.set_adapter(["default", "second"])
+
+
+def drop_rows(trainer: Any) -> None:
+    trainer.train_dataset = trainer.eval_dataset = None
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "asked", "message"),
+    [
+        (Trainer, lambda trainer: setattr(trainer, "is_fsdp_enabled", True), {}, "FSDP.*pedyra fit FOLDER"),
+        (Trainer, lambda trainer: setattr(trainer, "is_deepspeed_enabled", True), {}, "DeepSpeed.*pedyra fit FOLDER"),
+        (Trainer, lambda trainer: trainer.model.merge_adapter(), {}, "is merged into .*unmerge_adapter"),
+        (
+            Trainer,
+            lambda trainer: trainer.model.base_model.disable_adapter_layers(),
+            {},
+            "'default' is switched off in",
+        ),
+        (Trainer, lambda trainer: setattr(trainer, "model", trainer.model.unload()), {}, "without an adapter"),
+        (Trainer, add_second, {}, "the model has 2 active adapters .*choose one with model.set_adapter"),
+        (Trainer, lambda trainer: setattr(trainer, "eval_dataset", rows(9, 2)), {}, "6 .* calibrate and 5 of held-out"),
+        (Trainer, drop_rows, {}, "no eval_dataset and no train_dataset; give rows as data="),
+        (Trainer, lambda trainer: setattr(trainer, "data_collator", list), {}, "each a list, and a fit takes dicts"),
+        (Trainer, None, {"data": "rows.jsonl"}, "data is 'rows.jsonl'; give the rows themselves"),
+        (Trainer, None, {"tolerence": 0.1}, "fit has no tolerence; it has tolerance, rank"),
+        (Trainer, None, {"general": ["a b"], "rank": 2}, "leave rank out, or general"),
+        (Stubborn, None, {}, "Stubborn.get_eval_dataloader gives"),
+        (GeneratesOtherwise, None, {}, "generates what it is judged on, and does not say how"),
+        (Tokenises, None, {"data": [{"prompt": "a", "chosen": "b"}] * 96}, "tokenises its rows when it is made"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused_in_one_line(
+    make_trainer: Any, kind: Any, change: Any, asked: dict[str, Any], message: str
+):
+    trainer = make_trainer(kind, lora={"task_type": None} if change is add_second else None, trains=False)
+    if change is not None:
+        change(trainer)
+    with pytest.raises(UserError, match=message) as told:
+        fit(trainer, **asked)
+    assert "\n" not in str(told.value)
