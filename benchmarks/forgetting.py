@@ -16,6 +16,7 @@ from benchmarks.command import JsonFile, Runs, Threads, command_line, print_done
 from benchmarks.rows import Row, RowFile
 from benchmarks.trained import BATCH, TrainedLora, opened
 from pedyra.app.tasks.sources import read_test_rows
+from pedyra.errors import UserError
 from pedyra.fitting.calibration import disabled, evaluating
 from pedyra.fitting.cut import cut_factors, cut_to
 from pedyra.fitting.general import by_harm, harm_first, scaled, slopes_at_half, text_batches, texts_of
@@ -57,11 +58,11 @@ def bench_forgetting(runs: Sequence[Path], general: Sequence[Any], rows: int = 5
     """
     texts = texts_of(general)[:GENERAL_ROWS]
     if len(texts) < 4 * BATCH:
-        raise ValueError(f"general has {len(texts)} texts, and it takes at least {4 * BATCH}; give more")
+        raise UserError(f"general has {len(texts)} texts, and it takes at least {4 * BATCH}; give more")
     for run in runs:  # what is wrong with one is told before anything is measured
         recipe, _, tokenizer, _ = opened(run)
         if recipe.data.kind != "causal_lm":
-            raise ValueError(
+            raise UserError(
                 f"{run} is of data.kind {recipe.data.kind}, and general text is for a model that writes; give runs of "
                 f"causal_lm"
             )

@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
 from benchmarks.spec import MethodSpec
+from pedyra.errors import UserError
 from pedyra.lora.attach import attach, drop_empty
 from pedyra.lora.layer import rank_parameters
 from pedyra.methods.data import Data
@@ -159,7 +160,7 @@ def _check_effect(spec: MethodSpec, adaptation: Adaptation) -> None:
     made = adaptation.ranks.to_dict()
     for key, value in spec.rank.items():
         if key in made and made[key] != value:
-            raise ValueError(
+            raise UserError(
                 f"method {spec.text!r}: {spec.name} has no use for {key}, or is defined by {made[key]!r}; drop it"
             )
 

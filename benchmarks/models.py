@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, set_seed
 
 from pedyra.app.models.packaged import minilm_folder
+from pedyra.errors import UserError
 
 _VOCABULARY = 1000
 
@@ -62,7 +63,7 @@ def bench_model(name: str, dtype: torch.dtype = torch.float32) -> BenchModel:
     match = re.fullmatch(r"llama-(\d+)x(\d+)", name)
     width, depth = map(int, match.groups()) if match else (0, 0)
     if not width or width % 32 or not depth:
-        raise ValueError(
+        raise UserError(
             f"model {name!r} is unknown; choose minilm, or llama-WIDTHxDEPTH with a width that is a multiple of 32 and "
             f"a depth of at least 1, e.g. llama-256x8"
         )

@@ -28,6 +28,7 @@ from benchmarks.rows import Row, RowFile, rates_by_method, summary
 from benchmarks.spec import MethodSpec, parse_method
 from pedyra.app.console import new_console
 from pedyra.app.options import json_option
+from pedyra.errors import UserError
 from pedyra.methods.registry import METHODS
 
 PLANTED_KEY = ("method", "architecture", "width", "depth", "rank", "profile", "noise", "seed", "steps", "lr")
@@ -163,7 +164,7 @@ def profile_ranks(profile: str, seed: int) -> tuple[int, ...]:
         counts = torch.multinomial(shares, RANK * DEPTH, replacement=True, generator=generator)
         return tuple(torch.bincount(counts, minlength=DEPTH).tolist())
     if profile not in PROFILES:
-        raise ValueError(f"profile {profile!r} is unknown; choose from {', '.join([*PROFILES, 'random'])}")
+        raise UserError(f"profile {profile!r} is unknown; choose from {', '.join([*PROFILES, 'random'])}")
     return PROFILES[profile]
 
 
@@ -179,9 +180,9 @@ def make_problem(
     generator = torch.Generator().manual_seed(seed)
     ranks = profile_ranks(profile, seed)
     if architecture not in ARCHITECTURES:
-        raise ValueError(f"architecture {architecture!r} is unknown; choose from {', '.join(ARCHITECTURES)}")
+        raise UserError(f"architecture {architecture!r} is unknown; choose from {', '.join(ARCHITECTURES)}")
     if not 0 <= noise < math.inf:
-        raise ValueError(f"noise is {noise}; it is a finite number of at least 0")
+        raise UserError(f"noise is {noise}; it is a finite number of at least 0")
     kind = ResidualMLP if architecture == "mlp" else Blocks
     base, teacher = kind(), kind()
     size = 0.0

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pedyra.errors import UserError
 from pedyra.lab.compare.statistics import standard_error
 from pedyra.lora.files import append_row, json_line, read_rows, write_file
 
@@ -27,9 +28,9 @@ class RowFile:
         try:
             self.rows = read_rows(path)
         except ValueError as error:
-            raise ValueError(f"--json {path} is no file of JSON lines ({error}); name another file") from error
+            raise UserError(f"--json {path} is no file of JSON lines ({error}); name another file") from error
         if any(field not in row for row in self.rows for field in key):
-            raise ValueError(f"--json {path} holds rows of something else; name another file")
+            raise UserError(f"--json {path} holds rows of something else; name another file")
         if path.is_file() and not path.read_bytes().endswith(b"\n"):  # cut short by a kill
             write_file(path, "".join(map(json_line, self.rows)))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pedyra.app.yaml_file import parse_yaml
+from pedyra.errors import UserError
 from pedyra.lab.compare.grid import lora_settings
 from pedyra.lora.spelling import did_you_mean
 from pedyra.methods.registry import METHODS, get_method
@@ -57,9 +58,9 @@ def parse_method(text: str) -> MethodSpec:
         if key in known:
             continue
         if key in rank:
-            raise ValueError(f"method {text!r}: {name} moves no ranks, so it has no setting {key!r}; drop it")
+            raise UserError(f"method {text!r}: {name} moves no ranks, so it has no setting {key!r}; drop it")
         hint = did_you_mean(key, known, otherwise=f"it has {', '.join(known)}")
-        raise ValueError(f"method {text!r}: {key!r} is no setting of {name}; {hint}")
+        raise UserError(f"method {text!r}: {key!r} is no setting of {name}; {hint}")
     return MethodSpec(
         text=text,
         name=name,
@@ -77,5 +78,5 @@ def _settings(text: str, whole: str) -> dict[str, Any]:
     except ValueError:
         found = None
     if not found or None in found.values() and not re.search(r"=\s*(null|~)", text):
-        raise ValueError(f"method {whole!r} is not of the form NAME:key=value,key=value")
+        raise UserError(f"method {whole!r} is not of the form NAME:key=value,key=value")
     return {str(key): value for key, value in found.items()}

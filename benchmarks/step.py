@@ -25,6 +25,7 @@ from benchmarks.models import BenchModel, bench_model
 from benchmarks.rows import RowFile
 from benchmarks.spec import MethodSpec, parse_method
 from pedyra.allocate.schedule import Schedule, resolve_schedule
+from pedyra.errors import UserError
 from pedyra.methods.data import Data, model_loss
 from pedyra.methods.loop import Loop, make_optimizer
 from pedyra.methods.method import SCHEDULE, Adaptation, Request
@@ -64,9 +65,9 @@ class Timing:
 
     def __post_init__(self) -> None:
         if self.rounds < LEAST_ROUNDS:
-            raise ValueError(f"rounds is {self.rounds}; what is measured takes at least {LEAST_ROUNDS}")
+            raise UserError(f"rounds is {self.rounds}; what is measured takes at least {LEAST_ROUNDS}")
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device is 'cuda', but this machine has no CUDA device; use --device cpu")
+            raise UserError("device is 'cuda', but this machine has no CUDA device; use --device cpu")
 
     @property
     def total_steps(self) -> int:

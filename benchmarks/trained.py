@@ -14,6 +14,7 @@ from pedyra.app.models.base import load_tokenizer, positions
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.evaluate import adapted_model, check_training_rows, finished_run
 from pedyra.app.tasks.task import Task, load_task
+from pedyra.errors import UserError
 from pedyra.fitting.calibration import calibrate, disabled, evaluating, lora_layers
 from pedyra.fitting.cut import cut_factors, cut_to
 from pedyra.fitting.gramians import Calibration
@@ -106,7 +107,7 @@ def opened(run: Path, data: Path | None = None) -> tuple[Recipe, Path, Any, Task
     """
     folder, recipe, adapter = finished_run(run)
     if (kind := read_adapter_config(adapter)["peft_type"]) != "LORA":
-        raise ValueError(
+        raise UserError(
             f"{run} has an adapter of type {kind}, and what is cut is a LoRA; give the run of another method"
         )
     if data is not None:
