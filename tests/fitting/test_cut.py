@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from pedyra.errors import UserError
 from pedyra.fitting.calibration import calibrate, lora_layers
 from pedyra.fitting.cut import CURVE, RECORD, check_out, cut, cut_factors, cut_live, cut_to, module_names, write_cut
 from pedyra.fitting.fit import NotWithin, Rows, fit_batches
+from pedyra.fitting.general import scaled
 from pedyra.fitting.judge import Judge
 from pedyra.fitting.result import Fit
+from pedyra.fitting.sizes import Answers, Held
 from pedyra.fitting.wanted import Wanted
 from pedyra.fitting.worth import Balance, balance
 from pedyra.lora.attach import attach, write_ranks
@@ -406,6 +409,22 @@ def test_a_record_is_json_whatever_was_measured(two_used: Any, tmp_path: Path):
 
     text = (tmp_path / "small" / RECORD).read_text()
     assert json.loads(text, parse_constant=refuse)["metrics"]["base"]["pearson"] is None
+
+
+def test_a_size_goes_on_where_its_last_look_ended(two_used: Any):
+    """It is asked each batch once, and says what one look at all of them says."""
+    (rows,), seen = made_by(two_used, 100), []
+
+    def counted(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        seen.append(id(batch))
+        return loss(model, batch)
+
+    held = Held(Judge(two_used, counted), rows, iter)
+    smaller, answers = partial(scaled, two_used, 0.5), Answers()
+    seen.clear()
+    looks = [held.compared(smaller, part, answers) for part in (0.25, 0.5, 1.0)]
+    assert [each.rise.batches for each in looks] == [25, 50, 100] and seen == [id(batch) for batch in rows]
+    assert looks[-1].rise == held.compared(smaller).rise and looks[-1].rise.mean > 0
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,6 @@ def found_by(rank: int, size: int, out: str, weights: str) -> dict[str, Any]:
     lora = LoraConfig(
         r=4,
         lora_alpha=8,
-        task_type="SEQ_CLS",  # type: ignore[arg-type]
         target_modules=["query", "value", "dense"],
         exclude_modules=["bert.pooler.dense"],
     )

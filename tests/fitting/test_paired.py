@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,9 @@ def tango(lost: int, gained: int, rows: int, sign: int) -> float:
         q = optimize.minimize_scalar(minus_likelihood, bounds=ends, method="bounded", options={"xatol": 1e-12}).x
         return (lost - gained - rows * fall) / math.sqrt(rows * (2 * q + fall - fall**2)) - sign * ONE_SIDED
 
-    return optimize.brentq(away, *sorted(((lost - gained) / rows, -sign * 0.95)))
+    low, high = sorted(((lost - gained) / rows, -sign * 0.95))
+    found: Any = optimize.brentq(away, low, high)
+    return found
 
 
 @pytest.mark.parametrize(("lost", "gained", "rows"), COUNTS)

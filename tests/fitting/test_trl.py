@@ -189,13 +189,14 @@ def test_a_4_bit_base_with_an_8_bit_optimizer(tmp_path: Path):
     torch.manual_seed(0)
     shape: dict[str, Any] = dict(vocab_size=40, hidden_size=64, intermediate_size=64, num_hidden_layers=2)
     shape |= dict(num_attention_heads=2, max_position_embeddings=16)
-    BertForSequenceClassification(BertConfig(**shape)).save_pretrained(tmp_path / "base")
+    drawn = BertForSequenceClassification(BertConfig(**shape))
+    drawn.classifier.weight.data.mul_(20)  # the head stays as it was drawn, so the adapter has to win everything
+    drawn.save_pretrained(tmp_path / "base")
     quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=["classifier"])
     loaded = BertForSequenceClassification.from_pretrained(tmp_path / "base", quantization_config=quantized)
     lora = LoraConfig(
         r=4, lora_alpha=8, target_modules=["query", "value", "dense"], exclude_modules=["bert.pooler.dense"]
     )
-    lora.task_type = "SEQ_CLS"  # type: ignore[assignment]
     args = TrainingArguments(
         str(tmp_path / "out"), max_steps=50, per_device_train_batch_size=16, learning_rate=5e-3, use_cpu=True,
         report_to="none", save_strategy="no", disable_tqdm=True, label_names=["labels"], optim="adamw_8bit",
