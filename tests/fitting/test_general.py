@@ -227,8 +227,8 @@ def test_what_is_wrong_is_told_before_anything_is_measured(make_trainer: Any, tm
     with pytest.raises(ValueError, match="give the Trainer its tokenizer"):
         pedyra.fit(trainer, general=TEXTS)
     trainer = Trainer(model, args, eval_dataset=[], processing_class=tokenizer)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="general has 40 texts, .* give at least 192"):
-        pedyra.fit(trainer, general=TEXTS[:40])
+    with pytest.raises(ValueError, match="general has 20 texts, .* give at least 24"):
+        pedyra.fit(trainer, general=TEXTS[:20])
     rows = general_rows(trainer, model, TEXTS, 1024)
     trainer.processing_class = ProcessorMixin.__new__(ProcessorMixin)  # of text and images, as TRL finds it for some
     trainer.processing_class.tokenizer = tokenizer

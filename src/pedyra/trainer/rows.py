@@ -158,8 +158,8 @@ def general_rows(trainer: Any, model: Any, general: Any, most: int) -> GeneralRo
     if tokenizer is None:
         raise UserError("general text has to be tokenised; give the Trainer its tokenizer as processing_class")
     processes, process = trainer.accelerator.num_processes, trainer.accelerator.process_index
-    size = min(BATCH, trainer.args.per_device_eval_batch_size)
     texts = texts_of(general if hasattr(general, "__len__") else islice(general, most))
+    size = max(1, min(BATCH, trainer.args.per_device_eval_batch_size, len(texts) // (2 * LEAST * processes)))
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(trainer.args.seed))
     step = size * processes  # as many in every process
     half = min(max(most // 4, LEAST * step), len(texts) // 2) // step * step
