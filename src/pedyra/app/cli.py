@@ -315,7 +315,8 @@ def fit(
     for found in fit_folders(
         outs, wanted, source, place=place, overwrite=overwrite, shown=console.is_terminal, told=told
     ):
-        rows += [found.row(), *found.curve_rows()]
+        took = {"seconds": found.seconds, "steps": found.steps}
+        rows += [{**found.row(), **took}, *found.curve_rows()]
     if json_file:
         write_json_lines(json_file, rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -124,8 +125,11 @@ class _Fitting:
         self.judge, self.model, self.rows, self.wanted, self.adapter = judge, judge.model, rows, wanted, adapter
         self.ranks, (self.base, self.base_told) = ranks, base
         self.bar = tqdm(disable=True)
+        self.step = 1.0
+        """Seconds of a batch that goes forwards and backwards."""
 
     def run(self, shown: bool) -> Fit:
+        began = time.perf_counter()
         self._estimate(shown)
         calibration, sizes = self._calibrated()
         self.bar.set_description("whole adapter and base model")
@@ -181,6 +185,8 @@ class _Fitting:
             forgetting=forgetting,
             rows=self.rows.told,
             base=self.base_told,
+            seconds=(seconds := time.perf_counter() - began),
+            steps=seconds / self.step,
             metrics={name: each for name, each in metrics.items() if each},
             model=self.model,
             adapter=self.adapter,
@@ -189,7 +195,9 @@ class _Fitting:
     def _calibrated(self) -> tuple[Calibration, list[Candidate]]:
         """What the directions are worth, and the sizes to ask, from the largest down."""
         self.bar.set_description("calibration")
+        began = time.perf_counter()
         found = calibrate(self.judge, self._counted(self.rows.calibration), adapter=self.adapter)
+        self.step = (time.perf_counter() - began) / len(self.rows.calibration)
         if (general := self.rows.general) is None:
             highest = max(whole(found).values())
             ranks = [self.wanted.rank] if self.wanted.rank is not None else self.ranks or ranks_below(highest)
@@ -215,11 +223,11 @@ class _Fitting:
         seconds = calibration * calibrated + (2 + sizes) * held * evaluated
         if general := self.rows.general:
             seconds += (calibration + len(general.slopes)) * calibrated + 3 * len(general.proof) * evaluated
-        time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+        long = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
         steps = seconds / calibrated if calibrated else 0
         text = (
             f"fit: {calibration} batches to calibrate, and about {2 + sizes} evaluations of {held} held-out batches at "
-            f"most: about {time}, or {steps:.0f} training steps of {self._size()} rows"
+            f"most: about {long}, or {steps:.0f} training steps of {self._size()} rows"
         )
         logger.info(text)
         if shown:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import NormalDist
 from tempfile import TemporaryDirectory
@@ -55,6 +55,10 @@ class Fit:
     """Which rows it was measured on, in words."""
     base: str = "the base model"
     """From what the won is counted, in words."""
+    seconds: float = 0.0
+    """That it took."""
+    steps: float = 0.0
+    """What that is in training steps: batches of the calibration that go forwards and backwards in this time."""
     metrics: Mapping[str, Metrics] = field(default_factory=dict)
     """On the held-out rows: base, whole and smaller -> metric -> value; empty where the task has none."""
     model: Any = field(repr=False, default=None)
@@ -216,6 +220,8 @@ def told(fit: Fit) -> str:
     lines.append(f"won         {won}")
     if fit.rows:
         lines.append(f"rows        {fit.rows}")
+    if fit.seconds:
+        lines.append(f"took        {fit.seconds:.0f} s, as long as {fit.steps:.0f} training steps of a batch")
     if fit.forgetting is not None:
         lines += _forgetting(fit.forgetting)
     if fit.verdict != FLAT:
@@ -319,4 +325,6 @@ def fit_card(found: Fit, base: str | None) -> str:
     adapted = shown_ranks([rank for rank in found.ranks.values() if rank])
     metrics = list(found.metrics.get("smaller", {}))
     rows = {"base model": shown_name(base), "adapted": adapted}
-    return adapter_card("A smaller LoRA", rows, text=f"```\n{found}\n```", base=base, metrics=metrics)
+    return adapter_card(
+        "A smaller LoRA", rows, text=f"```\n{replace(found, seconds=0.0)}\n```", base=base, metrics=metrics
+    )
