@@ -344,6 +344,39 @@ def test_fit_finds_the_directions_that_work_and_proves_it(two_used: Any):
     assert f"{row['parameters']:,} parameters" in str(fit)
 
 
+def reads_weights_in_evaluation(layer: Any, weights: Any) -> None:
+    """What a fused kernel does: the slots are called where there are gradients, else it takes their `weights()`."""
+    forward = layer.forward
+
+    def fused(x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return forward(x)
+        A, B = weights()
+        return layer.base_layer(x) + layer.scaling["default"] * (x @ A.T) @ B.T
+
+    layer.forward = fused
+
+
+@pytest.mark.parametrize("live", [True, False], ids=["reads them anew", "has kept them"])
+def test_a_layer_that_is_not_called_in_evaluation_is_cut_or_told(make_net: Any, live: bool):
+    """Half of the layers do: what they lose is measured, and no cut of theirs that did nothing costs +0.0000."""
+    model = make_net(trained=True)
+    rows = made_by(model, 10, 30)
+    expected = fitted(model, rows, rank=1).row()["measured_increase"]
+    for layer in [*lora_layers(model).values()][:2]:
+
+        def weights(layer: Any = layer) -> list[Tensor]:
+            return [slot["default"].weight.detach() for slot in (layer.lora_A, layer.lora_B)]
+
+        kept = weights()
+        reads_weights_in_evaluation(layer, weights if live else lambda kept=kept: kept)
+    if live:
+        assert fitted(model, rows, rank=1).row()["measured_increase"] == pytest.approx(expected, rel=1e-4)
+        return
+    with pytest.raises(UserError, match=f"{next(iter(lora_layers(model)))} was cut, and nothing read"):
+        fitted(model, rows, rank=1)
+
+
 def test_the_ranks_of_a_place_are_asked_in_their_order(two_used: Any):
     rows = made_by(two_used, 20, 30)
 

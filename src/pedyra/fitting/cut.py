@@ -65,30 +65,63 @@ def cut_factors(
 
 
 @contextmanager
-def replaced(model: nn.Module, factors: Mapping[str, Sequence[Tensor]], adapter: str = "default") -> Iterator[None]:
-    """While it lasts, each layer adds what these factors give; those of the adapter stay as they are."""
+def replaced(
+    model: nn.Module, factors: Mapping[str, Sequence[Tensor]], adapter: str = "default", read: set[str] | None = None
+) -> Iterator[None]:
+    """While it lasts, each layer adds what these factors give; those of the adapter stay as they are.
+
+    Args:
+        read: gets the layers that took them. One that keeps what it computed of its weights earlier does not.
+    """
     layers = lora_layers(model, adapter)
     own = {name: (layer.lora_A[adapter], layer.lora_B[adapter]) for name, layer in layers.items()}
+    slots = {name: (_Slot(factors[name][0]), _Slot(factors[name][1], own[name][1].bias)) for name in layers}
     try:
         for name, layer in layers.items():
-            A, B = factors[name]
-            layer.lora_A[adapter] = _slot(A)
-            layer.lora_B[adapter] = _slot(B, own[name][1].bias)
+            layer.lora_A[adapter], layer.lora_B[adapter] = slots[name]
         yield
     finally:
         for name, layer in layers.items():
             layer.lora_A[adapter], layer.lora_B[adapter] = own[name]
+        if read is not None:
+            read.update(name for name, pair in slots.items() if all(slot.was_read for slot in pair))
 
 
 @contextmanager
-def cut_to(model: nn.Module, factors: Factors, adapter: str = "default") -> Iterator[None]:
-    """While it lasts, the model is in evaluation mode, with these factors in the place of the adapter's."""
-    with evaluating(model), replaced(model, factors, adapter):
+def cut_to(
+    model: nn.Module, factors: Factors, adapter: str = "default", read: set[str] | None = None
+) -> Iterator[None]:
+    """While it lasts, the model is in evaluation mode, with these factors in the place of the adapter's; `read` as of
+    `replaced`."""
+    with evaluating(model), replaced(model, factors, adapter, read):
         yield
 
 
-def _slot(weight: Tensor, bias: nn.Parameter | None = None) -> BFactor:
-    return BFactor(nn.Parameter(weight, requires_grad=False), bias)
+class _Slot(BFactor):
+    """Factors in the place of the adapter's, which note that they were read."""
+
+    was_read = False
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None = None) -> None:
+        super().__init__(nn.Parameter(weight, requires_grad=False), bias)
+        self.was_read = False  # by what made it
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":
+            self.was_read = True
+        return super().__getattr__(name)
+
+
+def check_read(ranks: Mapping[str, int], whole: Mapping[str, int], read: Collection[str]) -> None:
+    """Raise ValueError for a layer that was cut to fewer directions than the whole has, and whose factors nothing read
+    on any held-out row: its cost would be reported as nothing."""
+    kept = [name for name, rank in ranks.items() if rank < whole[name] and name not in read]
+    if kept:
+        raise UserError(
+            f"{kept[0]} was cut, and nothing read its smaller factors on the held-out rows, so what that costs is "
+            f"unknown: it goes on with weights that were computed or captured before, or no held-out token reaches it "
+            f"(an expert); load the adapter in plain PEFT with `pedyra fit FOLDER`, or give more rows"
+        )
 
 
 def write_cut(

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from pedyra.errors import UserError
 from pedyra.fitting.calibration import calibrate, disabled, seconds_a_batch
-from pedyra.fitting.cut import cut_factors, cut_to
+from pedyra.fitting.cut import check_read, cut_factors, cut_to
 from pedyra.fitting.general import Forgetting, by_harm, harm_first, slopes_at_half
 from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.judge import Batch, Cut, Judge
@@ -143,12 +143,13 @@ class _Fitting:
             )
 
         answers: dict[tuple[int, ...], Answers] = {}
+        read: set[str] = set()
 
         def ask(each: Candidate, part: float) -> Against:
             self.bar.set_description(f"rank {each.rank}, {each.share:.1%}")
             factors = cut_factors(self.model, calibration, each.ranks, self.adapter)
             known = answers.setdefault((*each.ranks.values(),), Answers())
-            return held.compared(partial(cut_to, self.model, factors, self.adapter), part, known)
+            return held.compared(partial(cut_to, self.model, factors, self.adapter, read), part, known)
 
         everything = size(calibration, whole(calibration))
         sizes = [each for each in sizes if each.ranks != everything.ranks]
@@ -163,6 +164,8 @@ class _Fitting:
             raise NotWithin(_refusal(self.ranks[0], asked, limit, self.judge.measure))
         if self.wanted.curve:
             asked += [replace(each, proof=ask(each, 1.0)) for each in sizes[len(asked) :]]
+        if asked:
+            check_read(taken.ranks, everything.ranks, gather_object([*read]))
         factors = cut_factors(self.model, calibration, taken.ranks, self.adapter)
         forgetting = self._forgetting(factors)
         curve = [everything, *asked]
