@@ -364,7 +364,7 @@ def fits() -> Cells:
     cells = [["adapter", "metric", "base", "whole", "smaller", "rank", "loss increase", "may cost", "training", "fit"]]
     for row in rows("fit"):
         metric = next(name for name in METRICS if name in row["metrics"]["whole"])
-        values = [row["metrics"][which][metric] for which in ("base", "whole", "smaller")]
+        values = [row["metrics"].get(which, row["metrics"]["whole"])[metric] for which in ("base", "whole", "smaller")]
         shown = [f"{100 * each:.1f} %" if metric == "accuracy" else f"{each:.3f}" for each in values]
         if "accuracy_interval" in row:
             low, high = (100 * each for each in row["accuracy_interval"])

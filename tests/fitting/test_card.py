@@ -36,6 +36,12 @@ def test_the_card_says_how_much_is_left_and_what_proves_it(found: pedyra.Fit, tm
         assert told in card.text
 
 
+def test_nothing_is_called_smaller_where_everything_is_kept(make_trainer: Any):
+    found = pedyra.fit(make_trainer(trains=False), rows=64)
+    assert found.is_whole and {*found.metrics} == {"base", "whole"}
+    assert "smaller" not in str(found) + fit_card(found, "base").lower()
+
+
 @pytest.mark.parametrize(
     ("name", "in_metadata", "shown"),
     [

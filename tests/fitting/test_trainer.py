@@ -336,12 +336,14 @@ def test_a_router_s_loss_finds_how_many_batches_a_step_has(make_trainer: Any):
     assert set(seen) == {1} and not hasattr(trainer, "current_gradient_accumulation_steps")
 
 
-def test_an_estimate_and_a_bar_are_shown_where_the_trainer_shows_them(make_trainer: Any, capsys: Any):
-    fit(make_trainer(trains=False))
-    assert capsys.readouterr() == ("", "")
-    fit(make_trainer(trains=False, disable_tqdm=False))
+@pytest.mark.parametrize("bar", [False, True])
+def test_the_time_is_told_before_the_work_and_a_bar_where_the_trainer_shows_them(
+    make_trainer: Any, capsys: Any, bar: bool
+):
+    fit(make_trainer(trains=False, disable_tqdm=not bar))
     out, err = capsys.readouterr()
-    assert "evaluations" in out and "batch" in err
+    assert "training steps" in out and out.count("\n") == 1
+    assert ("batch" in err) == bar
 
 
 @pytest.mark.filterwarnings("ignore:Careful, disabling adapter layers with bias", "ignore:the adapter has bias=")

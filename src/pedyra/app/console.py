@@ -125,7 +125,7 @@ def print_result(console: Console, result: RunResult) -> None:
         console.print(f"\n{result.found}", soft_wrap=True, markup=False)
         smaller = result.folder.path / "fit"
         size = sum(file.stat().st_size for file in smaller.glob("adapter_model.*"))
-        _print_named(console, [("smaller", f"{smaller}, {format_bytes(size)}")])
+        _print_named(console, [("whole" if result.found.is_whole else "smaller", f"{smaller}, {format_bytes(size)}")])
 
 
 def _print_named(console: Console, lines: Iterable[tuple[str, str]]) -> None:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 BASE = "the base model"
 Base = tuple[Cut, str]
 """What makes the model the one that what was won is counted from, and what it is called."""
+Shown = Literal["nothing", "estimate", "bar"]
+"""What of the time that a fit takes is told on the screen; the bar has the estimate with it."""
 
 
 class NotWithin(UserError):
@@ -73,7 +75,7 @@ def fit_batches(
     ranks: Sequence[int] = (),
     base: Base | None = None,
     adapter: str = "default",
-    shown: bool = False,
+    shown: Shown = "nothing",
 ) -> Fit:
     """How small the LoRA of the judge's model may be. The model stays as it is. `pedyra.fit` is this with a Trainer.
 
@@ -86,7 +88,7 @@ def fit_batches(
             `ranks_below` of the adapter's own.
         base: what makes the model the one that what was won is counted from, and what it is called; by default the
             adapter is switched off.
-        shown: a progress bar, and an estimate before it begins.
+        shown: on the screen: an estimate before the work begins, and a progress bar with it.
 
     Raises:
         NotWithin: the place does not take the whole adapter, and its largest rank is not within tolerance.
@@ -128,7 +130,7 @@ class _Fitting:
         self.step = 1.0
         """Seconds of a batch that goes forwards and backwards."""
 
-    def run(self, shown: bool) -> Fit:
+    def run(self, shown: Shown) -> Fit:
         began = time.perf_counter()
         self._estimate(shown)
         calibration, sizes = self._calibrated()
@@ -173,8 +175,8 @@ class _Fitting:
             kind, words = forgetting.verdict(cut=taken.share < 1)
         else:
             kind, words = verdict(taken, curve, limit, self.judge.measure)
-        smaller = taken.proof.metrics if taken.proof else held.metrics
-        metrics = {"base": of_base, "whole": held.metrics, "smaller": smaller}
+        smaller = taken.proof.metrics if taken.proof else {}
+        metrics = {"base": of_base, "whole": held.metrics, **({} if taken is everything else {"smaller": smaller})}
         return Fit(
             whole=everything,
             curve=curve,
@@ -218,7 +220,7 @@ class _Fitting:
             yield item
             self.bar.update()
 
-    def _estimate(self, shown: bool) -> None:
+    def _estimate(self, shown: Shown) -> None:
         """Tell how long it takes at most, by one batch of each kind."""
         calibration, held = len(self.rows.calibration), len(self.rows.held)
         calibrated, evaluated = seconds_a_batch(self.judge, self.rows.calibration[0], self.rows.held[0], self.adapter)
@@ -233,8 +235,9 @@ class _Fitting:
             f"most: about {long}, or {steps:.0f} training steps of {self._size()} rows"
         )
         logger.info(text)
-        if shown:
-            print(text)
+        if shown != "nothing":
+            print(text, flush=True)  # before the work, in a pipe too
+        if shown == "bar":
             self.bar = tqdm(total=calibration + (2 + sizes) * held, unit="batch")
 
     def _size(self) -> int:

@@ -60,7 +60,8 @@ class Fit:
     steps: float = 0.0
     """What that is in training steps: batches of the calibration that go forwards and backwards in this time."""
     metrics: Mapping[str, Metrics] = field(default_factory=dict)
-    """On the held-out rows: base, whole and smaller -> metric -> value; empty where the task has none."""
+    """On the held-out rows: base, whole and, where there is one, smaller -> metric -> value; empty where the task has
+    none."""
     model: Any = field(repr=False, default=None)
     adapter: str = "default"
     trainer: ref[Any] | None = field(repr=False, default=None)
@@ -223,7 +224,7 @@ def told(fit: Fit) -> str:
     if fit.seconds:
         lines.append(f"took        {fit.seconds:.0f} s, as long as {fit.steps:.0f} training steps of a batch")
     if fit.forgetting is not None:
-        lines += _forgetting(fit.forgetting)
+        lines += _forgetting(fit.forgetting, fit.is_whole)
     if fit.verdict != FLAT:
         lines.append(f"verdict     {fit.words}")
     return "\n".join([*lines, "", f"rise of the {fit.measure}, by rank", *_curve(fit)])
@@ -276,9 +277,11 @@ def _curve(fit: Fit) -> list[str]:
     return _table(head, cells)
 
 
-def _forgetting(found: Forgetting) -> list[str]:
-    """What general text loses with the whole adapter and with the smaller one."""
+def _forgetting(found: Forgetting, is_whole: bool) -> list[str]:
+    """What general text loses with the whole adapter and, where there is one, with the smaller one."""
     rises = f"the loss rises by {found.whole.mean:+.4f} ± {found.whole.error:.4f} with the whole adapter"
+    if is_whole:
+        return [f"general     {rises}"]
     low, high = found.undone.interval()
     batches = f"on {found.undone.batches} batches of its own"
     return [
@@ -290,7 +293,7 @@ def _forgetting(found: Forgetting) -> list[str]:
 def _metrics(fit: Fit) -> list[str]:
     """A line for each metric on the held-out rows, and the interval of what the accuracy changes by."""
     lines, found = [], fit.metrics
-    for name in found.get("smaller", {}):
+    for name in found.get("whole", {}):
         values = {which: each[name] for which, each in found.items() if name in each}
         both = " -> ".join(f"{values[which]:.4f}" for which in ("whole", "smaller") if which in values)
         base = f" (base {values['base']:.4f})" if "base" in values else ""
@@ -323,8 +326,7 @@ def _table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
 def fit_card(found: Fit, base: str | None) -> str:
     """The model card of the smaller adapter to the base model of this name: what was kept, and what proves it."""
     adapted = shown_ranks([rank for rank in found.ranks.values() if rank])
-    metrics = list(found.metrics.get("smaller", {}))
+    metrics = list(found.metrics.get("whole", {}))
     rows = {"base model": shown_name(base), "adapted": adapted}
-    return adapter_card(
-        "A smaller LoRA", rows, text=f"```\n{replace(found, seconds=0.0)}\n```", base=base, metrics=metrics
-    )
+    title, text = "A LoRA, kept whole" if found.is_whole else "A smaller LoRA", str(replace(found, seconds=0.0))
+    return adapter_card(title, rows, text=f"```\n{text}\n```", base=base, metrics=metrics)

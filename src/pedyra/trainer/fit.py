@@ -89,7 +89,7 @@ def fit_trainer(
                 )
             judge = DivergenceJudge(model, lambda _, batch: judged.outputs(batch), lambda: evaluating(model))
             judge.loss_scale = judged.loss_scale
-        shown = not trainer.args.disable_tqdm and trainer.is_world_process_zero()
+        shown = ("estimate" if trainer.args.disable_tqdm else "bar") if trainer.is_world_process_zero() else "nothing"
         base = base_of(trainer, model, rows.calibration, adapter)
         found = fit_batches(judge, rows, wanted, ranks=ranks, base=base, adapter=adapter, shown=shown)
     return replace(found, trainer=ref(trainer))

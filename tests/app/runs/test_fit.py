@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from pedyra.app.export.destinations import destination
 from pedyra.app.export.served import ranks_of
-from pedyra.app.models.base import load_model, load_tokenizer
+from pedyra.app.models.base import load_model, load_tokenizer, names_model
 from pedyra.app.models.tiny import tiny_config
 from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.runs import fit as runs_fit
@@ -96,7 +96,8 @@ def test_a_rank_that_was_asked_for_is_an_adapter_that_stock_peft_loads(run: Path
     assert {*result["ranks"].values()} == {1} and 3 * result["kept"] == result["of"]
     assert [row["chosen"] for row in curve].count(True) == 1
     PeftModel.from_pretrained(tiny_bert(), str(tmp_path / "out"))
-    assert "proof" in out and "accuracy" in out and str(tmp_path / "out") in out
+    assert "accuracy" in out and str(tmp_path / "out") in out
+    assert 0 <= out.find("training steps") < out.index("proof")  # how long it takes, in a pipe too
 
 
 def test_a_second_fit_replaces_the_first_where_that_is_asked_for(run: Path, call: Any, tmp_path: Path):
@@ -310,6 +311,26 @@ def test_the_adapter_of_a_run_has_the_rows_of_the_run(run: Path, call: Any, tmp_
         assert code == 0, err
     whole, adapter = (read_lora(tmp_path / name).tensors for name in ("whole", "adapter"))
     assert whole.keys() == adapter.keys() and all(same_bits(whole[key], adapter[key]) for key in whole)
+
+
+@pytest.mark.parametrize(("recorded", "told"), [("tiny-bert", False), ("another/base", True), (None, False)])
+def test_a_run_of_another_base_than_the_adapters_is_told(
+    recorded: str | None, told: bool, run: Path, call: Any, tmp_path: Path
+):
+    """It may have the same shape, and then nothing else tells."""
+    adapter = Path(shutil.copytree(run / "adapter", tmp_path / "adapter", ignore=shutil.ignore_patterns("SHA256SUMS")))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": recorded}))
+    with pytest.warns(UserWarning, match="adapter of the base another/base") if told else nullcontext():
+        code, _, err = call(adapter, "--run", run, "--rank", 1, "--out", tmp_path / "out")
+    assert code == 0, err
+
+
+def test_one_base_has_several_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    assert all(names_model(str(name), ModelSection(name="base")) for name in ("base", "base/", tmp_path / "base"))
+    assert not names_model("base", ModelSection(name="other"))
 
 
 def test_rows_longer_than_the_base_are_cut_where_it_ends(call: Any, tmp_path: Path):

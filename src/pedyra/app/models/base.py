@@ -164,6 +164,12 @@ def _head(kind: str, num_labels: int | None) -> dict[str, Any]:
     return {} if kind in HEADS else {"num_labels": num_labels, "problem_type": problem}
 
 
+def names_model(recorded: str, section: ModelSection) -> bool:
+    """Tell whether the base that an adapter records is this model: by its name, or as the same folder."""
+    source = section.name if section.name in TINY else _source(section)
+    return recorded in (section.name, source) or Path(recorded).resolve() == Path(source).resolve()
+
+
 def _source(section: ModelSection) -> str:
     return str(PACKAGED[section.name]()) if section.name in PACKAGED else section.name
 

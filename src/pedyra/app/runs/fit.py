@@ -15,7 +15,7 @@ from transformers import Trainer
 from pedyra.app.export.destinations import Destination
 from pedyra.app.export.merge import num_labels
 from pedyra.app.export.served import base_name, ranks_of, served_lines, served_together, write_for
-from pedyra.app.models.base import class_names, load_model, load_tokenizer, positions
+from pedyra.app.models.base import class_names, load_model, load_tokenizer, names_model, positions
 from pedyra.app.recipe import Recipe, check_recipe, load_recipe
 from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.runs.evaluate import check_training_rows
@@ -137,7 +137,7 @@ def fit_folder(
         place: where it will be served: at the least of its ranks that is proved, or at the one that is named whatever
             that does to the loss, and in the form that it reads.
         overwrite: replace an earlier fit in `out`.
-        shown: a progress bar, and an estimate before the work begins.
+        shown: a progress bar beside the estimate of the time, which is told in any case.
         told: gets what was found, before it is written.
 
     Raises:
@@ -209,6 +209,8 @@ def recipe_of(path: Path, lora: SavedLora, source: Source) -> Recipe:
     loading = source.loading(path)
     if folder is not None:
         recipe = resolve(load_recipe(folder / "recipe.yaml"))
+        if source.run is not None:
+            _tell_other_base(lora, recipe.model, folder)
         if data is None:
             return recipe
         content = recipe.model_dump()
@@ -256,6 +258,17 @@ def recipe_of(path: Path, lora: SavedLora, source: Source) -> Recipe:
         },
     }
     return check_recipe(content, str(data))
+
+
+def _tell_other_base(lora: SavedLora, model: ModelSection, folder: Path) -> None:
+    """Warn where the adapter names another base than the run that it is measured with."""
+    recorded = lora.config.get("base_model_name_or_path")
+    if recorded and run_of(lora.folder) != folder and not names_model(recorded, model):
+        warnings.warn(
+            f"{lora.title} is an adapter of the base {recorded}, and the run {folder} is of {model.name}: if these are "
+            f"not the same model, nothing that is measured here is about this adapter",
+            stacklevel=3,
+        )
 
 
 def _classes(model: ModelSection, lora: SavedLora, data: Path) -> dict[str, Any]:
