@@ -478,6 +478,21 @@ def test_for_a_rank_that_is_named_it_is_taken_whatever_it_does(run: Path, call: 
     assert max(record["ranks"].values()) == 1 and record["measured_increase"] is not None
 
 
+def test_several_adapters_are_fitted_for_one_server(run: Path, call: Any, tmp_path: Path):
+    one, other = (Path(shutil.copytree(run, tmp_path / name)) for name in ("one", "other"))
+    code, out, err = call(one, other, "--for", "vllm", "--tolerance", "90%", "--rows", 64)
+    assert code == 0, err
+    last = out[out.index("all 2 on one server") :]
+    assert f"one={one / 'fit'}" in last and f"other={other / 'fit'}" in last and "--max-loras 2" in last
+    for arguments in (
+        [one, other],
+        [one, one, "--for", "vllm"],
+        [one, other, "--for", "vllm", "--out", tmp_path / "x"],
+    ):
+        code, _, err = call(*arguments, "--overwrite")
+        assert code == 2 and "several adapters are fitted for one server" in err
+
+
 @pytest.mark.parametrize(
     ("name", "own", "ranks"),
     [
