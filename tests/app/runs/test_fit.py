@@ -484,12 +484,9 @@ def test_several_adapters_are_fitted_for_one_server(run: Path, call: Any, tmp_pa
     assert code == 0, err
     last = out[out.index("all 2 on one server") :]
     assert f"one={one / 'fit'}" in last and f"other={other / 'fit'}" in last and "--max-loras 2" in last
-    for arguments in (
-        [one, other],
-        [one, one, "--for", "vllm"],
-        [one, other, "--for", "vllm", "--out", tmp_path / "x"],
-    ):
-        code, _, err = call(*arguments, "--overwrite")
+    served = ["--for", "vllm", "--overwrite"]
+    for arguments in ([one, other], [one, one, *served], [one, other, *served, "--out", tmp_path / "out"]):
+        code, _, err = call(*arguments)
         assert code == 2 and "several adapters are fitted for one server" in err
 
 
