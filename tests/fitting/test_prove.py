@@ -16,6 +16,8 @@ from scipy import stats
 import pedyra
 from pedyra.fitting.paired import Pairs
 from pedyra.fitting.prove import CANNOT_TELL, NO_WORSE, WORSE, Margin, Measured, Proof, compare
+from pedyra.trainer.probe import probed
+from pedyra.trainer.rows import training_rows
 
 ONE_SIDED = float(stats.norm.ppf(0.95))
 
@@ -126,6 +128,21 @@ def test_worse_ones_are_told_by_loss_and_by_accuracy(trained: Any):
     trainer.model.disable_adapter_layers()
     loss = trainer.evaluate()["eval_loss"]
     assert base.loss_b == pytest.approx(loss, rel=1e-4) and base.verdict == WORSE
+
+
+def test_what_a_classifier_won_is_counted_from_a_head_that_is_fitted_to_the_base(make_trainer: Any, tmp_path: Path):
+    """So the loss of that base is what the Trainer's own evaluation says of it."""
+    trainer = make_trainer(lora={"task_type": "SEQ_CLS"})
+    trainer.model.save_pretrained(tmp_path / "same")
+    found = pedyra.prove(trainer, "default", tmp_path / "same")
+    probe = probed(trainer, trainer.model, training_rows(trainer), "default")
+    assert probe is not None and found.won is not None and found.base.endswith("fitted to it")
+    with probe():
+        loss = trainer.evaluate()["eval_loss"]
+    assert found.loss_a + found.won.mean == pytest.approx(loss, rel=1e-4)
+    trainer.train_dataset = None  # to fit a head on
+    other = pedyra.prove(trainer, "default", tmp_path / "same")
+    assert other.won != found.won and other.base.endswith("untrained")
 
 
 def test_mistakes_are_told(trained: Any, make_trainer: Any, tmp_path: Path):

@@ -80,6 +80,8 @@ class Proof:
     loss_b: float
     won: Increase | None = None
     """The loss of the base less that of A, where the margin is a part of it."""
+    base: str = "the base model"
+    """From what the won is counted, in words."""
     metric: str | None = None
     """The task's, of which metric_a and metric_b are values; None where it has none."""
     metric_a: float | None = None
@@ -89,7 +91,6 @@ class Proof:
     rows: int
     enough: int | None = None
     """Rows that would tell, where these do not and a number can be said."""
-    notes: tuple[str, ...] = ()
 
     def row(self) -> dict[str, Any]:
         """As a line of JSON."""
@@ -100,14 +101,14 @@ class Proof:
         return {name: getattr(self, name) for name in names}
 
     def __str__(self) -> str:
-        return "\n".join([_answer(self), *_facts(self), *(f"note        {each}" for each in self.notes)])
+        return "\n".join([_answer(self), *_facts(self)])
 
 
 def compare(a: Measured, b: Measured, margin: Margin, base: Measured | None = None, /, **known: Any) -> Proof:
     """The proof of what was measured of A and B; and of the base, where the margin is a part of what A won.
 
     Args:
-        known: fields of the proof that tell no result (a, b, rows, notes), and `weights`, the samples of each batch.
+        known: fields of the proof that tell no result (a, b, rows, base), and `weights`, the samples of each batch.
 
     Raises:
         ValueError: a margin of an accuracy that the task does not have.
@@ -227,9 +228,8 @@ def _facts(proof: Proof) -> list[str]:
             f"{both.lost:.0f} rows lost, {both.gained:.0f} gained of {both.rows:,}; McNemar's mid-p {both.mid_p():.3g}"
         )
     if proof.won is not None:
-        lines.append(
-            f"margin      {proof.asked} of the {proof.won.mean:.4f} ± {proof.won.error:.4f} that A won over the base"
-        )
+        won = f"{proof.won.mean:.4f} ± {proof.won.error:.4f}"
+        lines.append(f"margin      {proof.asked} of the {won} that A won over {proof.base}")
     return [*lines, f"rows        {proof.rows:,}, the same for both"]
 
 

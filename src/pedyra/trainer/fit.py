@@ -96,11 +96,12 @@ def fit_trainer(
 
 
 def base_of(trainer: Any, model: Any, batches: Sequence[Batch], adapter: str) -> Base:
-    """From what is counted what the adapter won: a classifier's base has a head that is fitted to it, where the
-    adapter's was trained with it."""
-    if (probe := probed(trainer, model, batches, adapter)) is not None:
+    """From what is counted what the adapter won: a classifier's base has a head that is fitted to it by these batches,
+    where the adapter's was trained with it."""
+    if batches and (probe := probed(trainer, model, batches, adapter)) is not None:
         return probe, "the base model with a linear head fitted to it"
-    untrained = ", whose head is untrained" if heads(model, adapter) else ""
+    writes = model.get_base_model().can_generate()  # its head is the base's own
+    untrained = ", whose head is untrained" if heads(model, adapter) and not writes else ""
     return partial(disabled, model), f"{BASE}{untrained}"
 
 

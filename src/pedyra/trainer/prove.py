@@ -21,9 +21,9 @@ from pedyra.fitting.search import LEAST
 from pedyra.fitting.sizes import Held
 from pedyra.lora.folder import active_adapter
 from pedyra.lora.loaded import add_adapter
-from pedyra.trainer.fit import check_live, check_whole
+from pedyra.trainer.fit import base_of, check_live, check_whole
 from pedyra.trainer.judge import TrainerJudge
-from pedyra.trainer.rows import proof_rows
+from pedyra.trainer.rows import proof_rows, training_rows
 from pedyra.trainer.untouched import untouched
 
 BASE = "base"
@@ -65,8 +65,9 @@ def prove(
             judge = TrainerJudge(trainer, model)
             batches, rows = taken(judge, data, asked.get("rows"))
         known = {"a": str(a), "b": str(b), "rows": rows}
-        found = {}
-        wanted = {"A": in_a, "B": in_b, **({"base": partial(disabled, model)} if limit.of == "won" else {})}
+        found, wanted = {}, {"A": in_a, "B": in_b}
+        if limit.of == "won":
+            wanted["base"], known["base"] = base_of(trainer, model, training_rows(trainer), active_adapter(model))
         for name, using in wanted.items():
             with using():
                 found[name], known["weights"] = measured(judge, batches, name)

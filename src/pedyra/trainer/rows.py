@@ -107,6 +107,17 @@ def proof_rows(judge: TrainerJudge, data: Any, most: int | None) -> tuple[list[B
     return _batches(trainer, _selected(held, left), size, False), len(left)
 
 
+def training_rows(trainer: Any) -> list[Batch]:
+    """Batches of rows of the training, as many as calibrate a fit; none where the Trainer has no such rows."""
+    if trainer.train_dataset is None:
+        return []
+    size, processes = min(BATCH, _trained_batch(trainer)), trainer.accelerator.num_processes
+    generator = torch.Generator().manual_seed(trainer.args.seed)
+    training, seen = _shuffled(trainer.train_dataset, CALIBRATION * size, generator)
+    step = size * processes if processes > 1 else 1  # as many batches in every process, and no row twice
+    return _batches(trainer, _selected(training, seen[: len(seen) // step * step]), size, False)
+
+
 def _compares_rows(judge: TrainerJudge, held: Any, left: list[int], size: int) -> bool:
     """Whether the loss compares the rows of a batch with each other, as a contrastive one does: in a batch of the
     Trainer's own size it is larger than in any part of it. Batches of few rows would ask an easier question.

@@ -86,9 +86,22 @@ def test_merged_and_quantised_models_and_the_base_are_taken(run: Path, call: Any
     assert row["difference"] < 0, out
 
 
-def test_a_lora_that_another_tool_made_is_proved_on_a_file_of_rows(run: Path, call: Any, tmp_path: Path):
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({key: row[key] for key in ("text", "label")}) + "\n" for row in toy()[:80]))
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """A file of 80 rows."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({key: row[key] for key in ("text", "label")}) + "\n" for row in toy()[:80]))
+    return file
+
+
+def test_what_was_won_counts_no_random_head_where_a_run_has_rows_to_fit_one(run: Path, call: Any, rows: Path):
+    _, out, _ = call(run, run / "adapter", "--margin", "1%")
+    assert "over the base model with a linear head fitted to it" in out
+    _, out, _ = call(run, run / "adapter", "--margin", "1%", "--data", rows)
+    assert "over the base model, whose head is untrained" in out
+
+
+def test_a_lora_that_another_tool_made_is_proved_on_a_file_of_rows(run: Path, call: Any, rows: Path, tmp_path: Path):
     small = tmp_path / "small"
     shutil.copytree(run / "adapter", small, ignore=shutil.ignore_patterns("SHA256SUMS"))
     file = small / "adapter_model.safetensors"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,8 +28,10 @@ from pedyra.lora.folder import check_finite, load_adapter, read_lora
 from pedyra.lora.inspection import find_adapter, read_adapter_config
 from pedyra.lora.loaded import check_layers
 from pedyra.methods.method import Adaptation
+from pedyra.trainer.fit import base_of
 from pedyra.trainer.judge import TrainerJudge
 from pedyra.trainer.prove import BASE, check_margin, measured, taken
+from pedyra.trainer.rows import training_rows
 from pedyra.trainer.untouched import untouched
 
 
@@ -105,9 +108,8 @@ def prove_paths(
     found = [proving.measure(side, model) for side, model in zip(sides, models, strict=True)]
     base = None
     if margin.of == "won":
-        same = sides[1].given == BASE and models[1] == recipe.model
-        base = found[1] if same else proving.measure(_Side(BASE, None, None), recipe.model)
-    known = {"a": a, "b": b, "rows": proving.rows, "weights": proving.weights, "notes": tuple(proving.notes)}
+        base = proving.measure(_Side(BASE, None, None), recipe.model, is_won_from=True)
+    known = {"a": a, "b": b, "rows": proving.rows, "weights": proving.weights, "base": proving.base}
     return compare(found[0], found[1], margin, base, **known)
 
 
@@ -151,10 +153,15 @@ class _Proving:
         self.rows = 0
         self.weights: list[float] = []
         """Of each batch."""
-        self.notes: list[str] = []
+        self.base = "the base model"
+        """From what the won is counted, in words."""
 
-    def measure(self, side: _Side, section: ModelSection) -> Measured:
-        """This model on the rows, after which it is gone."""
+    def measure(self, side: _Side, section: ModelSection, *, is_won_from: bool = False) -> Measured:
+        """This model on the rows, after which it is gone.
+
+        Args:
+            is_won_from: what A won is counted from it, so that a head that is drawn at random is fitted to it first.
+        """
         model = self._loaded(side, section)
         setup = Setup(
             recipe=self._recipe, tokenizer=self._tokenizer, task=self._task, adaptation=Adaptation(model=model)
@@ -170,8 +177,12 @@ class _Proving:
                 judge = TrainerJudge(trainer, model)
                 if self._batches is None:
                     self._batches, self.rows = taken(judge, data, self._most)
-                found, self.weights = measured(judge, self._batches, side.given)
-        del trainer, setup, judge, model
+                using = nullcontext
+                if is_won_from and getattr(model.get_base_model(), "drawn_anew", ["tiny"]):
+                    using, self.base = base_of(trainer, model, [] if self._all else training_rows(trainer), "default")
+                with using():
+                    found, self.weights = measured(judge, self._batches, side.given)
+        del trainer, setup, judge, model, using
         gc.collect()  # a Trainer is in circles, and the next model needs the room
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -181,8 +192,6 @@ class _Proving:
         kind, recipe = self._recipe.data.kind, self._recipe
         base = load_model(section, kind, self._task.num_labels, self._tokenizer, recipe.seed)
         if side.adapter is None:
-            if side.given == BASE and kind not in ("causal_lm", "seq2seq") and getattr(base, "drawn_anew", ["tiny"]):
-                self.notes.append("the head of the base is drawn at random, so what is won over it counts the head")
             # What asks a Trainer takes a model with an adapter, and no Trainer takes a quantised one without; B of this
             # one is zero, so that it adds nothing.
             empty = LoraConfig(r=1, target_modules="all-linear", task_type=task_type(kind))
