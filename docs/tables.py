@@ -21,7 +21,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from pedyra.app.export.destinations import destinations
+from pedyra.export.destinations import destinations
 from pedyra.fitting.wanted import Wanted
 from pedyra.lab.compare.statistics import interval, standard_error
 from pedyra.lora.supported import KINDS, VERBS

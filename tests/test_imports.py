@@ -1,5 +1,5 @@
-"""Imports go one way: lora <- fitting; lora <- allocate <- pe_dyra <- trainer <- methods <- app <- lab <- benchmarks;
-methods <- integrations. Heavy ones come late."""
+"""Imports go one way: lora <- export <- fitting; lora <- allocate <- pe_dyra <- trainer <- methods <- app <- lab <-
+benchmarks; methods <- integrations. Heavy ones come late."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ SOURCE = Path(pedyra.__file__).parent
 BELOW: dict[str, set[str]] = {
     "errors": set(),
     "lora": {"errors"},
-    "fitting": {"errors", "lora"},
+    "export": {"errors", "lora"},
+    "fitting": {"errors", "lora", "export"},
     "allocate": {"errors", "lora"},
     "pe_dyra": {"errors", "lora", "allocate"},
-    "trainer": {"errors", "lora", "fitting", "allocate", "pe_dyra"},
-    "methods": {"errors", "lora", "fitting", "allocate", "pe_dyra", "trainer"},
-    "app": {"errors", "lora", "fitting", "allocate", "pe_dyra", "trainer", "methods"},
-    "integrations": {"errors", "lora", "fitting", "allocate", "pe_dyra", "trainer", "methods"},
-    "lab": {"errors", "lora", "fitting", "allocate", "pe_dyra", "trainer", "methods", "app"},
+    "trainer": {"errors", "lora", "export", "fitting", "allocate", "pe_dyra"},
+    "methods": {"errors", "lora", "export", "fitting", "allocate", "pe_dyra", "trainer"},
+    "app": {"errors", "lora", "export", "fitting", "allocate", "pe_dyra", "trainer", "methods"},
+    "integrations": {"errors", "lora", "export", "fitting", "allocate", "pe_dyra", "trainer", "methods"},
+    "lab": {"errors", "lora", "export", "fitting", "allocate", "pe_dyra", "trainer", "methods", "app"},
 }
 # Roots that a place must not import, not even inside a function.
 FOREIGN = {

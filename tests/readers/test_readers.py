@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from pedyra.app.export.destinations import destination
 from pedyra.app.export.export import export_adapter
+from pedyra.export.destinations import destination
 from pedyra.lora.folder import read_lora
 
 TOKENS = [1, 40, 7, 200, 90, 13, 77, 250, 5, 31]

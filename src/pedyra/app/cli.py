@@ -185,14 +185,13 @@ def export(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write an adapter in the form that another program reads."""
-    from pedyra.app.export.destinations import destination as named
+    from pedyra.export.destinations import destination as named
 
     if (target is None) == (destination is None):
         raise UserError("give the form, --target, or the place where the adapter will be served, --for: one of the two")
     place = None if destination is None else named(destination)
     quiet_libraries()
     from pedyra.app.export.export import export_adapter
-    from pedyra.app.export.served import served_by
     from pedyra.app.export.serving import serving_lines
     from pedyra.lora.files import refuse_link
     from pedyra.lora.folder import read_lora
@@ -208,7 +207,7 @@ def export(
     export_adapter(run, target, out, base=base)
     console = new_console()
     console.print(f"{target} adapter written to {out}", soft_wrap=True)
-    lines = serving_lines(out, target) if place is None else served_by(place, read_lora(out), out)
+    lines = serving_lines(out, target) if place is None else place.commands({out.name: read_lora(out)})
     for number, line in enumerate(lines):
         console.print(f"{'' if number else 'serve':12}{line}", soft_wrap=True, markup=False)
 
@@ -230,8 +229,8 @@ def resize(
 ) -> None:
     """Cut an adapter by its singular values, without rows and in seconds: nothing is proved of it."""
     quiet_libraries()
-    from pedyra.app.export.destinations import destination as place_of
     from pedyra.app.export.resize import Size, resize_adapter
+    from pedyra.export.destinations import destination as place_of
 
     place = None if destination is None else place_of(destination)
     if place is not None and rank is None and energy is None and mb is None:
@@ -301,7 +300,7 @@ def fit(
         raise UserError(
             "several adapters are fitted for one server, each into its own folder; give --for, and no --out"
         )
-    from pedyra.app.export.destinations import destination as named
+    from pedyra.export.destinations import destination as named
 
     place = None if destination is None else named(destination)
     quiet_libraries()

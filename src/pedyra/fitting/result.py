@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,14 +14,16 @@ from weakref import ref
 from accelerate import PartialState
 from huggingface_hub import constants
 
+from pedyra.export.destinations import Destination, destination
+from pedyra.export.readers import export_lora
 from pedyra.fitting.calibration import averaged, use_averaged
-from pedyra.fitting.cut import CURVE, check_out, cut_live, module_names, write_cut
+from pedyra.fitting.cut import CURVE, RECORD, check_out, cut_live, module_names, write_cut
 from pedyra.fitting.general import Forgetting
 from pedyra.fitting.paired import CONFIDENCE, Increase
 from pedyra.fitting.verdict import FLAT, Candidate, Factors, Metrics, Tolerance
 from pedyra.lora.card import CARD, adapter_card, push_folder, shown_name, shown_ranks
-from pedyra.lora.files import json_line
-from pedyra.lora.folder import SavedLora, saved_lora
+from pedyra.lora.files import json_line, write_folder
+from pedyra.lora.folder import SavedLora, read_lora, saved_lora
 
 TWO_SIDED = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
@@ -66,6 +69,8 @@ class Fit:
     adapter: str = "default"
     trainer: ref[Any] | None = field(repr=False, default=None)
     """The one that was asked, if there was one."""
+    place: Destination | None = field(repr=False, default=None)
+    """Where it will be served, if that was said: it is written in the form that this place reads."""
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -131,7 +136,7 @@ class Fit:
     def __str__(self) -> str:
         return told(self)
 
-    def save(self, out: str | Path, overwrite: bool = False) -> Path:
+    def save(self, out: str | Path, overwrite: bool = False, *, for_: str | None = None) -> Path:
         """Write the smaller adapter as an ordinary PEFT folder, with its record and the rows of its curve beside it.
 
         What is no factor of the adapter (heads, biases, magnitudes) is saved as the live model has it now, and the
@@ -139,23 +144,43 @@ class Fit:
 
         Args:
             overwrite: replace an earlier fit in `out`.
+            for_: where it will be served, as of `pedyra.fit`, and in the form that this place reads; by default the
+                place that the fit was for, else PEFT.
 
         Raises:
-            ValueError: `out` holds files, or is a link.
+            ValueError: `out` holds files, or is a link; the place is unknown, or does not take this adapter or its
+                rank.
         """
-        out = Path(out)
+        out, place = Path(out), None if for_ is None else destination(for_)
         if PartialState().is_main_process:
             check_out(out, overwrite)
             with averaged(self._optimizer), saved_lora(self.model, self.adapter) as lora:
                 trainer = None if self.trainer is None else self.trainer()
                 if (processing := getattr(trainer, "processing_class", None)) is not None:  # as Trainer.save_model does
                     processing.save_pretrained(lora.folder)
-                self.write(lora, out)
+                self.write(lora, out, place)
         PartialState().wait_for_everyone()
         return out
 
-    def write(self, lora: SavedLora, out: Path) -> None:
-        """Write the smaller adapter, its record and its curve; what is no factor of it comes from the folder `lora`."""
+    def write(self, lora: SavedLora, out: Path, place: Destination | None = None) -> None:
+        """Write the smaller adapter, its record and its curve, as this place reads it, or the one of the fit; what is
+        no factor of it comes from the folder `lora`."""
+        if (place := place or self.place) is None:
+            self._write_plain(lora, out)
+            return
+        with TemporaryDirectory() as scratch:
+            plain = formed = Path(scratch, "plain")
+            self._write_plain(lora, plain)
+            smaller = read_lora(plain, lora.title)
+            place.check(smaller, max(layer.rank for layer in smaller.layers))
+            if place.form != "peft":
+                formed = export_lora(plain, place.form, Path(scratch, "formed"))
+                for name in (RECORD, CURVE, CARD):
+                    shutil.copy2(plain / name, formed / name)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_folder(out, lambda part: shutil.copytree(formed, part, dirs_exist_ok=True))
+
+    def _write_plain(self, lora: SavedLora, out: Path) -> None:
         card = fit_card(self, lora.config.get("base_model_name_or_path"))
         beside = {CARD: card, CURVE: "".join(map(json_line, self.curve_rows()))}
         record = {**self.row(), "words": self.words}

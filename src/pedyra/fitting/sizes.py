@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
+from pedyra.export.destinations import Destination
 from pedyra.fitting.calibration import evaluating
 from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.judge import Batch, Cut, Judge, Predictions
@@ -61,6 +62,14 @@ def ranks_below(highest: int) -> list[int]:
     """
     every = {step << power for power in range(highest.bit_length()) for step in (1, 3)}
     return sorted((rank for rank in every if 2 * rank <= highest), reverse=True)
+
+
+def ranks_at(place: Destination, highest: int) -> list[int]:
+    """The ranks to ask of such an adapter for this place: from the one that holds it, or the place's largest, those
+    that it takes or, where it takes any, those that a fit asks."""
+    first = place.rank_for(highest) or place.most or highest
+    below = sorted(place.ranks, reverse=True) or ranks_below(first)
+    return [first, *(rank for rank in below if place.least <= rank < first)]
 
 
 @dataclass

@@ -12,12 +12,14 @@ from weakref import ref
 from transformers import Trainer
 
 from pedyra.errors import UserError
+from pedyra.export.destinations import Destination, destination
 from pedyra.fitting.calibration import disabled, evaluating, lora_layers
 from pedyra.fitting.fit import BASE, Base, fit_batches
 from pedyra.fitting.judge import Batch, DivergenceJudge
 from pedyra.fitting.result import Fit
+from pedyra.fitting.sizes import ranks_at
 from pedyra.fitting.wanted import Wanted
-from pedyra.lora.folder import active_adapter
+from pedyra.lora.folder import active_adapter, saved_lora
 from pedyra.lora.supported import check_supported
 from pedyra.trainer.judge import TrainerJudge
 from pedyra.trainer.probe import heads, probed
@@ -25,7 +27,7 @@ from pedyra.trainer.rows import fit_rows, general_rows, is_surrogate
 from pedyra.trainer.untouched import untouched
 
 
-def fit(trainer: Trainer, *, data: Any = None, general: Any = None, **asked: Any) -> Fit:
+def fit(trainer: Trainer, *, data: Any = None, general: Any = None, for_: str | None = None, **asked: Any) -> Fit:
     """How small may the LoRA be that this Trainer has trained? Ask after `trainer.train()`.
 
     Gradients come from `trainer.compute_loss`, losses from its own evaluation, so the loss is the one that was trained:
@@ -40,31 +42,40 @@ def fit(trainer: Trainer, *, data: Any = None, general: Any = None, **asked: Any
         general: texts that the model should not forget, as a list or as rows with the column `text`, for a model that
             writes. What goes is then what harms them most for what it does for the task, and half of them tell what
             came of it.
+        for_: where the adapter will be served: "vllm", or another of `pedyra.export.destinations`. The ranks of this
+            place are asked, and `save` writes the form that it reads; "vllm:16" takes that rank whatever it does.
         asked: the fields of `pedyra.fitting.wanted.Wanted`: tolerance, rank, rows, curve.
 
     Returns:
         What was found: print it, `save` the smaller adapter, or `apply` it to the live model.
 
     Raises:
-        UserError: no plain LoRA, a sharded model, too few rows, a layer that the calibration did not see.
+        UserError: no plain LoRA, a sharded model, too few rows, a layer that the calibration did not see; the place is
+            unknown or does not take this adapter, or none of its ranks is within tolerance.
     """
     if unknown := asked.keys() - {each.name for each in fields(Wanted)}:
         raise UserError(f"fit has no {min(unknown)}; it has {', '.join(each.name for each in fields(Wanted))}")
-    return fit_trainer(trainer, Wanted(**asked), data=data, general=general)
+    place = None if for_ is None else destination(for_)
+    return fit_trainer(trainer, Wanted(**asked), place=place, data=data, general=general)
 
 
 def fit_trainer(
-    trainer: Trainer, wanted: Wanted, *, ranks: Sequence[int] = (), data: Any = None, general: Any = None
+    trainer: Trainer, wanted: Wanted, *, place: Destination | None = None, data: Any = None, general: Any = None
 ) -> Fit:
-    """`fit` of a record; `ranks` as of `fit_batches`."""
+    """`fit` of a record, for this place."""
     if not isinstance(trainer, Trainer):
         raise UserError(f"fit takes the Trainer that has trained the model, and {type(trainer).__name__} is none")
     check_whole(trainer, "a fit")
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     adapter = active_adapter(model)
     check_live(model, adapter)
-    if general is not None and wanted.rank is not None:
-        raise UserError("general text says which directions stay, of any layer; leave rank out, or general")
+    check_asked(wanted, place, general)
+    ranks: list[int] = []
+    if place is not None:
+        with saved_lora(model, adapter) as lora:
+            place.check(lora)
+        ranks = ranks_at(place, max(layer.rank for layer in lora.layers))
+        wanted = replace(wanted, rank=place.rank)
     if (bias := model.peft_config[adapter].bias) != "none":
         warnings.warn(
             f"the adapter has bias={bias!r}, and PEFT keeps no biases of the base model, so the base model here has "
@@ -92,7 +103,18 @@ def fit_trainer(
         shown = ("estimate" if trainer.args.disable_tqdm else "bar") if trainer.is_world_process_zero() else "nothing"
         base = base_of(trainer, model, rows.calibration, adapter)
         found = fit_batches(judge, rows, wanted, ranks=ranks, base=base, adapter=adapter, shown=shown)
-    return replace(found, trainer=ref(trainer))
+    return replace(found, trainer=ref(trainer), place=place)
+
+
+def check_asked(wanted: Wanted, place: Destination | None, general: Any) -> None:
+    """Refuse what says the ranks twice: ValueError."""
+    if general is not None and wanted.rank is not None:
+        raise UserError("general text says which directions stay, of any layer; leave rank out, or general")
+    if place is not None and (wanted.rank is not None or general is not None):
+        raise UserError(
+            f"{place.name}, where it will be served, says the ranks, so leave out rank and general; {place.name}:16 "
+            f"takes one rank whatever it does"
+        )
 
 
 def base_of(trainer: Any, model: Any, batches: Sequence[Batch], adapter: str) -> Base:

@@ -13,8 +13,8 @@ from peft import PeftModel
 from torch import Tensor
 
 from pedyra.app.cli import main
-from pedyra.app.export.destinations import destination
 from pedyra.app.export.resize import Size, resize_adapter
+from pedyra.export.destinations import destination
 from pedyra.lora.folder import read_lora
 
 SETTINGS: dict[str, dict[str, Any]] = {

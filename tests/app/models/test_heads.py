@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, DistilBertConfig, XLMConfig, XLNetConfig
 
-from pedyra.app.export.merge import num_labels
 from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.models.lora import check_drawn, lora_config
 from pedyra.app.recipe_sections import LoraSection, ModelSection
+from pedyra.export.loading import num_labels
 from pedyra.lora.folder import read_lora
 
 

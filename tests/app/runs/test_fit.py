@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +18,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from pedyra.app.export.destinations import destination
-from pedyra.app.export.served import ranks_of
 from pedyra.app.models.base import load_model, load_tokenizer, names_model
 from pedyra.app.models.tiny import tiny_config
 from pedyra.app.recipe_sections import ModelSection
@@ -490,21 +487,6 @@ def test_several_adapters_are_fitted_for_one_server(run: Path, call: Any, tmp_pa
         assert code == 2 and "several adapters are fitted for one server" in err
 
 
-@pytest.mark.parametrize(
-    ("name", "own", "ranks"),
-    [
-        ("vllm", 3, [8, 1]),
-        ("vllm", 600, [512, 320, 256, 128, 64, 32, 16, 8, 1]),
-        ("wandb", 64, [16, 8, 6, 4, 3, 2, 1]),  # which takes any rank up to 16
-        ("fireworks", 16, [16, 8, 6, 4]),
-        ("peft", 16, [16, 8, 6, 4, 3, 2, 1]),
-    ],
-)
-def test_the_ranks_of_a_place_are_asked_from_the_adapters_own_down(name: str, own: int, ranks: list[int]):
-    lora: Any = SimpleNamespace(layers=[SimpleNamespace(rank=2), SimpleNamespace(rank=own)])
-    assert ranks_of(destination(name), lora) == ranks
-
-
 def test_a_fit_of_a_fit_is_refused_where_the_whole_is_there(run: Path, call: Any, tmp_path: Path):
     """Each would add its tolerance. With a rank that is named nothing is added, and of a whole that is gone nothing
     can be had."""
@@ -526,7 +508,7 @@ def test_a_fit_of_a_fit_is_refused_where_the_whole_is_there(run: Path, call: Any
     [
         (["--for", "vlm"], "destination 'vlm' is unknown: did you mean 'vllm'"),
         (["--for", "vllm:3"], "holds adapters at a rank of 1, 8, 16"),
-        (["--for", "vllm", "--rank", "1"], "--for vllm says the ranks"),
+        (["--for", "vllm", "--rank", "1"], "says the ranks, so leave out rank"),
     ],
 )
 def test_a_place_that_cannot_be_is_told_in_a_line(arguments: list[str], message: str, run: Path, call: Any, tmp_path):

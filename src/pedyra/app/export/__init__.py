@@ -1,1 +1,1 @@
-"""Here an adapter is made fit for other readers, merged and served; and the Hub is asked."""
+"""An adapter is merged, made smaller without rows, and served; and the Hub is asked."""

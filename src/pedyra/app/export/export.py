@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 from peft import PeftModel
 from torch import nn
 
-from pedyra.app.export.merge import base_by_name, copied_base, merge_into, merge_live, num_labels
-from pedyra.app.export.readers import check_arguments, export_lora, write_export
+from pedyra.app.export.merge import base_by_name, copied_base, merge_into, merge_live
 from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.recipe import Recipe, load_recipe
 from pedyra.app.runs.run_folder import run_of
 from pedyra.app.runs.setup import resolve
 from pedyra.errors import UserError
+from pedyra.export.loading import num_labels
+from pedyra.export.readers import check_arguments, export_lora, write_export
 from pedyra.lora.folder import SavedLora, active_adapter, saved_lora
 
 if TYPE_CHECKING:

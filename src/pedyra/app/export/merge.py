@@ -12,12 +12,12 @@ from typing import Any
 import transformers
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pedyra.app.export.hub import trusts_remote_code, why_not_loaded
 from pedyra.errors import UserError, telling
+from pedyra.export.loading import num_labels
 from pedyra.lora.folder import SavedLora, load_adapter
 from pedyra.lora.layer import peft_layers
 
@@ -184,20 +184,6 @@ def _class_name(lora: SavedLora) -> str:
 
 MORE_HEADS = ("classification_head", "logits_proj", "pooler", "pre_classifier", "sequence_summary")
 """Some classifiers draw these anew beside the heads that PEFT knows: BART, T5, XLNet, DeBERTa, DistilBERT and XLM."""
-
-
-def num_labels(lora: SavedLora) -> int | None:
-    """Count the outputs of the saved classification head; None where none was saved."""
-    # The last one counts: what is before it, such as DeBERTa's pooler, has other outputs. XLM has a summary instead.
-    for last in ((*SEQ_CLS_HEAD_NAMES, "classification_head", "logits_proj"), ("sequence_summary",)):
-        heads = [
-            lora.tensors[key]
-            for key in sorted(lora.others)  # classifier.dense before classifier.out_proj
-            if key.endswith(".weight") and any(f".{head}." in key for head in last)
-        ]
-        if heads:
-            return heads[-1].shape[0]
-    return None
 
 
 def _adapted(base: nn.Module, lora: SavedLora) -> PeftModel:

@@ -10,10 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pedyra.app.export.destinations import Destination
-from pedyra.app.export.export import export_adapter
-from pedyra.app.export.readers import check_arguments
 from pedyra.errors import UserError
+from pedyra.export.destinations import Destination
+from pedyra.export.readers import check_arguments, export_lora
 from pedyra.fitting.cut import Factors, write_cut
 from pedyra.fitting.singular import Singular, ranks_of_size, singular
 from pedyra.lora.folder import SavedLora, read_lora
@@ -109,11 +108,8 @@ def resize_adapter(source: Path, out: Path, size: Size, place: Destination | Non
     else:
         with TemporaryDirectory() as scratch:
             write_cut(lora, factors, Path(scratch, "cut"), record)
-            export_adapter(Path(scratch, "cut"), place.form, out)
-        base = lora.config.get("base_model_name_or_path") or "BASE"
-        held = place.rank or place.rank_for(max(ranks.values())) or max(ranks.values())
-        modules = sorted({layer.name.rpartition(".")[2] for layer in lora.layers})
-        commands = place.commands(base, {out.name: out}, held, modules)
+            export_lora(Path(scratch, "cut"), place.form, out)
+        commands = place.commands({out.name: read_lora(out)})
     after, before = (sum(row[name] for row in rows) for name in ("parameters", "before"))
     told = [{name: value for name, value in row.items() if name != "before"} for row in rows]
     return Resized(source, out, told, after, before, error, commands)

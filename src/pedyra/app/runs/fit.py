@@ -5,16 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import Trainer
 
-from pedyra.app.export.destinations import Destination
-from pedyra.app.export.merge import num_labels
-from pedyra.app.export.served import base_name, ranks_of, served_lines, served_together, write_for
+from pedyra.app.export.served import served_lines, served_together
 from pedyra.app.models.base import class_names, load_model, load_tokenizer, names_model, positions
 from pedyra.app.recipe import Recipe, check_recipe, load_recipe
 from pedyra.app.recipe_sections import ModelSection
@@ -25,6 +23,8 @@ from pedyra.app.tasks.sources import read_test_rows
 from pedyra.app.tasks.task import load_task
 from pedyra.app.tasks.text import class_number
 from pedyra.errors import UserError
+from pedyra.export.destinations import Destination, base_name
+from pedyra.export.loading import num_labels
 from pedyra.fitting.cut import RECORD, check_out
 from pedyra.fitting.result import Fit
 from pedyra.fitting.wanted import Wanted
@@ -32,7 +32,7 @@ from pedyra.lora.folder import SavedLora, check_finite, load_adapter, read_lora
 from pedyra.lora.inspection import find_adapter
 from pedyra.lora.loaded import check_layers
 from pedyra.methods.method import Adaptation
-from pedyra.trainer.fit import fit_trainer
+from pedyra.trainer.fit import check_asked, fit_trainer
 
 KINDS = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal_lm"}
 """PEFT's task_type -> data.kind."""
@@ -115,7 +115,8 @@ def fit_folders(
         fits[path.name if path.name not in fits else f"{path.name}-{len(fits)}"] = out, found
         told(f"adapter     {out}")
     if place is not None and len(fits) > 1:
-        for line in ("", f"all {len(fits)} on one server", *served_together(place, bases.popitem()[1], fits)):
+        folders = {name: out for name, (out, _) in fits.items()}
+        for line in ("", f"all {len(fits)} on one server", *served_together(place, folders)):
             told(line)
     return [found for _, found in fits.values()]
 
@@ -146,24 +147,14 @@ def fit_folder(
     """
     check_out(out, overwrite)
     general = source.texts()
-    if place is not None and (wanted.rank is not None or general is not None):
-        raise UserError(
-            f"--for {place.name} says the ranks, so leave out --rank and --general; --for {place.name}:16 takes one "
-            f"rank whatever it does"
-        )
+    check_asked(wanted, place, general)
     if wanted.rank is None:
         _check_whole(path)
     with opened(path, wanted, source, shown=shown) as (trainer, lora):
-        if place is None:
-            found = fit_trainer(trainer, wanted, general=general)
-            told(str(found))
-            found.write(lora, out)
-            return found
-        place.check(lora)
-        found = fit_trainer(trainer, replace(wanted, rank=place.rank), ranks=ranks_of(place, lora))
+        found = fit_trainer(trainer, wanted, place=place, general=general)
         told(str(found))
-        write_for(found, lora, place, out)
-        for line in served_lines(found, lora, place, out):
+        found.write(lora, out)
+        for line in () if place is None else served_lines(found, lora, place, out):
             told(line)
     return found
 

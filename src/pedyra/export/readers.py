@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor
 
-from pedyra.app.export.destinations import destination
 from pedyra.errors import UserError
+from pedyra.export.destinations import destination
 from pedyra.lora.files import refuse_mount, write_file, write_folder
 from pedyra.lora.folder import (
     SavedLora,

@@ -13,8 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pedyra.app.yaml_file import parse_yaml
+import yaml
+
 from pedyra.errors import UserError
+from pedyra.export.loading import loading_line
 from pedyra.lora.folder import SavedLora
 from pedyra.lora.spelling import did_you_mean
 
@@ -68,15 +70,6 @@ class Destination:
         rank = max(self.least, largest)
         return rank if self.most is None or rank <= self.most else None
 
-    def ranks_below(self, largest: int) -> list[int]:
-        """The ranks at which an adapter of this rank can be held here, from its own down; what to ask in this order.
-        Where every rank is taken these are its own and the powers of two below."""
-        first = self.rank_for(largest)
-        if first is None:
-            first = self.ranks[-1] if self.ranks else self.most or largest
-        steps = self.ranks or sorted({first, *(2**n for n in range(first.bit_length()) if 2**n < first)})
-        return [rank for rank in reversed(steps) if self.least <= rank <= first]
-
     def refusals(self, lora: SavedLora) -> list[Refusal]:
         """Everything in this adapter that the place does not take, each with its repair; a rank that is too high is
         not one of them, since a smaller one is what a fit or `pedyra resize` makes."""
@@ -110,7 +103,11 @@ class Destination:
         its largest rank, if that is given."""
         if refused := self.refusals(lora):
             raise UserError(f"{self.title} does not take {lora.title}: {refused[0]}")
-        if largest is None or (self.rank_for(largest) is not None and largest <= (self.rank or largest)):
+        if largest is None:
+            return
+        if largest < self.least:
+            raise UserError(f"{self.title} holds adapters from rank {self.least} up, and this one has rank {largest}")
+        if self.rank_for(largest) is not None and largest <= (self.rank or largest):
             return
         most = self.rank or (self.ranks[-1] if self.ranks else self.most)
         raise UserError(
@@ -129,34 +126,50 @@ class Destination:
         slots = (adapters or self.slots) if self.pads else (adapters or 1)
         return slots * rank * sum(inputs + outputs for inputs, outputs in widths) * SERVED_BYTES
 
-    def commands(
-        self, base: str, adapters: Mapping[str, Path], rank: int, modules: Iterable[str] = ("all",)
-    ) -> list[str]:
-        """The lines of a shell that serve these adapters, name -> folder, on their base model at this rank.
+    def commands(self, adapters: Mapping[str, SavedLora]) -> list[str]:
+        """The lines of a shell that serve these adapters, by their names, on their base: at the rank that was asked
+        for, else the least that holds them all.
 
-        `modules` are the ends of the names of the layers that any of them has: what vLLM and SGLang wrap, and reserve
-        slots in, where it is said. A server without a flag for that takes each adapter by a line of its own."""
-        joined = " ".join(f"{shlex.quote(name)}={shlex.quote(str(folder))}" for name, folder in adapters.items())
+        vLLM and SGLang are told the modules that any of them has, which they wrap, and reserve slots in. A server
+        without a flag for several takes each adapter by a line of its own."""
+        first, *_ = adapters.values()
+        layers = [layer for lora in adapters.values() for layer in lora.layers]
+        largest = max(layer.rank for layer in layers)
+        base = base_name(first)
+        # llama.cpp's --base takes a folder; a repository on the Hub has an option of its own.
+        here = base == "BASE" or base.startswith((".", "/", "~")) or Path(base).exists()
+        revision = None if here else first.config.get("revision")
+        folders = {name: shlex.quote(str(lora.folder)) for name, lora in adapters.items()}
+        joined = " ".join(f"{shlex.quote(name)}={folder}" for name, folder in folders.items())
         lines: list[str] = []
         for template in self.serve:
-            for name, folder in adapters.items():
-                # llama.cpp's --base takes a folder; a repository on the Hub has an option of its own.
-                here = base == "BASE" or base.startswith((".", "/", "~")) or Path(base).exists()
+            for name, lora in adapters.items():
                 line = template.format(
-                    base_option="--base" if here else "--base-model-id", base=shlex.quote(base),
-                    adapters=joined, rank=rank, count=len(adapters),
-                    modules=" ".join(modules), name=shlex.quote(name), folder=shlex.quote(str(folder)),
-                )  # fmt: skip
+                    base=shlex.quote(base),
+                    base_option="--base" if here else "--base-model-id",
+                    revision=f" --revision {shlex.quote(revision)}" if revision else "",
+                    adapters=joined,
+                    count=len(adapters),
+                    rank=self.rank or self.rank_for(largest) or largest,
+                    modules=" ".join(sorted({layer.name.rpartition(".")[2] for layer in layers})),
+                    name=shlex.quote(name),
+                    folder=folders[name],
+                    load=loading_line(lora),
+                )
                 if line not in lines:
                     lines.append(line)
         return lines
 
 
+def base_name(lora: SavedLora) -> str:
+    """The base that the adapter names, or a word to put one in the place of."""
+    return str(lora.config.get("base_model_name_or_path") or "BASE")
+
+
 @cache
 def destinations() -> dict[str, Destination]:
     """All there are, by name."""
-    file = Path(__file__).with_name("destinations.yaml")
-    rows = parse_yaml(file.read_bytes(), file.name)
+    rows = yaml.safe_load(Path(__file__).with_name("destinations.yaml").read_text(encoding="utf-8"))
     return {name: _record(name, row) for name, row in rows.items()}
 
 

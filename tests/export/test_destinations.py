@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from pedyra.app.export.destinations import destination, destinations
-from pedyra.app.export.export import export_adapter
-from pedyra.lora.folder import read_lora
+from pedyra.errors import UserError
+from pedyra.export.destinations import destination, destinations
+from pedyra.export.readers import export_lora
+from pedyra.lora.folder import SavedLayer, SavedLora, read_lora
 
 
 def test_each_row_says_where_it_is_known_from():
@@ -21,19 +22,18 @@ def test_each_row_says_where_it_is_known_from():
 
 
 @pytest.mark.parametrize(
-    ("name", "largest", "rank", "below"),
+    ("name", "largest", "rank"),
     [
-        ("vllm", 9, 16, [16, 8, 1]),
-        ("vllm", 600, None, [512, 320, 256, 128, 64, 32, 16, 8, 1]),
-        ("fireworks", 2, 4, [4]),
-        ("fireworks", 100, None, [64, 32, 16, 8, 4]),
-        ("peft", 6, 6, [6, 4, 2, 1]),
-        ("wandb", 16, 16, [16, 8, 4, 2, 1]),
+        ("vllm", 9, 16),
+        ("vllm", 600, None),
+        ("fireworks", 2, 4),
+        ("fireworks", 100, None),
+        ("peft", 6, 6),
+        ("wandb", 16, 16),
     ],
 )
-def test_ranks_that_hold_an_adapter(name: str, largest: int, rank: int | None, below: list[int]):
+def test_the_rank_that_holds_an_adapter(name: str, largest: int, rank: int | None):
     assert destination(name).rank_for(largest) == rank
-    assert destination(name).ranks_below(largest) == below
 
 
 def test_a_rank_may_be_asked_for():
@@ -83,15 +83,51 @@ def test_reserved_bytes_are_those_of_every_slot_in_every_layer():
     assert destination("peft").reserved_bytes(widths, 8) == 8 * (32 + 24) * 2
 
 
+def saved(folder: str, ranks: dict[str, int], **config: Any) -> SavedLora:
+    """What a folder of an adapter to my/base with these ranks would hold, of which a command is told."""
+    layers = [SavedLayer(f"model.{name}", {}, rank, 1.0) for name, rank in ranks.items()]
+    return SavedLora(folder, Path(folder), {"base_model_name_or_path": "my/base", **config}, {}, layers)
+
+
 def test_several_adapters_are_served_by_one_server():
-    (line,) = destination("vllm").commands("my/base", {"a": Path("x y"), "b": Path("z")}, 16, ["q_proj", "v_proj"])
+    adapters = {"a": saved("x y", {"q_proj": 2}), "b": saved("z", {"q_proj": 1, "v_proj": 9})}
+    (line,) = destination("vllm").commands(adapters)
+    assert line.startswith("vllm serve my/base --enable-lora")
     assert "--max-loras 2 --max-lora-rank 16 --lora-target-modules q_proj v_proj" in line
     assert line.endswith("--lora-modules a='x y' b=z")
-    convert, serve = destination("llama.cpp").commands("base", {"a": Path("x")}, 4)
-    assert convert.startswith("python convert_lora_to_gguf.py x ") and serve.endswith("--lora a.gguf")
+    convert, serve = destination("llama.cpp").commands({"a": adapters["b"]})
+    assert convert.startswith("python convert_lora_to_gguf.py z ") and serve.endswith("--lora a.gguf")
+
+
+def test_a_server_is_told_the_rank_that_was_named_and_the_revision_of_the_base():
+    (line,) = destination("vllm:32").commands({"a": saved("x", {"q_proj": 2}, revision="v2")})
+    assert line.startswith("vllm serve my/base --revision v2 ") and "--max-lora-rank 32 " in line
+    (line,) = destination("vllm").commands(
+        {"a": saved("x", {"q_proj": 2}, base_model_name_or_path="./base", revision="v2")}
+    )
+    assert "--revision" not in line  # of a folder there is one
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [("SEQ_CLS", "SequenceClassification"), ("CAUSAL_LM", "CausalLM"), ("SEQ_2_SEQ_LM", "Seq2SeqLM")],
+)
+def test_peft_loads_an_adapter_by_the_class_of_its_task(task: str, name: str):
+    (line,) = destination("peft").commands({"a": saved("x", {"query": 2}, task_type=task)})
+    assert f"import AutoPeftModelFor{name} as" in line
+
+
+@pytest.mark.parametrize(
+    ("place", "rank"), [("vllm", 600), ("vllm:8", 9), ("fireworks", 3), ("fireworks", 65), ("wandb", 17)]
+)
+def test_a_rank_that_a_place_does_not_take_is_told_in_one_line(place: str, rank: int):
+    destination(place).check(lora := saved("x", {"q_proj": rank}))  # whose rank is none of the refusals
+    with pytest.raises(UserError, match=f"and this one has rank {rank}") as told:
+        destination(place).check(lora, rank)
+    assert "\n" not in str(told.value)
 
 
 def test_the_form_of_a_place_is_a_target_of_export(make_llama: Any, tmp_path: Path):
     make_llama().save_pretrained(tmp_path / "adapter")
     for form in {place.form for place in destinations().values()}:
-        assert export_adapter(tmp_path / "adapter", form, tmp_path / form)
+        assert export_lora(tmp_path / "adapter", form, tmp_path / form)
