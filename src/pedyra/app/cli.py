@@ -182,6 +182,7 @@ def export(
         str | None,
         typer.Option(metavar="MODEL", help="Of merged: another base than the adapter's own."),
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in DIR.")] = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write an adapter in the form that another program reads."""
@@ -204,7 +205,7 @@ def export(
         place.check(lora, max(layer.rank for layer in lora.layers))
         target = place.form  # pyright: ignore[reportAssignmentType]
     assert target is not None
-    export_adapter(run, target, out, base=base)
+    export_adapter(run, target, out, base=base, overwrite=overwrite)
     console = new_console()
     console.print(f"{target} adapter written to {out}", soft_wrap=True)
     lines = serving_lines(out, target) if place is None else place.commands({out.name: read_lora(out)})
@@ -225,6 +226,7 @@ def resize(
         typer.Option("--for", metavar="PLACE[:R]", help="Write it as this place reads it, at its rank R: vllm:8."),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: ADAPTER/resized.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier one in DIR.")] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Cut an adapter by its singular values, without rows and in seconds: nothing is proved of it."""
@@ -235,7 +237,7 @@ def resize(
     place = None if destination is None else place_of(destination)
     if place is not None and rank is None and energy is None and mb is None:
         rank = place.rank
-    found = resize_adapter(adapter, out or adapter / "resized", Size(rank, energy, mb), place)
+    found = resize_adapter(adapter, out or adapter / "resized", Size(rank, energy, mb), place, overwrite=overwrite)
     console = new_console()
     for line in found.lines():
         console.print(line, soft_wrap=True, markup=False)

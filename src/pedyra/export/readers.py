@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pedyra.errors import UserError
 from pedyra.export.destinations import destination
-from pedyra.lora.files import refuse_mount, write_file, write_folder
+from pedyra.lora.files import refuse_occupied, write_file, write_folder
 from pedyra.lora.folder import (
     SavedLora,
     active_adapter,
@@ -55,15 +55,14 @@ def export_lora(source: PeftModel | str | Path, target: str, out: Path) -> Path:
         return write_export(out, record, save)
 
 
-def check_arguments(target: str, out: Path, base: object) -> None:
-    """Refuse an unknown target, a base where none is needed, and an `out` that holds files; ValueError."""
+def check_arguments(target: str, out: Path, base: object, overwrite: bool = False) -> None:
+    """Refuse an unknown target, a base where none is needed, and an `out` that holds anything but, with `overwrite`, an
+    earlier export; ValueError."""
     if target not in TARGETS:
         raise UserError(f"export target {target!r} is unknown; {did_you_mean(target, TARGETS)}")
     if base is not None and target != "merged":
         raise UserError(f"base is given, but target {target} needs no base model; leave it out")
-    refuse_mount(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} already holds files; choose another folder or remove it")
+    refuse_occupied(out, [RECORD], "export", overwrite)
 
 
 def _check_base_unchanged(model: PeftModel, name: str) -> None:

@@ -21,7 +21,7 @@ from pedyra.fitting.verdict import Factors
 from pedyra.fitting.worth import Balance
 from pedyra.lora.attach import detach
 from pedyra.lora.factors import BFactor, linear
-from pedyra.lora.files import refuse_mount, refuse_unwritable, without_nan, write_file, write_folder
+from pedyra.lora.files import refuse_occupied, without_nan, write_file, write_folder
 from pedyra.lora.folder import SavedLora, copy_processing, save_lora
 from pedyra.lora.layer import adapted_layers
 from pedyra.lora.layer_names import rank_fields, whole_number
@@ -240,16 +240,7 @@ def _check_there(factors: Factors, layers: Collection[str]) -> None:
 def check_out(out: Path, overwrite: bool = False) -> None:
     """Raise ValueError where `out` may not be written: a link, a place without permission, or a folder that holds
     anything but, with `overwrite`, an earlier fit."""
-    if out.is_symlink():
-        raise UserError(f"{out} is a link, which is not followed; remove it, or choose another folder")
-    refuse_mount(out)
-    refuse_unwritable(out.absolute().parent, str(out))  # a folder is made beside it, and then takes its name
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out.is_dir() and (out / RECORD).is_file()):
-        raise UserError(f"{out} already holds files, and no earlier fit; choose another folder, or remove it")
-    if not overwrite:
-        raise UserError(f"{out} already holds a fit; give --overwrite to replace it, or choose another folder")
+    refuse_occupied(out, [RECORD], "fit", overwrite)
 
 
 def _sizes(layers: Mapping[str, tuple[int, float]], modules: Collection[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,26 @@ def refuse_unwritable(path: Path, name: str) -> None:
     nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not os.access(nearest, os.W_OK) and nearest.exists():  # it may be gone by now
         raise UserError(f"{name} cannot be written: no permission in {nearest}; choose another folder")
+
+
+def refuse_occupied(out: Path, records: Collection[str], what: str, overwrite: bool = False) -> None:
+    """Raise ValueError where no folder may be written as `out`: a link, a place without permission, or one that holds
+    anything but, with `overwrite`, an earlier one of its kind.
+
+    Args:
+        records: the files by one of which its kind is known.
+        what: its kind, in words.
+    """
+    if out.is_symlink():
+        raise UserError(f"{out} is a link, which is not followed; remove it, or choose another folder")
+    refuse_mount(out)
+    refuse_unwritable(out.absolute().parent, str(out))  # a folder is made beside it, and then takes its name
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not any((out / record).is_file() for record in records):
+        raise UserError(f"{out} already holds files, and no earlier {what}; choose another folder, or remove it")
+    if not overwrite:
+        raise UserError(f"{out} already holds an earlier {what}; give --overwrite to replace it, or another folder")
 
 
 # So do safetensors, and torch's writer of zip archives, tell that a write failed; neither raises OSError.

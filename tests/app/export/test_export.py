@@ -299,9 +299,23 @@ def test_an_empty_folder_is_filled_and_one_with_files_is_left_alone(make_llama, 
     assert (export_adapter(make_llama(), "peft", str(tmp_path / "empty")) / "adapter_config.json").is_file()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("x")
-    with pytest.raises(ValueError, match="full already holds files; choose another folder or remove it"):
-        export_adapter(make_llama(), "peft", tmp_path / "full")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="full already holds files, and no earlier export"):
+            export_adapter(make_llama(), "peft", tmp_path / "full", overwrite=overwrite)
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine"]
+
+
+def test_an_earlier_export_is_replaced_where_that_is_asked_for(make_llama, tmp_path):
+    out = export_adapter(make_llama(), "padded", tmp_path / "out")
+    (out / "of the earlier one").touch()
+    with pytest.raises(ValueError, match="--overwrite"):
+        export_adapter(make_llama(), "peft", out)
+    export_adapter(make_llama(), "peft", out, overwrite=True)
+    assert json.loads((out / "pedyra_export.json").read_text())["target"] == "peft"
+    assert not (out / "of the earlier one").exists()
+    (tmp_path / "link").symlink_to(out)
+    with pytest.raises(ValueError, match="is a link"):
+        export_adapter(make_llama(), "peft", tmp_path / "link", overwrite=True)
 
 
 def two_adapters(llama: Any, folder: Path) -> Path:

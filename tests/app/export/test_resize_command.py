@@ -101,6 +101,11 @@ def test_a_place_has_its_form_and_its_command(trained: Any, tmp_path: Path, caps
     told = capsys.readouterr().out
     assert "not proved" in told and f"pedyra prove {tmp_path / 'adapter'} {tmp_path / 'out'}" in told
     assert "--max-lora-rank 8 " in told
+    for given, code in (([], 2), (["--overwrite"], 0)):
+        with pytest.raises(SystemExit) as ended:
+            main(["resize", str(tmp_path / "adapter"), "--rank", "2", "--out", str(tmp_path / "out"), *given])
+        assert ended.value.code == code
+    assert {layer.rank for layer in read_lora(tmp_path / "out").layers} == {2}
     *layers, total = map(json.loads, (tmp_path / "rows").read_text().splitlines())
     assert total["proved"] is False and sum(row["parameters"] for row in layers) == total["parameters"]
 

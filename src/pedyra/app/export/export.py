@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 
 def export_adapter(
-    source: PeftModel | str | Path, target: str, out: str | Path, *, base: nn.Module | str | Path | None = None
+    source: PeftModel | str | Path,
+    target: str,
+    out: str | Path,
+    *,
+    base: nn.Module | str | Path | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write the adapter of `source` into the folder `out` for one kind of reader, whole or not at all.
 
@@ -33,9 +38,10 @@ def export_adapter(
         target: "peft" (small; PEFT and vLLM), "padded" (every layer zero-padded to the largest rank; any reader),
             "gguf" (a PEFT folder for llama.cpp's convert_lora_to_gguf.py), "merged" (the base model with the update
             in its weights, and its tokenizer where one is found).
-        out: must not exist, or be empty.
+        out: must not exist, or be empty; see `overwrite`.
         base: only for "merged": the base model, loaded in float, or its name; by default the one that the run's
             recipe or `base_model_name_or_path` names, or the live model's own.
+        overwrite: replace an earlier export in `out`.
 
     Returns:
         `out`. It also holds `pedyra_export.json`; its `vllm.max_lora_rank` is the `--max-lora-rank` that vLLM needs.
@@ -45,7 +51,7 @@ def export_adapter(
             format cannot hold, a base that is quantised or cannot be found.
     """
     out = Path(out)
-    check_arguments(target, out, base)
+    check_arguments(target, out, base, overwrite)
     if target != "merged":
         return export_lora(source, target, out)
     if not isinstance(source, (str, Path)) and base is None:

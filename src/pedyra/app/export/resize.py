@@ -12,9 +12,12 @@ from typing import Any
 
 from pedyra.errors import UserError
 from pedyra.export.destinations import Destination
-from pedyra.export.readers import check_arguments, export_lora
+from pedyra.export.readers import RECORD as EXPORTED
+from pedyra.export.readers import export_lora
+from pedyra.fitting.cut import RECORD as CUT
 from pedyra.fitting.cut import Factors, write_cut
 from pedyra.fitting.singular import Singular, ranks_of_size, singular
+from pedyra.lora.files import refuse_occupied
 from pedyra.lora.folder import SavedLora, read_lora
 
 
@@ -75,14 +78,16 @@ def _ranks(ranks: list[int]) -> str:
     )
 
 
-def resize_adapter(source: Path, out: Path, size: Size, place: Destination | None = None) -> Resized:
+def resize_adapter(
+    source: Path, out: Path, size: Size, place: Destination | None = None, *, overwrite: bool = False
+) -> Resized:
     """Write the adapter of the folder `source` into `out` with the first singular directions of each layer's update.
 
     The scaling of each layer stays, and so do DoRA's magnitudes, biases and modules that were trained whole. With a
     `place` it is written in the form that this destination reads. Raises ValueError: it is no plain LoRA, the size is
-    none, the place refuses it, or `out` holds files.
+    none, the place refuses it, or `out` holds anything but, with `overwrite`, an earlier one.
     """
-    check_arguments("peft", out, None)
+    refuse_occupied(out, [CUT, EXPORTED], "resized adapter", overwrite)
     lora = read_lora(source)
     lora.check_supported("peft")
     found = {layer.name: _singular(lora, layer.name) for layer in lora.layers}
