@@ -122,7 +122,8 @@ def base_of(trainer: Any, model: Any, batches: Sequence[Batch], adapter: str) ->
     where the adapter's was trained with it."""
     if batches and (probe := probed(trainer, model, batches, adapter)) is not None:
         return probe, "the base model with a linear head fitted to it"
-    writes = model.get_base_model().can_generate()  # its head is the base's own
+    inner = model.get_base_model()
+    writes = hasattr(inner, "can_generate") and inner.can_generate()  # its head is the base's own
     untrained = ", whose head is untrained" if heads(model, adapter) and not writes else ""
     return partial(disabled, model), f"{BASE}{untrained}"
 
