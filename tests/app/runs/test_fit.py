@@ -526,6 +526,7 @@ def test_an_adapter_is_exported_for_the_place_where_it_is_served(run: Path, caps
     code, told = export("--for", "vllm", "--out", tmp_path / "out")
     assert code == 0 and "--max-lora-rank 8" in told
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["r"] == 3
+    assert [export("--target", "peft", "--out", tmp_path / "out", *more)[0] for more in ([], ["--overwrite"])] == [2, 0]
     for arguments, message in (
         (["--for", "vllm:1"], "holds adapters up to rank 1, and this one has rank 3"),
         (["--for", "vllm", "--target", "peft"], "one of the two"),
