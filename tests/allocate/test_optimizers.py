@@ -52,6 +52,7 @@ def wider() -> Any:
     return lambda: get_peft_model(Wider(), LoraConfig(r=9, lora_alpha=18, target_modules=["first", "second"]))
 
 
+@pytest.mark.filterwarnings("ignore:there are .* batches of held-out rows")
 @pytest.mark.parametrize("optim", [*OF_TORCH, *IN_BYTES, *IN_FLOATS])
 def test_a_run_moves_ranks_and_resumes_bit_for_bit(
     optim, wider, make_trainer, quick, tmp_path, run_state, assert_equal
@@ -82,6 +83,7 @@ def test_a_run_moves_ranks_and_resumes_bit_for_bit(
     note("optimizer", optim, ranks="move", resume="the same bits", fit="works")
 
 
+@pytest.mark.filterwarnings("ignore:there are .* batches of held-out rows")
 @pytest.mark.parametrize("optim", REFUSED)
 def test_what_cannot_follow_is_refused_before_the_first_step_and_fitted_afterwards(
     optim, wider, make_trainer, tmp_path

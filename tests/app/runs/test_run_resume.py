@@ -217,9 +217,10 @@ def test_the_checkpoint_of_an_interrupt_is_there_whatever_else_is_kept(recipe, i
 def test_a_run_goes_on_without_its_fit(recipe, interrupt_at):
     """Which takes one process, where a resume may have more."""
     interrupt_at(5)
-    stopped = run(recipe(fit={"rows": 32}))
+    data = {"eval_rows": 24}
+    stopped = run(recipe(fit={"rows": 32}, data=data))
     assert stopped.step == 5
-    resumed = run(recipe(), resume=True)
+    resumed = run(recipe(data=data), resume=True)
     assert resumed.step == 12 and not (resumed.folder.path / "fit").exists()
 
 
