@@ -30,7 +30,7 @@ TRUTH_BATCH = 64
 def fresh(
     run: Annotated[Path, typer.Argument(help="A finished run of a LoRA.", show_default=False)],
     fits: Annotated[int, typer.Option(min=2, help="Fits, each of its own rows.")] = 40,
-    rows: Annotated[int, typer.Option(min=64, help="Held-out rows of a fit; half as many calibrate.")] = 1024,
+    rows: Annotated[int, typer.Option(min=64, help="Rows that calibrate a fit, and as many held out.")] = 1024,
     truth: Annotated[int, typer.Option(min=64, help="Other rows, that say what is true.")] = 8000,
     threads: Threads = None,
     json_file: JsonFile = None,
@@ -61,7 +61,7 @@ def bench_fresh(run: Path, fits: int = 40, rows: int = 1024, truth: int = 8000) 
     won = paired(whole, base, weights)
     for number in range(fits):
         drawn = left[torch.randperm(len(left), generator=torch.Generator().manual_seed(1 + number))]
-        calibration, held = drawn[: rows // 2].tolist(), drawn[rows // 2 : rows // 2 + rows].tolist()
+        calibration, held = drawn[:rows].tolist(), drawn[rows : 2 * rows].tolist()
         parts = [trained.batches_of(unseen, each, BATCH) for each in (calibration, held)]
         found = fit_batches(trained.judge, Rows(calibration=parts[0], held=parts[1]), Wanted())
         losses = list(trained.judge.losses(judged, partial(cut_to, trained.model, found.factors)))

@@ -11,7 +11,7 @@ import pytest
 SCRIPT = Path(__file__).parent / "gpu.py"
 
 
-@pytest.mark.filterwarnings("ignore:the proof has:UserWarning")  # few rows
+@pytest.mark.filterwarnings("ignore:there are .* batches of held-out rows:UserWarning")  # few rows
 def test_every_part_is_measured_on_a_cpu(tmp_path: Path):
     main = runpy.run_path(str(SCRIPT))["main"]
     size = ["--steps", "16", "--rounds", "8", "--batch", "4", "--length", "24"]

@@ -157,8 +157,8 @@ def test_a_fit_asks_each_of_its_rows_once_a_size(make_trainer: Any):
     trainer = make_trainer(Counting)
     COUNT.update(loss=0, prediction=0)
     found = fit(trainer)
-    assert found.row()["batches"] == 48 and found.rows == "48 to calibrate, 96 of eval_dataset to prove by"
-    assert COUNT["loss"] <= 48 / 8 + 2 and COUNT["prediction"] <= 4 * 48 + 8
+    assert found.row()["batches"] == 48 and found.rows == "96 to calibrate, 96 of eval_dataset to prove by"
+    assert COUNT["loss"] <= 96 / 8 + 2 and COUNT["prediction"] <= 4 * 48 + 8
 
 
 def answers(trainer: Any) -> list[bool]:
@@ -426,7 +426,7 @@ SEEN, HELD = rows(96, 1), rows(96, 2)
 AGAIN = copy.deepcopy(SEEN)  # as TRL's Trainers prepare each data set by itself
 HALVES = {"one": plain(HELD[:48]), "other": plain(HELD[48:])}
 STREAMS = {name: half.to_iterable_dataset() for name, half in HALVES.items()}
-APART, THIRD = "48 to calibrate, 96 of {} to prove by", "32 to calibrate, 64 of {} to prove by"
+APART, THIRD = "96 to calibrate, 96 of {} to prove by", "32 to calibrate, 64 of {} to prove by"
 SAME, PART = "so the fit is judged by rows that the adapter was trained on", "by the others: held out"
 
 

@@ -239,15 +239,15 @@ def _drawn(trainer: Any, data: Any, most: int) -> tuple[str, Any, list[int], Any
     """What the held-out rows are called; the rows that calibrate, as a data set and places in it; those held out.
 
     Args:
-        most: that are held out; half as many calibrate.
+        most: that are held out, and that calibrate.
     """
     name, held, training = _held_out(trainer, data, "the fit")
     generator = torch.Generator().manual_seed(trainer.args.seed)
     if training is None:
-        every, order = _shuffled(held, most + most // 2, generator)
-        third = min(most // 2, len(order) // 3)  # one set of rows, of which a third calibrates
-        return name, every, order[:third], every, order[third:]
-    training, seen = _shuffled(training, most // 2, generator)
+        every, order = _shuffled(held, 2 * most, generator)
+        third = min(most, len(order) // 3)  # one set of rows, of which a third calibrates
+        return name, every, order[:third], every, order[third:][:most]
+    training, seen = _shuffled(training, most, generator)
     held, left = _shuffled(held, most, generator)
     return name, training, _apart(training, seen, held, left, name), held, left
 
