@@ -370,9 +370,9 @@ def fits() -> Cells:
             low, high = (100 * each for each in row["accuracy_interval"])
             shown[-1] += f", {100 * row['accuracy_change']:+.1f} {ends(low, high, 1)}"
         told = "kept whole" if row["interval"] is None else f"{row['measured_increase']:+.4f} {ends(*row['interval'])}"
-        times = [f"{row[key] / 60:.1f} min" for key in ("training_seconds", "seconds")]
         rank = f"{row['rank']} of {row['of_rank']}"
-        cells.append([row["adapter"], metric, *shown, rank, told, f"{row['tolerance']:.4f}", *times])
+        took = [f"{row['training_steps']:,} steps", f"{row['steps']:.0f} steps"]
+        cells.append([row["adapter"], metric, *shown, rank, told, f"{row['tolerance']:.4f}", *took])
     return cells
 
 
@@ -405,17 +405,6 @@ def _exact(count: int, every: int) -> str:
     """The exact interval (Clopper and Pearson) of a share, in percent."""
     low, high = binomtest(count, every).proportion_ci(method="exact")
     return f"[{low:.0%}, {high:.0%}]"
-
-
-@table("cuts")
-def cuts() -> Cells:
-    """One rank, cut in different ways out of a larger LoRA, and trained from the start."""
-    cells = [["adapter", "rank", "way", "loss increase", "part of what was won", "time"]]
-    for row in rows("cuts"):
-        rise = f"{row['increase']:+.4f} ± {row['standard_error']:.4f}"
-        time = f"{row['seconds'] / 60:.1f} min" if row["seconds"] >= 60 else f"{row['seconds']:.0f} s"
-        cells.append([row["run"], str(row["rank"]), row["way"], rise, f"{row['part_of_won']:+.1%}", time])
-    return cells
 
 
 REPAIRS = {"none": "", "mixing": "mixing", "distil 160": "160 steps", "mixing + distil 40": "mixing, 40 steps"}
