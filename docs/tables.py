@@ -424,10 +424,12 @@ def ways() -> Cells:
         ours = f"{of['fit']['all']:+.4f} ± {of['fit']['all_error']:.4f}"
         told = []
         for found in (of.get(way) for way in others):
-            paired = found is not None and "above_first" in found  # else it was measured at another time
-            error = f" ± {found['above_first_error']:.4f}" if paired else ""
-            rise = 0 if found is None else found["above_first"] if paired else found["all"] - of["fit"]["all"]
-            told.append("" if found is None else f"{rise:+.4f}{error}")
+            if found is None:
+                told.append("")
+            elif "above_first" in found:
+                told.append(f"{found['above_first']:+.4f} ± {found['above_first_error']:.4f}")
+            else:  # it was measured at another time
+                told.append(f"{found['all'] - of['fit']['all']:+.4f}")
         cells.append([adapter, percent(asked), REPAIRS[repair], ours, *told])
     return cells
 

@@ -15,7 +15,7 @@ from pedyra import RankAllocator, detach
 class Blind(Forced):
     """Its scores see nothing inside a compiled model."""
 
-    compiles = False
+    compiles: Any = False
 
 
 def hooks(model: Any) -> int:

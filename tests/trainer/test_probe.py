@@ -61,7 +61,7 @@ def test_the_base_answers_by_the_head_that_is_fitted_to_its_own_features(kind, t
     if kind == "encoder":
         base: Any = BertForSequenceClassification(BertConfig(vocab_size=30, max_position_embeddings=8, **SMALL))
     else:
-        base = LlamaForSequenceClassification(LlamaConfig(vocab_size=30, pad_token_id=0, num_labels=2, **SMALL))
+        base = LlamaForSequenceClassification(LlamaConfig(vocab_size=30, pad_token_id=0, **SMALL))
     model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS"))
     ids = torch.randint(1, 30, (32, 6))
     ids[:16, 4:] = 0
