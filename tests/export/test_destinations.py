@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pedyra.errors import UserError
 from pedyra.export.destinations import destination, destinations
@@ -131,3 +132,13 @@ def test_the_form_of_a_place_is_a_target_of_export(make_llama: Any, tmp_path: Pa
     make_llama().save_pretrained(tmp_path / "adapter")
     for form in {place.form for place in destinations().values()}:
         assert export_lora(tmp_path / "adapter", form, tmp_path / form)
+
+
+def test_a_file_that_is_too_large_for_a_host_is_told_before_it_is_written():
+    """4 bytes for each of 2 x 1,200,000 x 32 numbers are 307 MB, and at a rank of 31 there are 298."""
+    A, B = torch.empty(16, 1_200_000, device="meta"), torch.empty(1_200_000, 16, device="meta")
+    layer = SavedLayer("v_proj", {"A": "a", "B": "b"}, 16, 1.0)
+    lora = SavedLora("x", Path("x"), {}, {"a": A, "b": B}, [layer])
+    destination("cloudflare").check(lora, 31)
+    with pytest.raises(UserError, match=r"below 300 MB, and at rank 32 this one has 307; ask for less"):
+        destination("cloudflare").check(lora, 32)

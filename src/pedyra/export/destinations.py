@@ -108,12 +108,25 @@ class Destination:
         if largest < self.least:
             raise UserError(f"{self.title} holds adapters from rank {self.least} up, and this one has rank {largest}")
         if self.rank_for(largest) is not None and largest <= (self.rank or largest):
+            self._check_bytes(lora, largest)
             return
         most = self.rank or (self.ranks[-1] if self.ranks else self.most)
         raise UserError(
             f"{self.title} holds adapters up to rank {most}, and this one has rank {largest}; ask for less: pedyra fit "
             f"ADAPTER --data ROWS --for {self.name}, or without rows pedyra resize ADAPTER --for {self.name}:{most}"
         )
+
+    def _check_bytes(self, lora: SavedLora, largest: int) -> None:
+        """Refuse what would be too large a file with every layer at this rank."""
+        if self.largest_mb is None:
+            return
+        factors = [(lora.tensors[layer.keys[slot]], layer.rank) for layer in lora.layers for slot in "AB"]
+        size = sum(each.numel() * each.element_size() * largest / rank for each, rank in factors) / 1e6
+        if size >= self.largest_mb:
+            raise UserError(
+                f"{self.title} takes adapters below {self.largest_mb} MB, and at rank {largest} this one has "
+                f"{size:,.0f}; ask for less: pedyra fit ADAPTER --data ROWS --for {self.name}:{max(1, largest // 2)}"
+            )
 
     def reserved_bytes(self, widths: Iterable[tuple[int, int]], rank: int, adapters: int | None = None) -> int:
         """What the server holds for its slots at this rank: slots x rank x the sum of (inputs + outputs) over every
