@@ -28,8 +28,8 @@ from pedyra.fitting.wanted import Wanted
 
 logger = logging.getLogger(__name__)
 
-
-BASE = "the base model"
+PLAIN_BASE = "the base model"
+"""What the base is called where the adapter is only switched off."""
 Base = tuple[Cut, str]
 """What makes the model the one that what was won is counted from, and what it is called."""
 Shown = Literal["nothing", "estimate", "bar"]
@@ -104,7 +104,7 @@ def fit_batches(
         )
     if batches < FEW:
         warnings.warn(f"there are {batches} batches of held-out rows, so the interval is wide; give more", stacklevel=3)
-    fitting = _Fitting(judge, rows, wanted, adapter, [*ranks], base or (partial(disabled, judge.model), BASE))
+    fitting = _Fitting(judge, rows, wanted, adapter, [*ranks], base or (partial(disabled, judge.model), PLAIN_BASE))
     try:
         return fitting.run(shown)
     finally:
@@ -144,30 +144,9 @@ class _Fitting:
                 f"won, such as 1%"
             )
 
-        answers: dict[tuple[int, ...], Answers] = {}
-        read: set[str] = set()
-
-        def ask(each: Candidate, part: float) -> Against:
-            self.bar.set_description(f"rank {each.rank}, {each.share:.1%}")
-            factors = cut_factors(self.model, calibration, each.ranks, self.adapter)
-            known = answers.setdefault((*each.ranks.values(),), Answers())
-            return held.compared(partial(cut_to, self.model, factors, self.adapter, read), part, known)
-
         everything = size(calibration, whole(calibration))
         sizes = [each for each in sizes if each.ranks != everything.ranks]
-        taken, asked = everything, []
-        if self.wanted.rank is not None:  # whatever it does
-            asked = [proved(each, limit, ask(each, 1.0)) for each in sizes]
-            taken = asked[0] if asked else everything
-        elif limit.learned:
-            asked = search(sizes, limit, ask, held.batches)
-            taken = next((each for each in reversed(asked) if each.accepted), everything)
-        if self.wanted.rank is None and taken is everything and self.ranks and self.ranks[0] < everything.rank:
-            raise NotWithin(_refusal(self.ranks[0], asked, limit, self.judge.measure))
-        if self.wanted.curve:
-            asked += [replace(each, proof=ask(each, 1.0)) for each in sizes[len(asked) :]]
-        if asked:
-            check_read(taken.ranks, everything.ranks, gather_object([*read]))
+        taken, asked = self._asked(calibration, everything, sizes, held, limit)
         factors = cut_factors(self.model, calibration, taken.ranks, self.adapter)
         forgetting = self._forgetting(factors)
         curve = [everything, *asked]
@@ -196,6 +175,34 @@ class _Fitting:
             model=self.model,
             adapter=self.adapter,
         )
+
+    def _asked(
+        self, calibration: Calibration, everything: Candidate, sizes: list[Candidate], held: Held, limit: Tolerance
+    ) -> tuple[Candidate, list[Candidate]]:
+        """The size that is taken, and those that were asked, each with what was found of it."""
+        answers: dict[tuple[int, ...], Answers] = {}
+        read: set[str] = set()
+
+        def ask(each: Candidate, part: float) -> Against:
+            self.bar.set_description(f"rank {each.rank}, {each.share:.1%}")
+            factors = cut_factors(self.model, calibration, each.ranks, self.adapter)
+            known = answers.setdefault((*each.ranks.values(),), Answers())
+            return held.compared(partial(cut_to, self.model, factors, self.adapter, read), part, known)
+
+        taken, asked = everything, []
+        if self.wanted.rank is not None:  # whatever it does
+            asked = [proved(each, limit, ask(each, 1.0)) for each in sizes]
+            taken = asked[0] if asked else everything
+        elif limit.learned:
+            asked = search(sizes, limit, ask, held.batches)
+            taken = next((each for each in reversed(asked) if each.accepted), everything)
+        if self.wanted.rank is None and taken is everything and self.ranks and self.ranks[0] < everything.rank:
+            raise NotWithin(_refusal(self.ranks[0], asked, limit, self.judge.measure))
+        if self.wanted.curve:
+            asked += [replace(each, proof=ask(each, 1.0)) for each in sizes[len(asked) :]]
+        if asked:
+            check_read(taken.ranks, everything.ranks, gather_object([*read]))
+        return taken, asked
 
     def _calibrated(self) -> tuple[Calibration, list[Candidate]]:
         """What the directions are worth, and the sizes to ask, from the largest down."""

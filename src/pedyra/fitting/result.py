@@ -247,7 +247,7 @@ def told(fit: Fit) -> str:
     if fit.rows:
         lines.append(f"rows        {fit.rows}")
     if fit.seconds:
-        lines.append(f"took        {fit.seconds:.0f} s, as long as {fit.steps:.0f} training steps of a batch")
+        lines.append(f"took        {fit.seconds:.0f} s, as long as {fit.steps:.0f} training steps")
     if fit.forgetting is not None:
         lines += _forgetting(fit.forgetting, fit.is_whole)
     if fit.verdict != FLAT:

@@ -113,6 +113,8 @@ class Candidate:
 
 
 CAPACITY_LIMITED, FLAT, UNKNOWN, FORGETS_LESS = "capacity-limited", "flat", "unknown", "forgets less"
+HALF = 0.4
+"""The part of the parameters from which a size counts as half or more: an odd rank has no half."""
 
 
 def verdict(
@@ -131,13 +133,13 @@ def verdict(
         )
     if taken.accepted and taken.share <= 0.5:
         return FLAT, f"flat: {taken.share:.1%} of the adapter is proved to be enough for this task"
-    beyond = [each for each in curve if each.share >= 0.4 and each.proof and tolerance.forbids(each.proof)]
+    beyond = [each for each in curve if each.share >= HALF and each.proof and tolerance.forbids(each.proof)]
     if beyond:
         worst = max(beyond, key=lambda each: each.share)
         assert worst.proof is not None
         return CAPACITY_LIMITED, (
-            f"capacity-limited: with {worst.share:.0%} of the adapter the {measure} rises by "
-            f"{worst.proof.rise.mean:.3g}, which is clearly beyond the tolerance"
+            f"capacity-limited: {worst.share:.0%} of the adapter is clearly beyond the tolerance; with it the "
+            f"{measure} rises by {worst.proof.rise.mean:.3g}"
         )
     return UNKNOWN, (
         "unknown: these rows tell neither that half is enough nor that it is too little; give more rows, or a larger "

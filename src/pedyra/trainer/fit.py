@@ -14,7 +14,7 @@ from transformers import Trainer
 from pedyra.errors import UserError
 from pedyra.export.destinations import Destination, destination
 from pedyra.fitting.calibration import disabled, evaluating, lora_layers
-from pedyra.fitting.fit import BASE, Base, fit_batches
+from pedyra.fitting.fit import PLAIN_BASE, Base, fit_batches
 from pedyra.fitting.judge import Batch, DivergenceJudge
 from pedyra.fitting.result import Fit
 from pedyra.fitting.sizes import ranks_at
@@ -125,7 +125,7 @@ def base_of(trainer: Any, model: Any, batches: Sequence[Batch], adapter: str) ->
     inner = model.get_base_model()
     writes = hasattr(inner, "can_generate") and inner.can_generate()  # its head is the base's own
     untrained = ", whose head is untrained" if heads(model, adapter) and not writes else ""
-    return partial(disabled, model), f"{BASE}{untrained}"
+    return partial(disabled, model), f"{PLAIN_BASE}{untrained}"
 
 
 def check_whole(trainer: Any, what: str) -> None:

@@ -11,12 +11,13 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import gather_object
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from pedyra.fitting.calibration import disabled
 from pedyra.fitting.judge import Batch
+from pedyra.trainer.judge import TrainerJudge
 
 STEPS = 100
 """Of LBFGS at most; the problem is convex."""
@@ -40,14 +41,15 @@ def probed(
     The features are what the first of the trained modules is given, of the row's first token, or of its last one where
     the head answers for each token; the head takes the place of what the last of them gives.
     """
-    trained = heads(model, adapter)
-    if not trained:
+    trained, judge = heads(model, adapter), TrainerJudge(trainer, model)
+    if not trained or any(_labels(batch) is None for batch in batches):
         return None
     seen: dict[str, Any] = {}
 
     def look(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if isinstance(output, Tensor):
-            seen.setdefault("features", args[0].detach().float())
+        if isinstance(output, Tensor) and args and args[0].is_floating_point():  # of embeddings it is token numbers
+            if "features" not in seen:
+                seen["first"], seen["features"] = module, args[0].detach().float()
             seen["last"], seen["width"], seen["dims"] = module, output.shape[-1], output.dim()
 
     features, labels = [], []
@@ -56,15 +58,11 @@ def probed(
         with disabled(model), torch.no_grad():
             for batch in batches:
                 seen.pop("features", None)
-                inputs = send_to_device(dict(batch), trainer.args.device)
-                with trainer.accelerator.autocast():
-                    model(**inputs)
-                found = seen.get("features")
-                wanted = inputs.get("labels")
-                if found is None or not isinstance(wanted, Tensor) or wanted.dim() != 1:
+                judge.outputs(batch)
+                if "features" not in seen:
                     return None
-                features.append(_of_rows(found, inputs, seen["dims"] == 3).cpu())
-                labels.append(wanted.cpu())
+                features.append(_of_rows(seen["features"], batch, seen["dims"] == 3).cpu())
+                labels.append(_labels(batch))
     finally:
         for handle in handles:
             handle.remove()
@@ -80,7 +78,7 @@ def probed(
             given = given[:, 0] if given.dim() == 3 and output.dim() == 2 else given
             return (given.float() @ weight.to(given.device).T + bias.to(given.device)).to(output.dtype)
 
-        handles = [trained[0].register_forward_hook(keep), seen["last"].register_forward_hook(answer)]
+        handles = [seen["first"].register_forward_hook(keep), seen["last"].register_forward_hook(answer)]
         try:
             with disabled(model):
                 yield
@@ -91,15 +89,21 @@ def probed(
     return base
 
 
-def _of_rows(found: Tensor, inputs: Any, every_token: bool) -> Tensor:
+def _labels(batch: Batch) -> Tensor | None:
+    """One label a row, on the CPU; None where rows have none, or several."""
+    labels = batch.get("labels")
+    return labels.cpu() if isinstance(labels, Tensor) and labels.dim() == 1 else None
+
+
+def _of_rows(found: Tensor, batch: Batch, every_token: bool) -> Tensor:
     """The features of each row, of those of its tokens."""
     if found.dim() < 3:
         return found
-    mask = inputs.get("attention_mask")
+    mask = batch.get("attention_mask")
     if not every_token or not isinstance(mask, Tensor):
         return found[:, 0]
-    places = torch.arange(mask.shape[1], device=mask.device)
-    return found[torch.arange(len(found), device=found.device), (mask * places).argmax(1)]
+    last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
+    return found[torch.arange(len(found), device=found.device), last.to(found.device)]
 
 
 def fitted(features: Tensor, labels: Tensor, width: int) -> tuple[Tensor, Tensor]:
