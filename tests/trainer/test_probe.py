@@ -66,10 +66,11 @@ def test_the_base_answers_by_the_head_that_is_fitted_to_its_own_features(kind, t
     ids = torch.randint(1, 30, (32, 6))
     ids[:16, 4:] = 0
     batch = {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": (ids[:, 3] > 15).long()}
+    batch["of_the_loss"] = torch.ones(32)  # which the model does not take
     trainer = Trainer(model, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
     probe = probed(trainer, model, [batch], "default")
     assert probe is not None
-    given = {key: value for key, value in batch.items() if key != "labels"}
+    given = {key: batch[key] for key in ("input_ids", "attention_mask")}
     model.eval()
     with model.disable_adapter(), torch.no_grad():
         before = model(**given).logits
