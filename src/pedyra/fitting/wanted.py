@@ -25,7 +25,7 @@ class Wanted:
     rank: int | None = None
     """Take this rank in every layer, whatever it does, and say what it does."""
     rows: int = 1024
-    """Held-out rows at most, and rows that calibrate."""
+    """So many held-out rows prove at most, and as many rows calibrate."""
     curve: bool = False
     """Measure the sizes below the first that is not within tolerance too."""
 
