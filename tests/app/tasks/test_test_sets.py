@@ -16,7 +16,6 @@ from pedyra.app.models.base import load_tokenizer
 from pedyra.app.recipe import check_recipe
 from pedyra.app.recipe_sections import DataSection, GenerateSection, ModelSection
 from pedyra.app.tasks import causal_lm, test_sets
-from pedyra.app.tasks.code import Judged
 from pedyra.app.tasks.generation import Written
 from pedyra.app.tasks.test_sets import TestSet, check_lengths, check_scorer, load_test_sets, score
 from pedyra.app.tasks.toy import toy
@@ -257,7 +256,7 @@ def test_code_is_asked_as_it_stands_and_judged_by_its_tests(tmp_path: Path, monk
     statuses = {"    return a + b": "passed", "    return a": "failed", "nothing": "unparsable"}
 
     def check_all(problems: Any, programs: Any, sandbox: Any) -> Any:
-        return [Judged(statuses[text]) for text in programs]  # type: ignore[arg-type]
+        return [statuses[text] for text in programs]
 
     monkeypatch.setattr(test_sets, "check_all", check_all)
     monkeypatch.setattr(test_sets, "extract", lambda text, problem: text)

@@ -16,8 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from pedyra.app.known_sets import COMPLETE, COMPLETE_STOP, COMPLETED, TEST_SETS
 from pedyra.app.recipe_sections import DataSection, GenerateSection, template_columns
 from pedyra.app.tasks.causal_lm import messages_of
-from pedyra.app.tasks.code import check_all, extract
-from pedyra.app.tasks.code_problems import problems_of
+from pedyra.app.tasks.code import check_all, extract, problems_of
 from pedyra.app.tasks.generation import Written
 from pedyra.app.tasks.math import equivalent, gsm8k_reference, last_number, marked_number, math_verify, parsed
 from pedyra.app.tasks.seq2seq import rouge, rouge_scorer
@@ -318,6 +317,6 @@ def _math_scores(test_set: TestSet, texts: Sequence[str], notes: list[str]) -> d
 def _code_scores(test_set: TestSet, texts: Sequence[str], sandbox: Any, notes: list[str]) -> dict[str, float]:
     """Return pass@1 of one greedy text each, and how many texts hold no program."""
     programs = [extract(text, problem) for text, problem in zip(texts, test_set.problems, strict=True)]
-    statuses = [judged.status for judged in check_all(test_set.problems, programs, sandbox)]
+    statuses = check_all(test_set.problems, programs, sandbox)
     notes.append(", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses))))
     return {"": statuses.count("passed") / len(statuses), "unparsable": float(statuses.count("unparsable"))}
