@@ -1,1 +1,1 @@
-"""Benchmarks of pedyra, each a command: `python -m benchmarks.step`. They are no part of the package and its wheel."""
+"""Each benchmark of pedyra is a command, as `python -m benchmarks.step`, and no part of the package and its wheel."""

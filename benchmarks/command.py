@@ -1,4 +1,4 @@
-"""What the commands of all benchmarks share: options, how an error is told, and how rows are printed."""
+"""The commands of all benchmarks share options, how an error is told, and how rows are printed."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def command_line(command: Callable[..., None], arguments: list[str] | None = Non
 
 
 def several(flag: str, default: str, help: str, **more: Any) -> Any:
-    """An option that may be repeated; `default` is what an empty list stands for."""
+    """Make an option that may be repeated; `default` is what an empty list stands for."""
     return typer.Option(flag, help=f"{help}; repeat.", show_default=default, **more)
 
 
 def methods_option(default: str) -> Any:
-    """The option --method: methods by name, with settings."""
+    """Make the option --method: methods by name, with settings."""
     return several("--method", default, "As in a recipe, settings as NAME:key=value,...: lora+:ratio=4, pedyra:alpha=1")
 
 

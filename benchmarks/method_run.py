@@ -1,4 +1,4 @@
-"""One run of one method: a base module, its adapter, Adam with a linear decay, and the ranks at the end."""
+"""One run of one method has a base module, its adapter, Adam with a linear decay, and the ranks at the end."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
+from benchmarks.loop import Loop, make_optimizer
 from benchmarks.spec import MethodSpec
 from pedyra.errors import UserError
 from pedyra.lora.attach import attach, drop_empty
 from pedyra.lora.layer import rank_parameters
 from pedyra.methods.data import Data
-from pedyra.methods.loop import Loop, make_optimizer
 from pedyra.methods.method import Adaptation, Request, changed, with_ranks
 from pedyra.methods.registry import get_method
 
 WINDOW: dict[str, Any] = dict(interval=1 / 30, initial_warmup=1 / 15, final_warmup=4 / 15)
-"""The schedule of every rank-adaptive method."""
+"""Every rank-adaptive method has this schedule."""
 MOVES = {"pedyra": 1 / 12, "random": 1 / 6, "mask": 1 / 12}
 """Its k is this part of the total rank."""
 IN_RANKS = ("increlora", "triadaptlora")
-"""Methods that are defined by a budget of ranks; all others spend parameters where they can choose."""
+"""These methods are defined by a budget of ranks; all others spend parameters where they can choose."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchTraining:
-    """The training that every method of a benchmark gets.
+    """Every method of a benchmark gets this training.
 
     Args:
         layers: the nn.Linear to adapt, by name.
         rank: the uniform rank whose parameters are the budget.
-        lr: the peak; it rises linearly for `warmup` steps and falls linearly to zero at the last.
-        clip: largest norm of the gradient; None: any.
+        lr: that of the first step; it falls linearly to zero at the last.
+        ranks: layer -> rank of a LoRA that has them from the start; layers of rank 0 are left out. None: `rank`.
     """
 
     base: nn.Module
@@ -49,13 +49,12 @@ class BenchTraining:
     lr: float
     steps: int
     seed: int
-    warmup: int = 0
-    clip: float | None = None
+    ranks: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """How a run ended."""
+    """It tells how a run ended."""
 
     model: PeftModel
     ranks: dict[str, int] | None
@@ -65,9 +64,9 @@ class FinishedRun:
     diverged: bool
     """The loss was not finite at some step, and the run stopped there."""
     adjustments: int
-    """Adjustments that moved a triple."""
+    """So many of them moved a triple."""
     seconds: float
-    """With what the method did before the first step."""
+    """They are of the whole run, with what the method did before the first step."""
 
 
 def run_method(spec: MethodSpec, training: BenchTraining) -> FinishedRun:
@@ -84,9 +83,7 @@ def run_method(spec: MethodSpec, training: BenchTraining) -> FinishedRun:
     model = adaptation.model
     optimizer = make_optimizer(adaptation, torch.optim.Adam, lr=training.lr, fused=True)
     loop = Loop(adaptation, optimizer, training.steps)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / (training.warmup + 1)) * (1 - step / training.steps)
-    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / training.steps)
     diverged = False
     for batch in islice(training.batches(), training.steps):
         loop.begin_step()
@@ -95,8 +92,6 @@ def run_method(spec: MethodSpec, training: BenchTraining) -> FinishedRun:
             diverged = True
             break
         value.backward()
-        if training.clip is not None:
-            nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], training.clip)
         loop.step()
         scheduler.step()
     history = [] if loop.allocator is None else loop.allocator.history
@@ -115,32 +110,19 @@ def run_method(spec: MethodSpec, training: BenchTraining) -> FinishedRun:
 def request(spec: MethodSpec, training: BenchTraining) -> Request:
     """Return what the benchmark asks of the method; the base is copied."""
     lora = LoraConfig(r=training.rank, lora_alpha=training.rank, target_modules=list(training.layers))
+    if training.ranks is not None:
+        ranks = {name: rank for name, rank in training.ranks.items() if rank}
+        lora = changed(with_ranks(lora, ranks, ranks), target_modules=set(ranks))  # each with the scaling of the others
     return Request(
         method=spec.name,
         model=copy.deepcopy(training.base),
-        lora=configured(lora, spec.lora),
+        lora=lora,
         rank={**_rank_settings(spec.name, training), **spec.rank},
         settings=spec.settings,
         seed=training.seed,
         steps=training.steps,
         data=Data(batches=training.batches, loss=training.loss),
     )
-
-
-def configured(lora: LoraConfig, given: Mapping[str, Any]) -> LoraConfig:
-    """Return the LoRA with what a `MethodSpec` gives it, in the words of a recipe; the scaling alpha / r stays.
-
-    The oracle gives `ranks`: layer -> rank; layers of rank 0 are left out.
-    """
-    names, scaling = {"init": "init_lora_weights", "dropout": "lora_dropout"}, lora.lora_alpha / lora.r
-    given = {names.get(key, key): value for key, value in given.items()}
-    rank, ranks = given.pop("r", lora.r), given.pop("ranks", None)
-    lora = changed(lora, r=rank, lora_alpha=scaling * rank, **given)
-    if ranks is None:
-        return lora
-    ranks = {name: rank for name, rank in ranks.items() if rank}
-    alphas = {name: scaling * rank for name, rank in ranks.items()}
-    return changed(with_ranks(lora, ranks, alphas), target_modules=set(ranks))
 
 
 def _rank_settings(name: str, training: BenchTraining) -> dict[str, Any]:

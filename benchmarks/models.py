@@ -1,4 +1,4 @@
-"""The models that the speed benchmarks run: MiniLM, and random Llamas of any width and depth."""
+"""The speed benchmarks run these models: MiniLM, and random Llamas of any width and depth."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _VOCABULARY = 1000
 
 @dataclass(frozen=True)
 class BenchModel:
-    """A base model, the kind of its head, and the shape of one training batch."""
+    """It has a base model, the kind of its head, and the shape of one training batch."""
 
     name: str
     load: Callable[[], nn.Module]
@@ -56,7 +56,7 @@ class BenchModel:
 
 
 def bench_model(name: str, dtype: torch.dtype = torch.float32) -> BenchModel:
-    """minilm, or llama-WIDTHxDEPTH, e.g. llama-256x8."""
+    """Return the model of this name: minilm, or llama-WIDTHxDEPTH, e.g. llama-256x8."""
     if name == "minilm":
         load = partial(AutoModelForSequenceClassification.from_pretrained, minilm_folder(), dtype=dtype)
         return BenchModel(name, load, "SEQ_CLS", 30_000, batch=32, length=64)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.planted`: every method against a known answer, the planted-rank problem.
+"""`python -m benchmarks.planted` sets every method against a known answer, the planted-rank problem.
 
 A student with a uniform LoRA must find the ranks of a teacher's true update. The teacher is the base plus an update of
 known rank per layer. What a method reaches is its error relative to the untouched base, and how far its ranks end from
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated, Any
 
 import torch
@@ -22,9 +21,9 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
 
-from benchmarks.command import Smoke, Threads, command_line, methods_option, print_rows, several
+from benchmarks.command import Smoke, Threads, command_line, methods_option, several
 from benchmarks.method_run import BenchTraining, run_method
-from benchmarks.rows import Row, RowFile, rates_by_method, summary
+from benchmarks.rows import Row, RowFile, shown
 from benchmarks.spec import MethodSpec, parse_method
 from pedyra.app.console import new_console
 from pedyra.app.options import json_option
@@ -42,7 +41,7 @@ PROFILES: dict[str, tuple[int, ...]] = {
 WIDTH, DEPTH, RANK = 64, 12, 4
 """Every result was measured with this width of the linear layers, their number, and the student's uniform rank."""
 TAIL = 0.03
-"""Size of the full-rank part of the update, relative to the planted one."""
+"""The full-rank part of the update has this size, relative to the planted one."""
 ARCHITECTURES = ("mlp", "block")
 TOKENS = 8
 """A sequence of the block architecture has so many."""
@@ -50,7 +49,7 @@ BATCH = 128
 SMOKE_STEPS = 24
 """The fewest in which every method does what it does."""
 ORACLE = "oracle"
-"""LoRA with the true ranks from the start."""
+"""This is LoRA with the true ranks from the start."""
 
 
 def planted(
@@ -61,7 +60,6 @@ def planted(
     seeds: Annotated[
         int | None, typer.Option(help="Number of seeds.", min=1, show_default="1 with --smoke, else 5")
     ] = None,
-    first_seed: Annotated[int, typer.Option("--first-seed", help="The others follow it.", min=0)] = 0,
     noises: Annotated[
         list[float] | None, several("--noise", "0", "Of the targets, by the size of the true change")
     ] = None,
@@ -77,36 +75,33 @@ def planted(
     ] = None,
 ) -> None:
     """Let every method look for the ranks of a planted update, and compare with the oracle that knows them."""
-    console, rows = new_console(), []
+    console = new_console()
     for row in bench_planted(
         chosen or every_method(),
         profiles=profiles or ["design"],
-        seeds=range(first_seed, first_seed + (seeds or (1 if smoke else 5))),
+        seeds=range(seeds or (1 if smoke else 5)),
         noises=noises or [0.0],
         lrs=lrs or [5e-3],
         architectures=architectures or ["mlp"],
         steps=steps or (SMOKE_STEPS if smoke else 1500),
         file=RowFile(json_file, PLANTED_KEY),
     ):
-        rows.append(row)
         ranks = " ".join(map(str, row["ranks"] or ["no ranks"]))
         where = f"{row['architecture']}, {row['profile']}, noise {row['noise']:g}, seed {row['seed']}, {ranks}"
-        reached = "diverged" if row["relative_error"] is None else f"{row['relative_error']:.4g}"
-        console.print(f"{reached}  {row['method']}  {where}, {row['seconds']:.1f} s", soft_wrap=True)
-    for title, lines in summarise_planted(rows).items():
-        console.print()
-        print_rows(lines, list(lines[0]), title)
+        console.print(
+            f"{shown(row['relative_error'])}  {row['method']}  {where}, {row['seconds']:.1f} s", soft_wrap=True
+        )
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A base model to adapt, the function it should become, and the ranks that would do it."""
+    """It has a base model to adapt, the function that it should become, and the ranks that would do it."""
 
     base: PlantedModel
     teacher: PlantedModel
     true_ranks: tuple[int, ...]
     noise: float
-    """Standard deviation of the targets' noise, relative to the size of the true change of the output."""
+    """It is the standard deviation of the targets' noise, relative to the size of the true change of the output."""
 
     @property
     def layer_names(self) -> list[str]:
@@ -115,10 +110,10 @@ class Problem:
 
 
 class PlantedModel(nn.Module):
-    """A stack of square linear layers without biases, `layers`; subclasses say what they compute."""
+    """It is a stack of square linear layers without biases, `layers`; subclasses say what they compute."""
 
     inputs: tuple[int, ...]
-    """Shape of an input beside the batch."""
+    """An input has this shape beside the batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +121,7 @@ class PlantedModel(nn.Module):
 
 
 class ResidualMLP(PlantedModel):
-    """x -> x + tanh(W_l x) / sqrt(depth), layer after layer; x `(batch, width)`."""
+    """It maps x -> x + tanh(W_l x) / sqrt(depth), layer after layer; x `(batch, width)`."""
 
     inputs = (WIDTH,)
 
@@ -137,7 +132,7 @@ class ResidualMLP(PlantedModel):
 
 
 class Blocks(PlantedModel):
-    """Pre-norm transformer blocks, six layers each (q, k, v, o, up, down); x `(batch, TOKENS, width)`, four heads.
+    """It has pre-norm transformer blocks of six layers (q, k, v, o, up, down), four heads; x `(batch, TOKENS, width)`.
 
     Attention is not causal, and the feed-forward part is as wide as the model.
     """
@@ -252,7 +247,7 @@ def bench_planted(
             anything is trained.
     """
     file = file or RowFile(None, PLANTED_KEY)
-    specs = {text: parse_method("lora" if text == ORACLE else text) for text in methods}
+    specs = {text: MethodSpec(text=text, name="lora") if text == ORACLE else parse_method(text) for text in methods}
 
     @lru_cache(maxsize=1)
     def problem_of(architecture: str, profile: str, noise: float, seed: int) -> Problem:
@@ -271,21 +266,17 @@ def bench_planted(
 
     def made(job: Row) -> Row:
         problem = problem_of(job["architecture"], job["profile"], job["noise"], job["seed"])
-        spec = specs[job["method"]]
-        if job["method"] == ORACLE:
-            true = dict(zip(problem.layer_names, problem.true_ranks, strict=True))
-            spec = MethodSpec(text=ORACLE, name="lora", lora={"ranks": true})
-        return _run(problem, spec, job)
+        return _run(problem, specs[job["method"]], job)
 
     yield from file.complete(jobs, made)
 
 
-def _training(problem: Problem, job: Row) -> BenchTraining:
+def _run(problem: Problem, spec: MethodSpec, job: Row) -> Row:
     def loss(model: nn.Module, batch: Any) -> Tensor:
         x, target = batch
         return (model(x) - target).square().mean()
 
-    return BenchTraining(
+    training = BenchTraining(
         base=problem.base,
         layers=problem.layer_names,
         loss=loss,
@@ -294,11 +285,9 @@ def _training(problem: Problem, job: Row) -> BenchTraining:
         lr=job["lr"],
         steps=job["steps"],
         seed=job["seed"],
+        ranks=dict(zip(problem.layer_names, problem.true_ranks, strict=True)) if spec.text == ORACLE else None,
     )
-
-
-def _run(problem: Problem, spec: MethodSpec, job: Row) -> Row:
-    done = run_method(spec, _training(problem, job))
+    done = run_method(spec, training)
     ranks, wrong = None, None
     if done.ranks is not None:
         ranks = [done.ranks[name] for name in problem.layer_names]
@@ -312,30 +301,6 @@ def _run(problem: Problem, spec: MethodSpec, job: Row) -> Row:
         "adjustments": done.adjustments,
         "seconds": round(done.seconds, 2),
     }
-
-
-def summarise_planted(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return title -> lines of each table, one a method at the learning rate with its lowest mean error."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        shape = f"{row['architecture']}, {row['depth']} layers of width {row['width']}"
-        groups.setdefault(f"{row['profile']}, noise {row['noise']:g} ({shape})", []).append(row)
-    return {title: _lines(own) for title, own in groups.items()}
-
-
-def _lines(rows: Sequence[Row]) -> list[Row]:
-    lines = summary(rows, "relative_error")
-    errors = {line["method"]: line["relative_error"] for line in lines}
-    methods = rates_by_method(rows)
-    found = []
-    for line in lines:
-        own = methods[line["method"]][line["lr"]].values()
-        wrong = [row["rank_distance"] for row in own if row["rank_distance"] is not None]
-        times = {f"x {other}": line["relative_error"] / errors[other] for other in (ORACLE, "lora") if other in errors}
-        kept = {key: line[key] for key in ("method", "relative_error", "s.e.", "lr", "edge", "seeds")}
-        ranks = {"ranks wrong": fmean(wrong) if wrong else None}
-        found.append({**kept, **times, **ranks, "seconds": fmean(row["seconds"] for row in own)})
-    return found
 
 
 if __name__ == "__main__":

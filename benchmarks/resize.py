@@ -1,4 +1,4 @@
-"""Cuts by singular values, beside each other: `python -m benchmarks.resize --out research/results/resize.jsonl`.
+"""`python -m benchmarks.resize --out research/results/resize.jsonl` cuts by singular values in several ways.
 
 One LoRA with the layers of a model and spectra that fall, on a CPU: time, and what is left out of the update by its
 Frobenius norm, at the same rank and at the same energy. `pedyra` is the QR of the factors. `peft` is PEFT's own
@@ -32,7 +32,7 @@ SHAPES = {
 
 
 def factors(shapes: list[tuple[int, int]], blocks: int, rank: int) -> Pairs:
-    """With singular values that fall by a factor of four over the rank, in a basis that mixes them."""
+    """Draw factors whose singular values fall by a factor of four over the rank, in a basis that mixes them."""
     torch.manual_seed(0)
     fall = torch.logspace(0, -0.6, rank)
     found = {}
@@ -83,7 +83,7 @@ def by_peft(pairs: Pairs, size: float) -> Pairs:
 
 
 def error(pairs: Pairs, cut: Pairs) -> float:
-    """Of all layers together."""
+    """Return what is left out of the update, of all layers together, by its Frobenius norm."""
     gone = whole = 0.0
     for name, (A, B) in pairs.items():
         update = B.double() @ A.double()

@@ -1,4 +1,4 @@
-"""The rows of a benchmark: kept as JSON lines, each made once; and each method at its best learning rate."""
+"""The rows of a benchmark are kept as JSON lines, each made once."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from pedyra.errors import UserError
-from pedyra.lab.compare.statistics import standard_error
 from pedyra.lora.files import append_row, json_line, read_rows, write_file
 
 Row = dict[str, Any]
 
 
 class RowFile:
-    """Rows in memory and, with a `path`, in a file too. A row is known by its values of the `key` fields, and by its
-    `config`, which not every row has."""
+    """It holds rows in memory and, with a `path`, in a file too. A row is known by its values of the `key` fields, and
+    by its `config`, which not every row has."""
 
     def __init__(self, path: Path | None, key: Sequence[str]) -> None:
         self.path, self.key = path, (*key, "config")
@@ -60,48 +58,6 @@ class RowFile:
 
     def _id(self, row: Mapping[str, Any]) -> str:
         return json.dumps([row.get(field) for field in self.key])
-
-
-Rates = dict[float, dict[int, Row]]
-"""They go from learning rate to seed to row."""
-
-
-def rates_by_method(rows: Sequence[Row]) -> dict[str, Rates]:
-    """Return method -> its rows. Of a method whose settings changed, as `config` tells, only its last ones count."""
-    last = {row["method"]: row.get("config") for row in rows}
-    methods: dict[str, Rates] = {}
-    for row in rows:
-        if row.get("config") == last[row["method"]]:
-            methods.setdefault(row["method"], {}).setdefault(row["lr"], {})[row["seed"]] = row
-    return methods
-
-
-def losses(rows: Mapping[int, Row], value: str) -> dict[int, float]:
-    """Return seed -> what was reached; infinite where the run diverged, which a file has as null."""
-    return {seed: math.inf if row[value] is None else row[value] for seed, row in rows.items()}
-
-
-def best_rate(rates: Rates, value: str) -> float:
-    """Return the rate with the lowest mean, of those that have the most seeds; the lowest of equal ones."""
-    most = max(map(len, rates.values()))
-    full = [rate for rate in sorted(rates) if len(rates[rate]) == most]
-    return min(full, key=lambda rate: fmean(losses(rates[rate], value).values()))
-
-
-def summary(rows: Sequence[Row], value: str) -> list[Row]:
-    """Return a line per method, in the order given, at the rate with its lowest mean; `edge` where that ends the grid.
-
-    The rate is chosen from the very runs that are then compared, which flatters every method a little, those with more
-    rates a little more: give all of them the same grid.
-    """
-    lines = []
-    for method, rates in rates_by_method(rows).items():
-        best = best_rate(rates, value)
-        own = list(losses(rates[best], value).values())
-        edge = {min(rates): "lowest", max(rates): "highest"}.get(best, "") if len(rates) > 1 else ""
-        line = {"method": method, value: fmean(own), "s.e.": standard_error(own), "lr": best, "edge": edge}
-        lines.append(line | {"seeds": len(own)})
-    return lines
 
 
 def shown(value: Any) -> str:

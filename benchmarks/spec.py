@@ -1,4 +1,4 @@
-"""A method with settings as the command line has it: NAME[:key=value,...]; the keys are those of a recipe."""
+"""The command line has a method with settings as NAME[:key=value,...], whose keys are those of a recipe."""
 
 from __future__ import annotations
 
@@ -10,23 +10,18 @@ from typing import Any
 
 from pedyra.app.yaml_file import parse_yaml
 from pedyra.errors import UserError
-from pedyra.lab.compare.grid import lora_settings
 from pedyra.lora.spelling import did_you_mean
 from pedyra.methods.registry import METHODS, get_method
 from pedyra.pe_dyra.config import RANK_FIELDS, RankSettings
 
-LORA = ("r", "dropout", "init", "use_dora", "use_rslora")
-"""A benchmark leaves these keys of `lora` open; scaling and layers are its own, as is an r not given."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSpec:
-    """A method, and what is changed of it."""
+    """It names a method, and what is changed of it."""
 
     text: str
     """It stands as it was given."""
     name: str
-    lora: dict[str, Any] = field(default_factory=dict)
     rank: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -46,29 +41,22 @@ class MethodSpec:
 def parse_method(text: str) -> MethodSpec:
     """Return the method that is written so, e.g. `lora+:ratio=4`, or `pedyra:moves=4`.
 
-    A key is a setting of the method's own, else a field of RankSettings, else one of `LORA`. Values are YAML, and 1e-3
-    is a number.
+    A key is a setting of the method's own, else a field of RankSettings. Values are YAML, and 1e-3 is a number.
     """
     name, colon, rest = text.partition(":")
     method = get_method(name)
     given = _settings(rest, text) if colon else {}
-    own, rank = method.setting_names, RANK_FIELDS
-    known = [*own, *(rank if method.moves_ranks else []), *LORA]
+    own = method.setting_names
+    known = [*own, *(RANK_FIELDS if method.moves_ranks else [])]
     for key in given:
-        if key in known:
-            continue
-        if key in rank:
-            raise UserError(f"method {text!r}: {name} moves no ranks, so it has no setting {key!r}; drop it")
-        hint = did_you_mean(key, known, otherwise=f"it has {', '.join(known)}")
-        raise UserError(f"method {text!r}: {key!r} is no setting of {name}; {hint}")
+        if key not in known:
+            hint = did_you_mean(key, known, otherwise=f"it has {', '.join(known) or 'none'}")
+            raise UserError(f"method {text!r}: {key!r} is no setting of {name}; {hint}")
     return MethodSpec(
         text=text,
         name=name,
         settings={key: value for key, value in given.items() if key in own},
-        rank={key: value for key, value in given.items() if key not in own and key in rank},
-        lora=lora_settings(
-            {key: value for key, value in given.items() if key not in own and key not in rank}, f"method {text!r}"
-        ),
+        rank={key: value for key, value in given.items() if key not in own},
     )
 
 

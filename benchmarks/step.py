@@ -1,4 +1,4 @@
-"""`python -m benchmarks.step`: what a training step costs, against PEFT's methods and against no adapter at all.
+"""`python -m benchmarks.step` times a training step, against PEFT's methods and against no adapter at all.
 
 All methods train in one process, one step each in random order, so that whatever else the machine does hits all alike;
 a ratio is the median over rounds of a method's step by LoRA's (or the floor's) of the same round.
@@ -20,14 +20,13 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from benchmarks.command import JsonFile, Smoke, Threads, command_line, methods_option, print_rows
-from benchmarks.method_run import configured
+from benchmarks.loop import Loop, make_optimizer
 from benchmarks.models import BenchModel, bench_model
 from benchmarks.rows import RowFile
 from benchmarks.spec import MethodSpec, parse_method
 from pedyra.allocate.schedule import Schedule, resolve_schedule
 from pedyra.errors import UserError
 from pedyra.methods.data import Data, model_loss
-from pedyra.methods.loop import Loop, make_optimizer
 from pedyra.methods.method import SCHEDULE, Adaptation, Request
 from pedyra.methods.registry import get_method
 from pedyra.pe_dyra.config import RankSettings
@@ -50,14 +49,14 @@ _WARMUP = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """How steps are timed, the same for every model and method."""
+    """Steps are timed so, the same for every model and method."""
 
     rounds: int = 20
-    """Half of the timed steps: those that a method observes, and as many that it does not."""
+    """So many timed steps are observed by a method, and as many are not."""
     batch: int | None = None
-    """Rows of a step; None: the model's."""
+    """A step has so many rows; None: the model's."""
     length: int | None = None
-    """Tokens of a row; None: the model's."""
+    """A row has so many tokens; None: the model's."""
     dtype: str = "float32"
     device: str = "cpu"
     cpu_time: bool = False
@@ -164,7 +163,7 @@ def run_schedule(spec: MethodSpec, total_steps: int = RUN_STEPS) -> Schedule:
 
 
 class Variant:
-    """One way to train, in `pedyra.methods.loop`, and what its steps took."""
+    """It is one way to train, in `benchmarks.loop`, and has what its steps took."""
 
     def __init__(self, adaptation: Adaptation, timing: Timing) -> None:
         self.model: Any = adaptation.model.to(timing.device).train()
@@ -217,7 +216,7 @@ def build(spec: MethodSpec | None, model: BenchModel, timing: Timing) -> Variant
     request = Request(
         method=spec.name,
         model=base,
-        lora=configured(lora, spec.lora),
+        lora=lora,
         rank={**spec.rank, **timing.schedule},
         settings=spec.settings,
         steps=timing.total_steps,
@@ -295,8 +294,8 @@ def _static(variant: Variant) -> Iterable[Tensor]:
 
 
 def over_a_run(by_kind: Mapping[str, Sequence[float]], adjustment: float, run: Schedule, window: int) -> list[float]:
-    """The mean ratio of the steps of a run, with its adjustments: of the first quartiles of each kind of step, of their
-    medians, and of their third quartiles, so that what is told of a run lies between its quartiles.
+    """Return the mean ratio of the steps of a run, with its adjustments: of the first quartiles of each kind of step,
+    of their medians, and of their third quartiles, so that what is told of a run lies between its quartiles.
 
     Args:
         by_kind: the quartiles of the ratios of each kind.

@@ -20,7 +20,6 @@ from benchmarks.planted import (
     planted,
     profile_ranks,
     relative_error,
-    summarise_planted,
 )
 from benchmarks.rows import RowFile
 from pedyra.methods.registry import METHODS
@@ -103,7 +102,7 @@ def test_smoke_writes_a_row_for_every_method(tmp_path, call):
         assert row["rank_distance"] == wrong
     by_method = {row["method"]: row for row in rows}
     assert by_method["lora"]["ranks"] == [4] * 12 and by_method["oracle"]["rank_distance"] == 0
-    assert "x oracle" in out
+    assert len(out.splitlines()) == len(rows)
 
 
 @pytest.mark.parametrize(
@@ -137,28 +136,6 @@ def test_every_method_sees_the_same_batches_whatever_ran_before_it():
         return list(bench_planted(methods, steps=SHORT))[-1]["relative_error"]
 
     assert error(["oracle", "pissa", "lora"]) == error(["lora"])
-
-
-def _row(method, seed, error, lr=0.1, profile="design", distance=2.0):
-    size = {"architecture": "mlp", "width": 64, "depth": 12, "noise": 0.0}
-    outcome = {"relative_error": error, "rank_distance": distance, "seconds": 1.0}
-    return {"method": method, "seed": seed, "lr": lr, "profile": profile, **size, **outcome}
-
-
-def test_the_summary_takes_each_method_at_its_best_rate_and_divides_by_the_oracle():
-    rows = [
-        *(_row("lora", seed, error) for seed, error in enumerate((0.2, 0.4))),
-        *(_row("lora", seed, 0.9, lr=0.2) for seed in (0, 1)),
-        *(_row("pedyra", seed, None, lr=0.1) for seed in (0, 1)),
-        *(_row("pedyra", seed, error, lr=0.2, distance=seed) for seed, error in enumerate((0.02, 0.04))),
-        *(_row("oracle", seed, error) for seed, error in enumerate((0.01, 0.03))),
-        _row("lora", 0, 0.5, profile="sparse"),
-    ]
-    (lora, pedyra, oracle), (second,) = summarise_planted(rows).values()
-    assert (pedyra["lr"], pedyra["relative_error"], pedyra["ranks wrong"]) == (0.2, pytest.approx(0.03), 0.5)
-    assert (pedyra["x oracle"], pedyra["x lora"]) == (pytest.approx(1.5), pytest.approx(0.1))
-    assert (lora["lr"], lora["x lora"], oracle["x oracle"]) == (0.1, 1.0, 1.0)
-    assert "x oracle" not in second and second["relative_error"] == 0.5
 
 
 def test_an_unknown_method_is_told_with_those_there_are():

@@ -1,10 +1,10 @@
-"""The rows of a benchmark: what a file keeps of them, and each method at its best rate."""
+"""A file keeps the rows of a benchmark, and none is made twice."""
 
 from __future__ import annotations
 
 import json
 
-from benchmarks.rows import RowFile, rates_by_method, shown, summary
+from benchmarks.rows import RowFile
 
 
 def test_a_file_that_a_kill_cut_short_goes_on_where_it_was(tmp_path):
@@ -31,26 +31,10 @@ def test_a_row_takes_the_place_of_that_with_the_same_key(tmp_path):
     assert [json.loads(line) for line in path.read_text().splitlines()] == [rows[1], again]
 
 
-def test_each_method_is_compared_at_its_own_best_rate():
-    rows = [
-        *(_row("lora", lr, seed, loss + seed) for lr, loss in ((1, 3.0), (2, 2.0), (4, 2.5)) for seed in (0, 1, 2)),
-        *(_row("pedyra:moves=2", 1, seed, 1.5 + seed) for seed in (0, 1, 2)),
-        *(_row("pedyra:moves=2", 2, seed, 9.0) for seed in (0, 1, 2)),
-        _row("pedyra:moves=2", 4, 0, 0.1),  # one lucky seed does not choose the rate
-        *(_row("bad", 1, seed, None) for seed in (0, 1)),
-    ]
-    lora, pedyra, bad = summary(rows, "loss")
-    assert (lora["lr"], lora["loss"], lora["edge"]) == (2, 3.0, "")
-    assert (pedyra["method"], pedyra["lr"], pedyra["edge"]) == ("pedyra:moves=2", 1, "lowest")
-    assert (bad["s.e."], shown(bad["loss"])) == (None, "diverged")
-
-
-def test_rows_of_older_defaults_are_neither_kept_for_new_ones_nor_mixed_with_them(tmp_path):
+def test_rows_of_older_defaults_are_not_kept_for_new_ones(tmp_path):
     path = tmp_path / "rows.jsonl"
     old, new = ({**_row("pedyra", 1, 0, loss), "config": config} for loss, config in ((2.0, "aa"), (3.0, "bb")))
     file = RowFile(path, ("method", "config", "lr", "seed"))
     assert list(file.complete([old], lambda job: job)) == [old]
     made = list(file.complete([{name: new[name] for name in ("method", "config", "lr", "seed")}], lambda job: new))
     assert made == [new] and file.rows == [old, new]
-    assert rates_by_method(file.rows) == {"pedyra": {1: {0: new}}}
-    assert rates_by_method([{**old, "lr": 9}, new]) == {"pedyra": {1: {0: new}}}

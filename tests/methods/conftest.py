@@ -19,9 +19,9 @@ from pedyra.app.recipe import Recipe
 from pedyra.app.runs.arguments import training_arguments
 from pedyra.app.runs.setup import request, resolve
 from pedyra.app.tasks.task import Task, load_task
+from pedyra.methods.in_trainer import train_as, trainer_optimizer
 from pedyra.methods.method import Adaptation
 from pedyra.methods.registry import get_method
-from pedyra.methods.trainer import train_as, trainer_optimizer
 from pedyra.pe_dyra.scored import ScoredSituation
 from pedyra.trainer.adapt import RankTraining
 

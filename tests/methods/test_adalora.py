@@ -13,9 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from pedyra.app.runs.setup import layer_rows
 from pedyra.lora.inspection import inspect_adapter
+from pedyra.methods.in_trainer import train_as
 from pedyra.methods.method import Request
 from pedyra.methods.registry import get_method
-from pedyra.methods.trainer import train_as
 
 
 def active(model: Any) -> int:

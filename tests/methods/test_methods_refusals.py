@@ -10,6 +10,8 @@ BEST = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("pissa", {"lora": {"init": "olora"}}, "lora.init is 'olora', .* pissa is a start of its own"),
     ("lora", {"lora": {"init": "pisa"}}, "init_lora_weights='pisa'"),
+    ("lora", {"method_settings": {"bogus": 1}}, "method_settings.bogus is no setting of method lora; it has none"),
+    ("lora+", {"method_settings": {"ration": 2}}, "method_settings.ration is no setting .*; did you mean 'ratio'"),
     ("lora+", {"method_settings": {"ratio": 0.5}}, "method_settings.ratio is 0.5; it must be at least 1"),
     ("randlora", {"lora": {"use_dora": True}}, "lora.use_dora is True, but PEFT's RandLoRA does not have it"),
     ("adalora", {"lora": {"init": "pissa"}}, "lora.init is 'pissa', but PEFT's AdaLoRA does not have it"),

@@ -12,8 +12,6 @@ import torch
 from closeness import same_bits
 from peft import PeftModel
 
-from pedyra.app.runs.setup import request
-from pedyra.methods.loop import Loop, make_optimizer
 from pedyra.methods.names import NAMES
 from pedyra.methods.registry import METHODS, get_method
 
@@ -34,11 +32,6 @@ def test_an_unknown_name_is_told_with_the_nearest(name: str, nearest: str):
         get_method(name)
 
 
-def test_names_are_unique_and_come_with_one_line():
-    for name, method in METHODS.items():
-        assert method.name == name and method.summary and "\n" not in method.summary
-
-
 @pytest.mark.filterwarnings("ignore")  # bitsandbytes' and PEFT's own
 @pytest.mark.parametrize("kind", ["classification", "pairs", "regression", "causal_lm"])
 @pytest.mark.parametrize("method", METHODS)
@@ -55,41 +48,6 @@ def test_a_short_run_leaves_an_adapter_that_stock_peft_loads(
     loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     with torch.no_grad():
         torch.testing.assert_close(loaded(**run.inputs()).logits, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.filterwarnings("ignore")  # bitsandbytes' and PEFT's own
-@pytest.mark.parametrize("method", METHODS)
-def test_in_a_hand_written_loop_too(method: str, make_recipe: Any, make_base: Any, tmp_path: Path):
-    if method == "qlora":
-        pytest.importorskip("bitsandbytes")
-    recipe = make_recipe(method, method_settings={"search_steps": 2} if method == "autolora" else {})
-    base, task, _ = make_base(recipe)
-    wanted = request(recipe, base, task)
-    adaptation = METHODS[method].prepare(wanted)
-    assert adaptation.model.peft_config["default"].peft_type == METHODS[method].peft_type
-    loop = Loop(adaptation, make_optimizer(adaptation, lr=1e-2), total_steps=12)
-    assert wanted.data is not None
-    for _, batch in zip(range(12), wanted.data.batches(), strict=False):
-        loop.begin_step()
-        wanted.data.loss(adaptation.model, batch).backward()
-        loop.step()
-    loop.finish()
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    with torch.no_grad():
-        expected = adaptation.model.eval()(**inputs).logits
-    adaptation.model.save_pretrained(str(tmp_path))
-    base, _, _ = make_base(recipe)
-    with torch.no_grad():
-        loaded = PeftModel.from_pretrained(base, tmp_path).eval()(**inputs).logits
-    torch.testing.assert_close(loaded, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_setting_that_the_method_does_not_have_is_told(method: str, prepare: Any):
-    if method == "qlora":
-        pytest.importorskip("bitsandbytes")
-    with pytest.raises(ValueError, match=r"method_settings\.bogus"):
-        prepare(method, method_settings={"bogus": 1})
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.settings])

@@ -9,6 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from pedyra.app.runs.setup import trainable_parameters
+from pedyra.methods.in_trainer import check_arguments
 from pedyra.methods.sora import (
     SoraSettings,
     add_gate_steps,
@@ -17,7 +18,6 @@ from pedyra.methods.sora import (
     gates_of,
     soft_threshold,
 )
-from pedyra.methods.trainer import check_arguments
 
 XI = 0.25  # exact in binary, as are the gates below
 

@@ -1,1 +1,1 @@
-"""Fine-tuning methods, one file each."""
+"""Each fine-tuning method has a file here."""

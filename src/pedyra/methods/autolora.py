@@ -28,7 +28,7 @@ WIDTH = 2
 """Ranks that are searched, relative to lora.r. About half of them count, so the LoRA that is trained has about the size
 of one of rank lora.r, as every method of a comparison does."""
 VALIDATION = 0.3
-"""Part of the training rows that weighs the ranks, the authors'; a run's held-out rows are never looked at."""
+"""This part of the training rows weighs the ranks, as the authors' does; held-out rows are never looked at."""
 RATE = 3e-4
 """The learning rate of A and B while searching, and that of the weights of the ranks: the authors'."""
 

@@ -20,11 +20,11 @@ class Data:
     """It is a source of batches, and has the loss of a model on one."""
 
     batches: Callable[[], Iterator[Any]]
-    """Batches without end; the same ones from the first on at every call."""
+    """It gives batches without end, and the same ones from the first on at every call."""
     loss: Callable[[nn.Module, Any], Tensor]
-    """(model, batch) -> mean loss."""
+    """It maps (model, batch) to the mean loss."""
     split: Callable[[float], tuple[Data, Data]] | None = None
-    """Part -> two sources without a common row, the second of that part; None: no row comes twice, so that every other
+    """It gives two sources without a common row, the second of this part; None: no row comes twice, so that every other
     batch will do."""
 
     def parts(self, fraction: float) -> tuple[Data, Data]:

@@ -1,4 +1,4 @@
-"""Methods that are a LoraConfig, or an optimizer of PEFT, and nothing else: never rewritten."""
+"""These methods are a LoraConfig, or an optimizer of PEFT, and nothing else: they are never rewritten."""
 
 from __future__ import annotations
 

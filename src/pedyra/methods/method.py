@@ -1,6 +1,6 @@
 """This is what a method is given, what it gives back, and what methods share. It knows no Trainer.
 
-`pedyra.methods.loop` runs an `Adaptation` in a loop of one's own, `pedyra.methods.trainer` in transformers' Trainer.
+`pedyra.methods.in_trainer` runs an `Adaptation` in transformers' Trainer, and `benchmarks.loop` in a loop of its own.
 """
 
 from __future__ import annotations

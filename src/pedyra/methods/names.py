@@ -1,4 +1,4 @@
-"""The names of all methods, in the order of a table. It loads no torch, so that a wrong name is told at once."""
+"""This has the names of all methods, in the order of a table, and no torch, so that a wrong name is told at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PEFT's LoRA layers with slots that a method fills itself, and ordinary slots again once it has trained.
+"""A method fills the slots of PEFT's LoRA layers itself, and they are ordinary slots again once it has trained.
 
 PEFT's forward is `lora_B(lora_A(dropout(x))) * scaling`, and merging reads the `.weight` of both slots; so two modules
 with a forward and a `weight` are a method. While it trains, the state dict, and so a checkpoint, holds the method's own

@@ -1,4 +1,7 @@
-"""Every method by name, in the order of a table. A new one: its file, its name in `names.py`, and its row here."""
+"""Every method stands here by its name, in the order of a table.
+
+A new one takes its file, its name in `names.py`, and its row here.
+"""
 
 from __future__ import annotations
 

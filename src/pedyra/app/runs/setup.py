@@ -37,9 +37,9 @@ from pedyra.fitting.calibration import lora_layers
 from pedyra.fitting.wanted import Wanted
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.data import rows_data
+from pedyra.methods.in_trainer import train_as, trainer_optimizer
 from pedyra.methods.method import Adaptation, Request
 from pedyra.methods.registry import get_method
-from pedyra.methods.trainer import train_as, trainer_optimizer
 from pedyra.trainer.adapt import RankTraining
 from pedyra.trainer.changes import end_at_last_step
 from pedyra.trainer.checkpoints import save_whole

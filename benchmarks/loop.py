@@ -1,4 +1,4 @@
-"""A method in a training loop of one's own, without a Trainer."""
+"""A method runs in a hand-written training loop here, without a Trainer."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Loop:
         if adaptation.ranks is not None:
             self.allocator = RankAllocator(adaptation.model, optimizer, adaptation.ranks, total_steps)
         self.taken = 0
-        """Steps so far."""
+        """So many steps were taken so far."""
         adaptation.hooks.begin(Running(total_steps=total_steps, allocator=self.allocator))
 
     def begin_step(self) -> None:
@@ -79,7 +79,7 @@ class Loop:
         return None if self.allocator is None else self.allocator.after_step()
 
     def finish(self) -> None:
-        """Training is over, or broken off: what is saved now is what PEFT loads."""
+        """End training, or break it off: what is saved now is what PEFT loads."""
         self.adaptation.hooks.end()
         if self.allocator is not None:
             self.allocator.release()

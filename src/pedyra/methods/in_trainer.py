@@ -1,4 +1,4 @@
-"""A method in transformers' Trainer."""
+"""A method runs in transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def train_as(adaptation: Adaptation, trainer: Trainer, record_to: Path | None = 
         record_to: the ranks.jsonl of a method that moves ranks.
 
     Returns:
-        What `adapt` returns; None where the method keeps every rank as it is.
+        The handle of `adapt`; None where the method keeps every rank as it is.
     """
     ranks = None if adaptation.ranks is None else adapt(trainer, adaptation.ranks, record_to=record_to)
     # Before the reporters: what it adds to a log is then seen by them.
