@@ -12,13 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from windows import SCHEDULE, STEPS, allocate, forced
 
-from pedyra import adapt
 from pedyra.allocate import checkpoint
-from pedyra.allocate.checkpoint import RECORD, TENSORS, read_state
+from pedyra.allocate.checkpoint import RECORD, TENSORS
 from pedyra.lora.files import SUMS, write_file, write_sums
 
 EVERY_4 = {"save_strategy": "steps", "save_steps": 4}
@@ -156,24 +154,6 @@ def test_missing_random_numbers_are_told(stopped, make_trainer, quick):
     trainer, _ = make_trainer(stopped, quick(min_rank=0, moves=7))
     with pytest.warns(UserWarning, match="checkpoint-8/rng_state.pth is missing: this is no exact resume"):
         trainer.train(resume_from_checkpoint=str(stopped / "checkpoint-8"))
-
-
-def test_two_adapters_are_trained_side_by_side_each_by_itself(make_trainer, make_bert, quick, tmp_path):
-    model = make_bert(task_type=None)
-    model.add_adapter(
-        "second", LoraConfig(r=2, target_modules=["query", "dense"], exclude_modules=["bert.pooler.dense"])
-    )
-    model.base_model.set_adapter(["default", "second"])
-    trainer, first = make_trainer(tmp_path, quick(), model=model, logging_strategy="steps", logging_steps=4, **EVERY_4)
-    second = adapt(trainer, quick()["config"], adapter="second")
-    trainer.train()
-    logged = [entry for entry in trainer.state.log_history if "loss" in entry][-1]
-    own = ((first, "", tmp_path / "checkpoint-12"), (second, "second/", tmp_path / "checkpoint-12" / "second"))
-    for callback, prefix, folder in own:
-        record, tensors = read_state(folder)
-        assert callback.allocator is not None and record["ranks"] == callback.allocator.ranks
-        assert logged[f"{prefix}ranks/total"] == sum(callback.allocator.ranks.values())
-        assert all(tensors[f"A.{name}"].shape[0] == rank for name, rank in record["ranks"].items())
 
 
 def test_factors_that_were_loaded_in_another_precision_are_told(make_net, train_net, tmp_path, caplog):

@@ -1,1 +1,1 @@
-"""Methods side by side: comparisons, benchmarks, and the paper's tables and figures."""
+"""Methods stand side by side here: comparisons, and the paper's tables and figures."""

@@ -1,4 +1,4 @@
-"""The whole command line: the verbs of `app`, and beside them those that put methods side by side."""
+"""The whole command line has the verbs of `app`, and beside them those that put methods side by side."""
 
 from __future__ import annotations
 

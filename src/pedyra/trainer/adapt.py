@@ -57,9 +57,9 @@ def adapt(
         A handle. When a training has ended, its `result` says what became of the ranks, and one line of it is printed.
 
     Raises:
-        ValueError: the model has no such adapter, it is adapted already, training has begun, an engine that cuts the
-            adapter into pieces. When training starts: a schedule in which nothing moves, an unsupported optimizer or
-            wrapper.
+        ValueError: the model has no such adapter, the Trainer is adapted already, training has begun, an engine that
+            cuts the adapter into pieces. When training starts: a schedule in which nothing moves, an unsupported
+            optimizer or wrapper.
     """
     if not isinstance(trainer, Trainer):
         raise UserError(f"adapt takes a Trainer of transformers or TRL, and {type(trainer).__name__} is none")
@@ -68,12 +68,9 @@ def adapt(
             f"training has begun ({trainer.state.global_step} steps), so ranks cannot be adapted in it any more; call "
             f"adapt before train()"
         )
+    if any(isinstance(each, RankTraining) for each in trainer.callback_handler.callbacks):
+        raise UserError("this Trainer is adapted already; call adapt once")
     handle = RankTraining(trainer, method, adapter, record_to)
-    others = [each for each in trainer.callback_handler.callbacks if isinstance(each, RankTraining)]
-    if any(each.adapter == adapter for each in others):
-        raise UserError(f"adapter {adapter!r} of this Trainer is adapted already; call adapt once for each adapter")
-    if handle.record_to is not None and any(each.record_to == handle.record_to for each in others):
-        raise UserError(f"record_to is {record_to}, to which another adapter's ranks are written; name another file")
     check_engine(trainer)
     # Before the optimizer is built and before a checkpoint is loaded: slots that take any rank must be there.
     handle.attach(trainer.model)
@@ -92,22 +89,22 @@ class RankResult:
 
     steps: int
     adjustments: int
-    """Adjustments that were made."""
+    """So many adjustments were made."""
     planned: int
-    """Adjustments of the schedule."""
+    """The schedule has so many."""
     first: int
-    """The step after which the first of these is due."""
+    """The first of these is due after this step."""
     pruned: int
-    """Triples that were pruned, in all adjustments."""
+    """So many triples were pruned, in all adjustments."""
     added: int
-    """Triples that were added, in all adjustments."""
+    """So many triples were added, in all adjustments."""
     undone: int
-    """Pruned triples that the adjustment before had added. Where most are, adjustments follow each other so fast that a
-    new triple has not learned anything yet."""
+    """So many of the pruned triples had been added by the adjustment before. Where most are, adjustments follow each
+    other so fast that a new triple has not learned anything yet."""
     ranks_before: dict[str, int]
-    """Layer -> rank at the start of the run."""
+    """It has the rank of each layer at the start of the run."""
     ranks: dict[str, int]
-    """Layer -> rank at its end."""
+    """It has the rank of each layer at the end."""
     parameters_before: int
     parameters: int
 
@@ -145,14 +142,14 @@ class RankTraining(TrainerCallback):
         self.trainer, self.method, self.adapter = trainer, method_of(method), adapter
         self.record_to = None if record_to is None else Path(record_to)
         self.allocator: RankAllocator | None = None
-        """That of the last training; None before the first."""
+        """It is that of the last training; None before the first."""
         self._result: RankResult | None = None
         self._wrapper: DistributedDataParallel | None = None
         self._first_forward: FirstForward | None = None
         self._resumes_from: Path | None = None
         self._writes = True
         self._attached: list[tuple[AdaptedLayer, tuple[Tensor, ...]]] = []
-        """Layers and the triples they had when they were attached, until training begins."""
+        """It has the layers with the triples that they had when they were attached, until training begins."""
 
     @property
     def result(self) -> RankResult:
@@ -166,11 +163,11 @@ class RankTraining(TrainerCallback):
         return self._result
 
     def training_begins(self, checkpoint: Path | None) -> None:
-        """A training begins, or goes on from this checkpoint."""
+        """Remember the checkpoint from which a training goes on; None: it begins anew."""
         self._resumes_from = checkpoint
 
     def training_fails(self) -> None:
-        """An exception ends the training: nothing of it stays in the model."""
+        """Leave nothing of the training in the model, since an exception ends it."""
         self._release()
 
     def _release(self) -> None:
@@ -218,7 +215,7 @@ class RankTraining(TrainerCallback):
         state.log_history[-1].update(ours)
 
     def write_side_files(self, folder: Path) -> None:
-        """`save_whole` calls it once Trainer has written its own files into the folder of a checkpoint."""
+        """Write ours, as `save_whole` asks once Trainer has written its own files into the folder of a checkpoint."""
         assert self.allocator is not None
         save_state(self.allocator, folder)
 
@@ -292,7 +289,7 @@ class RankTraining(TrainerCallback):
             ) from problem
 
     def _restore_best(self, model: Any, folder: Path) -> None:
-        """After `load_best_model_at_end`: Trainer loaded what PEFT saved; bring back its split, and its config."""
+        """Bring back the split and the config of the best model, of which Trainer has loaded what PEFT saved."""
         own = folder / self.adapter
         if self.adapter != "default" and own.is_dir():  # where Trainer, but for "default", does not look
             model.load_adapter(str(own), self.adapter, is_trainable=True)
@@ -317,8 +314,6 @@ class RankTraining(TrainerCallback):
             values = scores.values()
             metrics |= {"scores/mean": sum(values) / len(values), "scores/min": min(values), "scores/max": max(values)}
             metrics |= _means_by_type("scores", scores)
-        if self.adapter != "default":  # beside another's callback
-            return {f"{self.adapter}/{key}": value for key, value in metrics.items()}
         return metrics
 
     @property
@@ -352,7 +347,7 @@ def _means_by_type(prefix: str, of_layers: Mapping[str, float]) -> dict[str, flo
 
 
 def _unscale(optimizer: Any) -> float:
-    """Under fp16 the gradients are scaled until clipping or the step unscales them; with no clipping we come first.
+    """Unscale the gradients of fp16, which stay scaled until clipping or the step: with no clipping we come first.
 
     Returns the scale, 1 without a scaler: one wait for the device, as the scaler's own step has.
     """

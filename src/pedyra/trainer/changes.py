@@ -1,4 +1,4 @@
-"""What `adapt` changes in the Trainer that it is given, each with its reason.
+"""`adapt` changes this in the Trainer that it is given, each for its reason.
 
 - `watch_training`: the folder that a resume loads is handed on, and an exception (Ctrl-C in a notebook) ends with the
   hooks taken off the model.
@@ -95,7 +95,7 @@ class _Watched(Tensor):
 
 
 def expect_mean_loss(trainer: Trainer, model: nn.Module) -> FirstForward | None:
-    """At the model's next forward with labels: have Trainer treat a loss that ignores `num_items_in_batch` as a mean.
+    """Have Trainer treat a loss that ignores `num_items_in_batch` as a mean, from the next forward with labels on.
 
     A step's gradient is then the mean over micro-batches and processes, whatever their number. A model that is
     compiled is left as it is, with a warning, and so is a Trainer that computes the loss itself, which knows what it

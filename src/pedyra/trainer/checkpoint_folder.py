@@ -1,4 +1,4 @@
-"""Trainer's checkpoint folders: which of a run's is whole, and a resume from the last. It loads no torch."""
+"""A run's checkpoint folders are looked through for the last whole one, from which it resumes. It loads no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRAINER_FILES = (
 # pedyra's side files.
 RANK_FILES = ("pedyra_state.safetensors", "pedyra_state.json")
 ASIDE = "_saving"
-"""Folder of a run in which a checkpoint is written, and removed; what a kill left there is of no use."""
+"""A checkpoint is written, and removed, in this folder of a run; what a kill left there is of no use."""
 
 
 def checkpoint_step(checkpoint: Path) -> int:

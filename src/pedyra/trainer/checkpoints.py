@@ -1,4 +1,4 @@
-"""Checkpoints that appear whole or not at all: Trainer's own files, the side files of callbacks, and digests."""
+"""Checkpoints appear whole or not at all: Trainer's own files, the side files of callbacks, and digests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def save_whole(trainer: Trainer) -> None:
 
 
 _WAITED = "_saves_after_evaluation"
-"""Attribute of a Trainer: the step whose checkpoint has waited for the end of its epoch."""
+"""This attribute of a Trainer is the step whose checkpoint has waited for the end of its epoch."""
 
 
 def _save_after_evaluation(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What shares a training among processes: which engines ranks can move under, DDP's wrapper, and FSDP2's cuts."""
+"""Several processes share a training under an engine that ranks can move in: DDP, or FSDP2 with the adapter whole."""
 
 from __future__ import annotations
 
@@ -136,8 +136,8 @@ def _why_not_whole(trainer: Trainer, model: nn.Module, layers: Sequence[AdaptedL
 
 
 def _prepared(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
-    """accelerate finds an optimizer's Parameters again by their address, and those of a rank 0 have none. All of them
-    are whole, and so the same as before."""
+    """Keep an optimizer's Parameters, which are whole, and so the same as before: accelerate looks for them by their
+    address, and those of a rank 0 have none."""
     groups = [group for each in args if isinstance(each, Optimizer) for group in each.param_groups]
     held = [[*group["params"]] for group in groups]
     prepared = original(*args, **kwargs)
@@ -163,7 +163,8 @@ def _without_fsdp(original: Callable[..., Any], trainer: Trainer, *args: Any, **
 
 
 def reshard(model: nn.Module) -> None:
-    """Before the first process saves `model`: after an evaluation the state dict does this, and it would be alone."""
+    """Cut `model` again before its first process saves it: after an evaluation the state dict does this, and that
+    process would be alone."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

@@ -28,7 +28,7 @@ from pedyra.trainer.untouched import untouched
 
 
 def fit(trainer: Trainer, *, data: Any = None, general: Any = None, for_: str | None = None, **asked: Any) -> Fit:
-    """How small may the LoRA be that this Trainer has trained? Ask after `trainer.train()`.
+    """Find how small the LoRA may be that this Trainer has trained; ask after `trainer.train()`.
 
     Gradients come from `trainer.compute_loss`, losses from its own evaluation, so the loss is the one that was trained:
     of DPO, KTO, a reward model, with class weights or label smoothing. Where that is a surrogate which says nothing
@@ -62,7 +62,7 @@ def fit(trainer: Trainer, *, data: Any = None, general: Any = None, for_: str | 
 def fit_trainer(
     trainer: Trainer, wanted: Wanted, *, place: Destination | None = None, data: Any = None, general: Any = None
 ) -> Fit:
-    """`fit` of a record, for this place."""
+    """Do what `fit` does, as this record asks, for this place."""
     if not isinstance(trainer, Trainer):
         raise UserError(f"fit takes the Trainer that has trained the model, and {type(trainer).__name__} is none")
     check_whole(trainer, "a fit")
@@ -118,8 +118,8 @@ def check_asked(wanted: Wanted, place: Destination | None, general: Any) -> None
 
 
 def base_of(trainer: Any, model: Any, batches: Sequence[Batch], adapter: str) -> Base:
-    """From what is counted what the adapter won: a classifier's base has a head that is fitted to it by these batches,
-    where the adapter's was trained with it."""
+    """Return the model from which what the adapter won is counted, and its name: a classifier's base has a head that is
+    fitted to it by these batches, where the adapter's was trained with it."""
     if batches and (probe := probed(trainer, model, batches, adapter)) is not None:
         return probe, "the base model with a linear head fitted to it"
     inner = model.get_base_model()

@@ -1,4 +1,4 @@
-"""Judges that ask a Trainer: by the loss that it trains and evaluates, and by the loss of plain text."""
+"""A Trainer is asked for the loss that it trains and evaluates, or for that of plain text at its precision."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from pedyra.errors import UserError
 from pedyra.fitting.judge import Batch, Cut, Judge, Predictions, asked, finite
 
 PAIRS = {"DataCollatorForPreference", "DataCollatorForVisionPreference"}
-"""TRL's collators that stack chosen rows on rejected ones; the loss of such a batch is a mean over its pairs."""
+"""These collators of TRL stack chosen rows on rejected ones; the loss of such a batch is a mean over its pairs."""
 FP16_SCALE = 1024.0
-"""Of a loss whose gradients are half precision: they would underflow."""
+"""A loss whose gradients are half precision is scaled by this: they would underflow."""
 
 
 class TrainerJudge(Judge):
-    """Judges by a Trainer's own loss and evaluation."""
+    """It judges by a Trainer's own loss and evaluation."""
 
     def __init__(self, trainer: Trainer, model: Any) -> None:
         super().__init__(model)
         self.trainer: Any = trainer
         self.loss_scale = _loss_scale(trainer, model)
         self._judges_parts = True
-        """Whether compute_metrics takes a part of the held-out rows."""
+        """It is False once compute_metrics has not taken a part of the held-out rows."""
 
     def trained_loss(self, batch: Batch) -> Tensor:
         trainer = self.trainer
@@ -101,7 +101,7 @@ class TrainerJudge(Judge):
         return {str(name): float(value) for name, value in metrics.items() if isinstance(value, numbers)}
 
     def correct(self, predictions: Predictions, metrics: Mapping[str, float]) -> list[bool] | None:
-        """None too where the rows that have their label are not what the task calls its accuracy."""
+        """Return also None where the rows that have their label are not what the task calls its accuracy."""
         accuracy = next((value for name, value in metrics.items() if name.endswith("accuracy")), None)
         if accuracy is None or not (rows := _rows_right(predictions)):
             return None
@@ -109,7 +109,7 @@ class TrainerJudge(Judge):
 
 
 def _rows_right(predictions: Predictions) -> list[bool] | None:
-    """Whether each row has its label; None where a row has more than one, or none."""
+    """Tell of each row whether it has its label; None where a row has more than one, or none."""
     rows: list[bool] = []
     for logits, labels in predictions:
         first = logits[0] if isinstance(logits, tuple | list) else logits
@@ -123,14 +123,14 @@ def _rows_right(predictions: Predictions) -> list[bool] | None:
 
 
 def _loss_scale(trainer: Any, model: Any) -> float:
-    """`FP16_SCALE` where gradients are in float16: by autocast, or as the base, or its 4-bit layers, compute in it."""
+    """Return `FP16_SCALE` where gradients are in float16: by autocast, or as the base, or its 4-bit layers, are."""
     types = {parameter.dtype for parameter in model.parameters()}
     types |= {getattr(module, "compute_dtype", None) for module in model.modules()}
     return FP16_SCALE if trainer.args.fp16 or torch.float16 in types else 1.0
 
 
 class TextJudge(Judge):
-    """Judges text by the loss of a language model, at the precision at which a Trainer trains."""
+    """It judges text by the loss of a language model, at the precision at which a Trainer trains."""
 
     def __init__(self, trainer: Any, model: Any) -> None:
         super().__init__(model, loss=self._of_text)

@@ -1,4 +1,4 @@
-"""A classifier's base model with a head that is fitted to it, from which what an adapter won is counted.
+"""What an adapter of a classifier won is counted from its base model with a head that is fitted to it.
 
 A head that is trained with the adapter is drawn at random in the base model, so the base alone knows nothing, and most
 of what "was won" over it would be the head. A linear head on the base's own features is what one has without a LoRA.
@@ -20,14 +20,14 @@ from pedyra.fitting.judge import Batch
 from pedyra.trainer.judge import TrainerJudge
 
 STEPS = 100
-"""Of LBFGS at most; the problem is convex."""
+"""LBFGS takes so many at most; the problem is convex."""
 PENALTIES = (1.0, 10.0, 100.0, 1e3, 1e4)
-"""On half of the squared weights, of features of variance 1: a base of hundreds of features and rows overfits at 1."""
+"""They are on half of the squared weights, of features of variance 1: with hundreds of them and of rows 1 overfits."""
 FOLDS = 4
 
 
 def heads(model: nn.Module, adapter: str) -> list[nn.Module]:
-    """The modules that were trained in full beside the adapter's layers, in the order of the model."""
+    """List the modules that were trained in full beside the adapter's layers, in the order of the model."""
     found = (module for module in model.modules() if isinstance(module, ModulesToSaveWrapper))
     return [module for module in found if adapter in module.modules_to_save]
 
@@ -35,8 +35,8 @@ def heads(model: nn.Module, adapter: str) -> list[nn.Module]:
 def probed(
     trainer: Any, model: Any, batches: Sequence[Batch], adapter: str
 ) -> Callable[[], AbstractContextManager[None]] | None:
-    """What makes the model the base with a head that is fitted to these batches; None where there is no trained head,
-    or it is none that tells classes or a number of whole rows.
+    """Return what makes the model the base with a head that is fitted to these batches; None where there is no trained
+    head, or it is none that tells classes or a number of whole rows.
 
     The features are what the first of the trained modules is given, of the row's first token, or of its last one where
     the head answers for each token; the head takes the place of what the last of them gives.
@@ -90,13 +90,13 @@ def probed(
 
 
 def _labels(batch: Batch) -> Tensor | None:
-    """One label a row, on the CPU; None where rows have none, or several."""
+    """Return one label a row, on the CPU; None where rows have none, or several."""
     labels = batch.get("labels")
     return labels.cpu() if isinstance(labels, Tensor) and labels.dim() == 1 else None
 
 
 def _of_rows(found: Tensor, batch: Batch, every_token: bool) -> Tensor:
-    """The features of each row, of those of its tokens."""
+    """Pick the features of each row from those of its tokens."""
     if found.dim() < 3:
         return found
     mask = batch.get("attention_mask")
@@ -107,8 +107,8 @@ def _of_rows(found: Tensor, batch: Batch, every_token: bool) -> Tensor:
 
 
 def fitted(features: Tensor, labels: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Weight `(width, n)` and bias `(width,)` of the linear head that fits features `(rows, n)` to their labels: by
-    logistic regression for classes, else by ridge regression, with the penalty that does best on rows left out."""
+    """Return weight `(width, n)` and bias `(width,)` of the linear head that fits features `(rows, n)` to their labels:
+    by logistic regression for classes, else by ridge regression, with the penalty that does best on rows left out."""
     X = features.double()
     mean, scale = X.mean(0), X.std(0).clamp_min(1e-6)
     X = (X - mean) / scale
@@ -128,7 +128,7 @@ def fitted(features: Tensor, labels: Tensor, width: int) -> tuple[Tensor, Tensor
 
 
 def _loss(weight: Tensor, bias: Tensor, X: Tensor, y: Tensor) -> Tensor:
-    """The sum over rows of the cross-entropy, or of half of the squared error."""
+    """Sum the cross-entropy over rows, or half of the squared error."""
     given = X @ weight.T + bias
     if y.is_floating_point():
         return (given - y).square().sum() / 2

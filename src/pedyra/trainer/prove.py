@@ -27,13 +27,13 @@ from pedyra.trainer.rows import proof_rows, training_rows
 from pedyra.trainer.untouched import untouched
 
 BASE = "base"
-"""What the base model alone is called."""
+"""The base model alone is called so."""
 
 
 def prove(
     trainer: Trainer, a: str | Path, b: str | Path, *, margin: str | float = "1%", data: Any = None, **asked: Any
 ) -> Proof:
-    """Is B no worse than A, by a margin? Both answer the same held-out rows of this Trainer, one after the other.
+    """Prove that B is no worse than A, by a margin: both answer the same held-out rows of this Trainer in turn.
 
     Nothing of Trainer, model or random state changes: a folder is loaded beside the live adapter, and taken out again.
 
@@ -84,7 +84,7 @@ def check_margin(margin: Margin, is_base: bool) -> None:
 
 
 def taken(judge: TrainerJudge, data: Any, most: int | None) -> tuple[list[Batch], int]:
-    """The batches of the held-out rows that have labels, and how many rows they hold. ValueError for too few."""
+    """Return the batches of the held-out rows that have labels, and how many rows they hold. ValueError for too few."""
     every, rows = proof_rows(judge, data, most)
     batches = labelled(judge, every)
     if len(batches) < LEAST:
@@ -93,7 +93,7 @@ def taken(judge: TrainerJudge, data: Any, most: int | None) -> tuple[list[Batch]
 
 
 def measured(judge: TrainerJudge, batches: Sequence[Batch], name: str) -> tuple[Measured, list[float]]:
-    """The judge's model, as it is, on these batches; and how much each of them weighs."""
+    """Measure the judge's model, as it is, on these batches; and say how much each of them weighs."""
     shown = not judge.trainer.args.disable_tqdm and judge.trainer.is_world_process_zero()
     held = Held(judge, batches, partial(tqdm, total=len(batches), desc=name, disable=not shown), predicts=True)
     return Measured(held.whole, held.metrics, held.correct), held.weights
@@ -101,7 +101,7 @@ def measured(judge: TrainerJudge, batches: Sequence[Batch], name: str) -> tuple[
 
 @contextmanager
 def _beside(model: PeftModel, given: Sequence[str | Path]) -> Iterator[list[Callable[[], Any]]]:
-    """What makes the live model each of these for a while; folders are loaded under names of their own meanwhile."""
+    """Yield what makes the live model each of these for a while; folders have names of their own meanwhile."""
     active, added, using = list(model.active_adapters), [], []
     try:
         for number, each in enumerate(given):

@@ -1,17 +1,17 @@
-"""The rows of a fit, out of a Trainer's data: which are held out, and the batches that its own evaluation makes."""
+"""A Trainer's data gives the rows of a fit or proof: which are held out, and the batches that its evaluation makes."""
 
 from __future__ import annotations
 
-import hashlib
 import inspect
+import json
 import logging
 import math
-import operator
 import warnings
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice, zip_longest
 from typing import Any
+from uuid import uuid4
 
 import torch
 from accelerate.utils import send_to_device
@@ -31,26 +31,26 @@ from pedyra.trainer.judge import TextJudge, TrainerJudge
 logger = logging.getLogger(__name__)
 
 BATCH = 8
-"""Rows of a batch at most: the proof is paired batch by batch, so small ones make a better standard error."""
+"""A batch has so many rows at most: the proof is paired batch by batch, and small ones make a better standard error."""
 BATCHES = 2 * FEW
-"""Held-out batches that are made of few rows at least, as far as they go in pairs."""
+"""Few held-out rows make so many batches at least, as far as they go in pairs."""
 CALIBRATION = 128
-"""Batches of calibration at most."""
+"""A calibration has so many batches at most."""
 SOME = 16
-"""Rows by which two data sets of one length are compared."""
+"""Two data sets of one length are the same if their first rows are, so many of them."""
 LEARNED = 0.1
-"""Part of the held-out rows that were trained on, from which a warning says so."""
+"""From this part of the held-out rows on, a warning says that they were trained on."""
 REPEATED = 4
-"""Different rows in both sets from which one may say so: a few are there by chance, as short texts are."""
+"""From so many different rows in both sets on one may say so: a few are there by chance, as short texts are."""
 COMPARED = 0.2
-"""By how much more than in any of its parts the loss of a batch is, if it compares rows: a guess among 64 instead of
+"""A loss compares rows if that of a batch is by so much more than that of any of its parts: a guess among 64 instead of
 among 8 has twice as much. A mean over rows, weighted or not, is between those of the parts."""
 GENERATED_ROWS = 128
-"""Completions at most to calibrate with, and for the proof, where the Trainer generates what it is judged on."""
+"""Where the Trainer generates what it is judged on, so many completions at most calibrate, and as many prove."""
 
 
 def fit_rows(judge: TrainerJudge, data: Any, wanted: Wanted) -> Rows:
-    """The batches of a fit: rows like those of the training to calibrate with, and held-out rows to prove by."""
+    """Make the batches of a fit: rows like those of the training calibrate, and held-out rows prove."""
     trainer = judge.trainer
     completions, processes = _completions(trainer), trainer.accelerator.num_processes
     if completions:  # the batches of all processes have to hold whole groups of completions
@@ -61,33 +61,25 @@ def fit_rows(judge: TrainerJudge, data: Any, wanted: Wanted) -> Rows:
         name, training, seen, held, left = _drawn(trainer, data, most)
     else:
         name, training, seen, held, left = _drawn(trainer, data, wanted.rows)
-        small, size = min(BATCH, _trained_batch(trainer)), min(BATCH, trainer.args.per_device_eval_batch_size)
-        size = max(min(2, size), min(size, len(left) // BATCHES))
-        if processes == 1 and not is_surrogate(trainer) and _compares_rows(judge, held, left, size):
-            size = max(size, min(trainer.args.per_device_eval_batch_size, len(left) // FEW))
-            small = max(small, min(_trained_batch(trainer), len(seen) // FEW))
-
-    def shared(rows: list[int], size: int) -> list[int]:
-        """As many batches in every process, and no row twice."""
-        step = max(1, size * processes // (completions or 1)) if processes > 1 else 1
-        return rows[: len(rows) // step * step]
-
-    parts = {
-        "calibration": (training, shared(seen[: CALIBRATION * small // (completions or 1)], small), small),
-        "held": (held, shared(left, size), size),
-    }
-    batches, counts = {}, {}
-    for part, (dataset, indices, size) in parts.items():
-        if not indices:
-            raise UserError(f"{name} leaves no rows to {'prove by' if part == 'held' else 'calibrate'}; give more")
-        batches[part] = _batches(trainer, _selected(dataset, indices), size, bool(completions))
-        counts[part] = f"{len(indices):,}"
-    return Rows(**batches, told=f"{counts['calibration']} to calibrate, {counts['held']} of {name} to prove by")
+        size, compares = _held_batch(judge, held, left)
+        room = _trained_batch(trainer)
+        small = max(min(BATCH, room), min(room, len(seen) // FEW) if compares else 0)
+    prompts = completions or 1
+    seen = _shared(seen[: CALIBRATION * small // prompts], small * processes // prompts, processes)
+    left = _shared(left, size * processes // prompts, processes)
+    for rows, lacking in ((seen, "calibrate"), (left, "prove by")):
+        if not rows:
+            raise UserError(f"{name} leaves no rows to {lacking}; give more")
+    return Rows(
+        calibration=_batches(trainer, _selected(training, seen), small, bool(completions)),
+        held=_batches(trainer, _selected(held, left), size, bool(completions)),
+        told=f"{len(seen):,} to calibrate, {len(left):,} of {name} to prove by",
+    )
 
 
 def proof_rows(judge: TrainerJudge, data: Any, most: int | None) -> tuple[list[Batch], int]:
-    """Batches of the held-out rows alone, at most so many, for what needs no gradient; and their rows, of all
-    processes."""
+    """Make batches of the held-out rows alone, at most so many, for what needs no gradient; and count their rows, in
+    all processes."""
     trainer = judge.trainer
     if is_surrogate(trainer):
         raise UserError(
@@ -96,30 +88,43 @@ def proof_rows(judge: TrainerJudge, data: Any, most: int | None) -> tuple[list[B
         )
     name, held, _ = _held_out(trainer, data, "the proof")
     held, left = _shuffled(held, most, torch.Generator().manual_seed(trainer.args.seed))
-    size, processes = min(BATCH, trainer.args.per_device_eval_batch_size), trainer.accelerator.num_processes
-    size = max(min(2, size), min(size, len(left) // BATCHES))
-    if processes == 1 and _compares_rows(judge, held, left, size):
-        size = max(size, min(trainer.args.per_device_eval_batch_size, len(left) // FEW))
-    if processes > 1:  # as many batches in every process, and no row twice
-        left = left[: len(left) // (size * processes) * (size * processes)]
+    size, _ = _held_batch(judge, held, left)
+    processes = trainer.accelerator.num_processes
+    left = _shared(left, size * processes, processes)
     if len(left) < LEAST * size:
         raise UserError(f"{name} has {len(left)} rows, and a proof takes {LEAST * size} or more; give more")
     return _batches(trainer, _selected(held, left), size, False), len(left)
 
 
 def training_rows(trainer: Any) -> list[Batch]:
-    """Batches of rows of the training, as many as calibrate a fit; none where the Trainer has no such rows."""
+    """Make batches of rows of the training, as many as calibrate a fit; none where the Trainer has no such rows."""
     if trainer.train_dataset is None:
         return []
-    size, processes = min(BATCH, _trained_batch(trainer)), trainer.accelerator.num_processes
-    generator = torch.Generator().manual_seed(trainer.args.seed)
+    size, generator = min(BATCH, _trained_batch(trainer)), torch.Generator().manual_seed(trainer.args.seed)
     training, seen = _shuffled(trainer.train_dataset, CALIBRATION * size, generator)
-    step = size * processes if processes > 1 else 1  # as many batches in every process, and no row twice
-    return _batches(trainer, _selected(training, seen[: len(seen) // step * step]), size, False)
+    processes = trainer.accelerator.num_processes
+    seen = _shared(seen, size * processes, processes)
+    return _batches(trainer, _selected(training, seen), size, False)
+
+
+def _shared(rows: list[int], step: int, processes: int) -> list[int]:
+    """Keep what makes as many batches in every process, and no row twice: whole steps of them all."""
+    return rows if processes == 1 else rows[: len(rows) // max(1, step) * max(1, step)]
+
+
+def _held_batch(judge: TrainerJudge, held: Any, left: list[int]) -> tuple[int, bool]:
+    """Return how many rows a held-out batch has, and whether the loss compares them with each other."""
+    most = judge.trainer.args.per_device_eval_batch_size
+    size = min(BATCH, most)
+    size = max(min(2, size), min(size, len(left) // BATCHES))
+    several = judge.trainer.accelerator.num_processes > 1
+    if several or is_surrogate(judge.trainer) or not _compares_rows(judge, held, left, size):
+        return size, False
+    return max(size, min(most, len(left) // FEW)), True
 
 
 def _compares_rows(judge: TrainerJudge, held: Any, left: list[int], size: int) -> bool:
-    """Whether the loss compares the rows of a batch with each other, as a contrastive one does: in a batch of the
+    """Tell whether the loss compares the rows of a batch with each other, as a contrastive one does: in a batch of the
     Trainer's own size it is larger than in any part of it. Batches of few rows would ask an easier question.
 
     It is not asked where labels are tokens: that loss is a mean over them.
@@ -148,7 +153,7 @@ def _compares_rows(judge: TrainerJudge, held: Any, left: list[int], size: int) -
 
 
 def _trained_batch(trainer: Any) -> int:
-    """Rows of a backward pass that there is room for: what `auto_find_batch_size` has come down to, where it is on."""
+    """Return for how many rows of a backward pass there is room: `auto_find_batch_size` may have come down to fewer."""
     args = trainer.args
     if not args.auto_find_batch_size:
         return args.per_device_train_batch_size
@@ -156,12 +161,12 @@ def _trained_batch(trainer: Any) -> int:
 
 
 def least_held_out(eval_batch_size: int) -> int:
-    """Held-out rows of which a fit makes `LEAST` batches."""
+    """Return of how many held-out rows a fit makes `LEAST` batches."""
     return (LEAST - 1) * min(2, eval_batch_size) + 1
 
 
 def general_rows(trainer: Any, model: Any, general: Any, most: int) -> GeneralRows:
-    """Half of the general texts for gradients, and half for the proof: this process's batches of them."""
+    """Make this process's batches of the general texts: half of them are for gradients, and half for the proof."""
     check_writes(model)
     tokenizer = trainer.processing_class
     if isinstance(tokenizer, ProcessorMixin):  # of text and images, which TRL takes by itself
@@ -190,7 +195,7 @@ def general_rows(trainer: Any, model: Any, general: Any, most: int) -> GeneralRo
 
 
 def _completions(trainer: Any) -> int:
-    """How often a Trainer that is judged by what it generates completes each prompt; 0: it does not."""
+    """Return how often a Trainer that is judged by what it generates completes each prompt; 0: it does not."""
     if not callable(getattr(trainer, "_generate_and_score_completions", None)):
         return 0
     completions = getattr(trainer, "num_generations_eval", None) or getattr(trainer, "num_generations", None)
@@ -203,15 +208,15 @@ def _completions(trainer: Any) -> int:
 
 
 def is_surrogate(trainer: Any) -> bool:
-    """Whether the loss that was trained says nothing about held-out rows, and so a divergence is measured."""
+    """Tell whether the loss that was trained says nothing about held-out rows, so that a divergence is measured."""
     return _completions(trainer) > 0 or getattr(trainer.args, "loss_type", None) == "dft"
 
 
 def _held_out(trainer: Any, data: Any, what: str) -> tuple[str, Any, Any]:
-    """What the held-out rows are called, they, and the rows of training; None for these where they are the same.
+    """Return the name of the held-out rows, they, and the rows of training; None for these where they are the same.
 
     Args:
-        what: is judged by them, in words.
+        what: the words for what is judged by them.
     """
     training = trainer.train_dataset
     if data is not None:
@@ -236,10 +241,10 @@ def _held_out(trainer: Any, data: Any, what: str) -> tuple[str, Any, Any]:
 
 
 def _drawn(trainer: Any, data: Any, most: int) -> tuple[str, Any, list[int], Any, list[int]]:
-    """What the held-out rows are called; the rows that calibrate, as a data set and places in it; those held out.
+    """Draw the rows that calibrate and those held out, each a data set and places in it, after the name of the latter.
 
     Args:
-        most: that are held out, and that calibrate.
+        most: of either.
     """
     name, held, training = _held_out(trainer, data, "the fit")
     generator = torch.Generator().manual_seed(trainer.args.seed)
@@ -253,7 +258,7 @@ def _drawn(trainer: Any, data: Any, most: int) -> tuple[str, Any, list[int], Any
 
 
 def _unseen(dataset: Any, training: Any, name: str, what: str) -> Any:
-    """Without the train_dataset, where that is one of several data sets by name, as to watch its loss."""
+    """Leave out the train_dataset, where that is one of several data sets by name, as to watch its loss."""
     if not isinstance(dataset, Mapping):
         return dataset
     others = {key: part for key, part in dataset.items() if not _is_same(part, training)}
@@ -267,30 +272,29 @@ def _unseen(dataset: Any, training: Any, name: str, what: str) -> Any:
 
 
 def _is_same(dataset: Any, training: Any) -> bool:
-    """Whether a data set is the train_dataset, or has its rows: TRL's Trainers prepare each data set by itself, the
-    same one too."""
+    """Tell whether a data set is the train_dataset, or has its rows: TRL's Trainers prepare each data set by itself,
+    the same one too."""
     if dataset is training:
         return True
-    if isinstance(dataset, IterableDataset) or isinstance(training, IterableDataset):
+    if any(isinstance(each, IterableDataset) or not hasattr(each, "__len__") for each in (dataset, training)):
         return False
-    sizes = [len(each) if hasattr(each, "__len__") else 0 for each in (dataset, training)]
-    if sizes[0] != sizes[1] or not sizes[0]:
-        return False
-    places = sorted({*range(0, sizes[0], math.ceil(sizes[0] / SOME)), sizes[0] - 1})
-    return all(map(operator.eq, _contents_of(dataset, places), _contents_of(training, places)))
+    first = range(min(SOME, len(training)))
+    return len(dataset) == len(training) > 0 and _contents(dataset, first) == _contents(training, first)
 
 
 def _apart(training: Any, seen: list[int], held: Any, left: list[int], name: str) -> list[int]:
-    """The places of training rows that calibrate, without those that are held out too, as of a part that was selected:
-    repair would learn what the proof asks. Where most rows are, as where short texts repeat, all of them stay."""
-    proving, contents = set(_contents_of(held, left)), [*_contents_of(training, seen)]
+    """Return the places of training rows that calibrate, without those that are held out too, as of a part that was
+    selected: repair would learn what the proof asks. Where most rows are, as where short texts repeat, all stay."""
+    proving, contents = set(_contents(held, left)), _contents(training, seen)
     apart = [place for place, row in zip(seen, contents, strict=True) if row not in proving]
+    enough = 2 * len(apart) >= len(seen)
     if both := len(seen) - len(apart):
-        done = "so these do not calibrate" if 2 * len(apart) >= len(seen) else "too many to be left out"
+        done = "so these do not calibrate" if enough else "too many to be left out"
         told = f"{both} of {len(seen)} rows of the train_dataset are in {name} too, {done}"
         different = len(proving.intersection(contents))
         trained = min(1.0, different / len(seen) * len(training) / len(left))  # of all training rows as many are
-        if trained < LEARNED or different < REPEATED or len(set(contents)) < (1 - LEARNED) * len(seen):
+        repeats = len(set(contents)) < (1 - LEARNED) * len(seen)  # by their nature
+        if trained < LEARNED or different < REPEATED or repeats:
             logger.warning("fit: %s", told)
         else:
             warnings.warn(
@@ -298,28 +302,22 @@ def _apart(training: Any, seen: list[int], held: Any, left: list[int], name: str
                 f"than others; hold out rows that it was not trained on",
                 stacklevel=6,
             )
-    return apart if 2 * len(apart) >= len(seen) else seen
+    return apart if enough else seen
 
 
-def _contents_of(dataset: Any, places: Sequence[int]) -> Iterator[Hashable]:
-    """What each of these rows holds, to be compared."""
-    return map(_content, _selected(dataset, list(places)))
+def _contents(dataset: Any, places: Sequence[int]) -> list[str]:
+    """Write what each of these rows holds as text, to be compared."""
+    return [json.dumps(row, sort_keys=True, default=_plain) for row in _selected(dataset, list(places))]
 
 
-def _content(value: Any) -> Hashable:
+def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return tuple((str(key), _content(each)) for key, each in sorted(value.items(), key=lambda item: str(item[0])))
-    if isinstance(value, list | tuple):
-        return tuple(map(_content, value))
-    if isinstance(value, Tensor):
-        value = (value.float() if value.is_floating_point() else value).numpy(force=True)
-    if hasattr(value, "tobytes"):  # an array or an image, which may be large
-        return hashlib.sha256(value.tobytes()).digest()
-    return value if isinstance(value, Hashable) else object()  # like no other
+        return dict(value)
+    return value.tolist() if hasattr(value, "tolist") else uuid4().hex  # an image is like no other
 
 
 def _batches(trainer: Any, dataset: Any, size: int, generates: bool) -> list[Batch]:
-    """This process's batches of a data set as the Trainer's own evaluation makes them, in the host's memory."""
+    """Make this process's batches of a data set as the Trainer's own evaluation does, in the host's memory."""
     settings = {
         "per_device_eval_batch_size": size,
         "dataloader_num_workers": 0,
@@ -355,7 +353,7 @@ def _batches(trainer: Any, dataset: Any, size: int, generates: bool) -> list[Bat
 
 
 def _completed(trainer: Any, prompts: Any) -> dict[str, Tensor]:
-    """A batch of prompts, each with a completion by the model as it is; the labels are the completion's tokens."""
+    """Give each prompt of a batch a completion by the model as it is; the labels are the completion's tokens."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     with evaluating(model), torch.no_grad():
         found = trainer._prepare_inputs(prompts)
@@ -375,8 +373,8 @@ def _completed(trainer: Any, prompts: Any) -> dict[str, Tensor]:
 
 
 def _prepared(trainer: Any, data: Any) -> Any:
-    """Rows as the Trainer takes them. TRL's Trainers tokenise what they are given themselves, unless they are told to
-    leave that to the collator; rows that are tokenised already they leave alone."""
+    """Prepare rows as the Trainer takes them. TRL's Trainers tokenise what they are given themselves, unless they are
+    told to leave that to the collator; rows that are tokenised already they leave alone."""
     prepare = getattr(trainer, "_prepare_dataset", None)
     eval_packing = getattr(trainer.args, "eval_packing", None)
     known = {
@@ -409,7 +407,7 @@ def _prepared(trainer: Any, data: Any) -> Any:
 
 
 def _joined(dataset: Any) -> Any:
-    """One data set, of several by name."""
+    """Make one data set of several by name."""
     if not isinstance(dataset, Mapping) or not dataset:
         return dataset
     parts = list(dataset.values())
@@ -418,17 +416,12 @@ def _joined(dataset: Any) -> Any:
     if any(isinstance(part, IterableDataset) or not hasattr(part, "__len__") for part in parts):
         end = object()  # a row of each in turn, until all have ended
         return (row for each in zip_longest(*parts, fillvalue=end) for row in each if row is not end)
-    # Columns of the same name may hold other things in another set; those that the model does not take go later.
-    if hasattr(parts[0], "select") and all(getattr(part, "features", None) == parts[0].features for part in parts):
-        from datasets import concatenate_datasets
-
-        return concatenate_datasets(parts)
     return torch.utils.data.ConcatDataset(parts)
 
 
 def _shuffled(dataset: Any, most: int | None, generator: torch.Generator) -> tuple[Any, list[int]]:
-    """A data set with a length, and the places of at most so many of its rows, drawn at random; of a stream its first
-    rows."""
+    """Return a data set with a length, and the places of at most so many of its rows, drawn at random; of a stream its
+    first rows."""
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         dataset = list(islice(dataset, most))
     return dataset, torch.randperm(len(dataset), generator=generator)[:most].tolist()

@@ -1,4 +1,4 @@
-"""What a fit leaves as it was: the Trainer, what it holds, its model, and all random states."""
+"""A fit leaves the Trainer, what it holds, its model and all random states as they were."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pedyra.fitting.calibration import averaged, checkpointing, evaluating, froz
 
 @contextmanager
 def untouched(trainer: Any, model: Any) -> Iterator[None]:
-    """Whatever is done meanwhile, afterwards the Trainer, what it holds (logs, metrics that wait to be logged, state,
-    arguments), the model's modes and gradients and all random states are as before."""
+    """Put back the Trainer, what it holds (logs, metrics that wait to be logged, state, arguments), the model's modes
+    and gradients and all random states, whatever is done meanwhile."""
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
         stack.callback(random.setstate, random.getstate())

@@ -78,11 +78,10 @@ def test_what_is_done_is_skipped(job, calls):
 
 def test_a_run_whose_fit_is_missing_is_not_done_and_is_fitted_the_next_time(job, calls):
     asked = job("lora")
-    asked.recipe["fit"] = {"tolerance": 0.02, "recover": 0, "drop_types": ["q_proj", "k_proj"], "curve": True}
-    asked.recipe["fit"] |= {"same_rank": False, "max_rank": None}
+    asked.recipe["fit"] = {"tolerance": 0.02, "rank": None, "rows": 96, "curve": True}
     assert run_all([asked])["lora", 0].status == "failed"  # this trainer makes none
     assert run_all([asked])["lora", 0].status == "done"
-    options = "--tolerance 0.02 --recover 0 --drop-types q_proj,k_proj --curve"
+    options = "--tolerance 0.02 --rows 96 --curve"
     assert calls() == ["lora 0 0.1", f"fit --overwrite {asked.run} {options}"]
 
 

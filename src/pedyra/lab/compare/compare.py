@@ -18,7 +18,7 @@ from pedyra.lab.compare.tables import comparison_tables, print_tables, write_tab
 from pedyra.lora.files import json_line, write_file
 
 REPORTED, TUNING = "comparison.jsonl", "tuning.jsonl"
-"""Rows of the runs of this grid; those of an earlier call that had others are in their run folders."""
+"""They have the rows of this grid's runs; those of an earlier call that had others are in their run folders."""
 
 
 def plan_grid(grid: Grid) -> Plan:

