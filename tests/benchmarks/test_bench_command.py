@@ -14,7 +14,9 @@ from benchmarks.step import step
     ("bench", "arguments", "told"),
     [
         (step, ["nosuch"], "model 'nosuch' is unknown"),
+        (step, ["llama-32x1", "nosuch"], "model 'nosuch' is unknown"),  # before anything is timed
         (step, ["llama-33x2"], "multiple of 32 and a depth of at least 1"),
+        (step, ["llama-32x0"], "multiple of 32 and a depth of at least 1"),
         (step, ["llama-32x1", "--method", "pedyra:interval=1000"], "no rank could ever move"),
         (step, ["--method", "lorra"], "did you mean 'lora'"),
         (step, ["--smoke", "--rounds", "0"], "rounds is 0; what is measured takes at least 8"),

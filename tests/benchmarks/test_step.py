@@ -69,19 +69,6 @@ def test_the_file_keeps_rows_of_other_settings_and_replaces_those_of_the_same(tm
     assert last["variant"] == "floor" and last["step_seconds"] != first["step_seconds"]
 
 
-def test_what_is_unknown_or_too_short_is_told_before_anything_is_timed():
-    with pytest.raises(ValueError, match="'nosuch' is unknown"):
-        next(bench_step(["llama-32x1", "nosuch"], timing=SHORT))
-    with pytest.raises(ValueError, match="no rank could ever move"):
-        next(bench_step(["llama-32x1"], ["pedyra:interval=1000"], SHORT))
-
-
-@pytest.mark.parametrize("name", ["llama-33x2", "llama-0x1", "llama-32x0", "lama-32x1", "nosuch"])
-def test_a_model_of_no_size_is_refused(name):
-    with pytest.raises(ValueError, match="multiple of 32 and a depth of at least 1"):
-        bench_model(name)
-
-
 def test_a_run_has_the_papers_median_schedule_or_what_is_given():
     assert run_schedule(parse_method("pedyra"), 1000).adjustments == tuple(range(83, 360, 23))  # 360 = T - 0.64 T
     given = parse_method("pedyra:interval=10,initial_warmup=20,final_warmup=60")

@@ -30,8 +30,6 @@ gc.freeze()
 
 KINDS: dict[str, dict[str, Any]] = {
     "classification": {"kind": "classification"},
-    "pairs": {"kind": "pairs", "text_pair": "text_pair", "label": "same"},
-    "regression": {"kind": "regression", "label": "score"},
     "causal_lm": {"kind": "causal_lm", "prompt": "prompt", "completion": "completion"},
 }
 MODELS = {"causal_lm": "tiny-llama"}

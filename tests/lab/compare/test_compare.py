@@ -112,19 +112,32 @@ def test_the_scaling_is_the_same_at_every_budget(use_rslora, make_grid, folder):
     assert len(scalings) == 1 and len(experiment.entries) == 6
 
 
-def test_a_grown_grid_keeps_what_is_done(make_grid, calls):
-    compare_grid(make_grid())
-    done = len(calls())
-    comparison = compare_grid(make_grid("seeds=[0, 1, 2, 3]"))
-    assert calls()[done:] == ["lora 3 0.1", "pedyra 3 0.1"]
-    assert len(comparison.rows) == 8
-
-
-def test_a_folder_can_be_moved(make_grid, calls, folder):
+def test_a_folder_can_be_moved_whose_rows_name_their_runs_from_there_on(make_grid, calls, folder):
     compare_grid(make_grid())
     done = len(calls())
     (folder / "runs/grid").rename(folder / "elsewhere")
+    for name, count in (("comparison.jsonl", 6), ("tuning.jsonl", 4)):
+        runs = [folder / "elsewhere" / row["run"] / "metrics.jsonl" for row in rows(folder / "elsewhere" / name)]
+        assert len(runs) == count and all(run.is_file() for run in runs)
     assert len(compare_grid(make_grid("output_dir=elsewhere")).rows) == 6 and len(calls()) == done
+
+
+@pytest.mark.parametrize(
+    ("wider", "begun"),
+    [
+        ("seeds=[0, 1, 2, 3]", ["lora 3 0.1", "pedyra 3 0.1"]),
+        (  # the trainer rewards the new rate, so every seed is run at it
+            "learning_rates=[0.01, 0.1, 1]",
+            ["lora 1000 1.0", "pedyra 1000 1.0"]
+            + [f"{name} {seed} 1.0" for name in ("lora", "pedyra") for seed in (0, 1, 2)],
+        ),
+    ],
+)
+def test_a_wider_grid_keeps_what_is_done(make_grid, calls, wider, begun):
+    compare_grid(make_grid())
+    done = len(calls())
+    compare_grid(make_grid(wider))
+    assert calls()[done:] == begun
 
 
 def test_a_narrower_call_shows_its_own_rows_and_a_wide_one_has_all_again(make_grid, calls, folder):
@@ -134,22 +147,6 @@ def test_a_narrower_call_shows_its_own_rows_and_a_wide_one_has_all_again(make_gr
     assert [row["method"] for row in rows(folder / "runs/grid/comparison.jsonl")] == ["lora", "lora"]
     compare_grid(make_grid())
     assert rows(folder / "runs/grid/comparison.jsonl") == before and len(calls()) == done
-
-
-def test_rows_name_their_runs_from_the_folder_on(make_grid, folder):
-    compare_grid(make_grid())
-    (folder / "runs/grid").rename(folder / "elsewhere")
-    for name, count in (("comparison.jsonl", 6), ("tuning.jsonl", 4)):
-        runs = [folder / "elsewhere" / row["run"] / "metrics.jsonl" for row in rows(folder / "elsewhere" / name)]
-        assert len(runs) == count and all(run.is_file() for run in runs)
-
-
-def test_a_wider_grid_of_rates_keeps_what_is_done(make_grid, calls):
-    compare_grid(make_grid())
-    done = len(calls())
-    compare_grid(make_grid("learning_rates=[0.01, 0.1, 1]"))
-    tried = ["lora 1000 1.0", "pedyra 1000 1.0"]  # the trainer rewards it, so every seed is run at it
-    assert calls()[done:] == [*tried, *(f"{name} {seed} 1.0" for name in ("lora", "pedyra") for seed in (0, 1, 2))]
 
 
 @pytest.mark.parametrize(

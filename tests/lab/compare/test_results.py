@@ -14,6 +14,7 @@ from pedyra.lab.compare.jobs import Entry, Job, JobEnd
 from pedyra.lab.compare.results import Comparison, RateCurve, choose_rate, collect
 
 CELL = Entry("lora", "toy", 2)
+COSTS = {"step": 4, "final": True, "seconds": 1.5, "peak_memory_bytes": 7, "trainable_parameters": 3}
 
 
 def result(rate: float, value: float, seed: int = 0, *, metric: str = "accuracy", loss: float = 1.0) -> dict[str, Any]:
@@ -21,14 +22,8 @@ def result(rate: float, value: float, seed: int = 0, *, metric: str = "accuracy"
 
 
 def test_the_rate_with_the_best_mean_over_seeds_wins():
-    tuned = [
-        result(1, 0.9, 0),
-        result(1, 0.1, 1),
-        result(2, 0.6, 0),
-        result(2, 0.6, 1),
-        result(3, 0.5),
-        result(3, 0.5, 1),
-    ]
+    values = {1: (0.9, 0.1), 2: (0.6, 0.6), 3: (0.5, 0.5)}
+    tuned = [result(rate, value, seed) for rate, both in values.items() for seed, value in enumerate(both)]
     curve = RateCurve(CELL, [1, 2, 3], tuned)
     assert curve.chosen == 2 and not curve.edge
 
@@ -67,9 +62,8 @@ def test_rates_are_compared_over_the_same_seeds():
 def test_a_run_whose_loss_is_no_number_is_no_result_however_accurate(tmp_path):
     """It predicts one class for all rows, which may be the accuracy of a model that has learned nothing yet."""
     jobs = [Job(CELL, rate, 0, "tuning", tmp_path, {}) for rate in (0.1, 1e10)]
-    costs = {"step": 4, "final": True, "seconds": 1.5, "peak_memory_bytes": 7, "trainable_parameters": 3}
-    write_run(jobs[0].run, {**costs, "metric": "accuracy", "value": 0.4, "eval_loss": 0.7})
-    write_run(jobs[1].run, {**costs, "metric": "accuracy", "value": 0.6, "eval_loss": None})
+    write_run(jobs[0].run, {**COSTS, "metric": "accuracy", "value": 0.4, "eval_loss": 0.7})
+    write_run(jobs[1].run, {**COSTS, "metric": "accuracy", "value": 0.6, "eval_loss": None})
     learned, diverged = collect(jobs, "metric")
     assert learned["value"] == 0.4 and math.isnan(diverged["value"]) and math.isnan(diverged["eval_loss"])
     assert learned["metrics"] == {"accuracy": 0.4} and math.isnan(diverged["metrics"]["accuracy"])
@@ -81,9 +75,8 @@ def test_a_run_whose_loss_is_no_number_is_no_result_however_accurate(tmp_path):
 @pytest.mark.parametrize("judge", ["metric", "loss"])
 def test_a_metric_that_is_no_number_is_none_in_the_file_and_nan_here(tmp_path, judge):
     job = Job(CELL, 0.1, 0, "jobs", tmp_path, {})
-    costs = {"step": 4, "final": True, "seconds": 1.5, "peak_memory_bytes": 7, "trainable_parameters": 3}
     logged = {"step": 4, "eval_loss": 750.0, "eval_perplexity": None}
-    write_run(job.run, logged, {**costs, "metric": "perplexity", "value": None, "eval_loss": 750.0})
+    write_run(job.run, logged, {**COSTS, "metric": "perplexity", "value": None, "eval_loss": 750.0})
     (found,) = collect([job], judge)
     assert math.isnan(found["metrics"]["perplexity"])
     assert math.isnan(found["value"]) if judge == "metric" else found["value"] == 750.0
@@ -96,8 +89,7 @@ def write_run(run: Path, *rows: dict) -> None:
 
 def test_unfinished_runs_have_no_result(tmp_path):
     jobs = [Job(CELL, 0.1, seed, "jobs", tmp_path, {}) for seed in (0, 1, 2)]
-    final = {"step": 4, "final": True, "seconds": 1.5, "peak_memory_bytes": 7, "trainable_parameters": 3}
-    final |= {"metric": "f1", "value": 0.5, "eval_loss": 0.2}
+    final = {**COSTS, "metric": "f1", "value": 0.5, "eval_loss": 0.2}
     evaluation = {"step": 4, "eval_loss": 0.2, "eval_f1": 0.5, "eval_accuracy": 0.75, "eval_runtime": 1.0}
     write_run(jobs[0].run, evaluation, final)
     write_run(jobs[1].run, {**evaluation, "eval_f1": 0.4}, final)
@@ -107,18 +99,12 @@ def test_unfinished_runs_have_no_result(tmp_path):
     assert first["metrics"] == {"f1": 0.5, "accuracy": 0.75}
     assert second["metrics"] == {"f1": 0.5}  # the last evaluation was of another model than the final one
     assert list(first)[:7] == ["method", "task", "seed", "metric", "value", "trainable_parameters", "seconds"]
-    assert (first["method"], first["trainable_parameters"], first["seconds"], first["learning_rate"]) == (
-        "lora",
-        3,
-        1.5,
-        0.1,
-    )
+    assert [first[key] for key in ("method", "trainable_parameters", "learning_rate")] == ["lora", 3, 0.1]
 
 
 def test_the_loss_can_be_judged_and_the_tasks_metric_is_kept(tmp_path):
     job = Job(CELL, 0.1, 0, "jobs", tmp_path, {})
-    final = {"step": 4, "final": True, "seconds": 1.5, "peak_memory_bytes": 7, "trainable_parameters": 3}
-    write_run(job.run, {"step": 4, "eval_f1": 0.5}, {**final, "metric": "f1", "value": 0.5, "eval_loss": 0.2})
+    write_run(job.run, {"step": 4, "eval_f1": 0.5}, {**COSTS, "metric": "f1", "value": 0.5, "eval_loss": 0.2})
     (judged,) = collect([job], "loss")
     assert (judged["metric"], judged["value"]) == ("loss", 0.2)
     assert judged["metrics"][judged["task_metric"]] == 0.5
