@@ -14,12 +14,11 @@ import typer
 from benchmarks.command import JsonFile, Runs, Threads, command_line, print_done, several
 from benchmarks.rows import Row, RowFile
 from benchmarks.trained import TrainedLora, opened
-from pedyra.fitting.calibration import lora_layers
+from pedyra.fitting.balance import balance, in_basis
+from pedyra.fitting.calibration import Calibration, lora_layers
 from pedyra.fitting.cut import cut_factors, cut_to
-from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.paired import paired
 from pedyra.fitting.sizes import of_rank
-from pedyra.fitting.worth import balance, in_basis
 from pedyra.lora.files import read_json
 
 CUTS_KEY = ("run", "way", "rank", "rows")

@@ -17,10 +17,10 @@ from benchmarks.rows import Row, RowFile
 from benchmarks.trained import BATCH, TrainedLora, opened
 from pedyra.app.tasks.sources import read_test_rows
 from pedyra.errors import UserError
-from pedyra.fitting.calibration import disabled, evaluating
 from pedyra.fitting.cut import cut_factors, cut_to
 from pedyra.fitting.general import by_harm, harm_first, scaled, slopes_at_half, text_batches, texts_of
 from pedyra.fitting.judge import Batch, Cut
+from pedyra.fitting.modes import disabled, evaluating
 from pedyra.fitting.paired import paired
 from pedyra.fitting.sizes import of_rank
 
@@ -91,9 +91,9 @@ def _forgetting(trained: TrainedLora, slopes: Sequence[Batch], held: Sequence[Ba
     training = list(trained.training)
     of_task, of_text = (slopes_at_half(trained.judge, each, trained.calibration) for each in (training, slopes))
     found = trained.calibration
-    ordered, harm = harm_first(replace(found, repairs=False), of_task, of_text)
+    ordered, going = harm_first(replace(found, repairs=False), of_task, of_text)
     highest = max(layer.rank for layer in found.layers.values())
-    cuts = [("general", ordered, each) for each in by_harm(ordered, harm)]
+    cuts = [("general", ordered, each) for each in by_harm(ordered, going)]
     for way, calibration, each in [*cuts, ("task", found, of_rank(found, highest // 2))]:
         factors = cut_factors(trained.model, calibration, each.ranks)
         yield row(way, each.share, partial(cut_to, trained.model, factors), each.share)

@@ -16,9 +16,9 @@ from benchmarks.rows import Row, RowFile
 from benchmarks.trained import BATCH, TrainedLora
 from pedyra.app.console import new_console
 from pedyra.errors import UserError
-from pedyra.fitting.calibration import disabled, evaluating
 from pedyra.fitting.cut import cut_to
 from pedyra.fitting.fit import Rows, fit_batches
+from pedyra.fitting.modes import disabled, evaluating
 from pedyra.fitting.paired import paired
 from pedyra.fitting.wanted import Wanted
 

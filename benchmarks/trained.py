@@ -15,10 +15,10 @@ from pedyra.app.recipe import Recipe
 from pedyra.app.runs.evaluate import adapted_model, check_training_rows, finished_run
 from pedyra.app.tasks.task import Task, load_task
 from pedyra.errors import UserError
-from pedyra.fitting.calibration import calibrate, disabled, evaluating, lora_layers
+from pedyra.fitting.calibration import Calibration, calibrate, lora_layers
 from pedyra.fitting.cut import cut_factors, cut_to
-from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.judge import Cut, Judge, model_loss, model_outputs
+from pedyra.fitting.modes import disabled, evaluating
 from pedyra.fitting.paired import paired
 from pedyra.lora.files import read_rows
 from pedyra.lora.folder import read_adapter_config

@@ -2,7 +2,7 @@
 
 ARITHMETIC = [
     "pedyra.lora.spectrum",
-    "pedyra.fitting.worth",
+    "pedyra.fitting.balance",
     "pedyra.allocate.allocation",
     "pedyra.allocate.schedule",
     "pedyra.pe_dyra.equations",

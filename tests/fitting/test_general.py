@@ -18,14 +18,13 @@ import pedyra
 from benchmarks.forgetting import bench_forgetting
 from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.recipe_sections import ModelSection
-from pedyra.fitting.calibration import calibrate, lora_layers
+from pedyra.fitting.balance import Balance
+from pedyra.fitting.calibration import Calibration, Directions, calibrate, lora_layers
 from pedyra.fitting.cut import cut_factors, cut_to
 from pedyra.fitting.fit import Fit, GeneralRows, Rows, fit_batches
 from pedyra.fitting.general import by_harm, harm_first, scaled, slopes_at_half, text_batches, texts_of
-from pedyra.fitting.gramians import Calibration, Measured
 from pedyra.fitting.judge import Judge, model_loss
 from pedyra.fitting.wanted import Wanted
-from pedyra.fitting.worth import Balance
 from pedyra.lab.cli import main
 from pedyra.trainer.rows import general_rows
 
@@ -137,19 +136,13 @@ def test_harmless_directions_go_last_and_the_whole_says_the_same(trained_bert: A
         {n: torch.randn(each.rank, generator=generator).double() for n, each in calibration.layers.items()}
         for _ in range(2)
     )
-    found, harm = harm_first(calibration, task, general)
-    assert {name: sorted(each.tolist()) for name, each in harm.items()} == {
-        name: sorted(each.tolist()) for name, each in general.items()
-    }
+    found, going = harm_first(calibration, task, general)
     expected = sorted(
-        (harm <= 0, gain / (harm if harm > 0 else calibration.layers[name].parameters), name)
+        (harm <= 0, gain / (harm if harm > 0 else calibration.layers[name].parameters), name, harm)
         for name in task
         for gain, harm in zip((-task[name]).tolist(), general[name].tolist(), strict=True)
     )
-    entries = [
-        (float(worth), name) for name, layer in found.layers.items() for worth in layer.increases / layer.parameters
-    ]
-    assert [name for _, name in sorted(entries)] == [name for _, _, name in expected]
+    assert going == [(name, harm) for _, _, name, harm in expected]
     said = model(**rows[0]).logits
     everything = {name: layer.rank for name, layer in found.layers.items()}
     with cut_to(model, cut_factors(model, found, everything)):
@@ -159,19 +152,15 @@ def test_harmless_directions_go_last_and_the_whole_says_the_same(trained_bert: A
 def test_sizes_go_by_the_harm_that_is_left():
     """Of ten directions the first to go do 8, 3, 1 and no more parts of the harm, the others do good. At least one
     stays, and an empty layer is none."""
-    calibration = calibrate(Judge(planted(), of_task), batches(4, 1))
-    layer = calibration.layers["linear"]
 
-    def of(rank: int) -> Measured:
-        values = torch.arange(rank, 0, -1).double()
+    def of(rank: int) -> Directions:
         eye = torch.eye(rank).double()
-        return Measured(Balance(eye, eye, values), layer.products.new_zeros(4, rank, rank), 1.0, 1)
+        return Directions(Balance(eye, eye, torch.ones(rank)), torch.zeros(4, rank, rank).double(), 1)
 
-    found = Calibration({"linear": of(10), "empty": of(0)}, torch.ones(4).double(), 0)
-    harm = torch.tensor([-1.0] * 7 + [1.0, 3.0, 8.0])  # in the order in which they stay
-    sizes = by_harm(found, {"linear": harm, "empty": torch.zeros(0)})
+    found = Calibration({"linear": of(10), "empty": of(0)}, torch.ones(4).double())
+    sizes = by_harm(found, [("linear", harm) for harm in (8.0, 3.0, 1.0, *[-1.0] * 7)])
     assert [each.ranks["linear"] for each in sizes] == [9, 8, 7]  # 4, 1 and 0 of 12 parts are left
-    every = by_harm(found, {"linear": torch.ones(10), "empty": torch.zeros(0)})
+    every = by_harm(found, [("linear", 1.0)] * 10)
     assert [each.rank for each in every] == [7, 5, 3, 2, 1]
 
 

@@ -55,9 +55,11 @@ def test_a_loss_at_the_margin_is_seldom_proved_no_worse_and_seldom_worse():
 
 
 def test_as_many_rows_as_are_said_to_tell_do_so_four_times_of_five():
-    draw, rows = np.random.default_rng(2), 300
-    enough = Pairs(9, 6, rows).enough(0.03)
-    assert enough is not None and enough > rows
+    draw, both = np.random.default_rng(2), [True] * 285
+    a, b = [True] * 9 + [False] * 6 + both, [False] * 9 + [True] * 6 + both
+    given: Any = {"a": "A", "b": "B", "rows": 300, "weights": [300.0]}
+    asked = compare(Measured([1.0], {}, a), Measured([1.0], {}, b), Margin.read("3pt"), **given)
+    assert asked.verdict == CANNOT_TELL and (enough := asked.enough) is not None and enough > 300
     found = [Pairs(int(each[0]), int(each[1]), enough) for each in draw.multinomial(enough, [0.03, 0.02, 0.95], 500)]
     assert 0.7 < sum(each.bounds(ONE_SIDED)[1] <= 0.03 for each in found) / 500 < 0.9
     a = draw.normal(1, 0.3, 24)

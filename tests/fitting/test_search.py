@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pedyra.fitting.held import Against
 from pedyra.fitting.paired import Increase, Pairs, paired
 from pedyra.fitting.search import search
-from pedyra.fitting.sizes import ranks_below
-from pedyra.fitting.verdict import Against, Candidate, Tolerance, verdict
+from pedyra.fitting.sizes import Candidate, ranks_below
+from pedyra.fitting.verdict import Tolerance, verdict
 
 KNOWN = Tolerance(Increase(1.0, 0.0, 64), 1.0)
 """A rise of 1, which is known without noise."""

@@ -1,27 +1,79 @@
-"""A pass over some batches that measures every LoRA layer of a model: Gramians, and gate slopes batch by batch."""
+"""Batches go forwards and backwards once, and every LoRA layer of a model shows what its directions do to the loss."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from peft.tuners.tuners_utils import BaseTunerLayer
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pedyra.errors import UserError
-from pedyra.fitting.gramians import Calibration, Gramians
+from pedyra.fitting.balance import Balance, balance, in_basis
+from pedyra.fitting.gramians import Gramians, Sums
 from pedyra.fitting.judge import Batch, Judge
+from pedyra.fitting.modes import evaluating, frozen, unpack
+from pedyra.fitting.repair import mixings
 from pedyra.lora.layer import peft_layers, rank_parameters
 from pedyra.lora.supported import check_supported, kind_of_module
 
 
+@dataclass(frozen=True)
+class Directions:
+    """A calibration tells this of the directions of one layer."""
+
+    basis: Balance
+    products: Float[Tensor, "blocks r r"]
+    """They are T K T^-1, of the loss of each block of batches: the diagonal is the slope of every direction's gate, and
+    the rest that of mixing one direction into another."""
+    parameters: int
+    """One direction has so many: a row of A and a column of B."""
+
+    @property
+    def rank(self) -> int:
+        return self.products.shape[-1]
+
+    @property
+    def slopes(self) -> Float[Tensor, "blocks r"]:
+        """They are those of every direction's gate."""
+        return self.products.diagonal(dim1=1, dim2=2)
+
+    def reordered(self, order: list[int]) -> Directions:
+        """Return the same directions in this order."""
+        T, inverse, values = self.basis
+        basis = Balance(T[order], inverse[:, order], values[order])
+        return replace(self, basis=basis, products=self.products[:, order][:, :, order])
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """It tells of the directions of all layers."""
+
+    layers: dict[str, Directions]
+    samples: Float[Tensor, " blocks"]
+    """Each block of batches has so many."""
+    repairs: bool = True
+    """What is kept makes up for what is removed. Not where general text is not to be forgotten: it would do again what
+    was removed."""
+
+    def mixed(self, ranks: Mapping[str, int]) -> dict[str, Tensor]:
+        """Layer -> I + M `(k, k)` of its first `ranks[name]` directions, which make up for what is removed."""
+        if not self.repairs or all(ranks[name] == layer.rank for name, layer in self.layers.items()):
+            return {name: torch.eye(ranks[name]).double() for name in self.layers}
+        products = {name: layer.products for name, layer in self.layers.items()}
+        found = mixings(products, self.samples, ranks)
+        return {name: torch.eye(len(M)).double() + M for name, M in found.items()}
+
+
 def lora_layers(model: nn.Module, adapter: str = "default") -> dict[str, Any]:
-    """Name in the base model -> PEFT's LoraLayer, for every linear layer that holds the adapter. Raises ValueError: no
-    such adapter, or a layer (embedding, convolution, AdaLoRA's) that a fit does not take."""
+    """Find PEFT's LoraLayer, by its name in the base model, for every linear layer that holds the adapter. Raises
+    ValueError: no such adapter, or a layer (embedding, convolution, AdaLoRA's) that a fit does not take."""
     found = {layer.name: layer.module for layer in peft_layers(model, adapter)}
     if not found:
         raise UserError(f"the model has no LoRA adapter named {adapter!r}; load one, or pass its name")
@@ -32,94 +84,82 @@ def lora_layers(model: nn.Module, adapter: str = "default") -> dict[str, Any]:
     return found
 
 
-def layer_has_more(module: Any, adapter: str) -> bool:
-    """Whether a layer has a magnitude, or a bias of its own factors."""
-    return adapter in module.lora_magnitude_vector or module.lora_B[adapter].bias is not None
-
-
 def calibrate(judge: Judge, batches: Iterable[Batch], *, adapter: str = "default") -> Calibration:
-    """One forward and backward pass per batch, in evaluation mode; no weight and no gradient of the model changes.
+    """Send each batch forwards and backwards, in evaluation mode; no weight and no gradient of the model changes.
 
     The processes of accelerate have other batches, as many each; all of them are given the same.
 
     Raises:
-        ValueError: no batch, or none whose loss is finite; a layer that was not seen.
+        ValueError: fewer than two batches have a finite loss; a layer was not seen.
     """
-    layers = lora_layers(judge.model, adapter)
-    slots = {name: module.lora_A[adapter] for name, module in layers.items()}
-    gramians = Gramians({name: slot.weight for name, slot in slots.items()})
     called: set[str] = set()
-    total = 0
-    with measuring(judge, slots, gramians, called) as measure:
-        for batch in batches:
-            total += 1
-            measure(batch)
-    if not total:
-        raise UserError("there is no calibration batch, and it takes two; give more rows")
-    sizes = {
-        name: rank_parameters(slots[name].weight.shape[1], module.lora_B[adapter].weight.shape[0])
-        for name, module in layers.items()
-    }
-    found = gramians.calibration(sizes, gather_object)
-    total = sum(gather_object([total]))
-    if len(found.samples) < 2:
+    gramians = measured(judge, batches, adapter, called)
+    sums, samples = gramians.joined(gather_object)
+    if len(samples) < 2:
+        total = sum(gather_object([gramians.batches]))
         raise UserError(
-            f"{len(found.samples)} of {total} calibration batches have a finite loss, and it takes two; give more rows"
+            f"{len(samples)} of {total} calibration batches have a finite loss, and it takes two; give more rows"
         )
-    _check_seen(found, layers, adapter, set(gather_object([*called])))
-    return found
+    layers = lora_layers(judge.model, adapter)
+    _check_seen(sums, layers, adapter, set(gather_object([*called])))
+    found = {}
+    for name, module in layers.items():
+        P, Q, K, tokens = sums[name]
+        basis = balance(P / max(tokens, 1e-3), Q / max(tokens, 1e-3))
+        A, B = (slot[adapter].weight for slot in (module.lora_A, module.lora_B))
+        found[name] = Directions(basis, in_basis(K, basis), rank_parameters(A.shape[1], B.shape[0]))
+    return Calibration(found, samples)
 
 
-@contextmanager
-def measuring(
-    judge: Judge, slots: Mapping[str, nn.Module], gramians: Gramians, called: set[str]
-) -> Iterator[Callable[[Batch], None]]:
-    """While it lasts, what it gives measures a batch into `gramians`, a forward and a backward pass.
+def measured(
+    judge: Judge, batches: Iterable[Batch], adapter: str = "default", called: set[str] | None = None
+) -> Gramians:
+    """Send each batch forwards and backwards, and sum what the slots of all layers see.
 
     Args:
-        slots: layer -> its A slot.
-        called: gets the layers that were.
+        called: it gets the layers that were called.
     """
-
-    def measure(batch: Batch) -> None:
-        value = judge.trained_loss(batch)
-        if value.requires_grad:
-            value.backward()
-        samples = torch.tensor(judge.samples(batch), device=value.device)
-        gramians.close(torch.where(value.detach().isfinite(), samples, 0.0), judge.loss_scale)
-
-    _unpack(judge.model)
-    with evaluating(judge.model, checkpointing=True), frozen(judge.model), _reading(slots, gramians, called):
-        yield measure
+    slots = {name: module.lora_A[adapter] for name, module in lora_layers(judge.model, adapter).items()}
+    gramians = Gramians({name: slot.weight for name, slot in slots.items()})
+    unpack(judge.model)
+    with (
+        evaluating(judge.model, checkpointing=True),
+        frozen(judge.model),
+        _reading(slots, gramians, set() if called is None else called),
+    ):
+        for batch in batches:
+            value = judge.trained_loss(batch)
+            if value.requires_grad:
+                value.backward()
+            samples = torch.tensor(judge.samples(batch), device=value.device)
+            gramians.close(torch.where(value.detach().isfinite(), samples, 0.0), judge.loss_scale)
+    return gramians
 
 
 def seconds_a_batch(judge: Judge, trained: Batch, held: Batch, adapter: str = "default") -> tuple[float, float]:
-    """Of calibration by the first, and of evaluation of the second with its metrics: each of a second pass. A held-out
-    batch may have more rows than a backward pass has room for."""
-    slots = {name: module.lora_A[adapter] for name, module in lora_layers(judge.model, adapter).items()}
-    found = []
-    with measuring(judge, slots, Gramians({name: slot.weight for name, slot in slots.items()}), set()) as measure:
-        for _ in range(2):
-            began = time.perf_counter()
-            measure(trained)
-            if torch.accelerator.is_available():
-                torch.accelerator.synchronize()
-            found.append(time.perf_counter() - began)
-    for _ in range(2):
+    """Time the calibration by the first, and the evaluation of the second with its metrics, each in a second pass. A
+    held-out batch may have more rows than a backward pass has room for."""
+
+    def second(act: Callable[[], Any]) -> float:
+        act()
         began = time.perf_counter()
-        list(judge.losses([held], lambda: evaluating(judge.model), []))
-        found.append(time.perf_counter() - began)
-    return found[1], found[3]
+        act()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        return time.perf_counter() - began
+
+    whole = partial(evaluating, judge.model)
+    return second(lambda: measured(judge, [trained], adapter)), second(lambda: [*judge.losses([held], whole, [])])
 
 
-def _check_seen(found: Calibration, layers: Mapping[str, Any], adapter: str, called: set[str]) -> None:
+def _check_seen(sums: Mapping[str, Sums], layers: Mapping[str, Any], adapter: str, called: set[str]) -> None:
     """Raise ValueError for a layer that does something and was not measured: its directions would seem worthless.
 
     A direction does nothing whose column of B is zero, as LoRA begins, or whose row of A is, as a triple with E = 0.
     """
     for name, module in layers.items():
         A, B = module.lora_A[adapter].weight, module.lora_B[adapter].weight
-        if found.layers[name].tokens_per_sample or not (A.any(1) & B.any(0)).any():
+        if sums[name].tokens or not (A.any(1) & B.any(0)).any():
             continue
         if name in called:
             raise UserError(
@@ -159,145 +199,3 @@ def _reading(slots: Mapping[str, nn.Module], gramians: Gramians, called: set[str
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def checkpointing(model: Any, args: Any) -> Iterator[None]:
-    """While it lasts, layers checkpoint their activations where a Trainer's arguments ask for it, which its `train`
-    alone switches on: a fit may be of a model that was loaded."""
-    asked = any(getattr(args, f"{kind}_checkpointing", False) for kind in ("activation", "gradient"))
-    base = model.get_base_model()
-    on = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-    if not asked or on or not getattr(base, "supports_gradient_checkpointing", False):
-        yield
-        return
-    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
-    disable = getattr(base, "activation_checkpointing_disable", None) or base.gradient_checkpointing_disable
-    hooks = {name: vars(base).pop(name) for name in _HOOKS_OF_INPUTS if name in vars(base)}
-    enable({"use_reentrant": False})
-    # With it come hooks by which what the embeddings give takes a gradient, which this way of checkpointing needs not.
-    made = [vars(base).pop(name) for name in _HOOKS_OF_INPUTS if name in vars(base)]
-    for given in made:
-        for handle in given if isinstance(given, list) else [given]:
-            handle.remove()  # a second time does nothing
-    vars(base).update(hooks)
-    try:
-        yield
-    finally:
-        disable()
-
-
-_HOOKS_OF_INPUTS = ("_require_grads_hooks", "_require_grads_hook")
-"""Where transformers keeps the handles of its `enable_input_require_grads`."""
-
-
-@contextmanager
-def evaluating(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
-    """While it lasts, the model is in evaluation mode.
-
-    Args:
-        checkpointing: layers that were told to checkpoint their activations go on to do so, for a backward pass that
-            needs no more memory than training did. transformers asks their own `training`, by which some of them also
-            drop out in their own forward, at a rate of their own (BART, T5, Starcoder2) or of their config (Falcon,
-            and the layers of Wav2Vec2): all rates are 0 meanwhile. Dropout modules inside are in evaluation mode.
-    """
-    training = {module: module.training for module in model.modules()}
-    rates: dict[tuple[int, str], tuple[Any, float]] = {}
-    for module in training:
-        checkpoints = checkpointing and getattr(module, "gradient_checkpointing", False)
-        module.training = _is_packable(module) or checkpoints
-        if checkpoints:
-            for held in (module, getattr(module, "config", None)):
-                found = getattr(held, "__dict__", {}).items()
-                rates |= {(id(held), name): (held, rate) for name, rate in found if _is_drop_rate(name, rate)}
-    for (_, name), (held, _) in rates.items():
-        setattr(held, name, 0.0)
-    try:
-        yield
-    finally:
-        for module, on in training.items():
-            module.training = on
-        for (_, name), (held, rate) in rates.items():
-            setattr(held, name, rate)
-
-
-def _is_drop_rate(name: str, value: Any) -> bool:
-    return "drop" in name and isinstance(value, float)
-
-
-def _is_packable(module: nn.Module) -> bool:
-    """Whether it is a 4-bit layer of bitsandbytes: in evaluation mode its forward packs the weight for the processor,
-    after which there is no backward pass. It does nothing else in this mode."""
-    of_bitsandbytes = type(module).__module__.startswith("bitsandbytes.")
-    return of_bitsandbytes and type(getattr(module, "weight", None)).__name__ == "Params4bit"
-
-
-def _unpack(model: Any) -> None:
-    """Undo that packing where an evaluation has done it: bitsandbytes does so as it saves."""
-    for module in filter(_is_packable, model.modules()):
-        if getattr(module.weight.quant_state, "packing_format_for_cpu", False):  # pyright: ignore[reportAttributeAccessIssue]
-            module.state_dict()
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """While it lasts, nothing is trained. Afterwards the same is as before, and has the gradients that it had.
-
-    A loss that switches adapters (DPO's reference) makes their Parameters trainable meanwhile. They are frozen again
-    before they are used, since a checkpointed layer has to run the same twice.
-    """
-    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    for parameter, _, _ in before:
-        parameter.grad = None
-
-    own = {parameter for parameter, _, _ in before}
-
-    def freeze(module: nn.Module, *_: Any) -> None:
-        # A LoRA layer may read its slots without calling them.
-        for parameter in module.parameters(recurse=isinstance(module, BaseTunerLayer)):
-            if parameter in own:
-                parameter.requires_grad_(False)
-
-    model.apply(freeze)
-    handles = [module.register_forward_pre_hook(freeze) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for parameter, trained, gradient in before:
-            parameter.requires_grad_(trained)
-            parameter.grad = gradient
-
-
-@contextmanager
-def disabled(model: Any) -> Iterator[None]:
-    """While it lasts, the model is the base model, in evaluation mode. What disables the adapter itself for a while, as
-    the reference of DPO does, leaves it disabled."""
-    with evaluating(model), model.disable_adapter():
-        model.disable_adapter = nullcontext
-        try:
-            yield
-        finally:
-            del model.disable_adapter
-
-
-@contextmanager
-def averaged(optimizer: Any) -> Iterator[None]:
-    """While it lasts, an optimizer with two sets of weights (schedule-free) has the model hold those of evaluation."""
-    training = use_averaged(optimizer)
-    try:
-        yield
-    finally:
-        if training:
-            getattr(optimizer, "optimizer", optimizer).train()
-
-
-def use_averaged(optimizer: Any) -> bool:
-    """Have the model hold the weights of evaluation, as in `averaged`, from now on; whether it held the others."""
-    inner = getattr(optimizer, "optimizer", optimizer)
-    if not callable(getattr(inner, "eval", None)):
-        return False
-    training = any(group.get("train_mode") for group in inner.param_groups)
-    inner.eval()
-    return training

@@ -14,16 +14,17 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from pedyra.errors import UserError
-from pedyra.fitting.calibration import calibrate, disabled, seconds_a_batch
-from pedyra.fitting.cut import check_read, cut_factors, cut_to
+from pedyra.fitting.calibration import Calibration, calibrate, seconds_a_batch
+from pedyra.fitting.cut import Factors, check_read, cut_factors, cut_to
 from pedyra.fitting.general import Forgetting, by_harm, harm_first, slopes_at_half
-from pedyra.fitting.gramians import Calibration
+from pedyra.fitting.held import Against, Answers, Held
 from pedyra.fitting.judge import Batch, Cut, Judge
+from pedyra.fitting.modes import disabled
 from pedyra.fitting.paired import paired
 from pedyra.fitting.result import Fit
 from pedyra.fitting.search import FEW, LEAST, proved, search
-from pedyra.fitting.sizes import Answers, Held, of_rank, ranks_below, risen, size, whole
-from pedyra.fitting.verdict import Against, Candidate, Factors, Tolerance, verdict
+from pedyra.fitting.sizes import Candidate, of_rank, ranks_below, size, whole
+from pedyra.fitting.verdict import Tolerance, verdict
 from pedyra.fitting.wanted import Wanted
 
 logger = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ class _Fitting:
         self.bar.set_description("whole adapter and base model")
         held = Held(self.judge, self.rows.held, self._counted, predicts=True)
         losses, of_base = held.losses(self.base)
-        limit = Tolerance(risen(held, losses), self.wanted.part, self.wanted.points)
+        limit = Tolerance(held.risen(losses), self.wanted.part, self.wanted.points)
         if limit.points is not None and held.correct is None:
             raise UserError(
                 f"tolerance is {self.wanted.tolerance}, and this task has no accuracy of rows; give a part of what was "
@@ -219,8 +220,8 @@ class _Fitting:
             slopes_at_half(judge, self._counted(batches), found, adapter=self.adapter)
             for judge, batches in ((self.judge, self.rows.calibration), (general.judge, general.slopes))
         )
-        ordered, harm = harm_first(replace(found, repairs=False), task, harm)
-        return ordered, by_harm(ordered, harm)
+        ordered, going = harm_first(replace(found, repairs=False), task, harm)
+        return ordered, by_harm(ordered, going)
 
     def _counted(self, items: Iterable[Any]) -> Iterator[Any]:
         for item in items:
@@ -262,7 +263,7 @@ class _Fitting:
         return Forgetting(
             whole=paired(base, held.whole, held.weights),
             smaller=paired(base, smaller, held.weights),
-            undone=risen(held, smaller),
+            undone=held.risen(smaller),
         )
 
 

@@ -20,17 +20,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pedyra.errors import UserError
-from pedyra.fitting.calibration import lora_layers, measuring
-from pedyra.fitting.gramians import Calibration, Gramians
+from pedyra.fitting.balance import in_basis
+from pedyra.fitting.calibration import Calibration, lora_layers, measured
 from pedyra.fitting.judge import Batch, Judge, shifts
 from pedyra.fitting.paired import Increase
-from pedyra.fitting.sizes import size, whole
-from pedyra.fitting.verdict import FORGETS_LESS, UNKNOWN, Candidate
+from pedyra.fitting.sizes import Candidate, size, whole
+from pedyra.fitting.verdict import FORGETS_LESS, UNKNOWN
 
 TOKENS = 128
 """Of a general text, at most: what every result of research/results.md was measured with."""
 Slopes = dict[str, Float[Tensor, " r"]]
 """Layer -> dL/dz_i of each of its directions, in the order of a calibration."""
+Going = list[tuple[str, float]]
+"""The layer of each direction and what it harms, in the order in which they go."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,52 +98,46 @@ def slopes_at_half(
     Raises:
         ValueError: no batch has a finite loss.
     """
-    slots = {name: layer.lora_A[adapter] for name, layer in lora_layers(judge.model, adapter).items()}
-    gramians = Gramians({name: slot.weight for name, slot in slots.items()})
-    with scaled(judge.model, 0.5, adapter), measuring(judge, slots, gramians, set()) as measure:
-        for batch in batches:
-            measure(batch)
-    found = gramians.mean_slopes({name: layer.basis for name, layer in calibration.layers.items()}, gather_object)
-    return {name: 2 * slopes for name, slopes in found.items()}  # what was seen is z dL/dz, at z = 1/2
+    with scaled(judge.model, 0.5, adapter):
+        sums, samples = measured(judge, batches, adapter).joined(gather_object)
+    if not len(samples):
+        raise UserError("no batch has a finite loss, so no slope is known; give other rows, or train in bfloat16")
+    found = {}
+    for name, layer in calibration.layers.items():
+        slopes = in_basis(sums[name].K, layer.basis).diagonal(dim1=1, dim2=2)
+        found[name] = 2 * (samples[:, None] * slopes).sum(0) / samples.sum()  # what was seen is z dL/dz, at z = 1/2
+    return found
 
 
-def harm_first(calibration: Calibration, task: Slopes, general: Slopes) -> tuple[Calibration, Slopes]:
-    """The same directions, in the order in which they go: first those whose part in the fall of the task's loss is the
-    least for their part in the rise of the general one. Those that do no harm follow, by their worth to the task for
-    each parameter. And the general slopes in that order.
+def harm_first(calibration: Calibration, task: Slopes, general: Slopes) -> tuple[Calibration, Going]:
+    """Order the directions by when they go: first those whose part in the fall of the task's loss is the least for
+    their part in the rise of the general one. Those that do no harm follow, by their worth to the task for each
+    parameter. In the calibration those of a layer that go first stand last.
     """
     entries = []
     for name, layer in calibration.layers.items():
         for index, (gain, harm) in enumerate(zip((-task[name]).tolist(), general[name].tolist(), strict=True)):
             ratio = gain / harm if harm > 0 else gain / layer.parameters
-            entries.append(((harm <= 0, ratio), name, index))
-    place = {(name, index): number for number, (_, name, index) in enumerate(sorted(entries), 1)}
-    worth = {
-        name: torch.tensor([float(place[name, index]) for index in range(layer.rank)]).double()
-        for name, layer in calibration.layers.items()
-    }
-    layers = {name: layer.reordered(worth[name]) for name, layer in calibration.layers.items()}
-    harm = {name: general[name][worth[name].argsort(descending=True)] for name in layers}
-    return replace(calibration, layers=layers), harm
+            entries.append(((harm <= 0, ratio), name, index, harm))
+    kept: dict[str, list[int]] = {name: [] for name in calibration.layers}
+    for _, name, index, _ in sorted(entries, reverse=True):
+        kept[name].append(index)
+    layers = {name: layer.reordered(kept[name]) for name, layer in calibration.layers.items()}
+    return replace(calibration, layers=layers), [(name, harm) for _, name, _, harm in sorted(entries)]
 
 
 LEFT = (3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 3 / 32, 1 / 16, 1 / 32)
 """Parts of the harm that the sizes leave. Most of it is done by few of the parameters, so a size goes by it."""
 
 
-def by_harm(calibration: Calibration, harm: Slopes) -> list[Candidate]:
+def by_harm(calibration: Calibration, going: Going) -> list[Candidate]:
     """The sizes in the order of `harm_first`: the largest that leaves at most each of these parts of the harm."""
-    entries = sorted(
-        (float(worth), name, index)
-        for name, layer in calibration.layers.items()
-        for index, worth in enumerate(layer.increases / layer.parameters)
-    )
     ranks, sizes = whole(calibration), []
-    left = total = sum(float(slopes.clamp(min=0).sum()) for slopes in harm.values())
+    left = total = sum(max(0.0, harm) for _, harm in going)
     wanted = [part * total for part in LEFT]
-    for _, name, index in entries[:-1]:  # one direction stays
-        ranks[name] = index
-        left -= max(0.0, float(harm[name][index]))
+    for name, harm in going[:-1]:  # one direction stays
+        ranks[name] -= 1
+        left -= max(0.0, harm)
         if wanted and left <= wanted[0]:
             sizes.append(size(calibration, dict(ranks)))
             wanted = [each for each in wanted if each < left]

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import NamedTuple
 
 CONFIDENCE = 0.95
 """Of every statement."""
-POWER = 0.8
-"""With as many rows as are said to tell, they do so in this part of cases, were the difference what it is here."""
-MOST_ROWS = 10**8
-"""More are not worth a number."""
 
 
 class Increase(NamedTuple):
@@ -145,28 +141,3 @@ class Pairs:
         least, count = int(min(self.lost, self.gained)), int(self.lost + self.gained)
         below = sum(math.comb(count, k) for k in range(least))
         return (2 * below + math.comb(count, least)) / 2**count
-
-    def enough(self, margin: float) -> int | None:
-        """Rows that would tell whether the fall is within the margin, were everything else as it is."""
-        z = NormalDist().inv_cdf(CONFIDENCE) + NormalDist().inv_cdf(POWER)
-
-        def tells(rows: float) -> bool:
-            scale = rows / self.rows
-            low, high = Pairs(self.lost * scale, self.gained * scale, rows).bounds(z)
-            return high <= margin or low > margin
-
-        return _first(tells, self.rows)
-
-
-def _first(tells: Callable[[float], bool], rows: float) -> int | None:
-    """The least number of rows, from `rows` on, that tells; None where none below MOST_ROWS does."""
-    high = rows
-    while not tells(high):
-        high *= 2
-        if high > MOST_ROWS:
-            return None
-    low = high / 2
-    while high - low > 1:
-        middle = (low + high) / 2
-        low, high = (low, middle) if tells(middle) else (middle, high)
-    return math.ceil(high)

@@ -1,4 +1,4 @@
-"""Is B no worse than A, by a margin? The answer from what two models lose, and get right, on the same rows."""
+"""Is B no worse than A, by a margin? What two models lose, and get right, on the same rows says so."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from statistics import NormalDist
 from typing import Any
 
 from pedyra.errors import UserError
-from pedyra.fitting.paired import CONFIDENCE, MOST_ROWS, POWER, Increase, Pairs, paired
-from pedyra.fitting.verdict import Metrics
+from pedyra.fitting.held import Metrics
+from pedyra.fitting.paired import CONFIDENCE, Increase, Pairs, paired
+from pedyra.fitting.wanted import amount
 
 NO_WORSE, WORSE, CANNOT_TELL = "no worse", "worse", "cannot tell"
+POWER = 0.8
+"""With as many rows as are said to tell, they do so in this part of cases, were the difference what it is here."""
+MOST_ROWS = 10**8
+"""More are not worth a number."""
 
 
 @dataclass(frozen=True)
@@ -27,20 +32,14 @@ class Margin:
     @classmethod
     def read(cls, given: Any) -> Margin:
         """1% is a part of what A won, 0.01 a number of the loss, 0.5pt points of the accuracy. Raises ValueError."""
-        text = str(given).strip()
-        of, end, unit = next(
-            (each for each in (("won", "%", 100), ("accuracy", "pt", 100)) if text.endswith(each[1])), ("loss", "", 1)
-        )
-        try:
-            value = float(text.removesuffix(end)) / unit
-        except ValueError:
-            value = math.nan
+        value, unit = amount(given)
+        of = {"%": "won", "pt": "accuracy", "": "loss"}[unit]
         if not 0 <= value < (math.inf if of == "loss" else 1):
             raise UserError(
                 f"margin is {given!r}; it is 1% (a part of what A won over the base), 0.01 (a number of the loss), or "
                 f"0.5pt (points of the accuracy)"
             )
-        return cls(value, of, text)
+        return cls(value, of, str(given).strip())
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def compare(a: Measured, b: Measured, margin: Margin, base: Measured | None = No
             upper=high,
             margin=margin.value,
             verdict=said,
-            enough=both.enough(margin.value) if said == CANNOT_TELL else None,
+            enough=_enough(both.fall, (low, high), margin.value, both.error, rows) if said == CANNOT_TELL else None,
             **known,
         )
     won = paired(a.losses, base.losses, weights) if base is not None and margin.of == "won" else None
@@ -144,21 +143,21 @@ def compare(a: Measured, b: Measured, margin: Margin, base: Measured | None = No
     if won is not None and base is not None:  # so that what A won is weighed against the difference on the same rows
         given = [part * (y - x) for x, y in zip(a.losses, base.losses, strict=True)]
     beside = paired([loss + more for loss, more in zip(a.losses, given, strict=True)], b.losses, weights)
-    low, high = limit + beside.lower(), limit + beside.upper()
+    value, low, high = (limit + each for each in (beside.mean, beside.lower(), beside.upper()))
     said = _verdict(low, high, limit)
     unlearned = won is not None and won.lower() <= 0
     if unlearned and said == NO_WORSE:
         said = CANNOT_TELL
     return Proof(
         measure="loss",
-        difference=limit + beside.mean,
+        difference=value,
         standard_error=beside.error,
         lower=low,
         upper=high,
         margin=limit,
         verdict=said,
         won=won,
-        enough=_enough(beside, rows) if said == CANNOT_TELL and not unlearned else None,
+        enough=None if unlearned or said != CANNOT_TELL else _enough(value, (low, high), limit, beside.error, rows),
         **known,
     )
 
@@ -167,13 +166,15 @@ def _verdict(lower: float, upper: float, margin: float) -> str:
     return NO_WORSE if upper <= margin else WORSE if lower > margin else CANNOT_TELL
 
 
-def _enough(beside: Increase, rows: int) -> int | None:
-    """Rows that would tell, had they this mean and this noise."""
-    bound = beside.upper() - beside.mean if beside.mean < 0 else beside.mean - beside.lower()
-    away = bound + NormalDist().inv_cdf(POWER) * beside.error
-    if not 0 < abs(beside.mean) or not math.isfinite(away):
+def _enough(value: float, bounds: tuple[float, float], margin: float, error: float, rows: int) -> int | None:
+    """Return how many rows would tell, were the difference what it is here: the bounds and the error come nearer to it
+    with the root of the rows."""
+    away = value - margin
+    reach = bounds[1] - value if away < 0 else value - bounds[0]
+    wanted = reach + NormalDist().inv_cdf(POWER) * error
+    if away == 0 or not math.isfinite(wanted):
         return None
-    most = rows * (away / beside.mean) ** 2
+    most = rows * (wanted / away) ** 2
     return math.ceil(most) if most <= MOST_ROWS else None
 
 

@@ -10,10 +10,9 @@ sqrt(N) k of all batches below each other in S, F is S^T S but for a factor. So 
 removed slopes on the kept ones, batch by batch: whatever the removed directions would have done to the loss of a batch,
 the kept ones do. It has as many equations as there are batches, however many parameters move.
 
-Two sets of parameters may move, and the slopes of both are sums that a calibration has anyway, since in the basis T of
-a layer its K = sum over tokens of h g^T becomes K' = T K T^-1: *gates*, one number for each kept direction, with the
-slopes K'_ii; and a *mixing* matrix M of a layer, whose B_k becomes B_k (I + M), with dL/dM = K'_kk^T. Neither changes a
-rank, and both fold into B.
+The parameters that move are a *mixing* matrix M of each layer, whose B_k becomes B_k (I + M). Their slopes are sums
+that a calibration has anyway: in the basis T of a layer its K = sum over tokens of h g^T becomes K' = T K T^-1, and
+dL/dM = K'_kk^T, while K'_ii are the slopes of the gates. M changes no rank, and folds into B.
 """
 
 from __future__ import annotations
@@ -25,16 +24,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 DAMPING = 0.01
-"""Of the mean square of the singular values of the kept slopes. Few batches tell little about many parameters, and what
-they do not tell stays where it is. On five cuts of three adapters anything from 0.003 to 0.1 was as good. Chosen by
-leaving each batch out in turn it was worse: of SST-2 at an eighth +0.0057 is left then, and with 0.01 -0.0003 (23)."""
+"""It is a part of the mean square of the singular values of the kept slopes. Few batches tell little about many
+parameters, and what they do not tell stays where it is. On five cuts of three adapters anything from 0.003 to 0.1 was
+as good. Chosen by leaving each batch out in turn it was worse: of SST-2 at an eighth +0.0057 is left then, and with
+0.01 -0.0003 (23)."""
 
 
 def compensation(
     kept: Float[Tensor, "batches n"], removed: Float[Tensor, " batches"], damping: float = DAMPING
 ) -> Float[Tensor, " n"]:
-    """By how much each kept parameter moves: the d that minimises |S_k d - removed|^2 + damping * mean(s^2) |d|^2,
-    where s are the singular values of S_k.
+    """Return by how much each kept parameter moves: d minimises |S_k d - removed|^2 + damping * mean(s^2) |d|^2, where
+    s are the singular values of S_k.
 
     Args:
         kept: S_k, the slope along each parameter that may move, of each batch, times the root of the batch's samples.
@@ -50,8 +50,6 @@ def mixings(
     products: Mapping[str, Float[Tensor, "batches r r"]],
     samples: Float[Tensor, " batches"],
     ranks: Mapping[str, int],
-    *,
-    gates: bool = False,
     damping: float = DAMPING,
 ) -> dict[str, Float[Tensor, "k k"]]:
     """Layer -> M, by which its kept columns B_k become B_k (I + M) where `ranks` of each layer stay.
@@ -61,15 +59,13 @@ def mixings(
     Args:
         products: layer -> K' of each batch, along its directions.
         samples: of each batch.
-        gates: M is diagonal: a direction changes in size alone.
     """
     root = samples.double().sqrt()[:, None]
     kept, removed = [], torch.zeros(len(samples), dtype=torch.float64)
     for name, K in products.items():
         rank = ranks[name]
         removed += K.diagonal(dim1=1, dim2=2)[:, rank:].sum(1)
-        K = K[:, :rank, :rank]
-        kept.append(root * (K.diagonal(dim1=1, dim2=2) if gates else K.mT.flatten(1)))
+        kept.append(root * K[:, :rank, :rank].mT.flatten(1))
     moves = compensation(torch.cat(kept, 1), root[:, 0] * removed, damping)
     parts = dict(zip(products, moves.split([each.shape[1] for each in kept]), strict=True))
-    return {name: part.diag() if gates else part.view(ranks[name], ranks[name]) for name, part in parts.items()}
+    return {name: part.view(ranks[name], ranks[name]) for name, part in parts.items()}

@@ -16,11 +16,13 @@ from huggingface_hub import constants
 
 from pedyra.export.destinations import Destination, destination
 from pedyra.export.readers import export_lora
-from pedyra.fitting.calibration import averaged, use_averaged
-from pedyra.fitting.cut import CURVE, RECORD, check_out, cut_live, module_names, write_cut
+from pedyra.fitting.cut import CURVE, RECORD, Factors, check_out, cut_live, write_cut
 from pedyra.fitting.general import Forgetting
+from pedyra.fitting.held import Metrics
+from pedyra.fitting.modes import averaged, use_averaged
 from pedyra.fitting.paired import CONFIDENCE, Increase
-from pedyra.fitting.verdict import FLAT, Candidate, Factors, Metrics, Tolerance
+from pedyra.fitting.sizes import Candidate
+from pedyra.fitting.verdict import FLAT, Tolerance
 from pedyra.lora.card import CARD, adapter_card, push_folder, shown_name, shown_ranks
 from pedyra.lora.files import json_line, write_folder
 from pedyra.lora.folder import SavedLora, read_lora, saved_lora
@@ -74,7 +76,7 @@ class Fit:
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Layer -> directions kept; 0: the layer leaves the adapter, or keeps its magnitude or bias alone."""
+        """Layer -> directions kept; a layer that keeps 0 has one row of zeros, since PEFT knows no rank 0."""
         return self.chosen.ranks
 
     @property
@@ -184,7 +186,7 @@ class Fit:
         card = fit_card(self, lora.config.get("base_model_name_or_path"))
         beside = {CARD: card, CURVE: "".join(map(json_line, self.curve_rows()))}
         record = {**self.row(), "words": self.words}
-        write_cut(lora, self.factors, out, record, beside=beside, modules=module_names(self.model))
+        write_cut(lora, self.factors, out, record, beside)
 
     def push_to_hub(
         self,

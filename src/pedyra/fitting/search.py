@@ -1,4 +1,4 @@
-"""Which size: sizes are asked one after the other, from the largest down, to the first that is not within tolerance.
+"""Sizes are asked one after the other, from the largest down, to the first that is not within tolerance.
 
 The order is fixed before any row is seen, and all are asked on the same held-out rows. So each size may be held to the
 whole 5 % of doubt, and still the probability that one is taken which is beyond tolerance is 5 % at most (fixed-sequence
@@ -15,23 +15,25 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from pedyra.fitting.verdict import DOUBT, Against, Candidate, Tolerance
+from pedyra.fitting.held import Against
+from pedyra.fitting.sizes import Candidate
+from pedyra.fitting.verdict import DOUBT, Tolerance
 
 LOOKS = ((1 / 4, 0.004), (1 / 2, 0.012), (1.0, 0.04))
-"""Part of the rows, and the doubt with which a size may be accepted on them. A size just beyond tolerance is accepted
-at one of the three looks in 4 to 5 % of cases (tests/fitting/test_search.py)."""
+"""They are parts of the rows, each with the doubt with which a size may be accepted on it. A size just beyond tolerance
+is accepted at one of the three looks in 4 to 5 % of cases (tests/fitting/test_search.py)."""
 REJECTED = 0.01
-"""The doubt with which a size is rejected on a part of the rows."""
+"""A size is rejected on a part of the rows with this doubt."""
 LEAST, FEW = 12, 24
 """Batches of held-out rows: fewer than `LEAST` give no interval worth the name, and fewer than `FEW` a wide one; a look
 has at least `FEW`."""
 
 Ask = Callable[[Candidate, float], Against]
-"""Measures a size on this part of the held-out rows."""
+"""It measures a size on this part of the held-out rows."""
 
 
 def search(sizes: Sequence[Candidate], limit: Tolerance, ask: Ask, batches: int) -> list[Candidate]:
-    """The sizes that were asked, in their order; the last one that is `accepted` is the smallest that is proved.
+    """Return the sizes that were asked, in their order; the last one that is `accepted` is the smallest that is proved.
 
     Args:
         sizes: from the largest down; what the place, the user or the order of the method gives, and the rows do not.
@@ -52,12 +54,12 @@ def search(sizes: Sequence[Candidate], limit: Tolerance, ask: Ask, batches: int)
 
 
 def proved(size: Candidate, limit: Tolerance, found: Against, doubt: float = DOUBT) -> Candidate:
-    """The size with what was found of it."""
+    """Return the size with what was found of it."""
     return replace(size, proof=found, accepted=limit.allows(found, doubt))
 
 
 def _asked(size: Candidate, limit: Tolerance, ask: Ask, batches: int) -> Candidate:
-    """The size, measured on as many rows as it takes to tell."""
+    """Measure the size on as many rows as it takes to tell."""
     if limit.points is not None or math.floor(LOOKS[0][0] * batches) < FEW:
         return proved(size, limit, ask(size, 1.0))
     for part, doubt in LOOKS:

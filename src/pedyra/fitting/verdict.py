@@ -1,67 +1,48 @@
-"""What may be given up, what each size costs, and whether the rank was too much, right or too little."""
+"""A tolerance says what may be given up, and a verdict whether the rank was too much, right or too little."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import NormalDist
 
-from torch import Tensor
-
 from pedyra.errors import UserError
+from pedyra.fitting.held import Against
 from pedyra.fitting.paired import CONFIDENCE, Increase, Pairs
+from pedyra.fitting.sizes import Candidate
 
 DOUBT = 1 - CONFIDENCE
-"""With which a statement may be wrong."""
-
-Ranks = dict[str, int]
-"""Layer -> how many of its balanced directions stay: the first ones."""
-Factors = dict[str, tuple[Tensor, Tensor]]
-"""Layer -> A `(r, in)` and B `(out, r)`; a layer of rank 0 adds nothing."""
-Metrics = dict[str, float]
-"""Name of a metric of the task -> its value."""
-
-
-@dataclass(frozen=True)
-class Against:
-    """How a smaller adapter does on held-out rows beside the whole one, on the same rows."""
-
-    rise: Increase
-    """Of the loss."""
-    pairs: Pairs | None = None
-    """The rows that one of them has right and the other wrong; None where the task has no accuracy of rows."""
-    metrics: Metrics = field(default_factory=dict)
-    """Of the smaller adapter; empty where the task has none."""
+"""A statement may be wrong with this probability."""
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How much may be given up: a part of what fine-tuning won or, where `points` are given, of the accuracy."""
+    """So much may be given up: a part of what fine-tuning won or, where `points` are given, of the accuracy."""
 
     won: Increase
-    """Loss of the base model less that of the adapter."""
+    """It is the loss of the base model less that of the adapter."""
     part: float
     points: float | None = None
-    """By how much the accuracy may fall: 0.005 is half a point."""
+    """The accuracy may fall by so much: 0.005 is half a point."""
 
     @property
     def loss(self) -> float:
-        """The part in units of the loss."""
+        """It is the part in units of the loss."""
         return self.part * max(0.0, self.won.mean)
 
     @property
     def error(self) -> float:
-        """Its standard error."""
+        """It is the standard error of `loss`."""
         return self.part * self.won.error
 
     @property
     def learned(self) -> bool:
-        """Whether anything was won at all, clear of noise; points of the accuracy can be given up in any case."""
+        """Tell whether anything was won at all, clear of noise; points of the accuracy can be given up in any case."""
         return self.points is not None or self.won.lower() > 0
 
     def allows(self, found: Against, doubt: float = DOUBT) -> bool:
-        """Whether what is truly beyond the tolerance would look like this with probability `doubt` at most.
+        """Tell whether what is truly beyond the tolerance would look like this with probability `doubt` at most.
 
         What was won is itself a measurement, so the noise of both counts, as that of independent ones.
         """
@@ -70,13 +51,13 @@ class Tolerance:
         return self._both(found.rise).upper(doubt) <= self.loss
 
     def forbids(self, found: Against, doubt: float = DOUBT) -> bool:
-        """Whether what is truly within the tolerance would look like this with probability `doubt` at most."""
+        """Tell whether what is truly within the tolerance would look like this with probability `doubt` at most."""
         if self.points is not None:
             return _pairs(found).bounds(NormalDist().inv_cdf(1 - doubt))[0] > self.points
         return self._both(found.rise).lower(doubt) > self.loss
 
     def _both(self, rise: Increase) -> Increase:
-        """The rise with the noise of what was won beside its own, which is taken as symmetric."""
+        """Return the rise with the noise of what was won, taken as symmetric, beside its own."""
         error = math.hypot(rise.error, self.error)
         part = rise.error / error if 0 < error < math.inf else 0.0
         return Increase(rise.mean, error, rise.batches, rise.skew * part**3)
@@ -91,36 +72,15 @@ def _pairs(found: Against) -> Pairs:
     return found.pairs
 
 
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One size, and what was measured of it, against the adapter as it is."""
-
-    ranks: Ranks
-    parameters: int
-    share: float
-    """Of the parameters of the whole adapter."""
-    predicted: float
-    """Rise of the loss that the slopes foretell of the cut, before anything makes up for it."""
-    proof: Against | None = None
-    """On the held-out rows, or on as many of them as it took to tell; None where it was not asked."""
-    accepted: bool | None = None
-    """Whether it is proved to be within tolerance; None: it was not asked, or only for the curve."""
-
-    @property
-    def rank(self) -> int:
-        """The largest of a layer."""
-        return max(self.ranks.values())
-
-
 CAPACITY_LIMITED, FLAT, UNKNOWN, FORGETS_LESS = "capacity-limited", "flat", "unknown", "forgets less"
 HALF = 0.4
-"""The part of the parameters from which a size counts as half or more: an odd rank has no half."""
+"""A size counts as half or more from this part of the parameters on: an odd rank has no half."""
 
 
 def verdict(
     taken: Candidate, curve: Sequence[Candidate], tolerance: Tolerance, measure: str = "loss"
 ) -> tuple[str, str]:
-    """Whether the rank was more than this task needs, in a word and as a sentence.
+    """Say whether the rank was more than this task needs, in a word and as a sentence.
 
     flat: half of the parameters or less is proved to be within tolerance. capacity-limited: a size of half or more is
     clearly beyond it. unknown: neither can be told from these rows, or nothing was learned.

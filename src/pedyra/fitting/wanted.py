@@ -1,4 +1,4 @@
-"""What a fit can be asked, once: Python, the command line, recipes and axolotl are made from these fields."""
+"""A fit can be asked this: Python, the command line, recipes and axolotl are made from these fields."""
 
 from __future__ import annotations
 
@@ -9,9 +9,20 @@ from typing import Any
 from pedyra.errors import UserError
 
 
+def amount(given: Any) -> tuple[float, str]:
+    """Read a number and its unit: "1%" is 0.01 of "%", "0.5pt" 0.005 of "pt", and 0.01 itself of "". What is no number
+    is NaN."""
+    text = str(given).strip()
+    unit = next((unit for unit in ("%", "pt") if text.endswith(unit)), "")
+    try:
+        return float(text.removesuffix(unit)) / (100 if unit else 1), unit
+    except ValueError:
+        return math.nan, unit
+
+
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What is asked of a fit.
+    """This is asked of a fit.
 
     Raises:
         UserError: a value outside its range.
@@ -30,8 +41,13 @@ class Wanted:
     """Measure the sizes below the first that is not within tolerance too."""
 
     def __post_init__(self) -> None:
-        value = self._value()
-        if self.points is None:
+        value, unit = amount(self.tolerance)
+        if not 0 < value < 1:
+            raise UserError(
+                f"tolerance is {self.tolerance!r}; it is a part of what was won, in (0, 1), such as 0.01 or 1%, or "
+                f"points of the accuracy, such as 0.5pt"
+            )
+        if unit != "pt":
             object.__setattr__(self, "tolerance", value)
         if self.rank is not None and self.rank < 1:
             raise UserError(f"rank is {self.rank}; a rank is at least 1")
@@ -40,30 +56,11 @@ class Wanted:
 
     @property
     def part(self) -> float:
-        """Of what was won; 1 % where the tolerance is in points."""
-        return 0.01 if self.points is not None else self._value()
+        """So much of what was won may be given up; 1 % where the tolerance is in points."""
+        return 0.01 if self.points is not None else amount(self.tolerance)[0]
 
     @property
     def points(self) -> float | None:
-        """By how much the accuracy may fall, where that was asked: 0.005 is half a point."""
-        return self._value() if isinstance(self.tolerance, str) and self.tolerance.strip().endswith("pt") else None
-
-    def _value(self) -> float:
-        """The tolerance as a number in (0, 1)."""
-        given: Any = self.tolerance
-        text = given.strip() if isinstance(given, str) else given
-        try:
-            for unit in ("%", "pt"):
-                if isinstance(text, str) and text.endswith(unit):
-                    found = float(text.removesuffix(unit)) / 100
-                    break
-            else:
-                found = float(text)
-        except (TypeError, ValueError):
-            found = math.nan
-        if not 0 < found < 1:
-            raise UserError(
-                f"tolerance is {given!r}; it is a part of what was won, in (0, 1), such as 0.01 or 1%, or points of "
-                f"the accuracy, such as 0.5pt"
-            )
-        return found
+        """The accuracy may fall by so much, where that was asked: 0.005 is half a point."""
+        value, unit = amount(self.tolerance)
+        return value if unit == "pt" else None

@@ -13,9 +13,10 @@ from transformers import Trainer
 
 from pedyra.errors import UserError
 from pedyra.export.destinations import Destination, destination
-from pedyra.fitting.calibration import disabled, evaluating, lora_layers
+from pedyra.fitting.calibration import lora_layers
 from pedyra.fitting.fit import PLAIN_BASE, Base, fit_batches
 from pedyra.fitting.judge import Batch, DivergenceJudge
+from pedyra.fitting.modes import disabled, evaluating
 from pedyra.fitting.result import Fit
 from pedyra.fitting.sizes import ranks_at
 from pedyra.fitting.wanted import Wanted

@@ -15,8 +15,8 @@ from accelerate.utils import gather_object
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from pedyra.fitting.calibration import disabled
 from pedyra.fitting.judge import Batch
+from pedyra.fitting.modes import disabled
 from pedyra.trainer.judge import TrainerJudge
 
 STEPS = 100

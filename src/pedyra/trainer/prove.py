@@ -13,12 +13,12 @@ from tqdm.auto import tqdm
 from transformers import Trainer
 
 from pedyra.errors import UserError
-from pedyra.fitting.calibration import disabled
 from pedyra.fitting.fit import labelled
+from pedyra.fitting.held import Held
 from pedyra.fitting.judge import Batch
+from pedyra.fitting.modes import disabled
 from pedyra.fitting.prove import Margin, Measured, Proof, compare
 from pedyra.fitting.search import LEAST
-from pedyra.fitting.sizes import Held
 from pedyra.lora.folder import active_adapter
 from pedyra.lora.loaded import add_adapter
 from pedyra.trainer.fit import base_of, check_live, check_whole

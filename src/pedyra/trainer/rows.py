@@ -20,10 +20,10 @@ from torch.utils.data import IterableDataset, Subset
 from transformers import ProcessorMixin
 
 from pedyra.errors import UserError
-from pedyra.fitting.calibration import evaluating
 from pedyra.fitting.fit import GeneralRows, Rows
 from pedyra.fitting.general import check_writes, text_batches, texts_of
 from pedyra.fitting.judge import Batch
+from pedyra.fitting.modes import evaluating
 from pedyra.fitting.search import FEW, LEAST
 from pedyra.fitting.wanted import Wanted
 from pedyra.trainer.judge import TextJudge, TrainerJudge

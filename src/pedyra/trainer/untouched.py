@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pedyra.fitting.calibration import averaged, checkpointing, evaluating, frozen
+from pedyra.fitting.modes import averaged, checkpointing, evaluating, frozen
 
 
 @contextmanager

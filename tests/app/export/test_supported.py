@@ -180,6 +180,7 @@ def used(verb: str, case: Case, model: Any, scratch: Path) -> Any:
         return type(base).from_pretrained(export_adapter(saved, verb, scratch / "out", base=base))
     if verb == "fit":
         lora = read_lora(saved)
+        lora.check_supported("fit")
         factors = {layer.name: (lora.tensors[layer.keys["A"]], lora.tensors[layer.keys["B"]]) for layer in lora.layers}
         write_cut(lora, factors, scratch / "out", {})
     else:

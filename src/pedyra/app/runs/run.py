@@ -25,7 +25,7 @@ from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import Setup, layer_rows, ready_to_fit, set_up, trainable_parameters, wanted_fit
 from pedyra.app.yaml_file import first_difference, read_settings
 from pedyra.errors import UserError
-from pedyra.fitting.calibration import use_averaged
+from pedyra.fitting.modes import use_averaged
 from pedyra.fitting.result import Fit
 from pedyra.fitting.wanted import Wanted
 from pedyra.lora.attach import detach

@@ -1,4 +1,5 @@
-"""The measure against brute force: a quadratic with known Hessian, finite differences of gates, explicit removal."""
+"""The basis and its slopes against brute force: a quadratic with known Hessian, finite differences of gates,
+and explicit removal."""
 
 from __future__ import annotations
 
@@ -7,15 +8,11 @@ import math
 import pytest
 import torch
 
+from pedyra.fitting.balance import balance, in_basis
 from pedyra.fitting.paired import paired
-from pedyra.fitting.worth import balance, in_basis, predicted_increases, removal_increases
+from pedyra.fitting.sizes import predicted_increase
 
 R = 5
-
-
-def predicted(slopes: torch.Tensor, samples: torch.Tensor) -> float:
-    """Of one set."""
-    return float(predicted_increases(slopes[:, None], samples))
 
 
 def gramians(seed: int = 0, rank: int = R) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,8 +90,8 @@ def test_the_cost_of_a_set_is_what_its_removal_costs_where_the_model_is_right():
         truth = float(((h - h @ M.T) @ B).square().mean() / 2)
         c = slopes[:, removed].sum(1)
         error = paired([0.0] * len(c), c.tolist(), samples.tolist()).error
-        assert predicted(c, samples) == pytest.approx(truth, abs=4 * error + 0.05 * truth)
-    alone = removal_increases(basis.values, 1.0)
+        assert predicted_increase(c, samples) == pytest.approx(truth, abs=4 * error + 0.05 * truth)
+    alone = basis.values.square()
     # One output: all of g lies along B, so one balanced direction holds everything.
     assert alone[1:].sum() < 1e-3 * alone[0]
 
@@ -102,11 +99,11 @@ def test_the_cost_of_a_set_is_what_its_removal_costs_where_the_model_is_right():
 def test_without_directions_that_undo_each_other_nothing_rises():
     c = torch.randn(300, generator=torch.Generator().manual_seed(6)).double()
     samples = torch.full((300,), 8.0).double()
-    assert predicted(c, samples) > 3
-    assert predicted(c - c, samples) == 0
+    assert predicted_increase(c, samples) > 3
+    assert predicted_increase(c - c, samples) == 0
 
 
 def test_the_predicted_increase_by_hand():
     """Slopes 1 and 3 of batches of 2 samples: mean 2, variance of a sample 2 * 2 = 4, so 4 / 2 - 2 = 0."""
-    assert predicted(torch.tensor([1.0, 3.0]).double(), torch.tensor([2.0, 2.0]).double()) == 0.0
-    assert math.isnan(predicted(torch.tensor([1.0]).double(), torch.tensor([2.0]).double()))
+    assert predicted_increase(torch.tensor([1.0, 3.0]).double(), torch.tensor([2.0, 2.0]).double()) == 0.0
+    assert math.isnan(predicted_increase(torch.tensor([1.0]).double(), torch.tensor([2.0]).double()))
