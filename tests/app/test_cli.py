@@ -84,16 +84,6 @@ def test_a_run_on_a_read_only_disk_is_read_and_what_would_write_there_says_so(ca
             assert_one_line(stderr, "Read-only file system")
 
 
-def test_a_report_that_cannot_be_made_keeps_nothing_else_back(call, monkeypatch, tmp_path):
-    def refuse(*_):
-        raise PermissionError(errno.EACCES, "Permission denied", "/.cache")
-
-    monkeypatch.setattr("pedyra.app.report.page.build_report", refuse)
-    code, out, _ = call("train", "recipe.yaml", "--json", "rows.jsonl")
-    assert code == 0 and "Permission denied: /.cache" in out and "pedyra report runs/recipe" in out
-    assert rows(tmp_path / "rows.jsonl")[0]["run"] == "runs/recipe"
-
-
 def test_a_fit_is_told_before_it_is_written(call, monkeypatch):
     call("train", "recipe.yaml", "data.eval_rows=96")
 
@@ -199,7 +189,7 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
     arguments = ("method=pedyra", "training.max_steps=40", *rank, "--dry-run", "--json", "plan.jsonl")
     code, out, _ = call("train", "recipe.yaml", *arguments)
     assert code == 0
-    for line in ("layers      13, total rank 26", "steps       40", "budget      total rank 26", "memory      about"):
+    for line in ("layers      13, total rank 26", "steps       40", "budget      total rank 26"):
         assert line in out
     assert "2 after steps 15 to 25, every 10; up to about 6 triples move in one\n" in out
     plan, *layers = rows(tmp_path / "plan.jsonl")
@@ -215,15 +205,11 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
         (["train", "recipe.yaml", "trainig.max_steps=3"], ["unknown key 'trainig'", "did you mean 'training'"]),
         (["train", "recipe.yaml", "method=pedira"], ["did you mean 'pedyra'"]),
         (["train", "recipe.yaml", "lora.r=1e9"], ["lora.r is 1000000000", "65536"]),
-        (["train", "recipe.yaml", 'name="a\\0b"'], ["name=", "holds a NUL, or half of a character"]),
-        (["train", "recipe.yaml", 'data.text="\\ud800"'], ["data.text=", "holds a NUL, or half of a character"]),
         (
             ["train", "recipe.yaml", "training.per_device_train_batch_size=4.5", "--dry-run"],
             ["train_batch_size is 4.5"],
         ),
         (["train", "recipe.yaml", "training.optim=adamv"], ["training: ", "adamv"]),
-        (["train", "recipe.yaml", "training.optim=galore_adamw"], ["training.optim: ", "galore"]),
-        (["train", "recipe.yaml", "training.lr_scheduler_type=cosine_with_min_lr"], ["lr_scheduler_type: ", "min_lr"]),
         (["train", "recipe.yaml", "lora.init=best"], ["PEFT cannot adapt this model: ", "best"]),
         (["train", "recipe.yaml", "model.name=tiny-bart", "model.attn_implementation=fast"], ["model.name", "fast"]),
         (
@@ -240,7 +226,7 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
         (["eval", "absent"], ["absent is no run folder"]),
         (["inspect", "absent"], ["absent does not exist"]),
         (["report", "absent"], ["absent"]),
-        (["fit", ".", "--max-length", "9"], ["--max-length cuts the rows of --data, and there is no --data"]),
+        (["fit", ".", "--max-length", "9"], ["--max-length cuts the rows of --data; leave it out"]),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(call, tmp_path, arguments, parts):

@@ -54,17 +54,6 @@ def test_what_is_no_yaml_is_told_by_the_name_of_its_file(text: str | bytes, told
         parse_yaml(text, "recipe.yaml")
 
 
-@pytest.mark.parametrize("text", ['a: "\\0"', '"\\0": 1', 'a: [{b: "\\ud800"}]'])
-def test_what_no_file_takes_is_told_wherever_it_stands(text: str):
-    with pytest.raises(ValueError, match="recipe.yaml: .* holds a NUL, or half of a character"):
-        parse_yaml(text, "recipe.yaml")
-
-
-def test_aliases_that_repeat_each_other_are_looked_at_once():
-    lines = ["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20))]
-    assert len(parse_yaml("\n".join(lines), "x")) == 20
-
-
 def test_aliases_and_merge_keys_are_what_they_stand_for():
     text = "a: &a [1, 2]\nb: *a\nc: &c {d: 1, e: *a}\nf: {<<: *c, d: 3}"
     section = {"d": 1, "e": [1, 2]}

@@ -24,8 +24,9 @@ from pedyra.app.console import (
     quiet_libraries,
     write_json_lines,
 )
-from pedyra.app.options import FolderArgument, Given, JsonFile, Overrides, RunArgument, TrustRemoteCode, spread
+from pedyra.app.options import FolderArgument, JsonFile, Overrides, RunArgument, TrustRemoteCode, spread
 from pedyra.app.runs.run_folder import RunFolder
+from pedyra.app.runs.source import Source
 from pedyra.errors import UserError
 from pedyra.fitting.wanted import Wanted
 from pedyra.lora.files import is_disk_full
@@ -89,41 +90,31 @@ def train(
     RunFolder(Path(checked.output_dir)).check(overwrite=overwrite, resume=resume)
 
     quiet_libraries()
-    from pedyra.app.report.page import build_report
-    from pedyra.app.runs.run import INTERRUPTED, train_run
-
-    diverged, unfitted = False, None
     if dry_run:
         from pedyra.app.runs.plan import plan_run
 
         plan = plan_run(checked, overwrite=overwrite, resume=resume)
         print_plan(console, plan)
-        rows = plan.rows()
+        rows, diverged = plan.rows(), False
     else:
+        from pedyra.app.report.page import build_report
+        from pedyra.app.runs.run import train_run
+
         result = train_run(checked, overwrite=overwrite, resume=resume, console=console)
         print_result(console, result)
         if result.interrupted:
             raise typer.Exit(130)
         if is_first():
-            try:
-                console.print(f"report      {build_report(result.folder.path)}", soft_wrap=True)
-            except (OSError, UserError) as error:  # the run is whole, and what follows does not need its page
-                again = f"repair it, and run pedyra report {shlex.quote(str(result.folder.path))}"
-                console.print(f"report      could not be made: {_one_line(error)}; {again}", soft_wrap=True)
-            if result.awaits_fit:
-                told = f"pedyra fit {shlex.quote(str(result.folder.path))}   finds out how small the adapter may be"
-                console.print(f"next        {told}", soft_wrap=True)
-        rows, diverged, unfitted = result.rows(), result.diverged, result.unfitted
+            console.print(f"report      {build_report(result.folder.path)}", soft_wrap=True)
+        if result.awaits_fit:
+            told = f"pedyra fit {shlex.quote(str(result.folder.path))}   finds out how small the adapter may be"
+            console.print(f"next        {told}", soft_wrap=True)
+        rows, diverged = result.rows(), result.diverged
     if json_file and is_first():
         write_json_lines(json_file, rows)
     if diverged:
         console.print("The loss is no finite number: this run diverged. Lower training.learning_rate.", soft_wrap=True)
         raise typer.Exit(1)
-    if unfitted == INTERRUPTED:
-        console.print("The run is whole, but its fit was interrupted; the command above asks again.", soft_wrap=True)
-        raise typer.Exit(130)
-    if unfitted:
-        raise UserError(f"the run is whole, but it could not be fitted: {unfitted}")
 
 
 @app.command("eval")
@@ -276,7 +267,7 @@ def fit(
         ),
     ],
     wanted: Wanted,
-    given: Given,
+    source: Source,
     destination: Annotated[
         str | None,
         typer.Option(
@@ -306,16 +297,14 @@ def fit(
 
     place = None if destination is None else named(destination)
     quiet_libraries()
-    from pedyra.app.runs.fit import Source, fit_folders
+    from pedyra.app.runs.fit import Asked, fit_folders
 
-    source = Source(**vars(given), general=general)
     console = new_console()
-    told = partial(console.print, soft_wrap=True, markup=False)
+    shown = console.is_terminal
+    asked = Asked(wanted=wanted, source=source, place=place, general=general, overwrite=overwrite, shown=shown)
     outs = {adapter: out or adapter / "fit" for adapter in adapters}
     rows = []
-    for found in fit_folders(
-        outs, wanted, source, place=place, overwrite=overwrite, shown=console.is_terminal, told=told
-    ):
+    for found in fit_folders(outs, asked, partial(console.print, soft_wrap=True, markup=False)):
         took = {"seconds": found.seconds, "steps": found.steps}
         rows += [{**found.row(), **took}, *found.curve_rows()]
     if json_file:
@@ -332,7 +321,7 @@ def prove(
         ),
     ],
     b: Annotated[str, typer.Argument(metavar="B", help="Another of these.", show_default=False)],
-    given: Given,
+    source: Source,
     margin: Annotated[
         str,
         typer.Option(
@@ -355,12 +344,11 @@ def prove(
 
     limit = Margin.read(margin)
     quiet_libraries()
-    from pedyra.app.runs.fit import Source
-    from pedyra.app.runs.prove import OtherBase, prove_paths
+    from pedyra.app.runs.prove import prove_paths
 
-    source = Source(**vars(given))
     console = new_console()
-    other = OtherBase(base_b, quantization_b)
+    given = {"name": base_b, "quantization": quantization_b}
+    other = {key: value for key, value in given.items() if value is not None}
     found = prove_paths(a, b, limit, source, other, rows=rows, shown=console.is_terminal)
     console.print(str(found), soft_wrap=True, markup=False)
     if json_file:
@@ -400,6 +388,8 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:  # without "[Errno 28]"
         message = error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
     message = " ".join(message.split())
+    if is_disk_full(error):
+        message = f"the disk is full ({message}); free space, and give the command again; a training takes --resume"
     if len(message) > LONGEST:  # with a value of a file in it; the repair is at the end
         message = f"{message[: LONGEST - 120]} ... {message[-115:]}"
     return escape(message)

@@ -78,8 +78,8 @@ def _mean(ranks: Sequence[int]) -> str:
 
 
 def print_plan(console: Console, plan: Plan) -> None:
-    """The plan of a run: layers, budget, parameters, steps, adjustments, memory."""
-    row, memory = plan.row, {what: format_bytes(count) for what, count in plan.memory.items()}
+    """Show the plan of a run: layers, budget, parameters, steps, adjustments."""
+    row = plan.row
     share = 100 * row["trainable_parameters"] / row["total_parameters"]
     classes = "" if row["classes"] is None else f", {row['classes']} classes"
     rows = [
@@ -93,8 +93,6 @@ def print_plan(console: Console, plan: Plan) -> None:
     if plan.budget and plan.schedule:
         rows.append(("budget", _budget_line(plan.budget)))
         rows.append(("adjustments", _adjustments_line(plan.schedule)))
-    parts = ", ".join(f"{what.replace('_', ' ')} {size}" for what, size in memory.items())
-    rows.append(("memory", f"about {format_bytes(row['memory_bytes'])} beside the libraries' own: {parts}"))
     _print_named(console, rows)
     print_rank_map(console, plan.layers)
 

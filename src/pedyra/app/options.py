@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from pydantic import TypeAdapter
 
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.errors import UserError
-from pedyra.fitting.wanted import Wanted
 
 
 def _checked(path: Path | None) -> Path | None:
@@ -70,67 +69,19 @@ Overrides = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class Given:
-    """What `fit` and `prove` take of rows and base, where the folder of an adapter does not say it."""
-
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="ROWS", help="Rows (.jsonl, .csv, ...): text and label, prompt and completion, or messages."
-        ),
-    ] = None
-    run: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", help="Take model and data from this run, where none that is given is one."),
-    ] = None
-    max_length: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=2, help="Cut the rows of --data to N tokens. Default: what the base can take."),
-    ] = None
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"] | None,
-        typer.Option(
-            help="Type of the base's weights, where no run says it. auto: as they were saved. Default: float32."
-        ),
-    ] = None
-    quantization: Annotated[
-        Literal["nf4", "int8"] | None,
-        typer.Option(help="Quantization of the base, where no run says it. Give that of the training (QLoRA: nf4)."),
-    ] = None
-
-    def __post_init__(self) -> None:
-        if self.max_length is not None and self.data is None:
-            raise UserError(
-                "--max-length cuts the rows of --data, and there is no --data; leave it out: a run has a "
-                "data.max_length"
-            )
-
-
-METAVARS = {"tolerance": "PART", "rank": "R"}
-"""How the command line calls the values of what a fit is asked; numbers where nothing stands here."""
+METAVARS = {"tolerance": "PART", "rank": "R", "data": "ROWS", "run": "RUN", "max_length": "N"}
+"""The command line calls the values of these so."""
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose parameters that are records (`Wanted`, `Given`) are an option of the command line a field."""
+    """Make an option of each field of the parameters that are records (`Wanted`, `Source`)."""
     signature = inspect.signature(command, eval_str=True)
     records: dict[str, Any] = {
         name: each.annotation for name, each in signature.parameters.items() if is_dataclass(each.annotation)
     }
     parameters: list[inspect.Parameter] = []
     for name, each in signature.parameters.items():
-        if name not in records:
-            parameters.append(each.replace(kind=each.KEYWORD_ONLY))
-        elif records[name] is Wanted:
-            parameters += _of_wanted()
-        else:
-            hints = get_type_hints(records[name], include_extras=True)
-            parameters += [
-                inspect.Parameter(
-                    field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-                )
-                for field in fields(records[name])
-            ]
+        parameters += _options(records[name]) if name in records else [each.replace(kind=each.KEYWORD_ONLY)]
 
     @wraps(command)
     def wrapped(**given: Any) -> None:
@@ -145,21 +96,22 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def _of_wanted() -> list[inspect.Parameter]:
-    """What a fit is asked, as options: their help is that of the fields of `Wanted`."""
-    told = TypeAdapter(Wanted).json_schema()["properties"]
+def _options(record: Any) -> list[inspect.Parameter]:
+    """Make options of a record; their help is its fields' own."""
+    told, kinds = TypeAdapter(record).json_schema()["properties"], get_type_hints(record)
     options = []
-    for each in fields(Wanted):
-        switch, number = isinstance(each.default, bool), isinstance(each.default, int) or each.default is None
-        kind: Any = bool if switch else int if number else str
-        name = f"--{each.name.replace('_', '-')}"
-        help = " ".join(told[each.name]["description"].split())
-        option = typer.Option(name, help=help, show_default=False, metavar=None if switch else METAVARS.get(each.name))
-        default = each.default if switch or number else str(each.default or "")
-        kind = kind | None if each.default is None else kind
+    for each in fields(record):
+        kind, default = kinds[each.name], each.default
+        if kind == float | str:  # which the command line does not know, and the record reads from text
+            kind, default = str, str(default)
+        option = typer.Option(
+            f"--{each.name.replace('_', '-')}",
+            help=" ".join(told[each.name]["description"].split()),
+            show_default=False,
+            metavar=METAVARS.get(each.name),
+        )
+        annotation = Annotated[kind, option]
         options.append(
-            inspect.Parameter(
-                each.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
-            )
+            inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         )
     return options

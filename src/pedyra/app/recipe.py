@@ -48,6 +48,16 @@ TRAINING_DEFAULTS: dict[str, Any] = {
 """A recipe's `training` starts from these; every other name keeps the default of TrainingArguments."""
 
 
+NOT_HERE = {
+    "output_dir": "is set by the recipe's top-level key 'output_dir'; move it there",
+    "seed": "is set by the recipe's top-level key 'seed'; move it there",
+    "resume_from_checkpoint": "is not read; pedyra train --resume continues a run",
+    "hub_token": "would be written into the run folder and its report; log in with `hf auth login`, or set HF_TOKEN",
+    "push_to_hub": "is not for a run, which pushes nothing; when it has ended: hf upload YOU/NAME OUTPUT_DIR/adapter",
+}
+"""Arguments of TrainingArguments that a recipe does not take, and why."""
+
+
 class Recipe(Section):
     """One training run."""
 
@@ -102,21 +112,9 @@ class Recipe(Section):
     @field_validator("training")
     @classmethod
     def _training_settings(cls, training: dict[str, Any]) -> dict[str, Any]:
-        for key in ("output_dir", "seed"):
-            if key in training:
-                raise UserError(f"training.{key} is set by the recipe's top-level key {key!r}; move it there")
-        if training.get("resume_from_checkpoint"):
-            raise UserError("training.resume_from_checkpoint is not read; pedyra train --resume continues a run")
-        if training.get("hub_token"):
-            raise UserError(
-                "training.hub_token would be written into the run folder and its report; log in with `hf auth login`, "
-                "or set HF_TOKEN"
-            )
-        if training.get("push_to_hub"):
-            raise UserError(
-                "training.push_to_hub: a run pushes nothing; leave it out, and when the run has ended: hf upload "
-                "YOU/NAME OUTPUT_DIR/adapter"
-            )
+        for key, why in NOT_HERE.items():
+            if training.get(key):
+                raise UserError(f"training.{key} {why}")
         return {**TRAINING_DEFAULTS, **training}
 
     def to_yaml(self) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os.path
 import string
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -65,16 +65,6 @@ class ModelSection(Section):
     """Dropout before a classification head, while training; default: the model's own."""
     attn_implementation: str | None = None
     """Passed to from_pretrained: eager, sdpa, flash_attention_2, ...; a Hub kernel needs --trust-remote-code."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _runs_no_code_by_itself(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "trust_remote_code" in data:
-            raise UserError(
-                "model.trust_remote_code is not for a recipe, which may come from others; give --trust-remote-code on "
-                "the command line"
-            )
-        return data
 
 
 class LoraSection(Section):
@@ -182,11 +172,7 @@ class DataSection(Section):
     """What a run is judged by on held-out rows; default: accuracy, pearson, f1 (of answers), perplexity, by kind."""
 
     @model_validator(mode="after")
-    def _columns_fit_the_kind(self) -> DataSection:
-        for key in _foreign_keys(self.kind):
-            # Compared with the default, because a resolved recipe repeats every default.
-            if getattr(self, key) != type(self).model_fields[key].default:
-                raise UserError(f"data.{key} has no meaning for data.kind {self.kind}; remove it")
+    def _kind_has_its_columns(self) -> DataSection:
         if self.metric is not None and self.metric not in METRICS[self.kind]:
             known = ", ".join(METRICS[self.kind])
             raise UserError(f"data.metric {self.metric} is none of data.kind {self.kind}; choose from {known}")
@@ -202,7 +188,7 @@ class DataSection(Section):
                 f"context would not move on; the usual pair is 128 and 384"
             )
         if self.kind in GENERATED:
-            prompts = [key for key in _PROMPTS[:3] if getattr(self, key) is not None]
+            prompts = [key for key in ("prompt", "template", "messages") if getattr(self, key) is not None]
             if len(prompts) != 1:
                 given, known = " and ".join(prompts) or "none", "prompt, template"
                 known += ", messages" if self.kind == "causal_lm" else ""
@@ -213,23 +199,6 @@ class DataSection(Section):
                 raise UserError("data.chat_template writes the chats of data.messages, which is not given; remove it")
             check_template(self.template, "data.template")
         return self
-
-
-_PROMPTS = ("prompt", "template", "messages", "completion", "chat_template")
-_LABELLED = ("text", "text_pair", "label", "labels", "num_labels")
-_ANSWERED = ("question", "context", "answers", "doc_stride")
-_OWN_KEYS = {
-    "regression": ("text", "text_pair", "label"),
-    "question_answering": _ANSWERED,
-    "causal_lm": _PROMPTS,
-    "seq2seq": (*_PROMPTS[:2], "completion", "max_target_length"),
-}
-
-
-def _foreign_keys(kind: str) -> list[str]:
-    """Find the keys of `data` that mean nothing for this kind."""
-    special = dict.fromkeys((*_LABELLED, *_ANSWERED, *_PROMPTS, "max_target_length"))
-    return [key for key in special if key not in _OWN_KEYS.get(kind, _LABELLED)]
 
 
 def check_template(template: str | None, key: str) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any, get_args
@@ -68,23 +67,8 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
     except (YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that cannot be
         reason = " ".join(str(error).split())
     else:
-        for each in _texts(content):  # which no path, tokenizer or file takes
-            if re.search("[\0\ud800-\udfff]", each):
-                raise UserError(f"{where}: {each!r} holds a NUL, or half of a character")
         return content
     raise UserError(f"{where} is not valid YAML: {reason}")
-
-
-def _texts(content: Any) -> Iterator[str]:
-    """Find all texts in what was read, keys included; what aliases repeat is looked at once."""
-    waiting, seen = [content], set()
-    while waiting:
-        each = waiting.pop()
-        if isinstance(each, str):
-            yield each
-        elif isinstance(each, (dict, list)) and id(each) not in seen:
-            seen.add(id(each))
-            waiting += [*each, *each.values()] if isinstance(each, dict) else each
 
 
 def _apply_override(content: dict[str, Any], override: str) -> None:

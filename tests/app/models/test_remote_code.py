@@ -9,7 +9,6 @@ import pytest
 
 from pedyra.app.export.export import export_adapter
 from pedyra.app.models.base import load_model, load_tokenizer
-from pedyra.app.recipe import check_recipe
 from pedyra.app.recipe_sections import ModelSection
 from pedyra.lab.cli import main
 
@@ -51,11 +50,6 @@ def write_recipe(path: Path, **model: object) -> Path:
     content = {"model": model, "method": "lora", "data": data, "training": training, "output_dir": str(path / "run")}
     (path / "recipe.yaml").write_text(json.dumps(content))
     return path / "recipe.yaml"
-
-
-def test_no_recipe_can_say_so():
-    with pytest.raises(ValueError, match="trust_remote_code is not for a recipe.* give --trust-remote-code"):
-        check_recipe({"name": "x", "model": {"name": "y", "trust_remote_code": True}, "data": {"source": "toy"}}, "x")
 
 
 def test_only_the_command_line_can(repository, tmp_path, capsys):

@@ -18,13 +18,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from pedyra.app.models.base import load_model, load_tokenizer, names_model
+from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.models.tiny import tiny_config
 from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.runs import fit as runs_fit
+from pedyra.app.runs.adapter_recipe import recipe_of
+from pedyra.app.runs.source import Source
 from pedyra.app.tasks import task
 from pedyra.app.tasks.toy import toy
-from pedyra.fitting.wanted import Wanted
 from pedyra.lab.cli import main
 from pedyra.lora.folder import read_lora
 from pedyra.trainer.judge import TrainerJudge
@@ -177,12 +178,12 @@ def test_an_adapter_of_a_base_of_another_depth_is_refused_at_once(tmp_path: Path
     model.save_pretrained(str(tmp_path / "adapter"))
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in toy()[:96]))
-    source, which = runs_fit.Source(data=rows), min(saved, base)
+    source, which = Source(data=rows), min(saved, base)
     told = f"does not fit the base model .*layer bert.encoder.layer.{which}.attention.self.query"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys")
         with pytest.raises(ValueError, match=told):
-            runs_fit.fit_folder(tmp_path / "adapter", Wanted(), tmp_path / "out", source)
+            runs_fit.fit_folder(tmp_path / "adapter", tmp_path / "out", runs_fit.Asked(source=source))
     assert not (tmp_path / "out").exists()
 
 
@@ -212,8 +213,8 @@ class TestRowsWithoutARecipe:
     def recipe(folder: Path, labels: list[Any]) -> Any:
         rows = [{"text": "words", "label": label} for label in labels]
         (folder.parent / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        source = runs_fit.Source(data=folder.parent / "rows.jsonl")
-        return runs_fit.recipe_of(folder, read_lora(folder), source).data
+        source = Source(data=folder.parent / "rows.jsonl")
+        return recipe_of(folder, read_lora(folder), source).data
 
     def test_names_are_numbered_as_the_base_numbers_them(self, adapter: Any):
         found = self.recipe(adapter(["pos", "neg"], 2), ["neg", "pos"])
@@ -288,7 +289,7 @@ def test_gradients_and_proof_are_of_one_loss_where_labels_are_smoothed(run: Path
     copied = Path(shutil.copytree(run, tmp_path / "run"))
     recipe: Any = {**RECIPE, "training": {**RECIPE["training"], "label_smoothing_factor": 0.5}}  # type: ignore[dict-item]
     (copied / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    with runs_fit.opened(copied, runs_fit.Wanted(), runs_fit.Source()) as (trainer, _):
+    with runs_fit.opened(copied, Source()) as (trainer, _):
         model: Any = trainer.model
         judge = TrainerJudge(trainer, model.eval())
         batch = next(iter(trainer.get_eval_dataloader()))
@@ -321,13 +322,6 @@ def test_a_run_of_another_base_than_the_adapters_is_told(
     with pytest.warns(UserWarning, match="adapter of the base another/base") if told else nullcontext():
         code, _, err = call(adapter, "--run", run, "--rank", 1, "--out", tmp_path / "out")
     assert code == 0, err
-
-
-def test_one_base_has_several_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "base").mkdir()
-    assert all(names_model(str(name), ModelSection(name="base")) for name in ("base", "base/", tmp_path / "base"))
-    assert not names_model("base", ModelSection(name="other"))
 
 
 def test_rows_longer_than_the_base_are_cut_where_it_ends(call: Any, tmp_path: Path):
@@ -415,7 +409,7 @@ def test_a_run_of_qlora_is_fitted_on_its_quantised_base(run: Path, tmp_path: Pat
     monkeypatch.setattr(runs_fit, "load_model", load)
     with (
         pytest.raises(ValueError, match="enough is known"),
-        runs_fit.opened(copied, runs_fit.Wanted(), runs_fit.Source()),
+        runs_fit.opened(copied, Source()),
     ):
         pass
     assert asked == ["nf4"]
@@ -441,7 +435,7 @@ def test_the_base_of_a_folder_is_loaded_as_asked(tmp_path: Path, how: dict[str, 
     get_peft_model(base, lora).save_pretrained(str(tmp_path / "adapter"))
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": "a", "completion": f"b {row}"}) + "\n" for row in range(96)))
-    with runs_fit.opened(tmp_path / "adapter", Wanted(), runs_fit.Source(data=rows, **how)) as (trainer, _):
+    with runs_fit.opened(tmp_path / "adapter", Source(data=rows, **how)) as (trainer, _):
         model: Any = trainer.model
         (layer,) = {type(module.base_layer) for name, module in model.named_modules()
                     if name.endswith("q_proj")}  # fmt: skip
@@ -499,7 +493,7 @@ def test_a_fit_of_a_fit_is_refused_where_the_whole_is_there(run: Path, call: Any
     assert code == 0 and json.loads((tmp_path / "out" / "pedyra_fit.json").read_text())["rank"] == 1, err
     alone = Path(shutil.move(small, tmp_path / "elsewhere" / "small"))
     with pytest.warns(UserWarning, match="was made smaller by a fit already"):
-        runs_fit.fit_folder(alone, Wanted(), tmp_path / "again", runs_fit.Source(run=run))
+        runs_fit.fit_folder(alone, tmp_path / "again", runs_fit.Asked(source=Source(run=run)))
     assert (tmp_path / "again" / "adapter_config.json").is_file()
 
 

@@ -16,14 +16,12 @@ from pedyra.app.recipe import load_recipe
 from pedyra.app.report.chart import spec_of
 from pedyra.app.report.figures import make_figures
 from pedyra.app.report.records import read_run
-from pedyra.app.runs import run as run_module
 from pedyra.app.runs import setup
 from pedyra.app.runs.evaluate import evaluate_run
 from pedyra.app.runs.plan import plan_run
 from pedyra.app.tasks.toy import toy
 from pedyra.lora.files import read_rows
 from pedyra.lora.inspection import inspect_adapter
-from pedyra.methods import dylora
 
 
 @pytest.mark.parametrize("method", ["lora", "pedyra"])
@@ -206,29 +204,6 @@ def test_the_adapter_of_a_schedule_free_optimizer_is_saved_as_it_was_judged(reci
     folder = run(recipe("lora", training=training)).folder.path
     final = read_rows(folder / "metrics.jsonl")[-1]
     assert evaluate_run(folder)["loss"] == pytest.approx(final["eval_loss"], rel=1e-5)
-
-
-def test_what_is_cut_at_the_end_is_what_a_schedule_free_optimizer_judges(recipe, monkeypatch):
-    pytest.importorskip("schedulefree")
-    cut, trained = dylora.truncate, []
-
-    def truncate(model, nested, rank):
-        trained.append({name: weight.detach().clone() for name, weight in model.named_parameters() if "lora" in name})
-        return cut(model, nested, rank)
-
-    monkeypatch.setattr(dylora, "truncate", truncate)
-    averaged = run_module.use_averaged
-    judged = []
-
-    def use_averaged(optimizer):
-        averaged(optimizer)
-        judged.append([weight.detach().clone() for group in optimizer.param_groups for weight in group["params"]])
-
-    monkeypatch.setattr(run_module, "use_averaged", use_averaged)
-    training = {"optim": "schedule_free_adamw", "eval_strategy": "no", "save_strategy": "no"}
-    run(recipe("dylora", training=training))
-    sums = [sorted(float(weight.double().sum()) for weight in weights) for weights in (judged[0], trained[0].values())]
-    assert set(sums[1]) <= set(sums[0])
 
 
 def test_the_time_of_a_run_counts_what_its_method_did_before_the_first_step(recipe, monkeypatch):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import TrainerCallback, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import TrainerCallback
 
 from pedyra.app.runs.processes import any_of_all
 from pedyra.lora.files import append_row, json_line, read_rows, sync_file, write_file
@@ -25,18 +23,10 @@ class MetricsLog(TrainerCallback):
         path: the metrics.jsonl to append to.
         resumed_step: step of the checkpoint the run continues from; later lines are dropped. 0 starts anew.
         writes: False: another process writes the file, and this one only takes the time.
-        written: called after each line.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        resumed_step: int = 0,
-        *,
-        writes: bool = True,
-        written: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.path, self.writes, self._written = path, writes, written
+    def __init__(self, path: Path, resumed_step: int = 0, *, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
         known = [row for row in read_rows(path, {"step": int, "seconds": (float, None)}) if row["step"] <= resumed_step]
         rows = [row for row in known if "train_loss" not in row]  # without Trainer's summary of a run that was stopped
         if writes:
@@ -75,27 +65,6 @@ class MetricsLog(TrainerCallback):
         append_row(
             self.path, {"step": state.global_step, "epoch": state.epoch, "seconds": round(self.seconds, 3), **rest}
         )
-        self._written()
-
-
-class MovedBest(TrainerCallback):
-    """Finds the best checkpoint of a run folder that was moved or copied, beside the one that it goes on from. Trainer
-    knows its whole path, where there may be another run by now. Where there is none any more it forgets the path, but
-    not how good it was: then no step would ever be better.
-
-    Args:
-        checkpoint: the one that the run continues from.
-    """
-
-    def __init__(self, checkpoint: Path | None) -> None:
-        self.checkpoint = checkpoint
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if self.checkpoint is None or state.best_metric is None:
-            return
-        recorded = TrainerState.load_from_json(str(self.checkpoint / TRAINER_STATE_NAME)).best_model_checkpoint
-        if recorded is not None and (best := self.checkpoint.with_name(Path(recorded).name)).is_dir():
-            state.best_model_checkpoint = str(best)
 
 
 class TrainingProgress(TrainerCallback):
@@ -176,8 +145,6 @@ class StopOnInterrupt(TrainerCallback):
 
     def __init__(self) -> None:
         self.requested = False
-        self.agreed = False
-        """Tell whether all processes know of it, and stop after this step."""
 
     def request(self) -> None:
         if self.requested:
@@ -186,7 +153,7 @@ class StopOnInterrupt(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         # Processes that stop after different steps would wait for ever.
-        self.requested = self.agreed = any_of_all(self.requested)
+        self.requested = any_of_all(self.requested)
         if self.requested:
             control.should_save = True  # after an evaluation that is due: a resume would never make up for it
             control.should_training_stop = True

@@ -1,4 +1,4 @@
-"""The saved adapter of a run, judged again on the run's held-out rows."""
+"""`pedyra eval`: the saved adapter of a run is judged again on the run's held-out rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from peft import PeftModel
@@ -19,14 +18,13 @@ from pedyra.app.recipe import Recipe, load_recipe
 from pedyra.app.recipe_sections import GenerateSection
 from pedyra.app.runs.run import how_to_go_on
 from pedyra.app.runs.run_folder import RunFolder
-from pedyra.app.runs.setup import Setup, resolve
+from pedyra.app.runs.setup import judging, resolve
 from pedyra.app.tasks.generation import WRITING, SampleFile, write_texts
 from pedyra.app.tasks.task import Task, load_task
 from pedyra.app.tasks.test_sets import TestSet, check_lengths, check_scorer, load_test_sets, score
 from pedyra.errors import UserError
 from pedyra.lora.folder import find_adapter, load_adapter, read_adapter_config, read_tensors
 from pedyra.methods.adalora import NO_PENALTY
-from pedyra.methods.method import Adaptation
 
 # What Trainer adds to every evaluation that says nothing about the model.
 _TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
@@ -39,7 +37,7 @@ def evaluate_run(
     allow_code_execution: bool = False,
     generate: Mapping[str, GenerateSection] | None = None,
 ) -> dict[str, float]:
-    """Metric name -> value: those of the task, the loss, and those of the test sets that the model answers.
+    """Return metric name -> value: those of the task, the loss, and those of the test sets that the model answers.
 
     The adapter is loaded as any PEFT user would. Texts are kept in the run's samples.jsonl, so that a call that was
     killed goes on where it stopped.
@@ -53,9 +51,7 @@ def evaluate_run(
         ValueError: `run` is no run folder, or holds no saved adapter yet; code would have to be run and may not.
     """
     folder, recipe, adapter = finished_run(run)
-    tokenizer = load_tokenizer(recipe.model)
-    task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
-    check_training_rows(folder, recipe, task)
+    tokenizer, task = load_rows(recipe, run)
     console = console or Console(quiet=True)
     if folder.recorded("data_sha256") not in (None, task.digest()):
         console.print("the held-out rows are not those that the run was judged on", soft_wrap=True)
@@ -67,9 +63,7 @@ def evaluate_run(
     model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
     for test_set in asked_sets:
         check_lengths(test_set, model.config)
-    setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=Adaptation(model=model))
-    with TemporaryDirectory() as scratch:
-        trainer = setup.trainer(scratch, report_to="none")
+    with judging(recipe, tokenizer, task, model) as trainer:
         metrics = {
             key.removeprefix("eval_"): value
             for key, value in trainer.evaluate().items()
@@ -96,25 +90,28 @@ def evaluate_run(
     return metrics
 
 
-def check_training_rows(folder: RunFolder, recipe: Recipe, task: Task) -> None:
-    """Raise ValueError where the run was trained on other rows than those that its recipe names now."""
-    if folder.recorded("train_sha256") not in (None, task.digest(train_only=True)):
+def load_rows(recipe: Recipe, run: Path | None) -> tuple[PreTrainedTokenizerBase, Task]:
+    """Load the tokenizer and the rows of a recipe. Raises ValueError where the run in this folder was trained on
+    others."""
+    tokenizer = load_tokenizer(recipe.model)
+    task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
+    if run is not None and RunFolder(run).recorded("train_sha256") not in (None, task.digest(train_only=True)):
         raise UserError(
-            f"the training rows of {recipe.data.source}, or their tokens, are not those of {folder.path}: what is held "
-            f"out of them may have been trained on, and labels may have other numbers; bring them back"
+            f"the training rows of {recipe.data.source}, or their tokens, are not those of {run}: what is held out of "
+            f"them may have been trained on, and labels may have other numbers; bring them back"
         )
+    return tokenizer, task
 
 
 def finished_run(run: Path) -> tuple[RunFolder, Recipe, Path]:
-    """A run's folder, its recipe as its method resolves it, and its adapter folder.
+    """Return a run's folder, its recipe as its method resolves it, and its adapter folder.
 
     Raises:
         ValueError: `run` is no run folder, or holds no whole adapter.
     """
     folder = RunFolder(run)
     folder.check_holds_run()
-    recipe = load_recipe(folder.recipe)
-    recipe = resolve(recipe)
+    recipe = resolve(load_recipe(folder.recipe))
     if not folder.is_finished() and not folder.adapter.is_dir():
         raise UserError(f"the run in {run} is not finished; {how_to_go_on(recipe, folder)}")
     adapter = find_adapter(run)
@@ -126,7 +123,7 @@ def finished_run(run: Path) -> tuple[RunFolder, Recipe, Path]:
 def adapted_model(
     recipe: Recipe, adapter: Path, num_labels: int | None, tokenizer: PreTrainedTokenizerBase
 ) -> PeftModel:
-    """The recipe's base model with the adapter, as any PEFT user would load it."""
+    """Load the recipe's base model with the adapter, as any PEFT user would load it."""
     base = load_model(recipe.model, recipe.data.kind, num_labels, tokenizer, recipe.seed)
     # PEFT's AdaLoRA looks for its trainable adapter in any forward with labels, and adds its penalty to the loss.
     with warnings.catch_warnings():

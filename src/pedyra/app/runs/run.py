@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from rich.console import Console
 from transformers import Trainer, TrainingArguments
 
 from pedyra.app.interrupts import on_interrupt
 from pedyra.app.recipe import Recipe, identity
 from pedyra.app.runs.arguments import asks_for_fsdp, training_arguments
-from pedyra.app.runs.callbacks import MetricsLog, MovedBest, StopOnInterrupt, TrainingProgress
+from pedyra.app.runs.callbacks import MetricsLog, StopOnInterrupt, TrainingProgress
 from pedyra.app.runs.environment import describe_environment, memory_bytes, peak_memory_bytes
 from pedyra.app.runs.processes import count_processes, from_first, is_first
 from pedyra.app.runs.run_folder import RunFolder
@@ -27,20 +24,16 @@ from pedyra.app.yaml_file import first_difference, read_settings
 from pedyra.errors import UserError
 from pedyra.fitting.modes import use_averaged
 from pedyra.fitting.result import Fit
-from pedyra.fitting.wanted import Wanted
 from pedyra.lora.attach import detach
 from pedyra.lora.card import CARD, adapter_card, shown_name, shown_ranks
-from pedyra.lora.files import append_row, is_disk_full, read_rows, remove, write_file
+from pedyra.lora.files import append_row, remove, write_file
 from pedyra.lora.folder import save_adapter
 from pedyra.lora.inspection import inspect_adapter
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.registry import get_method
-from pedyra.trainer.checkpoint_folder import RANK_FILES, checkpoint_step, last_complete_checkpoint
+from pedyra.trainer.checkpoint_folder import checkpoint_step, last_complete_checkpoint
 from pedyra.trainer.engines import reshard
 from pedyra.trainer.fit import fit_trainer
-
-INTERRUPTED = "it was interrupted"
-"""This is why there is no fit after Ctrl-C."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +52,6 @@ class RunResult:
     """The last line of metrics.jsonl; None for a run that was interrupted."""
     found: Fit | None = None
     """The fit at the end of the run has found this; None where the recipe asks for none."""
-    unfitted: str | None = None
-    """This is why the fit that the recipe asks for could not be had; None where it was had, or none was asked for."""
 
     @property
     def interrupted(self) -> bool:
@@ -70,7 +61,7 @@ class RunResult:
     @property
     def diverged(self) -> bool:
         """Tell whether the loss on the held-out rows is no finite number."""
-        return self.final is not None and _diverged(self.final)
+        return self.final is not None and not math.isfinite(self.final["eval_loss"])
 
     @property
     def goes_on(self) -> str:
@@ -102,7 +93,6 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
 
     Raises:
         ValueError: a mistake in the recipe, or an output folder that must not be written.
-        OSError: the disk is full (ENOSPC); the message says how to go on.
     """
     folder = RunFolder(Path(recipe.output_dir))
     if not is_first():
@@ -122,12 +112,6 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
             if not resume:
                 folder.begin(recipe.to_yaml())
             return _train(setup, folder, from_first(checkpoint), console)
-        except BaseException as error:
-            if not is_disk_full(error):
-                raise
-            then = "train again" if folder.is_blank() else how_to_go_on(recipe, folder)
-            message = f"disk full while writing {folder.path}; free space, then {then}"
-            raise OSError(errno.ENOSPC, message) from error
         finally:
             folder.settle()
 
@@ -176,14 +160,7 @@ def last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple
             f"{count_processes()} process(es); start as many as before, or set training.per_device_train_batch_size or "
             f"gradient_accumulation_steps so that it has {rows}"
         )
-    checkpoint, broken = last_complete_checkpoint(folder.path, with_ranks=folder.ranks.is_file())
-    adapts = (checkpoint / RANK_FILES[1]).is_file()
-    if adapts and not any(row.get("kind") == "layers" for row in read_rows(folder.ranks)):
-        raise UserError(
-            f"--resume: {folder.ranks} is lost or empty, which tells what became of the ranks up to {checkpoint}; "
-            f"bring it back, or start anew with --overwrite"
-        )
-    return checkpoint, broken
+    return last_complete_checkpoint(folder.path, with_ranks=folder.ranks.is_file())
 
 
 SHARING = ("per_device_train_batch_size", "gradient_accumulation_steps", "fsdp", "fsdp_config")
@@ -207,10 +184,10 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
     """In every process; what writes and draws is the first one's."""
     start = layer_rows(setup.model)
     start_step = checkpoint_step(checkpoint) if checkpoint else 0
-    log = MetricsLog(folder.metrics, start_step, writes=is_first(), written=folder.settle)
+    log = MetricsLog(folder.metrics, start_step, writes=is_first())
     progress = TrainingProgress(console, setup.task.metric, sum(layer["rank"] for layer in start))
     stop = StopOnInterrupt()
-    callbacks = [log, *([progress] if is_first() else []), MovedBest(checkpoint), stop]
+    callbacks = [log, *([progress] if is_first() else []), stop]
     trainer, progress.ranks = setup.training(str(folder.path), callbacks)
     if asks_for_fsdp(setup.recipe) and not trainer.is_fsdp_enabled:
         where = "several processes on a CPU, where accelerate cuts nothing" if count_processes() > 1 else "one process"
@@ -229,59 +206,38 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
         }
         write_file(folder.environment, json.dumps(environment, indent=2) + "\n")
     with on_interrupt(stop.request), progress.bar:
-        try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except UnpicklingError as error:
-            raise UserError(
-                f"torch refuses to read a file of {checkpoint}: it is damaged, or holds more than tensors; remove that "
-                f"folder to resume from the one before, or start anew with --overwrite"
-            ) from error
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step, total_steps = trainer.state.global_step, trainer.state.max_steps
-    final, found, unfitted = None, None, None
-    if step >= total_steps or not stop.requested:
-        final = _finish(setup, folder, trainer, log)
+    is_over = step >= total_steps or not stop.requested
+    final = _finish(setup, folder, trainer, log) if is_over else None
     layers = layer_rows(setup.model)
-    if (wanted := wanted_fit(setup.recipe)) is not None and final is not None and not _diverged(final):
-        # The run is whole, and its result is not to be lost.
-        try:
-            ready_to_fit(setup.recipe, trainer)
-            found = _fit(wanted, folder, trainer, console)
-        except (UserError, torch.OutOfMemoryError) as error:
-            unfitted = str(error)
-        except KeyboardInterrupt:
-            unfitted = INTERRUPTED
-    return RunResult(
+    result = RunResult(
         recipe=setup.recipe,
         folder=folder,
         step=step,
         total_steps=total_steps,
         layers=layers,
-        found=found,
-        unfitted=unfitted,
         start=start,
         final=final,
     )
+    if wanted_fit(setup.recipe) is None or final is None or result.diverged:
+        return result
+    return replace(result, found=_fit(setup.recipe, folder, trainer, console))
 
 
-def _diverged(final: dict[str, Any]) -> bool:
-    return not math.isfinite(final["eval_loss"])
-
-
-def _fit(wanted: Wanted, folder: RunFolder, trainer: Trainer, console: Console) -> Fit:
+def _fit(recipe: Recipe, folder: RunFolder, trainer: Trainer, console: Console) -> Fit:
     """Ask how small the adapter may be, and write the smaller one beside it."""
     model: Any = trainer.model
+    ready_to_fit(recipe, trainer)
     if adapted_layers(model):  # a start that took from the weight is then a part of the factors
         detach(model)
     trainer.args.disable_tqdm = not console.is_terminal  # a fit draws its own bar, and says before how long it takes
-    found = fit_trainer(trainer, wanted)
+    assert recipe.fit is not None
     try:
-        found.save(folder.path / "fit", overwrite=True)
-    except Exception as error:
-        if not is_disk_full(error):
-            raise
-        console.print(f"{found}", soft_wrap=True, markup=False)
-        again = f"pedyra fit {shlex.quote(str(folder.path))}"
-        raise UserError(f"disk full while writing {folder.path / 'fit'}; free space, then {again}") from error
+        found = fit_trainer(trainer, recipe.fit)
+    except UserError as error:
+        raise UserError(f"the run is whole, but it could not be fitted: {error}") from error
+    found.save(folder.path / "fit", overwrite=True)
     return found
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,10 +13,6 @@ from filelock import FileLock, Timeout
 from pedyra.errors import UserError
 from pedyra.lora.files import read_json, read_rows, refuse_link, refuse_unwritable, remove, write_file
 from pedyra.trainer.checkpoint_folder import ASIDE, list_checkpoints
-
-OLD, MOVING = ".old", ".moving"
-"""The run that `--overwrite` replaces is in the first until the new one has logged or saved anything; in the second
-while it is on its way there or back, so that a kill loses nothing of it."""
 
 # What a run writes, and so all that `--overwrite` may remove. "runs" is where Trainer puts TensorBoard's files.
 CONTENTS = (
@@ -35,8 +29,6 @@ CONTENTS = (
     "figures",
     "runs",
     ASIDE,
-    OLD,
-    MOVING,
 )
 
 logger = logging.getLogger(__name__)
@@ -158,44 +150,23 @@ class RunFolder:
                     folder.rmdir()
 
     def begin(self, recipe: str) -> None:
-        """Put the run that is here aside, and write the recipe of a new one; `settle` follows in any case."""
-        self.settle()
-        if self.holds_run():
-            moving = self.path / MOVING
-            moving.mkdir()
-            for entry in self._entries():
-                if entry in (self.recipe, self.environment):  # by which a kill leaves a run that can be replaced
-                    shutil.copyfile(entry, moving / entry.name)
-                elif entry != moving:
-                    os.replace(entry, moving / entry.name)
-            os.replace(moving, self.path / OLD)
+        """Remove the run that is here, and write the recipe of a new one; `settle` follows in any case."""
+        for entry in self._entries():
+            if entry not in (self.recipe, self.environment):  # by which a kill leaves a run that can be replaced
+                remove(entry)
         write_file(self.environment, "{}\n")  # until there is a device to tell of
         write_file(self.recipe, recipe)
 
     def settle(self) -> None:
-        """Remove the run that was put aside, or, where the new one has logged and saved nothing, that one, whose place
-        the old one takes again."""
-        old, moving = self.path / OLD, self.path / MOVING
-        if self.is_blank() and not moving.exists():
-            kept = (old, self.recipe, self.environment) if old.exists() else ()
+        """Remove a run that has logged and saved nothing, so that the next one finds the folder free."""
+        if self.metrics.is_file() and self.metrics.stat().st_size > 0:
+            return
+        if not list_checkpoints(self.path):
             for entry in self._entries():
-                if entry not in kept:
-                    remove(entry)
-            if kept:
-                os.replace(old, moving)
-        if moving.exists():
-            for entry in moving.iterdir():
-                os.replace(entry, self.path / entry.name)
-            moving.rmdir()
-        remove(old)
+                remove(entry)
 
     def _entries(self) -> list[Path]:
         """List what a run has written here."""
         found = [self.path / name for name in CONTENTS]
         found += [*self.path.glob("checkpoint-*"), *self.path.glob(".*.part")]
         return [entry for entry in found if entry.exists() or entry.is_symlink()]
-
-    def is_blank(self) -> bool:
-        """Tell whether the run here has logged nothing and saved nothing."""
-        logged = self.metrics.is_file() and self.metrics.stat().st_size > 0
-        return not logged and not list_checkpoints(self.path)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -28,10 +30,9 @@ from pedyra.app.models.lora import check_drawn, check_names, lora_config
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import LOWER_IS_BETTER
 from pedyra.app.runs.arguments import asks_for_fsdp, training_arguments
-from pedyra.app.runs.callbacks import StopOnInterrupt
 from pedyra.app.runs.processes import count_processes, is_launched
 from pedyra.app.tasks.task import Task, load_task
-from pedyra.app.tasks.test_sets import TestSet, check_lengths, load_test_sets
+from pedyra.app.tasks.test_sets import check_lengths, load_test_sets
 from pedyra.errors import REFUSALS, UserError, telling
 from pedyra.fitting.calibration import lora_layers
 from pedyra.fitting.wanted import Wanted
@@ -43,7 +44,7 @@ from pedyra.methods.registry import get_method
 from pedyra.trainer.adapt import RankTraining
 from pedyra.trainer.changes import end_at_last_step
 from pedyra.trainer.checkpoints import save_whole
-from pedyra.trainer.engines import keep_whole
+from pedyra.trainer.engines import check_engine, keep_whole
 from pedyra.trainer.rows import least_held_out
 
 
@@ -64,44 +65,34 @@ class Setup:
     def model(self) -> PeftModel:
         return self.adaptation.model
 
-    def trainer(self, output_dir: str, **overrides: Any) -> Trainer:
-        """A Trainer that evaluates this run's model as it is, and draws nothing on the screen itself.
+    def training(
+        self, output_dir: str, callbacks: Sequence[TrainerCallback] = (), **overrides: Any
+    ) -> tuple[Trainer, RankTraining | None]:
+        """Give a Trainer of this run that trains as its method does, and writes to `output_dir`; and what moves ranks,
+        None where the method keeps every rank as it is."""
+        trainer = self.trainer(output_dir, callbacks, **overrides)
+        ranks = train_as(self.adaptation, trainer, self.record_to)
+        if ranks is None:  # as `adapt` has it, so that the first process can save what any number of them can load
+            keep_whole(trainer, self.model, adapted_layers(self.model))
+            for change in (save_whole, end_at_last_step):
+                change(trainer)
+        trainer.optimizer = trainer_optimizer(self.adaptation, trainer.args)  # which Trainer does not take under FSDP2
+        return trainer, ranks
+
+    def trainer(self, output_dir: str, callbacks: Sequence[TrainerCallback] = (), **overrides: Any) -> Trainer:
+        """Give a Trainer that evaluates this run's model as it is, and draws nothing on the screen itself.
 
         Args:
             overrides: TrainingArguments that are not the recipe's.
         """
-        trainer = self._trainer(output_dir, (), overrides)
-        keep_whole(trainer, self.model, adapted_layers(self.model))
-        return trainer
-
-    def training(
-        self, output_dir: str, callbacks: Sequence[TrainerCallback] = (), **overrides: Any
-    ) -> tuple[Trainer, RankTraining | None]:
-        """A Trainer of this run that trains as its method does, and writes to `output_dir`; and what moves ranks, None
-        where the method keeps every rank as it is."""
-        trainer = self._trainer(output_dir, callbacks, overrides)
-        ranks = train_as(self.adaptation, trainer, self.record_to)
-        if ranks is None:  # as `adapt` has it, so that the first process can save what any number of them can load
-            keep_whole(trainer, self.model, adapted_layers(self.model))
-        trainer.optimizer = trainer_optimizer(self.adaptation, trainer.args)  # which Trainer does not take under FSDP2
-        for change in (save_whole, end_at_last_step):
-            change(trainer)
-        return trainer, ranks
-
-    def _trainer(self, output_dir: str, callbacks: Sequence[TrainerCallback], overrides: dict[str, Any]) -> Trainer:
         overrides |= {"output_dir": output_dir, "disable_tqdm": True, "label_names": list(self.task.targets)}
         training = self.recipe.training
-        best = training.get("load_best_model_at_end") or training.get("save_strategy") == "best"
-        metric = training.get("metric_for_best_model") or (self.task.metric if best else "loss")
-        # transformers knows it of a loss alone.
-        lower = metric.endswith("loss") or metric.removeprefix("eval_") in LOWER_IS_BETTER
-        if best:
+        if training.get("load_best_model_at_end") or training.get("save_strategy") == "best":
+            metric = training.get("metric_for_best_model") or self.task.metric
+            # transformers knows it of a loss alone.
+            lower = metric.endswith("loss") or metric.removeprefix("eval_") in LOWER_IS_BETTER
             known = {"metric_for_best_model": metric, "greater_is_better": not lower}
             overrides |= {name: value for name, value in known.items() if training.get(name) is None}
-        if training.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy"):  # they take this metric too
-            better = training.get("greater_is_better")
-            mode = "max" if (not lower if better is None else better) else "min"
-            overrides["lr_scheduler_kwargs"] = {"mode": mode, **(training.get("lr_scheduler_kwargs") or {})}
         args = training_arguments(self.recipe, **overrides)
         with telling("training", *REFUSALS):
             trainer = _Trainer(
@@ -111,6 +102,7 @@ class Setup:
                 callbacks=list(callbacks),
                 **self.task.trainer_arguments(),
             )
+        check_engine(trainer)
         if self.recipe.data.kind != "causal_lm":
             # A head whose forward takes any keyword makes Trainer believe that it divides its loss by the rows of all
             # micro-batches. A classifier's is the mean of one, and would count as often as there are.
@@ -134,19 +126,6 @@ class _Trainer(Trainer):
         finally:
             vars(self.args).update(given)
 
-    def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
-        """Tell whether to save, by `save_strategy: best`: after Ctrl-C too, or nothing would be left to resume."""
-        stops = any(isinstance(each, StopOnInterrupt) and each.agreed for each in self.callback_handler.callbacks)
-        return super()._determine_best_metric(*args, **kwargs) or stops
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        with telling("training.optim", *REFUSALS):
-            return super().create_optimizer(*args, **kwargs)
-
-    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        with telling("training.lr_scheduler_type", *REFUSALS):
-            return super().create_scheduler(*args, **kwargs)
-
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """The loss of held-out rows is that of their labels, not of smoothed ones, whatever is trained."""
         smoother, self.label_smoother = self.label_smoother, None
@@ -158,6 +137,22 @@ class _Trainer(Trainer):
 
 _HELD_OUT = {"dataloader_drop_last": False, "train_sampling_strategy": "random"}
 """TrainingArguments of an evaluation."""
+
+
+@contextmanager
+def judging(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, task: Task, model: PeftModel, *, shown: bool = False
+) -> Iterator[Trainer]:
+    """Give a Trainer that judges this model, as it is, on the rows of `task`, and leaves nothing on the disk.
+
+    Args:
+        shown: with progress bars.
+    """
+    setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=Adaptation(model=model))
+    with TemporaryDirectory() as scratch:
+        trainer = setup.trainer(scratch, report_to="none")
+        trainer.args.disable_tqdm = not shown
+        yield trainer
 
 
 def ready_to_fit(recipe: Recipe, trainer: Trainer) -> None:
@@ -196,7 +191,11 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
     test_sets = load_test_sets(recipe.generate, recipe.data, tokenizer, task.held_out, recipe.seed)
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
-    check_base(recipe, base, tokenizer, task, test_sets)
+    _check_tokens(recipe, base, tokenizer, task)
+    for test_set in test_sets:
+        check_lengths(test_set, base.config)
+    check_names(base, recipe.lora)
+    check_drawn(base, lora_config(recipe.lora, recipe.data.kind, base), recipe.model.name)
     if recipe.model.quantization == "none" and not asks_for_fsdp(recipe):
         # A method may look at data before there is a Trainer (AutoLoRA).
         base.to(args.device)  # pyright: ignore[reportArgumentType]
@@ -216,59 +215,18 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     return setup
 
 
-def check_base(
-    recipe: Recipe,
-    base: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    test_sets: Sequence[TestSet],
-) -> None:
-    """Raise ValueError, before anything is trained, where the recipe asks for what this base cannot do."""
-    _check_batches(recipe, task)
-    _check_tokens(recipe, base, tokenizer, task, test_sets)
-    for test_set in test_sets:
-        check_lengths(test_set, base.config)
-    check_names(base, recipe.lora)
-    check_drawn(base, lora_config(recipe.lora, recipe.data.kind, base), recipe.model.name)
-
-
-def _check_batches(recipe: Recipe, task: Task) -> None:
-    """Raise ValueError where the last batch of an epoch is left out, and is the only one: nothing would be trained."""
-    args, rows = training_arguments(recipe), len(task.train)
-    batch = args.per_device_train_batch_size * count_processes()
-    if args.dataloader_drop_last and rows < batch:
-        raise UserError(
-            f"training.dataloader_drop_last leaves no batch of {batch} from {rows} training rows; leave it out, or "
-            f"lower training.per_device_train_batch_size"
-        )
-
-
-def _check_tokens(
-    recipe: Recipe,
-    base: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    test_sets: Sequence[TestSet],
-) -> None:
+def _check_tokens(recipe: Recipe, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task) -> None:
     """Raise ValueError where the tokenizer, as that of another model may, gives a token that the base does not embed.
 
-    Of the tokens that are there: a tokenizer may know more than its own model does (Gemma 3's, of an image).
+    Of the rows alone: a tokenizer may know more tokens than its own model does (Gemma 3's, of an image).
     """
-    prompts = [max(ids) for test_set in test_sets for ids in test_set.prompts if ids]
-    padding: Any = tokenizer.pad_token_id
-    highest = max(task.highest_token(), *prompts, -1 if padding is None else padding)
     embeddings: Any = base.get_input_embeddings()
-    known = embeddings.weight.shape[0]
-    if highest < known:
-        return
-    base_name, given = f"model.name {recipe.model.name!r}", recipe.model.tokenizer
-    who, repair = f"the tokenizer of {base_name}", "name the right one as model.tokenizer"
-    if given is not None:
-        who, repair = f"model.tokenizer {given!r}", "remove it, for the model's own"
-    raise UserError(
-        f"{who} gives token {highest} ({tokenizer.convert_ids_to_tokens(highest)!r}), but {base_name} has embeddings "
-        f"of {known:,} tokens; {repair}"
-    )
+    known, highest = embeddings.weight.shape[0], task.highest_token()
+    if highest >= known:
+        raise UserError(
+            f"the tokenizer gives token {highest} ({tokenizer.convert_ids_to_tokens(highest)!r}), and model.name "
+            f"{recipe.model.name!r} has embeddings of {known:,} tokens; name the right tokenizer as model.tokenizer"
+        )
 
 
 def widen_heads(args: TrainingArguments, model: nn.Module) -> None:

@@ -1,0 +1,122 @@
+"""The recipe of an adapter: on which base, and by which rows, it is fitted or proved."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from pedyra.app.models.base import class_names, names_model
+from pedyra.app.recipe import Recipe, check_recipe, load_recipe
+from pedyra.app.recipe_sections import ModelSection
+from pedyra.app.runs.run_folder import RunFolder, run_of
+from pedyra.app.runs.setup import resolve
+from pedyra.app.runs.source import Source
+from pedyra.app.tasks.sources import read_test_rows
+from pedyra.app.tasks.text import class_number
+from pedyra.errors import UserError
+from pedyra.export.loading import num_labels
+from pedyra.lora.folder import SavedLora
+
+COLUMNS: dict[str, tuple[str, dict[str, str]]] = {
+    "SEQ_CLS": ("classification", {"text": "text", "label": "label"}),
+    "CAUSAL_LM": ("causal_lm", {"prompt": "prompt", "completion": "completion"}),
+}
+"""PEFT's task_type -> data.kind, and the columns of rows without a recipe; a language model's may be `messages`."""
+
+
+def recipe_of(path: Path, lora: SavedLora, source: Source) -> Recipe:
+    """Return model and data: a run's, or those that the adapter and the rows name.
+
+    Raises:
+        ValueError: no rows; an adapter that does not name its base or its task.
+    """
+    folder = source.folder(path)
+    if folder is None:
+        return _recipe_of_rows(path, lora, source)
+    recipe = resolve(load_recipe(folder / "recipe.yaml"))
+    if source.run is not None:
+        _tell_other_base(lora, recipe.model, folder)
+    if source.data is None:
+        return recipe
+    content = recipe.model_dump()
+    content["data"] |= {
+        "max_length": source.max_length or recipe.data.max_length,
+        "labels": recipe.data.labels or RunFolder(folder).recorded("classes"),  # else by the order of their names
+        "source": str(source.data),
+        # What the run took of its own data set, which may be one of the Hub.
+        "config": None,
+        "split": "train",
+        "validation": None,
+        "validation_fraction": 0.5,
+        "train_rows": None,
+        "eval_rows": None,
+    }
+    return check_recipe(content, str(folder))
+
+
+def _recipe_of_rows(path: Path, lora: SavedLora, source: Source) -> Recipe:
+    if source.data is None:
+        raise UserError(f"{path} says nothing of its data; give --data ROWS.jsonl, or --run RUN")
+    task = lora.config.get("task_type")
+    if task not in COLUMNS:
+        raise UserError(
+            f"the adapter's task_type is {task!r}, and rows without a run are read for {' and '.join(COLUMNS)}; give "
+            f"--run RUN, whose recipe says what the columns mean"
+        )
+    name = lora.config.get("base_model_name_or_path")
+    if not name:
+        raise UserError("the adapter names no base model (base_model_name_or_path); give --run RUN, which does")
+    kind, columns = COLUMNS[task]
+    first = read_test_rows(str(source.data), None, "train", None, "--data")[:1]
+    if kind == "causal_lm" and any("messages" in row for row in first):
+        columns = {"messages": "messages"}
+    model = {"name": name, "revision": lora.config.get("revision"), **source.loading}
+    if (lora.folder / "tokenizer_config.json").is_file():  # that of the training, whose template chats were written by
+        model["tokenizer"] = str(lora.folder)
+    data = {"source": str(source.data), "kind": kind, **columns, "max_length": source.max_length}
+    if kind == "classification":
+        data |= _classes(ModelSection(**model), lora, source.data)
+    content = {"name": "fit", "model": model, "data": {**data, "validation_fraction": 0.5}}
+    return check_recipe(content, str(source.data))
+
+
+def _tell_other_base(lora: SavedLora, model: ModelSection, folder: Path) -> None:
+    """Warn where the adapter names another base than the run that it is measured with."""
+    recorded = lora.config.get("base_model_name_or_path")
+    if recorded and run_of(lora.folder) != folder and not names_model(recorded, model):
+        warnings.warn(
+            f"{lora.title} is an adapter of the base {recorded}, and the run {folder} is of {model.name}: if these are "
+            f"not the same model, nothing that is measured here is about this adapter",
+            stacklevel=3,
+        )
+
+
+def _classes(model: ModelSection, lora: SavedLora, data: Path) -> dict[str, Any]:
+    """`num_labels`, or `labels` in the order of their numbers, of rows that no recipe tells of.
+
+    Names are those of the base's config. Where it has others, they are numbered in the order of the alphabet, and that
+    is said. ValueError for names of which the head has more or fewer.
+    """
+    count = num_labels(lora)
+    if count == 1:
+        raise UserError(f"the head of {lora.title} has one output, which is a regression; give --run RUN, its run")
+    every = {row["label"] for row in read_test_rows(str(data), None, "train", ["label"], "--data")}
+    labels = {label for label in every if str(label).strip()}  # a row without one is told by its number later
+    if all(class_number(label) is not None for label in labels):
+        return {"num_labels": count}
+    names, known = sorted(map(str, labels)), class_names(model)
+    if known is not None and set(names) <= set(known) and count in (None, len(known)):
+        return {"labels": known}
+    if count not in (None, len(names)):
+        raise UserError(
+            f"the rows of {data} name {len(names)} classes ({', '.join(names)}), but the head of {lora.title} has "
+            f"{count}, so their numbers are unknown; write the numbers of the classes, 0 to {count - 1}, as label"
+        )
+    numbered = ", ".join(f"{name} = {number}" for number, name in enumerate(names))
+    warnings.warn(
+        f"the base does not say which class is which, so the rows' labels are numbered in the order of the alphabet "
+        f"({numbered}); if the adapter was trained with others, write those numbers as label",
+        stacklevel=2,
+    )
+    return {"labels": names}

@@ -1,0 +1,58 @@
+"""Where the rows and the base of a trained adapter come from, which its own folder may not say.
+
+Nothing heavy is imported here: `pedyra fit` and `pedyra prove` make their options of these fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pedyra.app.runs.run_folder import run_of
+from pedyra.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Rows and base, as they are asked for on the command line."""
+
+    __pydantic_config__ = {"use_attribute_docstrings": True}  # for the help of the command line
+
+    data: Path | None = None
+    """Rows (.jsonl, .csv, ...): text and label, prompt and completion, or messages; with a run the columns of its
+    recipe. Half of them calibrate a fit."""
+    run: Path | None = None
+    """Take model and data from this run, where none that is given is one."""
+    max_length: int | None = None
+    """Cut the rows of --data to N tokens. Default: what the base can take."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    """Type of the base's weights, where no run says it. auto: as they were saved. Default: float32."""
+    quantization: Literal["nf4", "int8"] | None = None
+    """Quantization of the base, where no run says it. Give that of the training (QLoRA: nf4)."""
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None and self.data is None:
+            raise UserError("--max-length cuts the rows of --data; leave it out: a run has a data.max_length")
+
+    def folder(self, path: Path) -> Path | None:
+        """Find the run folder that says model and data of the adapter in `path`, if there is one.
+
+        Raises ValueError where `run` is none, or where a run says how its base is loaded and that is asked for too.
+        """
+        if self.run is not None and not (self.run / "recipe.yaml").is_file():
+            raise UserError(
+                f"{self.run} is no run folder (it has no recipe.yaml); give the output_dir of a training run"
+            )
+        folder = self.run or run_of(path)
+        if folder is not None and self.loading:
+            raise UserError(
+                f"the recipe of {folder} says how its base is loaded; leave out --{' and --'.join(self.loading)}"
+            )
+        return folder
+
+    @property
+    def loading(self) -> dict[str, str]:
+        """Give what is asked of the base's weights, as keys of `model` in a recipe."""
+        asked = {"dtype": self.dtype, "quantization": self.quantization}
+        return {key: value for key, value in asked.items() if value is not None}
