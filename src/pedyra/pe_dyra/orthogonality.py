@@ -5,11 +5,13 @@ Applied as a gradient beside the task's (no autograd, any loss function), at the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from pedyra.lora.layer import AdaptedLayer
 
@@ -23,13 +25,18 @@ def orthogonality(rows: Float[Tensor, "*batch r n"], *, form: str) -> Float[Tens
     return norm.square() if form == "squared" else norm
 
 
-def orthogonality_gradient(rows: Float[Tensor, "*batch r n"], *, form: str) -> Float[Tensor, "*batch r n"]:
+def orthogonality_gradient(
+    rows: Float[Tensor, "*batch r n"], *, form: str, ranks: Sequence[int] | None = None
+) -> Float[Tensor, "*batch r n"]:
     """d `orthogonality` / d rows: 4 (M M^T - I) M when squared, 2 (M M^T - I) M / ||M M^T - I||_F otherwise.
 
     Zero where the rows are exactly orthonormal, the minimum, at which the norm has no derivative, and where it is not
     finite: rows that have diverged, beyond 1e9, are no business of this term.
+
+    Args:
+        ranks: matrix i of a batch has so many rows, and zeros after them; default: all are rows.
     """
-    residual = _residual(rows)
+    residual = _residual(rows, ranks)
     gradient = residual @ rows.float()
     if form == "squared":
         gradient = 4 * gradient
@@ -39,29 +46,43 @@ def orthogonality_gradient(rows: Float[Tensor, "*batch r n"], *, form: str) -> F
     return gradient.nan_to_num_(0.0, 0.0, 0.0)
 
 
-def _residual(rows: Float[Tensor, "*batch r n"]) -> Float[Tensor, "*batch r r"]:
+def _residual(rows: Float[Tensor, "*batch r n"], ranks: Sequence[int] | None = None) -> Float[Tensor, "*batch r r"]:
     rows = rows.float()
-    return rows @ rows.mT - torch.eye(rows.shape[-2], dtype=rows.dtype, device=rows.device)
+    count = rows.shape[-2]
+    identity = torch.eye(count, device=rows.device) if ranks is None else _identities(tuple(ranks), count, rows.device)
+    return rows @ rows.mT - identity
+
+
+@functools.lru_cache(maxsize=64)
+def _identities(ranks: tuple[int, ...], count: int, device: torch.device) -> Float[Tensor, "batch count count"]:
+    """Return an identity of each rank, in zeros; they are the same from one adjustment to the next."""
+    diagonals = torch.arange(count) < torch.tensor(ranks)[:, None]
+    return diagonals.float().diag_embed().to(device)
 
 
 @torch.no_grad()
 def add_orthogonality_gradient(layers: Sequence[AdaptedLayer], *, weight: float, form: str) -> None:
-    """grad += weight * d R_orth / d factor, with R_orth the mean over the 2 L matrices ("norm") or their sum."""
-    factors = [layer.a.A for layer in layers if layer.rank] + [layer.b.weight for layer in layers if layer.rank]
-    count = len(layers)
-    scale = weight / (2 * count) if form == "norm" else weight
-    rows = [factor if index < len(factors) // 2 else factor.T for index, factor in enumerate(factors)]
-    alike: dict[torch.Size, list[int]] = {}  # in one call: on a GPU it is the number of operations that costs
-    for index, row in enumerate(rows):
-        alike.setdefault(row.shape, []).append(index)
-    for indices in alike.values():
-        gradients = orthogonality_gradient(torch.stack([rows[i].detach() for i in indices]), form=form)
-        for index, gradient in zip(indices, gradients.unbind(), strict=True):
-            factor = factors[index]
-            gradient = gradient if index < len(factors) // 2 else gradient.T
+    """grad += weight * d R_orth / d factor, with R_orth the mean over the 2 L matrices ("norm") or their sum.
+
+    Matrices of one width go together, zeros below those of a lower rank: a small model's step is made of the number of
+    operations, and so is a GPU's.
+    """
+    scale = weight / (2 * len(layers)) if form == "norm" else weight
+    alike: dict[tuple[int, torch.dtype], list[tuple[Tensor, Tensor]]] = {}  # gradients and triples, both as rows
+    for layer in (layer for layer in layers if layer.rank):
+        A, _, B = layer.factors
+        for factor, is_a in ((A, True), (B, False)):
             if factor.grad is None:
                 factor.grad = torch.zeros_like(factor)
-            factor.grad.add_(gradient.to(factor.dtype), alpha=scale)
+            rows, gradient = factor.detach(), factor.grad
+            pair = (gradient, rows) if is_a else (gradient.T, rows.T)
+            alike.setdefault((pair[1].shape[1], rows.dtype), []).append(pair)
+    for (_, dtype), pairs in alike.items():
+        gradients, rows = zip(*pairs, strict=True)
+        ranks = [len(each) for each in rows]
+        found = orthogonality_gradient(pad_sequence(rows, batch_first=True), form=form, ranks=ranks).to(dtype)
+        parts = [part[:rank] for part, rank in zip(found.unbind(), ranks, strict=True)]
+        torch._foreach_add_(gradients, parts, alpha=scale)
 
 
 @torch.no_grad()
