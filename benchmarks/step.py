@@ -32,7 +32,8 @@ from pedyra.methods.registry import get_method
 from pedyra.pe_dyra.config import RankSettings
 
 STEP_KEY = (
-    "model", "variant", "rounds", "batch", "length", "dtype", "device", "cpu_time", "threads", "rank", "run_steps",
+    "model", "variant", "compile", "rounds", "batch", "length", "dtype", "device", "cpu_time", "threads", "rank",
+    "run_steps",
 )  # fmt: skip
 FLOOR = "floor"
 """No adapter is at work; this is timed beside the methods."""
@@ -61,6 +62,8 @@ class Timing:
     device: str = "cpu"
     cpu_time: bool = False
     """Count processor time, for a machine that others use, with one thread."""
+    compile: bool = False
+    """Have torch compile the model of every variant."""
 
     def __post_init__(self) -> None:
         if self.rounds < LEAST_ROUNDS:
@@ -103,6 +106,7 @@ def step(
     cpu_time: Annotated[
         bool, typer.Option("--cpu-time", help="Processor time, for a machine that others use.")
     ] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="All variants compiled by torch.")] = False,
     threads: Threads = None,
     smoke: Smoke = False,
     json_file: JsonFile = None,
@@ -113,7 +117,8 @@ def step(
         models, batch, length = models or ["llama-32x1"], batch or 2, length or 16
     if rounds is None:
         rounds = LEAST_ROUNDS if smoke else 20
-    timing = Timing(rounds=rounds, batch=batch, length=length, dtype=dtype, device=device, cpu_time=cpu_time)
+    shape = {"batch": batch, "length": length, "dtype": dtype}
+    timing = Timing(rounds=rounds, **shape, device=device, cpu_time=cpu_time, compile=compile)
     rows = list(file.keep(bench_step(models or ["minilm"], methods or DEFAULT, timing)))
     for row in rows:
         row["quartiles"] = "{:.3f} to {:.3f}".format(*row["ratio_quartiles"])
@@ -167,6 +172,8 @@ class Variant:
 
     def __init__(self, adaptation: Adaptation, timing: Timing) -> None:
         self.model: Any = adaptation.model.to(timing.device).train()
+        if timing.compile:
+            self.model.compile()
         # The Trainer's default optimizer; AdamW's own default is a loop over the parameters on a CPU.
         self.optimizer = make_optimizer(adaptation, torch.optim.AdamW, lr=LR, fused=True)
         self.loop = Loop(adaptation, self.optimizer, timing.total_steps)
@@ -243,7 +250,8 @@ def measure(built: Mapping[str, Variant], batch: dict[str, Tensor], timing: Timi
         for variant in order.sample(list(built.values()), len(built)):
             variant.step(batch, timing.now, timed=number >= _WARMUP)
         if number == _WARMUP + 1:  # while PE-DyRA observes
-            peaks = {name: peak_bytes(variant, batch, timing.device) for name, variant in built.items()}
+            with torch.compiler.set_stance("force_eager"):  # what a compiled graph saves is seen by no hook
+                peaks = {name: peak_bytes(variant, batch, timing.device) for name, variant in built.items()}
     return peaks
 
 

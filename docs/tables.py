@@ -741,13 +741,13 @@ def _settings(kind: Any) -> Cells:
 def step() -> Cells:
     cells = [["model", "variant", "a run", "observed", "idle", "by the floor", "memory", "an adjustment, s"]]
     for row in rows("step"):
-        lora = where(rows("step"), model=row["model"], variant="lora")[0]
+        lora = where(rows("step"), model=row["model"], compile=row["compile"], variant="lora")[0]
         kinds = row.get("ratio_by_kind", {})
         told = [row["ratio_to_lora"], kinds.get("observed"), kinds.get("idle"), row["ratio_to_floor"]]
         told.append(row["peak_bytes"] / lora["peak_bytes"])
         seconds = row["adjustment_seconds"]
         shown = ["" if value is None else f"{value:.3f}" for value in (*told, seconds)]
-        cells.append([row["model"], row["variant"], *shown])
+        cells.append([row["model"] + ", compiled" * row["compile"], row["variant"], *shown])
     return cells
 
 
