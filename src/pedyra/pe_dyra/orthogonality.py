@@ -80,7 +80,7 @@ def add_orthogonality_gradient(layers: Sequence[AdaptedLayer], *, weight: float,
     for (_, dtype), pairs in alike.items():
         gradients, rows = zip(*pairs, strict=True)
         ranks = [len(each) for each in rows]
-        found = orthogonality_gradient(pad_sequence(rows, batch_first=True), form=form, ranks=ranks).to(dtype)
+        found = orthogonality_gradient(pad_sequence(list(rows), batch_first=True), form=form, ranks=ranks).to(dtype)
         parts = [part[:rank] for part, rank in zip(found.unbind(), ranks, strict=True)]
         torch._foreach_add_(gradients, parts, alpha=scale)
 
