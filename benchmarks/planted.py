@@ -140,7 +140,7 @@ class Blocks(PlantedModel):
     inputs = (TOKENS, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = (len(self.layers) / 3) ** -0.5  # of two branches a block
+        scale = (len(self.layers) / 3) ** -0.5  # a block has two branches
         for first in range(0, len(self.layers), 6):
             q, k, v, o, up, down = self.layers[first : first + 6]
             h = F.layer_norm(x, x.shape[-1:])

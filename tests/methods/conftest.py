@@ -76,7 +76,7 @@ class Run:
             return self.model(**self.inputs()).logits
 
     def gradients(self) -> dict[str, torch.Tensor]:
-        """Of one batch, by the name of the parameter; of the adapter alone."""
+        """Return those of one batch, by the name of the parameter, of the adapter alone."""
         self.model.train()
         self.model.zero_grad()
         self.model(**self.batch()).loss.backward()

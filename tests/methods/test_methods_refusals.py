@@ -1,4 +1,4 @@
-"""What a method refuses, in one line that names the setting: before a model is trained, but where a row says so."""
+"""A method refuses in one line that names the setting, before a model is trained, but where a row says so."""
 
 from __future__ import annotations
 

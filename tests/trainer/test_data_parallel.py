@@ -32,7 +32,7 @@ def given(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def ending(model: nn.Module, allocator: RankAllocator) -> dict[str, Any]:
-    """What a process ends with, as plain values."""
+    """Return what a process ends with, as plain values."""
     weights = [value.flatten().tolist() for name, value in model.state_dict().items() if "lora" in name]
     updates = [(x.scaling * (x.b.weight * x.a.E) @ x.a.A).flatten().tolist() for x in allocator.layers]
     return {"weights": weights, "updates": updates, "history": [{k: r.get(k) for k in KEPT} for r in allocator.history]}
@@ -105,7 +105,7 @@ def by_trainer(rank: int, size: int, settings: dict[str, Any], out: str, resume:
 
 
 def synced(rank: int, size: int, settings: dict[str, Any], out: str) -> tuple[int, int]:
-    """How often the whole model is sent in a Trainer's run, and how often triples move in it."""
+    """Count how often the whole model is sent in a Trainer's run, and how often triples move in it."""
     import torch.nn.parallel.distributed as ddp
 
     calls, sync = [], ddp._sync_module_states

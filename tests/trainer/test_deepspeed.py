@@ -25,7 +25,7 @@ pytestmark = [
 
 
 def trained(rank: int, size: int, stage: int, out: str) -> str:
-    """What `adapt` says; then plain LoRA, to the end."""
+    """Return what `adapt` says; then plain LoRA is trained to the end."""
     zero = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True}  # else ZeRO-3 saves no adapter
     config = {"zero_optimization": zero, "train_micro_batch_size_per_gpu": "auto", "train_batch_size": "auto"}
     settings: dict[str, Any] = dict(deepspeed=config, label_smoothing_factor=0.2, max_steps=6, ddp_backend="gloo")

@@ -1,4 +1,4 @@
-"""What a run reports while it trains: Trainer's log, its `report_to`, and the record file."""
+"""A run reports while it trains: to Trainer's log, its `report_to`, and the record file."""
 
 from __future__ import annotations
 

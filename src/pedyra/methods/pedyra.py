@@ -82,7 +82,7 @@ class RandomMoves(ScoredMethod):
         left = {name: rank - len(pruned.get(name, ())) for name, rank in now.ranks.items()}
         freed = sum(len(indices) * units[name] for name, indices in pruned.items())
         ranking = random.sample(list(left), len(left))
-        if now.budget == "parameters":  # as in `plan_adjustment`
+        if now.budget == "parameters":  # `plan_adjustment` does so
             ranking, freed = ranking[: max(now.moves, 1)], freed + now.spare
         added = round_robin(ranking, left, now.max_ranks, units, freed) if now.moves else {}
         return make_plan(scores, pruned, added, layer_means(scores))

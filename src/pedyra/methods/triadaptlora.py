@@ -84,7 +84,7 @@ class CoreNorms(ScoreState):
         return self._checked - self.state["previous"]
 
     def resize(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
-        self.state["previous"] = self._checked  # as it was before the growth
+        self.state["previous"] = self._checked  # it stays what it was before the growth
 
 
 def growing_layers(missing: int, part: float, layers: int) -> int:

@@ -264,7 +264,7 @@ class RankTraining(TrainerCallback):
 
         def attached(*args: Any) -> Any:
             model = model_init(*args)
-            self.trainer.optimizer = None  # of the model before; Trainer makes it anew after this
+            self.trainer.optimizer = None  # it was the model before's; Trainer makes it anew after this
             self.attach(model)
             return model
 
@@ -291,7 +291,7 @@ class RankTraining(TrainerCallback):
     def _restore_best(self, model: Any, folder: Path) -> None:
         """Bring back the split and the config of the best model, of which Trainer has loaded what PEFT saved."""
         own = folder / self.adapter
-        if self.adapter != "default" and own.is_dir():  # where Trainer, but for "default", does not look
+        if self.adapter != "default" and own.is_dir():  # Trainer looks there for "default" alone
             model.load_adapter(str(own), self.adapter, is_trainable=True)
         try:
             restore_factors(model, folder, self.adapter)

@@ -86,7 +86,7 @@ class _Watched(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") != "__get__":  # of its device or shape, as checkpointing asks
+        if getattr(func, "__name__", "") != "__get__":  # checkpointing asks for its device or shape
             for each in args:
                 if isinstance(each, cls):
                     each.used = True

@@ -9,7 +9,7 @@ from pathlib import Path
 from pedyra.errors import UserError
 from pedyra.lora.files import SUMS, check_sums, read_json, read_sums
 
-# What Trainer needs to resume, besides the state of the random numbers of each process.
+# Trainer needs these to resume, besides the state of the random numbers of each process.
 TRAINER_FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -17,7 +17,7 @@ TRAINER_FILES = (
     "scheduler.pt",
     "trainer_state.json",
 )
-# pedyra's side files.
+# These are pedyra's side files.
 RANK_FILES = ("pedyra_state.safetensors", "pedyra_state.json")
 ASIDE = "_saving"
 """A checkpoint is written, and removed, in this folder of a run; what a kill left there is of no use."""

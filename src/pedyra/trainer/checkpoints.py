@@ -43,7 +43,7 @@ def _save_after_evaluation(original: Callable[..., Any], trainer: Trainer, *args
         vars(trainer)[_WAITED], control.should_save = state.global_step, False
     found = original(*args, **kwargs)
     if waits:
-        control.should_save = True  # as the epoch ends, where Trainer evaluates before it saves
+        control.should_save = True  # the epoch ends now, where Trainer evaluates before it saves
     return found
 
 
@@ -53,17 +53,17 @@ def _save(original: Callable[..., Any], trainer: Trainer, model: Any, trial: Any
     checkpoint, written = (folder / f"checkpoint-{state.global_step}" for folder in (run, run / ASIDE))
     if args.should_save:
         remove(run / ASIDE)  # a link, too, which would lead out of the run folder
-    wait()  # for those who write there, too
+    wait()  # other processes write there, too
     try:
         with replaced(trainer, "_get_output_dir", lambda trial: str(run / ASIDE)):
             with replaced(trainer, "_push_from_checkpoint", lambda folder: None):
                 original(model, trial)
         renamed = state.best_model_checkpoint == str(written)
-        if renamed:  # in every process: each of them may load it
+        if renamed:  # every process may load it
             state.best_model_checkpoint = str(checkpoint)
         if args.should_save:
             _complete(trainer, written if written.is_dir() else checkpoint, renamed)
-        wait()  # for the random numbers of every process
+        wait()  # every process writes its random numbers
         # The first process of a node may have a disk of its own, with nothing but its node's random numbers.
         for finishes in (args.should_save, args.local_process_index == 0):
             if finishes and written.is_dir():

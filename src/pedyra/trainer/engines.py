@@ -82,7 +82,7 @@ def keep_whole(trainer: Trainer | None, model: nn.Module, layers: Sequence[Adapt
     _check(trainer, plugin, model, layers)
     whole = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for layer in layers:
-        layer.a.to(trainer.args.device)  # where FSDP2 puts what it cuts; an E that is not trained is no Parameter
+        layer.a.to(trainer.args.device)  # FSDP2 puts there what it cuts; an E that is not trained is no Parameter
         whole += [p for slot in (layer.a, layer.b) for p in slot.parameters() if not p.requires_grad]
     for parameter in whole:
         parameter.data = parameter.data.to(trainer.args.device)

@@ -85,7 +85,7 @@ def fit_trainer(
         )
     if isinstance(data, str):
         raise UserError(f"data is {data!r}; give the rows themselves, as the Trainer takes an eval_dataset")
-    if trainer.args.fp16_full_eval or trainer.args.bf16_full_eval:  # where it waits for its training to move the model
+    if trainer.args.fp16_full_eval or trainer.args.bf16_full_eval:  # the Trainer has left the model where it was
         trainer._move_model_to_device(model, trainer.args.device)
     with untouched(trainer, model):
         texts = None if general is None else general_rows(trainer, model, general, wanted.rows)

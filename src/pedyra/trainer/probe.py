@@ -47,7 +47,7 @@ def probed(
     seen: dict[str, Any] = {}
 
     def look(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if isinstance(output, Tensor) and args and args[0].is_floating_point():  # of embeddings it is token numbers
+        if isinstance(output, Tensor) and args and args[0].is_floating_point():  # embeddings are given token numbers
             if "features" not in seen:
                 seen["first"], seen["features"] = module, args[0].detach().float()
             seen["last"], seen["width"], seen["dims"] = module, output.shape[-1], output.dim()

@@ -169,7 +169,7 @@ def general_rows(trainer: Any, model: Any, general: Any, most: int) -> GeneralRo
     """Make this process's batches of the general texts: half of them are for gradients, and half for the proof."""
     check_writes(model)
     tokenizer = trainer.processing_class
-    if isinstance(tokenizer, ProcessorMixin):  # of text and images, which TRL takes by itself
+    if isinstance(tokenizer, ProcessorMixin):  # TRL takes one by itself for a model of text and images
         tokenizer = tokenizer.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
     if tokenizer is None:
         raise UserError("general text has to be tokenised; give the Trainer its tokenizer as processing_class")
@@ -292,8 +292,10 @@ def _apart(training: Any, seen: list[int], held: Any, left: list[int], name: str
         done = "so these do not calibrate" if enough else "too many to be left out"
         told = f"{both} of {len(seen)} rows of the train_dataset are in {name} too, {done}"
         different = len(proving.intersection(contents))
-        trained = min(1.0, different / len(seen) * len(training) / len(left))  # of all training rows as many are
-        repeats = len(set(contents)) < (1 - LEARNED) * len(seen)  # by their nature
+        trained = min(
+            1.0, different / len(seen) * len(training) / len(left)
+        )  # as far as all training rows are like those seen
+        repeats = len(set(contents)) < (1 - LEARNED) * len(seen)  # as short texts do
         if trained < LEARNED or different < REPEATED or repeats:
             logger.warning("fit: %s", told)
         else:
@@ -396,12 +398,12 @@ def _prepared(trainer: Any, data: Any) -> Any:
             )
     if prepare is None or not set(takes) <= known.keys() or skips:
         return data
-    if isinstance(data, list):  # of rows, which TRL takes as a data set alone
+    if isinstance(data, list):  # TRL takes rows as a data set alone
         from datasets import Dataset
 
         known["dataset"] = Dataset.from_list(data)
     prepared = prepare(**{name: known[name] for name in takes})
-    if getattr(trainer, "precompute_ref_logps", False):  # of DPO's reference, as its own evaluation does
+    if getattr(trainer, "precompute_ref_logps", False):  # DPO's own evaluation does so for its reference
         prepared = trainer._precompute_ref_logps(prepared, "fit", trainer.args.per_device_eval_batch_size)
     return prepared
 

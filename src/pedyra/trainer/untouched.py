@@ -31,14 +31,14 @@ def untouched(trainer: Any, model: Any) -> Iterator[None]:
         stack.enter_context(evaluating(model))
         stack.enter_context(averaged(trainer.optimizer))
         if getattr(trainer.args, "predict_with_generate", False) and not hasattr(trainer, "_gen_kwargs"):
-            # By its own evaluate() only, which may never have run.
+            # Its own evaluate() sets this, which may never have run.
             given = {"max_length": trainer.args.generation_max_length, "num_beams": trainer.args.generation_num_beams}
             trainer._gen_kwargs = {name: value for name, value in given.items() if value is not None}
         # Each process's loss is the mean over its own batch, whose samples are counted; on one device.
         vars(trainer.args)["average_tokens_across_devices"] = False
-        # What a loss of the user's own logs is of steps, and would go to the trackers of the training.
+        # A loss of the user's own may log, as it does at steps, and the trackers of the training would get it.
         vars(trainer)["log"] = lambda *_, **__: None
-        # Its training sets it, which may have been in another process; TRL divides a router's loss by it.
+        # A training sets it, which may have been in another process; TRL divides a router's loss by it.
         vars(trainer)["current_gradient_accumulation_steps"] = 1
         if trainer.args.n_gpu > 1:
             vars(trainer.args)["_n_gpu"] = 1

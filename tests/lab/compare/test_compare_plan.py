@@ -1,4 +1,4 @@
-"""What a dry run tells: the runs, those that are done, and how long the others train."""
+"""A dry run tells the runs, those that are done, and how long the others train."""
 
 from __future__ import annotations
 

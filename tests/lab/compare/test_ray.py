@@ -34,7 +34,7 @@ def reached(comparison: Comparison) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """What the runs come to on this machine, with nothing in their way."""
+    """The runs come to this on this machine, with nothing in their way."""
     os.chdir(tmp_path_factory.mktemp("here"))
     return reached(compare_grid(grid("runs/x")))
 

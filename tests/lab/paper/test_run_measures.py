@@ -1,4 +1,4 @@
-"""What the figures show of a run, by hand."""
+"""The figures show of a run what is computed by hand here."""
 
 from __future__ import annotations
 

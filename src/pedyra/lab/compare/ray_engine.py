@@ -57,7 +57,7 @@ class RayCluster:
         more: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what it says of a time-out is said below
+                warnings.simplefilter("ignore")  # its words about a time-out are said below
                 ray.init(address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR, **more)
         except (ConnectionError, RuntimeError, ValueError) as error:
             told = (str(error).strip() or type(error).__name__).splitlines()[0]

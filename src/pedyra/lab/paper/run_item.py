@@ -98,7 +98,7 @@ def run_item(
             try:
                 found.append(with_generated(row, each, allow_code_execution, console))
             except (ValueError, OSError, ImportError, OutOfMemoryError) as error:
-                # Of this run: the others, and what was measured of it, are kept.
+                # It is this run that cannot be asked; the others, and what was measured of it, are kept.
                 failed.append(f"{row['run']}: {error}")
                 found.append(row)
         for cell in each.cells:
