@@ -9,21 +9,22 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 
 from pedyra.lora.folder import SavedLora
 
-_PEFT = {
-    "SEQ_CLS": "AutoPeftModelForSequenceClassification",
-    "SEQ_2_SEQ_LM": "AutoPeftModelForSeq2SeqLM",
-    "TOKEN_CLS": "AutoPeftModelForTokenClassification",
-    "QUESTION_ANS": "AutoPeftModelForQuestionAnswering",
-    "FEATURE_EXTRACTION": "AutoPeftModelForFeatureExtraction",
+TASKS = {
+    "CAUSAL_LM": "CausalLM",
+    "SEQ_CLS": "SequenceClassification",
+    "SEQ_2_SEQ_LM": "Seq2SeqLM",
+    "TOKEN_CLS": "TokenClassification",
+    "QUESTION_ANS": "QuestionAnswering",
+    "FEATURE_EXTRACTION": "FeatureExtraction",
 }
-"""PEFT loads an adapter of a task_type by this class, any other by AutoPeftModelForCausalLM."""
+"""The classes AutoModelFor... and AutoPeftModelFor... of a task_type end so."""
 
 
 def loading_line(lora: SavedLora) -> str:
     """Write the line of a shell that loads this adapter with its base by PEFT."""
     task = lora.config.get("task_type")
     by_class = task is None and bool(lora.config.get("auto_mapping"))  # of the base, which PEFT has recorded
-    auto = "AutoPeftModel" if by_class else _PEFT.get(str(task), "AutoPeftModelForCausalLM")
+    auto = "AutoPeftModel" if by_class else f"AutoPeftModelFor{TASKS.get(str(task), 'CausalLM')}"
     # Without it PEFT makes a head of two.
     labels = num_labels(lora) if by_class or task in ("SEQ_CLS", "TOKEN_CLS") else None
     given = "" if labels is None else f", num_labels={labels}"

@@ -43,7 +43,7 @@ RECORD = "pedyra_export.json"
 def export_lora(source: PeftModel | str | Path, target: str, out: Path) -> Path:
     """Write the adapter of a live model or a folder for the readers of `target`, which is not "merged"."""
     if isinstance(source, PeftModel):
-        _check_base_unchanged(source, active_adapter(source))
+        check_base_unchanged(source)
     with saved_lora(source) as lora:
         _check_convertible(lora, target)
         tensors, config, record = _converted(lora, target)
@@ -65,14 +65,16 @@ def check_arguments(target: str, out: Path, base: object, overwrite: bool = Fals
     refuse_occupied(out, [RECORD], "export", overwrite)
 
 
-def _check_base_unchanged(model: PeftModel, name: str) -> None:
-    """Refuse an adapter that stands on weights which another one has changed, and its readers have not; ValueError."""
+def check_base_unchanged(model: PeftModel) -> None:
+    """Refuse an active adapter that stands on weights which another one has changed, and its readers have not;
+    ValueError."""
+    name = active_adapter(model)
     for other, config in model.peft_config.items():
         starts = [layer.a.start for layer in adapted_layers(model, other)]
         if other != name and (takes_from_weight(getattr(config, "init_lora_weights", True)) or any(starts)):
             raise UserError(
                 f"adapter {other!r} began as a part of the weights (PiSSA), which are others under {name!r} now than "
-                f"its readers have; use target merged, or load {name!r} into a model without {other!r}"
+                f"its readers have; call model.merge_and_unload(), or load {name!r} into a model without {other!r}"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,14 +24,14 @@ from transformers import (
     BertConfig,
     MixtralConfig,
     MixtralForCausalLM,
-    PretrainedConfig,
-    PreTrainedModel,
 )
 
 from pedyra import export_adapter
+from pedyra.app.export.merge import merge_into
 from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.models.tiny import tiny_tokenizer
 from pedyra.app.recipe import Recipe
+from pedyra.lora.folder import saved_lora
 
 
 def load_merged(folder: Path, auto: Any = AutoModelForCausalLM) -> Any:
@@ -38,97 +39,58 @@ def load_merged(folder: Path, auto: Any = AutoModelForCausalLM) -> Any:
     return auto.from_pretrained(folder)
 
 
+@pytest.fixture
+def based(tmp_path) -> Any:
+    """based(model, base): the model, whose adapter names the folder that the base was saved to."""
+
+    def make(model: Any, base: Any) -> Any:
+        base.save_pretrained(tmp_path / "base")
+        model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+        return model
+
+    return make
+
+
 @pytest.mark.parametrize("flavour", list(FLAVOURS))
-def test_merging_a_live_model_keeps_its_logits_and_the_model(flavour, make_llama, tokens, tmp_path):
-    model = mixed_ranks(make_llama(**FLAVOURS[flavour]))
+def test_the_merged_weights_give_the_logits_of_the_adapted_model(flavour, make_llama, based, tokens, tmp_path):
+    model = based(mixed_ranks(make_llama(**FLAVOURS[flavour])), make_llama().unload())
+    tiny_tokenizer("tiny-llama").save_pretrained(tmp_path / "base")
     expected, before = logits(model, tokens), {k: v.clone() for k, v in model.state_dict().items()}
-    merged = load_merged(export_adapter(model, "merged", tmp_path / "out"))
-    assert torch.allclose(logits(merged, tokens), expected, atol=1e-5)
+    model.save_pretrained(tmp_path / "adapter")
+    for source in (model, tmp_path / "adapter"):
+        folder = export_adapter(source, "merged", tmp_path / f"out{source is model}")
+        assert torch.allclose(logits(load_merged(folder), tokens), expected, atol=1e-5)
+        own = tiny_tokenizer("tiny-llama")("ab")["input_ids"]
+        assert AutoTokenizer.from_pretrained(folder)("ab")["input_ids"] == own
+        assert json.loads((folder / "pedyra_export.json").read_text())["tokenizer"] is True
     after = model.state_dict()
     assert before.keys() == after.keys() and all(same_bits(before[key], after[key]) for key in before)
 
 
-@pytest.mark.parametrize("flavour", [name for name in FLAVOURS if name != "orthogonal"])
-def test_merging_a_folder_into_the_base_it_names(flavour, make_llama, tokens, tmp_path):
-    make_llama().unload().save_pretrained(tmp_path / "base")
-    tiny_tokenizer("tiny-llama").save_pretrained(tmp_path / "base")
-    model = mixed_ranks(make_llama(**FLAVOURS[flavour]))
-    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
-    model.save_pretrained(tmp_path / "adapter")
-    folder = export_adapter(tmp_path / "adapter", "merged", tmp_path / "out")
-    assert torch.allclose(logits(load_merged(folder), tokens), logits(model, tokens), atol=1e-5)
-    assert AutoTokenizer.from_pretrained(folder)("ab")["input_ids"] == tiny_tokenizer("tiny-llama")("ab")["input_ids"]
-    assert json.loads((folder / "pedyra_export.json").read_text())["tokenizer"] is True
+def test_a_classifier_keeps_its_trained_head(make_bert, based, tokens, tmp_path):
+    model = based(mixed_ranks(make_bert()), make_bert().unload().bert)  # a base without a head
+    merged = load_merged(export_adapter(model, "merged", tmp_path / "out"), AutoModelForSequenceClassification)
+    assert torch.allclose(logits(merged, tokens), logits(model, tokens), atol=1e-5)
 
 
-def test_a_base_given_as_a_model_is_left_as_it_is(make_llama, tokens, tmp_path):
-    model, base = mixed_ranks(make_llama()), make_llama().unload()
-    model.save_pretrained(tmp_path / "adapter")
-    for source in (model, tmp_path / "adapter"):
-        folder = export_adapter(source, "merged", tmp_path / f"out{source is model}", base=base)
-        assert torch.allclose(logits(load_merged(folder), tokens), logits(model, tokens), atol=1e-5)
-    assert same_bits(logits(base, tokens), logits(make_llama().unload(), tokens))
-    assert not any("lora" in name for name, _ in base.named_modules())
-
-
-def test_a_classifier_keeps_its_trained_head(make_bert, tokens, tmp_path):
-    model = mixed_ranks(make_bert())
-    make_bert().unload().bert.save_pretrained(tmp_path / "encoder")  # a base without a head
-    model.save_pretrained(tmp_path / "adapter")
-    sources = {"live": (model, None), "folder": (tmp_path / "adapter", tmp_path / "encoder")}
-    for name, (source, base) in sources.items():
-        merged = load_merged(
-            export_adapter(source, "merged", tmp_path / name, base=base), AutoModelForSequenceClassification
-        )
-        assert torch.allclose(logits(merged, tokens), logits(model, tokens), atol=1e-5)
-
-
-def test_a_vocabulary_that_was_resized_is_that_of_the_merged_model(make_llama, tokens, tmp_path):
+@pytest.mark.parametrize("trained", [{}, {"trainable_token_indices": {"embed_tokens": [40, 41]}}])
+def test_a_vocabulary_that_was_resized_is_that_of_the_merged_model(trained, make_llama, based, tokens, tmp_path):
+    """As TRL has it where a chat template brings tokens of its own. The tokenizer of the base lacks them."""
     base = make_llama().unload()
-    base.save_pretrained(tmp_path / "base")
-    base.resize_token_embeddings(base.config.vocab_size + 5)
-    lora = LoraConfig(target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")  # type: ignore[arg-type]
-    model: Any = get_peft_model(base, lora)
-    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
-    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
-    with torch.no_grad():
-        expected = model.eval()(**tokens).logits
-    out = export_adapter(tmp_path / "adapter", "merged", tmp_path / "merged")
-    merged = AutoModelForCausalLM.from_pretrained(out)
-    assert merged.config.vocab_size == base.config.vocab_size
-    with torch.no_grad():
-        torch.testing.assert_close(merged.eval()(**tokens).logits, expected)
-
-
-def test_tokens_that_were_added_and_trained_are_merged_from_a_folder(make_llama, tokens, tmp_path):
-    """As TRL has them where a chat template brings tokens of its own."""
-    base = make_llama().unload()
-    base.save_pretrained(tmp_path / "base")
     base.resize_token_embeddings(base.config.vocab_size + 2)
-    lora = LoraConfig(target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [40, 41]})
-    lora.init_lora_weights, lora.task_type = False, "CAUSAL_LM"
-    model: Any = get_peft_model(base, lora)
-    model.get_parameter("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta.default").data += 1
-    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    lora = LoraConfig(target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM", **trained)  # type: ignore[arg-type]
+    model: Any = based(get_peft_model(base, lora), make_llama().unload())
+    for name, parameter in model.named_parameters():
+        if "trainable_tokens_delta" in name:
+            parameter.data += 1
+    tiny_tokenizer("tiny-llama").save_pretrained(tmp_path / "base")
     model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
     tokens["input_ids"][:, 2] = 41
-    expected = logits(model, tokens)
-    merged = load_merged(export_adapter(tmp_path / "adapter", "merged", tmp_path / "merged"))
-    assert torch.allclose(logits(merged, tokens), expected, atol=1e-5)
-
-
-def test_the_tokenizer_of_the_base_is_not_that_of_a_vocabulary_that_was_resized(make_llama, tmp_path):
-    base = make_llama().unload()
-    base.save_pretrained(tmp_path / "base")
-    tiny_tokenizer("tiny-llama").save_pretrained(tmp_path / "base")
-    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    lora = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")  # type: ignore[arg-type]
-    out = export_adapter(get_peft_model(base, lora), "merged", tmp_path / "same")  # type: ignore[arg-type]
-    assert (out / "tokenizer.json").is_file()
-    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    base.resize_token_embeddings(base.config.vocab_size + 2)
     with pytest.warns(UserWarning, match="resized the vocabulary from 40 tokens to 42"):
-        out = export_adapter(get_peft_model(base, lora), "merged", tmp_path / "more")  # type: ignore[arg-type]
+        out = export_adapter(tmp_path / "adapter", "merged", tmp_path / "merged")
+    merged = load_merged(out)
+    assert merged.config.vocab_size == base.config.vocab_size
+    assert torch.allclose(logits(merged, tokens), logits(model, tokens), atol=1e-5)
     assert not (out / "tokenizer.json").exists()
     assert json.loads((out / "pedyra_export.json").read_text())["tokenizer"] is False
 
@@ -141,21 +103,6 @@ def test_the_dtype_of_the_base_is_kept(make_llama, tmp_path):
     assert {p.dtype for p in AutoModelForCausalLM.from_pretrained(folder, dtype="auto").parameters()} == {
         torch.bfloat16
     }
-
-
-def test_a_merge_in_the_middle_of_training_copies_no_hook(make_llama, tokens, tmp_path):
-    class Allocator:  # holds an optimizer, and hooks the model
-        def __deepcopy__(self, memo):
-            raise AssertionError("copied along with the model")
-
-        def see(self, *_):
-            pass
-
-    model = mixed_ranks(make_llama())
-    for module in model.modules():
-        module.register_forward_pre_hook(Allocator().see)
-    merged = load_merged(export_adapter(model, "merged", tmp_path / "out"))
-    assert torch.allclose(logits(merged, tokens), logits(model, tokens), atol=1e-5)
 
 
 @pytest.fixture
@@ -212,13 +159,13 @@ def test_a_quantised_run_says_how_to_merge_and_then_does(run_folder, tokens, tmp
     assert torch.allclose(logits(merged, tokens), logits(model, tokens), atol=1e-5)
 
 
-def test_a_pissa_folder_of_stock_peft_is_merged_as_peft_loads_it(make_llama, tokens, tmp_path):
-    model = make_llama(init_lora_weights="pissa")
+def test_a_pissa_folder_of_stock_peft_is_merged_as_peft_loads_it(make_llama, based, tokens, tmp_path):
+    model = based(make_llama(init_lora_weights="pissa"), make_llama().unload())
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(tmp_path / "adapter")
-    folder = export_adapter(tmp_path / "adapter", "merged", tmp_path / "out", base=make_llama().unload())
+    folder = export_adapter(tmp_path / "adapter", "merged", tmp_path / "out")
     assert torch.allclose(logits(load_merged(folder), tokens), logits(model, tokens), atol=1e-5)
 
 
@@ -240,38 +187,19 @@ def test_a_base_is_of_the_revision_that_its_adapter_names(make_llama, tmp_path, 
     assert asked == ["v1", "main"]
 
 
-@pytest.mark.parametrize("damage", ["weights", "pickle", "config"])
+@pytest.mark.parametrize("damage", ["weights", "config"])
 def test_a_base_with_a_damaged_file_is_told_in_one_line(damage, make_llama, tmp_path):
     base = tmp_path / "base"
     make_llama().unload().save_pretrained(base)
     make_llama().save_pretrained(tmp_path / "adapter")
     if damage == "weights":
         (base / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes()[:500])
-    elif damage == "pickle":
-        (base / "model.safetensors").unlink()
-        torch.save({"a": Path("no weights")}, base / "pytorch_model.bin")
     else:
         config = json.loads((base / "config.json").read_text())
         (base / "config.json").write_text(json.dumps(config | {"hidden_size": "wide"}))
     with pytest.raises(ValueError, match="base' of .*adapter cannot be loaded: ") as refusal:
         export_adapter(tmp_path / "adapter", "merged", tmp_path / "out", base=base)
     assert "\n" not in str(refusal.value) and not (tmp_path / "out").exists()
-
-
-def test_a_base_that_has_no_tokens_is_merged(make_llama, tokens, tmp_path, monkeypatch):
-    """A model of sound tells so by an error of its own."""
-
-    def none(self):
-        raise NotImplementedError("no embeddings")
-
-    model = make_llama()
-    model.save_pretrained(tmp_path / "adapter")
-    expected = logits(model, tokens)
-    base = make_llama().unload()
-    monkeypatch.setattr(type(base), "get_input_embeddings", none)
-    out = export_adapter(tmp_path / "adapter", "merged", tmp_path / "out", base=base)
-    monkeypatch.undo()
-    torch.testing.assert_close(logits(type(base).from_pretrained(out), tokens), expected)
 
 
 SIZES: dict[str, Any] = dict(vocab_size=64, d_model=16, encoder_layers=1, decoder_layers=1)
@@ -297,9 +225,15 @@ UNTIED = pytest.mark.filterwarnings("ignore:Input and output embeddings are no l
 
 @TIED
 @UNTIED
-@pytest.mark.parametrize(("base", "head", "targets"), [(bart, "lm_head", ["q_proj"]), (bert_mlm, "cls", ["query"])])
-def test_a_trained_head_that_was_tied_leaves_no_other_weight_out_of_the_file(base, head, targets, tmp_path):
-    model: Any = get_peft_model(base(), LoraConfig(r=2, target_modules=targets, modules_to_save=[head]))
+@pytest.mark.parametrize(
+    ("base", "head", "targets", "task"),
+    [(bart, "lm_head", ["q_proj"], "SEQ_2_SEQ_LM"), (bert_mlm, "cls", ["query"], None)],
+)
+def test_a_trained_head_that_was_tied_leaves_no_other_weight_out_of_the_file(
+    base, head, targets, task, based, tmp_path
+):
+    lora = LoraConfig(r=2, target_modules=targets, modules_to_save=[head], task_type=task)
+    model: Any = based(get_peft_model(base(), lora), base())
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -308,37 +242,6 @@ def test_a_trained_head_that_was_tied_leaves_no_other_weight_out_of_the_file(bas
     merged, ids = type(base()).from_pretrained(folder).eval(), torch.randint(3, 64, (2, 7))
     with torch.no_grad():
         torch.testing.assert_close(merged(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
-
-
-def test_a_layer_without_a_weight_of_its_own_is_merged(tmp_path):
-    class Attends(PreTrainedModel):
-        config_class = PretrainedConfig
-
-        def __init__(self, config: PretrainedConfig) -> None:
-            super().__init__(config)
-            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-            self.post_init()
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.attention(x, x, x)[0]
-
-    model = get_peft_model(Attends(PretrainedConfig()), LoraConfig(r=2, target_modules=["attention"]))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter)
-    x = torch.randn(1, 3, 8)
-    expected = model.eval()(x)
-    merged = Attends.from_pretrained(export_adapter(model, "merged", tmp_path / "out")).eval()
-    torch.testing.assert_close(merged(x), expected)
-
-
-def test_a_shared_head_matters_only_to_the_adapter_that_changes_it(make_llama, tmp_path):
-    model = make_llama(target_modules=["q_proj"])
-    base = model.get_base_model()
-    base.lm_head.weight = base.get_input_embeddings().weight
-    model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
-    model.set_adapter("default")
-    assert (export_adapter(model, "merged", tmp_path / "out") / "config.json").is_file()
 
 
 @pytest.mark.parametrize("recipe", ["model: {name: tiny-bert}\ndata: {source: toy}\n", "quant_stage: {}\n"])
@@ -370,79 +273,63 @@ def test_a_saved_head_takes_the_place_of_one_of_another_size(task_type, auto, to
         assert torch.allclose(loaded(**tokens).logits, expected, atol=1e-5) and expected.shape[-1] == 5
 
 
-def test_a_lora_of_the_parameters_of_experts_is_merged(tokens, tmp_path):
+def test_a_lora_of_the_parameters_of_experts_is_merged(based, tokens, tmp_path):
     shape: dict[str, Any] = dict(vocab_size=40, hidden_size=16, intermediate_size=8, num_hidden_layers=1)
     shape |= dict(num_attention_heads=2, num_key_value_heads=1, num_local_experts=2, num_experts_per_tok=1)
     torch.manual_seed(0)
+    base = MixtralForCausalLM(MixtralConfig(**shape)).eval()
     config = LoraConfig(r=2, target_modules=["q_proj"], target_parameters=["gate_up_proj", "down_proj"])
-    config.init_lora_weights = False
-    model = get_peft_model(MixtralForCausalLM(MixtralConfig(**shape)).eval(), config)
-    expected = logits(model, tokens)
-    merged = AutoModelForCausalLM.from_pretrained(export_adapter(model, "merged", tmp_path / "out"))
-    assert torch.allclose(logits(merged, tokens), expected, atol=1e-5)
-
-
-def saved(model: Any, folder: Path) -> Path:
-    model.save_pretrained(folder / "adapter")
-    return folder / "adapter"
-
-
-def marked(model: Any, mark: Callable[[Any], object]) -> Any:
-    mark(model)
-    return model
-
-
-def tie(model: Any) -> None:
-    head = model.get_output_embeddings()
-    getattr(head, "base_layer", head).weight = model.get_input_embeddings().weight
+    config.init_lora_weights, config.task_type = False, "CAUSAL_LM"
+    model = based(get_peft_model(copy.deepcopy(base), config), base)
+    merged = load_merged(export_adapter(model, "merged", tmp_path / "out"))
+    assert torch.allclose(logits(merged, tokens), logits(model, tokens), atol=1e-5)
 
 
 def of_bart(target: str) -> Any:
-    return get_peft_model(bart(), LoraConfig(r=2, target_modules=[target]))
+    lora = LoraConfig(r=2, target_modules=[target], task_type="SEQ_2_SEQ_LM")  # type: ignore[arg-type]
+    return get_peft_model(bart(), lora), bart()
+
+
+def tied(make: Any) -> tuple[Any, Any]:
+    """A Llama whose head is its embeddings, with a LoRA on it."""
+    base = make.llama().unload()
+    base.config.tie_word_embeddings = True
+    base.tie_weights()
+    return make.llama(target_modules=["q_proj", "lm_head"]), base
 
 
 SHARE = "share one weight, which merging would change for both"
-HEAD = {"target_modules": ["q_proj", "lm_head"]}
-REFUSED: dict[str, tuple[Callable[[Any, Path], Any], Callable[[Any, Path], Any], str]] = {
-    "no name": (lambda m, d: saved(m.llama(), d), lambda m, d: None, "does not name its base model .*; pass it"),
-    "no base": (lambda m, d: saved(m.llama(), d), lambda m, d: d / "none", "none' of .*adapter cannot be loaded"),
-    "other": (lambda m, d: saved(m.llama(), d), lambda m, d: m.bert().unload(), "not fit .* BertForSequenceClass"),
-    "net": (lambda m, d: saved(m.llama(), d), lambda m, d: m.net().unload(), "base is a Net, no transformers model"),
-    "fewer layers": (lambda m, d: saved(m.llama(), d), lambda m, d: m.llama(blocks=1).unload(), r"no layer .*ers\.1"),
-    "changed base": (
-        lambda m, d: saved(m.llama(init_lora_weights="pissa"), d),
-        lambda m, d: m.llama(init_lora_weights="pissa").get_base_model(),
-        "the base has an adapter in it already, at model.layers.0.*load it anew",
-    ),
-    "merged": (lambda m, d: marked(m.llama(), lambda x: x.merge_adapter()), lambda m, d: None, "call unmerge_adapter"),
-    "quantised": (  # by the mark that transformers leaves
-        lambda m, d: marked(m.llama(), lambda x: setattr(x.get_base_model(), "quantization_method", "nf4")),
-        lambda m, d: None,
-        "LlamaForCausalLM is quantised.* load it in float and pass it",
-    ),
-    "tied, live": (lambda m, d: marked(m.llama(**HEAD), lambda x: tie(x.get_base_model())), lambda m, d: None, SHARE),
-    "tied": (lambda m, d: saved(m.llama(**HEAD), d), lambda m, d: marked(m.llama().unload(), tie), SHARE),
+REFUSED: dict[str, tuple[Callable[[Any], tuple[Any, Any]], str]] = {
+    "no base": (lambda m: (m.llama(), None), "does not name its base model .*; pass its name"),
+    "fewer layers": (lambda m: (m.llama(), m.llama(blocks=1).unload()), r"no layer .*ers\.1"),
+    "tied": (tied, SHARE),
     "twice": (
-        lambda m, d: m.llama(target_modules=["q_proj"], layer_replication=[[0, 1], [0, 1]]),
-        lambda m, d: None,
+        lambda m: (m.llama(target_modules=["q_proj"], layer_replication=[[0, 1], [0, 1]]), m.llama().unload()),
         r"layers.0.self_attn.q_proj and .*layers.1.self_attn.q_proj share one weight",
     ),
-    "encoder": (lambda m, d: of_bart("encoder.embed_tokens"), lambda m, d: None, SHARE),
-    "decoder": (lambda m, d: of_bart("decoder.embed_tokens"), lambda m, d: None, SHARE),
-    "shared": (lambda m, d: of_bart("shared"), lambda m, d: None, SHARE),
-    "bias": (lambda m, d: saved(m.llama(lora_bias=True), d), lambda m, d: m.llama().unload(), "merged: .*lora_bias"),
-    "bias, live": (lambda m, d: m.llama(lora_bias=True), lambda m, d: None, "merged: .*lora_bias=True.*target peft"),
-}  # fmt: skip
+    "encoder": (lambda m: of_bart("encoder.embed_tokens"), SHARE),
+    "decoder": (lambda m: of_bart("decoder.embed_tokens"), SHARE),
+    "shared": (lambda m: of_bart("shared"), SHARE),
+    "bias": (lambda m: (m.llama(lora_bias=True), m.llama().unload()), "merged: .*lora_bias=True.*target peft"),
+}
 
 
 @TIED
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
 @pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")  # of biases where the base has none
 @pytest.mark.parametrize("case", list(REFUSED))
-def test_what_cannot_be_merged_is_refused_in_one_line(case, make_llama, make_bert, make_net, tmp_path):
-    source, base, told = REFUSED[case]
-    make = SimpleNamespace(llama=make_llama, bert=make_bert, net=make_net)
-    source, base = source(make, tmp_path), base(make, tmp_path)
+def test_what_cannot_be_merged_is_refused_in_one_line(case, make_llama, based, tmp_path):
+    make, told = REFUSED[case]
+    model, base = make(SimpleNamespace(llama=make_llama))
+    model = model if base is None else based(model, base)
     with pytest.raises(ValueError, match=told) as refusal:
-        export_adapter(source, "merged", tmp_path / "out", base=base)
+        export_adapter(model, "merged", tmp_path / "out")
     assert "\n" not in str(refusal.value) and not (tmp_path / "out").exists()
+
+
+def test_a_base_in_few_bits_is_not_merged_into(make_llama, based, tmp_path):
+    """By the mark that transformers leaves on a model that it has loaded so."""
+    model, base = based(make_llama(), make_llama().unload()), make_llama().unload()
+    base.quantization_method = "nf4"
+    with saved_lora(model) as lora, pytest.raises(ValueError, match="is quantised, .*name one that is loaded in float"):
+        merge_into(base, None, lora)

@@ -15,6 +15,7 @@ from peft import AdaLoraConfig, KasaConfig, LoraConfig, PeftModel, get_peft_mode
 from torch import Tensor, nn
 
 from pedyra import export_adapter
+from pedyra.app.export.merge import merge_into
 from pedyra.fitting.calibration import lora_layers
 from pedyra.fitting.cut import write_cut
 from pedyra.lora.attach import attach
@@ -177,7 +178,10 @@ def used(verb: str, case: Case, model: Any, scratch: Path) -> Any:
     torch.manual_seed(0)
     base = case.base()
     if verb == "merged":
-        return type(base).from_pretrained(export_adapter(saved, verb, scratch / "out", base=base))
+        lora = read_lora(saved)
+        lora.check_supported("merged")
+        merge_into(base, None, lora).save(scratch / "out")
+        return type(base).from_pretrained(scratch / "out")
     if verb == "fit":
         lora = read_lora(saved)
         lora.check_supported("fit")

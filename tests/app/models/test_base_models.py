@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -163,8 +162,7 @@ class Code:
 @pytest.mark.parametrize(
     ("weights", "told"),
     [
-        (lambda path, state: torch.save({**state, "more": Code()}, path), "holds more than weights"),
-        (lambda path, state: path.write_bytes(pickle.dumps(Code(), protocol=2)), "holds more than weights"),
+        (lambda path, state: torch.save({**state, "more": Code()}, path), "UnpicklingError"),
         (lambda path, state: path.write_text(""), "EOFError"),
         (lambda path, state: path.with_name("model.safetensors").write_text("hello"), "SafetensorError"),
         (lambda path, state: None, "no file named"),
@@ -173,7 +171,7 @@ class Code:
             "head of another number of classes",
         ),
     ],
-    ids=["code", "bare pickle", "empty", "safetensors", "no weights", "head"],
+    ids=["code", "empty", "safetensors", "no weights", "head"],
 )
 def test_weights_that_cannot_be_read_are_one_line(
     weights: Any, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -83,7 +83,6 @@ REFUSED = [
     ("d.jsonl", '{"text": "a", "label": 0}\n{"text": "a"', {}, "cannot be read as jsonl: line 2: "),
     ("d.json", '[{"text": ]', {}, "cannot be read as json: "),
     ("d.jsonl", "[1, 2]", {}, "row 1 is no JSON object"),
-    ("d.jsonl", '{"text": "\\ud83d\\ude00"}\n{"text": "a\\ud800"}', {}, "row 2 holds half of a character"),
     ("d.jsonl.gz", "not compressed", {}, "cannot be read as jsonl: "),
     ("d.jsonl.xz", "not compressed", {}, "cannot be read as jsonl: "),
     ("d.parquet", "not parquet", {}, "cannot be read as parquet: "),
@@ -159,7 +158,7 @@ def test_the_hub_gives_rows_and_class_names(hub: list[tuple[Any, ...]]):
 
 @pytest.mark.usefixtures("hub")
 def test_what_the_hub_lacks_is_one_line():
-    with pytest.raises(ValueError, match="the Hub did not give it: owner/other is not there$"):
+    with pytest.raises(ValueError, match="'owner/other' was not given by the Hub: owner/other is not there and more"):
         rows("owner/other")
     with pytest.raises(ValueError, match="owner/data has no column 'body' .row 1.; its columns are text, label, idx"):
         rows("owner/data", text="body")

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
-from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pedyra.app.export.merge import base_by_name, copied_base, merge_into, merge_live
+from pedyra.app.export.merge import base_by_name, merge_into
 from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.recipe import Recipe, load_recipe
 from pedyra.app.runs.run_folder import run_of
 from pedyra.app.runs.setup import resolve
 from pedyra.errors import UserError
 from pedyra.export.loading import num_labels
-from pedyra.export.readers import check_arguments, export_lora, write_export
-from pedyra.lora.folder import SavedLora, active_adapter, saved_lora
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from pedyra.export.readers import check_arguments, check_base_unchanged, export_lora, write_export
+from pedyra.lora.folder import SavedLora, saved_lora
 
 
 def export_adapter(
@@ -27,7 +23,7 @@ def export_adapter(
     target: str,
     out: str | Path,
     *,
-    base: nn.Module | str | Path | None = None,
+    base: str | Path | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write the adapter of `source` into the folder `out` for one kind of reader, whole or not at all.
@@ -39,8 +35,8 @@ def export_adapter(
             "gguf" (a PEFT folder for llama.cpp's convert_lora_to_gguf.py), "merged" (the base model with the update
             in its weights, and its tokenizer where one is found).
         out: must not exist, or be empty; see `overwrite`.
-        base: only for "merged": the base model, loaded in float, or its name; by default the one that the run's
-            recipe or `base_model_name_or_path` names, or the live model's own.
+        base: only for "merged": the name of the base model, which is loaded in float; by default the one that the
+            run's recipe or `base_model_name_or_path` names.
         overwrite: replace an earlier export in `out`.
 
     Returns:
@@ -54,31 +50,21 @@ def export_adapter(
     check_arguments(target, out, base, overwrite)
     if target != "merged":
         return export_lora(source, target, out)
-    if not isinstance(source, (str, Path)) and base is None:
-        merged = merge_live(source, active_adapter(source))
-        return write_export(out, merged.record, merged.save)
+    if isinstance(source, PeftModel):
+        check_base_unchanged(source)
     with saved_lora(source) as lora:
         lora.check_supported("merged")
-        recipe = _recipe_of(Path(source)) if isinstance(source, (str, Path)) else None
-        merged = merge_into(*_base(lora, recipe, base), lora)
+        name, recipe = None if base is None else str(base), None
+        if isinstance(source, (str, Path)) and (run := run_of(Path(source))) is not None:
+            recipe = resolve(load_recipe(run / "recipe.yaml"))
+        found = base_by_name(lora, name) if recipe is None else _base_of_recipe(recipe, lora, name)
+        merged = merge_into(*found, lora)
     return write_export(out, merged.record, merged.save)
 
 
-def _base(lora: SavedLora, recipe: Recipe | None, base: Any) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
-    if isinstance(base, nn.Module):
-        return copied_base(base)
-    name = None if base is None else str(base)
-    return base_by_name(lora, name) if recipe is None else _base_of_recipe(recipe, lora, name)
-
-
-def _recipe_of(source: Path) -> Recipe | None:
-    """Read the recipe of the run that `source` is, or is the adapter, the fit or a checkpoint of."""
-    if (folder := run_of(source)) is None:
-        return None
-    return resolve(load_recipe(folder / "recipe.yaml"))
-
-
-def _base_of_recipe(recipe: Recipe, lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def _base_of_recipe(
+    recipe: Recipe, lora: SavedLora, name: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     section = recipe.model
     if name is not None:
         section = section.model_copy(update={"name": name, "revision": None, "quantization": "none"})

@@ -6,9 +6,6 @@ The first is asked once and briefly: its clients ask six times, for each file of
 from __future__ import annotations
 
 import os
-import re
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Literal
 
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
@@ -70,30 +67,16 @@ def why_not_offline(name: str, kind: Literal["model", "dataset"]) -> str | None:
     return "HF_HUB_OFFLINE is set, and no cache has it"
 
 
-def told_by_hub(error: Exception) -> str:
-    """Tell a library's error on reading from the Hub in one line, with the way in where a login is what lacks."""
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    whole = " ".join(part for part in (str(error), str(error.__cause__ or ""))).lower()
-    if isinstance(error, GatedRepoError) or isinstance(error.__cause__, GatedRepoError) or "gated" in whole:
-        return (
-            f"{said} Its authors ask you to accept their terms: do so on its page at https://huggingface.co, then log "
-            f"in with `hf auth login` (or set HF_TOKEN), or give the path of a copy that you have"
-        )
-    if "trust_remote_code" in whole:
-        return "its repository carries code of its own; if you trust its authors, run that with --trust-remote-code"
-    return said
-
-
 def why_not_loaded(error: Exception) -> str:
-    """Tell in one line why transformers could not load a model or a tokenizer."""
-    if isinstance(error, UnpicklingError):
-        return "its pytorch_model.bin holds more than weights, and torch does not run it; take a copy in safetensors"
+    """Tell why a library could not read from the Hub or from a folder, where its own words are not the clearest."""
+    if "trust_remote_code" in str(error):
+        return "its repository carries code of its own; if you trust its authors, run that with --trust-remote-code"
     if "ignore_mismatched_sizes" in str(error):  # which points at a report that is not shown
         return (
             "its weights are of other sizes than its config and the task say, such as a head of another number of "
             "classes; save it without its head first"
         )
-    return f"{told_by_hub(error)} ({type(error).__name__})"
+    return f"{error} ({type(error).__name__})"
 
 
 def _is_offline(kind: str) -> bool:
@@ -101,15 +84,8 @@ def _is_offline(kind: str) -> bool:
 
 
 def _is_cached(name: str, kind: str, revision: str | None) -> bool:
-    if kind == "model":
-        try:
-            return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
-        except HFValidationError:
-            return False
-    home = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
-    return home.is_dir() and any(_plain(folder.name) == _plain(name) for folder in home.iterdir())
-
-
-def _plain(name: str) -> str:
-    """Keep of a data set's name what its folder in the cache has: capitals are small there, after an underscore."""
-    return re.sub("[^a-z0-9]", "", name.lower())
+    file = "config.json" if kind == "model" else "README.md"
+    try:
+        return try_to_load_from_cache(name, file, revision=revision, repo_type=kind) is not None
+    except HFValidationError:
+        return False

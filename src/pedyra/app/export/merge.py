@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import transformers
-from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pedyra.app.export.hub import trusts_remote_code, why_not_loaded
 from pedyra.errors import UserError, telling
-from pedyra.export.loading import num_labels
+from pedyra.export.loading import TASKS, num_labels
 from pedyra.lora.folder import SavedLora, load_adapter
 from pedyra.lora.layer import peft_layers
-
-_AUTO_CLASSES = {
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "FEATURE_EXTRACTION": "AutoModel",
-}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass(frozen=True)
@@ -64,79 +51,56 @@ def _untie(model: nn.Module) -> None:
             seen.add(id(parameter))
 
 
-def merge_live(model: PeftModel, adapter_name: str) -> Merged:
-    """Merge a copy of a live model; the model itself stays as it is. Raises ValueError: the base is quantised or no
-    transformers model, or an adapter is merged into it already."""
-    base = model.get_base_model()
-    _check_base(base)
-    for name, module in base.named_modules():
-        if isinstance(module, BaseTunerLayer) and module.merged_adapters:
-            raise UserError(
-                f"adapter {module.merged_adapters[0]!r} is merged into {name}; call unmerge_adapter() first"
-            )
-    _check_unshared(base, adapter_name)
-    # A hook may hold its allocator and optimizer, which must not be copied along.
-    memo: dict[int, Any] = {id(vars(module)[kind]): OrderedDict() for module in model.modules() for kind in _HOOKS}
-    merged = _merged(copy.deepcopy(model, memo), f"adapter {adapter_name!r}", [adapter_name])
-    return Merged(merged, _tokenizer_of(base))
+def merge_into(base: Any, tokenizer: PreTrainedTokenizerBase | None, lora: SavedLora) -> Merged:
+    """Merge a saved adapter into `base`, which is taken over.
 
-
-def merge_into(base: nn.Module, tokenizer: PreTrainedTokenizerBase | None, lora: SavedLora) -> Merged:
-    """Merge a saved adapter into `base`, which is taken over. Raises ValueError: a quantised base, one that does not
-    fit the adapter, or a start that cannot be repeated."""
-    lora.check_supported("merged")
-    _check_base(base)
+    Raises:
+        ValueError: the base is quantised or does not fit the adapter, or a weight that it changes is shared.
+    """
+    if getattr(base, "hf_quantizer", None) is not None or getattr(base, "quantization_method", None) is not None:
+        raise UserError(
+            f"the base model {base.name_or_path} is quantised, and merged weights would be rounded to its few bits "
+            f"again; name one that is loaded in float: export_adapter(source, 'merged', out, base=name)"
+        )
     before = _vocabulary(base)
-    adapted = _adapted(base, lora)
-    _check_unshared(adapted.get_base_model(), "default")
-    merged = _merged(adapted, lora.title)
-    if tokenizer is not None and tokenizer.name_or_path != str(lora.folder) and _vocabulary(merged) != before:
-        return Merged(merged, _left_out(_vocabulary(merged), before))
+    adapted = load_adapter(base, lora.folder, lora.title)
+    _check_place(adapted.get_base_model(), lora)
+    _check_unshared(adapted.get_base_model())
+    try:
+        merged: Any = adapted.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+    except RuntimeError as error:  # lora_bias on a layer that has no bias
+        raise UserError(f"{lora.title} cannot be merged: {error}; export target peft") from error
+    now = _vocabulary(merged)
+    if tokenizer is not None and tokenizer.name_or_path != str(lora.folder) and now != before:
+        warnings.warn(
+            f"training has resized the vocabulary from {before} tokens to {now}, and the tokenizer of the base model "
+            f"lacks those that were added, so none is written beside the merged model; save there the one of the "
+            f"training",
+            stacklevel=2,
+        )
+        tokenizer = None
     return Merged(merged, tokenizer)
 
 
-def _merged(adapted: PeftModel, title: str, names: list[str] | None = None) -> PreTrainedModel:
-    try:
-        return adapted.merge_and_unload(safe_merge=True, adapter_names=names)  # type: ignore[operator]
-    except RuntimeError as error:  # lora_bias on a layer that has no bias
-        raise UserError(f"{title} cannot be merged: {error}; export target peft") from error
+def _vocabulary(model: Any) -> int | None:
+    return getattr(model.config.get_text_config(), "vocab_size", None)
 
 
-def copied_base(base: nn.Module) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
-    """Copy a base model that somebody goes on using, and find the tokenizer it came with. Raises ValueError: it has an
-    adapter in it, whose start (PiSSA) or merging may have changed its weights."""
-    _check_base(base)
-    for name, module in base.named_modules():
-        if isinstance(module, BaseTunerLayer):
-            raise UserError(
-                f"the base has an adapter in it already, at {name} (get_peft_model changes the model that it is "
-                f"given); give its name, or load it anew, or export the live model"
-            )
-    return copy.deepcopy(base), _tokenizer_of(base)
+def _check_place(base: nn.Module, lora: SavedLora) -> None:
+    """Refuse factors that have no place in the model, which PEFT overlooks."""
+    found = {name for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
+    if lost := [layer.name for layer in lora.layers if layer.name not in found]:
+        raise UserError(f"{lora.title} does not fit the base model {type(base).__name__}, which has no layer {lost[0]}")
 
 
-def _check_base(base: nn.Module) -> None:
-    if not isinstance(base, PreTrainedModel):
-        raise UserError(
-            f"the base is a {type(base).__name__}, no transformers model; merge it with model.merge_and_unload()"
-        )
-    if getattr(base, "hf_quantizer", None) is not None or getattr(base, "quantization_method", None) is not None:
-        raise UserError(
-            f"the base model {base.name_or_path or type(base).__name__} is quantised, and merged weights would be "
-            f"rounded to its few bits again; load it in float and pass it: "
-            f"export_adapter(source, 'merged', out, base=model or its name)"
-        )
-
-
-def _check_unshared(base: Any, adapter_name: str) -> None:
+def _check_unshared(base: nn.Module) -> None:
     """Refuse a layer whose weight some other module has too, into which it would be merged as well: a head and its
     embeddings (tied), those of an encoder and a decoder, or what `layer_replication` has repeated."""
-    held = list(base.named_parameters(remove_duplicate=False))
     names: dict[int, list[str]] = {}
-    for name, parameter in held:
+    for name, parameter in base.named_parameters(remove_duplicate=False):
         if "original_module" not in name.split("."):  # of a module that is trained whole: its own copy takes the place
             names.setdefault(id(parameter), []).append(_unwrapped(name).rpartition(".")[0])
-    for layer in peft_layers(base, adapter_name):
+    for layer in peft_layers(base, "default"):
         weight = getattr(layer.module.get_base_layer(), getattr(layer.module, "parameter_name", "weight"), None)
         if others := [name for name in names.get(id(weight), []) if name != _unwrapped(layer.name)]:
             raise UserError(
@@ -150,15 +114,15 @@ def _unwrapped(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "base_layer")
 
 
-def base_by_name(lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
+def base_by_name(lora: SavedLora, name: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Load the base model that `name`, or the adapter's own config, says, and the tokenizer beside either."""
     config, revision = lora.config, None
     if name is None:
         name, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not name:
         raise UserError(
-            f"{lora.title} does not name its base model (base_model_name_or_path is empty); pass it: "
-            f"export_adapter(source, 'merged', out, base=model or its name)"
+            f"{lora.title} does not name its base model (base_model_name_or_path is empty); pass its name: "
+            f"export_adapter(source, 'merged', out, base=name)"
         )
     head: dict[str, Any] = {}
     if config.get("task_type") in ("SEQ_CLS", "TOKEN_CLS") and (labels := num_labels(lora)) is not None:
@@ -167,64 +131,25 @@ def base_by_name(lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrain
     which: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trusts_remote_code()}
     with telling(f"the base model {name!r} of {lora.title} cannot be loaded", reason=why_not_loaded):
         model = auto.from_pretrained(name, dtype="auto", **which, **head)
-    return model, _find_tokenizer(str(lora.folder)) or _find_tokenizer(str(name), revision=revision)
+    return model, _find_tokenizer(str(lora.folder)) or _find_tokenizer(name, **which)
 
 
 def _class_name(lora: SavedLora) -> str:
     """Name the transformers class of the base: by task type, or the one recorded where the adapter has none."""
     task_type, recorded = lora.config.get("task_type"), lora.config.get("auto_mapping") or {}
-    name = _AUTO_CLASSES.get(task_type) if task_type else recorded.get("base_model_class")
-    if name is None or not hasattr(getattr(transformers, name, None), "from_pretrained"):
+    if task_type == "FEATURE_EXTRACTION":
+        return "AutoModel"
+    name = f"AutoModelFor{TASKS.get(task_type)}" if task_type else str(recorded.get("base_model_class"))
+    if not hasattr(getattr(transformers, name, None), "from_pretrained"):
         raise UserError(
-            f"{lora.title} does not say which class its base model has; pass it: "
-            f"export_adapter(source, 'merged', out, base=model)"
+            f"{lora.title} does not say which class its base model has; load it with PeftModel.from_pretrained, and "
+            f"merge it by merge_and_unload()"
         )
     return name
 
 
-MORE_HEADS = ("classification_head", "logits_proj", "pooler", "pre_classifier", "sequence_summary")
-"""Some classifiers draw these anew beside the heads that PEFT knows: BART, T5, XLNet, DeBERTa, DistilBERT and XLM."""
-
-
-def _adapted(base: nn.Module, lora: SavedLora) -> PeftModel:
-    model = load_adapter(base, lora.folder, lora.title)
-    # PEFT overlooks factors in the file that have no place in the model.
-    found = {name for name, module in model.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)}
-    if lost := [layer.name for layer in lora.layers if layer.name not in found]:
-        raise UserError(f"{lora.title} does not fit the base model {type(base).__name__}, which has no layer {lost[0]}")
-    return model
-
-
-def _find_tokenizer(place: str, *, revision: str | None = None) -> PreTrainedTokenizerBase | None:
-    if not place:
-        return None
-    which: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trusts_remote_code()}
+def _find_tokenizer(place: str, **which: Any) -> PreTrainedTokenizerBase | None:
     try:
         return AutoTokenizer.from_pretrained(place, **which)
     except (OSError, ValueError, ImportError):  # none there, or none that can be read here
         return None
-
-
-def _tokenizer_of(base: Any) -> PreTrainedTokenizerBase | None:
-    """Find the tokenizer of a live base model; None, with a warning, where its vocabulary has been resized since."""
-    place = str(getattr(base, "name_or_path", ""))
-    if (tokenizer := _find_tokenizer(place)) is None:
-        return None
-    try:
-        before = AutoConfig.from_pretrained(place, trust_remote_code=trusts_remote_code())
-    except (OSError, ValueError, ImportError):  # a tokenizer alone, or a config that cannot be read here
-        return tokenizer
-    now, was = _vocabulary(base), getattr(before.get_text_config(), "vocab_size", None)
-    return tokenizer if now == was else _left_out(now, was)
-
-
-def _vocabulary(model: Any) -> int | None:
-    return getattr(model.config.get_text_config(), "vocab_size", None)
-
-
-def _left_out(now: int | None, before: int | None) -> None:
-    warnings.warn(
-        f"training has resized the vocabulary from {before} tokens to {now}, and the tokenizer of the base model lacks "
-        f"those that were added, so none is written beside the merged model; save there the one of the training",
-        stacklevel=2,
-    )

@@ -26,7 +26,6 @@ from transformers import (
 )
 
 from pedyra.app.export.hub import trusts_remote_code, why_not_loaded, why_not_on_hub
-from pedyra.app.export.merge import MORE_HEADS
 from pedyra.app.models.packaged import minilm_folder, smollm2_folder
 from pedyra.app.models.quantized import keep_weight_layout, quantization_config
 from pedyra.app.models.tiny import TINY, tiny_config, tiny_tokenizer
@@ -43,6 +42,8 @@ HEADS: dict[str, tuple[Any, TaskType | None]] = {
     "question_answering": (AutoModelForQuestionAnswering, TaskType.QUESTION_ANS),
 }
 """Kind of data -> transformers' model class and PEFT's task type; any other kind is a classifier."""
+MORE_HEADS = ("classification_head", "logits_proj", "pooler", "pre_classifier", "sequence_summary")
+"""Some classifiers draw these anew beside the heads that PEFT knows: BART, T5, XLNet, DeBERTa, DistilBERT and XLM."""
 _WITH_HEAD = [auto for auto, _ in (*HEADS.values(), _CLASSIFIER)]
 
 

@@ -8,8 +8,7 @@ from peft import LoraConfig, TaskType
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 
-from pedyra.app.export.merge import MORE_HEADS
-from pedyra.app.models.base import task_type
+from pedyra.app.models.base import MORE_HEADS, task_type
 from pedyra.app.recipe_sections import LoraSection
 from pedyra.errors import REFUSALS, UserError, telling
 

@@ -20,11 +20,11 @@ from typing import Any
 import pandas
 import pyarrow.parquet
 
-from pedyra.app.export.hub import told_by_hub, why_not_on_hub
+from pedyra.app.export.hub import why_not_loaded, why_not_on_hub
 from pedyra.app.packaged import packaged_file
 from pedyra.app.recipe_sections import GENERATED, DataSection, template_columns
 from pedyra.app.tasks.toy import toy
-from pedyra.errors import UserError
+from pedyra.errors import UserError, telling
 from pedyra.lora.spelling import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ def _read_file(source: str, key: str) -> Rows:
         raise UserError(f"{key} {source!r} does not exist; give a file (from {Path.cwd()}) or a Hub data set")
     if kind is None:
         raise UserError(f"{key} {source!r} has no known format; a file ends in {', '.join(FORMATS)}")
-    try:
+    with telling(f"{key} {source!r} cannot be read as {kind[1:]}"):
         if kind == ".parquet":
             return pyarrow.parquet.read_table(path).to_pylist()
         if kind in TABLES:
@@ -201,28 +201,22 @@ def _read_file(source: str, key: str) -> Rows:
             return pandas.read_csv(path, **text_only, **TABLES[kind]).to_dict("records")  # pyright: ignore
         with OPENERS.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8-sig", newline="") as file:
             return _json_rows(file.read())
-    except Exception as error:  # each library that unpacks or reads has errors of its own
-        raise UserError(f"{key} {source!r} cannot be read as {kind[1:]}: {' '.join(str(error).split())}") from error
 
 
 def _json_rows(text: str) -> Rows:
     """Read the rows of JSON lines, or of one JSON list of objects."""
+    rows: list[Any] = []
     if text.lstrip().startswith("["):
         rows = json.loads(text)
     else:  # not splitlines(): JSON strings may hold the other line separators of Unicode
-        rows = []
         for number, line in enumerate(text.split("\n"), start=1):
             try:
                 rows += [json.loads(line)] if line.strip() else []
             except ValueError as error:
-                raise UserError(f"line {number}: {error}") from None
+                raise ValueError(f"line {number}: {error}") from None
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise UserError(f"row {number} is no JSON object; a row maps column names to values")
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:  # scraped texts are cut within a character, which no tokenizer takes
-            raise UserError(f"row {number} holds half of a character: {error}") from None
+            raise ValueError(f"row {number} is no JSON object; a row maps column names to values")
     return rows
 
 
@@ -235,12 +229,12 @@ def _read_hub(
     """
     from datasets import ClassLabel, load_dataset
 
-    nowhere = f"{key} {source!r} is no packaged data set and no file that ends in {', '.join(FORMATS)}, and "
     if not Path(source).exists() and (reason := why_not_on_hub(source, "dataset")) is not None:
-        raise UserError("; ".join(filter(None, (nowhere + reason, did_you_mean(source, PACKAGED, otherwise="")))))
-    try:
+        nowhere = (
+            f"{key} {source!r} is no packaged data set and no file that ends in {', '.join(FORMATS)}, and {reason}"
+        )
+        raise UserError("; ".join(filter(None, (nowhere, did_you_mean(source, PACKAGED, otherwise="")))))
+    with telling(f"{key} {source!r} was not given by the Hub", reason=why_not_loaded):
         dataset = load_dataset(source, config, split=split)
-    except Exception as error:  # the Hub client's errors share no base but Exception
-        raise UserError(f"{nowhere}the Hub did not give it: {told_by_hub(error)}") from error
     feature = dataset.features.get(label or "")
     return dataset.to_list(), list(feature.names) if isinstance(feature, ClassLabel) else None
