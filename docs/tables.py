@@ -193,7 +193,7 @@ def _best_planted(method: str) -> list[Row]:
 
 # Results: usual tasks.
 
-TEXTS = {"language": "Norwegian", "letters": "letters", "facts": "facts", "gsm8k": "GSM8K", "code": "code"}
+TEXTS = {"language": "Norwegian", "letters": "rot13", "facts": "facts", "gsm8k": "GSM8K", "code": "code"}
 TASKS = {"SST-2": "sst2", "QNLI": "qnli", "MRPC": "mrpc", "CoLA": "cola"}
 
 

@@ -1,7 +1,7 @@
 """Rows on which the rank of a LoRA may bind, for a small decoder that knows English, and text that it may forget.
 
     python recipes/rows.py language nb-NO data/language   Debian's handbook in Norwegian: apt install debian-handbook
-    python recipes/rows.py letters en-US data/letters     the same book in English, in other letters (rot13)
+    python recipes/rows.py rot13 en-US data/rot13         the same book in English, in other letters (rot13)
     python recipes/rows.py facts 500 data/facts           a phone book of 500 names that nobody has
     python recipes/rows.py general NEWS.jsonl.gz data/general   English that should not be forgotten: news, and code
 
@@ -47,7 +47,7 @@ def language(name: str) -> dict[str, list[tuple[str, str]]]:
     return rows
 
 
-def letters(name: str) -> dict[str, list[tuple[str, str]]]:
+def rot13(name: str) -> dict[str, list[tuple[str, str]]]:
     return {split: [("", codecs.encode(text, "rot13")) for _, text in rows] for split, rows in language(name).items()}
 
 
@@ -76,7 +76,7 @@ def general(news: str) -> dict[str, list[tuple[str, str]]]:
     return {"train": [("", text) for pair in zip(long, code, strict=False) for text in pair]}
 
 
-KINDS = {"language": language, "letters": letters, "facts": facts, "general": general}
+KINDS = {"language": language, "rot13": rot13, "facts": facts, "general": general}
 
 
 def write(folder: Path, split: str, rows: Iterable[tuple[str, str]]) -> None:
