@@ -4,8 +4,8 @@
     python recipes/subsets.py codealpaca_2k ROWS.jsonl data    ROWS: the 2,017 rows of code_alpaca_2k.json
     python recipes/subsets.py xsum_small ROWS.jsonl data       ROWS: the test set of XSum
 
-ROWS holds one JSON object a line, with the columns of the data set on the Hub. The two files are data/NAME/train.jsonl.gz
-and data/NAME/validation.jsonl.gz. `research/results/subsets.json` says which rows they have: by their place in QNLI, by
+ROWS holds one JSON object a line, with the columns of the data set on the Hub. It makes data/NAME/train.jsonl.gz and
+data/NAME/validation.jsonl.gz. `research/results/subsets.json` says which rows they have: by their place in QNLI, by
 their id in XSum, and by a digest of instruction and input in CodeAlpaca.
 """
 
