@@ -57,12 +57,13 @@ def test_the_card_names_a_base_of_the_hub_and_no_path_of_this_machine(
     assert f"| base model | {shown} |" in card.text and "somebody" not in str(card)
 
 
-def test_what_is_pushed_is_what_save_writes(found: pedyra.Fit, tmp_path: Path, monkeypatch: Any):
+@pytest.mark.parametrize("place", [None, "vllm"])
+def test_what_is_pushed_is_what_save_writes(place: str | None, found: pedyra.Fit, tmp_path: Path, monkeypatch: Any):
     hub = HubStandIn().install(monkeypatch)
-    address = found.push_to_hub("me/small", private=True, token="secret", revision="fit")
+    address = found.push_to_hub("me/small", private=True, token="secret", revision="fit", for_=place)
     assert address == "https://huggingface.co/me/small"
     assert hub.repositories == {"me/small": True} and set(hub.tokens) == {"secret"} and hub.branches == ["fit"]
-    saved = found.save(tmp_path / "small")
+    saved = found.save(tmp_path / "small", for_=place)
     assert hub.files == {path.name: path.read_bytes() for path in saved.iterdir()}
     assert {RECORD, "README.md", "adapter_model.safetensors"} <= hub.files.keys()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pedyra.fitting.singular import ranks_of_size, singular
+from pedyra.fitting.singular import singular
 
 
 @pytest.mark.parametrize(("out", "r", "into"), [(20, 6, 30), (30, 6, 8), (5, 6, 30), (7, 1, 9)])
@@ -27,14 +27,3 @@ def test_energy_says_the_fewest_directions():
     assert found.kept(1) == pytest.approx(9 / 14)
     zeros = singular(torch.zeros(2, 4), torch.zeros(3, 2))
     assert zeros.rank_of_energy(0.9) == 1 and zeros.kept(1) == 1
-
-
-def test_a_size_is_kept_to_by_the_directions_that_have_most_for_a_parameter():
-    wide = singular(torch.diag(torch.tensor([4.0, 3.9, 0.1])), torch.eye(3))  # 6 parameters a direction
-    small = singular(torch.diag(torch.tensor([2.0, 1.0])), torch.eye(2))  # 4
-    both, ones = {"wide": wide, "small": small}, {"wide": 1.0, "small": 1.0}
-    assert ranks_of_size(both, ones, 16) == {"wide": 2, "small": 1}
-    assert ranks_of_size(both, {"wide": 1.0, "small": 100.0}, 16) == {"wide": 1, "small": 2}
-    assert ranks_of_size(both, ones, 26) == {"wide": 3, "small": 2}
-    with pytest.raises(ValueError, match="10 parameters"):
-        ranks_of_size(both, ones, 9)

@@ -211,7 +211,6 @@ def resize(
     energy: Annotated[
         float | None, typer.Option(metavar="PART", help="Each layer keeps this part of its squared singular values.")
     ] = None,
-    mb: Annotated[float | None, typer.Option("--mb", metavar="MB", help="Size of the weights, by mixed ranks.")] = None,
     destination: Annotated[
         str | None,
         typer.Option("--for", metavar="PLACE[:R]", help="Write it as this place reads it, at its rank R: vllm:8."),
@@ -226,9 +225,9 @@ def resize(
     from pedyra.export.destinations import destination as place_of
 
     place = None if destination is None else place_of(destination)
-    if place is not None and rank is None and energy is None and mb is None:
+    if place is not None and rank is None and energy is None:
         rank = place.rank
-    found = resize_adapter(adapter, out or adapter / "resized", Size(rank, energy, mb), place, overwrite=overwrite)
+    found = resize_adapter(adapter, out or adapter / "resized", Size(rank, energy), place, overwrite=overwrite)
     console = new_console()
     for line in found.lines():
         console.print(line, soft_wrap=True, markup=False)

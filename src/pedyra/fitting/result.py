@@ -195,19 +195,24 @@ class Fit:
         private: bool | None = None,
         token: str | bool | None = None,
         revision: str | None = None,
+        for_: str | None = None,
     ) -> str:
         """Push the folder that `save` writes, with its model card, to a repository of the Hub; return its address.
 
         Args:
+            for_: where it will be served, as of `save`.
             private: of a repository that is made.
             token: by default the one of `hf auth login` or HF_TOKEN.
             revision: the branch, which is made where it is not there yet.
 
         Raises:
-            ValueError: the Hub says no, in words.
+            ValueError: the Hub says no, in words; or as `save`.
         """
         with TemporaryDirectory() as scratch:
-            folder, message = self.save(Path(scratch, "adapter")), "Upload a LoRA that pedyra.fit made smaller"
+            folder, message = (
+                self.save(Path(scratch, "adapter"), for_=for_),
+                "Upload a LoRA that pedyra.fit made smaller",
+            )
             address = f"{constants.ENDPOINT}/{repo_id}"
             if PartialState().is_main_process:
                 address = push_folder(folder, repo_id, private=private, token=token, revision=revision, message=message)

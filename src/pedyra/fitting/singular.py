@@ -7,14 +7,11 @@ B = Qb Rb and A^T = Qa Ra, B A = Qb (Rb Ra^T) Qa^T, and only the r x r matrix in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-from pedyra.errors import UserError
 
 
 class Singular(NamedTuple):
@@ -47,27 +44,3 @@ def singular(A: Float[Tensor, "r in"], B: Float[Tensor, "out r"]) -> Singular:
     Qa, Ra = torch.linalg.qr(A.double().T)
     U, values, V = torch.linalg.svd(Rb @ Ra.T, full_matrices=False)
     return Singular(Qb @ U, values, V @ Qa.T)
-
-
-def ranks_of_size(layers: Mapping[str, Singular], scalings: Mapping[str, float], parameters: int) -> dict[str, int]:
-    """Ranks of at most so many parameters in all, one at least in each layer: the directions that have the most energy
-    of s B A for a parameter of theirs. Raises ValueError where one direction in each layer is too many already."""
-    costs = {name: layer.U.shape[0] + layer.V.shape[1] for name, layer in layers.items()}
-    left = parameters - sum(costs.values())
-    if left < 0:
-        raise UserError(f"one direction in each layer has {sum(costs.values())} parameters, more than {parameters}")
-    ranks = dict.fromkeys(layers, 1)
-    gains = [
-        (float((scalings[name] * value) ** 2) / costs[name], name)
-        for name, layer in layers.items()
-        for value in layer.values[1:]
-    ]
-    full: set[str] = set()
-    for _, name in sorted(gains, key=lambda gain: -gain[0]):
-        # Once a layer's next direction does not fit, none of its smaller ones may come before it.
-        if name in full or costs[name] > left:
-            full.add(name)
-            continue
-        ranks[name] += 1
-        left -= costs[name]
-    return ranks

@@ -80,15 +80,6 @@ def test_a_rank_of_all_is_the_adapter_to_the_last_bit(trained: Any, tmp_path: Pa
     assert found.error == 0 and all(same_bits(before[key], after[key]) for key in before)
 
 
-def test_a_size_in_megabytes_is_that_of_the_weights(trained: Any, tmp_path: Path):
-    trained()
-    whole = sum(tensor.nbytes for tensor in read_lora(tmp_path / "adapter").tensors.values())
-    resize_adapter(tmp_path / "adapter", tmp_path / "out", Size(megabytes=whole / 2e6))
-    small = read_lora(tmp_path / "out")
-    assert 0.4 * whole < sum(tensor.nbytes for tensor in small.tensors.values()) <= whole / 2
-    assert all(1 <= layer.rank <= 4 for layer in small.layers)
-
-
 def test_a_place_has_its_form_and_its_command(trained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     trained(rank_pattern={"v_proj": 12})
     options = ["--for", "vllm:8", "--out", str(tmp_path / "out"), "--json", str(tmp_path / "rows")]
@@ -117,7 +108,6 @@ def test_a_place_has_its_form_and_its_command(trained: Any, tmp_path: Path, caps
         ["--rank", "2", "--energy", "0.9"],
         ["--rank", "0"],
         ["--energy", "1.5"],
-        ["--mb", "0.00001"],
         ["--for", "vllm"],
         ["--for", "nowhere:8"],
         ["--for", "vllm:12"],

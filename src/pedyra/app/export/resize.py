@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -16,47 +15,49 @@ from pedyra.export.readers import RECORD as EXPORTED
 from pedyra.export.readers import export_lora
 from pedyra.fitting.cut import RECORD as CUT
 from pedyra.fitting.cut import Factors, write_cut
-from pedyra.fitting.singular import Singular, ranks_of_size, singular
+from pedyra.fitting.singular import Singular, singular
 from pedyra.lora.files import refuse_occupied
-from pedyra.lora.folder import SavedLora, read_lora
+from pedyra.lora.folder import read_lora
 
 
 @dataclass(frozen=True)
 class Size:
-    """How small: exactly one of the three."""
+    """It says how small the adapter becomes, by exactly one of the two."""
 
     rank: int | None = None
-    """Of every layer, or all that it has."""
+    """Each layer gets this rank, or all that it has."""
     energy: float | None = None
-    """The part of the sum of squared singular values that each layer keeps."""
-    megabytes: float | None = None
-    """Of the file of weights, heads and magnitudes included."""
+    """Each layer keeps this part of the sum of its squared singular values."""
 
     def __post_init__(self) -> None:
-        if sum(value is not None for value in (self.rank, self.energy, self.megabytes)) != 1:
-            raise UserError("give one of --rank, --energy and --mb, or a destination with a rank, such as --for vllm:8")
+        if (self.rank is None) == (self.energy is None):
+            raise UserError("give --rank or --energy, or a destination with a rank, such as --for vllm:8")
         if self.rank is not None and self.rank < 1:
             raise UserError(f"--rank is {self.rank}; give a rank of at least 1")
         if self.energy is not None and not 0 < self.energy <= 1:
             raise UserError(f"--energy is {self.energy:g}; give a part of the energy, such as 0.95")
 
+    def of(self, found: Singular) -> int:
+        """Return the rank of a layer."""
+        return min(self.rank, len(found.values)) if self.rank else found.rank_of_energy(self.energy or 1.0)
+
 
 @dataclass(frozen=True)
 class Resized:
-    """What `pedyra resize` has written."""
+    """It says what `pedyra resize` has written."""
 
     source: Path
     out: Path
     rows: list[dict[str, Any]]
-    """One a layer: layer, rank, of, parameters, energy."""
+    """There is one for each layer: layer, rank, of, parameters, energy."""
     parameters: int
     of: int
     error: float
-    """Frobenius norm of what is left out of s B A over all layers, as a part of that of the whole."""
+    """This is the Frobenius norm of what is left out of s B A over all layers, as a part of that of the whole."""
     commands: list[str]
 
     def summary(self) -> dict[str, Any]:
-        """The row of the whole: the fields of `fit` that both know, and the error."""
+        """Return the row of the whole: the fields of `fit` that both know, and the error."""
         shares = {"parameters": self.parameters, "of": self.of, "share": self.parameters / self.of}
         return {**shares, "frobenius_error": self.error, "proved": False}
 
@@ -90,84 +91,33 @@ def resize_adapter(
     refuse_occupied(out, [CUT, EXPORTED], "resized adapter", overwrite)
     lora = read_lora(source)
     lora.check_supported("peft")
-    found = {layer.name: _singular(lora, layer.name) for layer in lora.layers}
-    ranks = _ranks_for(lora, found, size)
-    if place is not None:
-        place.check(lora, max(ranks.values()))
     factors: Factors = {}
+    rows, gone, whole, before = [], 0.0, 0.0, 0
     for layer in lora.layers:
         A, B = (lora.tensors[layer.keys[slot]] for slot in "AB")
-        rank = ranks[layer.name]
+        found = singular(A.flatten(1), B.flatten(1))
+        rank, width = size.of(found), found.U.shape[0] + found.V.shape[1]
+        energy = (layer.scaling * found.values).square()
+        gone, whole = gone + float(energy[rank:].sum()), whole + float(energy.sum())
+        row = {"layer": layer.name, "rank": rank, "of": layer.rank, "parameters": rank * width}
+        rows.append({**row, "energy": found.kept(rank)})
+        before += layer.rank * width
         if rank == len(A):
             factors[layer.name] = A, B  # to the last bit
             continue
-        rows, columns = found[layer.name].factors(rank)
+        first, second = found.factors(rank)
         # A convolution has the dimensions of its kernel behind the rank's.
-        factors[layer.name] = rows.reshape(-1, *A.shape[1:]), columns.reshape(*columns.shape, *B.shape[2:])
-    rows = _rows(lora, found, ranks)
-    error = _error(lora, found, ranks)
+        factors[layer.name] = first.reshape(-1, *A.shape[1:]), second.reshape(*second.shape, *B.shape[2:])
+    ranks = {row["layer"]: row["rank"] for row in rows}
+    error = sqrt(gone / whole) if whole else 0.0
     record = {"resized": True, "proved": False, "frobenius_error": error, "ranks": ranks}
     commands: list[str] = []
     if place is None:
         write_cut(lora, factors, out, record)
     else:
+        place.check(lora, max(ranks.values()))
         with TemporaryDirectory() as scratch:
             write_cut(lora, factors, Path(scratch, "cut"), record)
             export_lora(Path(scratch, "cut"), place.form, out)
         commands = place.commands({out.name: read_lora(out)})
-    after, before = (sum(row[name] for row in rows) for name in ("parameters", "before"))
-    told = [{name: value for name, value in row.items() if name != "before"} for row in rows]
-    return Resized(source, out, told, after, before, error, commands)
-
-
-def _singular(lora: SavedLora, name: str) -> Singular:
-    (keys,) = (layer.keys for layer in lora.layers if layer.name == name)
-    A, B = (lora.tensors[keys[slot]] for slot in "AB")
-    return singular(A.flatten(1), B.flatten(1))
-
-
-def _ranks_for(lora: SavedLora, found: dict[str, Singular], size: Size) -> dict[str, int]:
-    if size.rank is not None:
-        return {layer.name: min(size.rank, layer.rank) for layer in lora.layers}
-    if size.energy is not None:
-        return {name: each.rank_of_energy(size.energy) for name, each in found.items()}
-    assert size.megabytes is not None
-    key = lora.layers[0].keys["A"]
-    width = lora.tensors[key].element_size()
-    others = _bytes(lora, lora.others)
-    if (left := int(size.megabytes * 1e6) - others) <= 0:
-        raise UserError(f"what is no factor has {others / 1e6:.3g} MB alone, more than --mb {size.megabytes:g}")
-    try:
-        return ranks_of_size(found, {layer.name: layer.scaling for layer in lora.layers}, left // width)
-    except ValueError as error:
-        raise UserError(f"--mb {size.megabytes:g} is too small: {error}") from None
-
-
-def _bytes(lora: SavedLora, keys: Iterable[str]) -> int:
-    return sum(lora.tensors[key].nbytes for key in keys)
-
-
-def _rows(lora: SavedLora, found: dict[str, Singular], ranks: dict[str, int]) -> list[dict[str, Any]]:
-    rows = []
-    for layer in lora.layers:
-        rank, each = ranks[layer.name], found[layer.name]
-        width = each.U.shape[0] + each.V.shape[1]
-        rows.append(
-            {
-                "layer": layer.name,
-                "rank": rank,
-                "of": layer.rank,
-                "parameters": rank * width,
-                "before": layer.rank * width,
-                "energy": each.kept(rank),
-            }
-        )
-    return rows
-
-
-def _error(lora: SavedLora, found: dict[str, Singular], ranks: dict[str, int]) -> float:
-    """Over all layers together, each with its scaling."""
-    energies = {layer.name: (layer.scaling * found[layer.name].values).square() for layer in lora.layers}
-    gone = sum(float(energy[ranks[name] :].sum()) for name, energy in energies.items())
-    whole = sum(float(energy.sum()) for energy in energies.values())
-    return sqrt(gone / whole) if whole else 0.0
+    return Resized(source, out, rows, sum(row["parameters"] for row in rows), before, error, commands)
