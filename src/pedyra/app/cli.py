@@ -184,7 +184,7 @@ def export(
     place = None if destination is None else named(destination)
     quiet_libraries()
     from pedyra.app.export.export import export_adapter
-    from pedyra.app.export.serving import serving_lines
+    from pedyra.app.export.served import serving_lines
     from pedyra.lora.files import refuse_link
     from pedyra.lora.folder import read_lora
 

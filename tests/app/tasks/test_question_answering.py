@@ -119,13 +119,18 @@ def test_scores_are_those_of_the_official_script_by_hand():
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        (asked("", answers=None), "row 1 has None in column 'answers'; answers are {text: "),
-        (asked("", answers={"text": ["x"], "answer_start": []}), "answers are {text: "),
-        (asked("", answers={"text": [7], "answer_start": [4]}), "answers are {text: "),
-        (asked("", answers={"text": ["plot"], "answer_start": [None]}), "answers are {text: "),
-        (asked("", answers={"text": ["plot"], "answer_start": [5]}), "'plot', which does not stand at character 5"),
-        (asked("", answers={"text": ["plot"], "answer_start": [-len(CONTEXT) + 4]}), "does not stand at character -"),
-        ({**asked(""), "context": 5}, "row 1 has 5 in column 'context'; a context is a text"),
+        *(
+            ({**asked(""), **wrong}, "row 1 has .* in column 'answers', for .*; answers are {text: ")
+            for wrong in (
+                {"answers": None},
+                {"answers": {"text": ["x"], "answer_start": []}},
+                {"answers": {"text": [7], "answer_start": [4]}},
+                {"answers": {"text": ["plot"], "answer_start": [None]}},
+                {"answers": {"text": ["plot"], "answer_start": [5]}},
+                {"answers": {"text": ["plot"], "answer_start": [-len(CONTEXT) + 4]}},
+                {"context": 5},
+            )
+        ),
         (asked("", question="what " * 20), "leaves no room for parts that overlap by data.doc_stride 6"),
     ],
 )

@@ -1,20 +1,31 @@
-"""What a place saves by holding the smaller adapter, and how it is served there."""
+"""An adapter is served by the lines that are printed here; of a smaller one they say what its place saves."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from pedyra.export.destinations import Destination
+from pedyra.export.destinations import Destination, destination
+from pedyra.export.loading import python_line
 from pedyra.fitting.result import Fit
 from pedyra.lora.folder import SavedLora, read_lora
 
 
+def serving_lines(folder: Path, target: str) -> list[str]:
+    """Write the lines of a shell that load what an export for this target left in `folder`, where no destination was
+    named: llama.cpp's for gguf, transformers' for merged weights, else PEFT's."""
+    if target == "merged":
+        architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
+        return [python_line(f"from transformers import {architectures[0] or 'AutoModel'} as Model", folder)]
+    return destination("llama.cpp" if target == "gguf" else "peft").commands({folder.name: read_lora(folder)})
+
+
 def served_lines(found: Fit, lora: SavedLora, place: Destination, out: Path) -> list[str]:
-    """The rank at which the place holds the smaller adapter, what it reserves for it, and how it is served."""
+    """Say at which rank the place holds the smaller adapter, what it reserves for it, and how it is served."""
     kept = {name: rank for name, rank in found.ranks.items() if rank}
     before, after = (place.rank_for(max(ranks)) for ranks in ([x.rank for x in lora.layers], kept.values()))
     lines = [f"for         {place.title}, which held it at a rank of {_rank(before)}, and now at {_rank(after)}"]
@@ -31,8 +42,8 @@ def served_lines(found: Fit, lora: SavedLora, place: Destination, out: Path) -> 
 
 
 def served_together(place: Destination, folders: Mapping[str, Path]) -> list[str]:
-    """The lines that serve the adapters in these folders, by their names, on one server: at the largest of the ranks
-    at which the place holds them, which is what it reserves for each."""
+    """Write the lines that serve the adapters in these folders, by their names, on one server: at the largest of the
+    ranks at which the place holds them, which is what it reserves for each."""
     commands = place.commands({name: read_lora(folder) for name, folder in folders.items()})
     return [f"{'' if number else 'serve':12}{line}" for number, line in enumerate(commands)]
 
@@ -42,7 +53,7 @@ def _rank(rank: int | None) -> str:
 
 
 def _widths(model: Any, names: Collection[str]) -> Iterator[tuple[int, int]]:
-    """(inputs, outputs) of every layer that a server wraps where it is told the modules of these layers."""
+    """Yield (inputs, outputs) of every layer that a server wraps where it is told the modules of these layers."""
     ends = {name.rpartition(".")[2] for name in names}
     modules: Mapping[str, nn.Module] = dict(model.get_base_model().named_modules())
     for name, module in modules.items():

@@ -20,41 +20,12 @@ from pedyra.lora.files import check_shape, read_json, read_rows
 
 Record = dict[str, Any]
 
-_NUMBER = (float, None)
-_BY_LAYER = {str: _NUMBER}
-_EACH = ({str: [_NUMBER]}, None)
-# What the lines of the files must hold, as `check_shape` has it; ranks.jsonl by its kind.
-_METRICS = {
-    **{"step": int, "loss": _NUMBER, "value": _NUMBER, "eval_loss": _NUMBER, "metric": (str, None)},
-    **dict.fromkeys(("seconds", "train_steps_per_second", "trainable_parameters", "peak_memory_bytes"), _NUMBER),
-    "best_step": (int, None),
-}
-_CHANGES = {"layer_scores": _BY_LAYER, "pruned": [[(str, float, None)]], "added": {str: int}}
-_STATE = {
-    **{"step": int, "ranks": {str: int}, "parameters": (int, None), "effective_rank": (_BY_LAYER, None)},
-    **{"orthogonality": _EACH, "grad_norms": _EACH, **{name: (shape, None) for name, shape in _CHANGES.items()}},
-}
+# A line must hold this at the least, as `check_shape` has it; those of ranks.jsonl by their kind.
+_STATE = {"step": int, "ranks": {str: int}}
 _RANKS: dict[str, dict[str, Any]] = {
-    "layers": {
-        "layers": [{"name": str, "type": str, "depth": int, "rank": int}],
-        "budget": ({"kind": (str, None), "total_rank": (int, None), "parameters": (int, None)}, None),
-        "schedule": ({"total_steps": (int, None), "adjustments": ([int], None)}, None),
-    },
+    "layers": {"layers": [{"name": str, "type": str, "depth": int, "rank": int}]},
     "snapshot": _STATE,
-    "adjustment": {
-        **_STATE,
-        **_CHANGES,
-        "seconds": _NUMBER,
-    },
-}
-_FIT = {
-    **{"words": str, "parameters": int, "share": float, "tolerance": _NUMBER, "measured_increase": _NUMBER},
-    **{"interval": ([float], None), "metrics": ({str: {str: float}}, None)},
-}
-_CURVE = {
-    **{"rank": int, "parameters": int, "share": float},
-    **{"measured_increase": _NUMBER, "standard_error": _NUMBER, "tolerance": _NUMBER},
-    **{"accepted": (bool, None), "chosen": (bool, None)},
+    "adjustment": {**_STATE, "layer_scores": {str: (float, None)}, "pruned": [list], "added": {str: int}},
 }
 
 
@@ -117,10 +88,8 @@ def read_run(path: Path) -> RunRecords:
     """
     if not path.is_dir():
         raise UserError(f"{path} is not a folder: a report is made from a run folder; check the path")
-    environment = {}
-    if (path / "environment.json").is_file():
-        environment = read_json(path / "environment.json", {"versions": ({str: str}, None)})
-    metrics = read_rows(path / "metrics.jsonl", _METRICS)
+    environment, fit = path / "environment.json", path / "fit" / "pedyra_fit.json"
+    metrics = read_rows(path / "metrics.jsonl", {"step": int})
     if not metrics:
         raise UserError(f"{path / 'metrics.jsonl'} is missing or empty: a report needs a logged step; train the run")
     ranks = read_rows(path / "ranks.jsonl", {"kind": str})
@@ -137,20 +106,19 @@ def read_run(path: Path) -> RunRecords:
     states = sorted(last.values(), key=lambda record: record["step"])
     for record in states:
         record |= {key: _with_nan(record[key]) for key in ("layer_scores", "effective_rank") if record.get(key)}
-    fit = path / "fit" / "pedyra_fit.json"
     return RunRecords(
         path=path.resolve(),
         recipe=read_settings(path / "recipe.yaml", [], what="recipe", starts_with="method"),
-        environment=environment,
+        environment=read_json(environment) if environment.is_file() else {},
         metrics=sorted((record for record in metrics if not record.get("final")), key=lambda record: record["step"]),
         final=next((record for record in reversed(metrics) if record.get("final")), {}),
         layers=layers,
         header=header,
         snapshots=[record for record in states if record["kind"] == "snapshot"],
         adjustments=[record for record in states if record["kind"] == "adjustment"],
-        samples=read_rows(path / "samples.jsonl", {"prompt": (str, None), "text": (str, None)}),
-        fit=read_json(fit, _FIT) if fit.is_file() else {},
-        curve=read_rows(path / "fit" / "pedyra_fit_curve.jsonl", _CURVE),
+        samples=read_rows(path / "samples.jsonl"),
+        fit=read_json(fit) if fit.is_file() else {},
+        curve=read_rows(path / "fit" / "pedyra_fit_curve.jsonl"),
     )
 
 

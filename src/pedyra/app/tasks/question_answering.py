@@ -87,25 +87,18 @@ def encode(
 
 
 def _check(row: dict[str, Any], data: DataSection, where: str) -> None:
-    if not isinstance(row[data.context], str):
-        raise UserError(f"{where} has {row[data.context]!r:.80} in column {data.context!r}; a context is a text")
-    answers = row[data.answers]
+    """Refuse answers that are malformed, or do not stand where they say in the context: their labels would be wrong."""
+    context, answers = row[data.context], row[data.answers]
     try:
         found = list(zip(answers["text"], answers["answer_start"], strict=True))
-        whole = all(isinstance(text, str) and type(start) is int for text, start in found)
+        right = all(text and start >= 0 and context[start : start + len(text)] == text for text, start in found)
     except (TypeError, LookupError, ValueError):
-        whole = False
-    if not whole:
+        right = False
+    if not right or not isinstance(context, str):
         raise UserError(
-            f"{where} has {answers!r:.80} in column {data.answers!r}; answers are {{text: [...], answer_start: "
-            f"[...]}}, texts and whole numbers, both empty where there is no answer"
+            f"{where} has {answers!r:.80} in column {data.answers!r}, for {context!r:.40}; answers are {{text: [...], "
+            f"answer_start: [...]}}, each text at its place in the context, both empty where there is no answer"
         )
-    for text, start in found:
-        if not text or start < 0 or row[data.context][start : start + len(text)] != text:
-            raise UserError(
-                f"{where} has the answer {text!r:.60}, which does not stand at character {start} of its context; "
-                f"correct answer_start or remove the row"
-            )
 
 
 def _positions(part: ContextPart, answers: dict[str, list[Any]]) -> tuple[int, int]:

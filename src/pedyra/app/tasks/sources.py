@@ -6,17 +6,15 @@ library, since the reader of `datasets` makes times of texts that look like date
 
 from __future__ import annotations
 
-import bz2
 import csv
-import gzip
 import json
 import logging
-import lzma
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import fsspec
 import pandas
 import pyarrow.parquet
 
@@ -51,7 +49,7 @@ PACKAGED = {"reviews": reviews, "toy": toy}
 TABLES: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": {"sep": "\t", "quoting": csv.QUOTE_NONE}}
 """pandas reads each kind of table with these. A quotation mark in a .tsv is a letter, as in GLUE's files."""
 FORMATS = (".jsonl", ".json", *TABLES, ".parquet")
-OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+COMPRESSED = (".gz", ".bz2", ".xz")
 
 
 def load_rows(data: DataSection) -> tuple[Rows, Rows | None, list[str] | None]:
@@ -182,7 +180,7 @@ def _select(
 def _format(source: str) -> str | None:
     """Find the format that a file name ends in, whether compressed or not; None if it is no file name."""
     suffixes = [suffix.lower() for suffix in Path(source).suffixes]
-    if suffixes and suffixes[-1] in OPENERS:
+    if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
     return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
 
@@ -199,7 +197,8 @@ def _read_file(source: str, key: str) -> Rows:
         if kind in TABLES:
             text_only: Any = {"dtype": str, "keep_default_na": False, "index_col": False, "encoding": "utf-8-sig"}
             return pandas.read_csv(path, **text_only, **TABLES[kind]).to_dict("records")  # pyright: ignore
-        with OPENERS.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+        opened: Any = fsspec.open(str(path), "rt", compression="infer", encoding="utf-8-sig", newline="")
+        with opened as file:
             return _json_rows(file.read())
 
 
