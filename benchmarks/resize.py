@@ -21,7 +21,7 @@ import torch
 from peft import LoraConfig, convert_to_lora, get_peft_model
 from torch import Tensor, nn
 
-from pedyra.fitting.singular import singular
+from pedyra.lora.singular import singular
 
 Pairs = dict[str, tuple[Tensor, Tensor]]
 SHAPES = {

@@ -17,7 +17,7 @@ from pedyra.app.tasks.task import Task, load_task
 from pedyra.errors import UserError
 from pedyra.fitting.calibration import Calibration, calibrate, lora_layers
 from pedyra.fitting.cut import cut_factors, cut_to
-from pedyra.fitting.judge import Cut, Judge, model_loss, model_outputs
+from pedyra.fitting.judge import Cut, Judge, model_loss
 from pedyra.fitting.modes import disabled, evaluating
 from pedyra.fitting.paired import paired
 from pedyra.lora.files import read_rows
@@ -42,7 +42,7 @@ class TrainedLora:
         self.model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
         self.tokenizer = tokenizer
         precision = torch.autocast(self.model.device.type, torch.bfloat16, enabled=recipe.training.get("bf16", False))
-        self.judge = Judge(self.model, precision(model_loss), precision(model_outputs))
+        self.judge = Judge(self.model, precision(model_loss))
         self._task, self._seed, self._positions = task, recipe.seed, positions(recipe.model)
         self._every = recipe.data.model_copy(update={"train_rows": None})
         self._collate = task.collator

@@ -1,7 +1,7 @@
 """Which modules are pure functions on tensors and numbers."""
 
 ARITHMETIC = [
-    "pedyra.lora.spectrum",
+    "pedyra.lora.singular",
     "pedyra.fitting.balance",
     "pedyra.allocate.allocation",
     "pedyra.allocate.schedule",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -12,7 +10,7 @@ from closeness import close, same_bits
 from torch import Tensor, nn
 
 from pedyra.fitting.fit import Rows, fit_batches
-from pedyra.fitting.judge import DivergenceJudge, Judge, asked, divergence, model_outputs
+from pedyra.fitting.judge import DivergenceJudge, Judge, asked, divergence
 from pedyra.fitting.wanted import Wanted
 
 IDS = torch.arange(3, 23).view(4, 5)
@@ -81,8 +79,9 @@ def test_a_model_that_writes_is_asked_where_a_label_is(name: str, places: Any, m
     """One place before it; of an encoder-decoder, whose decoder is given the labels one place later, at it."""
     model = make_tiny(name).eval()
     batch = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "labels": torch.tensor([[-100, -100, 7, 8]])}
-    (found,) = model_outputs(model, batch)
-    torch.testing.assert_close(found, model(**batch).logits[0, places])
+    output = model(**batch)
+    (found,) = asked(model, batch, output)
+    torch.testing.assert_close(found, output.logits[0, places])
 
 
 def test_what_is_no_token_of_the_labels_is_asked_everywhere():
@@ -95,8 +94,8 @@ def test_what_is_no_token_of_the_labels_is_asked_everywhere():
     assert found.shape == (2, 3, 4, 5) and same_bits(found[1, 2, 3], pixels[1, :, 2, 3])
 
 
-def said(model: nn.Module, batch: Mapping[str, Any]) -> list[Tensor]:
-    return [4 * model(batch["x"])]
+def sayer(model: nn.Module) -> DivergenceJudge:
+    return DivergenceJudge(model, lambda batch: [4 * model(batch["x"])])
 
 
 def inputs(count: int, seed: int) -> list[dict[str, Tensor]]:
@@ -108,7 +107,7 @@ def test_the_divergence_is_predicted_by_what_the_model_itself_would_say(make_net
     """Where the loss is a surrogate, nothing but the divergence from the whole adapter is measured: the prediction from
     gradients of the model's own samples is its second order: of the same size, where nothing makes up for it."""
     model = make_net(trained=True).eval()
-    judge = DivergenceJudge(model, said, nullcontext)
+    judge = sayer(model)
     fit = fit_batches(judge, Rows(calibration=inputs(150, 1), held=inputs(150, 3)), Wanted(rank=2))
     assert fit.measure == judge.measure and fit.chosen.proof is not None
     assert 0 < fit.chosen.proof.rise.mean < 4 * fit.chosen.predicted
@@ -119,7 +118,7 @@ def test_a_loss_that_is_scaled_for_half_precision_says_the_same(make_net: Any):
     row = {**inputs(1, 1)[0], "labels": torch.zeros(6, 6)}
     for judge in (
         Judge(model, lambda model, batch: model(batch["x"]).sum()),
-        DivergenceJudge(model, said, nullcontext),
+        sayer(model),
     ):
         torch.manual_seed(0)
         once = judge.trained_loss(row)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
 from pedyra.lora.attach import attach
-from pedyra.lora.folder import load_adapter, read_lora
 from pedyra.lora.layer import adapted_layers
 
 
@@ -59,14 +57,3 @@ def test_a_head_that_peft_does_not_save_may_be_rewritten():
     )  # fmt: skip
     settings = LoraConfig(r=3, target_modules=["query", "decoder"], init_lora_weights="pissa")
     assert len(attach(get_peft_model(BertForMaskedLM(config), settings))) == 2  # type: ignore[arg-type]
-
-
-def test_a_pattern_of_a_file_that_is_no_regular_expression_is_told(make_llama, tmp_path):
-    model = make_llama()
-    model.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "rank_pattern": {"(": 2}}))
-    with pytest.raises(ValueError, match="adapter_config.json names layers by no regular expression: missing"):
-        read_lora(tmp_path)
-    with pytest.raises(ValueError, match="does not fit the base model .*: missing"):
-        load_adapter(make_llama().unload(), tmp_path)

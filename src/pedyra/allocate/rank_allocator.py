@@ -35,7 +35,7 @@ from pedyra.lora.factors import AFactor
 from pedyra.lora.layer import AdaptedLayer, holds_triples
 from pedyra.lora.layer_names import layer_place
 from pedyra.lora.resize import Replacement, install, resized
-from pedyra.lora.spectrum import effective_rank, singular_values
+from pedyra.lora.singular import effective_rank, singular_values
 
 logger = logging.getLogger(__name__)
 

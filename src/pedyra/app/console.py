@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from pedyra.lora.files import json_line, naming_full_disk
+from pedyra.lora.files import json_line
 from pedyra.lora.layer_names import layer_place
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ def new_console(*, stderr: bool = False, quiet: bool = False) -> Console:
 
 def write_json_lines(path: Path, rows: Iterable[Row]) -> None:
     """One JSON object a line; NaN and infinities, which JSON does not have, become null."""
-    with naming_full_disk(path):
-        path.write_text("".join(map(json_line, rows)), encoding="utf-8")
+    path.write_text("".join(map(json_line, rows)), encoding="utf-8")
 
 
 def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:

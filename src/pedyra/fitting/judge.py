@@ -1,4 +1,4 @@
-"""How a model is judged on a batch: the loss that was trained, and what the model says of it."""
+"""A model is judged on a batch by the loss that was trained, or by what it says of it."""
 
 from __future__ import annotations
 
@@ -11,31 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from pedyra.errors import UserError
+from pedyra.fitting.modes import evaluating
 
 Batch = Mapping[str, Any]
 Cut = Callable[[], AbstractContextManager[None]]
-"""What makes the live model, while it lasts, the one that is judged: the whole adapter, a smaller one, none."""
+"""While it lasts, the live model is the one that is judged: the whole adapter, a smaller one, none."""
 Loss = Callable[[nn.Module, Batch], Tensor]
-"""The mean loss of a batch, `()`."""
-Outputs = Callable[[nn.Module, Batch], list[Tensor]]
-"""What a model says of a batch: tensors `(..., classes)` of logits."""
+"""It gives the mean loss of a batch, `()`."""
+Outputs = Callable[[Batch], list[Tensor]]
+"""It gives what a model says of a batch: tensors `(..., classes)` of logits."""
 Predictions = list[Any]
-"""What a model predicted of each batch."""
+"""There is one for each batch, in the form that `Judge.metrics` takes."""
 
 
 def model_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """The loss that a transformers model gives for a batch with labels."""
+    """Return the loss that a transformers model gives for a batch with labels."""
     return model(**batch).loss
 
 
-def model_outputs(model: nn.Module, batch: Batch) -> list[Tensor]:
-    """The logits that a transformers model gives for a batch; of a language model where a label is asked for."""
-    return asked(model, batch, model(**batch))
-
-
 def asked(model: nn.Module, batch: Batch, output: Mapping[str, Any]) -> list[Tensor]:
-    """All logits of what a model gave for a batch; of a language model those of the tokens that have a label, a place
-    in the completion, or are no padding, whichever the batch tells."""
+    """Pick all logits of what a model gave for a batch; of a language model those of the tokens that have a label, a
+    place in the completion, or are no padding, whichever the batch tells."""
     logits = [value for key, value in output.items() if key.endswith("logits") and isinstance(value, Tensor)]
     logits = [value.movedim(1, -1) if value.dim() > 3 else value for value in logits]  # classes stand before the places
     if len(logits) != 1 or logits[0].dim() != 3:
@@ -50,7 +46,8 @@ def asked(model: nn.Module, batch: Batch, output: Mapping[str, Any]) -> list[Ten
 
 
 def shifts(model: Any) -> bool:
-    """Whether labels are the tokens themselves, each predicted from those before it, so that none predicts the first.
+    """Tell whether labels are the tokens themselves, each predicted from those before it, so that none predicts the
+    first.
 
     So it is of models that write, but for those whose decoder is given the labels one place later.
     """
@@ -63,27 +60,22 @@ class Judge:
 
     Args:
         loss: of a batch, whatever was trained.
-        outputs: what the model says of a batch, which `DivergenceJudge` compares.
     """
 
     loss_scale = 1.0
-    """What the loss that is differentiated was multiplied by."""
+    """The loss that is differentiated was multiplied by it."""
     measure = "loss"
-    """What rises, in words."""
+    """It names in words what rises."""
 
-    def __init__(self, model: Any, loss: Loss = model_loss, outputs: Outputs = model_outputs) -> None:
-        self.model, self._loss, self._outputs = model, loss, outputs
+    def __init__(self, model: Any, loss: Loss = model_loss) -> None:
+        self.model, self._loss = model, loss
 
     def trained_loss(self, batch: Batch) -> Tensor:
-        """The loss of a batch `()`, to be differentiated; times `loss_scale`."""
+        """Return the loss of a batch `()`, to be differentiated; times `loss_scale`."""
         return self._loss(self.model, batch) * self.loss_scale
 
-    def outputs(self, batch: Batch) -> list[Tensor]:
-        """What the model says of a batch."""
-        return self._outputs(self.model, batch)
-
     def samples(self, batch: Batch) -> float:
-        """What the loss of a batch is a mean over: tokens or rows with a label, else rows."""
+        """Count what the loss of a batch is a mean over: tokens or rows with a label, else rows."""
         labels = batch.get("labels")
         if isinstance(labels, Tensor) and not labels.is_floating_point():
             first = int(labels.dim() > 1 and shifts(self.model))
@@ -92,11 +84,11 @@ class Judge:
         return float(next(rows, 1))
 
     def whole(self, batches: Sequence[Batch], cut: Cut, predictions: Predictions | None = None) -> Iterator[float]:
-        """The loss of each batch with the whole adapter, which others are compared with."""
+        """Yield the loss of each batch with the whole adapter, which others are compared with."""
         yield from self.losses(batches, cut, predictions)
 
     def losses(self, batches: Sequence[Batch], cut: Cut, predictions: Predictions | None = None) -> Iterator[float]:
-        """The loss of each batch with the model that `cut` makes. Every pass draws the same random numbers.
+        """Yield the loss of each batch with the model that `cut` makes. Every pass draws the same random numbers.
 
         Args:
             predictions: is given what `metrics` takes.
@@ -107,29 +99,34 @@ class Judge:
                 yield finite(float(self._loss(self.model, batch)), number)
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:
-        """The task's metrics of all rows that were predicted; none where it has none."""
+        """Return the task's metrics of all rows that were predicted; none where it has none."""
         return {}
 
     def correct(self, predictions: Predictions, metrics: Mapping[str, float]) -> list[bool] | None:
-        """Whether each of these rows is right, by an accuracy that is among their `metrics`; None where there is none
-        of single rows."""
+        """Tell whether each of these rows is right, by an accuracy that is among their `metrics`; None where there is
+        none of single rows."""
         return None
 
 
 class DivergenceJudge(Judge):
     """Judges by how far the model's outputs are from those of the whole adapter, where the trained loss is a surrogate
-    that says nothing about held-out rows: the mean of KL(whole || cut) over the tokens of the batch."""
+    that says nothing about held-out rows: the mean of KL(whole || cut) over the tokens of the batch.
+
+    Args:
+        outputs: what the model says of a batch.
+    """
 
     measure = "divergence from the whole adapter"
 
-    def __init__(self, model: Any, outputs: Outputs, whole: Cut) -> None:
-        super().__init__(model, outputs=outputs)
-        self._whole = whole
+    def __init__(self, model: Any, outputs: Outputs) -> None:
+        super().__init__(model)
+        self._outputs = outputs
 
     def trained_loss(self, batch: Batch) -> Tensor:
-        """The log-likelihood of what the whole adapter itself would say, drawn at random: the second moment of its
-        gradients is the Fisher information, which is the curvature of the divergence, and their mean is zero."""
-        (logits,) = self.outputs(batch)
+        """Return minus the log-likelihood of what the whole adapter itself would say, drawn at random: the second
+        moment of its gradients is the Fisher information, which is the curvature of the divergence, and their mean is
+        zero."""
+        (logits,) = self._outputs(batch)
         logits = logits.float().flatten(0, -2)
         said = torch.multinomial(logits.detach().softmax(-1), 1).squeeze(-1)
         return nn.functional.cross_entropy(logits, said) * self.loss_scale
@@ -140,21 +137,21 @@ class DivergenceJudge(Judge):
     def losses(self, batches: Sequence[Batch], cut: Cut, predictions: Predictions | None = None) -> Iterator[float]:
         for number, batch in enumerate(batches):
             with torch.no_grad():
-                with self._whole():
-                    teacher = self.outputs(batch)
+                with evaluating(self.model):
+                    teacher = self._outputs(batch)
                 with cut():
-                    said = zip(self.outputs(batch), teacher, strict=True)
+                    said = zip(self._outputs(batch), teacher, strict=True)
                     yield finite(float(sum(divergence(student, each) for student, each in said)), number)
 
 
 def finite(loss: float, number: int) -> float:
-    """The loss of the batch of this number; ValueError where it is none."""
+    """Return the loss of the batch of this number. Raises ValueError where it is no number."""
     if not math.isfinite(loss):
         raise UserError(f"the loss of held-out batch {number} is {loss}; take its rows out")
     return loss
 
 
 def divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean of KL(teacher || student) over all but the last dimension, of the softmax of both `(*n, classes)`."""
+    """Average KL(teacher || student) over all but the last dimension, of the softmax of both `(*n, classes)`."""
     p, q = teacher.float().log_softmax(-1), student.float().log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1).mean()

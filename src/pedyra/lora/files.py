@@ -13,8 +13,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,14 @@ def write_file(path: Path, content: str | bytes) -> None:
     """Write `path` whole or not at all: temporary name, fsync, rename. Text is UTF-8."""
     part = path.with_name(f".{path.name}.part")
     remove(part)
-    with naming_full_disk(path):
-        try:
-            with part.open("xb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+    try:
+        with part.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_folder(path: Path, save: Callable[[Path], Any]) -> None:
@@ -50,9 +48,8 @@ def write_folder(path: Path, save: Callable[[Path], Any]) -> None:
     remove(part)
     remove(old)
     try:
-        with naming_full_disk(path):
-            save(part)
-            sync_folder(part)
+        save(part)
+        sync_folder(part)
         if path.exists() or path.is_symlink():
             os.replace(path, old)
         os.replace(part, path)
@@ -124,17 +121,6 @@ def is_disk_full(error: BaseException) -> bool:
     return below is not None and is_disk_full(below)
 
 
-@contextmanager
-def naming_full_disk(path: Path) -> Iterator[None]:
-    """Name `path` in the error of a write to it that found no space, which tells none."""
-    try:
-        yield
-    except Exception as error:
-        if not is_disk_full(error) or getattr(error, "filename", None):
-            raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-
-
 def sync_folder(folder: Path) -> None:
     """See to it that every file in `folder` is on the disk, and not only on its way there."""
     for file in folder.rglob("*"):
@@ -197,7 +183,7 @@ def sync_file(path: Path) -> None:
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Append `json_line`. Raises ValueError where `path` is a link."""
     refuse_link(path)
-    with naming_full_disk(path), path.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(json_line(row))
 
 

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pedyra.errors import UserError
-from pedyra.lora.files import SUMS, check_shape, check_sums, read_json, read_sums, write_file, write_folder, write_sums
+from pedyra.lora.files import check_shape, read_json, write_file, write_folder
+from pedyra.lora.layer import peft_layers
 from pedyra.lora.supported import BESIDE, check_supported
 
 PREFIX = "base_model.model."
@@ -43,8 +44,7 @@ def find_adapter(path: Path) -> Path:
     """Find the adapter folder of a run, or take the folder itself if it is one.
 
     Raises:
-        ValueError: neither, and for an unfinished run it names the checkpoint to use instead; or a file of it is not
-            the one that pedyra wrote.
+        ValueError: neither, and for an unfinished run it names the checkpoint to use instead.
     """
     if not path.is_dir():
         found = "is a file" if path.is_file() else "does not exist"
@@ -53,39 +53,17 @@ def find_adapter(path: Path) -> Path:
         if (folder / "adapter_config.json").is_file():
             if not (folder / "adapter_model.safetensors").is_file():
                 raise UserError(f"{folder} has no adapter_model.safetensors; save the adapter in that format")
-            _check_whole(folder)
             return folder
     checkpoints = sorted(path.glob("checkpoint-*"), key=lambda found: found.stat().st_mtime)
     hint = f"; its run is unfinished, try {checkpoints[-1]}" if checkpoints else ""
     raise UserError(f"{path} holds no adapter (adapter_config.json){hint}")
 
 
-def _check_whole(folder: Path) -> None:
-    """Raise ValueError where a file of the adapter is not the one that was written. A folder without sums, as PEFT
-    writes it, is taken as it is."""
-    if not (folder / SUMS).is_file():
-        return
-    try:
-        check_sums(folder, [name for name in ADAPTER_FILES if name in read_sums(folder)])
-    except ValueError as error:
-        raise UserError(f"{error}; if you changed it yourself, remove {folder / SUMS}") from None
-
-
 _CONFIG = {
     "peft_type": str,
-    "base_model_name_or_path": (str, None),
-    "revision": (str, None),
-    "task_type": (str, None),
-    "target_modules": (str, [str], None),
-    "exclude_modules": (str, [str], None),
-    "rank_pattern": (dict, None),
-    "alpha_pattern": (dict, None),
-    "target_parameters": ([str], None),
-    "modules_to_save": ([str], None),
-    "layers_pattern": (str, [str], None),
-    "auto_mapping": ({"base_model_class": (str, None)}, None),
     "megatron_config": None,  # PEFT would import the module that megatron_core names
 }
+_OF_LORA = {"r": int, "lora_alpha": float, "rank_pattern": ({str: int}, None), "alpha_pattern": ({str: float}, None)}
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -109,17 +87,6 @@ def keys_by_layer(keys: Iterable[str]) -> dict[str, dict[str, str]]:
         if separator and slot in _SLOTS:
             found.setdefault(name, {})[_SLOTS[slot]] = key
     return found
-
-
-_OF_LORA = {
-    "r": int,
-    "lora_alpha": float,
-    "rank_pattern": ({str: int}, None),
-    "alpha_pattern": ({str: float}, None),
-    "init_lora_weights": (bool, str, None),
-    "use_dora": (bool, None),
-    "use_rslora": (bool, None),
-}
 
 
 @dataclass(frozen=True)
@@ -176,14 +143,8 @@ def read_lora(path: Path, title: str | None = None) -> SavedLora:
     if config["peft_type"] != "LORA":
         check_supported("fit", str(folder), config)
     check_shape(config, _OF_LORA, str(folder / "adapter_config.json"))
-    if (least := min([config["r"], *(config.get("rank_pattern") or {}).values()])) < 1:
-        raise UserError(f"{folder / 'adapter_config.json'} is damaged: a rank is {least}, and PEFT has none below 1")
     tensors = read_tensors(folder / "adapter_model.safetensors")
-    by_layer = keys_by_layer(tensors)
-    try:
-        layers = [_saved_layer(folder, config, tensors, name, keys) for name, keys in by_layer.items()]
-    except re.error as error:
-        raise UserError(f"{folder / 'adapter_config.json'} names layers by no regular expression: {error}") from error
+    layers = [_saved_layer(folder, config, tensors, *each) for each in keys_by_layer(tensors).items()]
     if not layers:
         raise UserError(f"{folder / 'adapter_model.safetensors'} holds no LoRA factors")
     return SavedLora(title or str(folder), folder, config, tensors, layers)
@@ -217,22 +178,16 @@ def active_adapter(model: Any) -> str:
 
 
 def save_lora(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Write the two files of a PEFT LoRA folder, and their sums, into a new folder."""
+    """Write the two files of a PEFT LoRA folder into a new folder."""
     folder.mkdir()
     contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
     save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     write_file(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-    write_sums(folder, ADAPTER_FILES)
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Save a live model's adapter as PEFT does, with the sums of its files; it appears whole or not at all."""
-
-    def save(part: Path) -> None:
-        model.save_pretrained(str(part))
-        write_sums(part, ADAPTER_FILES)
-
-    write_folder(folder, save)
+    """Save a live model's adapter as PEFT does; it appears whole or not at all."""
+    write_folder(folder, lambda part: model.save_pretrained(str(part)))
 
 
 _PROCESSING = (
@@ -264,6 +219,20 @@ def load_adapter(base: nn.Module, folder: Path, title: str | None = None, **opti
     except MISFITS as error:
         told = " ".join(str(error).split())[:300]
         raise UserError(f"{title} does not fit the base model {type(base).__name__}: {told}") from error
+
+
+def check_layers(lora: SavedLora, model: Any, adapter: str = "default") -> None:
+    """Refuse a file whose layers are not those that PEFT made of it, which leaves out what the base lacks and begins
+    anew what the file lacks: ValueError."""
+    saved, made = [layer.name for layer in lora.layers], [layer.name for layer in peft_layers(model, adapter)]
+    base = type(model.get_base_model()).__name__
+    for some, others, told in ((saved, made, "is in the file and not in"), (made, saved, "is not in the file but in")):
+        if gone := [name for name in some if name not in others]:
+            raise UserError(
+                f"{lora.title} does not fit the base model {base}: the layer {gone[0]} {told} the model; give the run "
+                f"whose base it was trained on, or, where another version of transformers calls the layer otherwise, "
+                f"load the adapter with PEFT and save it again"
+            )
 
 
 def check_finite(lora: SavedLora) -> None:
@@ -311,8 +280,6 @@ def _saved_layer(
             f"{file} is damaged: layer {name} has {' and '.join(keys.values())}, not both lora_A and lora_B"
         )
     A, B = tensors[keys["A"]], tensors[keys["B"]]
-    if A.dim() < 2 or A.dim() != B.dim():
-        raise UserError(f"{file} is damaged: {name} has factors of shapes {tuple(A.shape)} and {tuple(B.shape)}")
     rank = by_pattern(config.get("rank_pattern"), name, config["r"])
     alpha = by_pattern(config.get("alpha_pattern"), name, config["lora_alpha"])
     if (A.shape[0], B.shape[1]) != (rank, rank) and not config.get("target_parameters"):

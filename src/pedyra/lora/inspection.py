@@ -11,14 +11,14 @@ from torch import Tensor
 
 from pedyra.errors import UserError
 from pedyra.lora.folder import by_pattern, find_adapter, keys_by_layer, read_adapter_config, read_tensors
-from pedyra.lora.spectrum import effective_rank, singular_values
+from pedyra.lora.singular import effective_rank, singular_values
 
 
 def inspect_adapter(path: Path) -> list[dict[str, Any]]:
     """Make a row for each layer of a run folder's adapter, or of any PEFT LoRA folder (a checkpoint is one too). They
     go by name, block 2 before block 10; then comes the row `total`.
 
-    A layer of rank 0 is one triple of zeros on disk, and counts as what it is. The effective rank (`lora.spectrum`) is
+    A layer of rank 0 is one triple of zeros on disk, and counts as what it is. The effective rank (`lora.singular`) is
     that of the update B A. It is None of the experts of a MoE block, which have an update each, and so is their rank
     where the config has a `rank_pattern`. `total` also has the number of parameters that are saved beside the
     factors (a classification head, biases), and the bytes of all tensors.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pedyra.errors import UserError
 from pedyra.lora.factors import ANOTHER_START, Start
 from pedyra.lora.layer import AdaptedLayer
+from pedyra.lora.singular import singular
 
 
 def takes_from_weight(init: object) -> bool:
@@ -111,16 +112,13 @@ def start_svd(layer: AdaptedLayer, generator: torch.Generator) -> None:
         return  # rank 0 on disk, see `drop_empty`
     update = None
     if b.weight.any():  # already an update: its exact singular triples, same function
-        q_A, upper_A = torch.linalg.qr(a.A.float().T)
-        q_B, upper_B = torch.linalg.qr(b.weight.float())
-        U, S, Vh = torch.linalg.svd(upper_B @ upper_A.T, full_matrices=False)
-        update = Vh @ q_A.T, S, q_B @ U
+        update = singular(a.A, b.weight, torch.float32)
     for parameter in (a.A, b.weight):  # 0.02: AdaLoRA's initial std
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
     a.E.zero_()
     if update is not None:
-        found = len(update[1])  # fewer than r where the layer is narrower; the others stay as new ones
-        a.A[:found], a.E[:found], b.weight[:, :found] = update
+        found = len(update.values)  # fewer than r where the layer is narrower; the others stay as new ones
+        b.weight[:, :found], a.E[:found], a.A[:found] = update
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from pedyra.export.destinations import Destination, destination
 from pedyra.fitting.calibration import lora_layers
 from pedyra.fitting.fit import PLAIN_BASE, Base, fit_batches
 from pedyra.fitting.judge import Batch, DivergenceJudge
-from pedyra.fitting.modes import disabled, evaluating
+from pedyra.fitting.modes import disabled
 from pedyra.fitting.result import Fit
 from pedyra.fitting.sizes import ranks_at
 from pedyra.fitting.wanted import Wanted
@@ -99,7 +99,7 @@ def fit_trainer(
                     f"general text is weighed against the loss of the task, and that of {type(trainer).__name__} says "
                     f"nothing about held-out rows; leave general out"
                 )
-            judge = DivergenceJudge(model, lambda _, batch: judged.outputs(batch), lambda: evaluating(model))
+            judge = DivergenceJudge(model, judged.outputs)
             judge.loss_scale = judged.loss_scale
         shown = ("estimate" if trainer.args.disable_tqdm else "bar") if trainer.is_world_process_zero() else "nothing"
         base = base_of(trainer, model, rows.calibration, adapter)

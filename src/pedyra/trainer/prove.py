@@ -19,8 +19,7 @@ from pedyra.fitting.judge import Batch
 from pedyra.fitting.modes import disabled
 from pedyra.fitting.prove import Margin, Measured, Proof, compare
 from pedyra.fitting.search import LEAST
-from pedyra.lora.folder import active_adapter
-from pedyra.lora.loaded import add_adapter
+from pedyra.lora.folder import MISFITS, active_adapter, check_finite, check_layers, read_lora
 from pedyra.trainer.fit import base_of, check_live, check_whole
 from pedyra.trainer.judge import TrainerJudge
 from pedyra.trainer.rows import proof_rows, training_rows
@@ -112,7 +111,7 @@ def _beside(model: PeftModel, given: Sequence[str | Path]) -> Iterator[list[Call
             if name not in model.peft_config:
                 name = f"pedyra_prove_{number}"
                 added.append(name)
-                add_adapter(model, Path(each), name)
+                _add_adapter(model, Path(each), name)
             using.append(partial(_active, model, name, active[0]))
         model.set_adapter(active[0])
         yield using
@@ -121,6 +120,25 @@ def _beside(model: PeftModel, given: Sequence[str | Path]) -> Iterator[list[Call
         for name in added:
             if name in model.peft_config:
                 model.delete_adapter(name)
+
+
+def _add_adapter(model: PeftModel, path: Path, name: str) -> None:
+    """Load the LoRA in `path` under this name beside the live ones, as PEFT loads it. Raises ValueError: it does not
+    fit the live model, or was trained on another base."""
+    lora = read_lora(path)
+    check_finite(lora)
+    live: Any = next(iter(model.peft_config.values()))
+    bases = [lora.config.get("base_model_name_or_path"), live.base_model_name_or_path]
+    if all(bases) and bases[0] != bases[1]:
+        raise UserError(f"{path} is an adapter of the base {bases[0]}, and the live model is {bases[1]}")
+    if lora.config.get("bias", "none") != "none" or live.bias != "none":
+        raise UserError(f"{path} cannot be loaded beside another adapter, since one of them has biases of the base's")
+    try:
+        model.load_adapter(str(lora.folder), adapter_name=name)
+    except MISFITS as error:
+        told = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} does not fit the live model: {told}") from error
+    check_layers(lora, model, name)
 
 
 @contextmanager

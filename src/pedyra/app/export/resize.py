@@ -15,9 +15,9 @@ from pedyra.export.readers import RECORD as EXPORTED
 from pedyra.export.readers import export_lora
 from pedyra.fitting.cut import RECORD as CUT
 from pedyra.fitting.cut import Factors, write_cut
-from pedyra.fitting.singular import Singular, singular
 from pedyra.lora.files import refuse_occupied
 from pedyra.lora.folder import read_lora
+from pedyra.lora.singular import Singular, singular
 
 
 @dataclass(frozen=True)
