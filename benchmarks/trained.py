@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from pedyra.app.models.base import load_tokenizer, positions
+from pedyra.app.models.base import positions
 from pedyra.app.recipe import Recipe
-from pedyra.app.runs.evaluate import adapted_model, check_training_rows, finished_run
+from pedyra.app.runs.evaluate import adapted_model, finished_run, load_rows
 from pedyra.app.tasks.task import Task, load_task
 from pedyra.errors import UserError
 from pedyra.fitting.calibration import Calibration, calibrate, lora_layers
@@ -114,7 +114,5 @@ def opened(run: Path, data: Path | None = None) -> tuple[Recipe, Path, Any, Task
         files = {key: data / Path(getattr(recipe.data, key) or "").name for key in ("source", "validation")}
         found = {key: str(file) for key, file in files.items() if file.is_file()}
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=found)})
-    tokenizer = load_tokenizer(recipe.model)
-    task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
-    check_training_rows(folder, recipe, task)
+    tokenizer, task = load_rows(recipe, folder.path)
     return recipe, adapter, tokenizer, task
