@@ -1,1 +1,1 @@
-"""An adapter in the form of the place where it will be served: what each takes, and how it is written."""
+"""An adapter is written in the form that the place reads where it will be served."""

@@ -1,4 +1,4 @@
-"""Where a LoRA is served, and what that place takes: the rows of destinations.yaml as records.
+"""Each place where a LoRA is served takes what its row of destinations.yaml says, which is a record here.
 
 What limits the size of a LoRA in practice is its server: a highest rank, one rank for all layers, a slot that is
 reserved at one rank however small the adapter is. Whatever depends on a reader asks its record here.
@@ -21,12 +21,12 @@ from pedyra.lora.folder import SavedLora
 from pedyra.lora.spelling import did_you_mean
 
 SERVED_BYTES = 2
-"""Of a parameter as a server holds it: bfloat16 or float16."""
+"""A server holds a parameter in so many bytes: bfloat16 or float16."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a destination does not take an adapter, and what its owner can do."""
+    """It says why a destination does not take an adapter, and what its owner can do."""
 
     field: str
     reason: str
@@ -38,12 +38,12 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Destination:
-    """One place that serves a LoRA. The fields are those of destinations.yaml, which says what each means."""
+    """It is one place that serves a LoRA. The fields are those of destinations.yaml, which says what each means."""
 
     name: str
     title: str
     ranks: tuple[int, ...]
-    """All that it takes, rising; empty: a range."""
+    """It takes these, rising; empty: a range."""
     least: int
     most: int | None
     mixed: bool
@@ -61,18 +61,18 @@ class Destination:
     together: tuple[str, ...] = ()
     largest_mb: int | None = None
     rank: int | None = field(default=None, compare=False)
-    """The one that was asked for: "vllm:16"."""
+    """This one was asked for: "vllm:16"."""
 
     def rank_for(self, largest: int) -> int | None:
-        """The smallest rank of this place that holds an adapter whose largest rank is this; None: it is too large."""
+        """Find the smallest rank of this place that holds one whose largest rank is this; None: it is too large."""
         if self.ranks:
             return next((rank for rank in self.ranks if rank >= largest), None)
         rank = max(self.least, largest)
         return rank if self.most is None or rank <= self.most else None
 
     def refusals(self, lora: SavedLora) -> list[Refusal]:
-        """Everything in this adapter that the place does not take, each with its repair; a rank that is too high is
-        not one of them, since a smaller one is what a fit or `pedyra resize` makes."""
+        """Find everything in this adapter that the place does not take, each with its repair; a rank that is too high
+        is not one of them, since a smaller one is what a fit or `pedyra resize` makes."""
         config = lora.config
         given = {name for name in self.refuses if config.get(name)}
         if config.get("bias") in (None, "none"):
@@ -129,8 +129,8 @@ class Destination:
             )
 
     def reserved_bytes(self, widths: Iterable[tuple[int, int]], rank: int, adapters: int | None = None) -> int:
-        """What the server holds for its slots at this rank: slots x rank x the sum of (inputs + outputs) over every
-        layer that it wraps, in two bytes each; of a place that does not pad, what one adapter takes.
+        """Count the bytes of its slots at this rank: slots x rank x the sum of (inputs + outputs) over every layer that
+        the server wraps, in two bytes each; of a place that does not pad, what one adapter takes.
 
         Args:
             widths: (inputs, outputs) of each layer of the base that is wrapped, whether the adapter has it or not.
@@ -140,8 +140,8 @@ class Destination:
         return slots * rank * sum(inputs + outputs for inputs, outputs in widths) * SERVED_BYTES
 
     def commands(self, adapters: Mapping[str, SavedLora]) -> list[str]:
-        """The lines of a shell that serve these adapters, by their names, on their base: at the rank that was asked
-        for, else the least that holds them all.
+        """Write the lines of a shell that serve these adapters, by their names, on their base: at the rank that was
+        asked for, else the least that holds them all.
 
         vLLM and SGLang are told the modules that any of them has, which they wrap, and reserve slots in. A server
         without a flag for several takes each adapter by a line of its own."""
@@ -175,13 +175,13 @@ class Destination:
 
 
 def base_name(lora: SavedLora) -> str:
-    """The base that the adapter names, or a word to put one in the place of."""
+    """Name the base of the adapter, or a word to put one in the place of."""
     return str(lora.config.get("base_model_name_or_path") or "BASE")
 
 
 @cache
 def destinations() -> dict[str, Destination]:
-    """All there are, by name."""
+    """Read all there are, by name."""
     rows = yaml.safe_load(Path(__file__).with_name("destinations.yaml").read_text(encoding="utf-8"))
     return {name: _record(name, row) for name, row in rows.items()}
 
@@ -199,8 +199,8 @@ def _record(name: str, row: Mapping[str, Any]) -> Destination:
 
 
 def destination(text: str) -> Destination:
-    """The destination that is written as its name, or with a rank that it takes: "vllm", "vllm:16". Raises ValueError,
-    one line that says which there are."""
+    """Find the destination that is written as its name, or with a rank that it takes: "vllm", "vllm:16". Raises
+    ValueError, one line that says which there are."""
     name, colon, rank = text.partition(":")
     known = destinations()
     if name not in known:

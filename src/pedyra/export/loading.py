@@ -1,4 +1,4 @@
-"""An adapter folder is loaded by PEFT: by which of its classes, and with how many classes of its own."""
+"""PEFT loads an adapter folder by the class of its task, and is told how many classes it has."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 TARGETS = ("peft", "padded", "gguf", "merged")
 RECORD = "pedyra_export.json"
-"""Beside the exported files: target, ranks, scaling, which layers were folded, what vLLM needs."""
+"""This file beside the exported ones has target, ranks, scaling, which layers were folded, and what vLLM needs."""
 
 
 def export_lora(source: PeftModel | str | Path, target: str, out: Path) -> Path:

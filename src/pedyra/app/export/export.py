@@ -1,4 +1,4 @@
-"""export_adapter: an adapter for other readers, or merged into the base model that its run's recipe names."""
+"""export_adapter writes an adapter for other readers, or merged into the base model that its run's recipe names."""
 
 from __future__ import annotations
 

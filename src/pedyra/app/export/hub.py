@@ -1,6 +1,6 @@
-"""What is read from the Hugging Face Hub: is a repository there, what does an error of it mean, may its code be run.
+"""The Hugging Face Hub is asked for a repository, its errors become words, and its code runs only on leave.
 
-The first is asked once and briefly: its clients ask six times, for each file of a repository.
+It is asked once and briefly, since its clients ask six times for each file of a repository.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 PATIENCE = 10.0
 """The Hub has so many seconds for its answer."""
 _TRUST = "PEDYRA_TRUST_REMOTE_CODE"
-"""Handed on to child processes, such as the runs of a comparison."""
+"""It is handed on to child processes, such as the runs of a comparison."""
 
 
 def trust_remote_code() -> None:

@@ -1,4 +1,4 @@
-"""pedyra resize: a LoRA of another rank without rows, by the singular values of its update, and so without a proof."""
+"""pedyra resize makes a LoRA of another rank without rows, by the singular values of its update, and proves nothing."""
 
 from __future__ import annotations
 

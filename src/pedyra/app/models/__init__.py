@@ -1,1 +1,1 @@
-"""Base models and what is known of them without their weights, and a recipe's LoRA."""
+"""A recipe's base model is loaded, or known without its weights, and gets its LoRA."""

@@ -41,7 +41,7 @@ HEADS: dict[str, tuple[Any, TaskType | None]] = {
     "seq2seq": (AutoModelForSeq2SeqLM, TaskType.SEQ_2_SEQ_LM),
     "question_answering": (AutoModelForQuestionAnswering, TaskType.QUESTION_ANS),
 }
-"""Kind of data -> transformers' model class and PEFT's task type; any other kind is a classifier."""
+"""A kind of data has this model class of transformers and task type of PEFT; any other kind is a classifier."""
 MORE_HEADS = ("classification_head", "logits_proj", "pooler", "pre_classifier", "sequence_summary")
 """Some classifiers draw these anew beside the heads that PEFT knows: BART, T5, XLNet, DeBERTa, DistilBERT and XLM."""
 _WITH_HEAD = [auto for auto, _ in (*HEADS.values(), _CLASSIFIER)]

@@ -1,1 +1,1 @@
-"""Run folder -> report: one offline HTML page, and its figures as files."""
+"""A run folder becomes a report: one offline HTML page, and its figures as files."""

@@ -40,7 +40,7 @@ class Curve:
     """It is drawn in grey, under the others."""
 
     def rows(self) -> list[Row]:
-        """There is a row for each point that has a number."""
+        """Make a row of each point that has a number."""
         columns = {"x": self.x, "y": self.y, "low": self.low, "high": self.high}
         known = {key: values for key, values in columns.items() if values is not None}
         points = [dict(zip(known, values, strict=True)) for values in zip(*known.values(), strict=True)]
@@ -58,11 +58,11 @@ class Axes:
     log_x: bool = False
     log_y: bool = False
     linear_to: float | None = None
-    """y is linear up to so much to both sides of 0, and logarithmic beyond."""
+    """The y axis is linear up to so much to both sides of 0, and logarithmic beyond."""
     from_zero: bool = False
     """The y axis includes 0."""
     reverse: bool = False
-    """1 is at the top, for places in a ranking."""
+    """The value 1 is at the top, for places in a ranking."""
     step: bool = False
     """A value holds until the next."""
     line_at: tuple[str, float] | None = None
@@ -215,7 +215,7 @@ def _y(axes: Axes, rows: Sequence[Row], field: str = "y") -> alt.Y:
 
 
 def _scale(scale: Row, values: Sequence[float]) -> alt.Scale:
-    """There is room around a single value, which Vega would draw beside any tick."""
+    """Leave room around a single value, which Vega would draw beside any tick."""
     if len(set(values)) == 1 and not (scale.get("zero") and values[0]):
         value = values[0]
         low, high = value - abs(value) / 10, value + abs(value) / 10

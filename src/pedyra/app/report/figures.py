@@ -1,4 +1,4 @@
-"""The figures of a report, in the order of the page: a run's records -> charts, and the sentences under them."""
+"""A run's records become the figures of its report, in the order of the page, and the sentences under them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pedyra.app.report.chart import Axes, Chart, Curve, curves, rank_map
 from pedyra.app.report.records import Layer, Record, RunRecords
 
 STEP = "training step"
-MOST_POINTS = 600  # of a curve
+MOST_POINTS = 600  # a curve has no more
 SHOWN = 3  # layers in colour at each end of the ranking by change of rank
-# What Trainer logs beside the metrics at an evaluation.
+# Trainer logs these beside the metrics at an evaluation.
 _BOOKKEEPING = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "num_tokens")
 
 
@@ -45,11 +45,11 @@ def make_figures(run: RunRecords) -> list[Figure]:
     return [figure for figure in (build(run) for build in builders) if figure.panels]
 
 
-# How small the adapter may be.
+# The first figure says how small the adapter may be.
 
 
 def increase_by_size(run: RunRecords) -> Figure:
-    """Rise of the loss against the rank."""
+    """Show the rise of the loss against the size of the adapter."""
     panels = [Panel("The loss with a smaller adapter", increase_curve(run.curve))] if run.curve else []
     caption = (
         "How much the loss rises when every layer keeps so many of its most useful directions, which make up for those "
@@ -62,7 +62,7 @@ def increase_by_size(run: RunRecords) -> Figure:
 
 
 def increase_curve(rows: Sequence[Mapping[str, Any]]) -> Chart:
-    """The chart of one fit, from the rows of its curve."""
+    """Draw one fit, from the rows of its curve."""
     asked = sorted((row for row in rows if row.get("measured_increase") is not None), key=lambda row: row["parameters"])
     sizes, rises = [row["parameters"] for row in asked], [row["measured_increase"] for row in asked]
     low, high = ([row["measured_increase"] + sign * 1.96 * row["standard_error"] for row in asked] for sign in (-1, 1))
@@ -74,7 +74,7 @@ def increase_curve(rows: Sequence[Mapping[str, Any]]) -> Chart:
     return curves(drawn, Axes("parameters of the adapter", "rise of the loss", **axes))
 
 
-# Where the ranks are, and how they got there.
+# These figures say where the ranks are, and how they got there.
 
 
 def rank_of_every_layer(run: RunRecords) -> Figure:
@@ -202,7 +202,7 @@ def _states(run: RunRecords) -> tuple[list[int], list[Mapping[str, int]]]:
     return ([*steps, end], [*states, states[-1]]) if end > steps[-1] else (steps, states)
 
 
-# How it trained.
+# This figure says how it trained.
 
 
 def loss_and_metrics(run: RunRecords) -> Figure:
@@ -225,7 +225,7 @@ def _evaluation_keys(run: RunRecords) -> list[str]:
     return [key for key in logged if key.removeprefix("eval_") not in _BOOKKEEPING]
 
 
-# What the ranks are worth.
+# This figure says what the ranks are worth.
 
 
 def effective_rank(run: RunRecords) -> Figure:

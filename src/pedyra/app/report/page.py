@@ -1,4 +1,4 @@
-"""Run folders -> one HTML file that needs nothing else: style, script, Vega and data are inside it."""
+"""A run folder becomes one HTML file that needs nothing else: style, script, Vega and data are inside it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from pedyra.app.yaml_file import to_yaml
 from pedyra.errors import UserError
 from pedyra.lora.files import write_file
 
-SAMPLES = 5  # of what the model wrote
-ABSENT = "–"  # what a run did not record
+SAMPLES = 5  # so many of the model's texts are shown
+ABSENT = "–"  # it stands for what a run did not record
 
 
 def build_report(run_dir: Path, out: Path | None = None) -> Path:
@@ -66,7 +66,7 @@ def render(run: RunRecords) -> str:
         fitted=fit_line(run) if run.fit else "",
         cards=facts(run),
         samples=SAMPLES,
-        # Ours or Vega's and free of user text, so they go in unescaped.
+        # These are ours or Vega's and free of user text, so they go in unescaped.
         style=Markup(_asset("page.css")),
         script=Markup(_asset("page.js")),
         vega=Markup(vega_script()),
@@ -81,7 +81,7 @@ def _slider(panel: Panel) -> list[dict]:
 
 
 def _data(value: dict) -> Markup:
-    """JSON inside a script element: "<" is escaped, so that no layer name can end the element."""
+    """Write JSON for a script element: "<" is escaped, so that no layer name can end the element."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c"))
 
@@ -90,7 +90,7 @@ def _asset(name: str) -> str:
     return (files("pedyra.app.report") / name).read_text(encoding="utf-8")
 
 
-# What the page tells as text: what was run, and what came out.
+# The page tells as text what was run, and what came out.
 
 
 def description(run: RunRecords) -> dict[str, str]:
@@ -110,7 +110,7 @@ def description(run: RunRecords) -> dict[str, str]:
 
 
 def fit_line(run: RunRecords) -> str:
-    """The size that a fit took, the metric before and after, and what the proof says of the loss."""
+    """Tell the size that a fit took, the metric before and after, and what the proof says of the loss."""
     fit, taken = run.fit, next((row for row in run.curve if row.get("chosen")), {})
     size = f"{fit['parameters']:,} parameters, {fit['share']:.1%} of the adapter"
     told = ["Everything is kept" if fit["share"] >= 1 else size]
@@ -133,11 +133,11 @@ def fit_line(run: RunRecords) -> str:
 
 
 Fact = tuple[str, str]
-"""One property of a run: its value as text, and a second line that puts it in proportion."""
+"""A property of a run is its value as text, and a second line that puts it in proportion."""
 
 
 def facts(run: RunRecords) -> dict[str, Fact]:
-    """Result, size, rank, adjustments, time and memory, as far as they are known."""
+    """Collect result, size, rank, adjustments, time and memory, as far as they are known."""
     final, found = run.final, {}
     if isinstance(final.get("value"), int | float):
         name = str(final.get("metric", "result")).replace("_", " ")

@@ -1,4 +1,4 @@
-"""A run folder read into one record, checked as it is read.
+"""A run folder is read into one record, and checked as it is read.
 
 The report knows a run by these files and nothing else: `recipe.yaml` and `metrics.jsonl`, which every run has,
 `ranks.jsonl` (of rank-adaptive methods), `samples.jsonl` (where texts were generated), `environment.json`, and
@@ -46,7 +46,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class RunRecords:
-    """Everything the report knows about one run. Lists are in order of step; absent values are empty."""
+    """The report knows this about one run. Lists are in order of step; absent values are empty."""
 
     path: Path
     recipe: Record
@@ -67,12 +67,12 @@ class RunRecords:
 
     @property
     def places(self) -> dict[str, tuple[str, int | None]]:
-        """Layer -> its module type and depth."""
+        """Give each layer its module type and depth."""
         return {layer.name: (layer.type, layer.depth) for layer in self.layers}
 
     @property
     def final_ranks(self) -> dict[str, int]:
-        """These are the ranks of the adapter that was saved: the best one's, where that is of an earlier step."""
+        """Return the ranks of the adapter that was saved: the best one's, where that is of an earlier step."""
         best = self.final.get("best_step")
         last = math.inf if best is None else best
         states = sorted(self.snapshots + self.adjustments, key=lambda record: record["step"])

@@ -35,9 +35,9 @@ class CodeProblem:
     """A model completes this: a function's head with its docstring (HumanEval), or a docstring before it (MBPP)."""
     entry_point: str
     stop: tuple[str, ...]
-    """Strings that end a completion of the prompt."""
+    """These strings end a completion of the prompt."""
     tests: str
-    """Asserts on the entry point, with what they need."""
+    """They assert what the entry point gives, after what they need."""
 
 
 def problems_of(rows: Sequence[dict[str, Any]], where: str) -> list[CodeProblem]:

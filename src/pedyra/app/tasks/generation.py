@@ -29,7 +29,7 @@ from transformers import (
 from pedyra.app.recipe_sections import GenerateSection
 from pedyra.lora.files import append_row, json_line, read_rows, write_file
 
-PLAIN_LINES = 10  # lines of progress where stdout is no terminal
+PLAIN_LINES = 10  # progress takes so many lines where stdout is no terminal
 
 WRITING = {"max_new_tokens", "stop", "beams", "batch_size"}
 """These keys of `GenerateSection` change what is written after given tokens."""
@@ -40,7 +40,7 @@ class Written:
     """It holds the text of one prompt."""
 
     row: int
-    """Index of the prompt."""
+    """The prompt has this index."""
     text: str
     """The text has neither the prompt, nor the stop string and what comes after."""
     finished: bool
@@ -155,7 +155,7 @@ def _batch(
 
 
 class _Stops(StoppingCriteria):
-    """Ends a text at a stop string. Only what is written counts: the end of a prompt may be the beginning of one.
+    """It ends a text at a stop string. Only what is written counts: the end of a prompt may be the beginning of one.
 
     Args:
         begins: how many tokens come before the text.

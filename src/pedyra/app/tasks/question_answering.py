@@ -31,11 +31,11 @@ class ContextPart:
     """It turns a model's two scores per token of one feature back into text."""
 
     row: int
-    """Index of its row."""
+    """Its row has this index."""
     no_answer: int
-    """Index of the token that stands for "no answer"."""
+    """The token of this index stands for "no answer"."""
     spans: list[tuple[int, int] | None]
-    """Per token its first and last character in the context, half open; None outside of the context."""
+    """Each token has its first and last character in the context, half open; None outside of the context."""
 
 
 def encode(

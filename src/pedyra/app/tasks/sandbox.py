@@ -58,11 +58,11 @@ class Limits:
     """The code may use so much. The references of HumanEval(+) and MBPP(+) need less, but for Mbpp/255."""
 
     cpu_seconds: int = 10
-    """Processor time."""
+    """Each process has so much processor time."""
     seconds: float = 60.0
-    """Wall clock: a busy machine gives a program a part of a processor."""
+    """The wall clock may run longer, as a busy machine gives a program a part of a processor."""
     memory: int = 2 << 30
-    """Bytes of address space, for each process."""
+    """Each process has so many bytes of address space."""
 
 
 class Sandbox:

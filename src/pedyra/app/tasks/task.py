@@ -25,23 +25,23 @@ class Task:
     """It has tokenised data, and says how a model is judged on it. Batches are padded to their own longest row."""
 
     kind: str
-    """As data.kind."""
+    """It is that of data.kind."""
     train: Dataset
     eval: Dataset
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     num_labels: int | None
-    """Outputs of the head: classes, 1 for regression; None where the task brings no new classes."""
+    """The head has so many outputs: classes, 1 for regression; None where the task brings no new classes."""
     compute_metrics: Compute
     preprocess_logits: Callable[[Any, Any], Any]
-    """Trainer's preprocess_logits_for_metrics: causal_lm keeps two numbers a row, not the logits."""
+    """This is Trainer's preprocess_logits_for_metrics: causal_lm keeps two numbers a row, not the logits."""
     metric: str
-    """The metric that counts, a key of what compute_metrics gives; Trainer logs it as eval_<metric>."""
+    """This metric counts, a key of what compute_metrics gives; Trainer logs it as eval_<metric>."""
     classes: list[str] | None = None
     """A classification has `data.labels` with which rows of another file get the same numbers."""
     targets: tuple[str, ...] = ("labels",)
-    """The columns that are targets; Trainer cannot see through PEFT which they are."""
+    """These columns are targets; Trainer cannot see through PEFT which they are."""
     held_out: Rows = field(default_factory=list)
-    """The rows of `eval` as they were read."""
+    """These are the rows of `eval` as they were read."""
 
     def digest(self, *, train_only: bool = False) -> str:
         """Compute SHA-256 of the tokens and labels that are trained on and judged by."""

@@ -25,7 +25,7 @@ from pedyra.app.tasks.tokens import chat_text, positions_of, prompt_text, prompt
 from pedyra.errors import UserError
 
 TOKENS = 128
-"""generate.<set>.max_new_tokens of a set that is not known."""
+"""A set that is not known has so many generate.<set>.max_new_tokens."""
 
 SCORERS = {"rouge": rouge_scorer, "math": math_verify}
 """Each score's function raises ImportError where its package is not installed."""
@@ -42,12 +42,12 @@ class TestSet:
     settings: GenerateSection
     """Everything in it is filled in."""
     references: list[str]
-    """The right answers as text; none for code, whose problems carry tests."""
+    """These are the right answers as text; code has none, as its problems carry tests."""
     problems: list[Any]
     own: bool
     """These are the run's held-out rows, whose metrics need no name before them."""
     ends: list[int]
-    """Tokens that end an answer, beside those that the model and its tokenizer name."""
+    """These tokens end an answer, beside those that the model and its tokenizer name."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Scores:
 
     metrics: dict[str, float]
     notes: list[str]
-    """Lines for people: what could not be judged."""
+    """People are told by these lines what could not be judged."""
 
 
 def load_test_sets(

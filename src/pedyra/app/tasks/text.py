@@ -21,9 +21,9 @@ class Labels:
     """They say what the labels of a task may be."""
 
     count: int
-    """Outputs of the head: the number of classes, or 1 for a regression."""
+    """The head has so many outputs: one a class, or 1 for a regression."""
     names: tuple[str, ...] | None = None
-    """Class names in the order of their numbers; None where the data holds numbers without names."""
+    """The classes have these names, in the order of their numbers; None where the data holds numbers without names."""
     numbers: Mapping[str, int] = field(default_factory=dict)
     """It maps a label as text to the number of its class; empty for a regression."""
 
