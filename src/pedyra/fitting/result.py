@@ -84,6 +84,10 @@ class Fit:
         """Whether everything is kept."""
         return self.ranks == self.whole.ranks
 
+    def megabytes(self, size: Candidate) -> float:
+        """Return what the factors of this size take on disk."""
+        return size.parameters * next(iter(self.factors.values()))[0].element_size() / 1e6
+
     def row(self) -> dict[str, Any]:
         """The result as one row of plain values."""
         chosen, proof = self.chosen, self.chosen.proof
@@ -92,8 +96,11 @@ class Fit:
             "kept": sum(self.ranks.values()),
             "of": sum(self.whole.ranks.values()),
             "rank": chosen.rank,
+            "of_rank": self.whole.rank,
             "parameters": chosen.parameters,
             "share": chosen.share,
+            "megabytes": self.megabytes(chosen),
+            "of_megabytes": self.megabytes(self.whole),
             "predicted_increase": chosen.predicted,
             "measured_increase": rise and rise.mean,
             "standard_error": rise and rise.error,
@@ -265,18 +272,12 @@ def told(fit: Fit) -> str:
 def _answer(fit: Fit) -> str:
     """How much smaller the adapter is, in words that need no glossary."""
     if fit.is_whole:
-        return f"kept        everything: {fit.chosen.parameters:,} parameters, {_megabytes(fit, fit.chosen)}"
+        return f"kept        everything: {fit.chosen.parameters:,} parameters, {fit.megabytes(fit.chosen):.2f} MB"
     why = "asked for, and not proved: " if fit.asked and not fit.chosen.accepted else ""
     return (
-        f"smaller     {why}rank {fit.chosen.rank} of {fit.whole.rank}: {_megabytes(fit, fit.chosen)} of "
-        f"{_megabytes(fit, fit.whole)}, {fit.chosen.parameters:,} parameters, {fit.chosen.share:.1%} of the adapter"
+        f"smaller     {why}rank {fit.chosen.rank} of {fit.whole.rank}: {fit.megabytes(fit.chosen):.2f} MB of "
+        f"{fit.megabytes(fit.whole):.2f} MB, {fit.chosen.parameters:,} parameters, {fit.chosen.share:.1%} of the adapter"
     )
-
-
-def _megabytes(fit: Fit, size: Candidate) -> str:
-    """What its factors take on disk."""
-    each = next(iter(fit.factors.values()))[0].element_size()
-    return f"{size.parameters * each / 1e6:.2f} MB"
 
 
 def _proof(fit: Fit) -> list[str]:

@@ -183,7 +183,8 @@ def fitted_run(lora_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     keys = ("rank", "parameters", "share", "measured_increase", "standard_error", "accepted")
     sizes = ((8, 1000, 1.0, None, None, None), (4, 500, 0.5, 0.02, 0.01, True), (2, 250, 0.25, 0.25, 0.02, False))
     rows = [dict(zip(keys, size, strict=True)) | {"tolerance": 0.05, "chosen": size[0] == 4} for size in sizes]
-    record = {"parameters": 500, "share": 0.5, "measured_increase": 0.02, "interval": [0.0, 0.04], "tolerance": 0.05}
+    record = {"rank": 4, "of_rank": 8, "megabytes": 0.5, "of_megabytes": 1.0, "parameters": 500, "share": 0.5}
+    record |= {"measured_increase": 0.02, "interval": [0.0, 0.04], "tolerance": 0.05}
     record |= {"verdict": "flat", "words": "flat: 50.0% of the adapter is proved to be enough for this task"}
     record |= {"metrics": {"base": {"accuracy": 0.5}, "whole": {"accuracy": 0.81}, "smaller": {"accuracy": 0.805}}}
     (folder / "fit").mkdir()

@@ -112,12 +112,18 @@ def description(run: RunRecords) -> dict[str, str]:
 def fit_line(run: RunRecords) -> str:
     """Tell the size that a fit took, the metric before and after, and what the proof says of the loss."""
     fit, taken = run.fit, next((row for row in run.curve if row.get("chosen")), {})
-    size = f"{fit['parameters']:,} parameters, {fit['share']:.1%} of the adapter"
+    size = (
+        f"Rank {fit['rank']} of {fit['of_rank']}: {fit['megabytes']:.2f} MB of {fit['of_megabytes']:.2f} MB, "
+        f"{fit['share']:.1%} of the adapter"
+    )
     told = ["Everything is kept" if fit["share"] >= 1 else size]
     before, after = (fit.get("metrics", {}).get(which, {}) for which in ("whole", "smaller"))
     told += [
         f"{name} {value:.4f}" + (f" → {after[name]:.4f}" if name in after else "") for name, value in before.items()
     ]
+    if fit.get("accuracy_interval"):
+        low, high = (100 * end for end in fit["accuracy_interval"])
+        told.append(f"it changes by {100 * fit['accuracy_change']:+.2f} points [{low:+.2f}, {high:+.2f}] (95 %)")
     measure, limit = fit.get("measure", "loss"), fit.get("tolerance")
     within = "the tolerance" if limit is None else f"the tolerance of {limit:.4f}"
     if fit["share"] >= 1:
