@@ -274,9 +274,10 @@ def _answer(fit: Fit) -> str:
     if fit.is_whole:
         return f"kept        everything: {fit.chosen.parameters:,} parameters, {fit.megabytes(fit.chosen):.2f} MB"
     why = "asked for, and not proved: " if fit.asked and not fit.chosen.accepted else ""
+    size, whole = fit.chosen, fit.whole
     return (
-        f"smaller     {why}rank {fit.chosen.rank} of {fit.whole.rank}: {fit.megabytes(fit.chosen):.2f} MB of "
-        f"{fit.megabytes(fit.whole):.2f} MB, {fit.chosen.parameters:,} parameters, {fit.chosen.share:.1%} of the adapter"
+        f"smaller     {why}rank {size.rank} of {whole.rank}: {fit.megabytes(size):.2f} MB of "
+        f"{fit.megabytes(whole):.2f} MB, {size.parameters:,} parameters, {size.share:.1%} of the adapter"
     )
 
 

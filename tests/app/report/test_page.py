@@ -109,7 +109,7 @@ def test_of_a_run_that_was_fitted_size_metric_proof_and_tolerance_come_first(fit
     page = build_report(fitted_run).read_text(encoding="utf-8")
     header, main = page.split("<header>")[1].split("</header>")
     line = header.split('class="verdict">')[1].split("</p>")[0]
-    known = ["500", "50.0%", "0.8100", "0.8050", "+0.0200", "[+0.0000, +0.0400]", "proved", "0.0500"]
+    known = ["4 of 8", "0.50 MB", "50.0%", "0.8100", "0.8050", "+0.0200", "[+0.0000, +0.0400]", "proved", "0.0500"]
     places = [line.index(each) for each in known]
     assert places == sorted(places) and "not proved" not in line
     assert main.index('id="fit-0"') < main.index('id="loss-0"')
