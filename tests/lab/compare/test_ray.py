@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,22 @@ def test_a_run_whose_node_dies_goes_on_on_another(expected: list[Any], cluster: 
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_checkpoints_and_the_next_call_goes_on(expected: list[Any], cluster: Any):
-    saved = "jobs/pedyra/toy/r2/lr0.01/seed0/checkpoint-*"
-    when(lambda: any(Path("runs/x").glob(saved)), lambda: os.kill(os.getpid(), signal.SIGINT))
+def test_ctrl_c_brings_home_what_was_carried_and_the_next_call_goes_on(expected: list[Any], cluster: Any, monkeypatch):
+    monkeypatch.setattr(RayCluster, "_is_seen", lambda self, folder: False)
+    engine = RayCluster("auto")
+    keeper = engine._keeper()
+    monkeypatch.setattr(engine, "_keeper", lambda: keeper)
+    label = "pedyra on toy, r = 2, rate 0.01, seed 0"
+
+    def carried() -> bool:
+        with suppress(engine.ray.exceptions.RayError):  # nothing is kept of it yet
+            return b"checkpoint-" in engine.ray.get(keeper.get.remote(label))
+        return False
+
+    when(carried, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        compare_grid(grid("runs/x"), RayCluster("auto"))
+        compare_grid(grid("runs/x"), engine)
+    assert list(Path("runs").rglob("checkpoint-*"))
     assert reached(compare_grid(grid("runs/x"), HERE)) == expected
     assert next(Path("runs").rglob("seed0.log")).read_text().count("step 24/120") == 1
 
@@ -95,14 +107,15 @@ def test_ctrl_c_saves_checkpoints_and_the_next_call_goes_on(expected: list[Any],
 @pytest.mark.slow
 def test_what_a_node_lacks_is_told_in_one_line(cluster: Any, tmp_path: Path, monkeypatch):
     engine = RayCluster("auto")
-    engine._look(tmp_path)
+    assert engine._is_seen(tmp_path)
     monkeypatch.setattr(Path, "touch", lambda path: None)  # as if the folder were another one on the nodes
     monkeypatch.setattr(Path, "unlink", lambda path: None)
-    with pytest.raises(ValueError, match=f"node .* does not see {tmp_path}; give an output_dir on storage that all"):
-        engine._look(tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path} is not seen by .*; give an output_dir on storage that all"):
+        engine._is_seen(tmp_path)
+    assert not engine._is_seen(Path("."))  # it can be carried
     monkeypatch.setattr("pedyra.__version__", "7.0")
     with pytest.raises(ValueError, match=r"has pedyra \S+; install pedyra\[cli\] 7.0 there"):
-        engine._look(tmp_path)
+        engine._is_seen(tmp_path)
 
 
 def test_what_is_no_address_is_refused():
