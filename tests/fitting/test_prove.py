@@ -153,7 +153,6 @@ def test_mistakes_are_told(trained: Any, make_trainer: Any, tmp_path: Path):
         ("A is the base", ("base", "default"), {}),
         ("margin is", ("default", "base"), {"margin": "much"}),
         ("does not exist", ("default", tmp_path / "nowhere"), {}),
-        ("no rowz", ("default", "base"), {"rowz": 3}),
         ("rows, and a proof takes", ("default", "base"), {"rows": 3}),
     ]:
         with pytest.raises(ValueError, match=told):

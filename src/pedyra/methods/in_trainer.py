@@ -52,7 +52,6 @@ class MethodCallback(TrainerCallback):
         self.adaptation, self.trainer, self.ranks = adaptation, trainer, ranks
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        check_arguments(self.adaptation.refused, args)
         divides = self.trainer.model_accepts_loss_kwargs
         # Trainer multiplies such a loss by their number, since the gradient is averaged over them.
         processes = args.world_size if args.average_tokens_across_devices else 1

@@ -84,7 +84,7 @@ def _complete(trainer: Trainer, written: Path, renamed: bool) -> None:
     """Add the side files, and Trainer's state anew, if its best checkpoint has got another name."""
     if renamed:
         trainer.state.save_to_json(str(written / "trainer_state.json"))
-    for each in (trainer, *trainer.callback_handler.callbacks):
+    for each in trainer.callback_handler.callbacks:
         if callable(write := getattr(each, "write_side_files", None)):
             write(written)
 

@@ -69,15 +69,15 @@ def data_parallel(args: TrainingArguments, wrapped: Any) -> DistributedDataParal
 # whole is averaged, saved and loaded here as under DDP.
 
 
-def keep_whole(trainer: Trainer | None, model: nn.Module, layers: Sequence[AdaptedLayer]) -> None:
+def keep_whole(trainer: Trainer, model: nn.Module, layers: Sequence[AdaptedLayer]) -> None:
     """Have a Trainer that will cut `model` by FSDP2 leave whole what is trained; nothing for any other Trainer.
 
     Every process begins with the trained parameters of the first. Gradients are averaged before they are clipped. A
     checkpoint is that of a training under DDP: it goes on in any number of processes, and without FSDP. Raises
     ValueError: a setting under which accelerate would cut them all the same, or ranks could not move.
     """
-    plugin = None if trainer is None else getattr(trainer.accelerator.state, "fsdp_plugin", None)
-    if trainer is None or plugin is None or plugin.fsdp_version != 2:
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is None or plugin.fsdp_version != 2:
         return
     _check(trainer, plugin, model, layers)
     whole = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -30,7 +30,13 @@ BASE = "base"
 
 
 def prove(
-    trainer: Trainer, a: str | Path, b: str | Path, *, margin: str | float = "1%", data: Any = None, **asked: Any
+    trainer: Trainer,
+    a: str | Path,
+    b: str | Path,
+    *,
+    margin: str | float = "1%",
+    data: Any = None,
+    rows: int | None = None,
 ) -> Proof:
     """Prove that B is no worse than A, by a margin: both answer the same held-out rows of this Trainer in turn.
 
@@ -42,7 +48,7 @@ def prove(
         margin: how much worse B may be: "1%" of what A won over the base, 0.01 of the loss, or "0.5pt", points of the
             accuracy.
         data: held-out rows, as the Trainer takes an eval_dataset; by default its own.
-        asked: rows, at most so many of them; by default all.
+        rows: at most so many of them; by default all.
 
     Returns:
         The proof: print it. Its `verdict` is "no worse", "worse" or "cannot tell".
@@ -50,8 +56,6 @@ def prove(
     Raises:
         ValueError: no LoRA, an adapter of another base, a sharded model, too few rows, a margin that is none.
     """
-    if unknown := asked.keys() - {"rows"}:
-        raise UserError(f"prove has no {min(unknown)}; it has margin, data and rows")
     if not isinstance(trainer, Trainer):
         raise UserError(f"prove takes the Trainer that has trained the model, and {type(trainer).__name__} is none")
     limit = Margin.read(margin)
@@ -62,8 +66,8 @@ def prove(
     with untouched(trainer, model), _beside(model, (a, b)) as (in_a, in_b):
         with in_a():  # rows are judged by it, where their loss may compare them with each other
             judge = TrainerJudge(trainer, model)
-            batches, rows = taken(judge, data, asked.get("rows"))
-        known = {"a": str(a), "b": str(b), "rows": rows}
+            batches, count = taken(judge, data, rows)
+        known = {"a": str(a), "b": str(b), "rows": count}
         found, wanted = {}, {"A": in_a, "B": in_b}
         if limit.of == "won":
             wanted["base"], known["base"] = base_of(trainer, model, training_rows(trainer), active_adapter(model))

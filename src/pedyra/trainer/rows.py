@@ -286,25 +286,19 @@ def _apart(training: Any, seen: list[int], held: Any, left: list[int], name: str
     """Return the places of training rows that calibrate, without those that are held out too, as of a part that was
     selected: repair would learn what the proof asks. Where most rows are, as where short texts repeat, all stay."""
     proving, contents = set(_contents(held, left)), _contents(training, seen)
+    if not (different := len(proving.intersection(contents))):
+        return seen
     apart = [place for place, row in zip(seen, contents, strict=True) if row not in proving]
-    enough = 2 * len(apart) >= len(seen)
-    if both := len(seen) - len(apart):
-        done = "so these do not calibrate" if enough else "too many to be left out"
-        told = f"{both} of {len(seen)} rows of the train_dataset are in {name} too, {done}"
-        different = len(proving.intersection(contents))
-        trained = min(
-            1.0, different / len(seen) * len(training) / len(left)
-        )  # as far as all training rows are like those seen
-        repeats = len(set(contents)) < (1 - LEARNED) * len(seen)  # as short texts do
-        if trained < LEARNED or different < REPEATED or repeats:
-            logger.warning("fit: %s", told)
-        else:
-            warnings.warn(
-                f"{told}. About {trained:.0%} of the held-out rows were trained on, so the adapter knows them better "
-                f"than others; hold out rows that it was not trained on",
-                stacklevel=6,
-            )
-    return apart if enough else seen
+    trained = min(1.0, different / len(seen) * len(training) / len(left))  # if all training rows are like these
+    repeats = len(set(contents)) < (1 - LEARNED) * len(seen)  # as short texts do
+    if trained >= LEARNED and different >= REPEATED and not repeats:
+        warnings.warn(
+            f"{len(seen) - len(apart)} of {len(seen)} rows of the train_dataset are in {name} too. About {trained:.0%} "
+            f"of the held-out rows were trained on, so the adapter knows them better than others; hold out rows that "
+            f"it was not trained on",
+            stacklevel=6,
+        )
+    return apart if 2 * len(apart) >= len(seen) else seen
 
 
 def _contents(dataset: Any, places: Sequence[int]) -> list[str]:
