@@ -104,7 +104,7 @@ def test_the_seed_decides_the_rows():
 @pytest.mark.parametrize(
     ("train", "held", "told"),
     [
-        ("a,0\nb,1\n", "a,2\n", "label '2' is none of the classes 0 to 1;"),
+        ("a,0\nb,1\n", "a,2\n", "label '2' is none of the classes 0, 1;"),
         ("a,0\nb,1\n", "", "the validation rows of data.source are empty"),
         ("", None, "the data holds no rows; check data.source"),
         ("a,0\n", None, "leaves an empty side"),

@@ -82,7 +82,7 @@ def test_a_file_that_has_changed_since_it_was_split_is_told(tmp_path, changed):
 def test_the_classes_are_told_where_a_part_of_the_rows_may_lack_one(tmp_path):
     path = write(tmp_path / "three.jsonl", [0, 1] * 20 + [2])
     splits = split_task("three", DataSection(source=path), None, tmp_path / "out")
-    assert splits["tuning"]["num_labels"] == splits["jobs"]["num_labels"] == 3
+    assert splits["tuning"]["labels"] == splits["jobs"]["labels"] == ["0", "1", "2"]
     named = DataSection(source=path, labels=["a", "b", "c"])
     assert split_task("named", named, None, tmp_path / "named")["tuning"]["labels"] == ["a", "b", "c"]
 

@@ -115,7 +115,7 @@ def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, 
         compute_metrics=compute_metrics,
         preprocess_logits=preprocess,
         metric=data.metric or METRICS[data.kind][0],
-        classes=labels.as_labels if labels and data.kind != "regression" else None,
+        classes=list(labels.names) if labels and labels.names else None,
         targets=targets,
         held_out=evaluation,
     )

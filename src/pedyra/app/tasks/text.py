@@ -20,64 +20,61 @@ from pedyra.errors import UserError
 class Labels:
     """They say what the labels of a task may be."""
 
-    count: int
-    """The head has so many outputs: one a class, or 1 for a regression."""
-    names: tuple[str, ...] | None = None
-    """The classes have these names, in the order of their numbers; None where the data holds numbers without names."""
+    names: tuple[str, ...] = ()
+    """The classes have these names, in the order of their numbers; a regression has none.
+
+    As `data.labels` they give the rows of another file the same numbers.
+    """
     numbers: Mapping[str, int] = field(default_factory=dict)
     """It maps a label as text to the number of its class; empty for a regression."""
 
     @property
-    def as_labels(self) -> list[str]:
-        """Return `data.labels` with which rows of another file get the same numbers."""
-        return list(self.names or map(str, range(self.count)))
+    def count(self) -> int:
+        """Return how many outputs the head has: one a class, or 1 for a regression."""
+        return len(self.names) or 1
 
     def number(self, value: Any) -> int | float:
         """Return the label as the head's target. Raises ValueError for what is no label of this task."""
-        if not self.numbers:
+        if not self.names:
             return _real(value)
         found = self.numbers.get(_written(value))
-        if found is not None:
-            return found
-        known = f"0 to {self.count - 1}" if self.names is None else ", ".join(self.names)
-        raise UserError(
-            f"label {value!r} is none of the classes {known}; correct the rows, data.labels or data.num_labels, or set "
-            f"data.kind regression"
-        )
+        if found is None:
+            raise UserError(
+                f"label {value!r} is none of the classes {', '.join(self.names):.200}; correct the rows, data.labels "
+                f"or data.num_labels, or set data.kind regression"
+            )
+        return found
 
 
 def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) -> Labels:
     """Find the labels that `data` or the source declares; where neither does, those of the training rows."""
     if data.kind == "regression":
-        return Labels(1)
+        return Labels()
     values = [row[data.label] for row in train]
     for number, value in enumerate(values, start=1):
         if isinstance(value, str) and not value.strip():
             raise UserError(f"training row {number} has no label (column {data.label!r}); remove the row or fill it")
-    declared = len(class_names) if class_names else None
-    if class_names and _has_numbers(class_names):
-        class_names = None  # the rows call the classes "1" and "2" 0 and 1
-    names, found = data.labels or class_names, False
-    if names is None and any(isinstance(value, str) and class_number(value) is None for value in values):
-        names, found = sorted({_written(value) for value in values}), True
-    if names is None:
-        count = data.num_labels or declared or _count(values, data)
-    elif data.num_labels in (None, len(names)):
-        count = len(names)
+    # The rows of a source that calls its classes "1" and "2" have 0 and 1.
+    declared = None if class_names is None or _has_numbers(class_names) else class_names
+    if names := data.labels or declared:
+        numbered = not _has_numbers(names)  # else a number in the data is a name
+    elif any(isinstance(value, str) and class_number(value) is None for value in values):
+        names, numbered = sorted({_written(value) for value in values}), False
     else:
+        count = data.num_labels or len(class_names or ()) or _count(values, data)
+        names, numbered = [str(number) for number in range(count)], True
+    if data.num_labels not in (None, len(names)):
         raise UserError(f"data.num_labels is {data.num_labels}, but there are {len(names)} classes: {', '.join(names)}")
-    if count < 2:
+    if len(names) < 2:
         raise UserError(
             f"the training rows hold a single class of column {data.label!r}; a {data.kind} needs two or more: give "
             f"other rows, or data.num_labels"
         )
-    by_number = {str(number): number for number in range(count)}
-    by_name = {_written(name): number for number, name in enumerate(names or ())}
-    if names is not None and len(by_name) < len(names):
+    by_name = {_written(name): number for number, name in enumerate(names)}
+    if len(by_name) < len(names):
         raise UserError(f"data.labels is {names}; two of them are one number, so remove one")
-    if found or _has_numbers(data.labels or ()):
-        by_number = {}  # a number in the data is a name
-    return Labels(count, None if names is None else tuple(names), {**by_number, **by_name})
+    by_number = {str(number): number for number in range(len(names))} if numbered else {}
+    return Labels(tuple(names), {**by_number, **by_name})
 
 
 def _count(values: list[Any], data: DataSection) -> int:

@@ -255,8 +255,7 @@ def _classes(train: Rows, data: DataSection, class_names: list[str] | None) -> d
     """Say what the classes are: a part of the rows might lack one, and a file does not carry the Hub's names."""
     if data.kind not in ("classification", "pairs"):
         return {}
-    known = known_labels(train, data, class_names)
-    return {"labels": list(known.names)} if known.names else {"num_labels": known.count}
+    return {"labels": list(known_labels(train, data, class_names).names)}
 
 
 class BareModel:
