@@ -188,9 +188,8 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
     arguments = ("method=pedyra", "training.max_steps=40", *rank, "--dry-run", "--json", "plan.jsonl")
     code, out, _ = call("train", "recipe.yaml", *arguments)
     assert code == 0
-    for line in ("layers      13, total rank 26", "steps       40", "budget      total rank 26"):
-        assert line in out
-    assert "2 after steps 15 to 25, every 10; up to about 6 triples move in one\n" in out
+    for line in ("layers 13", "total rank 26", "total steps 40", "budget ranks", "adjustments 2", "moves 6"):
+        assert line in " ".join(out.split())
     plan, *layers = rows(tmp_path / "plan.jsonl")
     assert (plan["total_steps"], plan["layers"], len(layers)) == (40, 13, 13)
     assert (plan["budget"], plan["adjustments"], plan["moves"]) == ("ranks", 2, 6)
@@ -223,7 +222,6 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
         (["train", "recipe.yaml", "data.text=txt"], ["no column 'txt'", "label"]),
         (["train", "recipe.yaml", "--resume"], ["no run to resume"]),
         (["eval", "absent"], ["absent is no run folder"]),
-        (["inspect", "absent"], ["absent does not exist"]),
         (["report", "absent"], ["absent"]),
         (["fit", ".", "--max-length", "9"], ["--max-length cuts the rows of --data; leave it out"]),
     ],
@@ -235,9 +233,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(call, tmp_path, arguments, parts)
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
-def test_an_unwritable_json_file_is_told_before_any_work(call):
-    code, _, err = call("train", "recipe.yaml", "--json", "absent/rows.jsonl")
-    assert code == 2 and "the folder absent does not exist" in err
+@pytest.mark.parametrize("arguments", [["train", "recipe.yaml", "--json", "absent/rows"], ["inspect", "absent"]])
+def test_a_path_that_is_not_there_is_told_before_any_work(call, arguments):
+    code, _, err = call(*arguments)
+    assert code == 2 and "absent" in err and "does not exist" in err
 
 
 def test_a_missing_extra_is_the_users_to_install(call, monkeypatch):

@@ -8,7 +8,6 @@ import pytest
 from rich.console import Console
 
 from pedyra.app.console import (
-    _adjustments_line,
     format_bytes,
     format_seconds,
     new_console,
@@ -49,13 +48,6 @@ def test_the_rank_map_has_a_row_a_type_and_a_column_a_depth():
         ["q", "3", "12", "1"],
         ["v", ".", "0", "."],
     ]
-
-
-def test_layers_at_one_place_of_the_rank_map_show_their_mean():
-    ranks = {"encoder.layers.0.q": 12, "decoder.layers.0.q": 1, "encoder.layers.1.q": 4, "decoder.layers.1.q": 2}
-    screen = StringIO()
-    print_rank_map(Console(file=screen, width=80), [{"layer": name, "rank": rank} for name, rank in ranks.items()])
-    assert [line.split() for line in screen.getvalue().splitlines()][1] == ["q", "6.5", "3"]
 
 
 def test_json_lines_hold_no_nan(tmp_path):
@@ -101,25 +93,6 @@ def test_a_run_ends_with_what_changed(tmp_path):
 def test_what_a_run_does_not_know_is_left_out(tmp_path):
     out = shown(ended(tmp_path, layers=[], start=[]))
     assert "rank" not in out and "None" not in out and "?" not in out
-
-
-def test_a_base_model_that_was_evaluated_first_is_told_beside_the_adapter(tmp_path):
-    result = ended(tmp_path)
-    assert result.final is not None
-    result.final["value_before"] = 0.5
-    assert "0.9000 (0.5000 before training)" in shown(result)
-
-
-@pytest.mark.parametrize(
-    ("moves", "told"),
-    [
-        (12, "3 after steps 10 to 30, every 10; up to about 12 triples move in one"),
-        (0, "3 after steps 10 to 30, every 10, at which ranks stay as they are"),
-    ],
-)
-def test_a_plan_tells_what_its_adjustments_do(moves: int, told: str):
-    schedule = {"adjustments": [10, 20, 30], "interval": 10, "moves": moves}
-    assert _adjustments_line(schedule) == told
 
 
 def test_a_deep_model_is_mapped_in_bands_that_fit_the_width():

@@ -138,10 +138,6 @@ def test_settings_of_methods_that_move_ranks_may_stand_in_a_recipe_of_any_method
             "lora.init: LoftQ (init_lora_weights) cannot be adapted: its factors belong to",
         ),
         ("lora.init=eva", "lora.init 'eva' looks at the data first, which a recipe cannot ask for"),
-        (
-            "data={source: d.csv, kind: causal_lm, prompt: p, completion: c, chat_template: t}",
-            "data.chat_template writes the chats of data.messages, which is not given; remove it",
-        ),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(recipe_file: Path, override: str, told: str):

@@ -6,7 +6,6 @@ message lets the user repair; 1, with a traceback, for a mistake of ours; 130 af
 
 from __future__ import annotations
 
-import errno
 import shlex
 import sys
 from functools import partial
@@ -95,24 +94,22 @@ def train(
 
         plan = plan_run(checked, overwrite=overwrite, resume=resume)
         print_plan(console, plan)
-        rows, diverged = plan.rows(), False
-    else:
-        from pedyra.app.report.page import build_report
-        from pedyra.app.runs.run import train_run
+        return write_json_lines(json_file if is_first() else None, plan)
 
-        result = train_run(checked, overwrite=overwrite, resume=resume, console=console)
-        print_result(console, result)
-        if result.interrupted:
-            raise typer.Exit(130)
-        if is_first():
-            console.print(f"report      {build_report(result.folder.path)}", soft_wrap=True)
-        if result.awaits_fit:
-            told = f"pedyra fit {shlex.quote(str(result.folder.path))}   finds out how small the adapter may be"
-            console.print(f"next        {told}", soft_wrap=True)
-        rows, diverged = result.rows(), result.diverged
-    if json_file and is_first():
-        write_json_lines(json_file, rows)
-    if diverged:
+    from pedyra.app.report.page import build_report
+    from pedyra.app.runs.run import train_run
+
+    result = train_run(checked, overwrite=overwrite, resume=resume, console=console)
+    print_result(console, result)
+    if result.interrupted:
+        raise typer.Exit(130)
+    if is_first():
+        console.print(f"report      {build_report(result.folder.path)}", soft_wrap=True)
+        write_json_lines(json_file, result.rows())
+    if result.awaits_fit:
+        told = f"pedyra fit {shlex.quote(str(result.folder.path))}   finds out how small the adapter may be"
+        console.print(f"next        {told}", soft_wrap=True)
+    if result.diverged:
         console.print("The loss is no finite number: this run diverged. Lower training.learning_rate.", soft_wrap=True)
         raise typer.Exit(1)
 
@@ -134,8 +131,7 @@ def evaluate(
     found = evaluate_run(run, console=console, allow_code_execution=allow_code_execution)
     rows = [{"metric": name, "value": value} for name, value in found.items()]
     print_table(console, ["metric", "value"], [list(row.values()) for row in rows])
-    if json_file:
-        write_json_lines(json_file, rows)
+    write_json_lines(json_file, rows)
 
 
 @app.command()
@@ -148,8 +144,7 @@ def inspect(
 
     rows = inspect_adapter(path)
     print_adapter(new_console(), rows)
-    if json_file:
-        write_json_lines(json_file, rows)
+    write_json_lines(json_file, rows)
 
 
 @app.command()
@@ -231,8 +226,7 @@ def resize(
     console = new_console()
     for line in found.lines():
         console.print(line, soft_wrap=True, markup=False)
-    if json_file:
-        write_json_lines(json_file, [*found.rows, found.summary()])
+    write_json_lines(json_file, [*found.rows, found.summary()])
 
 
 @app.command()
@@ -263,6 +257,8 @@ def fit(
             metavar="ADAPTER...",
             help="Run folder, or any PEFT LoRA folder; with --for several, which one server will hold.",
             show_default=False,
+            exists=True,
+            file_okay=False,
         ),
     ],
     wanted: Wanted,
@@ -285,9 +281,6 @@ def fit(
     json_file: JsonFile = None,
 ) -> None:
     """Cut a trained adapter to the smallest that does the job, and prove it on rows of its own."""
-    for adapter in adapters:
-        if not adapter.is_dir():
-            raise UserError(f"{adapter} is no folder; give a run folder, or an adapter folder as PEFT saves it")
     if len(adapters) > 1 and (destination is None or out is not None or len({*map(Path.absolute, adapters)}) == 1):
         raise UserError(
             "several adapters are fitted for one server, each into its own folder; give --for, and no --out"
@@ -306,8 +299,7 @@ def fit(
     for found in fit_folders(outs, asked, partial(console.print, soft_wrap=True, markup=False)):
         took = {"seconds": found.seconds, "steps": found.steps}
         rows += [{**found.row(), **took}, *found.curve_rows()]
-    if json_file:
-        write_json_lines(json_file, rows)
+    write_json_lines(json_file, rows)
 
 
 @app.command()
@@ -350,8 +342,7 @@ def prove(
     other = {key: value for key, value in given.items() if value is not None}
     found = prove_paths(a, b, limit, source, other, rows=rows, shown=console.is_terminal)
     console.print(str(found), soft_wrap=True, markup=False)
-    if json_file:
-        write_json_lines(json_file, [found.row()])
+    write_json_lines(json_file, [found.row()])
     raise typer.Exit({NO_WORSE: 0, WORSE: 1}.get(found.verdict, 3))
 
 
@@ -370,9 +361,8 @@ def _is_users(error: Exception) -> bool:
     """Tell whether the message alone tells the user what to repair; anything else is our mistake."""
     if isinstance(error, ImportError):
         return "pip install" in str(error)  # an optional package; the message has the line that installs it
-    if isinstance(error, OSError):
-        files = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
-        return isinstance(error, files) or is_disk_full(error) or error.errno in (errno.EROFS, errno.ENAMETOOLONG)
+    if isinstance(error, OSError) and error.filename is not None:
+        return True  # of a file that is named
     return isinstance(error, UserError) or is_disk_full(error)
 
 

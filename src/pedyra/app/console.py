@@ -15,7 +15,6 @@ from pedyra.lora.files import json_line
 from pedyra.lora.layer_names import layer_place
 
 if TYPE_CHECKING:
-    from pedyra.app.runs.plan import Plan
     from pedyra.app.runs.run import RunResult
 
 Row = Mapping[str, Any]
@@ -32,9 +31,13 @@ def new_console(*, stderr: bool = False, quiet: bool = False) -> Console:
     return console
 
 
-def write_json_lines(path: Path, rows: Iterable[Row]) -> None:
-    """One JSON object a line; NaN and infinities, which JSON does not have, become null."""
-    path.write_text("".join(map(json_line, rows)), encoding="utf-8")
+def write_json_lines(path: Path | None, rows: Iterable[Row]) -> None:
+    """Write one JSON object a line; NaN and infinities, which JSON does not have, become null.
+
+    Without a path nothing is written.
+    """
+    if path is not None:
+        path.write_text("".join(map(json_line, rows)), encoding="utf-8")
 
 
 def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
@@ -76,24 +79,12 @@ def _mean(ranks: Sequence[int]) -> str:
     return f"{mean:.0f}" if mean.is_integer() else f"{mean:.1f}"
 
 
-def print_plan(console: Console, plan: Plan) -> None:
-    """Show the plan of a run: layers, budget, parameters, steps, adjustments."""
-    row = plan.row
-    share = 100 * row["trainable_parameters"] / row["total_parameters"]
-    classes = "" if row["classes"] is None else f", {row['classes']} classes"
-    rows = [
-        ("method", row["method"]),
-        ("output", row["output_dir"]),
-        ("rows", f"{row['train_rows']:,} to train, {row['eval_rows']:,} held out{classes}"),
-        ("layers", f"{row['layers']}, total rank {row['total_rank']}"),
-        ("parameters", f"{row['trainable_parameters']:,} of {row['total_parameters']:,} ({share:.2f} %) are trained"),
-        ("steps", f"{row['total_steps']:,}"),
-    ]
-    if plan.budget and plan.schedule:
-        rows.append(("budget", _budget_line(plan.budget)))
-        rows.append(("adjustments", _adjustments_line(plan.schedule)))
-    _print_named(console, rows)
-    print_rank_map(console, plan.layers)
+def print_plan(console: Console, rows: Sequence[Row]) -> None:
+    """Show the plan of a run, and the ranks that its layers begin with."""
+    run, *layers = rows
+    told = [[key.replace("_", " "), value] for key, value in run.items() if value is not None]
+    print_table(console, ["plan", ""], told[1:], title=run["plan"])
+    print_rank_map(console, layers)
 
 
 def print_result(console: Console, result: RunResult) -> None:
@@ -104,8 +95,7 @@ def print_result(console: Console, result: RunResult) -> None:
         return
     final = result.final
     print_rank_map(console, result.layers)
-    before = f" ({final['value_before']:.4f} before training)" if "value_before" in final else ""
-    lines = [("metric", f"held-out {final['metric']} {final['value']:.4f}{before}")]
+    lines = [("metric", f"held-out {final['metric']} {final['value']:.4f}")]
     if result.layers:
         ranks, parameters = (
             [sum(layer[key] for layer in layers) for layers in (result.start, result.layers)]
@@ -144,23 +134,6 @@ def print_adapter(console: Console, rows: Sequence[Row]) -> None:
     console.print(f"memory      {format_bytes(total['bytes'])}")
     if total["other_parameters"]:
         console.print(f"beside it   {total['other_parameters']:,} other parameters: a head, biases")
-
-
-def _budget_line(budget: Mapping[str, Any]) -> str:
-    kept = "total rank constant" if budget["kind"] == "ranks" else "parameters never above this"
-    return f"total rank {budget['total_rank']:,}, {budget['parameters']:,} parameters while training ({kept})"
-
-
-def _adjustments_line(schedule: Mapping[str, Any]) -> str:
-    steps = schedule["adjustments"]
-    span = (
-        f"after steps {steps[0]} to {steps[-1]}, every {schedule['interval']}"
-        if len(steps) > 1
-        else f"after {steps[0]}"
-    )
-    if not schedule["moves"]:
-        return f"{len(steps)} {span}, at which ranks stay as they are"
-    return f"{len(steps)} {span}; up to about {schedule['moves']} triples move in one"
 
 
 def format_bytes(count: float) -> str:

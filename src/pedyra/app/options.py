@@ -13,7 +13,6 @@ import typer
 from pydantic import TypeAdapter
 
 from pedyra.app.runs.run_folder import RunFolder
-from pedyra.errors import UserError
 
 
 def _checked(path: Path | None) -> Path | None:
@@ -22,14 +21,6 @@ def _checked(path: Path | None) -> Path | None:
         raise typer.BadParameter(f"the folder {path.parent} does not exist")
     if path is not None and path.is_dir():
         raise typer.BadParameter(f"{path} is a folder; give a file")
-    return path
-
-
-def _folder(path: Path) -> Path:
-    """Refuse what is no folder before the seconds that torch takes to load."""
-    if not path.is_dir():
-        found = "is a file" if path.is_file() else "does not exist"
-        raise UserError(f"{path} {found}; give a run folder or an adapter folder")
     return path
 
 
@@ -60,7 +51,9 @@ RunArgument = Annotated[
 ]
 FolderArgument = Annotated[
     Path,
-    typer.Argument(metavar="FOLDER", help="Run folder, or any LoRA folder.", callback=_folder, show_default=False),
+    typer.Argument(
+        metavar="FOLDER", help="Run folder, or any LoRA folder.", exists=True, file_okay=False, show_default=False
+    ),
 ]
 JsonFile = Annotated[Path | None, json_option("Also write JSON lines there.")]
 Overrides = Annotated[

@@ -178,10 +178,6 @@ class DataSection(Section):
             raise UserError(f"data.metric {self.metric} is none of data.kind {self.kind}; choose from {known}")
         if self.kind == "pairs" and self.text_pair is None:
             raise UserError("data.kind pairs compares two text columns; name the second as data.text_pair")
-        if self.kind == "question_answering" and self.max_length is None:
-            raise UserError(
-                "data.max_length is null, but question_answering cuts contexts into parts; the usual is 384"
-            )
         if self.kind == "question_answering" and self.doc_stride >= (self.max_length or 0):
             raise UserError(
                 f"data.doc_stride {self.doc_stride} is not below data.max_length {self.max_length}, so parts of a long "
@@ -195,8 +191,6 @@ class DataSection(Section):
                 raise UserError(f"data.kind {self.kind} takes one of {known}; given: {given}")
             if (self.completion is None) != (prompts == ["messages"]):
                 raise UserError("data.completion goes with data.prompt or data.template, not with data.messages")
-            if self.chat_template is not None and self.messages is None:
-                raise UserError("data.chat_template writes the chats of data.messages, which is not given; remove it")
             check_template(self.template, "data.template")
         return self
 
@@ -241,7 +235,7 @@ class GenerateSection(Section):
     """How texts are judged: rouge, exact (equal but for spaces), gsm8k, math, or code, which is run."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Tokens after which a text that has not ended is cut, and counted as unfinished; default: the set's, or 128."""
-    stop: list[str] | None = None
+    stop: list[Annotated[str, Field(min_length=1)]] | None = None
     """Texts that end an answer, and are no part of it; an end token always does."""
     beams: int | None = Field(default=None, ge=1)
     """Beam search over so many; 1 is greedy. Default: 4 for an encoder-decoder, else 1."""
@@ -249,8 +243,6 @@ class GenerateSection(Section):
     """Texts written at once."""
 
     @model_validator(mode="after")
-    def _ends_and_asks(self) -> GenerateSection:
-        if self.stop is not None and not all(self.stop):
-            raise UserError("stop holds an empty text, at which every answer would end; remove it")
+    def _asks(self) -> GenerateSection:
         check_template(self.template, "template")
         return self

@@ -9,13 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from pedyra.app.runs.environment import describe_environment
-
-
-@pytest.mark.parametrize("device", ["cpu", "mps", "xpu"])
-def test_a_device_that_is_no_cuda_one_is_named_by_its_type(device):
-    assert describe_environment(0, torch.device(device))["device"] == device
-
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of a process of its own is in /proc")
 def test_the_peak_of_a_run_is_not_that_of_the_process_that_started_it():

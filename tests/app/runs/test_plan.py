@@ -47,14 +47,10 @@ def test_steps_are_those_trainer_takes(training, tmp_path):
     asked = recipe(tmp_path, eval_strategy="no", **training)
     trainer = set_up(asked).trainer(str(tmp_path))
     trainer.train()
-    assert plan_run(asked).row["total_steps"] == run_steps(30, asked) == trainer.state.global_step
+    assert plan_run(asked)[0]["total_steps"] == run_steps(30, asked) == trainer.state.global_step
 
 
 def test_budget_and_adjustments_are_the_allocators(tmp_path):
-    plan = plan_run(recipe(tmp_path, "pedyra", max_steps=12))
-    assert plan.budget == {
-        "kind": "parameters",
-        "total_rank": 52,
-        "parameters": sum(r["parameters"] for r in plan.layers),
-    }
-    assert plan.schedule is not None and plan.schedule["adjustments"] == [3, 5, 7]
+    run, *layers = plan_run(recipe(tmp_path, "pedyra", max_steps=12))
+    assert (run["budget"], run["adjustments"], run["moves"]) == ("parameters", 3, 3)  # after steps 3, 5 and 7
+    assert run["total_rank"] == sum(layer["rank"] for layer in layers) == 52

@@ -102,5 +102,5 @@ def test_an_answer_has_no_more_tokens_than_there_are_positions(tmp_path: Path):
 
 
 def test_parts_of_a_context_have_a_length():
-    with pytest.raises(ValueError, match="max_length is null, but question_answering"):
+    with pytest.raises(ValueError, match="data.doc_stride 128 is not below data.max_length None"):
         DataSection(source="toy", kind="question_answering", max_length=None)

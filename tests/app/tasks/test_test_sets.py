@@ -169,7 +169,7 @@ def test_prompts_leave_room_for_an_answer(encoder_decoder: bool, length: int, po
 @pytest.mark.parametrize(
     ("section", "told"),
     [
-        ({"stop": ["x", ""]}, "stop holds an empty text"),
+        ({"stop": ["x", ""]}, "should have at least 1 character"),
         ({"template": "Question:"}, "has no {column} place"),
         ({"beam": 2}, "unknown key 'generate.s.beam'; did you mean 'generate.s.beams'?"),
         ({"rows": 0}, "generate.s.rows is 0: Input should be greater than or equal to 1"),

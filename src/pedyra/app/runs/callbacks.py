@@ -82,8 +82,8 @@ class TrainingProgress(TrainerCallback):
     def __init__(self, console: Console, metric: str, total_rank: int) -> None:
         self.console, self.metric = console, metric
         self._total_rank = total_rank
-        self._logged: dict[str, tuple[float, int]] = {}
-        """Name -> the value that was logged last, and the step of that log."""
+        self._logged: dict[str, float] = {}
+        """Name -> the value that was logged last."""
         self._next_line = 0.0
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
         times = (TextColumn("{task.fields[status]}"), TimeElapsedColumn(), TextColumn("<"), TimeRemainingColumn())
@@ -91,11 +91,9 @@ class TrainingProgress(TrainerCallback):
         # Shown once the number of steps is known.
         self._task = self.bar.add_task("train", total=None, status="", visible=False)
 
-    def status(self, step: int) -> str:
-        """One line: loss, metric, total rank, last adjustment; each once it is known, and its step if it is older."""
-        parts = []
-        for name, (value, logged) in self._logged.items():
-            parts.append(f"{name} {value:.4f}" + ("" if logged == step else f" at {logged}"))
+    def status(self) -> str:
+        """Tell loss, metric, total rank and last adjustment in one line, each once it is known."""
+        parts = [f"{name} {value:.4f}" for name, value in self._logged.items()]
         allocator = self.ranks.allocator if self.ranks else None
         parts.append(f"rank {sum(allocator.ranks.values()) if allocator else self._total_rank}")
         if allocator and allocator.history:
@@ -106,7 +104,7 @@ class TrainingProgress(TrainerCallback):
         return "  ".join(parts)
 
     def _draw(self, state, **fields) -> None:
-        status = self.status(state.global_step)
+        status = self.status()
         self.bar.update(self._task, description="train", completed=state.global_step, status=status, **fields)
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -128,12 +126,10 @@ class TrainingProgress(TrainerCallback):
             return  # Trainer's summary, which says nothing new
         for name, key in (("loss", "loss"), (self.metric, f"eval_{self.metric}")):
             if key in logs:
-                self._logged[name] = (logs[key], step)
+                self._logged[name] = logs[key]
         self._draw(state)
-        # One line tells both where an evaluation follows.
-        due = "eval_loss" in logs or (step >= self._next_line and not control.should_evaluate)
-        if due and not self.console.is_terminal:
-            self.console.print(f"step {step}/{state.max_steps}  {self.status(step)}", soft_wrap=True)
+        if ("eval_loss" in logs or step >= self._next_line) and not self.console.is_terminal:
+            self.console.print(f"step {step}/{state.max_steps}  {self.status()}", soft_wrap=True)
             self._next_line = step + state.max_steps / PLAIN_LINES
 
 

@@ -6,7 +6,6 @@ import platform
 import re
 import resource
 import shlex
-import subprocess
 import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -23,11 +22,10 @@ PACKAGES = (
 
 
 def describe_environment(seed: int, device: torch.device) -> dict[str, Any]:
-    """Versions, seed, device, threads, the git commit of the working directory (None outside git) and the command."""
+    """Tell versions, seed, device, threads and the command."""
     return {
         "seed": seed,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": _git_commit(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
@@ -36,7 +34,7 @@ def describe_environment(seed: int, device: torch.device) -> dict[str, Any]:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory held so far: on a GPU that of torch's allocator, on a CPU the process's resident set."""
+    """Return the most memory held so far: on a GPU that of torch's allocator, on a CPU the process's resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # Where Linux keeps it, VmHWM: its ru_maxrss begins at the peak of the process that started this one.
@@ -48,7 +46,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Memory held now, told as `peak_memory_bytes` tells its peak."""
+    """Return the memory held now, told as `peak_memory_bytes` tells its peak."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return psutil.Process().memory_info().rss
@@ -60,13 +58,3 @@ def _package_versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
-
-
-def _git_commit() -> str | None:
-    """The commit checked out here, with "+" if tracked files differ from it."""
-    described = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-    try:
-        done = subprocess.run(described, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,29 +15,13 @@ from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import layer_rows, set_up, trainable_parameters
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """One run as it would be trained."""
-
-    row: dict[str, Any]
-    """The whole run in numbers.
-
-    `trainable_parameters`: factors, and a head or other modules trained in full; `classes`: of the head, None for any
-    other task; `budget`: its kind, None if the method keeps every rank; `moves`: None of a method that cuts to a size.
-    """
-    layers: list[dict[str, Any]]
-    """Per adapted layer: layer (its name), rank, parameters (of its factors)."""
-    budget: dict[str, Any] | None
-    """RankAllocator.describe()'s budget; None if the method keeps every rank."""
-    schedule: dict[str, Any] | None
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the plan as one row, then one row per layer."""
-        return [self.row, *self.layers]
-
-
-def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -> Plan:
+def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -> list[dict[str, Any]]:
     """Begin the run as Trainer begins it, and read the plan off it; nothing is trained or stays on the disk.
+
+    Returns:
+        A row of the whole run, then one of each adapted layer: layer (its name), rank, parameters (of its factors). Of
+        the run, `trainable_parameters` are factors, and a head or other modules trained in full; `classes` are None
+        where the task has none, and `budget` is None where the method keeps every rank.
 
     Raises:
         ValueError: whatever would stop the run before its first step.
@@ -52,10 +35,10 @@ def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -
         trainer, ranks = setup.training(scratch, [begun], report_to="none")
         with suppress(_StopAtBegin.Begun):
             trainer.train()
-    allocator = None if ranks is None else ranks.allocator
     recipe, task, layers = setup.recipe, setup.task, layer_rows(setup.model)
-    description = {"budget": None, "schedule": None} if allocator is None else allocator.describe()
-    budget, schedule = description["budget"], description["schedule"]
+    allocator = None if ranks is None else ranks.allocator
+    told = {} if allocator is None else allocator.describe()
+    budget, schedule = told.get("budget") or {}, told.get("schedule") or {}
     row = {
         "plan": recipe.name,
         "method": recipe.method,
@@ -68,11 +51,11 @@ def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -
         "total_steps": begun.total_steps,
         "layers": len(layers),
         "total_rank": sum(layer["rank"] for layer in layers),
-        "budget": budget["kind"] if budget else None,
-        "adjustments": len(schedule["adjustments"]) if schedule else 0,
-        "moves": schedule.get("moves") if schedule else 0,
+        "budget": budget.get("kind"),
+        "adjustments": len(schedule.get("adjustments", ())),
+        "moves": schedule.get("moves"),
     }
-    return Plan(row=row, layers=layers, budget=budget, schedule=schedule)
+    return [row, *layers]
 
 
 class _StopAtBegin(TrainerCallback):

@@ -19,7 +19,7 @@ from pedyra.app.runs.callbacks import MetricsLog, StopOnInterrupt, TrainingProgr
 from pedyra.app.runs.environment import describe_environment, memory_bytes, peak_memory_bytes
 from pedyra.app.runs.processes import count_processes, from_first, is_first
 from pedyra.app.runs.run_folder import RunFolder
-from pedyra.app.runs.setup import Setup, layer_rows, ready_to_fit, set_up, trainable_parameters, wanted_fit
+from pedyra.app.runs.setup import Setup, layer_rows, ready_to_fit, set_up, trainable_parameters
 from pedyra.app.yaml_file import first_difference, read_settings
 from pedyra.errors import UserError
 from pedyra.fitting.modes import use_averaged
@@ -220,7 +220,7 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
         start=start,
         final=final,
     )
-    if wanted_fit(setup.recipe) is None or final is None or result.diverged:
+    if setup.recipe.fit is None or final is None or result.diverged:
         return result
     return replace(result, found=_fit(setup.recipe, folder, trainer, console))
 
@@ -251,7 +251,6 @@ def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) 
         setup.adaptation.finish()
         trainer.state.log_history.clear()  # those evaluations were of the model before
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-    before = [entry for entry in trainer.state.log_history if entry["step"] == 0 and "eval_loss" in entry]
 
     if is_first():
         save_adapter(setup.model, folder.adapter)
@@ -267,7 +266,6 @@ def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) 
         "total_parameters": sum(parameter.numel() for parameter in setup.model.parameters()),
         "metric": setup.task.metric,
         "value": evaluation[f"eval_{setup.task.metric}"],
-        **({"value_before": before[0][f"eval_{setup.task.metric}"]} if before else {}),  # with eval_on_start
         "eval_loss": evaluation["eval_loss"],
     }
     if is_first():

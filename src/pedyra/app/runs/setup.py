@@ -35,7 +35,6 @@ from pedyra.app.tasks.task import Task, load_task
 from pedyra.app.tasks.test_sets import check_lengths, load_test_sets
 from pedyra.errors import REFUSALS, UserError, telling
 from pedyra.fitting.calibration import lora_layers
-from pedyra.fitting.wanted import Wanted
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.data import rows_data
 from pedyra.methods.in_trainer import train_as, trainer_optimizer
@@ -164,7 +163,7 @@ def ready_to_fit(recipe: Recipe, trainer: Trainer) -> None:
 
 
 def resolve(recipe: Recipe) -> Recipe:
-    """The recipe with its method's quantization (qlora: nf4) where it names none.
+    """Return the recipe with its method's quantization (qlora: nf4) where it names none.
 
     Raises:
         ValueError: an unknown method.
@@ -186,7 +185,7 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     """
     recipe = resolve(recipe)
     args = training_arguments(recipe)  # a misspelt argument is told before the data is read
-    wanted_fit(recipe)
+    check_fit(recipe)
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
     test_sets = load_test_sets(recipe.generate, recipe.data, tokenizer, task.held_out, recipe.seed)
@@ -211,7 +210,8 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
         preparation_seconds=time.perf_counter() - began,
         record_to=record_to,
     )
-    check_fit(setup)
+    if recipe.fit is not None:
+        _check_fit_rows(setup)
     return setup
 
 
@@ -245,11 +245,8 @@ def widen_heads(args: TrainingArguments, model: nn.Module) -> None:
         parameter.data = parameter.data.float()
 
 
-def check_fit(setup: Setup) -> None:
-    """Raise ValueError, before anything is trained, where the fit that the recipe asks for cannot be had."""
-    wanted = wanted_fit(setup.recipe)
-    if wanted is None:
-        return
+def _check_fit_rows(setup: Setup) -> None:
+    """Raise ValueError, before anything is trained, where there are no LoRA layers, or too few rows for a fit."""
     lora_layers(setup.model)
     least = least_held_out(training_arguments(setup.recipe).per_device_eval_batch_size)
     if (held := len(setup.task.eval)) < least:
@@ -259,11 +256,10 @@ def check_fit(setup: Setup) -> None:
         )
 
 
-def wanted_fit(recipe: Recipe) -> Wanted | None:
-    """Read what the section `fit` asks for; None: there is none. Raises ValueError for what goes with no adapter, for a
-    method that trains no LoRA, and for several processes."""
+def check_fit(recipe: Recipe) -> None:
+    """Raise ValueError where a fit is asked for of a method that trains no LoRA, or in several processes."""
     if recipe.fit is None:
-        return None
+        return
     if count_processes() > 1 or (is_launched() and asks_for_fsdp(recipe)):
         raise UserError(f"fit runs in one process; remove the section, and run: pedyra fit {recipe.output_dir}")
     if (kind := get_method(recipe.method).peft_type) != "LORA":
@@ -271,7 +267,6 @@ def wanted_fit(recipe: Recipe) -> Wanted | None:
             f"fit asks how small a LoRA may be, and method {recipe.method} trains an adapter of type {kind}; "
             f"remove the section fit"
         )
-    return recipe.fit
 
 
 def request(recipe: Recipe, base: PreTrainedModel, task: Task | None) -> Request:
@@ -294,7 +289,7 @@ def request(recipe: Recipe, base: PreTrainedModel, task: Task | None) -> Request
 
 
 def run_steps(rows: int, recipe: Recipe) -> int:
-    """Optimizer steps of the recipe's run by Trainer's rule, for the methods that ask before there is a Trainer."""
+    """Count optimizer steps of the recipe's run by Trainer's rule; some methods ask before there is a Trainer."""
     args = training_arguments(recipe)
     if args.max_steps > 0:
         return args.max_steps
@@ -305,12 +300,12 @@ def run_steps(rows: int, recipe: Recipe) -> int:
 
 
 def trainable_parameters(model: nn.Module) -> int:
-    """Parameters that training changes, now: triples and whatever else is unfrozen, such as a head."""
+    """Count the parameters that training changes, now: triples and whatever else is unfrozen, such as a head."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def layer_rows(model: nn.Module) -> list[dict[str, Any]]:
-    """Name, rank and parameters of every LoRA layer now, as they are saved; empty for an adapter of another kind.
+    """List name, rank and parameters of every LoRA layer now, as they are saved; empty for an adapter of another kind.
 
     E is folded away on disk. Parameters that several layers share (RaSA's pools) are counted at the first. Of PEFT's
     AdaLoRA, which keeps all ranks in memory, those that its mask has left are counted: only they are saved.

@@ -28,7 +28,7 @@ from pedyra.app.models.lora import check_names
 from pedyra.app.recipe import Recipe, check_recipe, identity
 from pedyra.app.recipe_sections import METRICS, DataSection, LoraSection
 from pedyra.app.runs.arguments import training_arguments
-from pedyra.app.runs.setup import request, resolve, wanted_fit
+from pedyra.app.runs.setup import check_fit, request, resolve
 from pedyra.app.tasks.sources import Rows, check_apart, held_out, load_rows, sample
 from pedyra.app.tasks.text import known_labels
 from pedyra.app.yaml_file import first_difference, read_settings
@@ -161,7 +161,7 @@ def _row_recipe(experiment: Experiment, entry: Entry) -> Recipe:
     with _told_of(where):
         recipe = resolve(recipe)
         training_arguments(recipe)
-        wanted_fit(recipe)
+        check_fit(recipe)
     return recipe
 
 
