@@ -1,4 +1,4 @@
-"""The command line: each verb parses, calls one function of the package, and prints what it returns.
+"""This is the command line: each verb parses, calls one function of the package, and prints what it returns.
 
 Anything heavy is imported inside a verb, so that `--help` answers at once. Exit codes: 0; 2 for a mistake that the
 message lets the user repair; 1, with a traceback, for a mistake of ours; 130 after Ctrl-C. What `prove` says: 0, 1, 3.
@@ -347,7 +347,7 @@ def prove(
 
 
 def main(arguments: list[str] | None = None, commands: typer.Typer = app, name: str = "pedyra") -> None:
-    """Entry point: run the command line, and turn a user's mistake into one line on stderr and exit code 2."""
+    """Run the command line, and turn a user's mistake into one line on stderr and exit code 2."""
     try:
         commands(args=arguments, prog_name=name)
     except Exception as error:
@@ -367,7 +367,7 @@ def _is_users(error: Exception) -> bool:
 
 
 LONGEST = 300
-"""Letters of a message on the screen."""
+"""A message on the screen has at most so many letters."""
 
 
 def _one_line(error: Exception) -> str:

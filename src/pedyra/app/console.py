@@ -21,7 +21,7 @@ Row = Mapping[str, Any]
 
 
 def new_console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """A console that leaves numbers and paths as they are: no colour guesses, and [brackets] are no markup.
+    """Make a console that leaves numbers and paths as they are: no colour guesses, and [brackets] are no markup.
 
     What it prints into a file or a pipe, which have no width, is never folded.
     """
@@ -41,7 +41,7 @@ def write_json_lines(path: Path | None, rows: Iterable[Row]) -> None:
 
 
 def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
-    """A table whose first column is text and whose other columns are numbers."""
+    """Print a table whose first column is text and whose other columns are numbers."""
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
@@ -51,7 +51,7 @@ def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequenc
 
 
 def print_rank_map(console: Console, layers: Sequence[Row]) -> None:
-    """Ranks as module type (down, by name) x depth (across), in as many bands as the width asks for.
+    """Print ranks as module type (down, by name) x depth (across), in as many bands as the width asks for.
 
     `layers` are `{"layer", "rank"}`; nothing where there are none, as with methods that are no LoRA. Layers at one
     place (of an encoder and a decoder, or the experts of a block) share a cell, which has their mean.
@@ -116,7 +116,7 @@ def print_result(console: Console, result: RunResult) -> None:
 
 
 def _print_named(console: Console, lines: Iterable[tuple[str, str]]) -> None:
-    """Lines of a name and what is told of it."""
+    """Print lines of a name and what is told of it."""
     for name, told in lines:
         console.print(f"{name:12}{told}", soft_wrap=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 MATH_PROMPT = "Question: {%s}\nAnswer:\n"
-"""The prompt of GSM8K and MATH, for training and for answers."""
+"""GSM8K and MATH have this prompt, for training and for answers."""
 
 TEST_SETS: dict[str, dict[str, Any]] = {
     "gsm8k": {

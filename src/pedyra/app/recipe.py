@@ -55,7 +55,7 @@ NOT_HERE = {
     "hub_token": "would be written into the run folder and its report; log in with `hf auth login`, or set HF_TOKEN",
     "push_to_hub": "is not for a run, which pushes nothing; when it has ended: hf upload YOU/NAME OUTPUT_DIR/adapter",
 }
-"""Arguments of TrainingArguments that a recipe does not take, and why."""
+"""A recipe does not take these of TrainingArguments; here stands why."""
 
 
 class Recipe(Section):
@@ -113,7 +113,7 @@ class Recipe(Section):
     @classmethod
     def _training_settings(cls, training: dict[str, Any]) -> dict[str, Any]:
         for key, why in NOT_HERE.items():
-            if training.get(key):
+            if training.get(key) not in (None, "") and training[key] is not False:
                 raise UserError(f"training.{key} {why}")
         return {**TRAINING_DEFAULTS, **training}
 

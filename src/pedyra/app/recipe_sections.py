@@ -28,13 +28,13 @@ METRICS: dict[str, tuple[str, ...]] = {
     "seq2seq": ("perplexity",),
     "question_answering": ("f1", "exact", "HasAns_f1", "HasAns_exact", "NoAns_f1", "NoAns_exact"),
 }
-"""Metrics of each kind of data on held-out rows; the first is the default of `data.metric`."""
+"""Each kind of data has these metrics on held-out rows; the first is the default of `data.metric`."""
 
 LOWER_IS_BETTER = ("loss", "perplexity")
-"""The numbers of an evaluation of which the lowest is the best."""
+"""Of these numbers of an evaluation the lowest is the best."""
 
 GENERATED = ("causal_lm", "seq2seq")
-"""Kinds whose models write text, so that `generate` can judge what they write."""
+"""The models of these kinds write text, so that `generate` can judge what they write."""
 
 LARGEST_SEED = 2**32 - 1
 """NumPy takes no larger one."""

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from pedyra.errors import UserError
+from pedyra.errors import UserError, telling
 from pedyra.lora.spelling import did_you_mean
 
 
@@ -22,10 +22,9 @@ def read_settings(path: Path, overrides: Sequence[str], *, what: str, starts_wit
     `what` the file is and the key it typically `starts_with` are for the messages. Raises ValueError, one line, for a
     file that is missing or no YAML mapping, and an override without `=`.
     """
-    if path.is_dir():
-        raise UserError(f"{what} {str(path)!r} is a folder; give the path of a YAML file")
     if not path.is_file():
-        raise UserError(f"{what} {str(path)!r} does not exist; give the path of a YAML file")
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{what} {str(path)!r} {found}; give the path of a YAML file")
     content = parse_yaml(path.read_bytes(), str(path))
     if not isinstance(content, dict):
         raise UserError(f"{what} {str(path)!r} is no mapping of keys to values; it starts with e.g. `{starts_with}:`")
@@ -57,18 +56,15 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
     """Read YAML 1.2 text, of which JSON is a part. Raises ValueError, one line that begins with `where`."""
     if len(text) > LONGEST:
         raise UserError(f"{where} has {len(text):,} letters, and settings have at most {LONGEST:,}")
-    try:
-        content = _yaml().load(text if isinstance(text, str) else text.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where} is no text: {error}; give the path of a YAML file") from None
-    except MarkedYAMLError as error:
-        at = error.problem_mark
-        reason = f"{error.problem}" + (f" (line {at.line + 1}, column {at.column + 1})" if at else "")
-    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that cannot be
-        reason = " ".join(str(error).split())
-    else:
-        return content
-    raise UserError(f"{where} is not valid YAML: {reason}")
+    kinds = (YAMLError, ValueError, RecursionError)  # ValueError: bytes that are no text, a date that cannot be
+    with telling(f"{where} is not valid YAML", *kinds, reason=_reason):
+        return _yaml().load(text if isinstance(text, str) else text.decode("utf-8-sig"))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem} (line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1})"
+    return str(error)
 
 
 def _apply_override(content: dict[str, Any], override: str) -> None:

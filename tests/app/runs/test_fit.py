@@ -20,11 +20,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.models.tiny import tiny_config
-from pedyra.app.recipe_sections import ModelSection
+from pedyra.app.recipe_sections import DataSection, ModelSection
 from pedyra.app.runs import fit as runs_fit
 from pedyra.app.runs.adapter_recipe import recipe_of
 from pedyra.app.runs.source import Source
-from pedyra.app.tasks import task
 from pedyra.app.tasks.toy import toy
 from pedyra.lab.cli import main
 from pedyra.lora.folder import read_lora
@@ -216,18 +215,23 @@ class TestRowsWithoutARecipe:
         source = Source(data=folder.parent / "rows.jsonl")
         return recipe_of(folder, read_lora(folder), source).data
 
-    def test_names_are_numbered_as_the_base_numbers_them(self, adapter: Any):
-        found = self.recipe(adapter(["pos", "neg"], 2), ["neg", "pos"])
-        assert found.labels == ["pos", "neg"]
+    @pytest.mark.parametrize(
+        ("names", "count", "rows", "known"),
+        [
+            (["pos", "neg"], 2, ["neg", "pos"], {"labels": ["pos", "neg"]}),  # as the base numbers them
+            (["a", "b", "c", "d"], 4, ["b", "d"], {"labels": ["a", "b", "c", "d"]}),
+            ([], 4, [0, 1, "1"], {"num_labels": 4}),  # a class that no row has is one of the head
+        ],
+    )
+    def test_classes_have_the_numbers_of_the_head(
+        self, adapter: Any, names: list[str], count: int, rows: list[Any], known: dict[str, Any]
+    ):
+        assert self.recipe(adapter(names, count), rows).model_dump(include={*known}) == known
 
     def test_names_that_the_base_does_not_know_are_numbered_by_the_alphabet_and_that_is_said(self, adapter: Any):
         with pytest.warns(UserWarning, match=r"in the order of the alphabet \(neg = 0, pos = 1\)"):
             found = self.recipe(adapter([], 2), ["pos", "neg"])
         assert found.labels == ["neg", "pos"]
-
-    def test_a_class_that_no_row_has_is_a_class_of_the_head(self, adapter: Any):
-        assert self.recipe(adapter([], 4), [0, 1, "1"]).num_labels == 4
-        assert self.recipe(adapter(["a", "b", "c", "d"], 4), ["b", "d"]).labels == ["a", "b", "c", "d"]
 
     def test_classes_are_in_the_order_of_their_numbers_in_any_order_of_the_file(self, adapter: Any):
         folder = adapter([f"c{number}" for number in range(12)], 12)
@@ -237,22 +241,16 @@ class TestRowsWithoutARecipe:
         file.write_text(json.dumps(content))
         assert self.recipe(folder, ["c2", "c10"]).labels == [f"c{number}" for number in range(12)]
 
-    def test_a_base_of_other_classes_than_the_head_does_not_number_them(self, adapter: Any):
-        folder = adapter(["a", "b"], 2)
-        file = folder.parent / "base" / "config.json"
-        content = json.loads(file.read_text())
-        content["id2label"] = {"0": "b", "1": "a", "2": "c"}
-        file.write_text(json.dumps(content))
-        with pytest.warns(UserWarning, match=r"a = 0, b = 1"):
-            assert self.recipe(folder, ["b", "a"]).labels == ["a", "b"]
-
-    def test_a_head_of_one_output_is_a_regression(self, adapter: Any):
-        with pytest.raises(ValueError, match="has one output, which is a regression; give --run RUN"):
-            self.recipe(adapter([], 1), [0.5, 1.5])
-
-    def test_fewer_names_than_the_head_has_classes_are_refused(self, adapter: Any):
-        with pytest.raises(ValueError, match=r"2 classes \(neg, pos\), but the head .* has 4.* 0 to 3, as label"):
-            self.recipe(adapter([], 4), ["pos", "neg"])
+    @pytest.mark.parametrize(
+        ("count", "rows", "told"),
+        [
+            (1, [0.5, 1.5], "has one output, which is a regression; give --run RUN"),
+            (4, ["pos", "neg"], r"2 classes \(neg, pos\), but the head .* has 4.* 0 to 3, as label"),
+        ],
+    )
+    def test_a_head_of_other_outputs_is_refused(self, adapter: Any, count: int, rows: list[Any], told: str):
+        with pytest.raises(ValueError, match=told):
+            self.recipe(adapter([], count), rows)
 
 
 @pytest.mark.parametrize(
@@ -355,63 +353,19 @@ def test_rows_that_were_trained_on_are_no_held_out_rows(call: Any, tmp_path: Pat
     assert code == 2 and "are not those of" in err and not (tmp_path / "run" / "fit").exists()
 
 
-def test_all_rows_of_a_file_are_taken_however_few_the_run_took(run: Path, call: Any, tmp_path: Path):
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy()[:384]))
-    assert RECIPE["data"]["train_rows"] == RECIPE["data"]["eval_rows"] == 64  # type: ignore[index]
-    out = ("--out", tmp_path / "small")
-    code, told, err = call(run, "--data", tmp_path / "rows.jsonl", "--rank", 1, *out)
-    assert code == 0, err
-    assert "192 to calibrate, 192 of eval_dataset to prove by" in told
-
-
-def test_a_run_of_a_configuration_of_the_hub_is_fitted_on_a_file(run: Path, call: Any, tmp_path: Path):
-    shutil.copytree(run, tmp_path / "run")
-    hub = {"source": "nyu-mll/glue", "config": "sst2", "split": "train[:50%]", "validation": "validation"}
-    (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "data": {**hub, "max_length": 40}}))
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy()[:128]))
-    code, _, err = call(tmp_path / "run", "--data", tmp_path / "rows.jsonl", "--rank", 1)
-    assert code == 0, err
-
-
-def test_classes_keep_their_numbers_in_a_file_that_names_them(
-    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """The Hub's ClassLabel names are in no order; those of a file would be sorted."""
-    original = task.load_rows
-    monkeypatch.setattr(task, "load_rows", lambda data: (*original(data)[:2], ["positive", "negative"]))
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "output_dir": str(tmp_path / "run")}))
-    with pytest.raises(SystemExit) as stopped:
-        main(["train", str(tmp_path / "recipe.yaml")])
-    assert not stopped.value.code
-    monkeypatch.undo()
-    losses = []
-    for names in ([0, 1], ["positive", "negative"]):
-        rows = [{**row, "label": names[row["label"]]} for row in toy()[:128]]
-        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        more = ("--out", tmp_path / f"out_{names[0]}", "--json", tmp_path / "fit.jsonl")
-        code, _, err = call(tmp_path / "run", "--data", tmp_path / "rows.jsonl", "--rank", 1, *more)
-        assert code == 0, err
-        losses.append(json.loads((tmp_path / "fit.jsonl").read_text().splitlines()[0])["won"])
-    assert losses[0] == losses[1]
-
-
-def test_a_run_of_qlora_is_fitted_on_its_quantised_base(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_all_rows_of_a_file_take_the_place_of_those_of_a_run(run: Path, tmp_path: Path):
+    """Names of classes keep the numbers that they had: the Hub's are in no order, and those of a file would be sorted.
+    And the base is quantised as the method of the run has it."""
     copied = Path(shutil.copytree(run, tmp_path / "run"))
-    recipe = yaml.safe_load((copied / "recipe.yaml").read_text())
-    (copied / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "method": "qlora"}))
-    asked: list[str] = []
-
-    def load(section: ModelSection, *_: Any) -> Any:
-        asked.append(section.quantization)
-        raise ValueError("enough is known")
-
-    monkeypatch.setattr(runs_fit, "load_model", load)
-    with (
-        pytest.raises(ValueError, match="enough is known"),
-        runs_fit.opened(copied, Source()),
-    ):
-        pass
-    assert asked == ["nf4"]
+    hub = {"source": "nyu-mll/glue", "config": "sst2", "split": "train[:50%]", "validation": "validation"}
+    data = {**hub, "max_length": 40, "train_rows": 64, "eval_rows": 64}
+    (copied / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "method": "qlora", "data": data}))
+    environment = json.loads((copied / "environment.json").read_text())
+    (copied / "environment.json").write_text(json.dumps({**environment, "classes": ["positive", "negative"]}))
+    found = recipe_of(copied, read_lora(copied), Source(data=tmp_path / "rows.jsonl"))
+    assert found.model.quantization == "nf4"
+    changed = {"source": str(tmp_path / "rows.jsonl"), "labels": ["positive", "negative"], "validation_fraction": 0.5}
+    assert found.data == DataSection(**changed, max_length=40)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(("how", "dtype", "kind"), [

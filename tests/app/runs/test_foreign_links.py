@@ -97,18 +97,6 @@ def test_texts_are_not_appended_through_a_link(tmp_path, victim):
     assert unharmed(victim)
 
 
-def test_a_checkpoint_is_not_written_through_a_link(recipe, victim, tmp_path, monkeypatch):
-    """The folder in which checkpoints are written becomes a link after the run has begun."""
-    monkeypatch.setattr(RunFolder, "refuse_links", lambda self: None)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "_saving").symlink_to(victim)
-    (tmp_path / "run" / "checkpoint-4").symlink_to(victim)
-    write_file(tmp_path / "run" / "recipe.yaml", "name: x\n")
-    monkeypatch.setattr(RunFolder, "check", lambda self, **flags: None)
-    assert run(recipe()).step == 12
-    assert unharmed(victim) and (tmp_path / "run" / "checkpoint-12").is_dir()
-
-
 @pytest.mark.parametrize("name", ["adapter", ".adapter.part"])
 def test_a_folder_takes_the_place_of_a_link(tmp_path, victim, name):
     (tmp_path / name).symlink_to(victim)

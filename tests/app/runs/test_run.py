@@ -1,7 +1,6 @@
 """train_run: a recipe becomes a run folder."""
 
 import json
-import time
 from io import StringIO
 
 import pytest
@@ -9,16 +8,12 @@ import torch
 import yaml
 from rich.console import Console
 from short_runs import run, steps_of
-from transformers import Trainer
 
-from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.app.recipe import load_recipe
 from pedyra.app.report.chart import spec_of
 from pedyra.app.report.figures import make_figures
 from pedyra.app.report.records import read_run
-from pedyra.app.runs import setup
 from pedyra.app.runs.evaluate import evaluate_run
-from pedyra.app.runs.plan import plan_run
 from pedyra.app.tasks.toy import toy
 from pedyra.lora.files import read_rows
 from pedyra.lora.inspection import inspect_adapter
@@ -107,16 +102,6 @@ def test_the_saved_adapter_gives_the_metrics_of_the_final_line(recipe):
     assert metrics["loss"] == pytest.approx(result.final["eval_loss"], abs=1e-5)
 
 
-def test_methods_share_head_adapter_and_data_of_a_seed(recipe):
-    # Before the first step a LoRA start is the same function: so is its first loss on the same batch.
-    every = {"training": {"logging_steps": 1, "max_steps": 12}}
-    losses = {}
-    for method in ("lora", "pedyra"):
-        rows = read_rows(run(recipe(method, output=method, **every)).folder.metrics)
-        losses[method] = rows[0]["loss"]
-    assert losses["lora"] == pytest.approx(losses["pedyra"], rel=1e-5)  # PEFT's forward, and the fused one
-
-
 def test_a_run_whose_loss_is_no_number_says_so(recipe):
     result = run(recipe(training={"learning_rate": 1e30, "warmup_steps": 0}))
     assert result.diverged and not run(recipe(output="fine")).diverged
@@ -130,20 +115,6 @@ def test_the_best_checkpoint_is_judged_by_the_metric_of_the_task(recipe):
     metrics = evaluate_run(result.folder.path)
     values = [row["eval_accuracy"] for row in steps_of(result.folder.path, "eval")]
     assert metrics["accuracy"] == result.final["value"] == max(values)
-
-
-@pytest.mark.parametrize("act", [run, plan_run], ids=["run", "plan"])
-def test_a_run_and_a_plan_make_one_trainer_and_one_allocator(recipe, monkeypatch, act):
-    made = []
-    for kind in (Trainer, RankAllocator):
-
-        def init(self, *args, kind=kind, original=kind.__init__, **kwargs):
-            made.append(kind)
-            original(self, *args, **kwargs)
-
-        monkeypatch.setattr(kind, "__init__", init)
-    act(recipe("pedyra"))
-    assert sorted(kind.__name__ for kind in made) == ["RankAllocator", "Trainer"]
 
 
 def test_a_run_that_fails_before_its_first_step_leaves_nothing(recipe, tmp_path):
@@ -204,16 +175,3 @@ def test_the_adapter_of_a_schedule_free_optimizer_is_saved_as_it_was_judged(reci
     folder = run(recipe("lora", training=training)).folder.path
     final = read_rows(folder / "metrics.jsonl")[-1]
     assert evaluate_run(folder)["loss"] == pytest.approx(final["eval_loss"], rel=1e-5)
-
-
-def test_the_time_of_a_run_counts_what_its_method_did_before_the_first_step(recipe, monkeypatch):
-    original = setup.request
-
-    def slow(*given):
-        time.sleep(0.5)
-        return original(*given)
-
-    monkeypatch.setattr(setup, "request", slow)
-    rows = read_rows(run(recipe("lora")).folder.path / "metrics.jsonl")
-    trained = max(row["seconds"] for row in rows if "final" not in row)
-    assert rows[-1]["seconds"] >= trained + 0.5

@@ -1,4 +1,4 @@
-"""The recipe of an adapter: on which base, and by which rows, it is fitted or proved."""
+"""An adapter gets a recipe, which says on which base, and by which rows, it is fitted or proved."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _tell_other_base(lora: SavedLora, model: ModelSection, folder: Path) -> None
 
 
 def _classes(model: ModelSection, lora: SavedLora, data: Path) -> dict[str, Any]:
-    """`num_labels`, or `labels` in the order of their numbers, of rows that no recipe tells of.
+    """Find `num_labels`, or `labels` in the order of their numbers, of rows that no recipe tells of.
 
     Names are those of the base's config. Where it has others, they are numbered in the order of the alphabet, and that
     is said. ValueError for names of which the head has more or fewer.

@@ -17,7 +17,7 @@ PLAIN_LINES = 20  # lines a whole run prints when stdout is no terminal, beside 
 
 
 class MetricsLog(TrainerCallback):
-    """Appends `{"step", "epoch", "seconds", ...}` to `path` at each log; `seconds` counts training, over all resumes.
+    """It appends `{"step", "epoch", "seconds", ...}` to `path` at each log; `seconds` are of training, over all resumes.
 
     Args:
         path: the metrics.jsonl to append to.
@@ -38,12 +38,12 @@ class MetricsLog(TrainerCallback):
 
     @property
     def seconds(self) -> float:
-        """Wall time of training so far, evaluations included, over all resumes."""
+        """Return the wall time of training so far, evaluations included, over all resumes."""
         running = 0.0 if self._started is None else time.perf_counter() - self._started
         return self._seconds_before + self._seconds_here + running
 
     def steps_per_second(self, step: int) -> float:
-        """Optimizer steps a second, up to this step, since training was last started."""
+        """Return the optimizer steps a second, up to this step, since training was last started."""
         seconds = self.seconds - self._seconds_before
         return (step - self._resumed_step) / seconds if seconds > 0 else 0.0
 
@@ -68,7 +68,7 @@ class MetricsLog(TrainerCallback):
 
 
 class TrainingProgress(TrainerCallback):
-    """Step, loss, held-out metric, total rank and last adjustment. Enter its `bar` around `trainer.train()`.
+    """It shows step, loss, held-out metric, total rank and last adjustment. Enter its `bar` around `trainer.train()`.
 
     Args:
         console: where to draw; a bar if it is a terminal, else plain lines.
@@ -77,7 +77,7 @@ class TrainingProgress(TrainerCallback):
     """
 
     ranks: RankTraining | None = None
-    """What adapts the ranks, and knows their sum and the last adjustment; None if they stay."""
+    """It adapts the ranks, and knows their sum and the last adjustment; None if they stay."""
 
     def __init__(self, console: Console, metric: str, total_rank: int) -> None:
         self.console, self.metric = console, metric

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from pedyra.app.models.base import load_model, load_tokenizer, positions
 from pedyra.app.recipe import Recipe, load_recipe
 from pedyra.app.recipe_sections import GenerateSection
-from pedyra.app.runs.run import how_to_go_on
+from pedyra.app.runs.resume import how_to_go_on
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import judging, resolve
 from pedyra.app.tasks.generation import WRITING, SampleFile, write_texts

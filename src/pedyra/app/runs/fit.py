@@ -1,4 +1,4 @@
-"""`pedyra fit`: from an adapter on disk, and rows, to the smaller adapter on disk with its proof."""
+"""`pedyra fit`: an adapter on disk, and rows, become the smaller adapter on disk with its proof."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pedyra.trainer.fit import check_asked, fit_trainer
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What is asked of one adapter, or of several alike."""
+    """This is asked of one adapter, or of several alike."""
 
     wanted: Wanted = Wanted()
     source: Source = Source()

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from pedyra.app.recipe import Recipe
-from pedyra.app.runs.run import last_checkpoint
+from pedyra.app.runs.resume import last_checkpoint
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import layer_rows, set_up, trainable_parameters
 

@@ -1,4 +1,4 @@
-"""The processes of one run, as torchrun and accelerate launch start them: all train, the first writes and prints."""
+"""A run has one process, or several that a launcher starts: all train, the first writes and prints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def is_first() -> bool:
 
 
 def from_first(value: Any) -> Any:
-    """The first process's value, in all, which must all ask."""
+    """Return the first process's value, in all, which must all ask."""
     if count_processes() == 1:
         return value
     from accelerate.utils import broadcast_object_list

@@ -1,4 +1,4 @@
-"""`pedyra prove`: two models on disk, each loaded alone, on the same rows."""
+"""`pedyra prove`: two models on disk are loaded one after the other, and judged on the same rows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from pedyra.trainer.untouched import untouched
 
 @dataclass(frozen=True)
 class _Side:
-    """One of the two, as it was given."""
+    """It is one of the two, as it was given."""
 
     given: str
     path: Path | None = None
@@ -128,7 +128,7 @@ def _recipe(sides: Sequence[_Side], source: Source) -> tuple[Recipe, Path | None
 
 
 class _Proving:
-    """One proof: the rows, which are the same for all models, and a model at a time."""
+    """It is one proof, with the rows, which are the same for all models, and a model at a time."""
 
     def __init__(self, recipe: Recipe, source: Source, folder: Path | None, rows: int | None, shown: bool) -> None:
         self._recipe, self._most, self._shown, self._all = recipe, rows, shown, source.data is not None

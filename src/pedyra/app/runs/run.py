@@ -1,26 +1,25 @@
-"""One training run: recipe -> run folder."""
+"""`pedyra train`: a recipe is set up and trained, and what comes of it stands in its run folder."""
 
 from __future__ import annotations
 
 import json
 import math
-import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 from pedyra.app.interrupts import on_interrupt
-from pedyra.app.recipe import Recipe, identity
-from pedyra.app.runs.arguments import asks_for_fsdp, training_arguments
+from pedyra.app.recipe import Recipe
+from pedyra.app.runs.arguments import asks_for_fsdp
 from pedyra.app.runs.callbacks import MetricsLog, StopOnInterrupt, TrainingProgress
 from pedyra.app.runs.environment import describe_environment, memory_bytes, peak_memory_bytes
 from pedyra.app.runs.processes import count_processes, from_first, is_first
+from pedyra.app.runs.resume import check_data, how_to_go_on, last_checkpoint, rows_per_step
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import Setup, layer_rows, ready_to_fit, set_up, trainable_parameters
-from pedyra.app.yaml_file import first_difference, read_settings
 from pedyra.errors import UserError
 from pedyra.fitting.modes import use_averaged
 from pedyra.fitting.result import Fit
@@ -31,7 +30,7 @@ from pedyra.lora.folder import save_adapter
 from pedyra.lora.inspection import inspect_adapter
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.registry import get_method
-from pedyra.trainer.checkpoint_folder import checkpoint_step, last_complete_checkpoint
+from pedyra.trainer.checkpoint_folder import checkpoint_step
 from pedyra.trainer.engines import reshard
 from pedyra.trainer.fit import fit_trainer
 
@@ -75,7 +74,7 @@ class RunResult:
         return is_lora and bool(self.layers) and self.found is None and not self.interrupted and not self.diverged
 
     def rows(self) -> list[dict[str, Any]]:
-        """The result as one row, then one row per layer."""
+        """Return the result as one row, then one row per layer."""
         shown = ("metric", "value", "eval_loss", "trainable_parameters", "seconds", "peak_memory_bytes")
         result = {key: (self.final or {}).get(key) for key in shown}
         recipe = {"method": self.recipe.method, "task": self.recipe.name, "seed": self.recipe.seed}
@@ -102,7 +101,7 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
         checkpoint, broken = last_checkpoint(folder, recipe) if resume else (None, [])
         setup = set_up(recipe, record_to=folder.ranks)
         if resume:
-            _check_data(folder, setup)
+            check_data(folder, setup)
             for damaged, flaw in broken:  # Trainer would count it as the newest
                 console.print(f"removing {damaged}, which is not whole: {flaw}", soft_wrap=True)
                 remove(damaged)
@@ -116,72 +115,8 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
             folder.settle()
 
 
-def how_to_go_on(recipe: Recipe, folder: RunFolder) -> str:
-    """Tell what to do about a run that has ended before its last step."""
-    if why := _why_not_resumable(recipe):
-        return f"start it anew with --overwrite, for {why}"
-    moved = folder.path.absolute() != Path(recipe.output_dir).absolute()
-    there = f" output_dir={shlex.quote(str(folder.path))}" if moved else ""
-    return f"continue with pedyra train {shlex.quote(str(folder.recipe))}{there} --resume"
-
-
-def _why_not_resumable(recipe: Recipe) -> str | None:
-    if not get_method(recipe.method).resumable:
-        return f"method {recipe.method} cannot continue from a checkpoint"
-    if recipe.training.get("save_only_model"):
-        return "training.save_only_model leaves the optimizer out of its checkpoints"
-    if recipe.training.get("train_sampling_strategy") == "group_by_length":
-        return "training.train_sampling_strategy group_by_length draws its order anew, and the rows would be others"
-    return None
-
-
-def last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple[Path, str]]]:
-    """The checkpoint to resume from, and the broken ones that are newer, with their flaws.
-
-    Raises:
-        ValueError: there is none, or the run would not go on as it began.
-    """
-    before = identity(read_settings(folder.recipe, [], what="recipe", starts_with="model"))
-    now = identity(recipe.model_dump(mode="json"))
-    for each in (before, now):
-        each.pop("fit", None)  # asked when the run has ended
-        each["training"] = {key: value for key, value in each["training"].items() if key not in SHARING}
-    changed = first_difference(before, now)
-    if changed:
-        raise UserError(
-            f"--resume: {changed}; continue with the run's own recipe, {folder.recipe}, or start anew with --overwrite"
-        )
-    if why := _why_not_resumable(recipe):
-        raise UserError(f"--resume: {why}; --overwrite starts anew")
-    rows, here = folder.recorded("rows_per_step"), _rows_per_step(training_arguments(recipe))
-    if rows not in (None, here):
-        raise UserError(
-            f"--resume: a step of the run in {folder.path} has {rows} rows, and would have {here} in "
-            f"{count_processes()} process(es); start as many as before, or set training.per_device_train_batch_size or "
-            f"gradient_accumulation_steps so that it has {rows}"
-        )
-    return last_complete_checkpoint(folder.path, with_ranks=folder.ranks.is_file())
-
-
-SHARING = ("per_device_train_batch_size", "gradient_accumulation_steps", "fsdp", "fsdp_config")
-"""These keys of `training` say how the processes share the rows of a step, which a resume may do otherwise."""
-
-
-def _rows_per_step(args: TrainingArguments) -> int:
-    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-
-
-def _check_data(folder: RunFolder, setup: Setup) -> None:
-    """Refuse a resume where the rows that the data section names have changed behind it."""
-    if folder.recorded("data_sha256") not in (None, setup.task.digest()):
-        raise UserError(
-            f"--resume: the rows of {setup.recipe.data.source}, or their tokens, are not those that the run in "
-            f"{folder.path} began with; bring them back, or start anew with --overwrite"
-        )
-
-
 def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Console) -> RunResult:
-    """In every process; what writes and draws is the first one's."""
+    """Train in every process; what writes and draws is the first one's."""
     start = layer_rows(setup.model)
     start_step = checkpoint_step(checkpoint) if checkpoint else 0
     log = MetricsLog(folder.metrics, start_step, writes=is_first())
@@ -197,7 +132,7 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
         environment = describe_environment(setup.recipe.seed, device) | {
             "processes": count_processes(),
             "fsdp2": trainer.is_fsdp_enabled,
-            "rows_per_step": _rows_per_step(trainer.args),
+            "rows_per_step": rows_per_step(trainer.args),
             "resumed_from": start_step or None,
             "data_sha256": setup.task.digest(),
             "train_sha256": setup.task.digest(train_only=True),
@@ -275,8 +210,10 @@ def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) 
 
 
 def _card(setup: Setup, folder: RunFolder, final: dict[str, Any]) -> str:
-    """The model card of the adapter, as it was saved. PEFT's own may name a path of this machine as the base, which the
-    Hub refuses."""
+    """Write the model card of the adapter, as it was saved.
+
+    PEFT's own may name a path of this machine as the base, which the Hub refuses.
+    """
     recipe, layers = setup.recipe, inspect_adapter(folder.adapter)[:-1] if layer_rows(setup.model) else []
     base, quantised = recipe.model.name, recipe.model.quantization
     rows = {
@@ -292,7 +229,7 @@ def _card(setup: Setup, folder: RunFolder, final: dict[str, Any]) -> str:
 
 
 def _final_evaluation(trainer: Trainer, silent: MetricsLog | None) -> dict[str, float]:
-    """Metrics of the adapter as it was saved: those of the last step if it was evaluated, else a new evaluation.
+    """Return metrics of the adapter as it was saved: those of the last step if it was evaluated, else a new evaluation.
 
     `silent` is the log of a run whose best adapter is judged, which it would take for that of the last step.
     """

@@ -1,4 +1,4 @@
-"""The run folder: what is in it, and whether a run may write there."""
+"""A run has a folder: here stands what is in it, and whether a run may write there."""
 
 from __future__ import annotations
 
@@ -34,12 +34,14 @@ CONTENTS = (
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
-"""Locked by the process that trains here."""
+"""The process that trains here locks it."""
 
 
 def run_of(path: Path) -> Path | None:
-    """The run folder that `path` is, or is the adapter, the fit or a checkpoint of; None where there is none: others
-    write files of the name recipe.yaml, too."""
+    """Find the run folder that `path` is, or is the adapter, the fit or a checkpoint of.
+
+    None where there is none: others write files of the name recipe.yaml, too.
+    """
     place = path.resolve()
     of_run = place.name in ("adapter", "fit") or place.name.startswith("checkpoint-")
     for folder in (path, *((place.parent,) if of_run else ())):
@@ -49,7 +51,7 @@ def run_of(path: Path) -> Path | None:
 
 
 class RunFolder:
-    """Paths inside one run folder, and the rules of writing into it."""
+    """It has the paths inside one run folder, and the rules of writing into it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""From a recipe to everything a Trainer takes: data, the model as the method adapts it, and arguments."""
+"""A recipe becomes everything a Trainer takes: data, the model as the method adapts it, and arguments."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ from pedyra.trainer.rows import least_held_out
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """One run, ready to be planned and trained. The model is the only part that training changes."""
+    """It is one run, ready to be planned and trained. The model is the only part that training changes."""
 
     recipe: Recipe
     tokenizer: PreTrainedTokenizerBase
     task: Task
     adaptation: Adaptation
     record_to: Path | None = None
-    """Where a training writes what becomes of the ranks."""
+    """A training writes there what becomes of the ranks."""
     preparation_seconds: float = 0.0
-    """What the method did before the first step: AutoLoRA's search."""
+    """The method took so long before the first step: AutoLoRA's search."""
 
     @property
     def model(self) -> PeftModel:
@@ -111,7 +111,7 @@ class Setup:
 
 
 class _Trainer(Trainer):
-    """transformers' Trainer, which would do with held-out rows what `training` asks for those of training.
+    """It is transformers' Trainer, which would do with held-out rows what `training` asks for those of training.
 
     It would leave out the last batch, take them by their lengths, though answers are found by their place, and smooth
     their labels.
@@ -135,7 +135,7 @@ class _Trainer(Trainer):
 
 
 _HELD_OUT = {"dataloader_drop_last": False, "train_sampling_strategy": "random"}
-"""TrainingArguments of an evaluation."""
+"""An evaluation has these TrainingArguments."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Where the rows and the base of a trained adapter come from, which its own folder may not say.
+"""The rows and the base of a trained adapter come from here, where its own folder does not say them.
 
 Nothing heavy is imported here: `pedyra fit` and `pedyra prove` make their options of these fields.
 """
@@ -15,7 +15,7 @@ from pedyra.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Rows and base, as they are asked for on the command line."""
+    """It says rows and base, as they are asked for on the command line."""
 
     __pydantic_config__ = {"use_attribute_docstrings": True}  # for the help of the command line
 

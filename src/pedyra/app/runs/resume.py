@@ -1,0 +1,83 @@
+"""A run that was stopped goes on as what it was: by the same recipe, on the same rows, from a whole checkpoint."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+from pedyra.app.recipe import Recipe, identity
+from pedyra.app.runs.arguments import training_arguments
+from pedyra.app.runs.processes import count_processes
+from pedyra.app.runs.run_folder import RunFolder
+from pedyra.app.runs.setup import Setup
+from pedyra.app.yaml_file import first_difference, read_settings
+from pedyra.errors import UserError
+from pedyra.methods.registry import get_method
+from pedyra.trainer.checkpoint_folder import last_complete_checkpoint
+
+
+def how_to_go_on(recipe: Recipe, folder: RunFolder) -> str:
+    """Tell what to do about a run that has ended before its last step."""
+    if why := _why_not_resumable(recipe):
+        return f"start it anew with --overwrite, for {why}"
+    moved = folder.path.absolute() != Path(recipe.output_dir).absolute()
+    there = f" output_dir={shlex.quote(str(folder.path))}" if moved else ""
+    return f"continue with pedyra train {shlex.quote(str(folder.recipe))}{there} --resume"
+
+
+def _why_not_resumable(recipe: Recipe) -> str | None:
+    if not get_method(recipe.method).resumable:
+        return f"method {recipe.method} cannot continue from a checkpoint"
+    if recipe.training.get("save_only_model"):
+        return "training.save_only_model leaves the optimizer out of its checkpoints"
+    if recipe.training.get("train_sampling_strategy") == "group_by_length":
+        return "training.train_sampling_strategy group_by_length draws its order anew, and the rows would be others"
+    return None
+
+
+def last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple[Path, str]]]:
+    """Find the checkpoint to resume from, and the broken ones that are newer, with their flaws.
+
+    Raises:
+        ValueError: there is none, or the run would not go on as it began.
+    """
+    before = identity(read_settings(folder.recipe, [], what="recipe", starts_with="model"))
+    now = identity(recipe.model_dump(mode="json"))
+    for each in (before, now):
+        each.pop("fit", None)  # asked when the run has ended
+        each["training"] = {key: value for key, value in each["training"].items() if key not in SHARING}
+    changed = first_difference(before, now)
+    if changed:
+        raise UserError(
+            f"--resume: {changed}; continue with the run's own recipe, {folder.recipe}, or start anew with --overwrite"
+        )
+    if why := _why_not_resumable(recipe):
+        raise UserError(f"--resume: {why}; --overwrite starts anew")
+    rows, here = folder.recorded("rows_per_step"), rows_per_step(training_arguments(recipe))
+    if rows not in (None, here):
+        raise UserError(
+            f"--resume: a step of the run in {folder.path} has {rows} rows, and would have {here} in "
+            f"{count_processes()} process(es); start as many as before, or set training.per_device_train_batch_size or "
+            f"gradient_accumulation_steps so that it has {rows}"
+        )
+    return last_complete_checkpoint(folder.path, with_ranks=folder.ranks.is_file())
+
+
+SHARING = ("per_device_train_batch_size", "gradient_accumulation_steps", "fsdp", "fsdp_config")
+"""These keys of `training` say how the processes share the rows of a step, which a resume may do otherwise."""
+
+
+def rows_per_step(args: TrainingArguments) -> int:
+    """Count the rows of an optimizer step, in all processes."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
+def check_data(folder: RunFolder, setup: Setup) -> None:
+    """Refuse a resume where the rows that the data section names have changed behind it."""
+    if folder.recorded("data_sha256") not in (None, setup.task.digest()):
+        raise UserError(
+            f"--resume: the rows of {setup.recipe.data.source}, or their tokens, are not those that the run in "
+            f"{folder.path} began with; bring them back, or start anew with --overwrite"
+        )
