@@ -17,7 +17,7 @@ PLAIN_LINES = 20  # lines a whole run prints when stdout is no terminal, beside 
 
 
 class MetricsLog(TrainerCallback):
-    """It appends `{"step", "epoch", "seconds", ...}` to `path` at each log; `seconds` are of training, over all resumes.
+    """It writes `{"step", "epoch", "seconds", ...}` into `path` at each log; `seconds` are of training over all resumes.
 
     Args:
         path: the metrics.jsonl to append to.
@@ -128,7 +128,9 @@ class TrainingProgress(TrainerCallback):
             if key in logs:
                 self._logged[name] = logs[key]
         self._draw(state)
-        if ("eval_loss" in logs or step >= self._next_line) and not self.console.is_terminal:
+        # One line tells both where an evaluation follows.
+        due = "eval_loss" in logs or (step >= self._next_line and not control.should_evaluate)
+        if due and not self.console.is_terminal:
             self.console.print(f"step {step}/{state.max_steps}  {self.status()}", soft_wrap=True)
             self._next_line = step + state.max_steps / PLAIN_LINES
 
