@@ -23,7 +23,17 @@ from pedyra.app.console import (
     quiet_libraries,
     write_json_lines,
 )
-from pedyra.app.options import FolderArgument, JsonFile, Overrides, RunArgument, TrustRemoteCode, spread
+from pedyra.app.options import (
+    FolderArgument,
+    ForPlace,
+    JsonFile,
+    Overrides,
+    Overwrite,
+    RunArgument,
+    TrustRemoteCode,
+    place_of,
+    spread,
+)
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.source import Source
 from pedyra.errors import UserError
@@ -157,26 +167,19 @@ def export(
             "converter. merged: the base model with the update in its weights.",
         ),
     ] = None,
-    destination: Annotated[
-        str | None,
-        typer.Option(
-            "--for", metavar="PLACE[:R]", help="In the place of a target: where it will be served, such as vllm."
-        ),
-    ] = None,
+    destination: ForPlace = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: RUN/export/TARGET or PLACE.")] = None,
     base: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="Of merged: another base than the adapter's own."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in DIR.")] = False,
+    overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write an adapter in the form that another program reads."""
-    from pedyra.export.destinations import destination as named
-
     if (target is None) == (destination is None):
         raise UserError("give the form, --target, or the place where the adapter will be served, --for: one of the two")
-    place = None if destination is None else named(destination)
+    place = place_of(destination)
     quiet_libraries()
     from pedyra.app.export.export import export_adapter
     from pedyra.app.export.served import serving_lines
@@ -206,20 +209,16 @@ def resize(
     energy: Annotated[
         float | None, typer.Option(metavar="PART", help="Each layer keeps this part of its squared singular values.")
     ] = None,
-    destination: Annotated[
-        str | None,
-        typer.Option("--for", metavar="PLACE[:R]", help="Write it as this place reads it, at its rank R: vllm:8."),
-    ] = None,
+    destination: ForPlace = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: ADAPTER/resized.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier one in DIR.")] = False,
+    overwrite: Overwrite = False,
     json_file: JsonFile = None,
 ) -> None:
     """Cut an adapter by its singular values, without rows and in seconds: nothing is proved of it."""
     quiet_libraries()
     from pedyra.app.export.resize import Size, resize_adapter
-    from pedyra.export.destinations import destination as place_of
 
-    place = None if destination is None else place_of(destination)
+    place = place_of(destination)
     if place is not None and rank is None and energy is None:
         rank = place.rank
     found = resize_adapter(adapter, out or adapter / "resized", Size(rank, energy), place, overwrite=overwrite)
@@ -263,20 +262,12 @@ def fit(
     ],
     wanted: Wanted,
     source: Source,
-    destination: Annotated[
-        str | None,
-        typer.Option(
-            "--for",
-            metavar="PLACE[:R]",
-            help="Where it will be served (vllm, llama.cpp, ...): the least of its ranks that is proved, in the form "
-            "that it reads; vllm:16 takes that rank whatever it does.",
-        ),
-    ] = None,
+    destination: ForPlace = None,
     general: Annotated[
         Path | None, typer.Option(metavar="ROWS", help="Text that should not be forgotten, in a column text.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: ADAPTER/fit.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier fit in DIR.")] = False,
+    overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -285,9 +276,7 @@ def fit(
         raise UserError(
             "several adapters are fitted for one server, each into its own folder; give --for, and no --out"
         )
-    from pedyra.export.destinations import destination as named
-
-    place = None if destination is None else named(destination)
+    place = place_of(destination)
     quiet_libraries()
     from pedyra.app.runs.fit import Asked, fit_folders
 

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from pydantic import TypeAdapter
 
 from pedyra.app.runs.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from pedyra.export.destinations import Destination
 
 
 def _checked(path: Path | None) -> Path | None:
@@ -60,6 +63,24 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Change keys of the file, e.g. seed=1 lora.r=4.", show_default=False),
 ]
+
+ForPlace = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        metavar="PLACE[:R]",
+        help="Where it will be served (vllm, llama.cpp, ...), and so the ranks that are asked, and the form; vllm:16 "
+        "is for that rank.",
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier one in DIR.")]
+
+
+def place_of(name: str | None) -> Destination | None:
+    """Find the place of `--for`, if there is one."""
+    from pedyra.export.destinations import destination
+
+    return None if name is None else destination(name)
 
 
 METAVARS = {"tolerance": "PART", "rank": "R", "data": "ROWS", "run": "RUN", "max_length": "N"}

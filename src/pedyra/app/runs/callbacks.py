@@ -17,7 +17,7 @@ PLAIN_LINES = 20  # lines a whole run prints when stdout is no terminal, beside 
 
 
 class MetricsLog(TrainerCallback):
-    """It writes `{"step", "epoch", "seconds", ...}` into `path` at each log; `seconds` are of training over all resumes.
+    """It writes `{"step", "epoch", "seconds", ...}` into `path` at each log; `seconds` are of training, in all.
 
     Args:
         path: the metrics.jsonl to append to.
