@@ -209,6 +209,9 @@ def resize(
     energy: Annotated[
         float | None, typer.Option(metavar="PART", help="Each layer keeps this part of its squared singular values.")
     ] = None,
+    mb: Annotated[
+        float | None, typer.Option(metavar="MB", help="The highest rank with which it takes no more.")
+    ] = None,
     destination: ForPlace = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: ADAPTER/resized.")] = None,
     overwrite: Overwrite = False,
@@ -219,9 +222,9 @@ def resize(
     from pedyra.app.export.resize import Size, resize_adapter
 
     place = place_of(destination)
-    if place is not None and rank is None and energy is None:
+    if place is not None and rank is None and energy is None and mb is None:
         rank = place.rank
-    found = resize_adapter(adapter, out or adapter / "resized", Size(rank, energy), place, overwrite=overwrite)
+    found = resize_adapter(adapter, out or adapter / "resized", Size(rank, energy, mb), place, overwrite=overwrite)
     console = new_console()
     for line in found.lines():
         console.print(line, soft_wrap=True, markup=False)

@@ -80,6 +80,14 @@ def test_a_rank_of_all_is_the_adapter_to_the_last_bit(trained: Any, tmp_path: Pa
     assert found.error == 0 and all(same_bits(before[key], after[key]) for key in before)
 
 
+@pytest.mark.parametrize(("part", "rank"), [(1.0, 4), (0.74, 2), (0.5, 2)])
+def test_a_size_in_megabytes_is_the_highest_rank_that_fits(part: float, rank: int, trained: Any, tmp_path: Path):
+    trained()
+    whole = sum(tensor.nbytes for tensor in read_lora(tmp_path / "adapter").tensors.values())
+    resize_adapter(tmp_path / "adapter", tmp_path / "out", Size(megabytes=part * whole / 1e6))
+    assert {layer.rank for layer in read_lora(tmp_path / "out").layers} == {rank}
+
+
 def test_a_place_has_its_form_and_its_command(trained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     trained(rank_pattern={"v_proj": 12})
     options = ["--for", "vllm:8", "--out", str(tmp_path / "out"), "--json", str(tmp_path / "rows")]
@@ -108,6 +116,7 @@ def test_a_place_has_its_form_and_its_command(trained: Any, tmp_path: Path, caps
         ["--rank", "2", "--energy", "0.9"],
         ["--rank", "0"],
         ["--energy", "1.5"],
+        ["--mb", "0.00001"],
         ["--for", "vllm"],
         ["--for", "nowhere:8"],
         ["--for", "vllm:12"],

@@ -16,22 +16,24 @@ from pedyra.export.readers import export_lora
 from pedyra.fitting.cut import RECORD as CUT
 from pedyra.fitting.cut import Factors, write_cut
 from pedyra.lora.files import refuse_occupied
-from pedyra.lora.folder import read_lora
+from pedyra.lora.folder import SavedLora, read_lora
 from pedyra.lora.singular import Singular, singular
 
 
 @dataclass(frozen=True)
 class Size:
-    """It says how small the adapter becomes, by exactly one of the two."""
+    """It says how small the adapter becomes, by exactly one of the three."""
 
     rank: int | None = None
     """Each layer gets this rank, or all that it has."""
     energy: float | None = None
     """Each layer keeps this part of the sum of its squared singular values."""
+    megabytes: float | None = None
+    """All layers get the highest rank with which the file of weights, heads and all, takes no more."""
 
     def __post_init__(self) -> None:
-        if (self.rank is None) == (self.energy is None):
-            raise UserError("give --rank or --energy, or a destination with a rank, such as --for vllm:8")
+        if sum(value is not None for value in (self.rank, self.energy, self.megabytes)) != 1:
+            raise UserError("give one of --rank, --energy and --mb, or a destination with a rank, such as --for vllm:8")
         if self.rank is not None and self.rank < 1:
             raise UserError(f"--rank is {self.rank}; give a rank of at least 1")
         if self.energy is not None and not 0 < self.energy <= 1:
@@ -40,6 +42,23 @@ class Size:
     def of(self, found: Singular) -> int:
         """Return the rank of a layer."""
         return min(self.rank, len(found.values)) if self.rank else found.rank_of_energy(self.energy or 1.0)
+
+
+def rank_within(lora: SavedLora, megabytes: float) -> int:
+    """Return the highest rank of all layers with which the weights take no more. Raises UserError: none does."""
+    fixed, each = sum(tensor.nbytes for tensor in lora.tensors.values()), []
+    for layer in lora.layers:
+        factors = sum(lora.tensors[layer.keys[slot]].nbytes for slot in "AB")
+        fixed -= factors
+        each.append((layer.rank, factors // layer.rank))
+
+    def taken(rank: int) -> float:
+        return (fixed + sum(min(rank, highest) * nbytes for highest, nbytes in each)) / 1e6
+
+    for rank in range(max(layer.rank for layer in lora.layers), 0, -1):
+        if taken(rank) <= megabytes:
+            return rank
+    raise UserError(f"--mb is {megabytes:g}, and at rank 1 the adapter takes {taken(1):.3g}; give that or more")
 
 
 @dataclass(frozen=True)
@@ -91,6 +110,8 @@ def resize_adapter(
     refuse_occupied(out, [CUT, EXPORTED], "resized adapter", overwrite)
     lora = read_lora(source)
     lora.check_supported("peft")
+    if size.megabytes is not None:
+        size = Size(rank=rank_within(lora, size.megabytes))
     factors: Factors = {}
     rows, gone, whole, before = [], 0.0, 0.0, 0
     for layer in lora.layers:
