@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from pedyra.app.runs.evaluate import adapted_model, finished_run, load_rows
 from pedyra.app.tasks.task import Task, load_task
 from pedyra.errors import UserError
 from pedyra.fitting.calibration import Calibration, calibrate, lora_layers
-from pedyra.fitting.cut import cut_factors, cut_to
 from pedyra.fitting.judge import Cut, Judge, model_loss
 from pedyra.fitting.modes import disabled, evaluating
 from pedyra.fitting.paired import paired
@@ -86,10 +85,6 @@ class TrainedLora:
     def losses(self, cut: Cut | None = None) -> list[float]:
         """Return that of each held-out batch, with the model that `cut` makes; default: the adapter as trained."""
         return list(self.judge.losses(self.batches, cut or (lambda: evaluating(self.model))))
-
-    def losses_at(self, ranks: Mapping[str, int], calibration: Calibration) -> list[float]:
-        """Return those with so many ranks of each layer, in the order of a calibration."""
-        return self.losses(partial(cut_to, self.model, cut_factors(self.model, calibration, ranks)))
 
     def mean(self, losses: Sequence[float]) -> float:
         """Average over the samples of all held-out batches."""

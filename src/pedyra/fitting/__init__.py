@@ -1,1 +1,1 @@
-"""How large a LoRA has to be: what its directions are worth, the curve of loss against parameters, and the cut."""
+"""This room says how small a LoRA may be, cuts it, and proves on held-out rows what that costs."""

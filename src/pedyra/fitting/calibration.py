@@ -63,7 +63,8 @@ class Calibration:
     was removed."""
 
     def mixed(self, ranks: Mapping[str, int]) -> dict[str, Tensor]:
-        """Layer -> I + M `(k, k)` of its first `ranks[name]` directions, which make up for what is removed."""
+        """Return, for each layer, I + M `(k, k)` of its first `ranks[name]` directions, which make up for what is
+        removed."""
         if not self.repairs or all(ranks[name] == layer.rank for name, layer in self.layers.items()):
             return {name: torch.eye(ranks[name]).double() for name in self.layers}
         products = {name: layer.products for name, layer in self.layers.items()}

@@ -1,4 +1,4 @@
-"""Fit: the smallest adapter that does the job, cut out of one that is trained, with a proof on rows of its own."""
+"""A fit cuts the smallest adapter that does the job out of one that is trained, and proves it on rows of its own."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from pedyra.fitting.wanted import Wanted
 logger = logging.getLogger(__name__)
 
 PLAIN_BASE = "the base model"
-"""What the base is called where the adapter is only switched off."""
+"""The base is called so where the adapter is only switched off."""
 Base = tuple[Cut, str]
-"""What makes the model the one that what was won is counted from, and what it is called."""
+"""The first makes the model the one that what was won is counted from, and the second names it."""
 Shown = Literal["nothing", "estimate", "bar"]
-"""What of the time that a fit takes is told on the screen; the bar has the estimate with it."""
+"""So much is told on the screen of the time that a fit takes; the bar has the estimate with it."""
 
 
 class NotWithin(UserError):
@@ -44,28 +44,28 @@ class NotWithin(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The batches of a fit, on this process."""
+    """A fit takes these batches, on this process."""
 
     calibration: Sequence[Batch]
-    """For gradients, of rows like those the adapter was trained on."""
+    """They are for gradients, and of rows like those the adapter was trained on."""
     held: Sequence[Batch]
-    """Of rows it was not trained on."""
+    """They are of rows it was not trained on."""
     told: str = ""
-    """Which rows they are, in words."""
+    """It says in words which rows they are."""
     general: GeneralRows | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneralRows:
-    """Batches of text that the adapter should not make the model forget, on this process."""
+    """The adapter should not make the model forget this text, in batches on this process."""
 
     judge: Judge
     slopes: Sequence[Batch]
-    """For gradients."""
+    """They are for gradients."""
     proof: Sequence[Batch]
-    """Of other rows."""
+    """They are of other rows."""
     told: str = ""
-    """How many texts they are, in words."""
+    """It says in words how many texts they are."""
 
 
 def fit_batches(
@@ -78,7 +78,8 @@ def fit_batches(
     adapter: str = "default",
     shown: Shown = "nothing",
 ) -> Fit:
-    """How small the LoRA of the judge's model may be. The model stays as it is. `pedyra.fit` is this with a Trainer.
+    """Find how small the LoRA of the judge's model may be. The model stays as it is. `pedyra.fit` is this with a
+    Trainer.
 
     The processes of accelerate hold other batches of the same rows, and all of them find the same. A held-out batch in
     which nothing has a label (prompts that were cut before their completion) has no loss and is left out, in every
@@ -115,21 +116,21 @@ def fit_batches(
 
 
 def labelled(judge: Judge, batches: Sequence[Batch]) -> list[Batch]:
-    """The batches that have labels here and in every other process. A Trainer's loss may gather over the processes, so
-    all of them have to be at the same place."""
+    """Return the batches that have labels here and in every other process. A Trainer's loss may gather over the
+    processes, so all of them have to be at the same place."""
     every = gather_object([[judge.samples(batch) > 0 for batch in batches]])
     return [batch for place, batch in enumerate(batches) if all(has[place] for has in every if place < len(has))]
 
 
 class _Fitting:
-    """One fit."""
+    """It is one fit, which runs once."""
 
     def __init__(self, judge: Judge, rows: Rows, wanted: Wanted, adapter: str, ranks: list[int], base: Base) -> None:
         self.judge, self.model, self.rows, self.wanted, self.adapter = judge, judge.model, rows, wanted, adapter
         self.ranks, (self.base, self.base_told) = ranks, base
         self.bar = tqdm(disable=True)
         self.step = 1.0
-        """Seconds of a batch that goes forwards and backwards."""
+        """A batch goes forwards and backwards in so many seconds."""
 
     def run(self, shown: Shown) -> Fit:
         began = time.perf_counter()
@@ -180,7 +181,7 @@ class _Fitting:
     def _asked(
         self, calibration: Calibration, everything: Candidate, sizes: list[Candidate], held: Held, limit: Tolerance
     ) -> tuple[Candidate, list[Candidate]]:
-        """The size that is taken, and those that were asked, each with what was found of it."""
+        """Return the size that is taken, and those that were asked, each with what was found of it."""
         answers: dict[tuple[int, ...], Answers] = {}
         read: set[str] = set()
 
@@ -206,7 +207,7 @@ class _Fitting:
         return taken, asked
 
     def _calibrated(self) -> tuple[Calibration, list[Candidate]]:
-        """What the directions are worth, and the sizes to ask, from the largest down."""
+        """Calibrate, and list the sizes to ask, from the largest down."""
         self.bar.set_description("calibration")
         began = time.perf_counter()
         found = calibrate(self.judge, self._counted(self.rows.calibration), adapter=self.adapter)
@@ -249,11 +250,11 @@ class _Fitting:
             self.bar = tqdm(total=calibration + (2 + sizes) * held, unit="batch")
 
     def _size(self) -> int:
-        """Rows of a batch of the calibration."""
+        """Count the rows of a batch of the calibration."""
         return next((len(each) for each in self.rows.calibration[0].values() if hasattr(each, "__len__")), 1)
 
     def _forgetting(self, factors: Factors) -> Forgetting | None:
-        """What an adapter of these factors does to general text, where there is some."""
+        """Measure what an adapter of these factors does to general text, where there is some."""
         if (general := self.rows.general) is None:
             return None
         self.bar.set_description("general text")
@@ -268,7 +269,7 @@ class _Fitting:
 
 
 def _refusal(largest: int, asked: Sequence[Candidate], limit: Tolerance, measure: str) -> str:
-    """What the largest rank that the place takes costs, and what can be asked instead."""
+    """Say what the largest rank that the place takes costs, and what can be asked instead."""
     told, name = f"rank {largest} is the largest that the place takes, and", "name the rank to take it whatever it does"
     if not asked or asked[0].proof is None:
         won = f"{limit.won.mean:+.3g} ± {limit.won.error:.2g}"

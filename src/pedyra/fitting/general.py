@@ -1,4 +1,4 @@
-"""General text: what a fine-tuned model should not forget, and which directions of its adapter make it forget.
+"""General text is what a fine-tuned model should not forget; some directions of its adapter make it forget most.
 
 An adapter lowers the loss of its task, and often raises that of other text. Half of the adapter lies in the middle of
 the straight path from the base model to the whole one. There the slope of a loss along each direction's gate tells what
@@ -28,26 +28,26 @@ from pedyra.fitting.sizes import Candidate, size, whole
 from pedyra.fitting.verdict import FORGETS_LESS, UNKNOWN
 
 TOKENS = 128
-"""Of a general text, at most: what every result of research/results.md was measured with."""
+"""No more of a general text is read: every result of research/results.md was measured with so many."""
 Slopes = dict[str, Float[Tensor, " r"]]
 """Layer -> dL/dz_i of each of its directions, in the order of a calibration."""
 Going = list[tuple[str, float]]
-"""The layer of each direction and what it harms, in the order in which they go."""
+"""There is an entry for each direction, in the order in which they go: its layer, and what it harms."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forgetting:
-    """By how much the loss of general text rises, on rows that had no part in the choice."""
+    """The loss of general text rises by so much, on rows that had no part in the choice."""
 
     whole: Increase
-    """From the base model to the whole adapter."""
+    """It is from the base model to the whole adapter."""
     smaller: Increase
-    """From the base model to the size that was taken."""
+    """It is from the base model to the size that was taken."""
     undone: Increase
-    """From the whole adapter to that size; negative where it forgets less."""
+    """It is from the whole adapter to that size; negative where it forgets less."""
 
     def verdict(self, cut: bool) -> tuple[str, str]:
-        """Whether the smaller adapter forgets less, clear of noise, and the same in words.
+        """Say whether the smaller adapter forgets less, clear of noise, and the same in words.
 
         Args:
             cut: whether there is a smaller one.
@@ -87,7 +87,7 @@ def scaled(model: Any, part: float, adapter: str = "default") -> Iterator[None]:
 def slopes_at_half(
     judge: Judge, batches: Iterable[Batch], calibration: Calibration, *, adapter: str = "default"
 ) -> Slopes:
-    """The slope of the mean loss of these batches along the gate of each direction, where every gate is at a half.
+    """Find the slope of the mean loss of these batches along the gate of each direction, where every gate is at a half.
 
     A forward and a backward pass per batch, in evaluation mode; nothing of the model changes. The processes of
     accelerate have other batches, as many each; all of them are given the same.
@@ -127,11 +127,11 @@ def harm_first(calibration: Calibration, task: Slopes, general: Slopes) -> tuple
 
 
 LEFT = (3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 3 / 32, 1 / 16, 1 / 32)
-"""Parts of the harm that the sizes leave. Most of it is done by few of the parameters, so a size goes by it."""
+"""The sizes leave these parts of the harm. Most of it is done by few of the parameters, so a size goes by it."""
 
 
 def by_harm(calibration: Calibration, going: Going) -> list[Candidate]:
-    """The sizes in the order of `harm_first`: the largest that leaves at most each of these parts of the harm."""
+    """Make the sizes in the order of `harm_first`: the largest that leaves at most each of these parts of the harm."""
     ranks, sizes = whole(calibration), []
     left = total = sum(max(0.0, harm) for _, harm in going)
     wanted = [part * total for part in LEFT]
@@ -152,8 +152,8 @@ def check_writes(model: Any) -> None:
 
 
 def text_batches(tokenizer: Any, texts: Sequence[str], size: int) -> list[Batch]:
-    """Texts as a language model is judged on them, at most `TOKENS` of each, in batches of `size` rows. Raises
-    ValueError: a text has fewer than two tokens."""
+    """Make the batches on which a language model is judged of texts, at most `TOKENS` of each, in batches of `size`
+    rows. Raises ValueError: a text has fewer than two tokens."""
     rows = [tokenizer(text, truncation=True, max_length=TOKENS)["input_ids"] for text in texts]
     for text, row in zip(texts, rows, strict=True):
         if len(row) < 2:
@@ -170,8 +170,8 @@ def text_batches(tokenizer: Any, texts: Sequence[str], size: int) -> list[Batch]
 
 
 def texts_of(rows: Any) -> list[str]:
-    """The texts of a list of them, or of rows with the column `text`. Raises ValueError: a row has none, or it is one
-    text alone."""
+    """Take the texts of a list of them, or of rows with the column `text`. Raises ValueError: a row has none, or it is
+    one text alone."""
     if isinstance(rows, str):
         raise UserError(f"general is one text, {rows:.40}...; give a list of texts, or rows with a column text")
     texts: list[str] = []

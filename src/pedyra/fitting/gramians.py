@@ -1,4 +1,4 @@
-"""Sums over the tokens of all batches of a calibration, from which the basis of every layer and its slopes follow."""
+"""The basis of every layer and its slopes follow from sums over the tokens of all batches of a calibration."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ class Sums(NamedTuple):
 
 @dataclass
 class _Running:
-    """The same of one layer, as they grow: float32, on its device."""
+    """These are the same of one layer, as they grow: float32, on its device."""
 
     P: Tensor
     Q: Tensor
     tokens: Tensor
     K: list[Tensor] = field(default_factory=list)
     batch: list[Tensor] = field(default_factory=list)
-    """P, Q, K and tokens of the batch that is not complete, as the calls of the layer gave them."""
+    """They are P, Q, K and tokens of the batch that is not complete, as the calls of the layer gave them."""
 
 
 class Gramians:
-    """The sums of every layer: `observer` sees the tokens of a batch, `close` ends it. Nothing waits for the device.
+    """It keeps the sums of every layer: `observer` sees the tokens of a batch, `close` ends it. Nothing waits for the
+    device.
 
     Memory is 2 r^2 a layer, and r^2 for every block: a batch, or a few batches together where there are many.
 

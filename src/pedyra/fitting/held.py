@@ -1,4 +1,4 @@
-"""The held-out rows on which any model is compared with the whole adapter, batch by batch."""
+"""Any model is compared with the whole adapter on held-out rows, batch by batch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Answers:
 
 
 class Held:
-    """Held-out batches of this process, which the whole adapter has answered."""
+    """The whole adapter has answered these held-out batches of this process."""
 
     def __init__(self, judge: Judge, batches: Sequence[Batch], counted: Counted, *, predicts: bool = False) -> None:
         self._judge, self._batches, self._counted, self._predicts = judge, batches, counted, predicts

@@ -56,7 +56,7 @@ def shifts(model: Any) -> bool:
 
 
 class Judge:
-    """A model, and the loss by which it is judged.
+    """It has a model, and the loss by which that is judged.
 
     Args:
         loss: of a batch, whatever was trained.

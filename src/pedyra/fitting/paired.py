@@ -1,4 +1,4 @@
-"""By how much two models differ on the same rows: in their losses batch by batch, in their answers row by row."""
+"""Two models differ on the same rows by so much: in their losses batch by batch, in their answers row by row."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 CONFIDENCE = 0.95
-"""Of every statement."""
+"""Every statement holds with this probability."""
 
 
 class Increase(NamedTuple):
-    """By how much the loss rises, as a mean of paired differences over batches, and how well that is known."""
+    """The loss rises by so much, as a mean of paired differences over batches, and that is known so well."""
 
     mean: float
     error: float
-    """Standard error; infinite with fewer than two batches."""
+    """It is the standard error; infinite with fewer than two batches."""
     batches: int
     skew: float = 0.0
-    """Skewness of the differences: positive where few batches bear the rise."""
+    """The differences have this skewness: positive where few batches bear the rise."""
 
     def upper(self, level: float = 1 - CONFIDENCE) -> float:
-        """The bound that the true increase lies above with this probability at most."""
+        """Return the bound that the true increase lies above with this probability at most."""
         return self.mean - _studentised(-student(level, self.batches), self.skewness) * self.error
 
     def lower(self, level: float = 1 - CONFIDENCE) -> float:
-        """The bound that it lies below with this probability at most."""
+        """Return the bound that it lies below with this probability at most."""
         return self.mean - _studentised(student(level, self.batches), self.skewness) * self.error
 
     def interval(self) -> tuple[float, float]:
-        """Where it lies with probability CONFIDENCE."""
+        """Return the two bounds between which it lies with probability CONFIDENCE."""
         return self.lower((1 - CONFIDENCE) / 2), self.upper((1 - CONFIDENCE) / 2)
 
     @property
     def skewness(self) -> float:
-        """That of the mean."""
+        """The mean has this skewness."""
         return self.skew / math.sqrt(max(1, self.batches))
 
 
 def student(level: float, count: float) -> float:
-    """How many standard errors the mean of `count` values is above the truth with probability `level` at most.
+    """Return how many standard errors the mean of `count` values is above the truth with probability `level` at most.
 
     Student's t with count - 1 degrees of freedom, by the expansion of Cornish and Fisher: within 1 % from four values
     on at the levels that are asked for here.
@@ -54,8 +54,8 @@ def student(level: float, count: float) -> float:
 
 
 def _studentised(t: float, skewness: float) -> float:
-    """The value of (mean - truth) / error that is as unlikely, for a mean of this skewness, as `t` is for a symmetric
-    one (Hall 1992, "On the removal of skewness by transformation").
+    """Return the value of (mean - truth) / error that is as unlikely, for a mean of this skewness, as `t` is for a
+    symmetric one (Hall 1992, "On the removal of skewness by transformation").
 
     Rises that few rows bear make a sample of them look better than it is. Of rises that are just beyond the tolerance
     and borne by one row in twenty, Student's bound accepts 16 % with 8 batches and 7.5 % with 60, and this one 4 % and
@@ -69,7 +69,7 @@ def _studentised(t: float, skewness: float) -> float:
 
 
 def paired(before: Sequence[float], after: Sequence[float], weights: Sequence[float]) -> Increase:
-    """Mean of the paired differences (after - before) of batches, weighted by their samples."""
+    """Average the paired differences (after - before) of batches, weighted by their samples."""
     total, count = sum(weights), len(weights)
     differences = [b - a for a, b in zip(before, after, strict=True)]
     mean = sum(w * d for w, d in zip(weights, differences, strict=True)) / total
@@ -85,37 +85,50 @@ def paired(before: Sequence[float], after: Sequence[float], weights: Sequence[fl
 
 @dataclass(frozen=True)
 class Pairs:
-    """Rows that two models answered: what Tango's score interval of the paired difference and McNemar's test ask."""
+    """Two models answered these rows: Tango's score interval of the paired difference and McNemar's test ask no
+    more."""
 
     lost: float
-    """Rows that A has right and B wrong."""
+    """A has so many rows right that B has wrong."""
     gained: float
-    """Rows that B has right and A wrong."""
+    """B has so many rows right that A has wrong."""
     rows: float
 
     @classmethod
     def of(cls, a: Sequence[bool], b: Sequence[bool]) -> Pairs:
-        """The rows of the same place, answered by A and by B."""
+        """Count the rows, which A and B answered in the same order."""
         both = list(zip(a, b, strict=True))
         return cls(sum(x and not y for x, y in both), sum(y and not x for x, y in both), len(both))
 
     @property
     def fall(self) -> float:
-        """By how much the accuracy of B is below that of A."""
+        """The accuracy of B is by so much below that of A."""
         return (self.lost - self.gained) / self.rows
 
     @property
     def error(self) -> float:
-        """Its standard error."""
+        """It is the standard error of the fall."""
         return math.sqrt(max(0.0, self.lost + self.gained - self.rows * self.fall**2)) / self.rows
 
     def bounds(self, z: float) -> tuple[float, float]:
-        """Where the true fall lies, `z` standard errors of the score test to each side (Tango 1998): it holds with few
-        rows too, and where both models are right on the same ones."""
+        """Return the two bounds of the true fall, `z` standard errors of the score test to each side (Tango 1998): it
+        holds with few rows too, and where both models are right on the same ones."""
         return self._bound(z), self._bound(-z)
 
+    def interval(self) -> tuple[float, float]:
+        """Return the two bounds of the change of the accuracy from A to B, with probability CONFIDENCE."""
+        low, high = self.bounds(NormalDist().inv_cdf((1 + CONFIDENCE) / 2))
+        return -high, -low
+
+    def __str__(self) -> str:
+        low, high = self.interval()
+        return (
+            f"accuracy    changes by {-100 * self.fall:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}] (95 %): "
+            f"{self.lost:.0f} rows lost, {self.gained:.0f} gained of {self.rows:,.0f}"
+        )
+
     def _bound(self, z: float) -> float:
-        """The fall at which the score is `z`, by halving: the score falls with it."""
+        """Find the fall at which the score is `z`, by halving: the score falls with it."""
         low, high = -1.0, 1.0
         for _ in range(60):
             middle = (low + high) / 2
@@ -126,7 +139,7 @@ class Pairs:
         return (low + high) / 2
 
     def _score(self, fall: float) -> float:
-        """The fall that was seen less this one, in standard errors that it would have were this one true."""
+        """Return the fall that was seen less this one, in standard errors that it would have were this one true."""
         a = 2 * self.rows
         b = -self.lost - self.gained + (2 * self.rows - self.lost + self.gained) * fall
         c = -self.gained * fall * (1 - fall)
@@ -136,8 +149,8 @@ class Pairs:
         return away / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, away) if away else 0.0
 
     def mid_p(self) -> float:
-        """McNemar's exact test that both are right equally often, two-sided, by the mid-p value, which unlike the plain
-        one is not too large."""
+        """Test exactly that both are right equally often (McNemar), two-sided, by the mid-p value, which unlike the
+        plain one is not too large."""
         least, count = int(min(self.lost, self.gained)), int(self.lost + self.gained)
         below = sum(math.comb(count, k) for k in range(least))
         return (2 * below + math.comb(count, least)) / 2**count

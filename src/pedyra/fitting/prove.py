@@ -22,16 +22,17 @@ MOST_ROWS = 10**8
 
 @dataclass(frozen=True)
 class Margin:
-    """By how much B may be worse than A."""
+    """B may be worse than A by so much."""
 
     value: float
     of: str
-    """"won": a part of what A won over the base; "loss": a number; "accuracy": a difference of accuracies."""
+    """It is of "won" (a part of what A won over the base), "loss" (a number) or "accuracy" (a difference)."""
     text: str
 
     @classmethod
     def read(cls, given: Any) -> Margin:
-        """1% is a part of what A won, 0.01 a number of the loss, 0.5pt points of the accuracy. Raises ValueError."""
+        """Read it: 1% is a part of what A won, 0.01 a number of the loss, 0.5pt points of the accuracy. Raises
+        ValueError."""
         value, unit = amount(given)
         of = {"%": "won", "pt": "accuracy", "": "loss"}[unit]
         if not 0 <= value < (math.inf if of == "loss" else 1):
@@ -44,55 +45,56 @@ class Margin:
 
 @dataclass(frozen=True)
 class Measured:
-    """One model on the rows of a proof."""
+    """One model did this on the rows of a proof."""
 
     losses: Sequence[float]
-    """Of each batch."""
+    """There is one for each batch."""
     metrics: Metrics
     correct: Sequence[bool] | None = None
-    """Of each row, whether it is right; None where the task has no accuracy of rows."""
+    """Each row is right or not; None where the task has no accuracy of rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """Whether B is no worse than A; print it."""
+    """It says whether B is no worse than A; print it."""
 
     a: str
     b: str
-    """What they are, as they were given."""
+    """They are named as they were given."""
     measure: str
-    """What is compared: loss or accuracy."""
+    """It is loss or accuracy."""
     difference: float
-    """By how much B is worse: the rise of the loss, or the fall of the accuracy."""
+    """B is worse by so much: the rise of the loss, or the fall of the accuracy."""
     standard_error: float
-    """Of the difference beside the margin, which is itself a measurement where it is a part of what A won."""
+    """It is that of the difference beside the margin, which is itself a measurement where it is a part of what A
+    won."""
     lower: float
     upper: float
     """The true difference lies below, and above, with a probability of 5 % each at most."""
     margin: float
-    """In units of the measure."""
+    """It is in units of the measure."""
     asked: str
-    """The margin as it was given."""
+    """It is the margin as it was given."""
     verdict: str
-    """no worse, worse, or cannot tell."""
+    """It is "no worse", "worse", or "cannot tell"."""
     loss_a: float
     loss_b: float
     won: Increase | None = None
-    """The loss of the base less that of A, where the margin is a part of it."""
+    """It is the loss of the base less that of A, where the margin is a part of it."""
     base: str = "the base model"
-    """From what the won is counted, in words."""
+    """It says in words from what the won is counted."""
     metric: str | None = None
-    """The task's, of which metric_a and metric_b are values; None where it has none."""
+    """It names the one of the task of which metric_a and metric_b are values; None where it has none."""
     metric_a: float | None = None
     metric_b: float | None = None
     pairs: Pairs | None = None
-    """Rows that one of them has right and the other wrong, where the task has an accuracy."""
+    """They are rows that one has right and the other wrong, where the task has an accuracy."""
     rows: int
     enough: int | None = None
-    """Rows that would tell, where these do not and a number can be said."""
+    """So many rows would tell, where these do not and a number can be said."""
 
     def row(self) -> dict[str, Any]:
-        """As a line of JSON."""
+        """Return its fields as a line of JSON."""
         names = (
             *("a", "b", "measure", "difference", "standard_error", "lower", "upper", "margin", "verdict"),
             *("metric", "metric_a", "metric_b", "loss_a", "loss_b", "rows", "enough"),
@@ -103,17 +105,19 @@ class Proof:
         return "\n".join([_answer(self), *_facts(self)])
 
 
-def compare(a: Measured, b: Measured, margin: Margin, base: Measured | None = None, /, **known: Any) -> Proof:
-    """The proof of what was measured of A and B; and of the base, where the margin is a part of what A won.
+def compare(
+    a: Measured, b: Measured, margin: Margin, base: Measured | None = None, /, *, weights: Sequence[float], **known: Any
+) -> Proof:
+    """Prove it by what was measured of A and B; and of the base, where the margin is a part of what A won.
 
     Args:
-        known: fields of the proof that tell no result (a, b, rows, base), and `weights`, the samples of each batch.
+        weights: the samples of each batch.
+        known: fields of the proof that tell no result: a, b, rows, base.
 
     Raises:
         ValueError: a margin of an accuracy that the task does not have.
     """
-    weights, rows = known.pop("weights"), known["rows"]
-    total = sum(weights)
+    rows, total = known["rows"], sum(weights)
     losses = [sum(w * loss for w, loss in zip(weights, each.losses, strict=True)) / total for each in (a, b)]
     both = None if a.correct is None or b.correct is None else Pairs.of(a.correct, b.correct)
     metric = _metric([*a.metrics])
@@ -179,12 +183,12 @@ def _enough(value: float, bounds: tuple[float, float], margin: float, error: flo
 
 
 def _metric(names: Sequence[str]) -> str | None:
-    """The one that is shown: the accuracy, else the first."""
+    """Choose the one that is shown: the accuracy, else the first."""
     return next((name for name in names if name.endswith("accuracy")), names[0] if names else None)
 
 
 def _answer(proof: Proof) -> str:
-    """The verdict in words, with the bound that it stands on."""
+    """Say the verdict in words, with the bound that it stands on."""
     accuracy = proof.measure == "accuracy"
     verb = f"{'falls' if accuracy else 'rises'} by {_signed(proof, proof.difference)}"
     limit = f"the margin is {_plain(proof, proof.margin)}"
@@ -222,12 +226,8 @@ def _facts(proof: Proof) -> list[str]:
     ]
     if proof.metric_a is not None and proof.metric_b is not None:
         lines.append(f"metric      {proof.metric} {proof.metric_a:.4f} -> {proof.metric_b:.4f}")
-    if (both := proof.pairs) is not None:
-        low, high = both.bounds(NormalDist().inv_cdf((1 + CONFIDENCE) / 2))
-        lines.append(
-            f"accuracy    changes by {-100 * both.fall:+.2f} points [{-100 * high:+.2f}, {-100 * low:+.2f}] (95 %): "
-            f"{both.lost:.0f} rows lost, {both.gained:.0f} gained of {both.rows:,}; McNemar's mid-p {both.mid_p():.3g}"
-        )
+    if proof.pairs is not None:
+        lines.append(f"{proof.pairs}; McNemar's mid-p {proof.pairs.mid_p():.3g}")
     if proof.won is not None:
         won = f"{proof.won.mean:.4f} ± {proof.won.error:.4f}"
         lines.append(f"margin      {proof.asked} of the {won} that A won over {proof.base}")
@@ -243,6 +243,6 @@ def _plain(proof: Proof, value: float) -> str:
 
 
 def _rounded(rows: int) -> int:
-    """To two digits, upwards: it is no better known."""
+    """Round to two digits, upwards: it is no better known."""
     unit = 10 ** max(0, len(str(rows)) - 2)
     return math.ceil(rows / unit) * unit

@@ -1,4 +1,4 @@
-"""What a fit found: its curve, its verdict and its proof, as text and as a model card, and the smaller adapter."""
+"""A fit has found a curve, a verdict and a proof, told as text and as a model card, and the smaller adapter."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import NormalDist
 from tempfile import TemporaryDirectory
 from typing import Any
 from weakref import ref
@@ -20,59 +19,57 @@ from pedyra.fitting.cut import CURVE, RECORD, Factors, check_out, cut_live, writ
 from pedyra.fitting.general import Forgetting
 from pedyra.fitting.held import Metrics
 from pedyra.fitting.modes import averaged, use_averaged
-from pedyra.fitting.paired import CONFIDENCE, Increase
+from pedyra.fitting.paired import Increase
 from pedyra.fitting.sizes import Candidate
 from pedyra.fitting.verdict import FLAT, Tolerance
 from pedyra.lora.card import CARD, adapter_card, push_folder, shown_name, shown_ranks
 from pedyra.lora.files import json_line, write_folder
 from pedyra.lora.folder import SavedLora, read_lora, saved_lora
 
-TWO_SIDED = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What a fit found. `print` shows it, `save` writes the smaller adapter, `apply` makes the live model so.
+    """A fit has found this. `print` shows it, `save` writes the smaller adapter, `apply` makes the live model so.
 
     Increases are of the mean loss (`measure`), against the adapter as it was; positive is worse.
     """
 
     whole: Candidate
-    """The adapter as it was."""
+    """It is the adapter as it was."""
     curve: list[Candidate]
-    """The sizes that were asked, the whole adapter first."""
+    """These sizes were asked, the whole adapter first."""
     chosen: Candidate
-    """The size taken; the whole adapter where none smaller is within tolerance."""
+    """This size is taken: the whole adapter where none smaller is within tolerance."""
     tolerance: Tolerance
     asked: bool
-    """Whether its rank was asked for, and is taken whatever it does to the loss."""
+    """Its rank was asked for, and is taken whatever it does to the loss."""
     factors: Factors = field(repr=False)
-    """A and B of each layer, as taken."""
+    """They are A and B of each layer, as taken."""
     verdict: str
-    """flat, capacity-limited or unknown; with general text forgets less or unknown."""
+    """It is flat, capacity-limited or unknown; with general text forgets less or unknown."""
     words: str
-    """The verdict as a sentence."""
+    """They are the verdict as a sentence."""
     measure: str = "loss"
-    """What rises."""
+    """It rises."""
     forgetting: Forgetting | None = None
-    """What this size does to general text, where some was given."""
+    """This size does so much to general text, where some was given."""
     rows: str = ""
-    """Which rows it was measured on, in words."""
+    """It says in words which rows it was measured on."""
     base: str = "the base model"
-    """From what the won is counted, in words."""
+    """It says in words from what the won is counted."""
     seconds: float = 0.0
-    """That it took."""
+    """It took so long."""
     steps: float = 0.0
-    """What that is in training steps: batches of the calibration that go forwards and backwards in this time."""
+    """So many batches of the calibration go forwards and backwards in this time."""
     metrics: Mapping[str, Metrics] = field(default_factory=dict)
-    """On the held-out rows: base, whole and, where there is one, smaller -> metric -> value; empty where the task has
-    none."""
+    """They are on the held-out rows: base, whole and, where there is one, smaller -> metric -> value; empty where the
+    task has none."""
     model: Any = field(repr=False, default=None)
     adapter: str = "default"
     trainer: ref[Any] | None = field(repr=False, default=None)
-    """The one that was asked, if there was one."""
+    """It was asked, if there was one."""
     place: Destination | None = field(repr=False, default=None)
-    """Where it will be served, if that was said: it is written in the form that this place reads."""
+    """It will be served there, if that was said, and is written in the form that this place reads."""
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -81,7 +78,7 @@ class Fit:
 
     @property
     def is_whole(self) -> bool:
-        """Whether everything is kept."""
+        """Everything is kept."""
         return self.ranks == self.whole.ranks
 
     def megabytes(self, size: Candidate) -> float:
@@ -89,7 +86,7 @@ class Fit:
         return size.parameters * next(iter(self.factors.values()))[0].element_size() / 1e6
 
     def row(self) -> dict[str, Any]:
-        """The result as one row of plain values."""
+        """Return the result as one row of plain values."""
         chosen, proof = self.chosen, self.chosen.proof
         rise = proof and proof.rise
         row = {
@@ -119,12 +116,11 @@ class Fit:
         if self.metrics:
             row["metrics"] = {key: dict(values) for key, values in self.metrics.items()}
         if proof and proof.pairs:
-            low, high = proof.pairs.bounds(TWO_SIDED)
-            row |= {"accuracy_change": -proof.pairs.fall, "accuracy_interval": [-high, -low]}
+            row |= {"accuracy_change": -proof.pairs.fall, "accuracy_interval": [*proof.pairs.interval()]}
         return {**row, "ranks": self.ranks}
 
     def curve_rows(self) -> list[dict[str, Any]]:
-        """One row a size that was asked, on as many batches as it took to tell."""
+        """Return a row for each size that was asked, on as many batches as it took to tell."""
         return [
             {
                 "rank": each.rank,
@@ -216,10 +212,8 @@ class Fit:
             ValueError: the Hub says no, in words; or as `save`.
         """
         with TemporaryDirectory() as scratch:
-            folder, message = (
-                self.save(Path(scratch, "adapter"), for_=for_),
-                "Upload a LoRA that pedyra.fit made smaller",
-            )
+            folder = self.save(Path(scratch, "adapter"), for_=for_)
+            message = "Upload a LoRA that pedyra.fit made smaller"
             address = f"{constants.ENDPOINT}/{repo_id}"
             if PartialState().is_main_process:
                 address = push_folder(folder, repo_id, private=private, token=token, revision=revision, message=message)
@@ -245,13 +239,13 @@ class Fit:
 
     @property
     def _optimizer(self) -> Any:
-        """That of the Trainer that was fitted, if it is still there and has one."""
+        """It is that of the Trainer that was fitted, if it is still there and has one."""
         trainer: Any = None if self.trainer is None else self.trainer()
         return None if trainer is None else trainer.optimizer
 
 
 def told(fit: Fit) -> str:
-    """What was found: the answer, what proves it, and the table of the sizes that were asked."""
+    """Tell what was found: the answer, what proves it, and the table of the sizes that were asked."""
     limit = fit.tolerance
     lines = [_answer(fit), *_metrics(fit), *_proof(fit)]
     won = f"{limit.won.mean:.4f} ± {limit.won.error:.4f} of the {fit.measure} over {fit.base}"
@@ -270,7 +264,7 @@ def told(fit: Fit) -> str:
 
 
 def _answer(fit: Fit) -> str:
-    """How much smaller the adapter is, in words that need no glossary."""
+    """Say how much smaller the adapter is, in words that need no glossary."""
     if fit.is_whole:
         return f"kept        everything: {fit.chosen.parameters:,} parameters, {fit.megabytes(fit.chosen):.2f} MB"
     why = "asked for, and not proved: " if fit.asked and not fit.chosen.accepted else ""
@@ -294,7 +288,7 @@ def _proof(fit: Fit) -> list[str]:
 
 
 def _curve(fit: Fit) -> list[str]:
-    """The table of the sizes that were asked, the one that is taken with an arrow."""
+    """Write the table of the sizes that were asked, the one that is taken with an arrow."""
     head = ["", "rank", "parameters", "share", "rises by", "batches", ""]
     cells = [
         [
@@ -312,7 +306,7 @@ def _curve(fit: Fit) -> list[str]:
 
 
 def _forgetting(found: Forgetting, is_whole: bool) -> list[str]:
-    """What general text loses with the whole adapter and, where there is one, with the smaller one."""
+    """Say what general text loses with the whole adapter and, where there is one, with the smaller one."""
     rises = f"the loss rises by {found.whole.mean:+.4f} ± {found.whole.error:.4f} with the whole adapter"
     if is_whole:
         return [f"general     {rises}"]
@@ -325,7 +319,7 @@ def _forgetting(found: Forgetting, is_whole: bool) -> list[str]:
 
 
 def _metrics(fit: Fit) -> list[str]:
-    """A line for each metric on the held-out rows, and the interval of what the accuracy changes by."""
+    """Write a line for each metric on the held-out rows, and the interval of what the accuracy changes by."""
     lines, found = [], fit.metrics
     for name in found.get("whole", {}):
         values = {which: each[name] for which, each in found.items() if name in each}
@@ -334,16 +328,12 @@ def _metrics(fit: Fit) -> list[str]:
         lines.append(f"metric      {name} {both}{base}")
     pairs = fit.chosen.proof.pairs if fit.chosen.proof else None
     if pairs is not None and not fit.is_whole:
-        low, high = pairs.bounds(TWO_SIDED)
-        lines.append(
-            f"accuracy    changes by {-100 * pairs.fall:+.2f} points [{-100 * high:+.2f}, {-100 * low:+.2f}] (95 %): "
-            f"{pairs.lost:.0f} rows lost, {pairs.gained:.0f} gained of {pairs.rows:,.0f}"
-        )
+        lines.append(str(pairs))
     return lines
 
 
 def _table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as they need to be, flush right but for the last."""
+    """Make columns as wide as they need to be, flush right but for the last."""
     rows = [head, *cells]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     last = len(head) - 1
@@ -358,7 +348,7 @@ def _table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
 
 
 def fit_card(found: Fit, base: str | None) -> str:
-    """The model card of the smaller adapter to the base model of this name: what was kept, and what proves it."""
+    """Write the model card of the smaller adapter to the base model of this name: what was kept, and what proves it."""
     adapted = shown_ranks([rank for rank in found.ranks.values() if rank])
     metrics = list(found.metrics.get("whole", {}))
     rows = {"base model": shown_name(base), "adapted": adapted}

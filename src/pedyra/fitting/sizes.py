@@ -1,4 +1,4 @@
-"""The sizes that an adapter may be cut to, and which of them are asked."""
+"""An adapter may be cut to some sizes, of which some are asked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Ranks = dict[str, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One size, and what was measured of it, against the adapter as it is."""
+    """It is one size, with what was measured of it against the adapter as it is."""
 
     ranks: Ranks
     parameters: int
@@ -28,13 +28,13 @@ class Candidate:
     predicted: float
     """The slopes foretell this rise of the loss of the cut, before anything makes up for it."""
     proof: Against | None = None
-    """On the held-out rows, or on as many of them as it took to tell; None where it was not asked."""
+    """It is on the held-out rows, or on as many of them as it took to tell; None where it was not asked."""
     accepted: bool | None = None
     """It is proved to be within tolerance, or not; None: it was not asked, or only for the curve."""
 
     @property
     def rank(self) -> int:
-        """The largest of a layer."""
+        """It is the largest of a layer."""
         return max(self.ranks.values())
 
 
@@ -61,8 +61,9 @@ def size(calibration: Calibration, ranks: Ranks) -> Candidate:
 
 
 def predicted_increase(slopes: Float[Tensor, " blocks"], samples: Float[Tensor, " blocks"]) -> float:
-    """By how much the loss rises without a set of directions, to second order at gates of 1: N/2 Var(c) - mean(c);
-    negative where the set does harm, NaN for less than two batches. Directions that work together count together.
+    """Predict by how much the loss rises without a set of directions, to second order at gates of 1: N/2 Var(c) -
+    mean(c); negative where the set does harm, NaN for less than two batches. Directions that work together count
+    together.
 
     c is the sum of the set's slopes in one batch. A batch of N samples shows the variance of a sample's slope divided
     by N, and that variance is the empirical Fisher information: the curvature along the set's common gate.

@@ -1,4 +1,4 @@
-"""attach, detach: triples inside PEFT's LoRA layers, and back to ordinary LoRA."""
+"""`attach` puts triples inside PEFT's LoRA layers, and `detach` makes them ordinary LoRA again."""
 
 from __future__ import annotations
 

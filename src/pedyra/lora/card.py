@@ -1,5 +1,5 @@
-"""The model card of an adapter's folder, which says what was done, for a person and for the Hub; and how a folder is
-pushed there."""
+"""The model card of an adapter's folder says what was done, for a person and for the Hub, and a folder is pushed
+there."""
 
 from __future__ import annotations
 

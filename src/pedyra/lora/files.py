@@ -1,4 +1,4 @@
-"""Files that are whole or absent, never half-written, their digests, and JSON lines.
+"""Files are whole or absent, never half-written; some have digests, and rows are lines of JSON.
 
 A folder may come from somebody else, with symbolic links in it. Nothing here writes, moves or removes what a link leads
 to: a link is replaced or removed itself, or is refused.

@@ -1,4 +1,4 @@
-"""What a layer's name says: where it sits in its model, how PEFT's patterns name it, and the ranks that they say."""
+"""A layer's name says where it sits in its model; PEFT's patterns name it, and say its rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A name that is unknown: which of the known ones was meant."""
+"""A name is unknown; perhaps one of the known ones was meant."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def did_you_mean(
     otherwise: str | None = None,
     prefix: str = "",
 ) -> str:
-    """ "did you mean 'lora'?" with the nearest known name, for the end of a message.
+    """Ask "did you mean 'lora'?" with the nearest known name, for the end of a message.
 
     Args:
         otherwise: what is said where none is near; default: all that are known.

@@ -1,4 +1,4 @@
-"""How triples begin: A, B and E of `start="svd"`, and the starts of PEFT that take a part of the weight W.
+"""Triples begin as A, B and E of `start="svd"`, or by a start of PEFT that takes a part of the weight W.
 
 PiSSA, OLoRA, CorDA and LoRA-GA leave W - s B0 A0 in the layer. Were a triple pruned as it is, its part of the
 pre-trained weight would go with it. So its first value is kept beside it, and goes back into the weight when it is
@@ -60,7 +60,7 @@ def check_start(model: nn.Module, layers: Sequence[AdaptedLayer], init: str) -> 
 
 
 ROUNDED, TF32 = 2 * torch.finfo(torch.bfloat16).eps, 2.0**-10
-"""By how much 16 bits may have rounded a factor or a weight, and TF32 a product of two, relative to each; doubled, so
+"""16 bits may have rounded a factor or a weight, and TF32 a product of two, by so much, relative to each; doubled, so
 that no fresh start is refused. A training that moved the factors by less is not seen."""
 
 
