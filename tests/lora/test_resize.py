@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from closeness import close, same_bits
+from closeness import same_bits
 
 from pedyra.lora.attach import attach, train_e
 from pedyra.lora.layer import AdaptedLayer
@@ -34,16 +34,6 @@ def test_an_expansion_adds_exactly_nothing(start, num, make_net):
     before = layer.module(x)
     resize(layer, new=fresh(layer, num, start))
     assert same_bits(layer.module(x), before)
-
-
-@pytest.mark.parametrize("start", ["lora", "svd"])
-def test_an_expansion_leaves_a_transformers_logits(start, make_llama, tokens):
-    # In floating point a product of another shape may be summed in another order: equal to rounding.
-    model = make_llama(init_lora_weights=False).double().eval()  # False: B is random, the adapter contributes
-    before = model(**tokens).logits
-    for layer in attach(model):
-        resize(layer, new=fresh(layer, 2, start))
-    assert close(model(**tokens).logits, before)
 
 
 def test_an_e_that_is_not_one_is_part_of_the_forward_again(make_net):

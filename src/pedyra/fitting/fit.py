@@ -137,7 +137,7 @@ class _Fitting:
         self._estimate(shown)
         calibration, sizes = self._calibrated()
         self.bar.set_description("whole adapter and base model")
-        held = Held(self.judge, self.rows.held, self._counted, predicts=True)
+        held = Held(self.judge, self.rows.held, self._counted)
         losses, of_base = held.losses(self.base)
         limit = Tolerance(held.risen(losses), self.wanted.part, self.wanted.points)
         if limit.points is not None and held.correct is None:

@@ -42,8 +42,8 @@ class Answers:
 class Held:
     """The whole adapter has answered these held-out batches of this process."""
 
-    def __init__(self, judge: Judge, batches: Sequence[Batch], counted: Counted, *, predicts: bool = False) -> None:
-        self._judge, self._batches, self._counted, self._predicts = judge, batches, counted, predicts
+    def __init__(self, judge: Judge, batches: Sequence[Batch], counted: Counted) -> None:
+        self._judge, self._batches, self._counted = judge, batches, counted
         self._weights = [judge.samples(batch) for batch in batches]
         answers = Answers()
         self._ask(judge.whole, partial(evaluating, judge.model), answers, len(batches))
@@ -93,14 +93,11 @@ class Held:
     def _ask(self, judged: Callable[..., Iterable[float]], cut: Cut, answers: Answers, count: int) -> None:
         """Have the model answer the first `count` batches of this process, those aside that it has answered."""
         batches = self._batches[len(answers.losses) : count]
-        predictions = answers.predictions if self._predicts else None
         if batches:
-            answers.losses += self._counted(judged(batches, cut, predictions))
+            answers.losses += self._counted(judged(batches, cut, answers.predictions))
 
     def _told(self, answers: Answers) -> tuple[Metrics, list[bool] | None]:
         """Return the metrics of all rows, and which of them are right."""
-        if not self._predicts:
-            return {}, None
         predictions = gather_object(answers.predictions)
         metrics = self._judge.metrics(predictions)
         return metrics, self._judge.correct(predictions, metrics)

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from pedyra.errors import UserError
 from pedyra.fitting.held import Against
-from pedyra.fitting.paired import CONFIDENCE, Increase, Pairs
+from pedyra.fitting.paired import CONFIDENCE, Increase
 from pedyra.fitting.sizes import Candidate
 
 DOUBT = 1 - CONFIDENCE
@@ -47,13 +46,13 @@ class Tolerance:
         What was won is itself a measurement, so the noise of both counts, as that of independent ones.
         """
         if self.points is not None:
-            return _pairs(found).bounds(NormalDist().inv_cdf(1 - doubt))[1] <= self.points
+            return _fall(found, doubt)[1] <= self.points
         return self._both(found.rise).upper(doubt) <= self.loss
 
     def forbids(self, found: Against, doubt: float = DOUBT) -> bool:
         """Tell whether what is truly within the tolerance would look like this with probability `doubt` at most."""
         if self.points is not None:
-            return _pairs(found).bounds(NormalDist().inv_cdf(1 - doubt))[0] > self.points
+            return _fall(found, doubt)[0] > self.points
         return self._both(found.rise).lower(doubt) > self.loss
 
     def _both(self, rise: Increase) -> Increase:
@@ -63,13 +62,10 @@ class Tolerance:
         return Increase(rise.mean, error, rise.batches, rise.skew * part**3)
 
 
-def _pairs(found: Against) -> Pairs:
-    if found.pairs is None:
-        raise UserError(
-            "tolerance is in points of the accuracy, and this task has no accuracy of rows; give a part of what was "
-            "won, such as 1%"
-        )
-    return found.pairs
+def _fall(found: Against, doubt: float) -> tuple[float, float]:
+    """Return the two one-sided bounds of the fall of the accuracy."""
+    assert found.pairs is not None, "points of the accuracy are asked only where the task has one"
+    return found.pairs.bounds(NormalDist().inv_cdf(1 - doubt))
 
 
 CAPACITY_LIMITED, FLAT, UNKNOWN, FORGETS_LESS = "capacity-limited", "flat", "unknown", "forgets less"

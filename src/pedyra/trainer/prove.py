@@ -98,7 +98,7 @@ def taken(judge: TrainerJudge, data: Any, most: int | None) -> tuple[list[Batch]
 def measured(judge: TrainerJudge, batches: Sequence[Batch], name: str) -> tuple[Measured, list[float]]:
     """Measure the judge's model, as it is, on these batches; and say how much each of them weighs."""
     shown = not judge.trainer.args.disable_tqdm and judge.trainer.is_world_process_zero()
-    held = Held(judge, batches, partial(tqdm, total=len(batches), desc=name, disable=not shown), predicts=True)
+    held = Held(judge, batches, partial(tqdm, total=len(batches), desc=name, disable=not shown))
     return Measured(held.whole, held.metrics, held.correct), held.weights
 
 
