@@ -77,11 +77,8 @@ def test_what_a_place_refuses_is_named(make_llama: Any, tmp_path: Path, settings
     assert found == refused
 
 
-def test_reserved_bytes_are_those_of_every_slot_in_every_layer():
-    widths = [(16, 16), (16, 8)]
-    assert destination("vllm").reserved_bytes(widths, 8, 3) == 3 * 8 * (32 + 24) * 2
-    assert destination("sglang").reserved_bytes(widths, 8) == 8 * 8 * (32 + 24) * 2  # its own number of slots
-    assert destination("peft").reserved_bytes(widths, 8) == 8 * (32 + 24) * 2
+def test_a_slot_has_every_layer_that_is_wrapped_at_its_rank():
+    assert destination("vllm").slot_bytes([(16, 16), (16, 8)], 8) == 8 * (32 + 24) * 2
 
 
 def saved(folder: str, ranks: dict[str, int], **config: Any) -> SavedLora:

@@ -165,7 +165,7 @@ def test_sglang_reserves_what_is_told_and_takes_no_rank_above_its_own(readers: R
     widths = [
         (module.in_features, module.out_features) for name, module in model.named_modules() if name.endswith("_proj")
     ]
-    assert readers.seen["reserved"] * 2 == destination("sglang").reserved_bytes(widths, 8, adapters=1)
+    assert readers.seen["reserved"] * 2 == destination("sglang").slot_bytes(widths, 8)
     assert readers.sglang(folder, folder, rank=2) == "refused"
 
 

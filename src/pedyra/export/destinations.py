@@ -55,7 +55,6 @@ class Destination:
     serve: tuple[str, ...]
     seen: str | None
     sources: tuple[str, ...]
-    slots: int = 1
     whole: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     together: tuple[str, ...] = ()
@@ -128,16 +127,14 @@ class Destination:
                 f"{size:,.0f}; ask for less: pedyra fit ADAPTER --data ROWS --for {self.name}:{max(1, largest // 2)}"
             )
 
-    def reserved_bytes(self, widths: Iterable[tuple[int, int]], rank: int, adapters: int | None = None) -> int:
-        """Count the bytes of its slots at this rank: slots x rank x the sum of (inputs + outputs) over every layer that
-        the server wraps, in two bytes each; of a place that does not pad, what one adapter takes.
+    def slot_bytes(self, widths: Iterable[tuple[int, int]], rank: int) -> int:
+        """Count the bytes that a slot of the server has at this rank, in two bytes a parameter; of a place that does
+        not pad, what one adapter takes.
 
         Args:
             widths: (inputs, outputs) of each layer of the base that is wrapped, whether the adapter has it or not.
-            adapters: slots; default: what the server has where nothing is said.
         """
-        slots = (adapters or self.slots) if self.pads else (adapters or 1)
-        return slots * rank * sum(inputs + outputs for inputs, outputs in widths) * SERVED_BYTES
+        return rank * sum(inputs + outputs for inputs, outputs in widths) * SERVED_BYTES
 
     def commands(self, adapters: Mapping[str, SavedLora]) -> list[str]:
         """Write the lines of a shell that serve these adapters, by their names, on their base: at the rank that was

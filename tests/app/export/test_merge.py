@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +15,11 @@ import yaml
 from closeness import same_bits
 from peft import LoraConfig, get_peft_model
 from test_export import FLAVOURS, logits, mixed_ranks
-from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
-    MixtralConfig,
-    MixtralForCausalLM,
 )
 
 from pedyra import export_adapter
@@ -159,16 +155,6 @@ def test_a_quantised_run_says_how_to_merge_and_then_does(run_folder, tokens, tmp
     assert torch.allclose(logits(merged, tokens), logits(model, tokens), atol=1e-5)
 
 
-def test_a_pissa_folder_of_stock_peft_is_merged_as_peft_loads_it(make_llama, based, tokens, tmp_path):
-    model = based(make_llama(init_lora_weights="pissa"), make_llama().unload())
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.1)
-    model.save_pretrained(tmp_path / "adapter")
-    folder = export_adapter(tmp_path / "adapter", "merged", tmp_path / "out")
-    assert torch.allclose(logits(load_merged(folder), tokens), logits(model, tokens), atol=1e-5)
-
-
 def test_a_base_is_of_the_revision_that_its_adapter_names(make_llama, tmp_path, monkeypatch):
     make_llama().unload().save_pretrained(tmp_path / "base")
     model = make_llama(revision="v1")
@@ -271,18 +257,6 @@ def test_a_saved_head_takes_the_place_of_one_of_another_size(task_type, auto, to
     with torch.no_grad():
         expected = model.eval()(**tokens).logits
         assert torch.allclose(loaded(**tokens).logits, expected, atol=1e-5) and expected.shape[-1] == 5
-
-
-def test_a_lora_of_the_parameters_of_experts_is_merged(based, tokens, tmp_path):
-    shape: dict[str, Any] = dict(vocab_size=40, hidden_size=16, intermediate_size=8, num_hidden_layers=1)
-    shape |= dict(num_attention_heads=2, num_key_value_heads=1, num_local_experts=2, num_experts_per_tok=1)
-    torch.manual_seed(0)
-    base = MixtralForCausalLM(MixtralConfig(**shape)).eval()
-    config = LoraConfig(r=2, target_modules=["q_proj"], target_parameters=["gate_up_proj", "down_proj"])
-    config.init_lora_weights, config.task_type = False, "CAUSAL_LM"
-    model = based(get_peft_model(copy.deepcopy(base), config), base)
-    merged = load_merged(export_adapter(model, "merged", tmp_path / "out"))
-    assert torch.allclose(logits(merged, tokens), logits(model, tokens), atol=1e-5)
 
 
 def of_bart(target: str) -> Any:

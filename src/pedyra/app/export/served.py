@@ -30,10 +30,10 @@ def served_lines(found: Fit, lora: SavedLora, place: Destination, out: Path) -> 
     before, after = (place.rank_for(max(ranks)) for ranks in ([x.rank for x in lora.layers], kept.values()))
     lines = [f"for         {place.title}, which held it at a rank of {_rank(before)}, and now at {_rank(after)}"]
     if place.pads and after is not None:
-        now = place.reserved_bytes(_widths(found.model, kept), after)
+        now = place.slot_bytes(_widths(found.model, kept), after)
         told = f"{now / 1e6:,.1f} MB a slot"
         if before is not None:
-            was = place.reserved_bytes(_widths(found.model, [layer.name for layer in lora.layers]), before)
+            was = place.slot_bytes(_widths(found.model, [layer.name for layer in lora.layers]), before)
             told = f"{was / 1e6:,.1f} MB a slot before, {told} now"
         lines.append(f"reserves    {told}, in the layers of its own modules")
     seen = f"seen with {place.title} {place.seen}" if place.seen else f"not run here; by {place.sources[0]}"
