@@ -1,4 +1,4 @@
-"""What is printed and written for scripts."""
+"""Runs, ranks and tables are printed for people, and rows are written for scripts."""
 
 import json
 import logging

@@ -358,10 +358,6 @@ def _is_users(error: Exception) -> bool:
     return isinstance(error, UserError) or is_disk_full(error)
 
 
-LONGEST = 300
-"""A message on the screen has at most so many letters."""
-
-
 def _one_line(error: Exception) -> str:
     from rich.markup import escape
 
@@ -371,6 +367,4 @@ def _one_line(error: Exception) -> str:
     message = " ".join(message.split())
     if is_disk_full(error):
         message = f"the disk is full ({message}); free space, and give the command again; a training takes --resume"
-    if len(message) > LONGEST:  # with a value of a file in it; the repair is at the end
-        message = f"{message[: LONGEST - 120]} ... {message[-115:]}"
     return escape(message)

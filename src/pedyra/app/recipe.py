@@ -76,11 +76,11 @@ class Recipe(Section):
     """When ranks move, how many, and how triples are scored: fields of RankSettings. Methods that move no ranks pass
     over them."""
     method_settings: dict[str, Any] = Field(default_factory=dict)
-    """What only this method has, e.g. `ratio` of lora+; see the settings of each method in pedyra.methods."""
+    """Only this method has these, e.g. `ratio` of lora+; see the settings of each method in pedyra.methods."""
     generate: dict[str, GenerateSection] = Field(default_factory=dict)
     """Test set -> how the model answers it in its own words; see `pedyra eval`. seq2seq has ROUGE without it."""
     fit: Wanted | None = None
-    """How small the adapter may be, asked at the end of the run: both adapters are kept. None: it is not asked."""
+    """Ask at the end of the run how small the adapter may be: both adapters are kept. None: it is not asked."""
     training: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     """Arguments of transformers.TrainingArguments, by name."""
 
@@ -161,6 +161,6 @@ def recipe_schema() -> dict[str, Any]:
     schema["$defs"]["RankSettings"] = {**rank, "additionalProperties": False}
     schema["properties"]["rank"] = {"$ref": "#/$defs/RankSettings"}
     number = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
-    text = {"type": "string", "pattern": r"^\d+(\.\d+)?%?$"}
+    text = {"type": "string", "pattern": r"^\d+(\.\d+)?(%|pt)?$"}
     schema["$defs"]["Wanted"]["properties"]["tolerance"]["anyOf"] = [number, text]
     return schema

@@ -49,7 +49,7 @@ HomePath = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class ModelSection(Section):
-    """The base model."""
+    """It names the base model, and says how it is loaded."""
 
     name: HomePath
     """Hub id, local folder, or a packaged name: minilm, smollm2, tiny-<bert|bart|...>."""
@@ -68,7 +68,7 @@ class ModelSection(Section):
 
 
 class LoraSection(Section):
-    """The LoRA every method starts from; the names are PEFT's, without the prefix `lora_`."""
+    """Every method starts from this LoRA; the names are PEFT's, without the prefix `lora_`."""
 
     r: int = Field(default=8, ge=1, le=65_536)  # more would fill the memory before PEFT could tell
     """Rank of each layer at the start; layers x r is the budget."""
@@ -87,7 +87,7 @@ class LoraSection(Section):
     use_rslora: bool = False
     """rsLoRA: scaling alpha / sqrt(r)."""
     bias: Literal["none", "all", "lora_only"] = "none"
-    """Which biases are trained."""
+    """These biases are trained."""
     modules_to_save: list[str] | None = None
     """Modules trained in full beside the adapter; a new classification head always is."""
 
@@ -105,14 +105,14 @@ class LoraSection(Section):
 
 
 class DataSection(Section):
-    """The data set, which of its columns mean what, and how it is split."""
+    """It names the data set, and says which of its columns mean what, and how it is split."""
 
     source: str
     """reviews (packaged), toy (generated), a .jsonl/.json/.csv/.tsv/.parquet file (or .gz/.bz2), a Hub id."""
     kind: Literal["classification", "pairs", "regression", "question_answering", "causal_lm", "seq2seq"] = (
         "classification"
     )
-    """What is learned from the rows.
+    """This is learned from the rows.
 
     A class, a class of two texts, a number, the span of a text that answers a question, or text that goes on after a
     prompt (decoders) or that is made of one (encoder-decoders).
@@ -169,7 +169,7 @@ class DataSection(Section):
     eval_rows: int | None = Field(default=None, ge=1)
     """At most this many held-out rows, drawn with the seed."""
     metric: str | None = None
-    """What a run is judged by on held-out rows; default: accuracy, pearson, f1 (of answers), perplexity, by kind."""
+    """A run is judged by this on held-out rows; default: accuracy, pearson, f1 (of answers), perplexity, by kind."""
 
     @model_validator(mode="after")
     def _kind_has_its_columns(self) -> DataSection:
@@ -213,7 +213,7 @@ Score = Literal["rouge", "exact", "gsm8k", "math", "code"]
 
 
 class GenerateSection(Section):
-    """A test set that the model answers in its own words, and how; `pedyra eval` does it after training.
+    """The model answers this test set in its own words; `pedyra eval` does it after training.
 
     A known set (gsm8k, math, humaneval, humanevalplus, mbpp, mbppplus) needs no keys: what is left out is as usual for
     it. One without a source is made of the run's own held-out rows.
@@ -232,7 +232,7 @@ class GenerateSection(Section):
     reference: str | None = None
     """Column of the right answer; default: the known set's, or data.completion for held-out rows."""
     score: Score | None = None
-    """How texts are judged: rouge, exact (equal but for spaces), gsm8k, math, or code, which is run."""
+    """Texts are judged so: rouge, exact (equal but for spaces), gsm8k, math, or code, which is run."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Tokens after which a text that has not ended is cut, and counted as unfinished; default: the set's, or 128."""
     stop: list[Annotated[str, Field(min_length=1)]] | None = None

@@ -97,11 +97,8 @@ def keep_whole(trainer: Trainer, model: nn.Module, layers: Sequence[AdaptedLayer
         put_around(trainer, name, _without_fsdp, trainer)
 
 
-def why_not_fsdp2(plugin: Any, args: TrainingArguments) -> str | None:
-    """Tell what these settings of accelerate and Trainer have that keeps `keep_whole` from its work, and the repair.
-
-    It needs no model, so that it can be asked before one is loaded.
-    """
+def _why_not_fsdp2(plugin: Any, args: TrainingArguments) -> str | None:
+    """Tell what these settings of accelerate and Trainer have that keeps `keep_whole` from its work, and the repair."""
     if plugin.cpu_ram_efficient_loading:
         return (
             "cpu_ram_efficient_loading, which cuts the adapter too; set it to false in fsdp_config, or in a launch "
@@ -117,7 +114,7 @@ def why_not_fsdp2(plugin: Any, args: TrainingArguments) -> str | None:
 
 
 def _check(trainer: Trainer, plugin: Any, model: nn.Module, layers: Sequence[AdaptedLayer]) -> None:
-    flaw = why_not_fsdp2(plugin, trainer.args) or _why_not_whole(trainer, model, layers)
+    flaw = _why_not_fsdp2(plugin, trainer.args) or _why_not_whole(trainer, model, layers)
     if flaw is not None:
         raise UserError(f"pedyra does not train under Trainer's FSDP2 with {flaw}")
 

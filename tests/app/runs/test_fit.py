@@ -98,7 +98,7 @@ def test_a_rank_that_was_asked_for_is_an_adapter_that_stock_peft_loads(run: Path
 
 
 def test_a_second_fit_replaces_the_first_where_that_is_asked_for(run: Path, call: Any, tmp_path: Path):
-    """And nothing else: not a folder of other files, nor what a link leads to."""
+    """Nothing else is touched: not a folder of other files, nor what a link leads to."""
     arguments = (run, "--rank", 1)
     victim = tmp_path / "victim"
     victim.mkdir()
@@ -187,7 +187,7 @@ def test_an_adapter_of_a_base_of_another_depth_is_refused_at_once(tmp_path: Path
 
 
 class TestRowsWithoutARecipe:
-    """Which number a class has, for the head that the adapter was trained with."""
+    """A class has the number that it had for the head that the adapter was trained with."""
 
     @pytest.fixture
     def adapter(self, tmp_path: Path) -> Callable[..., Path]:

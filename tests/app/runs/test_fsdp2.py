@@ -39,7 +39,7 @@ LAUNCH = {
     **{"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"},
     **{"FSDP_RESHARD_AFTER_FORWARD": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"},
 }
-"""What `accelerate launch --use_fsdp --fsdp_version 2 --fsdp_cpu_ram_efficient_loading false` gives its processes."""
+"""`accelerate launch --use_fsdp --fsdp_version 2 --fsdp_cpu_ram_efficient_loading false` gives its processes these."""
 
 
 def train(folder: Path, size: int, *flags: str, launch: dict[str, str] | None = None, **changes: Any) -> list[int]:

@@ -139,7 +139,7 @@ def test_mistakes_are_one_line(run: Path, call: Any, tmp_path: Path):
 
 
 def _model_folder(tmp_path: Path) -> Path:
-    """What looks like a whole model."""
+    """Make what looks like a whole model."""
     folder = tmp_path / "whole"
     folder.mkdir()
     (folder / "config.json").write_text("{}")

@@ -2,13 +2,12 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from file_changes import killed_at
 
 from pedyra.app.runs.run_folder import RunFolder
-from pedyra.lora.files import append_row, read_rows, write_file, write_folder
+from pedyra.lora.files import append_row, read_rows, write_file
 
 
 @pytest.fixture
@@ -123,30 +122,9 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["environment.json"]
 
 
-def test_a_failed_folder_leaves_the_old_folder_whole(tmp_path):
-    adapter = tmp_path / "adapter"
-    write_folder(adapter, lambda part: (part.mkdir(), (part / "weights").write_text("old")))
-
-    def fails(part):
-        part.mkdir()
-        (part / "weights").write_text("ha")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space"):
-        write_folder(adapter, fails)
-    assert (adapter / "weights").read_text() == "old"
-    assert [folder.name for folder in tmp_path.iterdir()] == ["adapter"]
-
-
 def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     append_row(path, {"step": 1})
     with path.open("a") as file:
         file.write(json.dumps({"step": 2})[:6])
     assert read_rows(path) == [{"step": 1}]
-
-
-def test_the_working_directory_can_be_written(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_folder(Path("."), lambda part: (part.mkdir(), (part / "weights").write_text("new")))
-    assert (tmp_path / "weights").read_text() == "new"

@@ -52,7 +52,7 @@ def test_resume_needs_the_same_recipe(recipe, interrupt_at):
 
 
 def test_a_folder_that_was_moved_goes_on_where_it_was_stopped(recipe, interrupt_at, tmp_path):
-    """And is judged by whatever it is asked at its end."""
+    """What it is asked at its end may be another."""
     interrupt_at(7)
     stopped = run(recipe()).folder.path
     stopped.rename(tmp_path / "some where")
@@ -134,13 +134,13 @@ def test_a_run_killed_after_any_step_goes_on_bit_for_bit(recipe, evaluated, step
 
 
 def drop_final_row(folder: Path) -> None:
-    """As where the run was killed before it was finished."""
+    """Leave the run as a kill before its end does."""
     metrics = folder / "metrics.jsonl"
     metrics.write_text("".join(json.dumps(row) + "\n" for row in read_rows(metrics) if "final" not in row))
 
 
 def later(name: str, step: int) -> bool:
-    """Whether a file of a run folder is there only after this step."""
+    """Tell whether a file of a run folder is there only after this step."""
     return name == "adapter" or (name.startswith("checkpoint-") and int(name.removeprefix("checkpoint-")) > step)
 
 
@@ -157,7 +157,7 @@ def test_the_checkpoint_of_an_interrupt_is_there_whatever_else_is_kept(recipe, i
 
 
 def test_a_run_goes_on_without_its_fit(recipe, interrupt_at):
-    """Which takes one process, where a resume may have more."""
+    """A fit takes one process, where a resume may have more."""
     interrupt_at(5)
     data = {"eval_rows": 24}
     stopped = run(recipe(fit={"rows": 32}, data=data))

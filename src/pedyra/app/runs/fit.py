@@ -34,8 +34,8 @@ class Asked:
     wanted: Wanted = Wanted()
     source: Source = Source()
     place: Destination | None = None
-    """Where it will be served: at the least of its ranks that is proved, or at the one that is named whatever that does
-    to the loss, and in the form that it reads."""
+    """It will be served there: at the least rank that is proved, or at the one that is named whatever that does to the
+    loss, and in the form that the place reads."""
     general: Path | None = None
     """A file of rows with the column `text`, which the model should not forget."""
     overwrite: bool = False
