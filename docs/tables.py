@@ -361,7 +361,7 @@ METRICS = ("accuracy", "perplexity")
 @table("fits")
 def fits() -> Cells:
     """What a fit at its defaults keeps of each adapter, what that does to the metric, and what it takes."""
-    cells = [["adapter", "metric", "base", "whole", "smaller", "rank", "loss increase", "may cost", "training", "fit"]]
+    cells = [["adapter", "metric", "base", "whole", "smaller", "rank", "loss increase", "may cost", "steps of training", "steps of the fit"]]
     for row in rows("fit"):
         metric = next(name for name in METRICS if name in row["metrics"]["whole"])
         values = [row["metrics"].get(which, row["metrics"]["whole"])[metric] for which in ("base", "whole", "smaller")]
@@ -371,7 +371,7 @@ def fits() -> Cells:
             shown[-1] += f", {100 * row['accuracy_change']:+.1f} {ends(low, high, 1)}"
         told = "kept whole" if row["interval"] is None else f"{row['measured_increase']:+.4f} {ends(*row['interval'])}"
         rank = f"{row['rank']} of {row['of_rank']}"
-        took = [f"{row['training_steps']:,} steps", f"{row['steps']:.0f} steps"]
+        took = [f"{row['training_steps']:,} of {row['training_rows']} rows", f"{row['steps']:.0f} of 8 rows"]
         cells.append([row["adapter"], metric, *shown, rank, told, f"{row['tolerance']:.4f}", *took])
     return cells
 
@@ -381,7 +381,8 @@ def four_adapters() -> Cells:
     """What README shows of the table of fits."""
     head, *every = fits()
     columns = [
-        head.index(name) for name in ("adapter", "metric", "base", "whole", "smaller", "rank", "training", "fit")
+        head.index(name)
+        for name in (*("adapter", "metric", "base", "whole", "smaller", "rank"), "steps of training", "steps of the fit")
     ]
     return [[row[column] for column in columns] for row in (head, *every)]
 
@@ -405,6 +406,21 @@ def _exact(count: int, every: int) -> str:
     """The exact interval (Clopper and Pearson) of a share, in percent."""
     low, high = binomtest(count, every).proportion_ci(method="exact")
     return f"[{low:.0%}, {high:.0%}]"
+
+
+@table("starts")
+def starts() -> Cells:
+    """A LoRA of one rank, cut from a larger one or trained at that rank: how much its loss is above the larger one's."""
+    every = rows("starts")
+    adapters = [*dict.fromkeys(row["adapter"] for row in every)]
+    cells = [["way", *adapters]]
+    for way, rate in dict.fromkeys((row["way"], row.get("learning_rate")) for row in every):
+        told = [way if rate is None else f"{way}, at a rate of {rate:g}"]
+        for adapter in adapters:
+            found = where(every, adapter=adapter, way=way, learning_rate=rate)
+            told += [f"{row['increase']:+.4f} ± {row['standard_error']:.4f}" for row in found] or [""]
+        cells.append(told)
+    return cells
 
 
 REPAIRS = {"none": "", "mixing": "mixing", "distil 160": "160 steps", "mixing + distil 40": "mixing, 40 steps"}

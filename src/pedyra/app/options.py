@@ -117,11 +117,11 @@ def _options(record: Any) -> list[inspect.Parameter]:
     for each in fields(record):
         kind, default = kinds[each.name], each.default
         if kind == float | str:  # which the command line does not know, and the record reads from text
-            kind, default = str, str(default)
+            kind = str
         option = typer.Option(
             f"--{each.name.replace('_', '-')}",
             help=" ".join(told[each.name]["description"].split()),
-            show_default=False,
+            show_default=default not in (None, False),
             metavar=METAVARS.get(each.name),
         )
         annotation = Annotated[kind, option]

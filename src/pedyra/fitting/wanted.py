@@ -22,7 +22,7 @@ def amount(given: Any) -> tuple[float, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """This is asked of a fit.
+    """This is asked of a fit. A tolerance that is a number and no text, 0.01, is a part of what was won.
 
     Raises:
         UserError: a value outside its range.
@@ -30,9 +30,9 @@ class Wanted:
 
     __pydantic_config__ = {"use_attribute_docstrings": True, "extra": "forbid"}  # for recipes and the command line
 
-    tolerance: float | str = 0.01
-    """What may be given up: a part of what fine-tuning won (the loss of the base model less the adapter's), as 0.01 or
-    "1%", or points of the accuracy, as "0.5pt"."""
+    tolerance: float | str = "1%"
+    """What may be given up: a part of what fine-tuning won (the loss of the base model less the adapter's), as 1%, or
+    points of the accuracy, as 0.5pt."""
     rank: int | None = None
     """Take this rank in every layer, whatever it does, and say what it does."""
     rows: int = 1024
@@ -42,9 +42,9 @@ class Wanted:
 
     def __post_init__(self) -> None:
         value, unit = amount(self.tolerance)
-        if not 0 < value < 1:
+        if not 0 < value < 1 or (isinstance(self.tolerance, str) and not unit):  # as text it might be the loss itself
             raise UserError(
-                f"tolerance is {self.tolerance!r}; it is a part of what was won, in (0, 1), such as 0.01 or 1%, or "
+                f"tolerance is {self.tolerance!r}; it is a part of what was won, above 0% and below 100%, such as 1%, or "
                 f"points of the accuracy, such as 0.5pt"
             )
         if unit != "pt":
