@@ -361,7 +361,8 @@ METRICS = ("accuracy", "perplexity")
 @table("fits")
 def fits() -> Cells:
     """What a fit at its defaults keeps of each adapter, what that does to the metric, and what it takes."""
-    cells = [["adapter", "metric", "base", "whole", "smaller", "rank", "loss increase", "may cost", "steps of training", "steps of the fit"]]
+    kept = ("adapter", "metric", "base", "whole", "smaller", "rank", "loss increase", "may cost")
+    cells = [[*kept, "steps of training", "steps of the fit"]]
     for row in rows("fit"):
         metric = next(name for name in METRICS if name in row["metrics"]["whole"])
         values = [row["metrics"].get(which, row["metrics"]["whole"])[metric] for which in ("base", "whole", "smaller")]
@@ -380,10 +381,7 @@ def fits() -> Cells:
 def four_adapters() -> Cells:
     """What README shows of the table of fits."""
     head, *every = fits()
-    columns = [
-        head.index(name)
-        for name in (*("adapter", "metric", "base", "whole", "smaller", "rank"), "steps of training", "steps of the fit")
-    ]
+    columns = [place for place, name in enumerate(head) if name not in ("loss increase", "may cost")]
     return [[row[column] for column in columns] for row in (head, *every)]
 
 
@@ -410,7 +408,7 @@ def _exact(count: int, every: int) -> str:
 
 @table("starts")
 def starts() -> Cells:
-    """A LoRA of one rank, cut from a larger one or trained at that rank: how much its loss is above the larger one's."""
+    """A LoRA of one rank, cut from a larger one or trained at it: how much its loss is above the larger one's."""
     every = rows("starts")
     adapters = [*dict.fromkeys(row["adapter"] for row in every)]
     cells = [["way", *adapters]]

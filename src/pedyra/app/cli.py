@@ -163,8 +163,8 @@ def export(
     target: Annotated[
         Literal["peft", "padded", "gguf", "merged"] | None,
         typer.Option(
-            help="peft: each layer's own rank, for PEFT. padded: one rank everywhere, for any reader. gguf: for llama.cpp's "
-            "converter. merged: the base model with the update in its weights.",
+            help="peft: each layer's own rank, for PEFT. padded: one rank everywhere, for any reader. gguf: for "
+            "llama.cpp's converter. merged: the base model with the update in its weights.",
         ),
     ] = None,
     destination: ForPlace = None,

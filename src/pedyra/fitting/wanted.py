@@ -44,8 +44,8 @@ class Wanted:
         value, unit = amount(self.tolerance)
         if not 0 < value < 1 or (isinstance(self.tolerance, str) and not unit):  # as text it might be the loss itself
             raise UserError(
-                f"tolerance is {self.tolerance!r}; it is a part of what was won, above 0% and below 100%, such as 1%, or "
-                f"points of the accuracy, such as 0.5pt"
+                f"tolerance is {self.tolerance!r}; it is a part of what was won, above 0% and below 100%, such as 1%, "
+                f"or points of the accuracy, such as 0.5pt"
             )
         if unit != "pt":
             object.__setattr__(self, "tolerance", value)
