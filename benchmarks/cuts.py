@@ -21,7 +21,7 @@ from pedyra.fitting.paired import paired
 from pedyra.fitting.sizes import of_rank
 from pedyra.lora.files import read_json
 
-CUTS_KEY = ("run", "way", "rank", "rows")
+CUTS_KEY = ("run", "way", "rank", "rows", "other")
 RANKS = (4, 2, 1)
 
 
@@ -73,11 +73,13 @@ def _cuts(
     base = trained.base_losses()
     won = paired(trained.whole, base, trained.weights).mean
 
-    def row(way: str, rank: int, losses: Sequence[float], parameters: int, seconds: float) -> Row:
+    def row(
+        way: str, rank: int, losses: Sequence[float], parameters: int, seconds: float, other: Path | None = None
+    ) -> Row:
         rise = paired(trained.whole, losses, trained.weights)
         return {
-            "run": str(run), "way": way, "rank": rank, "rows": rows, "parameters": parameters,
-            "loss": trained.mean(losses), "whole_loss": trained.mean(trained.whole), "base_loss": trained.mean(base),
+            "run": str(run), "way": way, "other": other and str(other), "rank": rank, "rows": rows,
+            "parameters": parameters, "loss": trained.mean(losses), "whole_loss": trained.mean(trained.whole), "base_loss": trained.mean(base),
             "increase": rise.mean, "standard_error": rise.error, "part_of_won": rise.mean / won, "seconds": seconds,
         }  # fmt: skip
 
@@ -102,7 +104,8 @@ def _cuts(
         config = read_json(other / "adapter" / "adapter_config.json")
         if config["r"] in ranks:
             smaller = TrainedLora(other, rows, held_out)
-            yield row("from the start", config["r"], smaller.whole, smaller.parameters, smaller.training_seconds)
+            taken = smaller.parameters, smaller.training_seconds
+            yield row("from the start", config["r"], smaller.whole, *taken, other)
 
 
 def by_singular_values(model: Any, measured: Calibration) -> Calibration:
