@@ -79,8 +79,9 @@ def _cuts(
         rise = paired(trained.whole, losses, trained.weights)
         return {
             "run": str(run), "way": way, "other": other and str(other), "rank": rank, "rows": rows,
-            "parameters": parameters, "loss": trained.mean(losses), "whole_loss": trained.mean(trained.whole), "base_loss": trained.mean(base),
-            "increase": rise.mean, "standard_error": rise.error, "part_of_won": rise.mean / won, "seconds": seconds,
+            "parameters": parameters, "loss": trained.mean(losses), "whole_loss": trained.mean(trained.whole),
+            "base_loss": trained.mean(base), "increase": rise.mean, "standard_error": rise.error,
+            "part_of_won": rise.mean / won, "seconds": seconds,
         }  # fmt: skip
 
     began = time.perf_counter()
