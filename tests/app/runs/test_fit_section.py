@@ -15,7 +15,7 @@ from pedyra.app.runs.run import train_run
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import resolve
 from pedyra.errors import UserError
-from pedyra.lora.inspection import read_tensors
+from pedyra.lora.folder import read_tensors
 
 
 def recipe(folder: Any, **changes: Any) -> Any:

@@ -26,14 +26,14 @@ def serving_lines(folder: Path, target: str) -> list[str]:
 
 def served_lines(found: Fit, lora: SavedLora, place: Destination, out: Path) -> list[str]:
     """Say at which rank the place holds the smaller adapter, what it reserves for it, and how it is served."""
-    kept = {name: rank for name, rank in found.ranks.items() if rank}
-    before, after = (place.rank_for(max(ranks)) for ranks in ([x.rank for x in lora.layers], kept.values()))
+    before, after = (place.rank_for(rank) for rank in (max(layer.rank for layer in lora.layers), found.chosen.rank))
     lines = [f"for         {place.title}, which held it at a rank of {_rank(before)}, and now at {_rank(after)}"]
     if place.pads and after is not None:
-        now = place.slot_bytes(_widths(found.model, kept), after)
+        names = [layer.name for layer in lora.layers]  # of all, since one that keeps nothing has a row of zeros
+        now = place.slot_bytes(_widths(found.model, names), after)
         told = f"{now / 1e6:,.1f} MB a slot"
         if before is not None:
-            was = place.slot_bytes(_widths(found.model, [layer.name for layer in lora.layers]), before)
+            was = place.slot_bytes(_widths(found.model, names), before)
             told = f"{was / 1e6:,.1f} MB a slot before, {told} now"
         lines.append(f"reserves    {told}, in the layers of its own modules")
     seen = f"seen with {place.title} {place.seen}" if place.seen else f"not run here; by {place.sources[0]}"

@@ -22,8 +22,7 @@ from pedyra.export.destinations import Destination, base_name
 from pedyra.fitting.cut import RECORD, check_out
 from pedyra.fitting.result import Fit
 from pedyra.fitting.wanted import Wanted
-from pedyra.lora.folder import SavedLora, check_finite, check_layers, load_adapter, read_lora
-from pedyra.lora.inspection import find_adapter
+from pedyra.lora.folder import SavedLora, check_finite, check_layers, find_adapter, load_adapter, read_lora
 from pedyra.trainer.fit import check_asked, fit_trainer
 
 

@@ -23,8 +23,7 @@ from pedyra.app.runs.source import Source
 from pedyra.errors import UserError
 from pedyra.fitting.judge import Batch
 from pedyra.fitting.prove import Margin, Measured, Proof, compare
-from pedyra.lora.folder import check_finite, check_layers, load_adapter, read_lora
-from pedyra.lora.inspection import find_adapter, read_adapter_config
+from pedyra.lora.folder import check_finite, check_layers, find_adapter, load_adapter, read_adapter_config, read_lora
 from pedyra.trainer.fit import base_of
 from pedyra.trainer.judge import TrainerJudge
 from pedyra.trainer.prove import BASE, check_margin, measured, taken
