@@ -250,13 +250,13 @@ def check_lengths(test_set: TestSet, config: Any) -> None:
     if positions is None:
         return
     new, longest = int(test_set.settings.max_new_tokens or TOKENS), max(map(len, test_set.prompts))
-    # An encoder-decoder has positions of its own for the answer.
-    needed = max(longest, new) if getattr(config, "is_encoder_decoder", False) else longest + new
+    needed, repair = longest + new, "lower max_new_tokens, or cut a column: {column:.2000}"
+    if getattr(config, "is_encoder_decoder", False):  # the answer has positions of its own
+        needed, repair = max(longest, new), "lower data.max_length, which cuts prompts, or max_new_tokens"
     if needed > positions:
         raise UserError(
             f"generate.{test_set.name}: the longest prompt has {longest} tokens, and with max_new_tokens {new} that is "
-            f"more than the model's {positions} positions; lower max_new_tokens or data.max_length, or cut a column: "
-            f"{{column:.2000}}"
+            f"more than the model's {positions} positions; {repair}"
         )
 
 
