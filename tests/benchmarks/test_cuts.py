@@ -19,6 +19,7 @@ from pedyra.app.runs.run import train_run
 from pedyra.fitting.calibration import calibrate, lora_layers
 from pedyra.fitting.cut import cut
 from pedyra.fitting.judge import Judge
+from pedyra.lora.files import SUMS
 
 WAYS = ["fit", "balanced", "singular values", "singular values, repaired"]
 
@@ -70,6 +71,7 @@ def test_a_run_is_cut_in_every_way_to_the_same_size(run: Path):
 def test_every_run_is_checked_before_the_first_is_measured(run: Path, tmp_path: Path, monkeypatch: Any):
     other = tmp_path / "adalora"
     shutil.copytree(run, other)
+    (other / "adapter" / SUMS).unlink()  # which would tell that it was changed
     config = other / "adapter" / "adapter_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "peft_type": "ADALORA"}))
     monkeypatch.setattr("benchmarks.cuts.TrainedLora", lambda *a, **k: pytest.fail("measured"))

@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_mode
 from safetensors.torch import load_file
 
 from pedyra.lora.attach import attach, detach
-from pedyra.lora.folder import read_lora
+from pedyra.lora.folder import read_lora, save_adapter, save_lora
 from pedyra.lora.layer import adapted_layers
 from pedyra.lora.layer_names import rank_fields
 
@@ -152,6 +152,27 @@ def test_nothing_of_ours_is_left_on_a_model_without_triples(make_llama):
         assert len(model._load_state_dict_post_hooks) == 1
         detach(model)
         assert b"pedyra" not in pickle.dumps(model)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_bit_that_was_flipped_is_told_and_a_folder_of_peft_has_no_sums(name, make_net, tmp_path):
+    model = make_net(init_lora_weights=False)
+    save_adapter(model, tmp_path / "ours")
+    model.save_pretrained(tmp_path / "theirs")
+    lora = read_lora(tmp_path / "ours")
+    save_lora(tmp_path / "again", lora.tensors, lora.config)
+    for folder in ("ours", "again", "theirs"):
+        file = tmp_path / folder / name
+        content = bytearray(file.read_bytes())
+        # The last digit of a number, or the lowest bit of one: still a file that can be read.
+        content[content.index(b'"r": ') + 5 if name.endswith("json") else -4] ^= 1
+        file.write_bytes(content)
+    for folder in ("ours", "again"):
+        with pytest.raises(ValueError, match=f"{name} does not match SHA256SUMS.*remove .*SHA256SUMS"):
+            read_lora(tmp_path / folder)
+        (tmp_path / folder / "SHA256SUMS").unlink()
+    if name.endswith("safetensors"):
+        assert [read_lora(tmp_path / folder).title for folder in ("ours", "again", "theirs")]
 
 
 def test_a_reader_that_knows_no_patterns_has_the_largest_rank_and_the_usual_scaling():

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pedyra.errors import UserError
-from pedyra.lora.files import check_shape, read_json, write_file, write_folder
+from pedyra.lora.files import SUMS, check_shape, check_sums, read_json, read_sums, write_file, write_folder, write_sums
 from pedyra.lora.layer import peft_layers
 from pedyra.lora.supported import BESIDE, check_supported
 
@@ -44,7 +44,8 @@ def find_adapter(path: Path) -> Path:
     """Find the adapter folder of a run, or take the folder itself if it is one.
 
     Raises:
-        ValueError: neither, and for an unfinished run it names the checkpoint to use instead.
+        ValueError: neither, and for an unfinished run it names the checkpoint to use instead; or a file of it is not
+            the one that pedyra wrote.
     """
     if not path.is_dir():
         found = "is a file" if path.is_file() else "does not exist"
@@ -53,10 +54,22 @@ def find_adapter(path: Path) -> Path:
         if (folder / "adapter_config.json").is_file():
             if not (folder / "adapter_model.safetensors").is_file():
                 raise UserError(f"{folder} has no adapter_model.safetensors; save the adapter in that format")
+            _check_whole(folder)
             return folder
     checkpoints = sorted(path.glob("checkpoint-*"), key=lambda found: found.stat().st_mtime)
     hint = f"; its run is unfinished, try {checkpoints[-1]}" if checkpoints else ""
     raise UserError(f"{path} holds no adapter (adapter_config.json){hint}")
+
+
+def _check_whole(folder: Path) -> None:
+    """Raise ValueError where a file of the adapter is not the one that was written: a flipped bit would be served. A
+    folder without sums, as PEFT writes it, is taken as it is."""
+    if not (folder / SUMS).is_file():
+        return
+    try:
+        check_sums(folder, [name for name in ADAPTER_FILES if name in read_sums(folder)])
+    except ValueError as error:
+        raise UserError(f"{error}; if you changed it yourself, remove {folder / SUMS}") from None
 
 
 _CONFIG = {
@@ -178,16 +191,22 @@ def active_adapter(model: Any) -> str:
 
 
 def save_lora(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Write the two files of a PEFT LoRA folder into a new folder."""
+    """Write the two files of a PEFT LoRA folder, and their sums, into a new folder."""
     folder.mkdir()
     contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
     save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     write_file(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_sums(folder, ADAPTER_FILES)
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Save a live model's adapter as PEFT does; it appears whole or not at all."""
-    write_folder(folder, lambda part: model.save_pretrained(str(part)))
+    """Save a live model's adapter as PEFT does, with the sums of its files; it appears whole or not at all."""
+
+    def save(part: Path) -> None:
+        model.save_pretrained(str(part))
+        write_sums(part, ADAPTER_FILES)
+
+    write_folder(folder, save)
 
 
 _PROCESSING = (

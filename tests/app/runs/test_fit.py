@@ -277,6 +277,7 @@ def test_a_weight_that_is_not_finite_is_told(run: Path, call: Any, tmp_path: Pat
     tensors = load_file(adapter / "adapter_model.safetensors")
     name = next(key for key in tensors if "lora_A" in key)
     tensors[name][0, 0] = float("nan")
+    (adapter / "SHA256SUMS").unlink()
     save_file(tensors, adapter / "adapter_model.safetensors", {"format": "pt"})
     code, _, err = call(adapter, "--run", run, "--rank", 1, "--out", tmp_path / "out")
     assert code == 2 and "has a weight that is not finite" in err and err.count("\n") == 1
@@ -313,7 +314,7 @@ def test_a_run_of_another_base_than_the_adapters_is_told(
     recorded: str | None, told: bool, run: Path, call: Any, tmp_path: Path
 ):
     """It may have the same shape, and then nothing else tells."""
-    adapter = Path(shutil.copytree(run / "adapter", tmp_path / "adapter"))
+    adapter = Path(shutil.copytree(run / "adapter", tmp_path / "adapter", ignore=shutil.ignore_patterns("SHA256SUMS")))
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": recorded}))
     with pytest.warns(UserWarning, match="adapter of the base another/base") if told else nullcontext():

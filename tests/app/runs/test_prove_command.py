@@ -54,7 +54,7 @@ def call(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., tu
 
 def changed(run: Path, out: Path, factor: float, key: str = "lora_B") -> Path:
     """A copy of the run's adapter with some of its factors multiplied."""
-    shutil.copytree(run / "adapter", out)
+    shutil.copytree(run / "adapter", out, ignore=shutil.ignore_patterns("SHA256SUMS"))
     file = out / "adapter_model.safetensors"
     tensors = {name: value * factor if key in name else value for name, value in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
@@ -103,7 +103,7 @@ def test_what_was_won_counts_no_random_head_where_a_run_has_rows_to_fit_one(run:
 
 def test_a_lora_that_another_tool_made_is_proved_on_a_file_of_rows(run: Path, call: Any, rows: Path, tmp_path: Path):
     small = tmp_path / "small"
-    shutil.copytree(run / "adapter", small)
+    shutil.copytree(run / "adapter", small, ignore=shutil.ignore_patterns("SHA256SUMS"))
     file = small / "adapter_model.safetensors"
     cut = {
         name: value[:2].contiguous() if "lora_A" in name else value[:, :2].contiguous() if "lora_B" in name else value
