@@ -69,7 +69,7 @@ def _check_whole(folder: Path) -> None:
     try:
         check_sums(folder, [name for name in ADAPTER_FILES if name in read_sums(folder)])
     except ValueError as error:
-        raise UserError(f"{error}; if you changed it yourself, remove {folder / SUMS}") from None
+        raise UserError(f"{error}; if you changed it yourself, remove {SUMS} beside it") from None
 
 
 _CONFIG = {
