@@ -12,7 +12,7 @@ demo: $(VENV)/.demo
 	$(BIN)/pedyra train recipes/demo_ranks.yaml --overwrite
 
 test: lint
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The tests with the lowest and the newest torch, peft, transformers, accelerate and numpy: hours and 10 GB.
 versions:
