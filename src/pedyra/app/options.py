@@ -69,8 +69,8 @@ ForPlace = Annotated[
     typer.Option(
         "--for",
         metavar="PLACE[:R]",
-        help="Where it will be served (vllm, llama.cpp, ...), and so the ranks that are asked, and the form; vllm:16 "
-        "is for that rank.",
+        help="The place that will serve it (vllm, llama.cpp, ...) says its ranks and its form; vllm:16 is for that "
+        "rank.",
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier one in DIR.")]

@@ -24,7 +24,7 @@ class Against:
     """This is how a smaller adapter does on held-out rows beside the whole one, on the same rows."""
 
     rise: Increase
-    """The loss rises by it."""
+    """This is the rise of the loss."""
     pairs: Pairs | None = None
     """They are the rows that one has right and the other wrong; None where the task has no accuracy of rows."""
     metrics: Metrics = field(default_factory=dict)

@@ -13,14 +13,14 @@ CONFIDENCE = 0.95
 
 
 class Increase(NamedTuple):
-    """The loss rises by so much, as a mean of paired differences over batches, and that is known so well."""
+    """This is the rise of the loss, as a mean of paired differences over batches, with its standard error."""
 
     mean: float
     error: float
-    """It is the standard error; infinite with fewer than two batches."""
+    """This is the standard error; infinite with fewer than two batches."""
     batches: int
     skew: float = 0.0
-    """The differences have this skewness: positive where few batches bear the rise."""
+    """This is the skewness of the differences, positive where few batches bear the rise."""
 
     def upper(self, level: float = 1 - CONFIDENCE) -> float:
         """Return the bound that the true increase lies above with this probability at most."""
@@ -36,7 +36,7 @@ class Increase(NamedTuple):
 
     @property
     def skewness(self) -> float:
-        """The mean has this skewness."""
+        """Return the skewness of the mean."""
         return self.skew / math.sqrt(max(1, self.batches))
 
 
@@ -85,13 +85,12 @@ def paired(before: Sequence[float], after: Sequence[float], weights: Sequence[fl
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two models answered these rows: Tango's score interval of the paired difference and McNemar's test ask no
-    more."""
+    """These are the counts of rows that two models answered, as Tango's score interval and McNemar's test take them."""
 
     lost: float
-    """A has so many rows right that B has wrong."""
+    """A has this number of rows right that B has wrong."""
     gained: float
-    """B has so many rows right that A has wrong."""
+    """B has this number of rows right that A has wrong."""
     rows: float
 
     @classmethod
@@ -102,12 +101,12 @@ class Pairs:
 
     @property
     def fall(self) -> float:
-        """The accuracy of B is by so much below that of A."""
+        """Return by how much the accuracy of B is below that of A."""
         return (self.lost - self.gained) / self.rows
 
     @property
     def error(self) -> float:
-        """It is the standard error of the fall."""
+        """Return the standard error of the fall."""
         return math.sqrt(max(0.0, self.lost + self.gained - self.rows * self.fall**2)) / self.rows
 
     def bounds(self, z: float) -> tuple[float, float]:

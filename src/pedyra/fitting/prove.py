@@ -22,11 +22,11 @@ MOST_ROWS = 10**8
 
 @dataclass(frozen=True)
 class Margin:
-    """B may be worse than A by so much."""
+    """By this much B may be worse than A and still count as no worse."""
 
     value: float
     of: str
-    """It is of "won" (a part of what A won over the base), "loss" (a number) or "accuracy" (a difference)."""
+    """The value is a part of what A "won" over the base, a number of the "loss", or a difference of the "accuracy"."""
     text: str
 
     @classmethod
@@ -45,10 +45,10 @@ class Margin:
 
 @dataclass(frozen=True)
 class Measured:
-    """One model did this on the rows of a proof."""
+    """This is how one model did on the rows of a proof."""
 
     losses: Sequence[float]
-    """There is one for each batch."""
+    """Each batch has one."""
     metrics: Metrics
     correct: Sequence[bool] | None = None
     """Each row is right or not; None where the task has no accuracy of rows."""
@@ -60,11 +60,11 @@ class Proof:
 
     a: str
     b: str
-    """They are named as they were given."""
+    """Both are named as the user gave them."""
     measure: str
-    """It is loss or accuracy."""
+    """The margin is of this: loss or accuracy."""
     difference: float
-    """B is worse by so much: the rise of the loss, or the fall of the accuracy."""
+    """By this much B is worse than A: the rise of the loss, or the fall of the accuracy."""
     standard_error: float
     """It is that of the difference beside the margin, which is itself a measurement where it is a part of what A
     won."""
@@ -72,9 +72,9 @@ class Proof:
     upper: float
     """The true difference lies below, and above, with a probability of 5 % each at most."""
     margin: float
-    """It is in units of the measure."""
+    """The margin is a number of the measure."""
     asked: str
-    """It is the margin as it was given."""
+    """The user gave the margin so."""
     verdict: str
     """It is "no worse", "worse", or "cannot tell"."""
     loss_a: float
@@ -82,16 +82,16 @@ class Proof:
     won: Increase | None = None
     """It is the loss of the base less that of A, where the margin is a part of it."""
     base: str = "the base model"
-    """It says in words from what the won is counted."""
+    """This names the model from which what was won is counted."""
     metric: str | None = None
-    """It names the one of the task of which metric_a and metric_b are values; None where it has none."""
+    """`metric_a` and `metric_b` are values of this metric of the task; None where the task has none."""
     metric_a: float | None = None
     metric_b: float | None = None
     pairs: Pairs | None = None
-    """They are rows that one has right and the other wrong, where the task has an accuracy."""
+    """These count the rows that one has right and the other wrong, where the task has an accuracy."""
     rows: int
     enough: int | None = None
-    """So many rows would tell, where these do not and a number can be said."""
+    """This number of rows would tell; None where these rows do, or no number can be said."""
 
     def row(self) -> dict[str, Any]:
         """Return its fields as a line of JSON."""

@@ -35,41 +35,41 @@ class Fit:
     """
 
     whole: Candidate
-    """It is the adapter as it was."""
+    """This is the adapter before the cut."""
     curve: list[Candidate]
-    """These sizes were asked, the whole adapter first."""
+    """These sizes were measured, the whole adapter first."""
     chosen: Candidate
     """This size is taken: the whole adapter where none smaller is within tolerance."""
     tolerance: Tolerance
     asked: bool
-    """Its rank was asked for, and is taken whatever it does to the loss."""
+    """True: the user asked for this rank, so it is taken whatever it does to the loss."""
     factors: Factors = field(repr=False)
-    """They are A and B of each layer, as taken."""
+    """These are A and B of each layer of the size that is taken."""
     verdict: str
     """It is flat, capacity-limited or unknown; with general text forgets less or unknown."""
     words: str
-    """They are the verdict as a sentence."""
+    """This says the verdict in a sentence."""
     measure: str = "loss"
-    """It rises."""
+    """This names what rises: the loss, or a divergence where the loss says nothing about held-out rows."""
     forgetting: Forgetting | None = None
-    """This size does so much to general text, where some was given."""
+    """This says what the size does to general text, where some was given."""
     rows: str = ""
-    """It says in words which rows it was measured on."""
+    """This says in words on which rows the fit measured."""
     base: str = "the base model"
-    """It says in words from what the won is counted."""
+    """This names the model from which what was won is counted."""
     seconds: float = 0.0
-    """It took so long."""
+    """The fit took this time."""
     steps: float = 0.0
-    """So many batches of the calibration go forwards and backwards in this time."""
+    """In this time the fit could have taken so many training steps, each a batch of the calibration."""
     metrics: Mapping[str, Metrics] = field(default_factory=dict)
     """They are on the held-out rows: base, whole and, where there is one, smaller -> metric -> value; empty where the
     task has none."""
     model: Any = field(repr=False, default=None)
     adapter: str = "default"
     trainer: ref[Any] | None = field(repr=False, default=None)
-    """It was asked, if there was one."""
+    """This is the Trainer that was fitted, if there was one."""
     place: Destination | None = field(repr=False, default=None)
-    """It will be served there, if that was said, and is written in the form that this place reads."""
+    """The adapter will be served there, and is written in the form that this place reads."""
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -78,7 +78,7 @@ class Fit:
 
     @property
     def is_whole(self) -> bool:
-        """Everything is kept."""
+        """True where no smaller size is taken."""
         return self.ranks == self.whole.ranks
 
     def megabytes(self, size: Candidate) -> float:

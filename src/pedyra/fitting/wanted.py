@@ -36,7 +36,7 @@ class Wanted:
     rank: int | None = None
     """Take this rank in every layer, whatever it does, and say what it does."""
     rows: int = 1024
-    """So many held-out rows prove at most, and as many rows calibrate."""
+    """The proof takes this number of held-out rows at most, and the calibration as many rows."""
     curve: bool = False
     """Measure the sizes below the first that is not within tolerance too."""
 

@@ -89,22 +89,22 @@ class RankResult:
 
     steps: int
     adjustments: int
-    """So many adjustments were made."""
+    """This number of adjustments was made."""
     planned: int
-    """The schedule has so many."""
+    """The schedule has this number of adjustments."""
     first: int
-    """The first of these is due after this step."""
+    """The first adjustment is due after this step."""
     pruned: int
-    """So many triples were pruned, in all adjustments."""
+    """All adjustments together pruned this number of triples."""
     added: int
-    """So many triples were added, in all adjustments."""
+    """All adjustments together added this number of triples."""
     undone: int
-    """So many of the pruned triples had been added by the adjustment before. Where most are, adjustments follow each
-    other so fast that a new triple has not learned anything yet."""
+    """This number of the pruned triples had been added by the adjustment before. Where most had, adjustments follow
+    each other so fast that a new triple has not learned anything yet."""
     ranks_before: dict[str, int]
-    """It has the rank of each layer at the start of the run."""
+    """Each layer had this rank at the start of the run."""
     ranks: dict[str, int]
-    """It has the rank of each layer at the end."""
+    """Each layer has this rank at the end."""
     parameters_before: int
     parameters: int
 
