@@ -1,10 +1,9 @@
-"""`python -m benchmarks.forgetting RUN --general ROWS`: trained LoRAs, cut or scaled so that they forget less."""
+"""`python -m benchmarks.forgetting RUN --general ROWS`: a fit against forgetting, beside two simpler ways."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,12 +16,13 @@ from benchmarks.rows import Row, RowFile
 from benchmarks.trained import BATCH, TrainedLora, opened
 from pedyra.app.tasks.sources import read_test_rows
 from pedyra.errors import UserError
-from pedyra.fitting.cut import cut_factors, cut_to
-from pedyra.fitting.general import by_harm, harm_first, scaled, slopes_at_half, text_batches, texts_of
+from pedyra.fitting.cut import cut_to
+from pedyra.fitting.fit import GeneralRows, Rows, fit_batches
+from pedyra.fitting.general import scaled, text_batches, texts_of
 from pedyra.fitting.judge import Batch, Cut
 from pedyra.fitting.modes import disabled, evaluating
 from pedyra.fitting.paired import paired
-from pedyra.fitting.sizes import of_rank
+from pedyra.fitting.wanted import Wanted
 
 FORGETTING_KEY = ("run", "general", "rows", "way", "asked")
 SCALES = (0.9, 0.8, 0.7)
@@ -35,22 +35,25 @@ def forgetting(
     runs: Runs,
     general: Annotated[Path, typer.Option(metavar="ROWS", help="Text that should not be forgotten, in a column text.")],
     rows: Annotated[int, typer.Option(min=16, help="Of training, to calibrate with.")] = 512,
+    tolerance: Annotated[str, typer.Option(metavar="PART", help="That of the fit.")] = "2%",
     threads: Threads = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Cut trained LoRAs so that they forget less, and scale them down; the loss of the task and of general text."""
+    """Fit trained LoRAs so that they forget less, and scale them down; the loss of the task and of general text."""
     file = RowFile(json_file, FORGETTING_KEY)
     texts = read_test_rows(str(general), None, "train", ["text"], "--general")
-    made = ({"general": str(general), **row} for row in bench_forgetting(runs, texts, rows))
+    made = ({"general": str(general), **row} for row in bench_forgetting(runs, texts, rows, tolerance))
     print_done(file.keep(made), ["run", "way", "amount", "loss", "general_loss"])
 
 
-def bench_forgetting(runs: Sequence[Path], general: Sequence[Any], rows: int = 512) -> Iterator[dict[str, Any]]:
+def bench_forgetting(
+    runs: Sequence[Path], general: Sequence[Any], rows: int = 512, tolerance: str = "2%"
+) -> Iterator[dict[str, Any]]:
     """Yield a row for each run and way to forget less: the loss of the task, and that of general text.
 
     Ways: `base` and `whole`; `scaled`, the whole adapter times `asked`; `intruders`, PEFT's
-    `reduce_intruder_dimension` with this part of them subtracted; `general`, the sizes of `pedyra fit --general`, and
-    `task`, half of the rank as `pedyra fit` cuts. `amount` is the part of the parameters that is left.
+    `reduce_intruder_dimension` that keeps this part of them; and `fit`, whatever `pedyra fit --general` takes at this
+    tolerance, from its calibration to its proof. `amount` is the part of the parameters that is left, or the factor.
 
     Args:
         general: texts, or rows with the column `text`; half of them say what harms them, and half are measured on.
@@ -70,11 +73,11 @@ def bench_forgetting(runs: Sequence[Path], general: Sequence[Any], rows: int = 5
     for run in runs:
         trained = TrainedLora(run, rows)
         batches = text_batches(trained.tokenizer, texts, BATCH)
-        for row in _forgetting(trained, batches[::2], batches[1::2]):
+        for row in _forgetting(trained, batches[::2], batches[1::2], tolerance):
             yield {"run": str(run), "rows": rows, **row}
 
 
-def _forgetting(trained: TrainedLora, slopes: Sequence[Batch], held: Sequence[Batch]) -> Iterator[Row]:
+def _forgetting(trained: TrainedLora, slopes: Sequence[Batch], held: Sequence[Batch], tolerance: str) -> Iterator[Row]:
     weights = [trained.judge.samples(batch) for batch in held]
     none = [0.0] * len(held)
 
@@ -88,15 +91,6 @@ def _forgetting(trained: TrainedLora, slopes: Sequence[Batch], held: Sequence[Ba
     yield row("whole", 1.0, partial(evaluating, trained.model))
     for scale in SCALES:
         yield row("scaled", scale, partial(_scaled, trained, scale))
-    training = list(trained.training)
-    of_task, of_text = (slopes_at_half(trained.judge, each, trained.calibration) for each in (training, slopes))
-    found = trained.calibration
-    ordered, going = harm_first(replace(found, repairs=False), of_task, of_text)
-    highest = max(layer.rank for layer in found.layers.values())
-    cuts = [("general", ordered, each) for each in by_harm(ordered, going)]
-    for way, calibration, each in [*cuts, ("task", found, of_rank(found, highest // 2))]:
-        factors = cut_factors(trained.model, calibration, each.ranks)
-        yield row(way, each.share, partial(cut_to, trained.model, factors), each.share)
     for left in MITIGATIONS:
         reduce_intruder_dimension(
             trained.model, new_adapter_name=INTRUDERS, mitigation_lambda=left, logging_sink=lambda _: None
@@ -104,6 +98,11 @@ def _forgetting(trained: TrainedLora, slopes: Sequence[Batch], held: Sequence[Ba
         trained.model.set_adapter("default")
         yield row("intruders", left, partial(_other, trained.model), 1.0)
         trained.model.delete_adapter(INTRUDERS)
+    general = GeneralRows(judge=trained.judge, slopes=slopes, proof=held)
+    parts = Rows(calibration=trained.training, held=trained.batches, general=general)
+    wanted = Wanted(tolerance=tolerance)
+    found = fit_batches(trained.judge, parts, wanted)
+    yield row("fit", wanted.part, partial(cut_to, trained.model, found.factors), found.chosen.share)
 
 
 INTRUDERS = "without_intruders"
