@@ -175,7 +175,7 @@ def folder(tmp_path: Path) -> Path:
     recipe = {
         "output_dir": str(tmp_path / "run"), "method": "lora", "model": {"name": "tiny-llama"},
         "data": {"source": "toy", "kind": "causal_lm", "prompt": "prompt", "completion": "completion", "max_length": 40,
-                 "train_rows": 64, "validation_fraction": 0.2},
+                 "train_rows": 64, "validation_fraction": 0.4},
         "lora": {"r": 3},
         "training": {"max_steps": 30, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "use_cpu": True,
                      "eval_strategy": "no"},
