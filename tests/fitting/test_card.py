@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_stand_in import HubStandIn
 from huggingface_hub import ModelCard
 
 import pedyra
-from pedyra.fitting.cut import RECORD
 from pedyra.fitting.result import fit_card
 from pedyra.lora.card import CARD
 
@@ -55,20 +53,3 @@ def test_the_card_names_a_base_of_the_hub_and_no_path_of_this_machine(
     card = ModelCard(fit_card(found, name))
     assert card.data.to_dict().get("base_model") == in_metadata
     assert f"| base model | {shown} |" in card.text and "somebody" not in str(card)
-
-
-@pytest.mark.parametrize("place", [None, "vllm"])
-def test_what_is_pushed_is_what_save_writes(place: str | None, found: pedyra.Fit, tmp_path: Path, monkeypatch: Any):
-    hub = HubStandIn().install(monkeypatch)
-    address = found.push_to_hub("me/small", private=True, token="secret", revision="fit", for_=place)
-    assert address == "https://huggingface.co/me/small"
-    assert hub.repositories == {"me/small": True} and set(hub.tokens) == {"secret"} and hub.branches == ["fit"]
-    saved = found.save(tmp_path / "small", for_=place)
-    assert hub.files == {path.name: path.read_bytes() for path in saved.iterdir()}
-    assert {RECORD, "README.md", "adapter_model.safetensors"} <= hub.files.keys()
-
-
-def test_a_hub_that_says_no_is_told_in_its_words(found: pedyra.Fit, monkeypatch: Any):
-    HubStandIn(OSError("Token is required, but no token found")).install(monkeypatch)
-    with pytest.raises(ValueError, match=r"^me/small cannot be pushed to .*no token found"):
-        found.push_to_hub("me/small")

@@ -11,7 +11,6 @@ from typing import Any
 from weakref import ref
 
 from accelerate import PartialState
-from huggingface_hub import constants
 
 from pedyra.export.destinations import Destination, destination
 from pedyra.export.readers import export_lora
@@ -22,7 +21,7 @@ from pedyra.fitting.modes import averaged, use_averaged
 from pedyra.fitting.paired import Increase
 from pedyra.fitting.sizes import Candidate
 from pedyra.fitting.verdict import FLAT, Tolerance
-from pedyra.lora.card import CARD, adapter_card, push_folder, shown_name, shown_ranks
+from pedyra.lora.card import CARD, adapter_card, shown_name, shown_ranks
 from pedyra.lora.files import json_line, write_folder
 from pedyra.lora.folder import SavedLora, read_lora, saved_lora
 
@@ -190,35 +189,6 @@ class Fit:
         beside = {CARD: card, CURVE: "".join(map(json_line, self.curve_rows()))}
         record = {**self.row(), "words": self.words}
         write_cut(lora, self.factors, out, record, beside)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        for_: str | None = None,
-    ) -> str:
-        """Push the folder that `save` writes, with its model card, to a repository of the Hub; return its address.
-
-        Args:
-            for_: where it will be served, as of `save`.
-            private: of a repository that is made.
-            token: by default the one of `hf auth login` or HF_TOKEN.
-            revision: the branch, which is made where it is not there yet.
-
-        Raises:
-            ValueError: the Hub says no, in words; or as `save`.
-        """
-        with TemporaryDirectory() as scratch:
-            folder = self.save(Path(scratch, "adapter"), for_=for_)
-            message = "Upload a LoRA that pedyra.fit made smaller"
-            address = f"{constants.ENDPOINT}/{repo_id}"
-            if PartialState().is_main_process:
-                address = push_folder(folder, repo_id, private=private, token=token, revision=revision, message=message)
-        PartialState().wait_for_everyone()
-        return address
 
     def apply(self) -> None:
         """Make the live model's adapter the smaller one: physically smaller factors in ordinary LoRA layers, and PEFT's

@@ -1,14 +1,11 @@
-"""The model card of an adapter's folder says what was done, for a person and for the Hub, and a folder is pushed
-there."""
+"""The model card of an adapter's folder says what was done, for a person and for the Hub."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCard, ModelCardData, constants
-
-from pedyra.errors import UserError
+from huggingface_hub import ModelCard, ModelCardData
 
 CARD = "README.md"
 _LOADING = """A LoRA adapter that was made with pedyra, and that loads without it:
@@ -70,33 +67,3 @@ def shown_ranks(ranks: Sequence[int]) -> str:
     low, high = min(ranks), max(ranks)
     each = f"rank {low}" if low == high else f"ranks {low} to {high}"
     return f"{len(ranks)} layers of {each}, {sum(ranks)} in total"
-
-
-def push_folder(
-    folder: Path,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    message: str = "Upload a LoRA adapter by pedyra",
-) -> str:
-    """Push a folder to a model repository, which is made where it is not there yet, and return the address of it.
-
-    Args:
-        private: of a repository that is made.
-        token: by default the one of `hf auth login` or HF_TOKEN.
-        revision: the branch, which is made where it is not there yet.
-
-    Raises:
-        ValueError: the Hub cannot be asked, or says no, in words.
-    """
-    api = HfApi(token=token)
-    try:
-        name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # of `name` alone it adds the user's
-        if revision is not None:
-            api.create_branch(name, branch=revision, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=folder, revision=revision, commit_message=message)
-    except Exception as error:  # the errors of a connection have changed their class with the client's library
-        raise UserError(f"{repo_id} cannot be pushed to on the Hub: {error}") from error
-    return f"{constants.ENDPOINT}/{name}"
