@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import pytest
@@ -14,30 +13,13 @@ from torch import nn
 from pedyra.lora.layer_names import pattern_keys
 
 
-def test_a_name_that_ends_another_is_anchored():
-    assert pattern_keys(["q", "block.q", "k"]) == {"q": "^q", "block.q": "block.q", "k": "k"}
-
-
 def test_a_key_is_that_of_its_layer_alone_by_pefts_own_rule():
-    names = ["enc.q", "enc_q", "q", "a.1.0", "a.100", "a.b.100", "x"]
+    names = ["q", "block.q", "k", "c++.k", "ccc.k", "layers.1.q", "layers.11.q"]
     keys = pattern_keys(names)
-    assert keys["enc_q"] == "enc_q" and keys["x"] == "x"
-    patterns = {keys[name]: index for index, name in enumerate(names)}
-    for index, name in enumerate(names):
-        for order in (list(patterns), list(reversed(patterns))):
-            assert patterns[get_pattern_key(order, name)] == index
-
-
-@pytest.mark.parametrize("letters", ["ab.", "ab.+*?()[]|^$-"])
-def test_keys_of_any_names_are_those_of_their_layers_alone(letters):
-    draw = random.Random(0)
-    for _ in range(300):
-        words = {"".join(draw.choice(letters) for _ in range(draw.randint(1, 6))).strip(".") for _ in range(6)}
-        names = sorted(word for word in words if word and ".." not in word)
-        keys = pattern_keys(names)
-        for order in (names, names[::-1]):
-            patterns = [keys[name] for name in order]
-            assert all(get_pattern_key(patterns, name) == keys[name] for name in names), names
+    assert [keys[name] for name in names] == ["^q", "block.q", "^k", r"c\+\+\.k", "ccc.k", "layers.1.q", "layers.11.q"]
+    for order in (names, names[::-1]):
+        patterns = [keys[name] for name in order]
+        assert all(get_pattern_key(patterns, name) == keys[name] for name in names)
 
 
 @pytest.mark.parametrize("outer", ["enc", "top"])  # before and after "q" in the sorted file

@@ -6,7 +6,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from typing import Any
 
 
@@ -24,12 +23,16 @@ def layer_place(name: str) -> tuple[str, int]:
 def pattern_keys(names: Iterable[str]) -> dict[str, str]:
     """Give each layer name its key in `rank_pattern`, which means this layer alone.
 
-    PEFT takes keys as regular expressions for the end of a name. One that ends another name too is anchored, its dots
-    are escaped where they could be other characters ("enc.q" is also "enc_q"), and all of it is where a character means
-    something else ("c++.q" is "ccc.q", and not itself).
+    PEFT takes keys as regular expressions for the end of a name. So one that ends another name too is anchored, and one
+    in which a character means something else is escaped ("c++.q" is "ccc.q", and not itself).
     """
-    names = tuple(names)
-    return dict(zip(names, _keys(names), strict=True))
+    names = list(names)
+    ends = set()
+    for name in names:
+        parts = name.split(".")
+        ends |= {".".join(parts[start:]) for start in range(1, len(parts))}
+    plain = {name: name if re.fullmatch(r"[\w.-]+", name) else re.escape(name) for name in names}
+    return {name: "^" + key if name in ends else key for name, key in plain.items()}
 
 
 def rank_fields(layers: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
@@ -61,40 +64,3 @@ def rank_fields(layers: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
 def whole_number(value: float) -> int | float:
     """Make a whole number an int, as readers expect of lora_alpha."""
     return round(value) if math.isclose(value, round(value), rel_tol=1e-9) else value
-
-
-@lru_cache(maxsize=64)
-def _keys(names: tuple[str, ...]) -> tuple[str, ...]:
-    # Length -> all that stands behind a dot in some name, and the names themselves.
-    ends: dict[int, list[str]] = {}
-    for name in names:
-        for end in _ends(name):
-            ends.setdefault(len(end), []).append(end)
-    # (length, places of dots) -> an end without the letters at these places -> all ends that look so.
-    blurred: dict[tuple[int, ...], dict[str, set[str]]] = {}
-    counts = Counter(end for group in ends.values() for end in group)
-    keys = []
-    for name in names:
-        places = tuple(place for place, letter in enumerate(name) if letter == ".")
-        alike = blurred.get((len(name), *places))
-        if alike is None:
-            alike = blurred[(len(name), *places)] = {}
-            for end in ends[len(name)]:
-                alike.setdefault(_without(end, places), set()).add(end)
-        if len(alike[_without(name, places)]) > 1 or not re.fullmatch(r"[\w.-]+", name):
-            keys.append("^" + re.escape(name))
-        else:
-            keys.append("^" + name if counts[name] > 1 else name)
-    return tuple(keys)
-
-
-def _ends(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[start:]) for start in range(len(parts))]
-
-
-def _without(text: str, places: tuple[int, ...]) -> str:
-    letters = list(text)
-    for place in places:
-        letters[place] = "."
-    return "".join(letters)
