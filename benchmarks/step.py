@@ -187,7 +187,7 @@ class Variant:
 
     def step(self, batch: dict[str, Tensor], clock: Callable[[], float], *, timed: bool = True) -> None:
         """Run one training step, and the adjustment that follows it."""
-        observes = self.allocator is not None and self.allocator.tracks(self.allocator.step + 1)
+        observes = self.allocator is not None and self.allocator.run.observes(self.allocator.step + 1)
         began = clock()
         self.loop.begin_step()
         self.model(**batch).loss.backward()

@@ -229,16 +229,6 @@ def test_torch_compile_marks_models_or_ranks_otherwise():
     assert module._compiled_call_impl is not None
 
 
-def test_torch_optimizers_have_no_hooks_around_their_state():
-    """`optimizer_state.save_as_on_disk`."""
-    parameter = nn.Parameter(torch.ones(2))
-    optimizer, calls = torch.optim.AdamW([parameter]), []
-    optimizer.register_state_dict_post_hook(lambda optimizer, saved: calls.append("saved"))
-    optimizer.register_load_state_dict_post_hook(lambda optimizer: calls.append("loaded"))
-    optimizer.load_state_dict(optimizer.state_dict())
-    assert calls == ["saved", "loaded"]
-
-
 def test_torch_has_no_operations_over_lists_of_tensors():
     """Scores use `torch._foreach_*`, as torch's own optimizers do."""
     tensors: list[Tensor] = [torch.tensor([3.0, 4.0]), torch.tensor([1.0])]

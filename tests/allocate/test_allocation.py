@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from pedyra.allocate.allocation import layer_means
 from pedyra.pe_dyra.equations import plan_adjustment
 
 
 def unlimited(scores) -> dict[str, int]:
     return dict.fromkeys(scores, 10**6)
-
-
-def test_eq7_by_hand():
-    scores = {"a": [1.0, 2.0, 6.0], "b": [5.0, 1.0], "c": []}
-    assert layer_means(scores, {}) == {"a": 3.0, "b": 3.0, "c": 0.0}
-    assert layer_means(scores, {"a": (0, 1), "b": (0, 1)}) == {"a": 6.0, "b": 0.0, "c": 0.0}
 
 
 def test_by_hand():

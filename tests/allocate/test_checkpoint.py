@@ -169,7 +169,7 @@ def test_a_checkpoint_between_reading_and_stepping_keeps_what_was_observed(make_
     model = make_net(trained=True)
     allocator = allocate(model, forced(**SCHEDULE))
     train_net(model, allocator.optimizer, allocator, 10)
-    assert allocator.tracks(11)
+    assert allocator.run.observes(11)
 
     def read(allocator, model):
         x, y = net_batch(11)
@@ -193,10 +193,10 @@ def test_a_run_that_is_made_longer_is_told_and_its_scores_begin_anew(make_net, t
     allocator = allocate(model, forced(**SCHEDULE))
     train_net(model, allocator.optimizer, allocator, STEPS)
     checkpoint.save_state(allocator, tmp_path)
-    assert allocator.schedule.adjustments[-1] == 20 and not allocator.tracks(STEPS)
+    assert allocator.schedule.adjustments[-1] == 20 and not allocator.run.observes(STEPS)
     longer = make_net(trained=True).train()
     resumed = allocate(longer, forced(**SCHEDULE), total_steps=2 * STEPS)
-    assert resumed.tracks(STEPS)
+    assert resumed.run.observes(STEPS)
     told = rf"the run has 60 steps, and had 30 when {re.escape(str(tmp_path))} was saved: .* next .* follows step 32"
     with pytest.warns(UserWarning, match=told):
         checkpoint.restore(resumed, tmp_path)

@@ -157,17 +157,6 @@ def test_a_loss_kept_from_the_step_before_an_adjustment_does_not_disturb_the_nex
     assert any(record["pruned"] for record in allocator.history)
 
 
-def test_a_scheduler_built_before_the_first_resize_still_drives_every_triple(make_allocator, net_batch, train_net):
-    model, optimizer, allocator = make_allocator()
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0 if step >= 8 else 1.0)
-    for step in range(1, 9):
-        train_net(model, optimizer, allocator, 1, first=step)
-        scheduler.step()
-    before = [p.detach().clone() for p in allocator.triples()]
-    train_net(model, optimizer, allocator, 4, first=9)  # at learning rate 0 nothing moves any more
-    assert all(same_bits(*pair) for pair in zip(allocator.triples(), before, strict=True))
-
-
 def test_a_loop_that_forgets_half_of_the_allocator_is_told(make_net, net_batch):
     def loss(model: Any) -> Any:
         x, y = net_batch(1)

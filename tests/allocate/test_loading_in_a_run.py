@@ -109,19 +109,6 @@ def test_zeros_for_a_while_leave_the_signs_of_e(make_net):
         torch.testing.assert_close(now.detach(), before)
 
 
-def test_what_is_loaded_at_another_rank_can_learn(make_net):
-    """Triples that had just been added are rows of zeros in the file."""
-    model = make_net(trained=True)
-    layers = attach(model, start="svd")
-    with torch.no_grad():
-        layers[0].a.E[2:] = 0
-    own, expected = copy.deepcopy(model.state_dict()), layers[0].a.weight.detach().clone()
-    install([(layers[0], resized(layers[0], [0], None))])
-    model.load_state_dict(own)
-    torch.testing.assert_close(layers[0].a.weight.detach(), expected)
-    assert all(bool(e) or bool(row.any()) for e, row in zip(layers[0].a.E, layers[0].a.A, strict=True))
-
-
 def test_loading_at_other_ranks_trains_on(make_net, train_net, caplog):
     caplog.set_level(logging.WARNING, "pedyra.allocate.rank_allocator")  # the command line's silence, of another test
     model = make_net()
@@ -245,16 +232,3 @@ def test_a_trainer_goes_on_with_a_layer_of_rank_0(own, make_trainer, make_bert, 
     trainer.train()
     assert callback.allocator is not None
     assert holds_what_is_trained(callback.allocator.optimizer, again)
-
-
-def test_reloading_the_ranks_of_now_forgets_nothing_where_one_is_0(make_net, train_net, caplog):
-    caplog.set_level(logging.WARNING, "pedyra.allocate.rank_allocator")
-    model = make_net(trained=True)
-    empty(model, attach(model)[1])
-    optimizer = torch.optim.AdamW(trainable(model), lr=0.02)
-    allocator = RankAllocator(model, optimizer, total_steps=12, **forced(**{**MOVING, "moves": 0}))
-    train_net(model, optimizer, allocator, 2)
-    model.load_state_dict(copy.deepcopy(model.state_dict()))
-    train_net(model, optimizer, allocator, 2, first=3)
-    assert caplog.text == "" and allocator.ranks["layers.1"] == 0
-    assert holds_what_is_trained(optimizer, model)

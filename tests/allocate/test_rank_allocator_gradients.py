@@ -66,7 +66,7 @@ def test_tracking_only_when_needed_equals_tracking_always(alpha, make_net, train
         model = make_net()
         given = forced(interval=130, initial_warmup=30, final_warmup=20, alpha=alpha, moves=1)
         allocator = allocate(model, given, total_steps=320)
-        tracked = sum(allocator.tracks(t) for t in range(1, 321))
+        tracked = sum(allocator.run.observes(t) for t in range(1, 321))
         assert tracked == 2 * 103  # of 320: W = 103 steps before each of the two adjustments
         if full:
             monkeypatch.setattr(allocator.run, "window", 10**6)
@@ -88,50 +88,10 @@ def test_inputs_of_untracked_steps_are_not_looked_at(make_net, train_net):
     assert energy is not None
     for t in range(1, 32):  # 130 - 103 = 27 steps that no score will remember
         train_net(model, allocator.optimizer, allocator, 1, first=t)
-        assert allocator.tracks(t) == (t > 27)
-        assert energy.active == allocator.tracks(t + 1)
+        assert allocator.run.observes(t) == (t > 27)
+        assert energy.active == allocator.run.observes(t + 1)
         if t <= 27:
             assert all(seen is None for seen in energy.collect())
-
-
-def test_the_final_phase_observes_nothing(make_net, train_net):
-    model = make_net()
-    allocator = allocate(model)
-    train_net(model, allocator.optimizer, allocator, 24)
-    before = {name: value.clone() for name, value in inside(allocator).scores.tensors().items()}
-    train_net(model, allocator.optimizer, allocator, 6, first=25)
-    # The hooks stay, since taking them off would compile a compiled model anew, but they look at nothing.
-    assert inside(allocator).scores.inputs.collect() == [None] * len(allocator.layers)
-    assert all(same_bits(value, before[name]) for name, value in inside(allocator).scores.tensors().items())
-
-
-def poison(allocator: RankAllocator, value: float) -> None:
-    gradient = allocator.layers[0].a.A.grad
-    assert gradient is not None
-    gradient[0, 0] = value
-
-
-def test_a_nan_gradient_is_left_out_of_the_scores_counted_and_reported(make_net, net_batch):
-    model = make_net().train()
-    allocator = allocate(model)
-    records = []
-    for t in range(1, 4):
-        x, y = net_batch(t)
-        (model(x) - y).square().mean().backward()
-        if t == 2:
-            poison(allocator, float("nan"))
-            before = {name: value.clone() for name, value in inside(allocator).scores.tensors().items()}
-            allocator.before_step()
-            after = inside(allocator).scores.tensors()
-            for name in ("sensitivity", "uncertainty", "norms"):
-                assert same_bits(after[name], before[name])
-            allocator.optimizer.zero_grad()  # as a loop that guards itself would
-            records.append(allocator.after_step())
-        else:
-            records.append(take_step(allocator))
-    (record,) = [record for record in records if record is not None]
-    assert record["skipped_steps"] == 1
-    assert all(score == score for scores in record["scores"].values() for score in scores)
 
 
 def test_the_orthogonality_term_is_added_after_the_scores_are_taken(make_net, net_batch):
@@ -168,21 +128,6 @@ def test_the_input_score_reads_the_weights_before_the_optimizer_step():
     assert record is not None and record["scores"][layer.name] == pytest.approx([(1 * 5 + 2 * 2) * 5, 0.5 * 3 * 5 * 1])
 
 
-def test_inputs_of_a_step_that_is_thrown_away_are_not_scored(make_net, train_net, net_batch):
-    histories = []
-    for spikes in (False, True):
-        model = make_net(trained=True)
-        allocator = allocate(model, forced(**WINDOW, alpha=0.0))
-        for number in range(1, 13):
-            if spikes:
-                (model(1e3 * net_batch(1000 + number)[0])).square().mean().backward()
-                allocator.optimizer.zero_grad()
-                allocator.skip_step()
-            train_net(model, allocator.optimizer, allocator, 1, first=number)
-        histories.append([{**record, "seconds": 0} for record in allocator.history])
-    assert len(histories[0]) == 4 and histories[0] == histories[1]
-
-
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 def test_where_no_gradient_was_finite_nothing_moves(alpha, make_net, net_batch, caplog):
     model = make_net(trained=True)
@@ -195,23 +140,3 @@ def test_where_no_gradient_was_finite_nothing_moves(alpha, make_net, net_batch, 
         allocator.after_step()
     assert allocator.ranks == before and not allocator.history
     assert "nothing is adjusted after step 3: too few steps before it were measured" in caplog.text
-
-
-def test_layers_that_share_a_base_weight_are_scored_apart(net_batch):
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
-            self.second.weight = self.first.weight
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.second(torch.tanh(self.first(x)))
-
-    model: Any = get_peft_model(Tied(), LoraConfig(r=3, target_modules=["first", "second"])).train()
-    allocator = allocate(model)
-    for t in range(1, 10):
-        (model(net_batch(t)[0]) - 1.0).square().mean().backward()
-        take_step(allocator)
-    assert list(allocator.ranks) == ["first", "second"] and allocator.parameters <= 6 * 17
-    first, second = allocator.history[0]["scores"].values()
-    assert first != second

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -41,36 +40,6 @@ def test_fractions_are_of_the_run_and_equal_the_same_steps():
 
 def test_a_fraction_never_makes_an_interval_of_zero():
     assert resolve_schedule(10, initial_warmup=0.1, interval=0.01, final_warmup=0.3).interval == 1
-
-
-@pytest.mark.parametrize(
-    ("total", "settings"),
-    [
-        (100, dict(initial_warmup=60, interval=1, final_warmup=40)),
-        (100, dict(initial_warmup=10, interval=200, final_warmup=10)),
-        (6, dict(initial_warmup=0.0, interval=0.05, final_warmup=0.25, least_interval=4)),
-        (2, dict(initial_warmup=0.06, interval=0.023, final_warmup=0.64)),
-        (5, dict(initial_warmup=0.5, interval=0.4, final_warmup=3)),
-        (1000, dict(initial_warmup=900, interval=0.05, final_warmup=0.2)),
-        (1000, dict(initial_warmup=0.45, interval=30, final_warmup=0.54)),
-    ],
-)
-def test_where_nothing_could_move_the_steps_that_would_be_enough_are_told(total, settings):
-    """They really are, and one fewer is not."""
-
-    def told(steps: int) -> str:
-        with pytest.raises(ValueError, match=f"no rank could ever move: .* of {steps} ") as raised:
-            resolve_schedule(steps, **settings)
-        return str(raised.value)
-
-    (enough,) = map(int, re.findall(r"train for (\d+) steps", told(total)))
-    assert resolve_schedule(enough, **settings).adjustments
-    told(enough - 1)
-
-
-def test_where_the_warmups_fill_a_run_of_any_length_no_steps_are_told():
-    with pytest.raises(ValueError, match="no rank could ever move: .*; shorten them$"):
-        resolve_schedule(10_000_000, initial_warmup=0.6, interval=0.05, final_warmup=0.5)
 
 
 def test_a_run_without_steps_is_refused():

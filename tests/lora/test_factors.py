@@ -115,33 +115,3 @@ def test_e_moves_with_its_model_whether_trained_or_not(trained, make_net):
     assert layer.a.E.dtype == copied.E.dtype == torch.float64 and layer.a.E.requires_grad == trained
     train_e([layer], True)
     assert isinstance(layer.a.E, torch.nn.Parameter) and layer.a.E.requires_grad
-
-
-def unit_factor(rank: int = 3) -> AFactor:
-    a = a_factor(rank)
-    a.E.data.fill_(1)
-    a.train_e(False)
-    a.e_fixed_at_one = True
-    return a
-
-
-@pytest.mark.parametrize("rank", [3, 5])
-def test_parameters_by_name_of_a_trained_e_are_loaded_where_e_was_not_trained(rank: int):
-    source, a, x = a_factor(rank), unit_factor(), torch.randn(2, 5)
-    result = a.load_state_dict({name: p.detach() for name, p in source.named_parameters()}, strict=False)
-    assert not result.missing_keys and not result.unexpected_keys and not a.e_fixed_at_one
-    assert same_bits(a(x), source(x)) and same_bits(a.state_dict()["weight"], source.weight)
-
-
-def test_parameters_by_name_of_another_width_are_told():
-    with pytest.raises(RuntimeError, match=r"A has \(3, 7\), not \(r, in\) here"):
-        a_factor().load_state_dict(dict(a_factor(width=7).named_parameters()), strict=False)
-
-
-def test_a_replica_of_data_parallel_holds_a_plain_tensor():
-    a, x = unit_factor(), torch.randn(2, 5)
-    replica = copy.copy(a)  # as torch.nn.parallel.replicate makes them
-    replica._parameters = {}
-    for name, parameter in a.named_parameters():
-        setattr(replica, name, parameter.detach() * 2)
-    assert same_bits(replica(x), a(x) * 2) and same_bits(a.weight, a.A)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from closeness import same_bits
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from pedyra.lora.attach import attach, detach
@@ -127,23 +127,6 @@ def test_a_lora_of_rank_1_that_has_not_begun_keeps_its_rank(make_net):
     assert [layer.rank for layer in adapted_layers(model)] == [1, 1, 1]
 
 
-def test_a_scale_for_a_while_is_not_written_down(make_net, set_ranks, tmp_path):
-    """PEFT's `set_scale`, as when styles are mixed; whatever is loaded meanwhile, of this adapter or of another."""
-    model = make_net()
-    set_ranks(model, (2, 0, 5))
-    saved = copy.deepcopy(model.state_dict())
-    set_ranks(model, (1, 3, 4))
-    for layer in adapted_layers(model):
-        layer.module.set_scale("default", 0.5)
-    model.load_state_dict(saved)
-    model.add_adapter("other", LoraConfig(r=2, target_modules=["0"]))
-    model.load_state_dict(copy.deepcopy(model.state_dict()))
-    for layer in adapted_layers(model):
-        layer.module.set_scale("default", 1.0)
-        assert layer.scaling == 2.0
-    assert model.peft_config["default"].alpha_pattern == {"layers.0": 4, "layers.1": 2, "layers.2": 10}
-
-
 def test_nothing_of_ours_is_left_on_a_model_without_triples(make_llama):
     model = make_llama()
     for _ in range(2):
@@ -182,12 +165,3 @@ def test_a_reader_that_knows_no_patterns_has_the_largest_rank_and_the_usual_scal
     assert fields["alpha_pattern"] == {"a": 4, "b": 12, "c": 3}
     alike = rank_fields({"a": (4, 0.1), "b": (4, 0.3 / 3)})  # 0.09999999999999999
     assert (alike["r"], alike["lora_alpha"], alike["rank_pattern"], alike["alpha_pattern"]) == (4, 0.4, {}, {})
-
-
-@pytest.mark.parametrize("ranks", [[1, 6, 2], [3]])
-def test_r_of_a_folder_is_the_largest_rank_in_it(ranks, make_net, set_ranks, tmp_path):
-    model = make_net(r=4, lora_alpha=8)
-    set_ranks(model, ranks)
-    model.save_pretrained(tmp_path)
-    config = read_lora(tmp_path).config
-    assert config["r"] == max(ranks) and config["lora_alpha"] / config["r"] == 2

@@ -84,15 +84,6 @@ def test_the_mask_of_an_inner_model_that_is_called_itself_is_seen(name, make_lla
     assert agree(energy.collect(), expected)
 
 
-def test_layers_that_no_model_of_theirs_calls_are_told_once(make_llama, caplog):
-    model = make_llama().train()
-    _, energy, seen = watched(model)
-    layer = model.get_base_model().model.layers[0].mlp.down_proj
-    for _ in range(2):
-        layer(torch.randn(2, 3, 24))
-    assert caplog.text.count("model.layers.0.mlp.down_proj was called, and not by the model") == 1
-
-
 def test_padding_is_known_where_a_model_puts_all_rows_in_one(tokens):
     """OPT does so before its feed-forward layers, and routers of experts do."""
     settings: dict[str, Any] = {

@@ -225,16 +225,6 @@ def test_inputs_that_are_missing_or_not_finite_keep_the_old_energy(layers, score
     assert torch.allclose(scores.energies[2], BETA1 * before[2] + (1 - BETA1))
 
 
-def test_energies_that_are_not_finite_are_counted_and_told_once(layers, scores, caplog):
-    energies = [torch.ones(layer.a.in_features) for layer in layers]
-    scores.inputs.collect = lambda: [torch.full_like(energies[0], torch.inf), *energies[1:]]
-    for adjusts in (False, True, True):
-        draw_gradients(layers, 0)
-        scores.observe(loss_scale=1.0, begins=False, adjusts=adjusts)
-    assert int(scores.skipped_energies) == 3
-    assert caplog.text.count("were not finite, 2 times so far") == 1 == len(caplog.records)
-
-
 def test_without_gradients_alpha_0_scores_the_same_and_keeps_nothing_of_the_parameters_size(layers, scores):
     without = made(layers, alpha=0)
     for step in range(3):

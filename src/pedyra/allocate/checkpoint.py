@@ -33,17 +33,6 @@ logger = logging.getLogger(__name__)
 
 TENSORS, RECORD = "pedyra_state.safetensors", "pedyra_state.json"
 FORMAT = 12
-_SHAPE = {
-    "adapter": str,
-    "config": dict,
-    "step": int,
-    "total_steps": int,
-    "method": dict,
-    "scaling": {str: float},
-    "history": [{"step": int, "ranks": {str: int}}],
-    "initial_ranks": {str: int},
-    "initial_parameters": int,
-}
 
 
 class SideFileError(UserError):
@@ -136,9 +125,9 @@ def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         if not path.is_file():
             raise SideFileError(f"{path} is missing")
     try:
-        if (found := read_json(record_path, {"format": int})["format"]) != FORMAT:
-            raise UserError(f"{record_path} has format {found}; this version of pedyra reads {FORMAT}")
-        record = read_json(record_path, _SHAPE)
+        record = read_json(record_path, {"format": int})
+        if record["format"] != FORMAT:
+            raise UserError(f"{record_path} has format {record['format']}; this version of pedyra reads {FORMAT}")
         check_sums(folder, [RECORD, TENSORS, *(name for name in ADAPTER_FILES if name in read_sums(folder))])
         return record, read_tensors(tensors_path)
     except ValueError as error:

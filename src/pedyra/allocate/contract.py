@@ -80,9 +80,6 @@ class MethodRun:
         """The gradients of step `step` are complete; the method may read them and add to them. What no optimizer
         unscales (what hooks saw in the backward pass) is `loss_scale` times as large."""
 
-    def skip_step(self) -> None:
-        """The gradients since the last step are thrown away."""
-
     def decide(self, now: Situation) -> Decision | None:
         """Say what is to be done at this adjustment; None: too little was measured, it is passed over."""
         raise NotImplementedError

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
@@ -237,40 +236,6 @@ def drop_unfit_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None
             del optimizer.state[parameter]
 
 
-def save_as_on_disk(optimizer: Optimizer) -> list[RemovableHandle]:
-    """Have the state of a rank 0 saved as that of the one zero row which it is on disk, and loaded as none again.
-
-    A training that resumes from the checkpoint without pedyra has such a row.
-    """
-
-    def pad(optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-        def padded(state: Any) -> Any:
-            return {k: _padded(v) for k, v in state.items()} if isinstance(state, dict) else state
-
-        return {**saved, "state": {key: padded(state) for key, state in saved["state"].items()}}
-
-    drop_padding(optimizer)
-    return [
-        optimizer.register_state_dict_post_hook(pad),
-        optimizer.register_load_state_dict_post_hook(drop_padding),
-    ]
-
-
-def drop_padding(optimizer: Optimizer) -> None:
-    """Parameters of no element have no state of a row."""
-    for parameter, state in optimizer.state.items():
-        if isinstance(parameter, Tensor) and parameter.numel() == 0:  # some optimizers have entries of their own
-            for key, value in state.items():
-                if isinstance(value, Tensor) and value.dim() == parameter.dim() and value.shape != parameter.shape:
-                    state[key] = value.new_zeros(parameter.shape)
-
-
-def _padded(value: Any) -> Any:
-    if not isinstance(value, Tensor) or value.numel():
-        return value
-    return value.new_zeros([max(1, size) for size in value.shape])
-
-
 class TrainedTriples:
     """It knows A, E and B of these layers as the optimizer holds them."""
 
@@ -286,7 +251,6 @@ class TrainedTriples:
     def hold(self) -> None:
         """The optimizer has what is in the model."""
         self._held, self.renewed = self.now, True
-        self._has_empty = any(factor.numel() == 0 for factor in self._held)
         # Parameters by the dicts that modules keep them in: a tenth of the time of their attributes, in every step.
         self._slots = [
             (layer.a._parameters, "weight" if layer.a.e_fixed_at_one else "A", layer.a.A) for layer in self.layers
@@ -299,8 +263,6 @@ class TrainedTriples:
         Returns whether there was any of another rank. What is loaded at the same ranks is the same Parameters, but
         where the rank is 0, which is loaded by way of a zero row.
         """
-        if self._has_empty:  # bitsandbytes' `load_state_dict` calls no hook that would
-            drop_padding(self.optimizer)
         if all(slot.get(name) is held for slot, name, held in self._slots):
             return False
         loaded = {old: new for old, new in zip(self._held, self.now, strict=True) if old is not new}

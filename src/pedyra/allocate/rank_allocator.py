@@ -22,10 +22,8 @@ from pedyra.allocate.optimizer_state import (
     check_held,
     check_optimizer,
     check_state,
-    drop_padding,
     move_state,
     rekey_state,
-    save_as_on_disk,
     unwrapped,
 )
 from pedyra.allocate.schedule import Schedule
@@ -79,7 +77,7 @@ class RankAllocator:
         self.method: RankMethod = method_of(config)
         self.optimizer = unwrapped(optimizer)
         check_optimizer(self.optimizer)
-        self.schedule: Schedule = self.method.schedule(_whole(total_steps))
+        self.schedule: Schedule = self.method.schedule(operator.index(total_steps))
         attached = attach(model, adapter_name, self.method.start, self.method.seed)
         rekey_state(self.optimizer, drop_empty(attached))
         self.layers = trainable(attached)
@@ -109,7 +107,6 @@ class RankAllocator:
         for layer in self.layers:
             adopt(self.optimizer, layer)
         self._trained = TrainedTriples(self.layers, self.optimizer)
-        self._saving = save_as_on_disk(self.optimizer)
         self._state_is_known = self._released = False
         self.run: MethodRun = self.method.begin(run)
         """The method in this run."""
@@ -131,10 +128,6 @@ class RankAllocator:
     def triples(self) -> list[Tensor]:
         """Return A, E, B of every layer, now; E may be no Parameter, see `AFactor.train_e`."""
         return self._trained.now
-
-    def tracks(self, step: int) -> bool:
-        """Tell whether scores come from what step `step` (1-based) shows."""
-        return self.run.observes(step)
 
     def expect_compilation(self) -> None:
         """The model is or will be compiled by torch: see that changing ranks do not compile it again.
@@ -169,19 +162,6 @@ class RankAllocator:
         self._follow_loaded()
         self.run.before_step(step, loss_scale)
 
-    def skip_step(self) -> None:
-        """Forget gradients that are thrown away (a spike of the loss, say), in the place of the other two calls; else
-        they would be part of what the next step shows.
-
-        Raises:
-            ValueError: `before_step` has read them already.
-        """
-        if self._read > self.step:
-            raise UserError(
-                f"skip_step() after before_step() in step {self._read}, which has read the gradients; decide before it"
-            )
-        self.run.skip_step()
-
     def after_step(self) -> dict[str, Any] | None:
         """Count the step; at an adjustment, prune, expand, move the optimizer's state, and return the record, else
         None.
@@ -214,7 +194,6 @@ class RankAllocator:
         self.step, self.history = record["step"], record["history"]
         self.initial_ranks, self.initial_parameters = record["initial_ranks"], record["initial_parameters"]
         self._adopt_triples()
-        drop_padding(self.optimizer)  # bitsandbytes' `load_state_dict` calls no hook that would
         check_state(self.optimizer, self.triples())
         self.run.load(self.step, record["method"], tensors)
         self.run.prepare(self.step)
@@ -231,8 +210,6 @@ class RankAllocator:
             return
         self._released = True
         self.run.release()
-        for handle in self._saving:
-            handle.remove()
         give_up(self.layers)
 
     def describe(self) -> dict[str, Any]:
@@ -453,14 +430,6 @@ def give_up(layers: Sequence[AdaptedLayer]) -> None:
     """Undo `claim`."""
     for layer in filter(holds_triples, layers):  # not deleted since, nor detached
         _OWNERS.pop(layer.a, None)
-
-
-def _whole(total_steps: object) -> int:
-    """Read the optimizer steps of a run as an int, of any kind of whole number; ValueError for others."""
-    try:
-        return operator.index(total_steps)  # type: ignore[arg-type]
-    except TypeError:
-        raise UserError(f"total_steps is {total_steps!r}; it is a whole number of optimizer steps") from None
 
 
 def _is_compiled(model: nn.Module) -> bool:

@@ -50,8 +50,7 @@ def resolve_schedule(
     """Make the schedule of a run of `total_steps`; floats are fractions of it.
 
     An interval that is a fraction has at least `least_interval` steps. Raises ValueError: a run of no step, no
-    adjustment between the two warm-ups (with how many steps would be enough), or an interval, given in steps, below the
-    least.
+    adjustment between the two warm-ups, or an interval, given in steps, below the least.
     """
 
     if isinstance(interval, int) and interval < least_interval:
@@ -62,29 +61,21 @@ def resolve_schedule(
     if total_steps < 1:
         raise UserError(f"total_steps is {total_steps}; a run has at least one optimizer step")
 
-    def of(total: int) -> Schedule:
-        def steps(value: int | float) -> int:
-            return round(value * total) if isinstance(value, float) else value
+    def steps(value: int | float) -> int:
+        return round(value * total_steps) if isinstance(value, float) else value
 
-        between = max(least_interval, steps(interval)) if isinstance(interval, float) else interval
-        return Schedule(
-            total_steps=total,
-            initial_warmup=steps(initial_warmup),
-            interval=between,
-            final_warmup=steps(final_warmup),
-        )
-
-    resolved = of(total_steps)
+    resolved = Schedule(
+        total_steps=total_steps,
+        initial_warmup=steps(initial_warmup),
+        interval=max(least_interval, steps(interval)),
+        final_warmup=steps(final_warmup),
+    )
     if not resolved.adjustments:
-        enough = total_steps
-        while enough < 20 * total_steps + 1000 and not (tried := of(enough)).adjustments:
-            enough = tried.initial_warmup + tried.interval + tried.final_warmup + 1  # phases that are fractions grow
-        repair = f", or train for {enough} steps, which are enough" if of(enough).adjustments else ""
         raise UserError(
             f"no rank could ever move: the first adjustment would follow step "
             f"{resolved.initial_warmup + resolved.interval} (initial_warmup {resolved.initial_warmup}, interval "
             f"{resolved.interval}), but the last must come before step {total_steps - resolved.final_warmup} of "
-            f"{total_steps} (final_warmup {resolved.final_warmup}); shorten them{repair}"
+            f"{total_steps} (final_warmup {resolved.final_warmup}); shorten them, or train for longer"
         )
     return resolved
 

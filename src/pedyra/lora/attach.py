@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -132,8 +132,7 @@ def _ranks_as_loaded(model: nn.Module, incompatible_keys: Any) -> None:
             follow_loaded(layer, weight_too=layer.name not in without)
         drop_empty(layers)
         if any(layer.module.r[name] != max(1, layer.rank) for layer in layers):
-            # The scaling in force is not asked: PEFT may have changed it for a while (`set_scale`).
-            write_ranks(model, name, {x.name: x.module.lora_alpha[name] / x.module.r[name] for x in layers})
+            write_ranks(model, name)
 
 
 def _watch_loading(model: nn.Module) -> None:
@@ -164,19 +163,18 @@ def detach(model: nn.Module, adapter_name: str = "default") -> None:
     _watch_loading(model)
 
 
-def write_ranks(model: nn.Module, adapter_name: str = "default", scalings: Mapping[str, float] | None = None) -> None:
+def write_ranks(model: nn.Module, adapter_name: str = "default") -> None:
     """Bring the live PEFT config, and each layer's `r` and `lora_alpha`, in line with the ranks as they are.
 
     The fields are those of `rank_fields`, by which the scaling stays what it is; rank 0 counts as the one zero row it
-    has on disk. `scalings` are those of the layers, by name, where they are not the ones in force.
+    has on disk.
     """
     config: Any = model.peft_config[adapter_name]  # type: ignore[index]
     sizes = {}
     for layer in adapted_layers(model, adapter_name):
-        scaling = layer.scaling if scalings is None else scalings[layer.name]
-        sizes[layer.name] = max(1, layer.rank if layer.a.origin is None else 2 * layer.rank), scaling
+        sizes[layer.name] = max(1, layer.rank if layer.a.origin is None else 2 * layer.rank), layer.scaling
         layer.module.r[adapter_name] = max(1, layer.rank)
-        layer.module.lora_alpha[adapter_name] = scaling * max(1, layer.rank)
+        layer.module.lora_alpha[adapter_name] = layer.scaling * max(1, layer.rank)
         layer.module.use_rslora[adapter_name] = False
     for field, value in rank_fields(sizes).items():
         setattr(config, field, value)

@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pedyra.errors import UserError
-
 
 def as_saved(weight: Tensor, origin: Tensor | None, dim: int) -> Tensor:
     """Return what goes to disk: the rows, then what they began as; or a row of zeros, since PEFT loads no rank 0."""
@@ -77,8 +75,6 @@ class AFactor(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "A":  # torch would register a Parameter of this name, past the property
             object.__setattr__(self, name, value)
-        elif name == "weight" and not self._parameters:  # of DataParallel's replica, a plain tensor
-            self._parameters["weight"] = value
         else:
             super().__setattr__(name, value)
 
@@ -161,14 +157,6 @@ class AFactor(nn.Module):
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ) -> None:
         weight = state_dict.get(prefix + "weight")
-        if weight is None and {prefix + "A", prefix + "E"} <= state_dict.keys():  # taken by the names of Parameters
-            A, E = state_dict[prefix + "A"], state_dict[prefix + "E"]
-            if A.shape[1] != self.in_features:
-                error_msgs.append(f"{prefix}A has {tuple(A.shape)}, not (r, in) here")
-                return
-            self.e_fixed_at_one = self.e_fixed_at_one and bool((E == 1).all())
-            self.A, self.E = loaded(self.A, A, local_metadata), loaded(self.E, E, local_metadata)
-            return
         if weight is None:
             missing_keys.append(prefix + "weight")
             return
@@ -188,27 +176,21 @@ class AFactor(nn.Module):
     def taken_apart(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Split a loaded `weight` into A `(r, in)` and E `(r,)`, whose product it is up to rounding.
 
-        Where E is a Parameter, rows of A keep the length that they have (at another rank, their mean length), and E its
-        sign: Eq. (2) holds rows at one length, and the optimizer's averages are of factors of this size. So a weight
-        that is put in for an evaluation, and the own one again, leave the run as it was. A row of zeros is E = 0, and
-        of A what is there; only what had E = 0 before does not get its own A back.
+        Where E is a Parameter, rows of A keep the length that they have, and E its sign: Eq. (2) holds rows at one
+        length, and the optimizer's averages are of factors of this size. So a weight that is put in for an evaluation,
+        and the own one again, leave the run as it was. A row of zeros is E = 0, and of A what is there; only what had
+        E = 0 before does not get its own A back. At another rank, or where a row has diverged, E is 1.
         """
-        rank, live = weight.shape[0], self.A.detach()
-        if not isinstance(self.E, nn.Parameter) or live.is_meta or not live.numel() or not rank:
-            return weight, self.identity_e(rank)
+        live = self.A.detach()
+        if not isinstance(self.E, nn.Parameter) or live.is_meta or len(weight) != len(live):
+            return weight, self.identity_e(len(weight))
         weight = weight.to(live)
         lengths, found = (torch.linalg.vector_norm(rows.float(), dim=1) for rows in (live, weight))
-        signs = torch.where(torch.signbit(self.E.detach()), -1.0, 1.0)
-        if rank != len(live):
-            lengths, signs = lengths.mean().expand(rank), torch.ones_like(found)
-        known = lengths.isfinite() & (lengths > 0)
-        E = (signs * found / lengths).to(self.E)
-        split = known & E.isfinite() & (E != 0)
-        A = torch.where(split[:, None], weight / E.where(split, 1.0)[:, None].to(live), weight)
-        if rank == len(live):
-            empty = known & (found == 0)
-            return torch.where(empty[:, None], live, A), torch.where(split | empty, E, 1.0)
-        return A, E.where(split, 1.0)
+        E = (torch.where(torch.signbit(self.E.detach()), -1.0, 1.0) * found / lengths).to(self.E)
+        empty = found == 0
+        known = lengths.isfinite() & E.isfinite() & ((E != 0) | empty)
+        A = torch.where(empty[:, None], live, weight / E[:, None].to(live))
+        return torch.where(known[:, None], A, weight), E.where(known, 1.0)
 
 
 class BFactor(nn.Linear):
@@ -230,15 +212,6 @@ class BFactor(nn.Linear):
     @property
     def in_features(self) -> int:  # type: ignore[override]
         return self.weight.shape[1]
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        if x.shape[-1] != self.in_features:
-            raise UserError(
-                f"lora_A of a layer gives rank {x.shape[-1]} and its lora_B has rank {self.in_features}: something has "
-                f"written into one of them alone, as peft's hotswap_adapter does where E is trained; call "
-                f"pedyra.detach(model) before it"
-            )
-        return super().forward(x)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
         weight = self.weight if keep_vars else self.weight.detach()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,8 +12,6 @@ from torch import Tensor, nn
 
 from pedyra.allocate.distributed import Average, one_process
 from pedyra.lora.layer import AdaptedLayer
-
-logger = logging.getLogger(__name__)
 
 
 class Watch:
@@ -49,7 +46,7 @@ class InputEnergy:
         self._widths, self._device = [layer.a.in_features for layer in layers], layers[0].a.A.device
         self._sums: list[Tensor | None] = [None] * len(layers)
         self._counts: list[Tensor | None] = [None] * len(layers)
-        self._adapter, self._names = layers[0].adapter, [layer.name for layer in layers]
+        self._adapter = layers[0].adapter
         self._mask: Tensor | None = None
         self._target_mask: Tensor | None = None
         self._real: dict[tuple[torch.Size, bool], Tensor] = {}
@@ -62,7 +59,6 @@ class InputEnergy:
         """Per layer, whether its tokens are those of the decoder."""
         self._outermost: str | None = None
         """This one of the modules below is running, and not inside another one of them."""
-        self._takes_masks, self._told = False, False
         self._handles: list[Any] = []
         # Some trainers (TRL's distillation) call the base model, or what it is without its head, themselves.
         headless = getattr(base, "base_model", None)
@@ -72,7 +68,6 @@ class InputEnergy:
                 continue
             named = [*inspect.signature(base.forward if module is model else module.forward).parameters]
             position = named.index("attention_mask") if "attention_mask" in named else None
-            self._takes_masks |= position is not None
             enter = Watch(functools.partial(self._enter, place=place, position=position))
             leave = Watch(functools.partial(self._leave, place=place))
             self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
@@ -176,13 +171,6 @@ class InputEnergy:
             return
         if torch._C._current_graph_task_id() != -1:
             return
-        if self._outermost is None and self._takes_masks and not self._told:
-            self._told = True
-            logger.warning(
-                "%s was called, and not by the model or its base model, so that padding, if there is any, is part of "
-                "its input score, Eq. (6); call either of them with attention_mask=, or use alpha=1",
-                self._names[index],
-            )
         if self._last is None or self._last[0] is not x:
             real = self._real_tokens(x, self._of_target[index])
             self._last = (x, _energy(x.detach(), real), real.sum())

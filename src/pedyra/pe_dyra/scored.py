@@ -227,9 +227,6 @@ class ScoredRun(MethodRun):
         if weight := self.method.orth_weight:  # after the scores, which see the gradient of the task alone
             add_orthogonality_gradient(self.run.layers, weight=weight, form=self.method.orth_form)
 
-    def skip_step(self) -> None:
-        self.scores.forget()
-
     def decide(self, now: Situation) -> Decision | None:
         if not self.scores.observed:
             return None

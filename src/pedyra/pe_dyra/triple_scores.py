@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -24,8 +23,6 @@ from pedyra.pe_dyra.equations import (
     update_sensitivity_,
 )
 from pedyra.pe_dyra.input_energy import InputEnergy, per_element
-
-logger = logging.getLogger(__name__)
 
 SPIKE = 1e15
 """A gradient norm at or beyond it is a step that scores leave out: what is made of it would overflow."""
@@ -71,9 +68,6 @@ class ScoreState:
             begins: the step is the first after `restart`.
             adjusts: an adjustment follows it.
         """
-
-    def forget(self) -> None:
-        """A step is skipped: what was seen for it beside its gradients belongs to nothing."""
 
     @property
     def observed(self) -> bool:
@@ -131,9 +125,6 @@ class TripleScores(ScoreState):
     def __init__(self, run: Run, settings: RankSettings) -> None:
         super().__init__(run, settings)
         self.inputs = InputEnergy(run.model, run.layers, run.average) if settings.alpha < 1 else None
-        self.skipped_energies = torch.zeros((), dtype=torch.long, device=self.skipped.device)
-        """So often the inputs of a layer in a step were left out, because their energy was not finite."""
-        self._told = False
         self.restart()
 
     def watch(self, active: bool) -> None:
@@ -164,11 +155,6 @@ class TripleScores(ScoreState):
             self.observe_inputs(mean_squares)
         if adjusts:
             self._inputs = self._by_input()  # Eq. (6) reads the weights that Eq. (3) does, before the step
-            self._tell_skipped_energies()
-
-    def forget(self) -> None:
-        if self.inputs is not None:
-            self.inputs.forget()
 
     def release(self) -> None:
         if self.inputs is not None:
@@ -198,15 +184,6 @@ class TripleScores(ScoreState):
                     f"call it (a fused kernel of unsloth or axolotl), so its input score, Eq. (6), is unknown; switch "
                     f"the kernel off, or use alpha=1, which needs no inputs"
                 )
-
-    def _tell_skipped_energies(self) -> None:
-        if not self._told and (count := int(self.skipped_energies)):
-            self._told = True
-            logger.warning(
-                "the squared inputs of a layer in a step were not finite, %d times so far: these steps count for "
-                "nothing in the input score, Eq. (6), of such a layer; look for infinite activations, or use alpha=1",
-                count,
-            )
 
     @torch.no_grad()
     def observe_gradients(self) -> None:
@@ -239,16 +216,15 @@ class TripleScores(ScoreState):
 
     @torch.no_grad()
     def observe_inputs(self, mean_squares: Sequence[Tensor | None]) -> None:
-        """Move the EMA of the input energy on by one optimizer step; a layer that saw no input keeps its value."""
+        """Move the EMA of the input energy on by one optimizer step; a layer keeps its value where it
+        saw no input, or an infinite one."""
         indices = [index for index, seen in enumerate(mean_squares) if seen is not None]
         if not indices:
             return
         fresh = [seen for seen in mean_squares if seen is not None]
         widths = [len(seen) for seen in fresh]
         # All layers in a handful of operations: on a GPU launches are what costs.
-        are_finite = torch.stack(torch._foreach_norm(fresh, 1)).isfinite()
-        self.skipped_energies += (~are_finite).sum()
-        finite = per_element(are_finite, widths)
+        finite = per_element(torch.stack(torch._foreach_norm(fresh, 1)).isfinite(), widths)
         energy = torch.cat([self.energies[index] for index in indices])
         energy.lerp_(torch.where(finite, torch.cat(fresh), energy), 1 - self.settings.beta1)
         for index, value in zip(indices, energy.split(widths), strict=True):
@@ -303,7 +279,6 @@ class TripleScores(ScoreState):
             "norms": self.norms,
             "seen": self.seen,
             "skipped": self.skipped,
-            "skipped_energies": self.skipped_energies,
             **energies,
         }
 
@@ -311,7 +286,6 @@ class TripleScores(ScoreState):
         for name, averages in (("sensitivity", self.sensitivity), ("uncertainty", self.uncertainty)):
             averages[:] = [part.clone() for part in tensors[name].split([len(piece) for piece in averages])]
         self.norms, self.seen, self.skipped = tensors["norms"], tensors["seen"], tensors["skipped"]
-        self.skipped_energies = tensors["skipped_energies"]
         self.energies = [tensors[f"energy.{layer.name}"] for layer in self.layers]
 
 
