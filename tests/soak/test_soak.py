@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from fuzz import fuzz
 from kills import by_command, soak
 from steps import growth, watch
 
 
 def test_a_training_that_is_killed_and_resumed_ends_as_the_unbroken_one(tmp_path):
     assert soak(2, 3, tmp_path, ways=[(by_command, 1)]) == {"kills": 2, "trainings": 1, "equal": 1}
-
-
-def test_spoilt_inputs_are_read_or_refused_in_one_line(tmp_path, monkeypatch):
-    """Only of the kinds that take milliseconds."""
-    monkeypatch.chdir(tmp_path)
-    found = fuzz(150, 1, tmp_path, wanted=lambda name, often: often >= 1)
-    assert not found.failures, found.examples
-    assert 30 < found.counts["refused"] < 150
 
 
 def test_adjustments_leave_nothing_behind_but_their_records(tmp_path):
