@@ -18,11 +18,6 @@ import json, os, signal, sys, time
 from pathlib import Path
 import yaml
 
-if sys.argv[1] == "fit":
-    print(*sys.argv[1:], file=Path("calls.log").open("a"), flush=True)
-    (Path(sys.argv[3]) / "fit").mkdir()
-    (Path(sys.argv[3]) / "fit" / "pedyra_fit.json").write_text("{}")
-    sys.exit()
 recipe = yaml.safe_load(Path(sys.argv[2]).read_text())
 run, flags = Path(recipe["output_dir"]), sys.argv[3:]
 log = Path("calls.log").open("a")

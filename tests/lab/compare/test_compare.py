@@ -5,13 +5,19 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from rich.console import Console
 
-from pedyra.lab.compare.compare import compare_grid
+from pedyra.lab.compare.compare import compare_experiment, prepared
 from pedyra.lab.compare.prepare import prepare_experiment
+from pedyra.lab.compare.results import Comparison
+
+
+def compare_grid(grid: Any, *where: Any, **more: Any) -> Comparison:
+    return compare_experiment(prepared(grid), *where, **more)
 
 
 def rows(path: Path) -> list[dict]:
@@ -154,12 +160,11 @@ def test_a_narrower_call_shows_its_own_rows_and_a_wide_one_has_all_again(make_gr
     [
         ({"method": "pedyra", "rank": {"intervall": 3}}, "rank.intervall .* did you mean"),
         ({"method": "lora", "lora": {"target_modules": ["query", "nope"]}}, "lora.target_modules: 'nope' matches no"),
-        ({"method": "randlora"}, "fit asks how small a LoRA may be, and method randlora"),
     ],
 )
 def test_a_mistake_in_a_row_is_told_before_anything_runs(make_grid, calls, row, told):
     with pytest.raises(ValueError, match=f"methods.a on toy: {told}") as caught:
-        compare_grid(make_grid(methods={"lora": {}, "a": row}, fit={}))
+        compare_grid(make_grid(methods={"lora": {}, "a": row}))
     assert "\n" not in str(caught.value) and calls() == []
 
 
@@ -187,17 +192,3 @@ def test_progress_is_a_line_a_run(make_grid):
     text = out.getvalue()
     assert "0 to choose rates, 6 reported" in text and "[6/6]" in text
     assert "lora on toy, r = 2, rate 0.1, seed 0: accuracy 0.5100" in text
-
-
-def test_what_fit_left_is_a_column(make_grid, folder):
-    """The section reaches reported runs alone, and its record is read where the run has written one."""
-    grid = make_grid("learning_rates=[0.1]", "seeds=[0, 1]")
-    compare_grid(grid)
-    for seed, (parameters, increase) in enumerate(((10, 0.02), (20, None))):  # None: the whole adapter was kept
-        fit = folder / f"runs/grid/jobs/lora/toy/r2/lr0.1/seed{seed}/fit"
-        fit.mkdir()
-        (fit / "pedyra_fit.json").write_text(json.dumps({"parameters": parameters, "measured_increase": increase}))
-    comparison = compare_grid(grid)
-    assert [row["fit_parameters"] for row in comparison.rows] == [10, 20, None, None]
-    assert "| left by fit, without a head | loss increase |" in (folder / "runs/grid/comparison.md").read_text()
-    assert "| 15 | +0.0100 |" in (folder / "runs/grid/comparison.md").read_text()

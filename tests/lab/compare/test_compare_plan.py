@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from pedyra.lab.compare.compare import compare_grid, plan_grid
+from pedyra.lab.compare.compare import compare_experiment, prepared
 from pedyra.lab.compare.grid import load_grid
-from pedyra.lab.compare.plan import Plan
+from pedyra.lab.compare.plan import Plan, plan_experiment
 
 SMOKE = Path(__file__).parents[3] / "recipes" / "compare_smoke.yaml"
 
 
 def plan(tmp_path: Path, *overrides: str) -> Plan:
-    return plan_grid(load_grid(SMOKE, [f"output_dir={tmp_path / str(len(list(tmp_path.iterdir())))}", *overrides]))
+    folder = tmp_path / str(len(list(tmp_path.iterdir())))
+    return plan_experiment(prepared(load_grid(SMOKE, [f"output_dir={folder}", *overrides])))
 
 
 def test_the_runs_are_counted_and_their_hours_go_with_steps_rows_and_tokens(tmp_path):
@@ -31,5 +32,5 @@ def test_the_runs_are_counted_and_their_hours_go_with_steps_rows_and_tokens(tmp_
 
 
 def test_what_is_done_takes_nothing(make_grid):
-    compare_grid(make_grid())
-    assert plan_grid(make_grid()) == Plan(10, 10, 0.0)
+    compare_experiment(prepared(make_grid()))
+    assert plan_experiment(prepared(make_grid())) == Plan(10, 10, 0.0)

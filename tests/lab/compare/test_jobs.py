@@ -76,15 +76,6 @@ def test_what_is_done_is_skipped(job, calls):
     assert outcomes["lora", 0].status == "done" and calls() == ["lora 0 0.1"]
 
 
-def test_a_run_whose_fit_is_missing_is_not_done_and_is_fitted_the_next_time(job, calls):
-    asked = job("lora")
-    asked.recipe["fit"] = {"tolerance": 0.02, "rank": None, "rows": 96, "curve": True}
-    assert run_all([asked])["lora", 0].status == "failed"  # this trainer makes none
-    assert run_all([asked])["lora", 0].status == "done"
-    options = "--tolerance 0.02 --rows 96 --curve"
-    assert calls() == ["lora 0 0.1", f"fit --overwrite {asked.run} {options}"]
-
-
 def test_what_was_killed_resumes_from_its_checkpoint(job, calls):
     run_all([job("dora")])
     assert run_all([job("dora")])["dora", 0].status == "done"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pedyra.lab.compare.compare import compare_grid
+from pedyra.lab.compare.compare import compare_experiment, prepared
 from pedyra.lab.compare.grid import Grid, load_grid
 from pedyra.lab.compare.jobs import HERE
 from pedyra.lab.compare.ray_engine import RayCluster
@@ -37,7 +37,7 @@ def reached(comparison: Comparison) -> list[Any]:
 def expected(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """The runs come to this on this machine, with nothing in their way."""
     os.chdir(tmp_path_factory.mktemp("here"))
-    return reached(compare_grid(grid("runs/x")))
+    return reached(compare_experiment(prepared(grid("runs/x"))))
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_a_run_whose_node_dies_goes_on_on_another(expected: list[Any], cluster: 
         lambda: len(list(Path("runs/x").glob(both))) == 2,
         lambda: cluster.remove_node(cluster.other, allow_graceful=False),
     )
-    assert reached(compare_grid(grid("runs/x"), RayCluster("auto"))) == expected
+    assert reached(compare_experiment(prepared(grid("runs/x")), RayCluster("auto"))) == expected
     begun = [log.read_text().count("step 24/120") for log in Path("runs").rglob("seed?.log")]
     assert begun == [1, 1]  # the one that had to move went on from its checkpoint
 
@@ -98,9 +98,9 @@ def test_ctrl_c_brings_home_what_was_carried_and_the_next_call_goes_on(expected:
 
     when(carried, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        compare_grid(grid("runs/x"), engine)
+        compare_experiment(prepared(grid("runs/x")), engine)
     assert list(Path("runs").rglob("checkpoint-*"))
-    assert reached(compare_grid(grid("runs/x"), HERE)) == expected
+    assert reached(compare_experiment(prepared(grid("runs/x")), HERE)) == expected
     assert next(Path("runs").rglob("seed0.log")).read_text().count("step 24/120") == 1
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pedyra.lab.compare.jobs import Entry, Job, JobEnd
-from pedyra.lab.compare.results import Comparison, RateCurve, choose_rate, collect
+from pedyra.lab.compare.jobs import Entry, Job
+from pedyra.lab.compare.results import RateCurve, choose_rate, collect
 
 CELL = Entry("lora", "toy", 2)
 COSTS = {"step": 4, "final": True, "seconds": 1.5, "peak_memory_bytes": 7, "trainable_parameters": 3}
@@ -108,11 +107,3 @@ def test_the_loss_can_be_judged_and_the_tasks_metric_is_kept(tmp_path):
     (judged,) = collect([job], "loss")
     assert (judged["metric"], judged["value"]) == ("loss", 0.2)
     assert judged["metrics"][judged["task_metric"]] == 0.5
-
-
-def test_a_run_whose_fit_failed_is_not_missing(make_grid, tmp_path):
-    failed = Job(Entry("lora", "toy", 2), 0.1, 0, "jobs", tmp_path, {})
-    ends = [JobEnd(failed, "failed", "its fit"), JobEnd(replace(failed, seed=1), "failed", "crashed")]
-    row = {"method": "lora", "task": "toy", "budget": 2, "seed": 0, "value": 0.5}
-    comparison = Comparison(make_grid(), [row], [], ends, missing=5)
-    assert "4 reported runs are missing" in comparison.remarks()

@@ -11,7 +11,6 @@ from rich.console import Console
 from pedyra.errors import UserError
 from pedyra.lab.compare.grid import Grid
 from pedyra.lab.compare.jobs import HERE, Engine, Job, JobEnd, final_row, is_done, run_jobs
-from pedyra.lab.compare.plan import Plan, plan_experiment
 from pedyra.lab.compare.prepare import Experiment, prepare_experiment
 from pedyra.lab.compare.results import Comparison, RateCurve, collect
 from pedyra.lab.compare.tables import comparison_tables, print_tables, write_tables
@@ -21,15 +20,17 @@ REPORTED, TUNING = "comparison.jsonl", "tuning.jsonl"
 """They have the rows of this grid's runs; those of an earlier call that had others are in their run folders."""
 
 
-def plan_grid(grid: Grid) -> Plan:
-    """Check a comparison as `compare_grid` does, split its data, and say what is left to run of it.
+def prepared(grid: Grid) -> Experiment:
+    """Check a comparison and split its data into its folder. Raises ValueError: a mistake in the grid, or a folder with
+    something else, or with runs of another grid."""
+    folder = Path(grid.output_dir)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "grid.yaml").is_file():
+        raise UserError(f"{folder} holds no comparison (it has no grid.yaml); choose another output_dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    return prepare_experiment(grid, folder)
 
-    Raises ValueError as `compare_grid` does.
-    """
-    return plan_experiment(_prepared(grid))
 
-
-def compare_grid(grid: Grid, engine: Engine = HERE, console: Console | None = None) -> Comparison:
+def compare_experiment(experiment: Experiment, engine: Engine = HERE, console: Console | None = None) -> Comparison:
     """Run what is missing of a comparison, and write its tables into its folder.
 
     Finished runs are kept, interrupted ones go on from their checkpoint, failed ones are tried again.
@@ -39,11 +40,9 @@ def compare_grid(grid: Grid, engine: Engine = HERE, console: Console | None = No
         console: where progress and tables are shown; None: nowhere.
 
     Raises:
-        ValueError: a mistake in the grid, told before anything runs, or a folder with runs of another grid.
         KeyboardInterrupt: Ctrl-C; running jobs have saved a checkpoint.
     """
-    console = console or Console(quiet=True)
-    experiment = _prepared(grid)
+    console, grid = console or Console(quiet=True), experiment.grid
     tuning = {entry: jobs for entry in experiment.entries if (jobs := experiment.tuning_jobs(entry))}
     reported = len(experiment.entries) * len(grid.seeds)
     console.print(f"{grid.name}: {len(experiment.entries)} rows x tasks x budgets")
@@ -61,14 +60,6 @@ def compare_grid(grid: Grid, engine: Engine = HERE, console: Console | None = No
     _show(comparison, console)
     _keep(comparison)
     return comparison
-
-
-def _prepared(grid: Grid) -> Experiment:
-    folder = Path(grid.output_dir)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "grid.yaml").is_file():
-        raise UserError(f"{folder} holds no comparison (it has no grid.yaml); choose another output_dir")
-    folder.mkdir(parents=True, exist_ok=True)
-    return prepare_experiment(grid, folder)
 
 
 def _show(comparison: Comparison, console: Console) -> None:

@@ -57,14 +57,15 @@ def compare(
 
     checked = load_grid(grid, overrides or [])
     quiet_libraries()
-    from pedyra.lab.compare.compare import compare_grid, plan_grid
+    from pedyra.lab.compare.compare import compare_experiment, prepared
+    from pedyra.lab.compare.plan import plan_experiment
 
-    console = new_console()
+    console, experiment = new_console(), prepared(checked)
     if dry_run:
-        console.print(f"{checked.name}: {plan_grid(checked)}", soft_wrap=True)
+        console.print(f"{checked.name}: {plan_experiment(experiment)}", soft_wrap=True)
         return
     with stoppable(console):
-        comparison = compare_grid(checked, engine(ray, workers, gpus, cpus, retries, console), console)
+        comparison = compare_experiment(experiment, engine(ray, workers, gpus, cpus, retries, console), console)
     if json_file:
         write_json_lines(json_file, comparison.rows)
     if comparison.failed:

@@ -85,8 +85,6 @@ class Grid(Section):
     lora: dict[str, Any] = Field(default_factory=dict)
     rank: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
-    fit: dict[str, Any] | None = None
-    """It is a recipe's: asked of the adapter of every reported run, and shown in the table."""
     generate: dict[str, Any] = Field(default_factory=dict)
     """It is a recipe's: `pedyra eval` of a run has its model answer these test sets. Training knows nothing of it."""
     methods: dict[Name, MethodRow] = Field(min_length=1)

@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,6 @@ from typing import Any, Literal, Protocol
 
 from pedyra.app.interrupts import on_interrupt
 from pedyra.app.yaml_file import to_yaml
-from pedyra.fitting.cut import RECORD
 from pedyra.lora.files import check_shape, read_rows, refuse_link, write_file
 from pedyra.methods.registry import get_method
 from pedyra.trainer.checkpoint_folder import last_complete_checkpoint
@@ -104,8 +103,8 @@ def final_row(run: Path) -> dict[str, Any] | None:
 
 
 def is_done(job: Job) -> bool:
-    """Tell whether the run has come to its end, and to that of the fit that its recipe asks for."""
-    return final_row(job.run) is not None and (job.recipe.get("fit") is None or (job.run / "fit" / RECORD).is_file())
+    """Tell whether the run has come to its end."""
+    return final_row(job.run) is not None
 
 
 Stops = list[bool]
@@ -198,23 +197,10 @@ def _in_a_child(threads: int, stops: Stops, arguments: list[str], log: Path) -> 
 
 def _arguments(job: Job) -> list[str]:
     """Return the call of pedyra that brings a job to its end."""
-    if final_row(job.run) is not None:  # it was trained, and its fit failed or was stopped
-        return ["fit", "--overwrite", str(job.run), *_fit_options(job.recipe["fit"])]
     train = ["train", str(job.recipe_file)]
     if not (job.run / "recipe.yaml").is_file():
         return train
     return [*train, "--resume" if _may_resume(job) else "--overwrite"]
-
-
-def _fit_options(section: Mapping[str, Any]) -> list[str]:
-    """Write the section `fit` of a recipe as options of `pedyra fit`."""
-    options = []
-    for key, value in section.items():
-        if value is True:
-            options.append(f"--{key}")
-        elif value is not None and value is not False:  # 0 is a value
-            options += [f"--{key}", str(value)]
-    return options
 
 
 def _may_resume(job: Job) -> bool:

@@ -28,7 +28,7 @@ from pedyra.app.models.lora import check_names
 from pedyra.app.recipe import Recipe, check_recipe, identity
 from pedyra.app.recipe_sections import METRICS, DataSection, LoraSection
 from pedyra.app.runs.arguments import training_arguments
-from pedyra.app.runs.setup import check_fit, request, resolve
+from pedyra.app.runs.setup import request, resolve
 from pedyra.app.tasks.sources import Rows, check_apart, held_out, load_rows, sample
 from pedyra.app.tasks.text import known_labels
 from pedyra.app.yaml_file import first_difference, read_settings
@@ -110,8 +110,6 @@ class Experiment:
             "method_settings": dict(row.method_settings),
             "training": {**grid.training, "learning_rate": rate},
         }
-        if purpose == "jobs" and grid.fit is not None:
-            content["fit"] = grid.fit
         return {**content, "generate": grid.generate} if grid.generate else content
 
 
@@ -161,7 +159,6 @@ def _row_recipe(experiment: Experiment, entry: Entry) -> Recipe:
     with _told_of(where):
         recipe = resolve(recipe)
         training_arguments(recipe)
-        check_fit(recipe)
     return recipe
 
 

@@ -11,10 +11,9 @@ from statistics import fmean
 from typing import Any
 
 from pedyra.app.recipe_sections import LOWER_IS_BETTER
-from pedyra.fitting.cut import RECORD
 from pedyra.lab.compare.grid import Grid, Judge
 from pedyra.lab.compare.jobs import Entry, Job, JobEnd, final_row
-from pedyra.lora.files import read_json, read_rows
+from pedyra.lora.files import read_rows
 
 NOT_A_METRIC = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 Row = dict[str, Any]
@@ -35,8 +34,7 @@ def result_row(job: Job, final: Mapping[str, Any], judge: Judge) -> Row:
     """Return what is known of a finished run, as it stands in comparison.jsonl.
 
     `metric` is what is judged, the task's own (`task_metric`) or "loss"; `metrics` has every one of the last
-    evaluation. `fit_parameters` are those of the smaller adapter that the run's fit found, and `fit_increase` is what
-    the loss rose by with it on held-out rows; both None where nothing was fitted.
+    evaluation.
     """
     loss, own, metrics = _number(final["eval_loss"]), _number(final["value"]), _last_metrics(job.run, final)
     if not math.isfinite(loss):  # a model whose loss is no number still has an accuracy, of the class it always says
@@ -54,16 +52,7 @@ def result_row(job: Job, final: Mapping[str, Any], judge: Judge) -> Row:
         "task_metric": final["metric"],
         "metrics": metrics,
         "run": str(job.run),
-        **_fit(job.run),
     }
-
-
-def _fit(run: Path) -> Row:
-    file = run / "fit" / RECORD
-    if not file.is_file():
-        return {"fit_parameters": None, "fit_increase": None}
-    found = read_json(file, {"parameters": int, "measured_increase": (float, None)})
-    return {"fit_parameters": found["parameters"], "fit_increase": found["measured_increase"] or 0.0}
 
 
 def _last_metrics(run: Path, final: Mapping[str, Any]) -> dict[str, float]:
@@ -144,16 +133,18 @@ class Comparison:
         return {row["seed"]: row[key] for row in sorted(mine, key=lambda row: row["seed"])}
 
     def mean_of(self, key: str, method: str, budget: int) -> float | None:
-        """Return the mean of a number over the runs of a row that have it."""
+        """Return the mean of a number over the runs of a row; None where it has none."""
         found = [row[key] for row in self.rows if (row["method"], row["budget"]) == (method, budget)]
-        known = [value for value in found if value is not None]
-        return fmean(known) if known else None
+        return fmean(found) if found else None
 
     def ratio(self, key: str, method: str, budget: int) -> float | None:
         """Return a number relative to the baseline's, summed over the tasks and seeds where both have runs."""
-        known = [row for row in self.rows if row["budget"] == budget and row[key] is not None]
         ours, theirs = (
-            {(row["task"], row["seed"]): row[key] for row in known if row["method"] == of}
+            {
+                (row["task"], row["seed"]): row[key]
+                for row in self.rows
+                if (row["method"], row["budget"]) == (of, budget)
+            }
             for of in (method, self.grid.baseline)
         )
         shared = ours.keys() & theirs.keys()
@@ -163,10 +154,7 @@ class Comparison:
     def remarks(self) -> list[str]:
         """Tell what a reader must know: failures, missing runs, rates at an edge."""
         found = [f"failed: {end.job.label}: {end.message}" for end in self.failed]
-        ended = {(Entry(row["method"], row["task"], row["budget"]), row["seed"]) for row in self.rows}
-        jobs = [end.job for end in self.failed if end.job.purpose == "jobs"]
-        # One whose fit failed is not missing: it has a row.
-        waiting = self.missing - sum((job.entry, job.seed) not in ended for job in jobs)
+        waiting = self.missing - sum(end.job.purpose == "jobs" for end in self.failed)
         if waiting > 0:
             found.append(f"{waiting} reported runs are missing")
         for row in self.rows:

@@ -83,21 +83,17 @@ def _values_table(comparison: Comparison, budget: int) -> TextTable:
 
 
 def _resources(comparison: Comparison, method: str, budget: int) -> dict[str, str]:
-    """Show what a row takes, and its factor to the baseline; and what fit left of it, where it was asked."""
+    """Show what a row takes, and its factor to the baseline."""
     shown: dict[str, tuple[str, Callable[[float], str]]] = {
         "parameters": ("trainable_parameters", lambda count: f"{count:,.0f}"),
         "time": ("seconds", format_seconds),
         "peak memory": ("peak_memory_bytes", format_bytes),
     }
-    if any(row["fit_parameters"] is not None for row in comparison.rows):
-        shown["left by fit, without a head"] = ("fit_parameters", lambda count: f"{count:,.0f}")
-        shown["loss increase"] = ("fit_increase", lambda increase: number(increase, signed=True))
     cells = {}
     for title, (key, text) in shown.items():
         value = comparison.mean_of(key, method, budget)
         cells[title] = NOTHING if value is None else text(value)
-        ratio = None if key.startswith("fit") else comparison.ratio(key, method, budget)
-        if ratio is not None:
+        if (ratio := comparison.ratio(key, method, budget)) is not None:
             cells[title] += f" ({ratio:.2f}×)"
     return cells
 
