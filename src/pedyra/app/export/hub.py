@@ -60,13 +60,6 @@ def why_not_on_hub(name: str, kind: Literal["model", "dataset"], revision: str |
     return None
 
 
-def why_not_offline(name: str, kind: Literal["model", "dataset"]) -> str | None:
-    """Say why offline mode (HF_HUB_OFFLINE) will not give the repository: no cache has it. None outside of it."""
-    if not _is_offline(kind) or _is_cached(name, kind, None):
-        return None
-    return "HF_HUB_OFFLINE is set, and no cache has it"
-
-
 def why_not_loaded(error: Exception) -> str:
     """Tell why a library could not read from the Hub or from a folder, where its own words are not the clearest."""
     if "trust_remote_code" in str(error):

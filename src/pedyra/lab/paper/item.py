@@ -22,6 +22,8 @@ SCALES: tuple[Scale, ...] = get_args(Scale)
 
 _HERE = Path(__file__).parent
 TABLES, RECIPES = _HERE / "tables", _HERE / "recipes"
+CODE = {"humaneval", "humanevalplus", "mbpp", "mbppplus"}
+"""These metrics are found by running what a model wrote."""
 
 
 class CellPart(Section):
@@ -128,15 +130,36 @@ class Item(Section):
         }
         return self.model_copy(update=kept)
 
-    def check_part(self, scale: Scale) -> None:
-        """Raise ValueError where the scale measures nothing of what `only` has kept."""
-        if not any(self.cells(scale)):
+    def check(self, scale: Scale, *, allow_code_execution: bool) -> None:
+        """Refuse, before hours of training, what the scale measures nothing of, and a model's code without leave or
+        without a sandbox."""
+        metrics = {cell.metric for cell in self.cells(scale)}
+        if not metrics:
             raise UserError(f"{self.id} measures no such cell at scale {scale}; name other rows or columns, or a scale")
+        runs_code = metrics & CODE
+        if runs_code and not allow_code_execution:
+            raise UserError(
+                f"{self.id} at scale {scale} runs programs that a model wrote ({', '.join(sorted(runs_code))}); "
+                f"--allow-code-execution does so, in a sandbox"
+            )
+        if runs_code:
+            from pedyra.app.tasks.sandbox import Sandbox
+
+            Sandbox()
 
     def at(self, scale: Scale) -> Item:
         """Return the item with the columns that the scale measures."""
         columns = self.scales[scale].columns
         return self if columns is None else self.model_copy(update={"columns": columns})
+
+    def needs(self, scale: Scale) -> dict[str, list[str]]:
+        """Return the models and data sets that a scale names."""
+        recipes = [recipe(name) for name in self.scales[scale].recipes.values()]
+        data = (each.data for each in recipes)
+        return {
+            "model": list(dict.fromkeys(each.model.name for each in recipes)),
+            "data": list(dict.fromkeys(each.source + (f"/{each.config}" if each.config else "") for each in data)),
+        }
 
     def cells(self, scale: Scale) -> Iterator[Cell]:
         """Yield the cells that the scale measures, row by row; averages follow from them."""

@@ -37,31 +37,20 @@ Models = Annotated[
 
 
 @app.command("list")
-def list_items(data_dir: DataDir = None, models: Models = None, json_file: JsonFile = None) -> None:
-    """List every table and figure: what it needs at each scale, and whether that is here."""
-    from pedyra.lab.paper.item import SCALES, items
-    from pedyra.lab.paper.places import Places, needs, told
+def list_items(json_file: JsonFile = None) -> None:
+    """List every table and figure, and what it needs at each scale."""
+    from pedyra.lab.paper.item import items
 
-    places = Places.parse(data_dir, models or [])
-    places.ask(items().values())
-    rows, lines, lacking = [], [], {}
+    rows, lines = [], []
     for item in items().values():
-        missing = {scale: places.missing(item, scale) for scale in SCALES}
         for scale, at in item.scales.items():
-            rows.append(
-                {"id": item.id, "title": item.title, "scale": scale, **needs(item, scale)}
-                | {"gpu_gb": at.gpu_gb, "hours": at.hours, "seeds": len(at.seeds)}
-                | {"here": not missing[scale], "missing": told(missing[scale])}
-            )
-            lacking |= dict.fromkeys(missing[scale])
+            row = {"id": item.id, "title": item.title, "scale": scale, **item.needs(scale)}
+            rows.append({**row, "gpu_gb": at.gpu_gb, "hours": at.hours, "seeds": len(at.seeds)})
         full, small = item.scales["full"], item.scales["small"]
-        here = ["no" if missing[scale] else "yes" for scale in SCALES]
-        lines.append([item.id, *here, f"{full.gpu_gb:g}", f"{full.hours:g}", f"{small.hours:g}", item.title])
-    console = new_console()
-    columns = ["id", *SCALES, "GPU GB, full", "hours a seed, full", "hours a seed, small", "title"]
-    print_table(console, columns, lines, title="What can run here: model and data of each scale; costs are estimates")
-    for reason in told(lacking):
-        console.print(f"\nnot here    {reason}", soft_wrap=True)
+        needed = ", ".join(item.needs("full")["model"])
+        lines.append([item.id, needed, f"{full.gpu_gb:g}", f"{full.hours:g}", f"{small.hours:g}", item.title])
+    columns = ["id", "models, full", "GPU GB, full", "hours a seed, full", "hours a seed, small", "title"]
+    print_table(new_console(), columns, lines, title="What each needs; costs are estimates")
     if json_file:
         write_json_lines(json_file, rows)
 
@@ -98,7 +87,7 @@ def run(
     from pedyra.lab.paper.places import Places
 
     item, places = get_item(name).only(rows or (), columns or ()), Places.parse(data_dir, models or [])
-    places.check(item, scale, allow_code_execution=allow_code_execution)
+    item.check(scale, allow_code_execution=allow_code_execution)
     quiet_libraries()
     from pedyra.lab.compare.tables import print_tables
     from pedyra.lab.paper.item_results import remarks, result_tables

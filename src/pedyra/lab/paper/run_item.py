@@ -15,10 +15,10 @@ from torch import OutOfMemoryError
 from pedyra.app.known_sets import TEST_SETS
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import GENERATED
-from pedyra.lab.compare.compare import compare_grid, plan_grid
+from pedyra.lab.compare.compare import compare_experiment, prepared
 from pedyra.lab.compare.grid import Grid, check_grid
 from pedyra.lab.compare.jobs import HERE, Engine
-from pedyra.lab.compare.plan import Plan
+from pedyra.lab.compare.plan import Plan, plan_experiment
 from pedyra.lab.compare.prepare import digests
 from pedyra.lab.compare.tables import write_tables
 from pedyra.lab.paper.figures import MEASURES, measure, save_figure
@@ -80,17 +80,18 @@ def run_item(
         console: where progress is shown; None: nowhere.
 
     Raises:
-        ValueError: as `Places.check`, before anything runs.
+        ValueError: a model or data that cannot be had, before anything runs.
         KeyboardInterrupt: Ctrl-C; running jobs have saved a checkpoint.
     """
-    places.check(item, scale, allow_code_execution=allow_code_execution)
     values: dict[tuple[str, str], dict[int, float]] = {}
     rates: dict[tuple[str, str], float] = {}
     runs: dict[str, Path] = {}
     failed: list[str] = []
     notes: list[str] = []
-    for each in measurements(item, scale, out, places):
-        comparison = compare_grid(each.grid, engine, console)
+    measured_by = measurements(item, scale, out, places)
+    experiments = [prepared(each.grid) for each in measured_by]  # a mistake in the last is told before the first runs
+    for each, experiment in zip(measured_by, experiments, strict=True):
+        comparison = compare_experiment(experiment, engine, console)
         failed += [f"{end.job.label}: {end.message}" for end in comparison.failed]
         notes += comparison.remarks()
         found = []
@@ -129,7 +130,8 @@ def run_item(
 
 def plan_item(item: Item, scale: Scale, out: Path, places: Places) -> Plan:
     """Check the comparisons of an item, and say what is left to run of them. Raises ValueError as `run_item` does."""
-    return sum((plan_grid(each.grid) for each in measurements(item, scale, out, places)), Plan(0, 0, 0.0))
+    experiments = (prepared(each.grid) for each in measurements(item, scale, out, places))
+    return sum(map(plan_experiment, experiments), Plan(0, 0, 0.0))
 
 
 def with_generated(
