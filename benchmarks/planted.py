@@ -8,27 +8,34 @@ student's budget.
 
 from __future__ import annotations
 
+import copy
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 import typer
+from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
 from benchmarks.command import Smoke, Threads, command_line, methods_option, several
-from benchmarks.method_run import BenchTraining, run_method
+from benchmarks.loop import Loop, make_optimizer
 from benchmarks.rows import Row, RowFile, shown
 from benchmarks.spec import MethodSpec, parse_method
 from pedyra.app.console import new_console
 from pedyra.app.options import json_option
 from pedyra.errors import UserError
-from pedyra.methods.registry import METHODS
+from pedyra.lora.attach import attach, drop_empty
+from pedyra.lora.layer import rank_parameters
+from pedyra.methods.data import Data
+from pedyra.methods.method import Adaptation, Request, changed, with_ranks
+from pedyra.methods.registry import METHODS, get_method
 
 PLANTED_KEY = ("method", "architecture", "width", "depth", "rank", "profile", "noise", "seed", "steps", "lr")
 PROFILES: dict[str, tuple[int, ...]] = {
@@ -50,6 +57,12 @@ SMOKE_STEPS = 24
 """The fewest in which every method does what it does."""
 ORACLE = "oracle"
 """This is LoRA with the true ranks from the start."""
+WINDOW: dict[str, Any] = dict(interval=1 / 30, initial_warmup=1 / 15, final_warmup=4 / 15)
+"""Every rank-adaptive method has this schedule."""
+MOVES = {"pedyra": 1 / 12, "random": 1 / 6, "mask": 1 / 12}
+"""Its k is this part of the total rank."""
+IN_RANKS = ("increlora", "triadaptlora")
+"""These methods are defined by a budget of ranks; all others spend parameters where they can choose."""
 
 
 def planted(
@@ -272,35 +285,113 @@ def bench_planted(
 
 
 def _run(problem: Problem, spec: MethodSpec, job: Row) -> Row:
-    def loss(model: nn.Module, batch: Any) -> Tensor:
-        x, target = batch
-        return (model(x) - target).square().mean()
+    """Adapt a copy of the base by the method, at the budget of the uniform rank, and train it by Adam with a rate that
+    falls linearly to zero.
 
-    training = BenchTraining(
-        base=problem.base,
-        layers=problem.layer_names,
-        loss=loss,
-        batches=lambda: batches(problem, job["seed"] + 1000, BATCH),
-        rank=RANK,
-        lr=job["lr"],
-        steps=job["steps"],
-        seed=job["seed"],
-        ranks=dict(zip(problem.layer_names, problem.true_ranks, strict=True)) if spec.text == ORACLE else None,
-    )
-    done = run_method(spec, training)
-    ranks, wrong = None, None
-    if done.ranks is not None:
-        ranks = [done.ranks[name] for name in problem.layer_names]
+    What a method looks at before the first step comes from the run's own batches, and is not taken off its steps.
+    """
+    began = time.perf_counter()
+    adaptation = get_method(spec.name).prepare(_request(problem, spec, job))
+    _check_effect(spec, adaptation)
+    model, steps = adaptation.model, job["steps"]
+    optimizer = make_optimizer(adaptation, torch.optim.Adam, lr=job["lr"], fused=True)
+    loop = Loop(adaptation, optimizer, steps)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    diverged = False
+    for batch in islice(_batches(problem, job), steps):
+        loop.begin_step()
+        value = _loss(model, batch)
+        if not value.isfinite():
+            diverged = True
+            break
+        value.backward()
+        loop.step()
+        scheduler.step()
+    history = [] if loop.allocator is None else loop.allocator.history
+    loop.finish()
+    ranks, parameters = _final_size(model, problem.layer_names)
+    seconds = time.perf_counter() - began
+    wrong = None
+    if ranks is not None:
         wrong = sum(abs(rank - true) for rank, true in zip(ranks, problem.true_ranks, strict=True)) / 2
     return {
-        "relative_error": float("nan") if done.diverged else relative_error(problem, done.model),
+        "relative_error": float("nan") if diverged else relative_error(problem, model.eval()),
         "rank_distance": wrong,
         "ranks": ranks,
         "true_ranks": list(problem.true_ranks),
-        "parameters": done.parameters,
-        "adjustments": done.adjustments,
-        "seconds": round(done.seconds, 2),
+        "parameters": parameters,
+        "adjustments": sum(bool(record["pruned"] or record["added"]) for record in history),
+        "seconds": round(seconds, 2),
     }
+
+
+def _batches(problem: Problem, job: Row) -> Iterator[tuple[Tensor, Tensor]]:
+    return batches(problem, job["seed"] + 1000, BATCH)
+
+
+def _loss(model: nn.Module, batch: Any) -> Tensor:
+    x, target = batch
+    return (model(x) - target).square().mean()
+
+
+def _request(problem: Problem, spec: MethodSpec, job: Row) -> Request:
+    """Ask the method for equal parameters, on a schedule that is the same for all; a setting of the spec's own wins."""
+    names = problem.layer_names
+    lora = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=names)
+    if spec.text == ORACLE:
+        ranks = {name: rank for name, rank in zip(names, problem.true_ranks, strict=True) if rank}
+        lora = changed(with_ranks(lora, ranks, ranks), target_modules=set(ranks))  # each with the scaling of the others
+    rank: dict[str, Any] = {"seed": job["seed"], **WINDOW}
+    if spec.name not in IN_RANKS:
+        rank["budget"] = "parameters"
+    if spec.name in MOVES:
+        rank["moves"] = max(1, round(MOVES[spec.name] * RANK * len(names)))
+    return Request(
+        method=spec.name,
+        model=copy.deepcopy(problem.base),
+        lora=lora,
+        rank={**rank, **spec.rank},
+        settings=spec.settings,
+        seed=job["seed"],
+        steps=job["steps"],
+        data=Data(batches=lambda: _batches(problem, job), loss=_loss),
+    )
+
+
+def _check_effect(spec: MethodSpec, adaptation: Adaptation) -> None:
+    """Raise ValueError for a rank setting that the method has no use for, or is defined by another value of."""
+    if adaptation.ranks is None:
+        return
+    made = adaptation.ranks.to_dict()
+    for key, value in spec.rank.items():
+        if key in made and made[key] != value:
+            raise UserError(
+                f"method {spec.text!r}: {spec.name} has no use for {key}, or is defined by {made[key]!r}; drop it"
+            )
+
+
+def _final_size(model: PeftModel, layers: Sequence[str]) -> tuple[list[int] | None, int]:
+    """Return the ranks at the end (RandLoRA has none), and the parameters of the adapter as it is saved, where E is
+    folded into A."""
+    base: Any = model.get_base_model()
+    others = sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not any(f".lora_{factor}." in name for factor in "AEB")
+    )
+    if model.peft_config["default"].peft_type == "RANDLORA":
+        return None, others
+    ranks = dict.fromkeys(layers, 0)
+    if model.peft_config["default"].peft_type == "ADALORA":
+        found = {name: base.get_submodule(name).lora_E["default"] for name in layers}
+        ranks |= {name: int(E.count_nonzero()) for name, E in found.items()}
+    else:
+        attached = attach(model)
+        drop_empty(attached)
+        ranks |= {layer.name: layer.rank for layer in attached}
+    of = {name: base.get_submodule(name) for name in layers}
+    spent = sum(rank * rank_parameters(of[name].in_features, of[name].out_features) for name, rank in ranks.items())
+    return list(ranks.values()), others + spent
 
 
 if __name__ == "__main__":

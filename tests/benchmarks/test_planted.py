@@ -84,6 +84,8 @@ def test_smoke_writes_a_row_for_every_method(tmp_path, call):
             assert row["method"] == "randlora" and row["rank_distance"] is None
             continue
         assert sum(row["ranks"]) <= 48 or row["method"] == "rasa"  # which saves a copy of the pool per layer
+        # A rank of a layer has 64 + 64 parameters, and a DoRA has 64 more.
+        assert row["parameters"] == 128 * sum(row["ranks"]) + 64 * 12 * (row["method"] == "dora")
         wrong = sum(abs(rank - true) for rank, true in zip(row["ranks"], row["true_ranks"], strict=True)) / 2
         assert row["rank_distance"] == wrong
     by_method = {row["method"]: row for row in rows}
@@ -110,8 +112,18 @@ def test_rows_are_not_made_twice(tmp_path, monkeypatch):
         return list(bench_planted(["lora", "oracle"], **problems, file=file))
 
     first = run()
-    monkeypatch.setattr("benchmarks.planted.run_method", lambda *a, **k: pytest.fail("made again"))
+    monkeypatch.setattr("benchmarks.planted._run", lambda *a, **k: pytest.fail("made again"))
     assert run() == first and len(first) == 4
+
+
+def test_rank_settings_reach_the_method():
+    rows = list(bench_planted(["pedyra:moves=0", "pedyra:moves=1"], steps=SHORT))
+    assert rows[0]["adjustments"] == 0 < rows[1]["adjustments"]
+
+
+def test_a_run_that_diverges_ends_at_the_budget_too():
+    for row in bench_planted(["lora", "sora", "dylora"], lrs=[1e30], architectures=["block"], steps=SHORT):
+        assert row["relative_error"] is None and sum(row["ranks"]) <= 48
 
 
 def test_every_method_sees_the_same_batches_whatever_ran_before_it():
