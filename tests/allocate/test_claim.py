@@ -102,18 +102,6 @@ def test_an_allocator_outlives_its_adapter(end, make_net, train_net):
     allocator.release()
 
 
-def test_an_adapter_that_is_deleted_in_a_run_is_told_with_the_repair(make_net, train_net):
-    model = make_net()
-    allocator = allocate(model, forced(**SCHEDULE))
-    train_net(model, allocator.optimizer, allocator, 2)
-    model.delete_adapter("default")
-    with pytest.raises(ValueError, match=r"'default' was deleted from \S+ while.*before delete_adapter$"):
-        _ = allocator.ranks
-    with pytest.raises(ValueError, match=r"'default' was deleted from \S+ while.*before delete_adapter$"):
-        allocator.before_step()
-    allocator.release()
-
-
 def test_a_second_release_leaves_the_next_allocator_its_adapter(make_net):
     model = make_net()
     first = allocate(model, forced(**SCHEDULE))

@@ -160,12 +160,10 @@ def _restore_factors(
             or of_E < rank
         ):
             raise SideFileError(f"{folder / TENSORS} is of another model: {layer.name} has shapes {shapes} there")
-        if layer.a.start is not None and f"origin_A.{layer.name}" not in tensors:
-            raise SideFileError(f"{folder / TENSORS} is of another start: {layer.name} has no origin there")
-        if layer.a.start is None and f"origin_A.{layer.name}" in tensors:
+        if (layer.a.start is None) == (f"origin_A.{layer.name}" in tensors):
             raise SideFileError(
-                f"{folder / TENSORS} is of an adapter that began as a part of the weights (PiSSA, OLoRA), which this "
-                f"one did not; make the model by get_peft_model with the same LoraConfig, not from the saved adapter"
+                f"{folder / TENSORS} is of another start: one of the two began as a part of the weights (PiSSA, "
+                f"OLoRA); make the model by get_peft_model with the same LoraConfig, not from the saved adapter"
             )
     if odd := next((layer for layer in layers if tensors[f"A.{layer.name}"].dtype != layer.a.weight.dtype), None):
         logger.warning(

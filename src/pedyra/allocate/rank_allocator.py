@@ -150,16 +150,19 @@ class RankAllocator:
                 hooks see in the backward pass.
 
         Raises:
-            ValueError: a second call in one step, or the adapter was deleted.
+            ValueError: a second call in one step, or an adapter of other ranks was loaded since the last one.
         """
-        _ = self.layers[0].a  # an adapter that was deleted is told in steps, too, in which nothing else looks
         step = self.step + 1
         if self._read == step:
             raise UserError(
                 f"before_step() was called twice in step {step}; call after_step() after each optimizer.step()"
             )
         self._read = step
-        self._follow_loaded()
+        if self._trained.rekey():
+            raise UserError(
+                f"the adapter was loaded with other ranks before step {step}, and nothing is known of these; load it "
+                f"before RankAllocator is made, or go on from a checkpoint by pedyra.allocate.checkpoint.restore"
+            )
         self.run.before_step(step, loss_scale)
 
     def after_step(self) -> dict[str, Any] | None:
@@ -193,7 +196,10 @@ class RankAllocator:
         Raises ValueError: the tensors do not fit these ranks."""
         self.step, self.history = record["step"], record["history"]
         self.initial_ranks, self.initial_parameters = record["initial_ranks"], record["initial_parameters"]
-        self._adopt_triples()
+        self._trained.hold()
+        self.run.restart(self.step)
+        if self._compiled:
+            _mark_ranks(self.layers)
         check_state(self.optimizer, self.triples())
         self.run.load(self.step, record["method"], tensors)
         self.run.prepare(self.step)
@@ -338,27 +344,6 @@ class RankAllocator:
             write_ranks(self.model, self.adapter_name)
             assert self.ranks == plan.ranks
         self.run.resized(replacements)
-
-    def _adopt_triples(self) -> None:
-        """Train the triples that the layers have now, of whatever ranks; nothing is known of them yet."""
-        self._trained.hold()
-        self.run.restart(self.step)
-        if self._compiled:
-            _mark_ranks(self.layers)
-
-    def _follow_loaded(self) -> None:
-        """Go on with an adapter of other ranks that was loaded since the last step; what is observed begins anew."""
-        if not self._trained.rekey():
-            return
-        logger.warning(
-            "the adapter was loaded with other ranks before step %d; it is trained from here, and what is observed "
-            "begins anew",
-            self.step + 1,
-        )
-        self.initial_parameters = max(self.initial_parameters, self.parameters)
-        write_ranks(self.model, self.adapter_name)
-        self._adopt_triples()
-        self.run.prepare(self.step)
 
 
 def resize_layers(

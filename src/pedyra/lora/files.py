@@ -211,8 +211,6 @@ def parse_json(text: str | bytes, where: str, shape: Any) -> Any:
     """Read JSON of this shape. Raises ValueError, which begins with `where`."""
     try:
         value = json.loads(text)
-    except RecursionError:
-        raise UserError(f"{where} is damaged: it is nested too deep") from None
     except ValueError as error:
         raise UserError(f"{where} is damaged: {error}") from None
     check_shape(value, shape, where)

@@ -10,7 +10,6 @@ from typing import Any
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from pedyra.errors import UserError
 from pedyra.lora.factors import AFactor, BFactor
 
 
@@ -35,20 +34,11 @@ class AdaptedLayer:
 
     @property
     def a(self) -> AFactor:
-        return self._held(0)
+        return self._slots[0][self.adapter]
 
     @property
     def b(self) -> BFactor:
-        return self._held(1)
-
-    def _held(self, slot: int) -> Any:
-        try:
-            return self._slots[slot][self.adapter]
-        except KeyError:
-            raise UserError(
-                f"adapter {self.adapter!r} was deleted from {self.name} while its rank was being adapted, so it has no "
-                f"factors to go on with; call release() of the RankAllocator, or pedyra.detach, before delete_adapter"
-            ) from None
+        return self._slots[1][self.adapter]
 
     @property
     def factors(self) -> tuple[nn.Parameter, Tensor, nn.Parameter]:

@@ -53,6 +53,10 @@ def _has(*fields: str) -> Callable[[Mapping[str, Any]], bool]:
 
 
 _EXPORTS: tuple[str, ...] = ("peft", "padded", "gguf")
+_OF_VARIANTS = (
+    *("alora_invocation_tokens", "arrow_config", "use_qalora", "use_bdlora"),
+    *("kasa_config", "monteclora_config", "velora_config"),
+)
 _RELATIVE = (
     "train it with pedyra.adapt, whose folders hold the difference to the original base, or save it with "
     "save_pretrained(..., path_initial_model_for_weight_conversion=...), as PEFT documents"
@@ -116,28 +120,12 @@ KINDS: tuple[Kind, ...] = (
         "quantise the base (nf4) and use the default start; what is trained already can be merged while it is live",
     ),
     Kind(
-        "MiCA",
-        "init_lora_weights",
-        lambda config: _start(config) in _MICA,
-        ("adapt",),
-        "B is fixed to singular vectors of the weight, and new directions would have none",
-        "use the default start",
-    ),
-    Kind(
-        "aLoRA, Arrow, QA-LoRA",
-        "alora_invocation_tokens, arrow_config, use_qalora",
-        _has("alora_invocation_tokens", "arrow_config", "use_qalora"),
+        "MiCA, aLoRA, Arrow, QA-LoRA, BD-LoRA, KaSA, MonteCLoRA, VeLoRA",
+        "init_lora_weights, or a field of the variant's name",
+        lambda config: _start(config) in _MICA or _has(*_OF_VARIANTS)(config),
         ("adapt", "fit", *_EXPORTS, "merged"),
-        "its update depends on the token, or is no product of two matrices",
+        "its update depends on the token, is no product of two free matrices, or has another layout",
         "PEFT alone can serve it; to go on here, train a plain LoRA or a DoRA",
-    ),
-    Kind(
-        "BD-LoRA, KaSA, MonteCLoRA, VeLoRA",
-        "use_bdlora, kasa_config, monteclora_config, velora_config",
-        _has("use_bdlora", "kasa_config", "monteclora_config", "velora_config"),
-        ("adapt", "fit", *_EXPORTS),
-        "its update is not s B A, or A and B have another layout",
-        "merge it (target merged), or train a plain LoRA or a DoRA",
     ),
     Kind(
         "experts",
