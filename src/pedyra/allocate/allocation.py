@@ -17,7 +17,7 @@ Scores = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True)
 class RankPlan:
-    """This is one adjustment: which triples go, where new ones come, and the ranks that result."""
+    """One adjustment: which triples go, where new ones come, and the ranks that result."""
 
     pruned: dict[str, tuple[int, ...]]
     """Layer -> indices of its pruned triples, ascending. Only layers that lose any."""

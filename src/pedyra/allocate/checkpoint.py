@@ -36,8 +36,7 @@ FORMAT = 12
 
 
 class SideFileError(UserError):
-    """It is raised for a side file that is missing, damaged, or belongs to another run; the message says which and
-    what."""
+    """A side file is missing, damaged, or belongs to another run; the message says which and what."""
 
 
 def save_state(allocator: RankAllocator, folder: Path | str) -> None:

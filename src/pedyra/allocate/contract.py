@@ -23,7 +23,7 @@ from pedyra.lora.resize import NewTriples, Replacement
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A method is given this of the run that it decides in."""
+    """A method decides in this run, and knows this of it."""
 
     model: nn.Module
     layers: Sequence[AdaptedLayer]
@@ -34,7 +34,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """This is known of a run at an adjustment, beside what the method has observed."""
+    """A method is told this of its run at an adjustment, beside what it has observed itself."""
 
     step: int
     schedule: Schedule
@@ -54,17 +54,17 @@ MakeTriples = Callable[[AdaptedLayer, int, torch.Generator], NewTriples]
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """A method does this at an adjustment."""
+    """A method answers an adjustment with this."""
 
     plan: RankPlan
     scores: Scores
-    """Those that the plan was made from, one a triple, the triples being those that the plan counts."""
+    """The plan was made from these: one a triple, by the indices that the plan has."""
     new_triples: MakeTriples | None = None
-    """It makes the new triples; None where none comes."""
+    """Makes the new triples; None where none comes."""
 
 
 class MethodRun:
-    """This is a method in one run. The allocator calls `prepare`, `before_step` and `decide`, in this order."""
+    """A method in one run. The allocator calls `prepare`, `before_step` and `decide`, in this order."""
 
     skipped_steps: int = 0
     """Steps left out for a non-finite observation."""
@@ -116,19 +116,19 @@ class MethodRun:
 
 
 class RankMethod:
-    """This is a method and its settings, before any run, as a user gives it: `PeDyra(...)`. It has no state. Its class
-    is the method."""
+    """A method and its settings, before any run, as a user gives it: `PeDyra(...)`. It has no state, and its class is
+    the method."""
 
     start: str
-    """Triples begin so, see `attach`: "lora" or "svd"."""
+    """The way triples begin, see `attach`: "lora" or "svd"."""
     trains_e: bool
-    """E is a parameter."""
+    """E is a parameter, and no constant 1."""
     seed: int
     """New triples are drawn from it."""
     budget: str
-    """This is conserved or aimed at, in a word, for the record of the run."""
+    """A word for what is conserved or aimed at, for the record of the run."""
     compiles: bool = True
-    """It can observe a model that torch compiles."""
+    """Observing works in a model that torch compiles."""
 
     def schedule(self, total_steps: int) -> Schedule:
         """Say when ranks are adjusted; ValueError where they never are."""

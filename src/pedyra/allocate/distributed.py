@@ -13,8 +13,7 @@ from pedyra.errors import UserError
 
 
 class Average:
-    """It takes the mean of a tensor over all processes, the same on each; it must be called by all of them, in the same
-    order.
+    """The mean of a tensor over all processes, the same on each; all of them call it, in the same order.
 
     Args:
         processes: how many there are.

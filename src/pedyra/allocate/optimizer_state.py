@@ -237,7 +237,7 @@ def drop_unfit_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None
 
 
 class TrainedTriples:
-    """It knows A, E and B of these layers as the optimizer holds them."""
+    """A, E and B of these layers as the optimizer holds them, which may lag behind the model after a load."""
 
     def __init__(self, layers: Sequence[AdaptedLayer], optimizer: Optimizer) -> None:
         self.layers, self.optimizer = layers, optimizer
@@ -245,11 +245,11 @@ class TrainedTriples:
 
     @property
     def now(self) -> list[Tensor]:
-        """They are A, E, B of every layer as they are in the model; E may be no Parameter, see `AFactor.train_e`."""
+        """Return A, E, B of every layer as they are in the model; E may be no Parameter, see `AFactor.train_e`."""
         return [factor for layer in self.layers for factor in layer.factors]
 
     def hold(self) -> None:
-        """The optimizer has what is in the model."""
+        """Note that the optimizer has what is in the model."""
         self._held, self.renewed = self.now, True
         # Parameters by the dicts that modules keep them in: a tenth of the time of their attributes, in every step.
         self._slots = [

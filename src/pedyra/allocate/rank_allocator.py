@@ -42,7 +42,7 @@ _OWNERS: weakref.WeakKeyDictionary[AFactor, weakref.ref[object]] = weakref.WeakK
 
 
 class RankAllocator:
-    """It adapts the ranks of one LoRA adapter, in any training loop.
+    """The ranks of one LoRA adapter move by a method, in any training loop.
 
     Call `before_step()` once the gradients are complete (accumulated, unscaled, clipped) and before
     `optimizer.step()`; call `after_step()` after it, when the gradients are cleared.
@@ -85,12 +85,10 @@ class RankAllocator:
         train_e(self.layers, self.method.trains_e)
         self._process_group = process_group
         self.step = 0
-        """Optimizer steps taken."""
         self._read = 0
         self.history: list[dict[str, Any]] = []
         """The records of the adjustments, oldest first; see `_record`."""
         self.initial_ranks = self.ranks
-        """Layer -> rank at the start of the run."""
         self.initial_parameters = self.parameters
         run = Run(
             model=model,
@@ -117,12 +115,12 @@ class RankAllocator:
 
     @property
     def ranks(self) -> dict[str, int]:
-        """It is layer name -> rank, now."""
+        """Layer name -> rank, now."""
         return {layer.name: layer.rank for layer in self.layers}
 
     @property
     def parameters(self) -> int:
-        """It is the number of trainable parameters of the adapted triples, now."""
+        """Count the trainable parameters of the adapted triples, now."""
         return sum(layer.parameters for layer in self.layers)
 
     def triples(self) -> list[Tensor]:

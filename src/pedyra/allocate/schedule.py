@@ -11,8 +11,7 @@ from pedyra.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """These are the adjustments of one run, in optimizer steps; step 1 is the first one. All fields are resolved
-    integers.
+    """The adjustments of one run, in optimizer steps, of which 1 is the first. All fields are resolved integers.
 
     An adjustment follows step t when t > t_i, (t - t_i) % interval == 0 and t < T - t_f.
     """

@@ -21,12 +21,12 @@ from pedyra.lora.folder import SavedLora
 from pedyra.lora.spelling import did_you_mean
 
 SERVED_BYTES = 2
-"""A server holds a parameter in so many bytes: bfloat16 or float16."""
+"""Bytes in which a server holds a parameter: bfloat16 or float16."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """It says why a destination does not take an adapter, and what its owner can do."""
+    """The reason why a destination does not take an adapter, and what its owner can do."""
 
     field: str
     reason: str
@@ -38,12 +38,12 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Destination:
-    """It is one place that serves a LoRA. The fields are those of destinations.yaml, which says what each means."""
+    """A place that serves a LoRA. The fields are those of destinations.yaml, which says what each means."""
 
     name: str
     title: str
     ranks: tuple[int, ...]
-    """It takes these, rising; empty: a range."""
+    """All that it takes, rising; empty: a range."""
     least: int
     most: int | None
     mixed: bool
@@ -60,7 +60,7 @@ class Destination:
     together: tuple[str, ...] = ()
     largest_mb: int | None = None
     rank: int | None = field(default=None, compare=False)
-    """This one was asked for: "vllm:16"."""
+    """The rank that was asked for: 16 of "vllm:16"."""
 
     def rank_for(self, largest: int) -> int | None:
         """Find the smallest rank of this place that holds one whose largest rank is this; None: it is too large."""

@@ -17,7 +17,7 @@ TASKS = {
     "QUESTION_ANS": "QuestionAnswering",
     "FEATURE_EXTRACTION": "FeatureExtraction",
 }
-"""The classes AutoModelFor... and AutoPeftModelFor... of a task_type end so."""
+"""task_type -> the end of its classes AutoModelFor... and AutoPeftModelFor..."""
 
 
 def loading_line(lora: SavedLora) -> str:

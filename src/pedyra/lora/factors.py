@@ -38,32 +38,32 @@ def as_read(weight: Tensor, dim: int) -> tuple[Tensor, Tensor | None]:
 
 @dataclass
 class Start:
-    """This is how the triples of one layer began, and the weight beside them."""
+    """The triples of one layer began as these, beside this weight."""
 
     A: Tensor
     """`(r, in)`, with E in it."""
     B: Tensor
     """`(out, r)`, with the scaling in it."""
     weight: Tensor | None = None
-    """This is the base weight beside them, kept on the host once the layer's own is another one. That is always made
-    from this one: it depends on which triples are left and not on the order in which others went, and a resumed run has
-    it to the last bit."""
+    """The base weight beside them is kept on the host once the layer's own is another one, which is always made from
+    it: so it depends on which triples are left and not on the order in which others went, and a resumed run has it to
+    the last bit."""
 
 
 class AFactor(nn.Module):
-    """This is the `lora_A` slot: it maps x (..., in) to x (E A)^T (..., r), with A `(r, in)` and E `(r,)`.
+    """The `lora_A` slot maps x (..., in) to x (E A)^T (..., r), with A `(r, in)` and E `(r,)`.
 
     Where PEFT's start took from the weight (PiSSA), the state dict holds the update of the weight as it was before:
     [E A; A0] `(2 r, in)`, against [B, -B0] in the other slot, and loading takes the two apart again.
     """
 
     E: Tensor
-    """It is a Parameter, or a plain tensor where it is not trained, see `train_e`."""
+    """A Parameter where it is trained, else a plain tensor; see `train_e`."""
     origin: Tensor | None
     """A0 `(r, in)`, what each row began as, with E in it; see `lora.start`."""
     start: Start | None = None
     loaded_origin: Tensor | None = None
-    """It is the `origin` of a loaded state, until `start.follow_loaded` has brought the base weight in line."""
+    """The `origin` of a loaded state waits here until `start.follow_loaded` has brought the base weight in line."""
     bias = None  # an nn.Linear's attribute that PEFT reads
 
     def __init__(self, A: nn.Parameter, E: nn.Parameter) -> None:
@@ -194,7 +194,7 @@ class AFactor(nn.Module):
 
 
 class BFactor(nn.Linear):
-    """This is the `lora_B` slot, an `nn.Linear` `(out, r)` whose rank may change, in memory and on loading."""
+    """The `lora_B` slot is an `nn.Linear` `(out, r)` whose rank may change, in memory and on loading."""
 
     origin: Tensor | None
     """B0 `(out, r)`, as in `AFactor`; so are the next two."""

@@ -107,16 +107,16 @@ class SavedLayer:
     """A layer adds scaling * B A to its weight, with A `(rank, in)` and B `(out, rank)` under their keys."""
 
     name: str
-    """This is its name in the base model."""
+    """The base model calls it so."""
     keys: dict[str, str]
-    """They lead from a slot (A, B, bias, magnitude) to the key of its tensor."""
+    """Slot (A, B, bias, magnitude) -> the key of its tensor."""
     rank: int
     scaling: float
 
 
 @dataclass(frozen=True)
 class SavedLora:
-    """This is what an adapter folder holds: `adapter_config.json` and the tensors of `adapter_model.safetensors`."""
+    """An adapter folder that was read: `adapter_config.json` and the tensors of `adapter_model.safetensors`."""
 
     title: str
     """Messages call it so: by the folder's path, or by the name of a live adapter."""
@@ -142,7 +142,7 @@ class SavedLora:
 
     @property
     def others(self) -> list[str]:
-        """These keys are of no factor of a triple: heads, modules trained in full, biases."""
+        """List the keys of tensors that are no factor of a triple: heads, modules trained in full, biases."""
         factors = {key for layer in self.layers for slot, key in layer.keys.items() if slot != "bias"}
         return [key for key in self.tensors if key not in factors]
 

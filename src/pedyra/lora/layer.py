@@ -1,4 +1,4 @@
-"""One of PEFT's LoRA layers with triples in its slots, and all of them in a model."""
+"""PEFT's LoRA layers are found here, with triples in their slots or without."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ def rank_parameters(in_features: int, out_features: int) -> int:
 
 @dataclass(frozen=True)
 class AdaptedLayer:
-    """This is one LoRA layer with triples, under the name that it has in the base model."""
+    """A LoRA layer of PEFT under the name that it has in the base model; its factors are asked for at each use, since a
+    resize replaces them."""
 
     name: str
     module: Any
-    """It is PEFT's LoraLayer."""
+    """PEFT's LoraLayer."""
     adapter: str
 
     @cached_property
@@ -42,7 +43,7 @@ class AdaptedLayer:
 
     @property
     def factors(self) -> tuple[nn.Parameter, Tensor, nn.Parameter]:
-        """They are A `(r, in)`, E `(r,)` and B `(out, r)` now; E may be no Parameter, see `AFactor.train_e`."""
+        """Return A `(r, in)`, E `(r,)` and B `(out, r)`; E may be no Parameter, see `AFactor.train_e`."""
         a = self.a
         return a.A, a.E, self.b.weight
 
@@ -52,18 +53,18 @@ class AdaptedLayer:
 
     @property
     def scaling(self) -> float:
-        """It is alpha / r at attach, for the whole run, so that a rank change never rescales what stays."""
+        """Return alpha / r at attach, which stays for the whole run: a rank change never rescales what stays."""
         return self.module.scaling[self.adapter]
 
     @property
     def direction_parameters(self) -> int:
-        """One triple has in + out trainable parameters, and 1 more where E is trained, which is folded away on disk."""
+        """Count the trainable parameters of a triple: in + out, and 1 where E is trained, which no file has."""
         a = self.a
         return rank_parameters(a.in_features, self.b.out_features) + int(a.E.requires_grad)
 
     @property
     def parameters(self) -> int:
-        """All triples of the layer have this number of trainable parameters now."""
+        """Count the trainable parameters of all triples of the layer."""
         A, E, B = self.factors
         return A.numel() + B.numel() + (E.numel() if E.requires_grad else 0)
 

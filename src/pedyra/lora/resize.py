@@ -16,7 +16,7 @@ from pedyra.lora.start import follow
 
 @dataclass(frozen=True)
 class Replacement:
-    """A new factor has rows `kept` of the old one along `dim`, then `num_new` new ones."""
+    """A new factor, which has rows `kept` of the old one along `dim`, then `num_new` new ones."""
 
     old: Tensor
     new: Tensor
@@ -26,7 +26,7 @@ class Replacement:
 
 
 class NewTriples(NamedTuple):
-    """These triples are appended: A `(n, in)`, E `(n,)` (longer where E is no diagonal), B `(out, n)`."""
+    """Triples to append: A `(n, in)`, E `(n,)` (longer where E is no diagonal), B `(out, n)`."""
 
     A: Tensor
     E: Tensor

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class Singular(NamedTuple):
-    """This is B A of one layer by its singular directions, the largest first: B A = U diag(values) V."""
+    """B A of one layer by its singular directions, the largest first: B A = U diag(values) V."""
 
     U: Float[Tensor, "out r"]
     values: Float[Tensor, " r"]

@@ -20,7 +20,7 @@ VERBS = {
     "gguf": "cannot be exported to target gguf",
     "merged": "cannot be merged from a folder",
 }
-"""This is done with a LoRA: its ranks move, it is made smaller, or it is exported to one of the targets."""
+"""A verb, and what a refusal says of it: ranks move, a LoRA is made smaller, or is exported to one of the targets."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Kind:
 
     name: str
     sign: str
-    """It tells a person where LoraConfig says so, or that it is a kind of layer."""
+    """The place in LoraConfig where a person finds it, or "a layer"."""
     is_in: Callable[[Mapping[str, Any]], bool] = field(default=lambda config: False, repr=False)
-    """Tells the kind by LoraConfig's fields. A kind of layer is told by `kind_of_module` or by the file instead."""
+    """Tells by LoraConfig's fields; a kind of layer is told by `kind_of_module` or by the file instead."""
     refused: tuple[str, ...] = ()
     why: str = ""
     repair: str = ""
@@ -39,7 +39,7 @@ class Kind:
 
 
 _PLAIN, _REPEATED, _LOFTQ, _MICA = ("eva", "orthogonal", "gaussian"), ("pissa", "olora"), ("loftq",), ("mica",)
-"""These are starts (init_lora_weights). The first leave the base as it was; PEFT repeats the next from it alone."""
+"""Starts (init_lora_weights): the first leave the base as it was, and PEFT repeats the next from it alone."""
 
 
 def _start(config: Mapping[str, Any]) -> str | None:

@@ -25,8 +25,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RankSettings:
-    """These are the settings of every method that scores triples: when ranks move, how many, and how triples are
-    scored.
+    """The settings of every method that scores triples: when ranks move, how many, and how triples are scored.
 
     The defaults are PE-DyRA's, and the paper's where it speaks: t_i, Delta_T and t_f are medians of their parts of the
     run over the twelve different schedules of Tables 7 to 9 (T being epochs times batches, t_i / T is 0.02 to 0.18,

@@ -15,8 +15,7 @@ from pedyra.lora.layer import AdaptedLayer
 
 
 class Watch:
-    """This is a forward hook that does nothing in a copy of its module, or a pickle: they are not the model that is
-    trained."""
+    """A forward hook that does nothing in a copy of its module, or a pickle: neither is the model that is trained."""
 
     def __init__(self, see: Callable[..., object] | None = None) -> None:
         self._see = see
@@ -30,8 +29,8 @@ class Watch:
 
 
 class InputEnergy:
-    """It has hooks on the adapted layers. It counts each token of a training forward once; padding not at all, where
-    known.
+    """Hooks on the adapted layers count each token of a training forward once, and padding, where it is known, not at
+    all.
 
     Padding is known by `attention_mask`, in the decoder of an encoder-decoder model by `decoder_attention_mask` or the
     labels that count, whether the PEFT model is called, the base model inside, or that without its head. The input is
@@ -56,9 +55,9 @@ class InputEnergy:
         self._last: tuple[Tensor, Tensor, Tensor] | None = None  # input, its energy, its token count
         decoder = getattr(getattr(base, "config", None), "is_encoder_decoder", False)
         self._of_target = [decoder and _sees_target(layer.name) for layer in layers]
-        """Per layer, whether its tokens are those of the decoder."""
+        """True stands for a layer that is given tokens of the decoder."""
         self._outermost: str | None = None
-        """This one of the modules below is running, and not inside another one of them."""
+        """This one of the modules below runs, and not inside another one of them."""
         self._handles: list[Any] = []
         # Some trainers (TRL's distillation) call the base model, or what it is without its head, themselves.
         headless = getattr(base, "base_model", None)

@@ -25,7 +25,7 @@ from pedyra.pe_dyra.triple_scores import ScoreState, TripleScores
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredSituation(Situation):
-    """`ScoredMethod.plan` is given this of an adjustment, beside the scores."""
+    """`ScoredMethod.plan` keeps to these limits of an adjustment, and sees the scores beside them."""
 
     moves: int
     """k."""
@@ -37,24 +37,24 @@ class ScoredSituation(Situation):
 
     @property
     def units(self) -> dict[str, int]:
-        """A triple of each layer takes so much of the budget: 1 of the "ranks", or its "parameters"."""
+        """Return what a triple of each layer takes of the budget: 1 of the "ranks", or its "parameters"."""
         return dict.fromkeys(self.parameters, 1) if self.budget == "ranks" else self.parameters
 
     @property
     def elapsed(self) -> float:
-        """It is (t - t_i) / (T - t_f - t_i): the part of the window of adjustments that is over."""
+        """Return (t - t_i) / (T - t_f - t_i), the part of the window of adjustments that is over."""
         of = self.schedule
         return (self.step - of.initial_warmup) / (of.total_steps - of.final_warmup - of.initial_warmup)
 
     @property
     def part_done(self) -> float:
-        """It is n / N at the n-th of N adjustments: the even spread over the run, 1 at the last."""
+        """Return n / N at the n-th of N adjustments: the even spread over the run, 1 at the last."""
         adjustments = self.schedule.adjustments
         return (adjustments.index(self.step) + 1) / len(adjustments)
 
     @property
     def is_last(self) -> bool:
-        """This is the last adjustment of the run."""
+        """Tell whether this is the last adjustment of the run."""
         return self.step == self.schedule.adjustments[-1]
 
 
@@ -67,11 +67,10 @@ MOVED = 0.02
 
 
 class ScoredMethod(RankSettings, RankMethod):
-    """This is a method that plans by scores, with the settings of `RankSettings`. A subclass says how, in `plan`; its
-    scores and its new triples are PE-DyRA's unless it has its own."""
+    """A scored method plans by scores, with the settings of `RankSettings`. A subclass says how, in `plan`; its scores
+    and its new triples are PE-DyRA's unless it has its own."""
 
     scores: ClassVar[type[ScoreState]] = TripleScores
-    """It observes the layers."""
     conserves: ClassVar[bool] = False
     """A new triple takes the place of others, so that nothing moves where all layers are at `max_rank`."""
     always_trains_e: ClassVar[bool] = False
@@ -144,8 +143,8 @@ class ScoredMethod(RankSettings, RankMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class PeDyra(ScoredMethod):
-    """This is the paper's method, and its settings: `pedyra.adapt(trainer, PeDyra())` moves ranks between the layers of
-    a LoRA while it trains. Every field, with the paper's symbol, is one of `RankSettings`."""
+    """The paper's method, and its settings: `pedyra.adapt(trainer, PeDyra())` moves ranks between the layers of a LoRA
+    while it trains. Every field, with the paper's symbol, is one of `RankSettings`."""
 
     conserves = True
 
@@ -192,8 +191,6 @@ def situated(now: Situation, settings: RankSettings, moves: int, max_ranks: dict
 
 
 class ScoredRun(MethodRun):
-    """This is a scored method in one run."""
-
     def __init__(self, method: ScoredMethod, run: Run) -> None:
         self.method, self.run = method, run
         self.max_ranks = growth_limits(run.layers, method.max_rank)

@@ -32,14 +32,14 @@ PIECE = 1 << 20
 
 
 class ScoreState:
-    """A method's scores come from it: it observes the optimizer steps that `ScoredRun.observes`.
+    """The source of a method's scores observes the optimizer steps that `ScoredRun.observes`.
 
     Here every triple has its layer's score, for methods that only decide which layers grow. `state`, `(layers,)`
     tensors by name, goes into checkpoints.
     """
 
     compiles = True
-    """It can observe a model that torch compiles, which passes over hooks that come later."""
+    """Observing works in a model that torch compiles, which passes over hooks that come later."""
     in_processes = False
     """Processes that see parts of a batch have the same scores."""
 
@@ -55,7 +55,7 @@ class ScoreState:
         raise NotImplementedError
 
     def watch(self, active: bool) -> None:
-        """It is told before each step whether it will observe it, for sources that look at more than gradients."""
+        """Make ready, before each step, to observe it or not, for sources that look at more than gradients."""
 
     def restart(self) -> None:
         """Forget what was observed: a new window of observed steps begins."""
@@ -85,7 +85,7 @@ class ScoreState:
         return {}
 
     def resize(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
-        """It is called at every adjustment, after its resizes (perhaps none) are installed."""
+        """Follow an adjustment, whose resizes (perhaps none) are installed."""
 
     def release(self) -> None:
         """Leave nothing in the model."""
@@ -110,7 +110,7 @@ class ScoreState:
 
 
 class TripleScores(ScoreState):
-    """These are PE-DyRA's: sensitivity and uncertainty of every element in float32: flat, A, E, B of a layer, then the
+    """PE-DyRA's scores hold sensitivity and uncertainty of every element in float32: flat, A, E, B of a layer, then the
     next, in pieces.
 
     A piece is some whole layers, when it is cut (`restart`) of `PIECE` elements or one layer more, so that a resize
@@ -210,8 +210,7 @@ class TripleScores(ScoreState):
 
     @property
     def observed(self) -> bool:
-        """It is False where no step of the window had a finite gradient: Eqs. (3) and (6) are then unknown, not
-        zero."""
+        """Tell whether any step of the window had a finite gradient; else Eqs. (3) and (6) are unknown, not zero."""
         return bool(self.seen)
 
     @torch.no_grad()
