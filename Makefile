@@ -40,8 +40,8 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# On a machine with CUDA: parity with the CPU, step times, NCCL, and a table of methods, into build/gpu. GPU="--model
-# Qwen/Qwen2.5-Coder-0.5B" takes another model; GPU=--cpu tries it without a GPU.
+# On a machine with CUDA: parity with the CPU, step times and NCCL, into build/gpu. GPU="--model llama-1024x16" takes
+# another model; GPU=--cpu tries it without a GPU.
 gpu: $(VENV)/.dev
 	PYTHONPATH=. $(BIN)/python tests/gpu.py --out build/gpu $(GPU)
 

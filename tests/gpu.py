@@ -1,8 +1,8 @@
-"""What a machine with CUDA says of pedyra: `make gpu`, or `make gpu GPU="--model NAME"`.
+"""What a machine with CUDA says of pedyra: `make gpu`, or `make gpu GPU="--model llama-1024x16"`.
 
-Parity (the same run on the CPU and on the device, float32 and bfloat16), `benchmarks.step`, two
-processes over NCCL where there are two devices, and one table of methods on a real text: step time, peak
-memory, loss. It writes gpu.json and gpu.md. With --cpu the device is the CPU, which tests the script itself.
+Parity (the same run on the CPU and on the device, float32 and bfloat16), `benchmarks.step`, and two processes over NCCL
+where there are two devices. It writes gpu.json and gpu.md. With --cpu the device is the CPU, which tests the script
+itself.
 """
 
 from __future__ import annotations
@@ -13,46 +13,29 @@ import os
 import platform
 import subprocess
 import sys
-import sysconfig
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 import pedyra
-from benchmarks.models import BenchModel, bench_model
-from benchmarks.spec import parse_method
-from benchmarks.step import Timing, bench_step, build, peak_bytes
+from benchmarks.models import bench_model
+from benchmarks.step import Timing, bench_step
 from pedyra import PeDyra, RankAllocator
 from pedyra.allocate.distributed import wrap_again
 
-METHODS = {
-    "LoRA": "lora",
-    "DoRA": "dora",
-    "AdaLoRA": "adalora",
-    "PE-DyRA": "pedyra",
-}
 TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}
 """Of a loss, relative, between the CPU in float32 and the device, while both have the same ranks."""
-WARMUP = 3
-"""Steps of a method that are not timed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", default="llama-512x8", help="as of benchmarks.step, or a causal LM: a folder, a name of the Hub"
-    )
-    parser.add_argument("--steps", type=int, default=200, help="of each method in the table")
+    parser.add_argument("--model", default="llama-512x8", help="as of benchmarks.step")
     parser.add_argument("--rounds", type=int, default=20, help="of benchmarks.step")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
@@ -65,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if given.worker:
         return worker(device)
     try:
-        checked_name(given.model)
+        bench_model(given.model)
     except ValueError as error:
         parser.error(f"--model: {error}")
     if device == "cuda" and not torch.cuda.is_available():
@@ -79,7 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "parity": lambda: parity(device),
         "step": lambda: step(given, device),
         "processes": lambda: processes(device, count),
-        "table": lambda: table(given, device),
     }
     for name, measure in parts.items():
         began = time.perf_counter()
@@ -184,12 +166,10 @@ def parity(device: str) -> list[dict[str, Any]]:
 
 def step(given: Any, device: str) -> list[dict[str, Any]]:
     """Run `benchmarks.step`."""
-    models = [given.model] if not is_named(given.model) else ["llama-256x8"]
-    dtypes = ("float32", "bfloat16") if device == "cuda" else ("float32",)
     rows = []
-    for dtype in dtypes:
+    for dtype in ("float32", "bfloat16") if device == "cuda" else ("float32",):
         timing = Timing(rounds=given.rounds, batch=given.batch, length=given.length, dtype=dtype, device=device)
-        rows += bench_step(models, ("lora", "pedyra"), timing)
+        rows += bench_step([given.model], ("lora", "dora", "adalora", "pedyra"), timing)
     return rows
 
 
@@ -226,126 +206,15 @@ def worker(device: str) -> dict[str, Any]:
     return found
 
 
-def table(given: Any, device: str) -> list[dict[str, Any]]:
-    """Each method on the sources of Python's standard library, which every machine has; and LoRA once more, fitted."""
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    model, rows = chosen_model(given, dtype)
-    held, training = rows[: len(rows) // 4], rows[len(rows) // 4 :]
-    timing = Timing(rounds=max(8, given.steps // 2), dtype=str(dtype).removeprefix("torch."), device=device)
-    found = []
-    for title, text in METHODS.items():
-        torch.manual_seed(0)
-        variant = build(parse_method(text), model, timing)
-        for number, batch in zip(range(given.steps), batches(training, given.batch, device), strict=False):
-            variant.step(batch, timing.now, timed=number >= WARMUP)
-            if number == WARMUP:
-                peak = peak_bytes(variant, batch, device)
-        row = {
-            "method": title,
-            "step_ms": 1000 * median(variant.seconds),
-            "peak_bytes": peak,
-            "parameters": sum(p.numel() for p in variant.model.parameters() if p.requires_grad),
-            "loss": evaluated(variant.model, held, given.batch, device),
-        }
-        found.append(row)
-        if title == "LoRA":
-            found.append(fitted(variant.model, training, held, given, device, row))
-        del variant
-    return found
-
-
-def fitted(
-    model: Any, training: list[Any], held: list[Any], given: Any, device: str, whole: Mapping[str, Any]
-) -> dict[str, Any]:
-    """LoRA, and how small it may be; `step_ms` is LoRA's, and `fit_seconds` what the fit took beside it."""
-    args = TrainingArguments(
-        str(given.out / "trainer"), per_device_train_batch_size=4, per_device_eval_batch_size=4, report_to="none",
-        save_strategy="no", use_cpu=device == "cpu", disable_tqdm=True, bf16=device == "cuda",
-        dataloader_pin_memory=False,
-    )  # fmt: skip
-    trainer = Trainer(model, args, train_dataset=training, eval_dataset=held)  # type: ignore[arg-type]
-    began = time.perf_counter()
-    fit = pedyra.fit(trainer, tolerance=0.05, rows=max(64, min(512, len(held))))
-    took = time.perf_counter() - began
-    fit.apply()
-    row = fit.row()
-    return {
-        **whole,
-        "method": f"LoRA, then fit ({row['share']:.0%}, {row['verdict']})",
-        "parameters": row["parameters"],
-        "loss": evaluated(model, held, given.batch, device),
-        "fit_seconds": took,
-    }
-
-
-def chosen_model(given: Any, dtype: torch.dtype) -> tuple[BenchModel, list[dict[str, Tensor]]]:
-    """The model, and the sources in rows of `length` tokens: by its tokenizer, or by bytes for a random model."""
-    count = given.steps * given.batch
-    count += count // 3 + 4 * 16
-    if is_named(given.model):
-        tokenizer: Any = AutoTokenizer.from_pretrained(given.model)
-
-        def loaded() -> Any:
-            return AutoModelForCausalLM.from_pretrained(given.model, dtype=dtype)
-
-        model = BenchModel(given.model, loaded, "CAUSAL_LM", len(tokenizer), given.batch, given.length)
-        return model, in_rows(lambda text: tokenizer(text)["input_ids"], given.length, count)
-    model = replace(bench_model(given.model, dtype), batch=given.batch, length=given.length)
-    return model, in_rows(lambda text: [1 + byte for byte in text.encode()], given.length, count)
-
-
-def checked_name(model: str) -> None:
-    """Raise ValueError for a model that the bench does not know, or that is no causal language model."""
-    if not is_named(model) and bench_model(model).task_type != "CAUSAL_LM":
-        raise ValueError(f"{model} is no causal language model; take llama-WIDTHxDEPTH, a folder or a name of the Hub")
-
-
-def is_named(model: str) -> bool:
-    """Whether it is a folder or a name of the Hub, and none of the bench's own."""
-    return "/" in model or Path(model).is_dir()
-
-
-def in_rows(encode: Any, length: int, count: int) -> list[dict[str, Tensor]]:
-    tokens: list[int] = []
-    rows: list[dict[str, Tensor]] = []
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
-        tokens += encode(path.read_text(encoding="utf-8", errors="replace"))
-        while len(tokens) >= length and len(rows) < count:
-            row, tokens = torch.tensor(tokens[:length]), tokens[length:]
-            rows.append({"input_ids": row, "labels": row})
-        if len(rows) == count:
-            break
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    return [rows[index] for index in order]
-
-
-def batches(rows: list[dict[str, Tensor]], size: int, device: str) -> Iterator[dict[str, Tensor]]:
-    """For ever."""
-    while True:
-        for first in range(0, len(rows) - size + 1, size):
-            part = rows[first : first + size]
-            yield {key: torch.stack([row[key] for row in part]).to(device) for key in part[0]}
-
-
-@torch.no_grad()
-def evaluated(model: Any, rows: list[dict[str, Tensor]], size: int, device: str) -> float:
-    """The mean loss on the first 64 batches."""
-    model.eval()
-    count = min(64, len(rows) // size)
-    losses = [float(model(**batch).loss) for batch, _ in zip(batches(rows, size, device), range(count), strict=False)]
-    model.train()
-    return sum(losses) / len(losses)
-
-
 def markdown(report: Mapping[str, Any]) -> str:
     """The same to read."""
     lines = ["# pedyra on this machine", ""]
     lines += [f"{name}: {value}  " for name, value in {**report["machine"], "model": report["model"]}.items()]
-    titles = {"parity": "The device against the CPU in float32", "step": "A training step", "table": "The methods"}
+    titles = {"parity": "The device against the CPU in float32", "step": "A training step"}
     shown = {
         "step": ("model", "variant", "dtype", "ratio_to_lora", "step_seconds", "peak_bytes", "adjustment_seconds"),
     }
-    for name in ("parity", "step", "processes", "table"):
+    for name in ("parity", "step", "processes"):
         found = report.get(name)
         if found is None:
             continue

@@ -11,27 +11,23 @@ import pytest
 SCRIPT = Path(__file__).parent / "gpu.py"
 
 
-@pytest.mark.filterwarnings("ignore:there are .* batches of held-out rows:UserWarning")  # few rows
 def test_every_part_is_measured_on_a_cpu(tmp_path: Path):
     main = runpy.run_path(str(SCRIPT))["main"]
-    size = ["--steps", "16", "--rounds", "8", "--batch", "4", "--length", "24"]
+    size = ["--rounds", "8", "--batch", "4", "--length", "24"]
     report = main(["--cpu", "--model", "llama-32x1", *size, "--out", str(tmp_path)])
     assert json.loads((tmp_path / "gpu.json").read_text()) == report
     exact = next(row for row in report["parity"] if row["dtype"] == "float32")
     assert exact["over_all_steps"] == 0 and exact["layers_of_another_rank"] == 0  # the CPU against itself
     assert exact["same_ranks_for_steps"] == 24
     assert all(row["within"] and row["moved"] > 0 for row in report["parity"])
-    assert [row["variant"] for row in report["step"]] == ["lora", "pedyra"]
+    assert [row["variant"] for row in report["step"]] == ["lora", "dora", "adalora", "pedyra"]
+    assert all(row["step_seconds"] > 0 and row["peak_bytes"] > 0 for row in report["step"])
     assert report["processes"] == {"not_run": "one device"}
-    rows = {row["method"].split(" (")[0]: row for row in report["table"]}
-    assert list(rows) == ["LoRA", "LoRA, then fit", "DoRA", "AdaLoRA", "PE-DyRA"]
-    assert all(row["step_ms"] > 0 and row["peak_bytes"] > 0 and 0 < row["loss"] < 20 for row in rows.values())
-    assert rows["LoRA, then fit"]["parameters"] <= rows["LoRA"]["parameters"] < rows["DoRA"]["parameters"]
     text = (tmp_path / "gpu.md").read_text()
-    assert text.count("\n## ") == 4 and "failed" not in text
+    assert text.count("\n## ") == 3 and "failed" not in text
 
 
-@pytest.mark.parametrize("name", ["minilm", "llama-33x1"])
+@pytest.mark.parametrize("name", ["opt-125m", "llama-33x1"])
 def test_a_model_that_cannot_be_measured_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str], name):
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(SCRIPT))["main"](["--cpu", "--model", name, "--out", str(tmp_path / "out")])
