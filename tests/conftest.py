@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -14,7 +13,6 @@ import pytest
 import torch
 from arithmetic import ARITHMETIC
 from hypothesis import settings
-from other_kernels import other_kernels
 from torch import Tensor, nn
 
 # Before anything imports these: their jaxtyping annotations become checks, for the whole suite.
@@ -45,14 +43,6 @@ class Net(nn.Module):
         for layer in self.layers:
             x = torch.tanh(layer(x))
         return x
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _other_kernels() -> Iterator[None]:
-    """PEDYRA_TEST_ROUNDING=1: as on a CPU whose kernels round otherwise; see `other_kernels`."""
-    eps = os.environ.get("PEDYRA_TEST_ROUNDING")
-    with other_kernels(float(eps)) if eps else nullcontext():
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import ast
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from closeness import close, same_bits
-from other_kernels import other_kernels
-from torch import Tensor
 
 TESTS = Path(__file__).parent
 # `closeness.py` is the helper itself; what is in `soak` runs as scripts, which cannot import it.
@@ -99,36 +95,3 @@ def test_a_sum_in_another_order_is_close_and_what_is_farther_off_is_not(dtype):
 def test_other_shapes_and_nan_are_never_close():
     a = torch.ones(3)
     assert not close(a, a[:2]) and not close(a, a * torch.nan) and close(a[:0], a[:0])
-
-
-def on_this_cpu() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x, W, bias = (torch.randn(shape, generator=generator) for shape in ((24, 16), (12, 16), (12,)))
-    leaf, small = W.clone().requires_grad_(), torch.arange(12.0).view(3, 4)
-    return {
-        "product": F.linear(x, W),
-        "of fewer rows": F.linear(x[:3], W),
-        "product added": F.linear(x, W, bias),
-        "sum": x.sum(0),
-        "mean": x.mean(),
-        "norm": x.norm(),
-        "half": x.bfloat16() @ W.T.bfloat16(),
-        "double": x.double() @ W.T.double(),
-        "batches": x.view(4, 6, 16) @ W.T.expand(4, 16, 12),
-        "gradient": torch.autograd.grad(F.linear(x, leaf).square().sum(), leaf)[0],
-        "integers": torch.addmm(torch.ones(3, 3), small, small.T),
-    }
-
-
-@pytest.mark.skipif("PEDYRA_TEST_ROUNDING" in os.environ, reason="they are this CPU's kernels already")
-def test_kernels_of_another_cpu_are_close_repeat_their_bits_and_leave_what_is_exact():
-    here = on_this_cpu()
-    with other_kernels():
-        there, again = on_this_cpu(), on_this_cpu()
-    assert all(same_bits(there[name], again[name]) for name in here)
-    assert all(close(there[name], here[name], scale=float(here[name].abs().max()) + 30) for name in here)
-    assert same_bits(there["integers"], here["integers"])
-    changed = [name for name in here if not same_bits(there[name], here[name])]
-    assert len(changed) >= 7 and {"product", "product added", "batches", "double"} <= set(changed)
-    assert not same_bits(there["product"][:3], there["of fewer rows"])
-    assert all(same_bits(value, here[name]) for name, value in on_this_cpu().items())  # taken back
