@@ -96,7 +96,7 @@ def test_smoke_writes_a_row_for_every_method(tmp_path, call):
 @pytest.mark.parametrize(
     ("method", "told"),
     [
-        ("lora+:ratio=-1", "method_settings.ratio is -1"),
+        ("lora+:ratio=-1", "method_settings.ratio is -1:"),
         ("prune:budget=ranks,moves=3", "prune has no use for moves"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -12,7 +13,14 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("lora", {"lora": {"init": "pisa"}}, "init_lora_weights='pisa'"),
     ("lora", {"method_settings": {"bogus": 1}}, "method_settings.bogus is no setting of method lora; it has none"),
     ("lora+", {"method_settings": {"ration": 2}}, "method_settings.ration is no setting .*; did you mean 'ratio'"),
-    ("lora+", {"method_settings": {"ratio": 0.5}}, "method_settings.ratio is 0.5; it must be at least 1"),
+    (
+        "lora+",
+        {"method_settings": {"ratio": 0.5}},
+        "method_settings.ratio is 0.5: Input should be greater",
+    ),
+    ("lora+", {"method_settings": {"ratio": True}}, "method_settings.ratio is True: Input should be a valid number"),
+    ("lora+", {"method_settings": {"ratio": math.inf}}, "method_settings.ratio is inf: Input should be a finite"),
+    ("adalora", {"method_settings": {"initial_rank": 12.5}}, "initial_rank is 12.5: Input should be a valid integer"),
     ("randlora", {"lora": {"use_dora": True}}, "lora.use_dora is True, but PEFT's RandLoRA does not have it"),
     ("adalora", {"lora": {"init": "pissa"}}, "lora.init is 'pissa', but PEFT's AdaLoRA does not have it"),
     ("adalora", {"method_settings": {"initial_rank": 4}}, r"initial_rank is 4, .* prunes from it down to lora.r \(4\)"),
@@ -28,7 +36,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("rasa", {"lora": {"r": 1}}, "lora.r is 1, which leaves no rank to share .* raise it to 2"),
     ("rasa", {"lora": {"use_rslora": True}}, "lora.use_rslora is True, but RaSA defines"),
     ("rasa", {"lora": {"target_modules": ["pooler.dense"]}}, "no two layers of one type"),
-    ("sora", {"method_settings": {"threshold": -1e-3}}, "threshold is -0.001; it must be at least 0"),
+    ("sora", {"method_settings": {"threshold": -1e-3}}, "threshold is -0.001: Input should be greater"),
     ("sora", {"lora": {"init": "olora"}}, "lora.init is 'olora', but SoRA defines"),
     ("autolora", {"lora": {"r": 1}}, "lora.r is 1, for which AutoLoRA searches two ranks"),
     ("autolora", {"lora": {"use_dora": True}}, "lora.use_dora is True, but AutoLoRA weighs"),
@@ -38,7 +46,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 BY_THE_RUN: list[tuple[str, dict[str, Any], str]] = [
     ("adalora", {"training": {**BEST, "eval_steps": 4}}, "load_best_model_at_end is True"),
     ("adalora", {"training": {"label_smoothing_factor": 0.1}}, "is 0.1, but it computes its own loss"),
-    ("adalora", {"training": {"max_steps": 5}}, "no rank could ever move: .* or train for 8 steps"),
+    ("adalora", {"training": {"max_steps": 5}}, "no rank could ever move: "),
     # 13 layers from 1 to 4 by one adjustment of at most 2 each.
     ("increlora", {"rank": {"interval": 6}}, "^1 adjustments of 13 layers x 2 ranks add 26 of the 39 ranks up to the"),
 ]

@@ -48,27 +48,6 @@ def test_a_decoders_adapter_is_loaded_by_stock_peft(method: str, prepare: Any, m
         torch.testing.assert_close(loaded(**run.inputs()).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.settings])
-def test_a_setting_of_another_type_is_told(method: str):
-    settings: Any = METHODS[method].settings
-    for name in METHODS[method].setting_names:
-        with pytest.raises(ValueError, match=f"^method_settings.{name} is 'abc'; it must be "):
-            settings(**{name: "abc"})
-
-
-@pytest.mark.parametrize(
-    ("method", "given", "told"),
-    [
-        ("lora+", {"ratio": True}, "ratio is True; it must be a number"),
-        ("adalora", {"initial_rank": 12.5}, "initial_rank is 12.5; it must be a whole number or none"),
-    ],
-)
-def test_a_fraction_is_no_rank_and_true_is_no_number(method: str, given: dict[str, Any], told: str):
-    settings: Any = METHODS[method].settings
-    with pytest.raises(ValueError, match=told):
-        settings(**given)
-
-
 REFUSES_4_BIT = {
     "pissa": "the base model is quantised, but PiSSA decomposes the weight before it is quantised and rewrites it; set "
     "model.quantization to none, or use another lora.init (method pissa: method qlora)",

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft import AdaLoraConfig, PeftModel
+from pydantic import Field
 from torch import nn
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, lowest_to_free, make_plan, spent
 from pedyra.allocate.schedule import resolve_schedule
 from pedyra.errors import UserError
-from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running, Settings, adaptive, setting
+from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running, Settings, adaptive
 from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
 
 NO_PENALTY = 1e-300
@@ -23,13 +24,12 @@ RANK_SETTINGS: dict[str, Any] = dict(
 """These fields of RankSettings are AdaLoRA's scores and start; budget and orthogonality weight are defaults."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class AdaLoraSettings(Settings):
     """Settings of AdaLoRA."""
 
-    initial_rank: int | None = setting(None, least=1)
+    initial_rank: int | None = Field(None, ge=1)
     """Rank of each layer at the start. None: 1.5 lora.r, the authors' convention."""
-    final_rank: int | None = setting(None, least=1)
+    final_rank: int | None = Field(None, ge=1)
     """Average rank at the end. None: lora.r. With initial_rank lora.r, a run never has more than LoRA's, but for E."""
 
 

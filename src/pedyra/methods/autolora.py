@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from peft import PeftModel
+from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from pedyra.errors import UserError
 from pedyra.methods.data import Data
-from pedyra.methods.method import Adaptation, Method, Request, Settings, setting, with_ranks
+from pedyra.methods.method import Adaptation, Method, Request, Settings, with_ranks
 from pedyra.methods.own_factors import Slot, fill, linear_slots
 
 logger = logging.getLogger(__name__)
@@ -33,11 +33,10 @@ RATE = 3e-4
 """The learning rate of A and B while searching, and that of the weights of the ranks: the authors'."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class AutoLoraSettings(Settings):
     """Settings of AutoLoRA's search."""
 
-    search_steps: int | None = setting(None, least=1)
+    search_steps: int | None = Field(None, ge=1)
     """Each costs five training steps. None: as many as the run has, which is about how long the authors search."""
 
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from random import Random
 
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
+from pydantic import Field
 from torch import Tensor, nn
 
 from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.methods.method import Adaptation, Hooks, Method, Request, Settings, setting
+from pedyra.methods.method import Adaptation, Hooks, Method, Request, Settings
 from pedyra.methods.own_factors import Factors, fill, linear_slots, write_plain
 
 
-@dataclass(frozen=True, kw_only=True)
 class DyLoraSettings(Settings):
     """Settings of DyLoRA."""
 
-    rank: int | None = setting(None, least=1)
+    rank: int | None = Field(None, ge=1)
     """The rank at which the model is evaluated, and to which it is cut after training. None: lora.r, the whole."""
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
+from pydantic import Field
 from torch.optim import Optimizer
 
 from pedyra.errors import UserError
 from pedyra.lora.attach import attach, train_e
 from pedyra.lora.start import takes_from_weight
-from pedyra.methods.method import Adaptation, Method, Request, Settings, is_quantised, setting
+from pedyra.methods.method import Adaptation, Method, Request, Settings, is_quantised
 
 
 def _plain(request: Request, **changes: Any) -> PeftModel:
@@ -56,11 +56,10 @@ def qlora(request: Request) -> Adaptation:
     return Adaptation(model=_plain(request))
 
 
-@dataclass(frozen=True, kw_only=True)
 class LoraPlusSettings(Settings):
     """Settings of LoRA+."""
 
-    ratio: float = setting(16.0, least=1)
+    ratio: float = Field(16.0, ge=1)
     """Learning rate of B over that of A. The authors use 10 to 80 with about half of LoRA's rate; 16 is the paper's."""
 
 

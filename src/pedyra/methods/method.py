@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from math import inf
-from typing import Any, get_args, get_type_hints
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from pydantic import BaseModel, ValidationError
 from torch import nn
 from torch.optim import Optimizer
 from transformers import set_seed
@@ -165,6 +165,10 @@ class Adaptation:
     """TrainingArguments that the method cannot train under -> why, and the repair."""
 
 
+class Settings(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
+    """The settings that only one method has, `method_settings` in a recipe; true is no number here."""
+
+
 @dataclass(frozen=True)
 class Method:
     """It is one row of a comparison, by the name a recipe gives as `method`."""
@@ -174,8 +178,8 @@ class Method:
     """One line: what it does and where it comes from."""
     make: Callable[..., Adaptation]
     """(request), or (request, settings) of a method with settings of its own -> Adaptation."""
-    settings: type[Any] | None = None
-    """The dataclass of its own settings, `method_settings` in a recipe."""
+    settings: type[Settings] | None = None
+    """Its own settings, where it has any."""
     lora: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the LoRA that it sets, whatever the run asks for."""
     quantization: str | None = None
@@ -190,7 +194,7 @@ class Method:
     @property
     def setting_names(self) -> list[str]:
         """List the names of the method's own settings."""
-        return [] if self.settings is None else [each.name for each in fields(self.settings)]
+        return [] if self.settings is None else list(self.settings.model_fields)
 
     def prepare(self, request: Request) -> Adaptation:
         """Give the base model its adapter. Raises ValueError: a setting that the method does not have, with the
@@ -202,7 +206,14 @@ class Method:
                 raise UserError(f"method_settings.{name} is no setting of method {self.name}; {hint}")
         if self.lora:
             request = replace(request, lora=changed(request.lora, **self.lora))
-        return self.make(request) if self.settings is None else self.make(request, self.settings(**request.settings))
+        if self.settings is None:
+            return self.make(request)
+        try:
+            settings = self.settings(**request.settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(f"method_settings.{first['loc'][0]} is {first['input']!r}: {first['msg']}") from None
+        return self.make(request, settings)
 
 
 # The adapter of a request.
@@ -248,32 +259,3 @@ SCORE_FIELDS = (
     *("orth_weight", "start", "budget", "min_rank", "max_rank"),
 )
 """An ablation of PE-DyRA shares these with it: all but what moves and how many."""
-
-
-def setting(default: Any, *, least: float) -> Any:
-    """Make a field of `Settings` and its least value; None is allowed where it is the default."""
-    return field(default=default, metadata={"least": least})
-
-
-KINDS: dict[type, str] = {int: "a whole number", float: "a number", type(None): "none"}
-"""Type of a field of `Settings` -> how it is told."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """These are the settings that only one method has; ValueError for a value of another type, or that its `setting`
-    does not allow."""
-
-    def __post_init__(self) -> None:
-        types = get_type_hints(type(self))
-        for each in fields(self):
-            value = getattr(self, each.name)
-            kinds = get_args(types[each.name]) or (types[each.name],)
-            allowed = (*kinds, int) if float in kinds else kinds
-            # Python counts true as the whole number 1.
-            if isinstance(value, bool) or not isinstance(value, allowed):
-                told = " or ".join(KINDS[kind] for kind in kinds)
-                raise UserError(f"method_settings.{each.name} is {value!r}; it must be {told}")
-            least = each.metadata.get("least")
-            if least is not None and value is not None and not (least <= value < inf):
-                raise UserError(f"method_settings.{each.name} is {value!r}; it must be at least {least:g}")

@@ -5,22 +5,21 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import RandLoraConfig
 from peft.tuners.randlora.layer import RandLoraLayer
+from pydantic import Field
 
 from pedyra.lora.layer import peft_layers
-from pedyra.methods.method import Adaptation, Method, Request, Settings, setting
+from pedyra.methods.method import Adaptation, Method, Request, Settings
 
 
-@dataclass(frozen=True, kw_only=True)
 class RandLoraSettings(Settings):
     """Settings of RandLoRA."""
 
-    r: int | None = setting(None, least=1)
+    r: int | None = Field(None, ge=1)
     """Rank of a basis. MORE means FEWER parameters. None: the one nearest to the parameters of LoRA with lora.r."""
 
 

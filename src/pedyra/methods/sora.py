@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import PeftModel
+from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers.pytorch_utils import ALL_LAYERNORM_LAYERS
 from transformers.trainer_pt_utils import get_parameter_names
 
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.methods.method import Adaptation, Method, Request, Settings, setting
+from pedyra.methods.method import Adaptation, Method, Request, Settings
 from pedyra.methods.own_factors import Factors, Slot, fill, linear, linear_slots, write_plain
 
 
-@dataclass(frozen=True, kw_only=True)
 class SoraSettings(Settings):
     """Settings of SoRA; the defaults are those of the authors' STS-B script."""
 
-    threshold: float = setting(3e-4, least=0)
+    threshold: float = Field(3e-4, ge=0)
     """xi: how much every step takes off each gate's magnitude, whatever the learning rate. T steps take T xi."""
-    l1: float = setting(10.0, least=0)
+    l1: float = Field(10.0, ge=0)
     """lambda of the term lambda sum |g| / (number of gates) in the loss."""
 
 
