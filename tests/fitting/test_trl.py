@@ -121,7 +121,7 @@ def test_a_batch_of_an_evaluation_holds_whole_groups_of_completions(make: Any):
     trainer = make("GRPO", steps=1, num_generations=16, gradient_accumulation_steps=2)
     trainer.train()
     assert trainer.args.per_device_eval_batch_size == 8
-    parts = fit_rows(TrainerJudge(trainer, trainer.model), None, Wanted(rows=32))
+    parts = fit_rows(trainer, None, Wanted(rows=32))
     sizes = {len(batch["labels"]) for part in (parts.calibration, parts.held) for batch in part}
     assert sizes == {16}
 

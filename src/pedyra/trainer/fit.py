@@ -90,7 +90,7 @@ def fit_trainer(
     with untouched(trainer, model):
         texts = None if general is None else general_rows(trainer, model, general, wanted.rows)
         judge = judged = TrainerJudge(trainer, model)
-        rows = fit_rows(judged, data, wanted)
+        rows = fit_rows(trainer, data, wanted)
         if texts is not None:
             rows = replace(rows, general=texts, told=f"{rows.told}; of general {texts.told}")
         if is_surrogate(trainer):

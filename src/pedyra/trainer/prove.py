@@ -64,9 +64,8 @@ def prove(
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     check_live(model, active_adapter(model))
     with untouched(trainer, model), _beside(model, (a, b)) as (in_a, in_b):
-        with in_a():  # rows are judged by it, where their loss may compare them with each other
-            judge = TrainerJudge(trainer, model)
-            batches, count = taken(judge, data, rows)
+        judge = TrainerJudge(trainer, model)
+        batches, count = taken(judge, data, rows)
         known = {"a": str(a), "b": str(b), "rows": count}
         found, wanted = {}, {"A": in_a, "B": in_b}
         if limit.of == "won":
@@ -88,7 +87,7 @@ def check_margin(margin: Margin, is_base: bool) -> None:
 
 def taken(judge: TrainerJudge, data: Any, most: int | None) -> tuple[list[Batch], int]:
     """Return the batches of the held-out rows that have labels, and how many rows they hold. ValueError for too few."""
-    every, rows = proof_rows(judge, data, most)
+    every, rows = proof_rows(judge.trainer, data, most)
     batches = labelled(judge, every)
     if len(batches) < LEAST:
         raise UserError(f"{len(batches)} of {len(every)} batches have a label, and a proof takes {LEAST}; give labels")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from itertools import islice, zip_longest
+from itertools import islice
 from typing import Any
 from uuid import uuid4
 
@@ -26,32 +24,23 @@ from pedyra.fitting.judge import Batch
 from pedyra.fitting.modes import evaluating
 from pedyra.fitting.search import FEW, LEAST
 from pedyra.fitting.wanted import Wanted
-from pedyra.trainer.judge import TextJudge, TrainerJudge
-
-logger = logging.getLogger(__name__)
+from pedyra.trainer.judge import TextJudge
 
 BATCH = 8
-"""A batch has so many rows at most: the proof is paired batch by batch, and small ones make a better standard error."""
+"""A batch has at most this number of rows: the proof is paired batch by batch, and small ones make a better standard
+error."""
 BATCHES = 2 * FEW
-"""Few held-out rows make so many batches at least, as far as they go in pairs."""
+"""Few held-out rows make at least this number of batches, as far as they go in pairs."""
 CALIBRATION = 128
-"""A calibration has so many batches at most."""
-SOME = 16
-"""Two data sets of one length are the same if their first rows are, so many of them."""
+"""A calibration takes at most this number of batches."""
 LEARNED = 0.1
 """From this part of the held-out rows on, a warning says that they were trained on."""
-REPEATED = 4
-"""From so many different rows in both sets on one may say so: a few are there by chance, as short texts are."""
-COMPARED = 0.2
-"""A loss compares rows if that of a batch is by so much more than that of any of its parts: a guess among 64 instead of
-among 8 has twice as much. A mean over rows, weighted or not, is between those of the parts."""
 GENERATED_ROWS = 128
-"""Where the Trainer generates what it is judged on, so many completions at most calibrate, and as many prove."""
+"""Where the Trainer generates what it is judged on, at most this number of completions calibrate, and as many prove."""
 
 
-def fit_rows(judge: TrainerJudge, data: Any, wanted: Wanted) -> Rows:
+def fit_rows(trainer: Any, data: Any, wanted: Wanted) -> Rows:
     """Make the batches of a fit: rows like those of the training calibrate, and held-out rows prove."""
-    trainer = judge.trainer
     completions, processes = _completions(trainer), trainer.accelerator.num_processes
     if completions:  # the batches of all processes have to hold whole groups of completions
         group = completions // math.gcd(completions, processes)
@@ -61,9 +50,8 @@ def fit_rows(judge: TrainerJudge, data: Any, wanted: Wanted) -> Rows:
         name, training, seen, held, left = _drawn(trainer, data, most)
     else:
         name, training, seen, held, left = _drawn(trainer, data, wanted.rows)
-        size, compares = _held_batch(judge, held, left)
-        room = _trained_batch(trainer)
-        small = max(min(BATCH, room), min(room, len(seen) // FEW) if compares else 0)
+        size, room = _held_batch(trainer, len(left)), _trained_batch(trainer)
+        small = max(min(BATCH, room), min(room, len(seen) // FEW) if compares_rows(trainer) else 0)
     prompts = completions or 1
     seen = _shared(seen[: CALIBRATION * small // prompts], small * processes // prompts, processes)
     left = _shared(left, size * processes // prompts, processes)
@@ -77,10 +65,8 @@ def fit_rows(judge: TrainerJudge, data: Any, wanted: Wanted) -> Rows:
     )
 
 
-def proof_rows(judge: TrainerJudge, data: Any, most: int | None) -> tuple[list[Batch], int]:
-    """Make batches of the held-out rows alone, at most so many, for what needs no gradient; and count their rows, in
-    all processes."""
-    trainer = judge.trainer
+def proof_rows(trainer: Any, data: Any, most: int | None) -> tuple[list[Batch], int]:
+    """Make batches of the held-out rows alone, at most `most`, and count their rows in all processes."""
     if is_surrogate(trainer):
         raise UserError(
             f"the loss of {type(trainer).__name__} says nothing about held-out rows, so it proves nothing; ask a "
@@ -88,7 +74,7 @@ def proof_rows(judge: TrainerJudge, data: Any, most: int | None) -> tuple[list[B
         )
     name, held, _ = _held_out(trainer, data, "the proof")
     held, left = _shuffled(held, most, torch.Generator().manual_seed(trainer.args.seed))
-    size, _ = _held_batch(judge, held, left)
+    size = _held_batch(trainer, len(left))
     processes = trainer.accelerator.num_processes
     left = _shared(left, size * processes, processes)
     if len(left) < LEAST * size:
@@ -112,44 +98,18 @@ def _shared(rows: list[int], step: int, processes: int) -> list[int]:
     return rows if processes == 1 else rows[: len(rows) // max(1, step) * max(1, step)]
 
 
-def _held_batch(judge: TrainerJudge, held: Any, left: list[int]) -> tuple[int, bool]:
-    """Return how many rows a held-out batch has, and whether the loss compares them with each other."""
-    most = judge.trainer.args.per_device_eval_batch_size
+def _held_batch(trainer: Any, rows: int) -> int:
+    """Return how many rows a held-out batch has, where there are so many rows."""
+    most = trainer.args.per_device_eval_batch_size
     size = min(BATCH, most)
-    size = max(min(2, size), min(size, len(left) // BATCHES))
-    several = judge.trainer.accelerator.num_processes > 1
-    if several or is_surrogate(judge.trainer) or not _compares_rows(judge, held, left, size):
-        return size, False
-    return max(size, min(most, len(left) // FEW)), True
+    size = max(min(2, size), min(size, rows // BATCHES))
+    return max(size, min(most, rows // FEW)) if compares_rows(trainer) else size
 
 
-def _compares_rows(judge: TrainerJudge, held: Any, left: list[int], size: int) -> bool:
-    """Tell whether the loss compares the rows of a batch with each other, as a contrastive one does: in a batch of the
-    Trainer's own size it is larger than in any part of it. Batches of few rows would ask an easier question.
-
-    It is not asked where labels are tokens: that loss is a mean over them.
-    """
-    whole = min(judge.trainer.args.per_device_eval_batch_size, len(left))
-    if whole <= size:
-        return False
-    rows = _selected(held, left[:whole])
-    batch, *parts = (*_batches(judge.trainer, rows, whole, False)[:1], *_batches(judge.trainer, rows, size, False))
-    parts = [part for part in parts if judge.samples(part)]
-    if len(parts) < 2 or any(key.endswith("labels") and getattr(batch[key], "ndim", 0) > 1 for key in batch):
-        return False
-    try:
-        together, *apart = judge.losses([batch, *parts], nullcontext)
-    except (torch.OutOfMemoryError, ValueError):  # no room for it, or a loss that is not finite, which is told later
-        return False
-    most = max(apart)
-    if together <= (1 + COMPARED) * most or math.isclose(together, sum(apart), rel_tol=COMPARED):  # or a sum over rows
-        return False
-    logger.warning(
-        "fit: the loss of %d rows together is %.4g, and of %d at a time at most %.4g, so it compares rows with each "
-        "other, and the batches are as large as the rows allow, and at most the Trainer's own",
-        *(whole, together, size, most),
-    )
-    return True
+def compares_rows(trainer: Any) -> bool:
+    """Tell whether the loss may compare the rows of a batch with each other, as most losses of sentence-transformers
+    do. Nearly any adapter finds the right one among eight rows, so the batches are those that the Trainer asks for."""
+    return any(kind.__module__.startswith("sentence_transformers.") for kind in type(trainer).__mro__)
 
 
 def _trained_batch(trainer: Any) -> int:
@@ -198,13 +158,7 @@ def _completions(trainer: Any) -> int:
     """Return how often a Trainer that is judged by what it generates completes each prompt; 0: it does not."""
     if not callable(getattr(trainer, "_generate_and_score_completions", None)):
         return 0
-    completions = getattr(trainer, "num_generations_eval", None) or getattr(trainer, "num_generations", None)
-    if not completions:
-        raise UserError(
-            f"{type(trainer).__name__} generates what it is judged on, and does not say how often for each prompt, so "
-            f"a fit cannot ask it; save the adapter and run `pedyra fit FOLDER --data ROWS`"
-        )
-    return completions
+    return getattr(trainer, "num_generations_eval", None) or getattr(trainer, "num_generations", None) or 0
 
 
 def is_surrogate(trainer: Any) -> bool:
@@ -219,25 +173,23 @@ def _held_out(trainer: Any, data: Any, what: str) -> tuple[str, Any, Any]:
         what: the words for what is judged by them.
     """
     training = trainer.train_dataset
-    if data is not None:
-        given, name = data if isinstance(data, Mapping) else {"": data}, "data"
-        held = {key: part if part is training else _prepared(trainer, part) for key, part in given.items()}
-        held = _joined(_unseen(held, training, name, what))
-    elif trainer.eval_dataset is not None:
-        held, name = _joined(_unseen(trainer.eval_dataset, training, "eval_dataset", what)), "eval_dataset"
+    if data is not None and data is not training:
+        name, parts = "data", data if isinstance(data, Mapping) else {"": data}
+        held = _joined({key: _prepared(trainer, part) for key, part in parts.items()})
+    elif data is None and trainer.eval_dataset is not None:
+        name, held = "eval_dataset", _joined(trainer.eval_dataset)
     else:
-        held, name = None, "train_dataset"
+        name, held = "train_dataset", training
         if training is None:
             raise UserError("the Trainer has no eval_dataset and no train_dataset; give rows as data=")
-    if held is None or _is_same(held, training):
-        why = "there is no eval_dataset" if held is None else f"{name} is the train_dataset itself"
-        warnings.warn(
-            f"{why}, so {what} is judged by rows that the adapter was trained on, which it knows better than others; "
-            f"give other rows of its task as data=",
-            stacklevel=6,
-        )
-        held, training = training, None
-    return name, held, training
+    if held is not training:
+        return name, held, training
+    warnings.warn(
+        f"{what} is judged by rows of the train_dataset, which the adapter knows better than others, since it was "
+        f"trained on them; give other rows of its task as data=",
+        stacklevel=6,
+    )
+    return name, held, None
 
 
 def _drawn(trainer: Any, data: Any, most: int) -> tuple[str, Any, list[int], Any, list[int]]:
@@ -247,58 +199,32 @@ def _drawn(trainer: Any, data: Any, most: int) -> tuple[str, Any, list[int], Any
         most: of either.
     """
     name, held, training = _held_out(trainer, data, "the fit")
-    generator = torch.Generator().manual_seed(trainer.args.seed)
-    if training is None:
-        every, order = _shuffled(held, 2 * most, generator)
-        third = min(most, len(order) // 3)  # one set of rows, of which a third calibrates
-        return name, every, order[:third], every, order[third:][:most]
-    training, seen = _shuffled(training, most, generator)
-    held, left = _shuffled(held, most, generator)
-    return name, training, _apart(training, seen, held, left, name), held, left
-
-
-def _unseen(dataset: Any, training: Any, name: str, what: str) -> Any:
-    """Leave out the train_dataset, where that is one of several data sets by name, as to watch its loss."""
-    if not isinstance(dataset, Mapping):
-        return dataset
-    others = {key: part for key, part in dataset.items() if not _is_same(part, training)}
-    if not others or len(others) == len(dataset):
-        return dataset
-    warnings.warn(
-        f"a part of {name} is the train_dataset itself, and {what} is judged by the others: {', '.join(others)}",
-        stacklevel=7,
-    )
-    return others
-
-
-def _is_same(dataset: Any, training: Any) -> bool:
-    """Tell whether a data set is the train_dataset, or has its rows: TRL's Trainers prepare each data set by itself,
-    the same one too."""
-    if dataset is training:
-        return True
-    if any(isinstance(each, IterableDataset) or not hasattr(each, "__len__") for each in (dataset, training)):
-        return False
-    first = range(min(SOME, len(training)))
-    return len(dataset) == len(training) > 0 and _contents(dataset, first) == _contents(training, first)
+    if training is not None:
+        generator = torch.Generator().manual_seed(trainer.args.seed)
+        training, seen = _shuffled(training, most, generator)
+        held, left = _shuffled(held, most, generator)
+        if apart := _apart(training, seen, held, left, name):
+            return name, training, apart, held, left
+    held, order = _shuffled(held, 2 * most, torch.Generator().manual_seed(trainer.args.seed))
+    third = min(most, len(order) // 3)  # one set of rows, of which a third calibrates
+    return name, held, order[:third], held, order[third:][:most]
 
 
 def _apart(training: Any, seen: list[int], held: Any, left: list[int], name: str) -> list[int]:
     """Return the places of training rows that calibrate, without those that are held out too, as of a part that was
-    selected: repair would learn what the proof asks. Where most rows are, as where short texts repeat, all stay."""
-    proving, contents = set(_contents(held, left)), _contents(training, seen)
-    if not (different := len(proving.intersection(contents))):
-        return seen
-    apart = [place for place, row in zip(seen, contents, strict=True) if row not in proving]
-    trained = min(1.0, different / len(seen) * len(training) / len(left))  # if all training rows are like these
-    repeats = len(set(contents)) < (1 - LEARNED) * len(seen)  # as short texts do
-    if trained >= LEARNED and different >= REPEATED and not repeats:
+    selected: repair would learn what the proof asks. None is left where most are, since both sets are then one."""
+    proving = set(_contents(held, left))
+    apart = [place for place, row in zip(seen, _contents(training, seen), strict=True) if row not in proving]
+    shared = len(seen) - len(apart)
+    # Four are there by chance where short texts repeat.
+    if shared >= 4 and (trained := min(1.0, shared / len(seen) * len(training) / len(left))) >= LEARNED:
         warnings.warn(
-            f"{len(seen) - len(apart)} of {len(seen)} rows of the train_dataset are in {name} too. About {trained:.0%} "
-            f"of the held-out rows were trained on, so the adapter knows them better than others; hold out rows that "
-            f"it was not trained on",
+            f"{shared} of {len(seen)} rows of the train_dataset are in {name} too. About {trained:.0%} of the held-out "
+            f"rows were trained on, so the adapter knows them better than others; hold out rows that it was not "
+            f"trained on",
             stacklevel=6,
         )
-    return apart if 2 * len(apart) >= len(seen) else seen
+    return apart if 2 * len(apart) >= len(seen) else []
 
 
 def _contents(dataset: Any, places: Sequence[int]) -> list[str]:
@@ -383,13 +309,6 @@ def _prepared(trainer: Any, data: Any) -> Any:
     }
     takes = () if prepare is None else inspect.signature(prepare).parameters
     skips = getattr(trainer, "_is_vision_dataset", False) or getattr(trainer, "_skip_prepare_dataset", False)
-    if prepare is None and callable(getattr(trainer, "tokenize_row", None)):  # ORPO, CPO: when they are made
-        first = next(iter(data), {})
-        if isinstance(first, Mapping) and not any(str(key).endswith("input_ids") for key in first):
-            raise UserError(
-                f"{type(trainer).__name__} tokenises its rows when it is made, and data has rows of text; give these "
-                f"rows to the Trainer as its eval_dataset, and leave data out"
-            )
     if prepare is None or not set(takes) <= known.keys() or skips:
         return data
     if isinstance(data, list):  # TRL takes rows as a data set alone
@@ -407,12 +326,7 @@ def _joined(dataset: Any) -> Any:
     if not isinstance(dataset, Mapping) or not dataset:
         return dataset
     parts = list(dataset.values())
-    if len(parts) == 1:
-        return parts[0]
-    if any(isinstance(part, IterableDataset) or not hasattr(part, "__len__") for part in parts):
-        end = object()  # a row of each in turn, until all have ended
-        return (row for each in zip_longest(*parts, fillvalue=end) for row in each if row is not end)
-    return torch.utils.data.ConcatDataset(parts)
+    return parts[0] if len(parts) == 1 else torch.utils.data.ConcatDataset(parts)
 
 
 def _shuffled(dataset: Any, most: int | None, generator: torch.Generator) -> tuple[Any, list[int]]:
