@@ -18,18 +18,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pedyra.errors import UserError
-from pedyra.fitting.balance import Balance, balance
+from pedyra.fitting.balance import Balance
 from pedyra.fitting.calibration import calibrate, lora_layers
-from pedyra.fitting.cut import CURVE, RECORD, check_out, cut, cut_factors, cut_live, cut_to, write_cut
+from pedyra.fitting.cut import CURVE, RECORD, check_out, cut_factors, cut_live, cut_to, write_cut
 from pedyra.fitting.fit import NotWithin, Rows, fit_batches
 from pedyra.fitting.general import scaled
 from pedyra.fitting.held import Answers, Held
 from pedyra.fitting.judge import Judge
 from pedyra.fitting.result import Fit
 from pedyra.fitting.wanted import Wanted
-from pedyra.lora.attach import attach, write_ranks
+from pedyra.lora.attach import attach
 from pedyra.lora.folder import read_lora
-from pedyra.lora.resize import install, resized
 
 
 def loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
@@ -117,29 +116,6 @@ def assert_the_same_folder(one: Path, other: Path) -> None:
     assert configs[0] == configs[1]
 
 
-@pytest.mark.parametrize("live", [False, True])
-def test_the_magnitude_of_a_layer_without_directions_stays(make_net: Any, tmp_path: Path, live: bool):
-    """DoRA's, where a method has emptied the layer: it changes the base weight by itself."""
-    model, (x, _) = make_net(trained=True, use_dora=True).eval(), batches(1)[0].values()
-    layers = attach(model, start="lora")
-    with torch.no_grad():
-        for module in lora_layers(model).values():
-            module.lora_magnitude_vector["default"].weight.mul_(1.5)
-    install([(layers[1], resized(layers[1], range(layers[1].rank), None))])
-    write_ranks(model)
-    expected = model(x)
-    found = calibrate(Judge(model, loss), batches(3))
-    factors = cut_factors(model, found, {layer.name: layer.rank for layer in layers})
-    if live:
-        cut_live(model, factors)
-        torch.testing.assert_close(model(x), expected)
-        model.save_pretrained(tmp_path / "out")
-    else:
-        write_cut(saved(model, tmp_path / "before"), factors, tmp_path / "out", {})
-    stock = PeftModel.from_pretrained(make_net().unload(), tmp_path / "out").eval()
-    torch.testing.assert_close(stock(x), expected)
-
-
 def test_a_layer_that_keeps_all_is_the_same_to_the_last_bit(make_net: Any, tmp_path: Path):
     model = make_net(trained=True)
     found = replace(calibrate(Judge(model, loss), batches(3)), repairs=False)  # which would change all layers
@@ -186,21 +162,6 @@ def test_what_is_kept_makes_up_for_what_is_removed_where_it_can(make_net: Any, s
             return float(torch.stack([(model(row["x"]) - each).square().mean() for row, each in pairs]).mean())
 
     assert distance(found) < (0.3 if shared else 1.3) * distance(replace(found, repairs=False))
-
-
-def test_without_data_the_basis_is_that_of_the_singular_values(make_net: Any, tmp_path: Path):
-    model = make_net(trained=True)
-    lora = saved(model, tmp_path / "adapter")
-    pairs = {layer.name: [lora.tensors[layer.keys[slot]] for slot in "AB"] for layer in lora.layers}
-    bases = {name: balance(A.double() @ A.double().T, B.double().T @ B.double()) for name, (A, B) in pairs.items()}
-    two = torch.eye(2).double()
-    write_cut(lora, {name: cut(A, B, bases[name], two) for name, (A, B) in pairs.items()}, tmp_path / "out", {})
-    for before, after in zip(lora.layers, (small := read_lora(tmp_path / "out")).layers, strict=True):
-        W, V = (f.tensors[each.keys["B"]] @ f.tensors[each.keys["A"]] for f, each in ((lora, before), (small, after)))
-        values = torch.linalg.svdvals(W)
-        torch.testing.assert_close(bases[before.name].values.float(), values[:4], rtol=1e-3, atol=1e-4)
-        # Eckart-Young: no other update of rank 2 is nearer.
-        torch.testing.assert_close((W - V).norm(), values[2:].norm(), rtol=1e-3, atol=1e-5)
 
 
 def test_what_may_not_be_written_is_refused(tmp_path: Path):

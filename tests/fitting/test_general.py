@@ -120,14 +120,6 @@ def test_slopes_are_the_gradient_of_gates(trained_bert: Any, tokens: dict[str, T
     assert same == (part == 0.5)
 
 
-def test_nothing_changes_by_asking(trained_bert: Any, tokens: dict[str, Tensor]):
-    rows = [{**tokens, "labels": torch.tensor([0, 1, 0, 1])}]
-    before = [dict(layer.scaling) for layer in lora_layers(trained_bert).values()]
-    slopes_at_half(Judge(trained_bert), rows, calibrate(Judge(trained_bert), rows * 2))
-    assert [dict(layer.scaling) for layer in lora_layers(trained_bert).values()] == before
-    assert all(p.grad is None for p in trained_bert.parameters())
-
-
 def test_harmless_directions_go_last_and_the_whole_says_the_same(trained_bert: Any, tokens: dict[str, Tensor]):
     model, rows = trained_bert.eval(), [{**tokens, "labels": torch.tensor([0, 1, 0, 1])}]
     calibration = calibrate(Judge(model), rows * 2)

@@ -50,13 +50,6 @@ def test_a_rise_that_one_row_in_twenty_bears_is_seldom_below_its_bound(batches: 
     assert sum(each.upper() < 0.999 for each in found) <= 0.05 * 2000 + 3 * math.sqrt(0.05 * 0.95 * 2000)
 
 
-@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (1, 0), (5, 2), (9, 9), (3, 21), (400, 460)])
-def test_mid_p_is_the_binomial_tail_without_half_of_its_last_term(lost: int, gained: int):
-    least, count = min(lost, gained), lost + gained
-    tail = stats.binom.cdf(least, count, 0.5) - stats.binom.pmf(least, count, 0.5) / 2
-    assert Pairs(lost, gained, 2 * count + 1).mid_p() == pytest.approx(2 * tail, rel=1e-9)
-
-
 COUNTS = [(1, 0, 44), (12, 5, 100), (0, 7, 60), (40, 31, 2000), (3, 3, 9), (10, 2, 1000), (22, 2, 1000), (40, 0, 1000)]
 
 

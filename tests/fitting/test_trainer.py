@@ -249,20 +249,6 @@ def test_after_ranks_have_moved(make_trainer: Any, quick: Any, tmp_path: Path):
     assert logits(trainer.model, held).isfinite().all()
 
 
-def test_no_row_is_in_two_parts(make_trainer: Any):
-    seen: dict[int, set[tuple[int, ...]]] = {}
-
-    class Seeing(Trainer):
-        def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-            seen[len(seen)] = {tuple(row["input_ids"].tolist()) for row in eval_dataset}
-            return super().get_eval_dataloader(eval_dataset)
-
-    trainer = make_trainer(Seeing)
-    fit(trainer)
-    calibration, held = seen.values()
-    assert (len(calibration), len(held)) == (96, 96) and not calibration & held
-
-
 def test_an_adapter_that_began_as_a_part_of_its_weights(make_trainer: Any, tmp_path: Path):
     """Its own factors are not the update; with pedyra's triples the difference is known, and detach makes it one."""
     trainer = make_trainer(lora={"init_lora_weights": "pissa"}, trains=False)
@@ -278,25 +264,6 @@ def test_an_adapter_that_began_as_a_part_of_its_weights(make_trainer: Any, tmp_p
     torch.testing.assert_close(logits(trainer.model, held), before, rtol=1e-3, atol=1e-4)
     found = fit(trainer, tolerance=0.05)
     assert found.chosen.share < 0.6 and found.row()["of"] == 8 * len(lora_layers(trainer.model))
-
-
-def test_a_schedule_free_optimizer_is_judged_by_the_weights_of_evaluation(make_trainer: Any):
-    """Such an optimizer swaps two sets of weights; a fit is of those that are evaluated, and leaves it as it was."""
-    trainer = make_trainer()
-    calls: list[str] = []
-
-    class Inner:
-        param_groups = [{"train_mode": True}]
-
-        def eval(self) -> None:
-            calls.append("eval")
-
-        def train(self) -> None:
-            calls.append("train")
-
-    trainer.optimizer = Inner()
-    fit(trainer)
-    assert calls == ["eval", "train"]
 
 
 @pytest.mark.filterwarnings("ignore:Careful, disabling adapter layers")

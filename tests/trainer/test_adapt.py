@@ -148,14 +148,13 @@ def test_what_the_allocator_refuses_is_told_before_the_first_step(make_trainer, 
 @pytest.mark.parametrize(
     ("faked", "message"),
     [
-        ({"deepspeed": "zero2.json"}, "under DeepSpeed; train under DDP, without args.deepspeed"),
         ({"fsdp": "full_shard"}, "under Trainer's FSDP but for version 2 on an accelerator; see docs/processes.md, or"),
         ({"world_size": 2}, "under 2 processes in a Linear; use DDP, or one process"),
         ({"n_gpu": 2}, "under DataParallel over 2 GPUs; set CUDA_VISIBLE_DEVICES"),
     ],
 )
 def test_wrappers_in_which_a_resize_would_diverge_are_refused(faked, message):
-    args: Any = SimpleNamespace(**{"deepspeed": None, "fsdp": "", "world_size": 1, "n_gpu": 1, **faked})
+    args: Any = SimpleNamespace(**{"fsdp": "", "world_size": 1, "n_gpu": 1, **faked})
     with pytest.raises(ValueError, match=message):
         data_parallel(args, torch.nn.Linear(1, 1))
 

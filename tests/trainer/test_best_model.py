@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +9,6 @@ import torch
 from closeness import same_bits
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import TrainerCallback
-
-from pedyra.allocate.checkpoint import RECORD
 
 
 class Scripted:
@@ -75,20 +72,6 @@ def test_the_best_model_comes_back_with_its_own_ranks(rank, lora, make_trainer, 
 
     trainer.train()
     assert [record["step"] for record in callback.allocator.history] == [3, 5, 7]
-
-
-def test_a_best_checkpoint_without_side_file_is_loaded_with_a_warning(make_trainer, quick, tmp_path):
-    class Lose(TrainerCallback):
-        def on_train_end(self, args, state, control, **kwargs):
-            (Path(str(state.best_model_checkpoint)) / RECORD).unlink(missing_ok=True)
-
-    trainer, _ = make_trainer(tmp_path, **BEST)
-    trainer.callback_handler.callbacks.insert(0, Lose())
-    trainer.compute_metrics = Scripted()
-    with pytest.warns(UserWarning, match=rf"{RECORD} is missing\. The best adapter was loaded without its split"):
-        trainer.train()
-    trainer.args.load_best_model_at_end = False
-    trainer.train()  # the optimizer holds what the model holds
 
 
 def test_the_best_of_a_named_adapter_comes_back_whole(make_trainer, make_bert, quick, logits, tmp_path):

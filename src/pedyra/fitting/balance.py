@@ -26,7 +26,7 @@ class Balance(NamedTuple):
     T: Float[Tensor, "r r"]
     inverse: Float[Tensor, "r r"]
     values: Float[Tensor, " r"]
-    """They are s_i, the largest first: the diagonal of both Gramians in this basis."""
+    """s_i stand in it, the largest first: the diagonal of both Gramians in this basis."""
 
 
 def balance(P: Float[Tensor, "r r"], Q: Float[Tensor, "r r"]) -> Balance:

@@ -26,14 +26,14 @@ from pedyra.lora.supported import check_supported, kind_of_module
 
 @dataclass(frozen=True)
 class Directions:
-    """A calibration tells this of the directions of one layer."""
+    """A calibration has measured these directions of one layer."""
 
     basis: Balance
     products: Float[Tensor, "blocks r r"]
-    """They are T K T^-1, of the loss of each block of batches: the diagonal is the slope of every direction's gate, and
-    the rest that of mixing one direction into another."""
+    """Each block of batches has a T K T^-1 of its loss: the diagonal is the slope of every direction's gate, and the
+    rest that of mixing one direction into another."""
     parameters: int
-    """One direction has so many: a row of A and a column of B."""
+    """One direction adds this number: a row of A and a column of B."""
 
     @property
     def rank(self) -> int:
@@ -41,7 +41,7 @@ class Directions:
 
     @property
     def slopes(self) -> Float[Tensor, "blocks r"]:
-        """They are those of every direction's gate."""
+        """Return the slope of every direction's gate."""
         return self.products.diagonal(dim1=1, dim2=2)
 
     def reordered(self, order: list[int]) -> Directions:
@@ -53,11 +53,10 @@ class Directions:
 
 @dataclass(frozen=True)
 class Calibration:
-    """It tells of the directions of all layers."""
+    """A calibration has measured the directions of all layers."""
 
     layers: dict[str, Directions]
     samples: Float[Tensor, " blocks"]
-    """Each block of batches has so many."""
     repairs: bool = True
     """What is kept makes up for what is removed. Not where general text is not to be forgotten: it would do again what
     was removed."""

@@ -34,7 +34,7 @@ PLAIN_BASE = "the base model"
 Base = tuple[Cut, str]
 """The first makes the model the one that what was won is counted from, and the second names it."""
 Shown = Literal["nothing", "estimate", "bar"]
-"""So much is told on the screen of the time that a fit takes; the bar has the estimate with it."""
+"""The screen shows the time that a fit takes: not at all, as an estimate beforehand, or with a bar as well."""
 
 
 class NotWithin(UserError):
@@ -47,11 +47,11 @@ class Rows:
     """A fit takes these batches, on this process."""
 
     calibration: Sequence[Batch]
-    """They are for gradients, and of rows like those the adapter was trained on."""
+    """Gradients come from rows like those the adapter was trained on."""
     held: Sequence[Batch]
-    """They are of rows it was not trained on."""
+    """The proof needs rows that it was not trained on."""
     told: str = ""
-    """It says in words which rows they are."""
+    """A result names the rows in these words."""
     general: GeneralRows | None = None
 
 
@@ -61,11 +61,11 @@ class GeneralRows:
 
     judge: Judge
     slopes: Sequence[Batch]
-    """They are for gradients."""
+    """Gradients on these say what harms the text."""
     proof: Sequence[Batch]
-    """They are of other rows."""
+    """Other texts tell what came of it."""
     told: str = ""
-    """It says in words how many texts they are."""
+    """A result counts the texts in these words."""
 
 
 def fit_batches(
@@ -123,14 +123,14 @@ def labelled(judge: Judge, batches: Sequence[Batch]) -> list[Batch]:
 
 
 class _Fitting:
-    """It is one fit, which runs once."""
+    """One fit runs once, and keeps here what its steps share."""
 
     def __init__(self, judge: Judge, rows: Rows, wanted: Wanted, adapter: str, ranks: list[int], base: Base) -> None:
         self.judge, self.model, self.rows, self.wanted, self.adapter = judge, judge.model, rows, wanted, adapter
         self.ranks, (self.base, self.base_told) = ranks, base
         self.bar = tqdm(disable=True)
         self.step = 1.0
-        """A batch goes forwards and backwards in so many seconds."""
+        """A batch takes this number of seconds forwards and backwards."""
 
     def run(self, shown: Shown) -> Fit:
         began = time.perf_counter()

@@ -28,23 +28,23 @@ from pedyra.fitting.sizes import Candidate, size, whole
 from pedyra.fitting.verdict import FORGETS_LESS, UNKNOWN
 
 TOKENS = 128
-"""No more of a general text is read: every result of research/results.md was measured with so many."""
+"""A general text is read up to here: every result of research/results.md was measured with this number."""
 Slopes = dict[str, Float[Tensor, " r"]]
 """Layer -> dL/dz_i of each of its directions, in the order of a calibration."""
 Going = list[tuple[str, float]]
-"""There is an entry for each direction, in the order in which they go: its layer, and what it harms."""
+"""Directions stand in the order in which they go, each as its layer and what it harms."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forgetting:
-    """The loss of general text rises by so much, on rows that had no part in the choice."""
+    """What an adapter does to general text is measured on rows that had no part in the choice."""
 
     whole: Increase
-    """It is from the base model to the whole adapter."""
+    """The loss rises by this from the base model to the whole adapter."""
     smaller: Increase
-    """It is from the base model to the size that was taken."""
+    """The loss rises by this from the base model to the size that was taken."""
     undone: Increase
-    """It is from the whole adapter to that size; negative where it forgets less."""
+    """The loss rises by this from the whole adapter to that size: negative where it forgets less."""
 
     def verdict(self, cut: bool) -> tuple[str, str]:
         """Say whether the smaller adapter forgets less, clear of noise, and the same in words.

@@ -11,44 +11,44 @@ from jaxtyping import Float
 from torch import Tensor
 
 BLOCKS = 128
-"""The slopes of at least so many batches are kept one by one. Of more, neighbours are put together, so that memory does
-not grow with them. Of ranks above 32 fewer are kept, in the same memory, but never below `FEWEST_BLOCKS`."""
+"""The slopes of this number of batches, or more, are kept one by one. Beyond it neighbours are put together, so that
+memory does not grow with them. Ranks above 32 keep fewer, in the same memory, but never below `FEWEST_BLOCKS`."""
 FEWEST_BLOCKS = 16
 
 
 class Sums(NamedTuple):
-    """These are the sums of one layer over all batches, with h and g as in `pedyra.fitting.balance`."""
+    """One layer sums these over all batches, with h and g as in `pedyra.fitting.balance`."""
 
     P: Float[Tensor, "r r"]
-    """It is the sum of h h^T over the tokens whose gradient is not zero: padding has none."""
+    """P sums h h^T over the tokens whose gradient is not zero: padding has none."""
     Q: Float[Tensor, "r r"]
-    """It is the sum of g g^T over them, g of the loss of one sample."""
+    """Q sums g g^T over them, g of the loss of one sample."""
     K: Float[Tensor, "blocks r r"]
-    """For each block it is the sum of h g^T, of the mean loss over the samples of the block."""
+    """K sums h g^T in each block, of the mean loss over its samples."""
     tokens: float
 
 
 @dataclass
 class _Running:
-    """These are the same of one layer, as they grow: float32, on its device."""
+    """The same sums of one layer grow here, in float32, on its device."""
 
     P: Tensor
     Q: Tensor
     tokens: Tensor
     K: list[Tensor] = field(default_factory=list)
     batch: list[Tensor] = field(default_factory=list)
-    """They are P, Q, K and tokens of the batch that is not complete, as the calls of the layer gave them."""
+    """P, Q, K and tokens of the batch that is not complete add up here, call by call of the layer."""
 
 
 class Gramians:
-    """It keeps the sums of every layer: `observer` sees the tokens of a batch, `close` ends it. Nothing waits for the
-    device.
+    """The sums of every layer are kept here: `observer` sees the tokens of a batch, `close` ends it. Nothing waits for
+    the device.
 
     Memory is 2 r^2 a layer, and r^2 for every block: a batch, or a few batches together where there are many.
 
     Args:
         factors: layer -> its A `(r, in)`, on whose device its sums are.
-        blocks: at least so many are kept; by default `BLOCKS`, and fewer of high ranks.
+        blocks: how many are kept at least; by default `BLOCKS`, and fewer of high ranks.
     """
 
     def __init__(self, factors: Mapping[str, Tensor], blocks: int | None = None) -> None:
@@ -59,9 +59,9 @@ class Gramians:
             empty = torch.zeros(len(A), len(A), device=A.device)
             self._layers[name] = _Running(empty, empty.clone(), torch.zeros((), device=A.device))
         self._samples: list[Tensor] = []
-        """There is one for each block; 0 where nothing in it counts."""
+        """Each block has a number; 0 where nothing in it counts."""
         self.batches = 0
-        """So many were closed, with those that count for nothing."""
+        """Closed batches are counted, with those that count for nothing."""
 
     def observer(self, name: str) -> Callable[[Tensor, Tensor], None]:
         """Return what is given h `(..., r)` and g `(..., r)`, of the loss that is differentiated, of each call of a

@@ -21,19 +21,18 @@ Counted = Callable[[Iterable[Any]], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Against:
-    """This is how a smaller adapter does on held-out rows beside the whole one, on the same rows."""
+    """A smaller adapter was compared with the whole one, on the same held-out rows."""
 
     rise: Increase
-    """This is the rise of the loss."""
     pairs: Pairs | None = None
-    """They are the rows that one has right and the other wrong; None where the task has no accuracy of rows."""
+    """Rows are counted that one has right and the other wrong; None where the task has no accuracy of rows."""
     metrics: Metrics = field(default_factory=dict)
-    """They are those of the smaller adapter; empty where the task has none."""
+    """The task's metrics are those of the smaller adapter; empty where it has none."""
 
 
 @dataclass
 class Answers:
-    """One model has answered so much so far, on the first batches of this process."""
+    """One model has answered the first batches of this process so far."""
 
     losses: list[float] = field(default_factory=list)
     predictions: Predictions = field(default_factory=list)
@@ -49,18 +48,17 @@ class Held:
         self._ask(judge.whole, partial(evaluating, judge.model), answers, len(batches))
         self._whole = answers.losses
         self.metrics, self.correct = self._told(answers)
-        """They are those of the whole adapter."""
         self.batches = len(gather_object(answers.losses))
-        """All processes together have so many."""
+        """All processes together have this number."""
 
     @property
     def whole(self) -> list[float]:
-        """The whole adapter has this loss on each batch of all processes."""
+        """Return the loss of the whole adapter on each batch of all processes."""
         return gather_object(self._whole)
 
     @property
     def weights(self) -> list[float]:
-        """Each of these batches counts as much as it has samples."""
+        """Return the samples of each batch, by which it counts."""
         return gather_object(self._weights)
 
     def compared(self, cut: Cut, part: float = 1.0, answers: Answers | None = None) -> Against:

@@ -21,7 +21,7 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 Outputs = Callable[[Batch], list[Tensor]]
 """It gives what a model says of a batch: tensors `(..., classes)` of logits."""
 Predictions = list[Any]
-"""There is one for each batch, in the form that `Judge.metrics` takes."""
+"""Each batch adds one, in the form that `Judge.metrics` takes."""
 
 
 def model_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -56,16 +56,16 @@ def shifts(model: Any) -> bool:
 
 
 class Judge:
-    """It has a model, and the loss by which that is judged.
+    """A model is judged by a loss.
 
     Args:
         loss: of a batch, whatever was trained.
     """
 
     loss_scale = 1.0
-    """The loss that is differentiated was multiplied by it."""
+    """The loss that is differentiated is multiplied by this."""
     measure = "loss"
-    """It names in words what rises."""
+    """A result names what rises by this."""
 
     def __init__(self, model: Any, loss: Loss = model_loss) -> None:
         self.model, self._loss = model, loss

@@ -107,22 +107,8 @@ def disabled(model: Any) -> Iterator[None]:
             del model.disable_adapter
 
 
-@contextmanager
-def averaged(optimizer: Any) -> Iterator[None]:
-    """While it lasts, an optimizer with two sets of weights (schedule-free) has the model hold those of evaluation."""
-    training = use_averaged(optimizer)
-    try:
-        yield
-    finally:
-        if training:
-            getattr(optimizer, "optimizer", optimizer).train()
-
-
-def use_averaged(optimizer: Any) -> bool:
-    """Have the model hold the weights of evaluation, as in `averaged`, from now on. Tell whether it held the others."""
-    inner = getattr(optimizer, "optimizer", optimizer)
-    if not callable(getattr(inner, "eval", None)):
-        return False
-    training = any(group.get("train_mode") for group in inner.param_groups)
-    inner.eval()
-    return training
+def use_averaged(optimizer: Any) -> None:
+    """Have the model hold the weights that are evaluated, where an optimizer has two sets (schedule-free), as Trainer's
+    own evaluation does; the next training step puts the others back."""
+    if callable(getattr(optimizer, "eval", None)):
+        optimizer.eval()

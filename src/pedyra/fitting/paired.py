@@ -13,14 +13,14 @@ CONFIDENCE = 0.95
 
 
 class Increase(NamedTuple):
-    """This is the rise of the loss, as a mean of paired differences over batches, with its standard error."""
+    """The loss rises by a mean of paired differences over batches, which has a standard error."""
 
     mean: float
     error: float
-    """This is the standard error; infinite with fewer than two batches."""
+    """Fewer than two batches have an infinite one."""
     batches: int
     skew: float = 0.0
-    """This is the skewness of the differences, positive where few batches bear the rise."""
+    """The differences are skewed by this, positive where few batches bear the rise."""
 
     def upper(self, level: float = 1 - CONFIDENCE) -> float:
         """Return the bound that the true increase lies above with this probability at most."""
@@ -85,7 +85,7 @@ def paired(before: Sequence[float], after: Sequence[float], weights: Sequence[fl
 
 @dataclass(frozen=True)
 class Pairs:
-    """These are the counts of rows that two models answered, as Tango's score interval and McNemar's test take them."""
+    """Rows are counted by which of two models has them right, as Tango's score interval takes them."""
 
     lost: float
     """A has this number of rows right that B has wrong."""
@@ -146,10 +146,3 @@ class Pairs:
         variance = self.rows * (2 * gained + fall * (1 - fall))
         away = self.lost - self.gained - self.rows * fall
         return away / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, away) if away else 0.0
-
-    def mid_p(self) -> float:
-        """Test exactly that both are right equally often (McNemar), two-sided, by the mid-p value, which unlike the
-        plain one is not too large."""
-        least, count = int(min(self.lost, self.gained)), int(self.lost + self.gained)
-        below = sum(math.comb(count, k) for k in range(least))
-        return (2 * below + math.comb(count, least)) / 2**count

@@ -45,7 +45,7 @@ class Margin:
 
 @dataclass(frozen=True)
 class Measured:
-    """This is how one model did on the rows of a proof."""
+    """One model has answered the rows of a proof."""
 
     losses: Sequence[float]
     """Each batch has one."""
@@ -56,18 +56,17 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """It says whether B is no worse than A; print it."""
+    """A proof says whether B is no worse than A; print it."""
 
     a: str
     b: str
     """Both are named as the user gave them."""
     measure: str
-    """The margin is of this: loss or accuracy."""
+    """The margin is of the loss or the accuracy."""
     difference: float
     """By this much B is worse than A: the rise of the loss, or the fall of the accuracy."""
     standard_error: float
-    """It is that of the difference beside the margin, which is itself a measurement where it is a part of what A
-    won."""
+    """The noise of the margin counts too, which is itself a measurement where it is a part of what A won."""
     lower: float
     upper: float
     """The true difference lies below, and above, with a probability of 5 % each at most."""
@@ -76,19 +75,19 @@ class Proof:
     asked: str
     """The user gave the margin so."""
     verdict: str
-    """It is "no worse", "worse", or "cannot tell"."""
+    """The word is "no worse", "worse", or "cannot tell"."""
     loss_a: float
     loss_b: float
     won: Increase | None = None
-    """It is the loss of the base less that of A, where the margin is a part of it."""
+    """The loss of A is below that of the base by this, where the margin is a part of it."""
     base: str = "the base model"
-    """This names the model from which what was won is counted."""
+    """What was won is counted from this model."""
     metric: str | None = None
     """`metric_a` and `metric_b` are values of this metric of the task; None where the task has none."""
     metric_a: float | None = None
     metric_b: float | None = None
     pairs: Pairs | None = None
-    """These count the rows that one has right and the other wrong, where the task has an accuracy."""
+    """Rows are counted that one has right and the other wrong, where the task has an accuracy."""
     rows: int
     enough: int | None = None
     """This number of rows would tell; None where these rows do, or no number can be said."""
@@ -227,7 +226,7 @@ def _facts(proof: Proof) -> list[str]:
     if proof.metric_a is not None and proof.metric_b is not None:
         lines.append(f"metric      {proof.metric} {proof.metric_a:.4f} -> {proof.metric_b:.4f}")
     if proof.pairs is not None:
-        lines.append(f"{proof.pairs}; McNemar's mid-p {proof.pairs.mid_p():.3g}")
+        lines.append(str(proof.pairs))
     if proof.won is not None:
         won = f"{proof.won.mean:.4f} ± {proof.won.error:.4f}"
         lines.append(f"margin      {proof.asked} of the {won} that A won over {proof.base}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +17,6 @@ from pedyra.export.readers import export_lora
 from pedyra.fitting.cut import CURVE, RECORD, Factors, check_out, cut_live, write_cut
 from pedyra.fitting.general import Forgetting
 from pedyra.fitting.held import Metrics
-from pedyra.fitting.modes import averaged, use_averaged
 from pedyra.fitting.paired import Increase
 from pedyra.fitting.sizes import Candidate
 from pedyra.fitting.verdict import FLAT, Tolerance
@@ -28,45 +27,42 @@ from pedyra.lora.folder import SavedLora, read_lora, saved_lora
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A fit has found this. `print` shows it, `save` writes the smaller adapter, `apply` makes the live model so.
+    """A fit has found a size. `print` shows it, `save` writes the smaller adapter, `apply` makes the live model so.
 
     Increases are of the mean loss (`measure`), against the adapter as it was; positive is worse.
     """
 
     whole: Candidate
-    """This is the adapter before the cut."""
     curve: list[Candidate]
-    """These sizes were measured, the whole adapter first."""
+    """The sizes stand in the order in which they were measured, the whole adapter first."""
     chosen: Candidate
-    """This size is taken: the whole adapter where none smaller is within tolerance."""
+    """The whole adapter is taken where none smaller is within tolerance."""
     tolerance: Tolerance
     asked: bool
     """True: the user asked for this rank, so it is taken whatever it does to the loss."""
     factors: Factors = field(repr=False)
-    """These are A and B of each layer of the size that is taken."""
+    """Each layer of the size that is taken has its A and B here."""
     verdict: str
-    """It is flat, capacity-limited or unknown; with general text forgets less or unknown."""
+    """The word is flat, capacity-limited or unknown; with general text forgets less or unknown."""
     words: str
-    """This says the verdict in a sentence."""
+    """A sentence says the verdict."""
     measure: str = "loss"
-    """This names what rises: the loss, or a divergence where the loss says nothing about held-out rows."""
+    """The loss rises, or a divergence where the loss says nothing about held-out rows."""
     forgetting: Forgetting | None = None
-    """This says what the size does to general text, where some was given."""
+    """General text was measured too, where some was given."""
     rows: str = ""
-    """This says in words on which rows the fit measured."""
+    """The words name the rows on which the fit measured."""
     base: str = "the base model"
-    """This names the model from which what was won is counted."""
+    """What was won is counted from this model."""
     seconds: float = 0.0
-    """The fit took this time."""
     steps: float = 0.0
-    """In this time the fit could have taken so many training steps, each a batch of the calibration."""
+    """In the time of the fit training could have gone on by this number of steps, each a batch of the calibration."""
     metrics: Mapping[str, Metrics] = field(default_factory=dict)
-    """They are on the held-out rows: base, whole and, where there is one, smaller -> metric -> value; empty where the
-    task has none."""
+    """On the held-out rows base, whole and, where there is one, smaller -> metric -> value; empty where the task has
+    none."""
     model: Any = field(repr=False, default=None)
     adapter: str = "default"
     trainer: ref[Any] | None = field(repr=False, default=None)
-    """This is the Trainer that was fitted, if there was one."""
     place: Destination | None = field(repr=False, default=None)
     """The adapter will be served there, and is written in the form that this place reads."""
 
@@ -158,7 +154,7 @@ class Fit:
         out, place = Path(out), None if for_ is None else destination(for_)
         if PartialState().is_main_process:
             check_out(out, overwrite)
-            with averaged(self._optimizer), saved_lora(self.model, self.adapter) as lora:
+            with saved_lora(self.model, self.adapter) as lora:
                 trainer = None if self.trainer is None else self.trainer()
                 if (processing := getattr(trainer, "processing_class", None)) is not None:  # as Trainer.save_model does
                     processing.save_pretrained(lora.folder)
@@ -195,7 +191,6 @@ class Fit:
         config says so. The Trainer that was fitted makes its optimizer anew if it trains on; any other one still holds
         the factors that were there, so make it anew.
         """
-        use_averaged(self._optimizer)  # what was proved; the optimizer does not outlast this
         cut_live(self.model, self.factors, self.adapter)
         trainer: Any = None if self.trainer is None else self.trainer()
         if trainer is None:
@@ -206,12 +201,6 @@ class Fit:
             held = (parameter for group in trainer.optimizer.param_groups for parameter in group["params"])
             if any(id(parameter) not in live for parameter in held):
                 trainer.optimizer = trainer.lr_scheduler = None
-
-    @property
-    def _optimizer(self) -> Any:
-        """It is that of the Trainer that was fitted, if it is still there and has one."""
-        trainer: Any = None if self.trainer is None else self.trainer()
-        return None if trainer is None else trainer.optimizer
 
 
 def told(fit: Fit) -> str:
@@ -259,20 +248,16 @@ def _proof(fit: Fit) -> list[str]:
 
 def _curve(fit: Fit) -> list[str]:
     """Write the table of the sizes that were asked, the one that is taken with an arrow."""
-    head = ["", "rank", "parameters", "share", "rises by", "batches", ""]
-    cells = [
-        [
-            "->" if each.ranks == fit.ranks else "",
-            str(each.rank),
-            f"{each.parameters:,}",
-            f"{each.share:.1%}",
-            "" if each.proof is None else f"{each.proof.rise.mean:+.4f} ± {each.proof.rise.error:.4f}",
-            "" if each.proof is None else str(each.proof.rise.batches),
-            {None: "", True: "accepted", False: "rejected"}[each.accepted],
-        ]
-        for each in fit.curve
-    ]
-    return _table(head, cells)
+    lines = [f"    {'rank':>4}  {'parameters':>13}  {'share':>6}  {'rises by':>17}  batches"]
+    answers = {None: "", True: "accepted", False: "rejected"}
+    for each in fit.curve:
+        arrow, rises, batches = "->" if each.ranks == fit.ranks else "", "", ""
+        if each.proof is not None:
+            rise = each.proof.rise
+            rises, batches = f"{rise.mean:+.4f} ± {rise.error:.4f}", str(rise.batches)
+        size = f"{arrow:2}  {each.rank:4}  {each.parameters:13,}  {each.share:6.1%}"
+        lines.append(f"{size}  {rises:>17}  {batches:>7}  {answers[each.accepted]}".rstrip())
+    return lines
 
 
 def _forgetting(found: Forgetting, is_whole: bool) -> list[str]:
@@ -299,21 +284,6 @@ def _metrics(fit: Fit) -> list[str]:
     pairs = fit.chosen.proof.pairs if fit.chosen.proof else None
     if pairs is not None and not fit.is_whole:
         lines.append(str(pairs))
-    return lines
-
-
-def _table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    """Make columns as wide as they need to be, flush right but for the last."""
-    rows = [head, *cells]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    last = len(head) - 1
-    lines = []
-    for row in rows:
-        padded = [
-            each.ljust(width) if column == last else each.rjust(width)
-            for column, (each, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(padded).rstrip())
     return lines
 
 

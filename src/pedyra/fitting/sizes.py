@@ -13,28 +13,28 @@ from pedyra.fitting.calibration import Calibration
 from pedyra.fitting.held import Against
 
 Ranks = dict[str, int]
-"""Layer -> so many of its balanced directions stay: the first ones."""
+"""Layer -> how many of its balanced directions stay: the first ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """It is one size, with what was measured of it against the adapter as it is."""
+    """A size may be taken, and was measured against the adapter as it is."""
 
     ranks: Ranks
     parameters: int
-    """A and B together have so many, without heads and magnitudes."""
+    """A and B are counted, without heads and magnitudes."""
     share: float
-    """It is the part of the parameters of the whole adapter."""
+    """The whole adapter has 1."""
     predicted: float
     """The slopes foretell this rise of the loss of the cut, before anything makes up for it."""
     proof: Against | None = None
-    """It is on the held-out rows, or on as many of them as it took to tell; None where it was not asked."""
+    """The held-out rows, or as many of them as it took to tell, say this; None where the size was not asked."""
     accepted: bool | None = None
-    """It is proved to be within tolerance, or not; None: it was not asked, or only for the curve."""
+    """The size is proved to be within tolerance, or not; None: it was not asked, or only for the curve."""
 
     @property
     def rank(self) -> int:
-        """It is the largest of a layer."""
+        """Return the largest rank of a layer."""
         return max(self.ranks.values())
 
 

@@ -17,22 +17,22 @@ DOUBT = 1 - CONFIDENCE
 
 @dataclass(frozen=True)
 class Tolerance:
-    """So much may be given up: a part of what fine-tuning won or, where `points` are given, of the accuracy."""
+    """A part of what fine-tuning won may be given up or, where `points` are given, of the accuracy."""
 
     won: Increase
-    """It is the loss of the base model less that of the adapter."""
+    """The loss of the adapter is below that of the base model by this."""
     part: float
     points: float | None = None
-    """The accuracy may fall by so much: 0.005 is half a point."""
+    """The accuracy may fall by this: 0.005 is half a point."""
 
     @property
     def loss(self) -> float:
-        """It is the part in units of the loss."""
+        """Return by how much the loss may rise."""
         return self.part * max(0.0, self.won.mean)
 
     @property
     def error(self) -> float:
-        """It is the standard error of `loss`."""
+        """Return the standard error of `loss`."""
         return self.part * self.won.error
 
     @property

@@ -22,7 +22,7 @@ def amount(given: Any) -> tuple[float, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """This is asked of a fit. A tolerance that is a number and no text, 0.01, is a part of what was won.
+    """A user asks this of a fit. A tolerance that is a number and no text, 0.01, is a part of what was won.
 
     Raises:
         UserError: a value outside its range.
@@ -56,11 +56,11 @@ class Wanted:
 
     @property
     def part(self) -> float:
-        """So much of what was won may be given up; 1 % where the tolerance is in points."""
+        """Return the part of what was won that may be given up; 1 % where the tolerance is in points."""
         return 0.01 if self.points is not None else amount(self.tolerance)[0]
 
     @property
     def points(self) -> float | None:
-        """The accuracy may fall by so much, where that was asked: 0.005 is half a point."""
+        """Return by how much the accuracy may fall, where that was asked: 0.005 is half a point."""
         value, unit = amount(self.tolerance)
         return value if unit == "pt" else None

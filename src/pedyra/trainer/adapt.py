@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from pedyra.allocate.distributed import wrap_again
 from pedyra.allocate.optimizer_state import adopt, rekey_state, unwrapped
 from pedyra.allocate.rank_allocator import RankAllocator, trainable
 from pedyra.errors import UserError
-from pedyra.lora.attach import attach, drop_empty, train_e, write_ranks
+from pedyra.lora.attach import attach, drop_empty, train_e
 from pedyra.lora.files import append_row, json_line, read_rows, write_file
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.layer_names import layer_place
@@ -85,26 +84,24 @@ def adapt(
 
 @dataclass(frozen=True, kw_only=True)
 class RankResult:
-    """It tells what a training did to the ranks. `print` gives the line that is said at its end."""
+    """A training has moved ranks. `print` gives the line that is said at its end.
+
+    `pruned` and `added` count the triples of all adjustments, and `ranks_before` is of the start of the run.
+    """
 
     steps: int
     adjustments: int
-    """This number of adjustments was made."""
     planned: int
-    """The schedule has this number of adjustments."""
+    """The schedule has this number of adjustments, of which some may not have come."""
     first: int
     """The first adjustment is due after this step."""
     pruned: int
-    """All adjustments together pruned this number of triples."""
     added: int
-    """All adjustments together added this number of triples."""
     undone: int
-    """This number of the pruned triples had been added by the adjustment before. Where most had, adjustments follow
-    each other so fast that a new triple has not learned anything yet."""
+    """Some of the pruned triples had been added by the adjustment before. Where most had, adjustments follow each other
+    so fast that a new triple has not learned anything yet."""
     ranks_before: dict[str, int]
-    """Each layer had this rank at the start of the run."""
     ranks: dict[str, int]
-    """Each layer has this rank at the end."""
     parameters_before: int
     parameters: int
 
@@ -142,18 +139,18 @@ class RankTraining(TrainerCallback):
         self.trainer, self.method, self.adapter = trainer, method_of(method), adapter
         self.record_to = None if record_to is None else Path(record_to)
         self.allocator: RankAllocator | None = None
-        """It is that of the last training; None before the first."""
+        """The last training has it; None before the first."""
         self._result: RankResult | None = None
         self._wrapper: DistributedDataParallel | None = None
         self._first_forward: FirstForward | None = None
         self._resumes_from: Path | None = None
         self._writes = True
         self._attached: list[tuple[AdaptedLayer, tuple[Tensor, ...]]] = []
-        """It has the layers with the triples that they had when they were attached, until training begins."""
+        """Until training begins, the layers stand here with the triples that they had when they were attached."""
 
     @property
     def result(self) -> RankResult:
-        """It tells what the last training did to the ranks.
+        """Return what the last training did to the ranks.
 
         Raises:
             ValueError: no training has ended yet.
@@ -293,11 +290,7 @@ class RankTraining(TrainerCallback):
         own = folder / self.adapter
         if self.adapter != "default" and own.is_dir():  # Trainer looks there for "default" alone
             model.load_adapter(str(own), self.adapter, is_trainable=True)
-        try:
-            restore_factors(model, folder, self.adapter)
-        except SideFileError as problem:
-            warnings.warn(f"{problem}. The best adapter was loaded without its split into A and E", stacklevel=2)
-            write_ranks(model, self.adapter)
+        restore_factors(model, folder, self.adapter)
 
     def _metrics(self, allocator: RankAllocator, snapshot: dict[str, Any]) -> dict[str, float]:
         """Make flat numbers for the log: ranks and scores, by module type too, and orthogonality."""
@@ -318,7 +311,7 @@ class RankTraining(TrainerCallback):
 
     @property
     def _records(self) -> bool:
-        """This process keeps a record."""
+        """Tell whether this process keeps a record."""
         return self.record_to is not None and self._writes
 
     def _start_record(self, allocator: RankAllocator, step: int) -> None:

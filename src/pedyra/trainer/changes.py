@@ -80,7 +80,7 @@ ITEMS = "num_items_in_batch"
 
 
 class _Watched(Tensor):
-    """It is a number that knows whether anything was computed from it."""
+    """A number knows whether anything was computed from it."""
 
     used = False
 
@@ -115,8 +115,8 @@ def expect_mean_loss(trainer: Trainer, model: nn.Module) -> FirstForward | None:
 
 
 class FirstForward:
-    """These are the hooks, until they have judged; those of a copy of the model, or of a pickle (for workers that load
-    data), do nothing."""
+    """Hooks look at the first forward with labels, and are gone when they have judged it. Those of a copy of the model,
+    or of a pickle (for workers that load data), do nothing."""
 
     def __init__(self, trainer: Trainer, model: nn.Module) -> None:
         self.trainer: Trainer | None = trainer

@@ -31,7 +31,7 @@ def save_whole(trainer: Trainer) -> None:
 
 
 _WAITED = "_saves_after_evaluation"
-"""This attribute of a Trainer is the step whose checkpoint has waited for the end of its epoch."""
+"""A Trainer keeps under this name the step whose checkpoint has waited for the end of its epoch."""
 
 
 def _save_after_evaluation(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwargs: Any) -> Any:

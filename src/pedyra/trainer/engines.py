@@ -26,18 +26,15 @@ def check_engine(trainer: Any) -> None:
     """Refuse an engine that would cut the adapter into pieces, before it is set up; ValueError."""
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if getattr(trainer, "is_deepspeed_enabled", False):
-        raise UserError(f"pedyra.adapt does not support training under DeepSpeed; {DEEPSPEED}")
+        raise UserError(
+            "pedyra.adapt does not support training under DeepSpeed; train under DDP, without args.deepspeed: an "
+            "adapter's own state is small; or train plain LoRA there and cut it afterwards: pedyra fit FOLDER"
+        )
     if getattr(trainer, "is_fsdp_enabled", False) and plugin is not None and plugin.fsdp_version == 1:
         raise UserError(
             "pedyra.adapt does not support training under FSDP1; use fsdp_config={'version': 2}, or DDP, or train "
             "plain LoRA there and cut it afterwards: pedyra fit FOLDER"
         )
-
-
-DEEPSPEED = (
-    "train under DDP, without args.deepspeed: an adapter's own state is small; or train plain LoRA there and cut it "
-    "afterwards: pedyra fit FOLDER"
-)
 
 
 def data_parallel(args: TrainingArguments, wrapped: Any) -> DistributedDataParallel | None:
@@ -48,9 +45,7 @@ def data_parallel(args: TrainingArguments, wrapped: Any) -> DistributedDataParal
     """
     wrapped = getattr(wrapped, "_orig_mod", wrapped)  # accelerate compiles what it has wrapped
     wrapper, kind = None, type(wrapped).__name__
-    if args.deepspeed or kind == "DeepSpeedEngine":  # `accelerate launch` sets up both without an argument of Trainer
-        wrapper, repair = "DeepSpeed", DEEPSPEED
-    elif isinstance(wrapped, FSDPModule) and isinstance(wrapped, nn.Module):
+    if isinstance(wrapped, FSDPModule) and isinstance(wrapped, nn.Module):
         if not any(hasattr(p, "placements") for p in wrapped.parameters() if p.requires_grad):
             return None  # `keep_whole` has seen to it
         wrapper, repair = "FSDP2 that has cut the adapter", "call pedyra.adapt before train(), with accelerate >= 1.11"
@@ -79,7 +74,8 @@ def keep_whole(trainer: Trainer, model: nn.Module, layers: Sequence[AdaptedLayer
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is None or plugin.fsdp_version != 2:
         return
-    _check(trainer, plugin, model, layers)
+    if flaw := _why_not_whole(trainer, plugin, model, layers):
+        raise UserError(f"pedyra does not train under Trainer's FSDP2 with {flaw}")
     whole = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for layer in layers:
         layer.a.to(trainer.args.device)  # FSDP2 puts there what it cuts; an E that is not trained is no Parameter
@@ -97,8 +93,9 @@ def keep_whole(trainer: Trainer, model: nn.Module, layers: Sequence[AdaptedLayer
         put_around(trainer, name, _without_fsdp, trainer)
 
 
-def _why_not_fsdp2(plugin: Any, args: TrainingArguments) -> str | None:
-    """Tell what these settings of accelerate and Trainer have that keeps `keep_whole` from its work, and the repair."""
+def _why_not_whole(trainer: Trainer, plugin: Any, model: nn.Module, layers: Sequence[AdaptedLayer]) -> str | None:
+    """Tell what the settings, the model or the way its processes share a batch have that keeps `keep_whole` from its
+    work, and the repair."""
     if plugin.cpu_ram_efficient_loading:
         return (
             "cpu_ram_efficient_loading, which cuts the adapter too; set it to false in fsdp_config, or in a launch "
@@ -106,21 +103,10 @@ def _why_not_fsdp2(plugin: Any, args: TrainingArguments) -> str | None:
         )
     if plugin.activation_checkpointing:
         return "activation_checkpointing in fsdp_config, whose names PEFT does not save; set gradient_checkpointing"
-    if args.torch_compile:
+    if trainer.args.torch_compile:
         return "torch_compile; leave it out"
     if compare_versions("accelerate", "<", "1.11"):
         return "accelerate below 1.11, which cuts the adapter too; install a newer one"
-    return None
-
-
-def _check(trainer: Trainer, plugin: Any, model: nn.Module, layers: Sequence[AdaptedLayer]) -> None:
-    flaw = _why_not_fsdp2(plugin, trainer.args) or _why_not_whole(trainer, model, layers)
-    if flaw is not None:
-        raise UserError(f"pedyra does not train under Trainer's FSDP2 with {flaw}")
-
-
-def _why_not_whole(trainer: Trainer, model: nn.Module, layers: Sequence[AdaptedLayer]) -> str | None:
-    """Tell what the model, or the way its processes share a batch, has that keeps `keep_whole` from its work."""
     mesh = getattr(trainer.accelerator, "parallelism_config", None)
     if mesh is not None and mesh.non_dp_dim_names:
         return f"{', '.join(mesh.non_dp_dim_names)} parallelism, whose processes share a batch; leave it out"

@@ -24,14 +24,14 @@ FP16_SCALE = 1024.0
 
 
 class TrainerJudge(Judge):
-    """It judges by a Trainer's own loss and evaluation."""
+    """A Trainer's own loss and evaluation judge."""
 
     def __init__(self, trainer: Trainer, model: Any) -> None:
         super().__init__(model)
         self.trainer: Any = trainer
         self.loss_scale = _loss_scale(trainer, model)
         self._judges_parts = True
-        """It is False once compute_metrics has not taken a part of the held-out rows."""
+        """Once compute_metrics has not taken a part of the held-out rows, it is not asked again."""
 
     def trained_loss(self, batch: Batch) -> Tensor:
         trainer = self.trainer
@@ -130,7 +130,7 @@ def _loss_scale(trainer: Any, model: Any) -> float:
 
 
 class TextJudge(Judge):
-    """It judges text by the loss of a language model, at the precision at which a Trainer trains."""
+    """Text is judged by the loss of a language model, at the precision at which a Trainer trains."""
 
     def __init__(self, trainer: Any, model: Any) -> None:
         super().__init__(model, loss=self._of_text)

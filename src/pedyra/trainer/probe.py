@@ -20,9 +20,10 @@ from pedyra.fitting.modes import disabled
 from pedyra.trainer.judge import TrainerJudge
 
 STEPS = 100
-"""LBFGS takes so many at most; the problem is convex."""
+"""LBFGS takes at most this number; the problem is convex."""
 PENALTIES = (1.0, 10.0, 100.0, 1e3, 1e4)
-"""They are on half of the squared weights, of features of variance 1: with hundreds of them and of rows 1 overfits."""
+"""A penalty is on half of the squared weights, of features of variance 1: with hundreds of them and of rows 1
+overfits."""
 FOLDS = 4
 
 

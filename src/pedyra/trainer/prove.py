@@ -26,7 +26,7 @@ from pedyra.trainer.rows import proof_rows, training_rows
 from pedyra.trainer.untouched import untouched
 
 BASE = "base"
-"""The base model alone is called so."""
+"""The user names the base model alone by this word."""
 
 
 def prove(
@@ -48,7 +48,7 @@ def prove(
         margin: how much worse B may be: "1%" of what A won over the base, 0.01 of the loss, or "0.5pt", points of the
             accuracy.
         data: held-out rows, as the Trainer takes an eval_dataset; by default its own.
-        rows: at most so many of them; by default all.
+        rows: how many of them at most; by default all.
 
     Returns:
         The proof: print it. Its `verdict` is "no worse", "worse" or "cannot tell".

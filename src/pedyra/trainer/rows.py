@@ -99,7 +99,7 @@ def _shared(rows: list[int], step: int, processes: int) -> list[int]:
 
 
 def _held_batch(trainer: Any, rows: int) -> int:
-    """Return how many rows a held-out batch has, where there are so many rows."""
+    """Return how many of the held-out rows make a batch."""
     most = trainer.args.per_device_eval_batch_size
     size = min(BATCH, most)
     size = max(min(2, size), min(size, rows // BATCHES))
@@ -330,7 +330,7 @@ def _joined(dataset: Any) -> Any:
 
 
 def _shuffled(dataset: Any, most: int | None, generator: torch.Generator) -> tuple[Any, list[int]]:
-    """Return a data set with a length, and the places of at most so many of its rows, drawn at random; of a stream its
+    """Return a data set with a length, and the places of at most `most` of its rows, drawn at random; of a stream its
     first rows."""
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         dataset = list(islice(dataset, most))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pedyra.fitting.modes import averaged, checkpointing, evaluating, frozen
+from pedyra.fitting.modes import checkpointing, evaluating, frozen, use_averaged
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def untouched(trainer: Any, model: Any) -> Iterator[None]:
         stack.enter_context(frozen(model))
         stack.enter_context(checkpointing(model, trainer.args))
         stack.enter_context(evaluating(model))
-        stack.enter_context(averaged(trainer.optimizer))
+        use_averaged(trainer.optimizer)
         if getattr(trainer.args, "predict_with_generate", False) and not hasattr(trainer, "_gen_kwargs"):
             # Its own evaluate() sets this, which may never have run.
             given = {"max_length": trainer.args.generation_max_length, "num_beams": trainer.args.generation_num_beams}
