@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import random
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -390,7 +391,6 @@ def plain(given: list[Any]) -> Any:
 
 
 SEEN, HELD = rows(96, 1), rows(96, 2)
-AGAIN = copy.deepcopy(SEEN)  # as TRL's Trainers prepare each data set by itself
 HALVES = {"one": plain(HELD[:48]), "other": plain(HELD[48:])}
 APART, THIRD = "96 to calibrate, 96 of {} to prove by", "32 to calibrate, 64 of {} to prove by"
 TRAINED = "the fit is judged by rows of the train_dataset"
@@ -408,7 +408,6 @@ TRAINED = "the fit is judged by rows of the train_dataset"
         (SEEN, None, None, THIRD.format("train_dataset"), TRAINED),
         (SEEN, SEEN, None, THIRD.format("eval_dataset"), TRAINED),
         (SEEN, HELD, SEEN, THIRD.format("train_dataset"), TRAINED),
-        (SEEN, AGAIN, None, THIRD.format("eval_dataset"), "96 of 96 rows of the train_dataset are in eval_dataset"),
     ],
 )
 def test_which_rows_calibrate_and_which_prove(
@@ -447,19 +446,19 @@ def test_a_model_that_was_loaded_checkpoints_its_activations_as_training_would(m
     ("shared", "most", "calibrate", "told"),
     [
         (24, 128, 40, "24 of 64 rows .* too. About 25% of the held"),
-        (40, 128, 32, "40 of 64 rows .* too. About 42% of the held"),  # a third of those held out, as of one set
-        (64, 64, 32, r"About (5|6|7|8)\d% of the held-out rows"),  # of those that were drawn
+        (40, 128, 64, "40 of 64 rows .* too. About 42% of the held"),  # the nature of the rows: too many to be left out
+        (64, 64, 64, r"About (5|6|7|8)\d% of the held-out rows"),  # of those that were drawn
         (1, 128, 63, None),  # by chance
     ],
 )
 def test_a_row_that_is_held_out_too_does_not_calibrate(
-    make_trainer: Any, shared: int, most: int, calibrate: int, told: str | None
+    make_trainer: Any, caplog: Any, shared: int, most: int, calibrate: int, told: str | None
 ):
     seen = rows(64, 1)
     held = copy.deepcopy(seen[:shared]) + rows(96 - shared, 2)
     trainer = make_trainer(trains=False, given={"train_dataset": seen, "eval_dataset": held})
-    with pytest.warns(UserWarning, match=told) if told else nullcontext():
-        found = fit_rows(trainer, None, Wanted(rows=most))
+    found = fit_rows(trainer, None, Wanted(rows=most))
+    assert re.search(told, caplog.text) if told else not caplog.text
     assert found.told.startswith(f"{calibrate} to calibrate, ")
 
 

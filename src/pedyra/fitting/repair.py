@@ -25,8 +25,8 @@ from torch import Tensor
 
 DAMPING = 0.01
 """The ridge is this part of the mean square of the singular values of the kept slopes. Few batches tell little about
-many parameters, and what they do not tell stays where it is. On five cuts of three adapters anything from 0.003 to 0.1 was
-as good. Chosen by leaving each batch out in turn it was worse: of SST-2 at an eighth +0.0057 is left then, and with
+many parameters, and what they do not tell stays where it is. On five cuts of three adapters anything from 0.003 to 0.1
+was as good. Chosen by leaving each batch out in turn it was worse: of SST-2 at an eighth +0.0057 is left then, and with
 0.01 -0.0003 (23)."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ from pedyra.fitting.modes import evaluating
 from pedyra.fitting.search import FEW, LEAST
 from pedyra.fitting.wanted import Wanted
 from pedyra.trainer.judge import TextJudge
+
+logger = logging.getLogger(__name__)
 
 BATCH = 8
 """A batch has at most this number of rows: the proof is paired batch by batch, and small ones make a better standard
@@ -199,32 +202,30 @@ def _drawn(trainer: Any, data: Any, most: int) -> tuple[str, Any, list[int], Any
         most: of either.
     """
     name, held, training = _held_out(trainer, data, "the fit")
-    if training is not None:
-        generator = torch.Generator().manual_seed(trainer.args.seed)
-        training, seen = _shuffled(training, most, generator)
-        held, left = _shuffled(held, most, generator)
-        if apart := _apart(training, seen, held, left, name):
-            return name, training, apart, held, left
-    held, order = _shuffled(held, 2 * most, torch.Generator().manual_seed(trainer.args.seed))
-    third = min(most, len(order) // 3)  # one set of rows, of which a third calibrates
-    return name, held, order[:third], held, order[third:][:most]
+    generator = torch.Generator().manual_seed(trainer.args.seed)
+    if training is None:
+        held, order = _shuffled(held, 2 * most, generator)
+        third = min(most, len(order) // 3)  # one set of rows, of which a third calibrates
+        return name, held, order[:third], held, order[third:][:most]
+    training, seen = _shuffled(training, most, generator)
+    held, left = _shuffled(held, most, generator)
+    return name, training, _apart(training, seen, held, left, name), held, left
 
 
 def _apart(training: Any, seen: list[int], held: Any, left: list[int], name: str) -> list[int]:
     """Return the places of training rows that calibrate, without those that are held out too, as of a part that was
-    selected: repair would learn what the proof asks. None is left where most are, since both sets are then one."""
+    selected: repair would learn what the proof asks. Where most are, as where short texts repeat, all stay."""
     proving = set(_contents(held, left))
     apart = [place for place, row in zip(seen, _contents(training, seen), strict=True) if row not in proving]
     shared = len(seen) - len(apart)
     # Four are there by chance where short texts repeat.
     if shared >= 4 and (trained := min(1.0, shared / len(seen) * len(training) / len(left))) >= LEARNED:
-        warnings.warn(
-            f"{shared} of {len(seen)} rows of the train_dataset are in {name} too. About {trained:.0%} of the held-out "
-            f"rows were trained on, so the adapter knows them better than others; hold out rows that it was not "
-            f"trained on",
-            stacklevel=6,
+        logger.warning(
+            "fit: %d of %d rows of the train_dataset are in %s too. About %.0f%% of the held-out rows were trained on, so "
+            "the adapter knows them better than others; hold out rows that it was not trained on",
+            *(shared, len(seen), name, 100 * trained),
         )
-    return apart if 2 * len(apart) >= len(seen) else []
+    return apart if 2 * len(apart) >= len(seen) else seen
 
 
 def _contents(dataset: Any, places: Sequence[int]) -> list[str]:
