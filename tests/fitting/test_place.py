@@ -63,7 +63,6 @@ def test_a_fit_for_a_place_asks_its_ranks_and_is_saved_for_it(make_trainer: Any,
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"for_": "vlm"}, "did you mean 'vllm'"),
         ({"for_": "vllm:3"}, "at a rank of 1, 8, 16"),
         ({"for_": "vllm", "rank": 2}, "leave out rank"),
         ({"for_": "vllm", "general": ["a text"]}, "leave out rank and general"),
@@ -78,8 +77,6 @@ def test_a_place_that_cannot_be_is_told_before_the_fit(make_trainer: Any, asked:
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("vlm", "did you mean 'vllm'"),
-        ("vllm:3", "at a rank of 1, 8, 16"),
         ("vllm:1", "up to rank 1, and this one has rank 2"),
         ("fireworks", "it takes no dense and no query and no value"),
         ("vllm", "does not take adapter 'default': use_dora"),

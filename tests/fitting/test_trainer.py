@@ -195,44 +195,39 @@ def test_points_are_refused_where_no_row_is_right_or_wrong_before_a_size_is_aske
     assert "accuracy_change" not in fit(trainer, tolerance=0.05).row()
 
 
-def test_losses_are_those_of_the_trainers_own_evaluation(make_trainer: Any):
-    """Class weights: the loss that was trained, and not the model's."""
-
-    class Weighted(Trainer):
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-            labels = inputs.pop("labels")
-            outputs = model(**inputs)
-            each = nn.functional.cross_entropy(outputs.logits, labels, reduction="none")
-            loss = (each * torch.tensor([1.0, 3.0])[labels]).mean()
-            return (loss, outputs) if return_outputs else loss
-
-    trainer = make_trainer(Weighted, per_device_eval_batch_size=4)
-    found = fit(trainer)
-    with trainer.model.disable_adapter():
-        base = trainer.evaluate()["eval_loss"]
-    won = base - trainer.evaluate()["eval_loss"]
-    assert found.tolerance.won.mean == pytest.approx(won, rel=1e-4)
-    unweighted = Trainer(trainer.model, trainer.args, eval_dataset=trainer.eval_dataset)
-    assert base - won > 1.5 * unweighted.evaluate()["eval_loss"]
+class Weighted(Trainer):
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        each = nn.functional.cross_entropy(outputs.logits, labels, reduction="none")
+        loss = (each * torch.tensor([1.0, 3.0])[labels]).mean()
+        return (loss, outputs) if return_outputs else loss
 
 
-@pytest.mark.parametrize("smoothing", ["label_smoothing", "compute_loss_func"])
-def test_other_losses_of_a_trainer(make_trainer: Any, smoothing: str):
-    def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-        return nn.functional.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
+def summed(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    return nn.functional.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
 
-    settings = {"label_smoothing_factor": 0.2} if smoothing == "label_smoothing" else {}
-    given = {"compute_loss_func": loss} if smoothing == "compute_loss_func" else {}
-    trainer = make_trainer(given=given, **settings)
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "given"),
+    [
+        (Weighted, {}, {}),
+        (Trainer, {"label_smoothing_factor": 0.2}, {}),
+        (Trainer, {}, {"compute_loss_func": summed}),
+    ],
+    ids=["class weights", "label smoothing", "compute_loss_func"],
+)
+def test_losses_are_those_of_the_trainers_own_evaluation(make_trainer: Any, kind: Any, settings: Any, given: Any):
+    """The loss is the one that was trained, and not the model's."""
+    trainer = make_trainer(kind, given=given, **settings)
     found = fit(trainer, tolerance=0.05)
     whole = trainer.evaluate()["eval_loss"]
     with trainer.model.disable_adapter():
         won = trainer.evaluate()["eval_loss"] - whole
     assert found.tolerance.won.mean == pytest.approx(won, rel=1e-4)
-    assert found.chosen.accepted
 
 
-def test_after_ranks_have_moved(make_trainer: Any, quick: Any, tmp_path: Path):
+def test_after_ranks_have_moved(make_trainer: Any, quick: Any):
     """PE-DyRA's triples stay in the slots after training, with E trained and ranks that differ."""
     trainer = make_trainer(trains=False, max_steps=12)
     callback = pedyra.adapt(trainer, quick(paper=True)["config"])
@@ -241,13 +236,6 @@ def test_after_ranks_have_moved(make_trainer: Any, quick: Any, tmp_path: Path):
     found = fit(trainer, rank=1)
     assert all(same_bits(each, before[name]) for name, each in trainer.model.state_dict().items())
     assert found.row()["of"] == sum(callback.allocator.ranks.values())  # type: ignore[union-attr]
-    held = rows(20, 7)
-    found.save(tmp_path / "small")
-    found.apply()
-    trainer.model.save_pretrained(tmp_path / "applied")
-    one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("small", "applied"))
-    assert one.keys() == other.keys() and all(same_bits(one[key], other[key]) for key in one)
-    assert logits(trainer.model, held).isfinite().all()
 
 
 def test_an_adapter_that_began_as_a_part_of_its_weights(make_trainer: Any, tmp_path: Path):

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import PeftModel
 
 import pedyra
 from pedyra import adapt
 
 pytest.importorskip("trl")
 
-from trainer_cases import CASES, base, make_trainer  # noqa: E402
+from trainer_cases import CASES, make_trainer  # noqa: E402
 from works_with import note, rows  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's own
@@ -50,17 +49,6 @@ def test_ranks_move_a_resume_is_exact_and_a_fit_answers(case, train, tmp_path, r
     found.save(tmp_path / "small")
     note("trainer", case, ranks="move", resume="the same bits", fit=f"by the {found.measure}")
     assert (tmp_path / "small" / "adapter_config.json").is_file()
-
-
-def test_what_was_trained_by_answers_alone_loads_in_peft(train, tmp_path, tokens, logits):
-    """The loss falls, and the saved adapter is an ordinary LoRA of several ranks."""
-    trainer, _ = train("SFT", tmp_path, completion_only_loss=True, logging_steps=4)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[-1] < losses[0]
-    tokens["input_ids"] %= base().config.vocab_size
-    trainer.model.save_pretrained(tmp_path / "adapter")
-    stock = PeftModel.from_pretrained(base(), tmp_path / "adapter")
-    assert (logits(stock) - logits(trainer.model)).abs().max() < 1e-5
 
 
 def test_the_docs_have_a_row_of_every_case():

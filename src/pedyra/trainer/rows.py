@@ -221,8 +221,8 @@ def _apart(training: Any, seen: list[int], held: Any, left: list[int], name: str
     # Four are there by chance where short texts repeat.
     if shared >= 4 and (trained := min(1.0, shared / len(seen) * len(training) / len(left))) >= LEARNED:
         logger.warning(
-            "fit: %d of %d rows of the train_dataset are in %s too. About %.0f%% of the held-out rows were trained on, so "
-            "the adapter knows them better than others; hold out rows that it was not trained on",
+            "fit: %d of %d rows of the train_dataset are in %s too. About %.0f%% of the held-out rows were trained on, "
+            "so the adapter knows them better than others; hold out rows that it was not trained on",
             *(shared, len(seen), name, 100 * trained),
         )
     return apart if 2 * len(apart) >= len(seen) else seen
