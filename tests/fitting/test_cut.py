@@ -164,22 +164,6 @@ def test_what_is_kept_makes_up_for_what_is_removed_where_it_can(make_net: Any, s
     assert distance(found) < (0.3 if shared else 1.3) * distance(replace(found, repairs=False))
 
 
-def test_what_may_not_be_written_is_refused(tmp_path: Path):
-    for name, file in (("full", "file"), ("fitted", RECORD)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / file).touch()
-    (tmp_path / "link").symlink_to(tmp_path / "fitted")
-    for overwrite in (False, True):
-        with pytest.raises(ValueError, match="already holds files, and no earlier fit"):
-            check_out(tmp_path / "full", overwrite)
-        with pytest.raises(ValueError, match="is a link"):
-            check_out(tmp_path / "link", overwrite)
-    with pytest.raises(ValueError, match="--overwrite"):
-        check_out(tmp_path / "fitted")
-    check_out(tmp_path / "fitted", overwrite=True)
-    check_out(tmp_path / "new")
-
-
 def test_a_place_without_permission_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def access(path: Any, mode: int) -> bool:
         return Path(path) != tmp_path
