@@ -54,7 +54,7 @@ def fit_rows(trainer: Any, data: Any, wanted: Wanted) -> Rows:
     else:
         name, training, seen, held, left = _drawn(trainer, data, wanted.rows)
         size, room = _held_batch(trainer, len(left)), _trained_batch(trainer)
-        small = max(min(BATCH, room), min(room, len(seen) // FEW) if compares_rows(trainer) else 0)
+        small = max(min(BATCH, room), min(room, len(seen) // FEW) if _compares_rows(trainer) else 0)
     prompts = completions or 1
     seen = _shared(seen[: CALIBRATION * small // prompts], small * processes // prompts, processes)
     left = _shared(left, size * processes // prompts, processes)
@@ -106,10 +106,10 @@ def _held_batch(trainer: Any, rows: int) -> int:
     most = trainer.args.per_device_eval_batch_size
     size = min(BATCH, most)
     size = max(min(2, size), min(size, rows // BATCHES))
-    return max(size, min(most, rows // FEW)) if compares_rows(trainer) else size
+    return max(size, min(most, rows // FEW)) if _compares_rows(trainer) else size
 
 
-def compares_rows(trainer: Any) -> bool:
+def _compares_rows(trainer: Any) -> bool:
     """Tell whether the loss may compare the rows of a batch with each other, as most losses of sentence-transformers
     do. Nearly any adapter finds the right one among eight rows, so the batches are those that the Trainer asks for."""
     return any(kind.__module__.startswith("sentence_transformers.") for kind in type(trainer).__mro__)
@@ -218,7 +218,7 @@ def _apart(training: Any, seen: list[int], held: Any, left: list[int], name: str
     proving = set(_contents(held, left))
     apart = [place for place, row in zip(seen, _contents(training, seen), strict=True) if row not in proving]
     shared = len(seen) - len(apart)
-    # Four are there by chance where short texts repeat.
+    # Fewer than four may be there by chance, as short texts are.
     if shared >= 4 and (trained := min(1.0, shared / len(seen) * len(training) / len(left))) >= LEARNED:
         logger.warning(
             "fit: %d of %d rows of the train_dataset are in %s too. About %.0f%% of the held-out rows were trained on, "
