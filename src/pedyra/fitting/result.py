@@ -183,7 +183,7 @@ class Fit:
     def _write_plain(self, lora: SavedLora, out: Path) -> None:
         card = fit_card(self, lora.config.get("base_model_name_or_path"))
         beside = {CARD: card, CURVE: "".join(map(json_line, self.curve_rows()))}
-        record = {**self.row(), "words": self.words}
+        record = {**self.row(), "words": self.words, "told": told(self)}
         write_cut(lora, self.factors, out, record, beside)
 
     def apply(self) -> None:

@@ -64,16 +64,6 @@ def test_a_dropped_last_batch_drops_no_held_out_row(recipe):
     assert result.final["eval_loss"] == pytest.approx(everything.final["eval_loss"], abs=1e-5)  # 64 rows, 4 a batch
 
 
-def test_smoothed_labels_are_of_the_training_alone(recipe):
-    """At a rate of zero both runs have the same model."""
-    still = {"learning_rate": 0.0}
-    plain = run(recipe(training=still))
-    smooth = run(recipe(output="smooth", training={**still, "label_smoothing_factor": 0.5}))
-    losses = [read_rows(each.folder.metrics)[0]["loss"] for each in (plain, smooth)]
-    assert losses[0] != losses[1]
-    assert smooth.final["eval_loss"] == pytest.approx(plain.final["eval_loss"], abs=1e-6)
-
-
 def test_an_evaluation_of_other_held_out_rows_says_so(recipe, tmp_path):
     files = {name: tmp_path / f"{name}.jsonl" for name in ("train", "held")}
     rows = toy()

@@ -1,22 +1,17 @@
 """set_up: a recipe's model, adapter and method, or a message that says what to change."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from closeness import same_bits
-from transformers import BertConfig, BertForSequenceClassification
 
 from pedyra.app.models.lora import check_names
-from pedyra.app.models.tiny import tiny_tokenizer
 from pedyra.app.recipe import Recipe
-from pedyra.app.recipe_sections import DataSection, LoraSection
+from pedyra.app.recipe_sections import LoraSection
 from pedyra.app.runs.setup import set_up
-from pedyra.app.tasks.task import load_task
-from pedyra.app.tasks.toy import toy
 from pedyra.pe_dyra.scored import PeDyra, ScoredMethod
 
 
@@ -88,24 +83,6 @@ def test_head_and_adapter_are_those_of_the_seed_for_every_method():
     assert all(same_bits(weights["lora"][name], weights["pedyra"][name]) for name in heads)
 
 
-def small_base(folder: Path, vocabulary: int) -> str:
-    shape: dict[str, Any] = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
-    BertForSequenceClassification(BertConfig(**shape, vocab_size=vocabulary)).save_pretrained(folder)
-    return str(folder)
-
-
-def test_a_token_that_the_base_does_not_embed_is_told(tmp_path: Path):
-    tokenizer = tiny_tokenizer("tiny-bert")
-    highest = max(max(tokenizer(row["text"])["input_ids"]) for row in toy())
-    tokenizer.add_tokens(["<picture>"])  # which no row has, as Gemma 3's tokenizer has one beyond its model
-    tokenizer.save_pretrained(tmp_path / "tokens")
-    section = {"name": small_base(tmp_path / "base", 100), "tokenizer": str(tmp_path / "tokens")}
-    with pytest.raises(ValueError, match="gives token .* has embeddings of 100 tokens; .* as model.tokenizer"):
-        set_up(recipe(model=section, output_dir=str(tmp_path / "run")))
-    section["name"] = small_base(tmp_path / "enough", highest + 1)
-    set_up(recipe(model=section))
-
-
 REFUSED = [
     # PEFT itself would train "query" alone and never speak of "valeu".
     ({"lora": {"target_modules": ["query", "valeu"]}}, "'valeu' matches no module.*candidates: query, key, value, d"),
@@ -120,13 +97,6 @@ REFUSED = [
 def test_what_a_run_would_not_mean_is_refused(changes, told):
     with pytest.raises(ValueError, match=told):
         set_up(recipe(**changes))
-
-
-def test_an_answer_with_a_token_that_the_base_does_not_embed_is_told():
-    data = {"source": "toy", "kind": "seq2seq", "prompt": "document", "completion": "summary"}
-    task = load_task(DataSection(**data, eval_rows=8), tiny_tokenizer("tiny-bart"), 0)  # pyright: ignore
-    labels = [[*ids[:-1], 5000] for ids in task.eval["labels"]]
-    assert replace(task, eval=task.eval.remove_columns("labels").add_column("labels", labels)).highest_token() == 5000
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["query", "value"], r".*\.(query|key)", ["layer.0.output.dense"]])

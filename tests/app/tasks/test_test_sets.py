@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +15,7 @@ from pedyra.app.recipe import check_recipe
 from pedyra.app.recipe_sections import DataSection, GenerateSection, ModelSection
 from pedyra.app.tasks import causal_lm, test_sets
 from pedyra.app.tasks.generation import Written
-from pedyra.app.tasks.test_sets import TestSet, check_lengths, check_scorer, load_test_sets, score
+from pedyra.app.tasks.test_sets import TestSet, check_scorer, load_test_sets, score
 from pedyra.app.tasks.toy import toy
 
 ROWS = toy()[:6]
@@ -148,22 +146,6 @@ def test_an_empty_prompt_is_told_where_the_tokenizer_begins_no_text():
     assert decoded(load(data, {"mine": {}}, rows=rows)[0]) == ["<s>a", "<s>"]
     with pytest.raises(ValueError, match="row 2 of the test set mine has an empty prompt; remove the row or fill it"):
         load(data, {"mine": {}}, "tiny-t5", rows)
-
-
-@pytest.mark.parametrize(
-    ("encoder_decoder", "length", "positions", "told"),
-    [
-        (False, 100, 600, None),
-        (False, 101, 600, "longest prompt has 101 tokens, .* max_new_tokens 500 .* 600 positions; lower"),
-        (True, 600, 600, None),  # the answer has positions of its own
-        (True, 601, 600, "longest prompt has 601 tokens, .* lower data.max_length"),
-    ],
-)
-def test_prompts_leave_room_for_an_answer(encoder_decoder: bool, length: int, positions: int, told: str | None):
-    (found,) = load(TEMPLATE, {"mine": {"max_new_tokens": 500}})
-    config = SimpleNamespace(is_encoder_decoder=encoder_decoder, max_position_embeddings=positions)
-    with nullcontext() if told is None else pytest.raises(ValueError, match=told):
-        check_lengths(replace(found, prompts=[[1] * length]), config)
 
 
 @pytest.mark.parametrize(

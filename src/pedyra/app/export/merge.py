@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,6 @@ def merge_into(base: Any, tokenizer: PreTrainedTokenizerBase | None, lora: Saved
             f"the base model {base.name_or_path} is quantised, and merged weights would be rounded to its few bits "
             f"again; name one that is loaded in float: export_adapter(source, 'merged', out, base=name)"
         )
-    before = _vocabulary(base)
     adapted = load_adapter(base, lora.folder, lora.title)
     _check_place(adapted.get_base_model(), lora)
     _check_unshared(adapted.get_base_model())
@@ -70,20 +68,7 @@ def merge_into(base: Any, tokenizer: PreTrainedTokenizerBase | None, lora: Saved
         merged: Any = adapted.merge_and_unload(safe_merge=True)  # type: ignore[operator]
     except RuntimeError as error:  # lora_bias on a layer that has no bias
         raise UserError(f"{lora.title} cannot be merged: {error}; export target peft") from error
-    now = _vocabulary(merged)
-    if tokenizer is not None and tokenizer.name_or_path != str(lora.folder) and now != before:
-        warnings.warn(
-            f"training has resized the vocabulary from {before} tokens to {now}, and the tokenizer of the base model "
-            f"lacks those that were added, so none is written beside the merged model; save there the one of the "
-            f"training",
-            stacklevel=2,
-        )
-        tokenizer = None
     return Merged(merged, tokenizer)
-
-
-def _vocabulary(model: Any) -> int | None:
-    return getattr(model.config.get_text_config(), "vocab_size", None)
 
 
 def _check_place(base: nn.Module, lora: SavedLora) -> None:

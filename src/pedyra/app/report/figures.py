@@ -24,7 +24,7 @@ class Panel:
 
     title: str
     chart: Chart
-    frames: Sequence[str] = ()  # what the slider of the parameter `adjustment` says at each of its places
+    frames: Sequence[str] = ()  # what stands above the chart at each place of the slider, the parameter `adjustment`
     stills: Sequence[tuple[str, Chart]] = ()  # title and chart of each image that stands for the slider in a file
 
 

@@ -95,8 +95,7 @@ def _tell_other_base(lora: SavedLora, model: ModelSection, folder: Path) -> None
 def _classes(model: ModelSection, lora: SavedLora, data: Path) -> dict[str, Any]:
     """Find `num_labels`, or `labels` in the order of their numbers, of rows that no recipe tells of.
 
-    Names are those of the base's config. Where it has others, they are numbered in the order of the alphabet, and that
-    is said. ValueError for names of which the head has more or fewer.
+    Names are those of the base's config. Raises ValueError for others, whose numbers nobody knows.
     """
     count = num_labels(lora)
     if count == 1:
@@ -108,15 +107,7 @@ def _classes(model: ModelSection, lora: SavedLora, data: Path) -> dict[str, Any]
     names, known = sorted(map(str, labels)), class_names(model)
     if known is not None and set(names) <= set(known) and count in (None, len(known)):
         return {"labels": known}
-    if count not in (None, len(names)):
-        raise UserError(
-            f"the rows of {data} name {len(names)} classes ({', '.join(names)}), but the head of {lora.title} has "
-            f"{count}, so their numbers are unknown; write the numbers of the classes, 0 to {count - 1}, as label"
-        )
-    numbered = ", ".join(f"{name} = {number}" for number, name in enumerate(names))
-    warnings.warn(
-        f"the base does not say which class is which, so the rows' labels are numbered in the order of the alphabet "
-        f"({numbered}); if the adapter was trained with others, write those numbers as label",
-        stacklevel=2,
+    raise UserError(
+        f"the rows of {data} name their classes ({', '.join(names):.200}), and the base does not say which number each "
+        f"of them has in the head of {lora.title}; write the number, from 0 on, as label, or give --run RUN"
     )
-    return {"labels": names}

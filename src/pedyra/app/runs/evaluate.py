@@ -21,7 +21,7 @@ from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import judging, resolve
 from pedyra.app.tasks.generation import WRITING, SampleFile, write_texts
 from pedyra.app.tasks.task import Task, load_task
-from pedyra.app.tasks.test_sets import TestSet, check_lengths, check_scorer, load_test_sets, score
+from pedyra.app.tasks.test_sets import TestSet, check_scorer, load_test_sets, score
 from pedyra.errors import UserError
 from pedyra.lora.folder import find_adapter, load_adapter, read_adapter_config, read_tensors
 from pedyra.methods.adalora import NO_PENALTY
@@ -61,8 +61,6 @@ def evaluate_run(
         check_scorer(test_set.settings.score)
     sandbox = _sandbox(asked_sets, allow_code_execution)
     model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
-    for test_set in asked_sets:
-        check_lengths(test_set, model.config)
     with judging(recipe, tokenizer, task, model) as trainer:
         metrics = {
             key.removeprefix("eval_"): value

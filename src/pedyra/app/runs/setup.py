@@ -32,7 +32,7 @@ from pedyra.app.recipe_sections import LOWER_IS_BETTER
 from pedyra.app.runs.arguments import asks_for_fsdp, training_arguments
 from pedyra.app.runs.processes import count_processes, is_launched
 from pedyra.app.tasks.task import Task, load_task
-from pedyra.app.tasks.test_sets import check_lengths, load_test_sets
+from pedyra.app.tasks.test_sets import load_test_sets
 from pedyra.errors import REFUSALS, UserError, telling
 from pedyra.fitting.calibration import lora_layers
 from pedyra.lora.layer import adapted_layers
@@ -113,8 +113,7 @@ class Setup:
 class _Trainer(Trainer):
     """It is transformers' Trainer, which would do with held-out rows what `training` asks for those of training.
 
-    It would leave out the last batch, take them by their lengths, though answers are found by their place, and smooth
-    their labels.
+    It would leave out the last batch, and take them by their lengths, though answers are found by their place.
     """
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
@@ -124,14 +123,6 @@ class _Trainer(Trainer):
             return super().get_eval_dataloader(eval_dataset)
         finally:
             vars(self.args).update(given)
-
-    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
-        """The loss of held-out rows is that of their labels, not of smoothed ones, whatever is trained."""
-        smoother, self.label_smoother = self.label_smoother, None
-        try:
-            return super().prediction_step(*args, **kwargs)
-        finally:
-            self.label_smoother = smoother
 
 
 _HELD_OUT = {"dataloader_drop_last": False, "train_sampling_strategy": "random"}
@@ -188,11 +179,8 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     check_fit(recipe)
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
-    test_sets = load_test_sets(recipe.generate, recipe.data, tokenizer, task.held_out, recipe.seed)
+    load_test_sets(recipe.generate, recipe.data, tokenizer, task.held_out, recipe.seed)  # tells what it lacks
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
-    _check_tokens(recipe, base, tokenizer, task)
-    for test_set in test_sets:
-        check_lengths(test_set, base.config)
     check_names(base, recipe.lora)
     check_drawn(base, lora_config(recipe.lora, recipe.data.kind, base), recipe.model.name)
     if recipe.model.quantization == "none" and not asks_for_fsdp(recipe):
@@ -213,20 +201,6 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     if recipe.fit is not None:
         _check_fit_rows(setup)
     return setup
-
-
-def _check_tokens(recipe: Recipe, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task) -> None:
-    """Raise ValueError where the tokenizer, as that of another model may, gives a token that the base does not embed.
-
-    Of the rows alone: a tokenizer may know more tokens than its own model does (Gemma 3's, of an image).
-    """
-    embeddings: Any = base.get_input_embeddings()
-    known, highest = embeddings.weight.shape[0], task.highest_token()
-    if highest >= known:
-        raise UserError(
-            f"the tokenizer gives token {highest} ({tokenizer.convert_ids_to_tokens(highest)!r}), and model.name "
-            f"{recipe.model.name!r} has embeddings of {known:,} tokens; name the right tokenizer as model.tokenizer"
-        )
 
 
 def widen_heads(args: TrainingArguments, model: nn.Module) -> None:

@@ -51,13 +51,6 @@ class Task:
                 digest.update(json.dumps(batch, sort_keys=True).encode())
         return digest.hexdigest()
 
-    def highest_token(self) -> int:
-        """Find the highest number of a token that goes into the base; an encoder-decoder is fed its answers, too."""
-        columns = ("input_ids", "labels") if self.kind == "seq2seq" else ("input_ids",)
-        read = [rows.with_format("arrow")[:][column] for rows in (self.train, self.eval) for column in columns]
-        # In Arrow, as row by row it takes seconds.
-        return max(int(chunk.flatten().to_numpy().max(initial=-1)) for column in read for chunk in column.chunks)
-
     def trainer_arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of transformers.Trainer that come from the task."""
         return {

@@ -21,7 +21,7 @@ from pedyra.app.tasks.generation import Written
 from pedyra.app.tasks.math import equivalent, gsm8k_reference, last_number, marked_number, math_verify, parsed
 from pedyra.app.tasks.seq2seq import rouge, rouge_scorer
 from pedyra.app.tasks.sources import Rows, read_test_rows, sample
-from pedyra.app.tasks.tokens import chat_text, positions_of, prompt_text, prompt_tokens, tools_of
+from pedyra.app.tasks.tokens import chat_text, prompt_text, prompt_tokens, tools_of
 from pedyra.errors import UserError
 
 TOKENS = 128
@@ -242,22 +242,6 @@ def _check_references(name: str, settings: GenerateSection, references: Sequence
                 gsm8k_reference(reference)
         except ValueError as error:
             raise UserError(f"row {number} of the test set {name}: {error}") from None
-
-
-def check_lengths(test_set: TestSet, config: Any) -> None:
-    """Refuse prompts that leave a decoder no positions to answer in, and texts longer than there are positions."""
-    positions = positions_of(config)
-    if positions is None:
-        return
-    new, longest = int(test_set.settings.max_new_tokens or TOKENS), max(map(len, test_set.prompts))
-    needed, repair = longest + new, "lower max_new_tokens, or cut a column: {column:.2000}"
-    if getattr(config, "is_encoder_decoder", False):  # the answer has positions of its own
-        needed, repair = max(longest, new), "lower data.max_length, which cuts prompts, or max_new_tokens"
-    if needed > positions:
-        raise UserError(
-            f"generate.{test_set.name}: the longest prompt has {longest} tokens, and with max_new_tokens {new} that is "
-            f"more than the model's {positions} positions; {repair}"
-        )
 
 
 def score(test_set: TestSet, written: Sequence[Written], *, sandbox: Any = None) -> Scores:
