@@ -48,14 +48,8 @@ def to_yaml(content: Any) -> str:
     return text.getvalue()
 
 
-LONGEST = 256 << 10
-"""No YAML file is longer, so that a wrong file is told at once; the ranks of 6,500 layers fit into it."""
-
-
 def parse_yaml(text: str | bytes, where: str) -> Any:
     """Read YAML 1.2 text, of which JSON is a part. Raises ValueError, one line that begins with `where`."""
-    if len(text) > LONGEST:
-        raise UserError(f"{where} has {len(text):,} letters, and settings have at most {LONGEST:,}")
     kinds = (YAMLError, ValueError, RecursionError)  # ValueError: bytes that are no text, a date that cannot be
     with telling(f"{where} is not valid YAML", *kinds, reason=_reason):
         return _yaml().load(text if isinstance(text, str) else text.decode("utf-8-sig"))

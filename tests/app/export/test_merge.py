@@ -302,4 +302,4 @@ def test_a_base_in_few_bits_is_not_merged_into(make_llama, based, tmp_path):
     model, base = based(make_llama(), make_llama().unload()), make_llama().unload()
     base.quantization_method = "nf4"
     with saved_lora(model) as lora, pytest.raises(ValueError, match="is quantised, .*name one that is loaded in float"):
-        merge_into(base, None, lora)
+        merge_into(base, lora)

@@ -10,16 +10,14 @@ from xml.etree import ElementTree
 from pedyra.app.report.images import save_figures
 
 
-def test_every_figure_is_a_file(dynamic_run: Path, tmp_path: Path):
-    paths = save_figures(dynamic_run, tmp_path / "figures", formats=["svg"])
-    assert len(paths) == 4 and all(ElementTree.parse(path).getroot().tag.endswith("svg") for path in paths)
+def test_every_figure_is_a_file_of_both_formats(dynamic_run: Path, tmp_path: Path):
+    paths = save_figures(dynamic_run, tmp_path / "figures")
+    vectors, images = ([path for path in paths if path.suffix == suffix] for suffix in (".svg", ".png"))
+    assert len(vectors) == len(images) == 4
+    assert all(ElementTree.parse(path).getroot().tag.endswith("svg") for path in vectors)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in images)
     texts = [node.text for node in ElementTree.parse(tmp_path / "figures/map.svg").iter() if node.text]
     assert texts.count("8") > 36  # all cells of the start, and some of the end
-
-
-def test_both_formats_are_written_unless_told_otherwise(lora_run: Path, tmp_path: Path):
-    assert save_figures(lora_run, tmp_path) == [tmp_path / "loss.svg", tmp_path / "loss.png"]
-    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_importing_the_report_loads_nothing_that_draws():

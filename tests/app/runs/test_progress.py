@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from transformers import TrainerControl
 
-from pedyra.app.runs.callbacks import TrainingProgress
+from pedyra.app.runs.callbacks import TrainingBar, TrainingProgress
 
 
 def state(step, total=100) -> Any:
@@ -57,11 +57,13 @@ def test_plain_lines_come_at_most_twenty_times_a_run_beside_evaluations():
     assert screen.getvalue().splitlines()[-1] == "step 1000/1000  loss 1.0000  accuracy 0.5000  rank 8"
 
 
-def test_a_terminal_gets_a_bar_and_no_plain_lines():
+def test_a_terminal_gets_trainers_bar_and_no_plain_lines(capsys: pytest.CaptureFixture[str]):
     progress, screen = new_progress(terminal=True)
-    with progress.bar:
-        progress.on_train_begin(None, state(0), TrainerControl())
-        progress.on_step_end(None, state(40), TrainerControl())
-        progress.on_log(None, state(40), TrainerControl(), logs={"loss": 0.25})
-    assert "40/100" in screen.getvalue() and "loss 0.2500" in screen.getvalue()
-    assert "step 40/100" not in screen.getvalue()
+    bar, control, first = TrainingBar(progress), TrainerControl(), state(0)
+    first.is_world_process_zero = True
+    bar.on_train_begin(None, first, control)
+    progress.on_log(None, first, control, logs={"loss": 0.25})
+    bar.on_log(None, first, control, logs={"loss": 0.25, "ranks/total": 8})
+    bar.on_train_end(None, first, control)
+    shown = capsys.readouterr().err
+    assert "0/100" in shown and "loss 0.2500" in shown and "ranks/total" not in shown and not screen.getvalue()

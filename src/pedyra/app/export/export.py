@@ -7,7 +7,7 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pedyra.app.export.merge import base_by_name, merge_into
+from pedyra.app.export.merge import base_by_name, merge_into, save_merged
 from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.recipe import Recipe, load_recipe
 from pedyra.app.runs.run_folder import run_of
@@ -57,9 +57,11 @@ def export_adapter(
         name, recipe = None if base is None else str(base), None
         if isinstance(source, (str, Path)) and (run := run_of(Path(source))) is not None:
             recipe = resolve(load_recipe(run / "recipe.yaml"))
-        found = base_by_name(lora, name) if recipe is None else _base_of_recipe(recipe, lora, name)
-        merged = merge_into(*found, lora)
-    return write_export(out, merged.record, merged.save)
+        model, tokenizer = base_by_name(lora, name) if recipe is None else _base_of_recipe(recipe, lora, name)
+        merged = merge_into(model, lora)
+    dtype = str(merged.dtype).removeprefix("torch.")
+    record = {"target": "merged", "dtype": dtype, "tokenizer": tokenizer is not None}
+    return write_export(out, record, lambda folder: save_merged(merged, tokenizer, folder))
 
 
 def _base_of_recipe(

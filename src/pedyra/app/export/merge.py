@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,13 @@ from pedyra.lora.folder import SavedLora, load_adapter
 from pedyra.lora.layer import peft_layers
 
 
-@dataclass(frozen=True)
-class Merged:
-    """The model has the update in its weights, in the base's own dtype; its tokenizer is there where one was found."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase | None
-
-    @property
-    def record(self) -> dict[str, Any]:
-        dtype = str(self.model.dtype).removeprefix("torch.")
-        return {"target": "merged", "dtype": dtype, "tokenizer": self.tokenizer is not None}
-
-    def save(self, folder: Path) -> None:
-        if not getattr(self.model.config, "tie_word_embeddings", True):
-            _untie(self.model)
-        self.model.save_pretrained(folder)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder)
+def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
+    """Save a model of `merge_into`, and its tokenizer beside it where one was found."""
+    if not getattr(model.config, "tie_word_embeddings", True):
+        _untie(model)
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
 
 
 def _untie(model: nn.Module) -> None:
@@ -50,8 +38,8 @@ def _untie(model: nn.Module) -> None:
             seen.add(id(parameter))
 
 
-def merge_into(base: Any, tokenizer: PreTrainedTokenizerBase | None, lora: SavedLora) -> Merged:
-    """Merge a saved adapter into `base`, which is taken over.
+def merge_into(base: Any, lora: SavedLora) -> PreTrainedModel:
+    """Merge a saved adapter into `base`, which is taken over and keeps its dtype.
 
     Raises:
         ValueError: the base is quantised or does not fit the adapter, or a weight that it changes is shared.
@@ -65,10 +53,9 @@ def merge_into(base: Any, tokenizer: PreTrainedTokenizerBase | None, lora: Saved
     _check_place(adapted.get_base_model(), lora)
     _check_unshared(adapted.get_base_model())
     try:
-        merged: Any = adapted.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+        return adapted.merge_and_unload(safe_merge=True)  # type: ignore[operator]
     except RuntimeError as error:  # lora_bias on a layer that has no bias
         raise UserError(f"{lora.title} cannot be merged: {error}; export target peft") from error
-    return Merged(merged, tokenizer)
 
 
 def _check_place(base: nn.Module, lora: SavedLora) -> None:

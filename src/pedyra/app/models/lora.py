@@ -38,10 +38,6 @@ def lora_config(section: LoraSection, kind: str, model: nn.Module, revision: str
         )
 
 
-FEW = 4
-"""A checkpoint may lack so many modules for a recipe to be told to train them."""
-
-
 def _new_heads(model: nn.Module, kind: str) -> list[str]:
     """Find heads of a classifier that PEFT does not know, such as DeBERTa's pooler. No checkpoint of a base has their
     weights, so they have to be trained, and to be in the adapter's file."""
@@ -80,13 +76,10 @@ def check_drawn(model: nn.Module, config: LoraConfig, name: str) -> None:
         if not any(_is_called(module, wanted) for module in modules for wanted in trained):
             lost.setdefault(".".join(parts), weight)
     if lost:
-        more = f", nor {len(lost) - FEW} more" if len(lost) > FEW else ""
-        repair = f"lora.modules_to_save=[{', '.join([*given, *lost])}] trains it whole"
-        if more or "" in lost:  # of the model itself, which is no module that could be named
-            repair = "take another checkpoint"
         raise UserError(
-            f"the checkpoint of model.name {name!r} has no {' and no '.join([*lost.values()][:FEW])}{more}, drawn at "
-            f"random here; a LoRA would not save it, so that it would be another one elsewhere; {repair}"
+            f"the checkpoint of model.name {name!r} has no {' and no '.join(lost.values()):.300}, drawn at random "
+            f"here; a LoRA would not save it, so that it would be another one elsewhere; take another checkpoint, or "
+            f"train it whole: lora.modules_to_save=[{', '.join([*given, *lost]):.300}]"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ RESOLUTION = 200  # a PNG has so many dots per inch
 _WIDTH, _HEIGHT = 380, 240  # a panel has so many points
 
 
-def save_figures(run_dir: Path, out_dir: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+def save_figures(run_dir: Path, out_dir: Path) -> list[Path]:
     """Write every figure of the report of a run as `out_dir/<figure>.<format>`; the paths written.
 
     Raises:
@@ -30,7 +30,7 @@ def save_figures(run_dir: Path, out_dir: Path, formats: Sequence[str] = FORMATS)
     out_dir.mkdir(parents=True, exist_ok=True)
     for figure in make_figures(read_run(run_dir)):
         stills = [still for panel in figure.panels for still in panel.stills or [(panel.title, panel.chart)]]
-        for name in formats:
+        for name in FORMATS:
             written.append(out_dir / f"{figure.id}.{name}")
             save_image(side_by_side(stills), written[-1])
     return written

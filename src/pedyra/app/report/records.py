@@ -1,4 +1,4 @@
-"""A run folder is read into one record, and checked as it is read.
+"""A run folder is read into one record.
 
 The report knows a run by these files and nothing else: `recipe.yaml` and `metrics.jsonl`, which every run has,
 `ranks.jsonl` (of rank-adaptive methods), `samples.jsonl` (where texts were generated), `environment.json`, and
@@ -16,17 +16,9 @@ from typing import Any
 
 from pedyra.app.yaml_file import read_settings
 from pedyra.errors import UserError
-from pedyra.lora.files import check_shape, read_json, read_rows
+from pedyra.lora.files import read_json, read_rows
 
 Record = dict[str, Any]
-
-# A line must hold this at the least, as `check_shape` has it; those of ranks.jsonl by their kind.
-_STATE = {"step": int, "ranks": {str: int}}
-_RANKS: dict[str, dict[str, Any]] = {
-    "layers": {"layers": [{"name": str, "type": str, "depth": int, "rank": int}]},
-    "snapshot": _STATE,
-    "adjustment": {**_STATE, "layer_scores": {str: (float, None)}, "pruned": [list], "added": {str: int}},
-}
 
 
 @dataclass(frozen=True)
@@ -93,11 +85,6 @@ def read_run(path: Path) -> RunRecords:
     if not metrics:
         raise UserError(f"{path / 'metrics.jsonl'} is missing or empty: a report needs a logged step; train the run")
     ranks = read_rows(path / "ranks.jsonl", {"kind": str})
-    for number, record in enumerate(ranks, start=1):
-        where = f"{path / 'ranks.jsonl'}, line {number}"
-        if record["kind"] not in _RANKS:
-            raise UserError(f"{where}: kind is {record['kind']!r:.40}, must be {', '.join(_RANKS)}")
-        check_shape(record, _RANKS[record["kind"]], where)
     headers = [record for record in ranks if record["kind"] == "layers"]
     header = headers[-1] if headers else {}
     layers = make_layers(header.get("layers", []))

@@ -6,8 +6,7 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import TrainerCallback
+from transformers import ProgressCallback, TrainerCallback
 
 from pedyra.app.runs.processes import any_of_all
 from pedyra.lora.files import append_row, json_line, read_rows, sync_file, write_file
@@ -68,10 +67,10 @@ class MetricsLog(TrainerCallback):
 
 
 class TrainingProgress(TrainerCallback):
-    """It shows step, loss, held-out metric, total rank and last adjustment. Enter its `bar` around `trainer.train()`.
+    """Tells step, loss, held-out metric, total rank and last adjustment: beside Trainer's bar, or in plain lines.
 
     Args:
-        console: where to draw; a bar if it is a terminal, else plain lines.
+        console: where it prints; there is a bar if it is a terminal.
         metric: name of the task's metric, as Trainer logs it after `eval_`.
         total_rank: the sum of all ranks at the start.
     """
@@ -85,11 +84,6 @@ class TrainingProgress(TrainerCallback):
         self._logged: dict[str, float] = {}
         """Name -> the value that was logged last."""
         self._next_line = 0.0
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
-        times = (TextColumn("{task.fields[status]}"), TimeElapsedColumn(), TextColumn("<"), TimeRemainingColumn())
-        self.bar = Progress(*columns, *times, console=console, disable=not console.is_terminal)
-        # Shown once the number of steps is known.
-        self._task = self.bar.add_task("train", total=None, status="", visible=False)
 
     def status(self) -> str:
         """Tell loss, metric, total rank and last adjustment in one line, each once it is known."""
@@ -103,23 +97,6 @@ class TrainingProgress(TrainerCallback):
             parts.append(f"adjusted at {last['step']}" + (f" ({told})" if told else ""))
         return "  ".join(parts)
 
-    def _draw(self, state, **fields) -> None:
-        status = self.status()
-        self.bar.update(self._task, description="train", completed=state.global_step, status=status, **fields)
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.bar.reset(self._task)
-        self._draw(state, total=state.max_steps, visible=True)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self._draw(state)
-
-    def on_prediction_step(self, args, state, control, **kwargs):
-        self.bar.update(self._task, description="eval")
-
-    def on_evaluate(self, args, state, control, **kwargs):
-        self._draw(state)
-
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs, step = logs or {}, state.global_step
         if "train_loss" in logs:
@@ -127,12 +104,23 @@ class TrainingProgress(TrainerCallback):
         for name, key in (("loss", "loss"), (self.metric, f"eval_{self.metric}")):
             if key in logs:
                 self._logged[name] = logs[key]
-        self._draw(state)
         # One line tells both where an evaluation follows.
         due = "eval_loss" in logs or (step >= self._next_line and not control.should_evaluate)
         if due and not self.console.is_terminal:
             self.console.print(f"step {step}/{state.max_steps}  {self.status()}", soft_wrap=True)
             self._next_line = step + state.max_steps / PLAIN_LINES
+
+
+class TrainingBar(ProgressCallback):
+    """Shows Trainer's own bar, with the status behind it in the place of all that is logged."""
+
+    def __init__(self, progress: TrainingProgress) -> None:
+        super().__init__()
+        self.progress = progress
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is not None:
+            self.training_bar.set_postfix_str(self.progress.status())
 
 
 class StopOnInterrupt(TrainerCallback):

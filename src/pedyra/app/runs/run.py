@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from pedyra.app.interrupts import on_interrupt
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.arguments import asks_for_fsdp
-from pedyra.app.runs.callbacks import MetricsLog, StopOnInterrupt, TrainingProgress
+from pedyra.app.runs.callbacks import MetricsLog, StopOnInterrupt, TrainingBar, TrainingProgress
 from pedyra.app.runs.environment import describe_environment, memory_bytes, peak_memory_bytes
 from pedyra.app.runs.processes import count_processes, from_first, is_first
 from pedyra.app.runs.resume import check_data, how_to_go_on, last_checkpoint, rows_per_step
@@ -122,7 +122,9 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
     log = MetricsLog(folder.metrics, start_step, writes=is_first())
     progress = TrainingProgress(console, setup.task.metric, sum(layer["rank"] for layer in start))
     stop = StopOnInterrupt()
-    callbacks = [log, *([progress] if is_first() else []), stop]
+    callbacks: list[TrainerCallback] = [log, stop]
+    if is_first():
+        callbacks += [progress, *([TrainingBar(progress)] if console.is_terminal else [])]
     trainer, progress.ranks = setup.training(str(folder.path), callbacks)
     if asks_for_fsdp(setup.recipe) and not trainer.is_fsdp_enabled:
         where = "several processes on a CPU, where accelerate cuts nothing" if count_processes() > 1 else "one process"
@@ -140,7 +142,7 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
             "memory_before_bytes": memory_bytes(device),
         }
         write_file(folder.environment, json.dumps(environment, indent=2) + "\n")
-    with on_interrupt(stop.request), progress.bar:
+    with on_interrupt(stop.request):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step, total_steps = trainer.state.global_step, trainer.state.max_steps
     is_over = step >= total_steps or not stop.requested

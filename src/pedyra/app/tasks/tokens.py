@@ -22,9 +22,6 @@ DAY = date(2026, 1, 1)
 on the next day, and a run could be neither resumed nor fitted."""
 _WRITES_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
-AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "longformer", "mpnet")
-"""The positions of these types of models begin after the number of the padding token."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -38,22 +35,15 @@ def positions_of(config: Any) -> int | None:
     # relative too, but it also has a table of max_position_embeddings.
     if count is None and not hasattr(config, "relative_attention_num_buckets"):
         count = getattr(config, "n_positions", None)
-    if count and getattr(config, "model_type", None) in AFTER_PADDING:
-        count -= config.pad_token_id + 1
     return count
 
 
 def with_limit(data: DataSection, tokenizer: PreTrainedTokenizerBase, positions: int | None) -> DataSection:
     """Give the section a max_length that base and tokenizer both take; None is left where nothing has a limit.
 
-    The tokenizer's counts where positions have an end. Raises ValueError where an answer (seq2seq) may have more tokens
-    than the base takes.
+    The tokenizer's counts where positions have an end; of RoBERTa, whose positions begin after the padding, it alone
+    knows the right one.
     """
-    if data.kind == "seq2seq" and positions is not None and data.max_target_length > positions:
-        raise UserError(
-            f"data.max_target_length is {data.max_target_length}, but the base takes {positions} tokens of an answer; "
-            f"set it to {positions} or less"
-        )
     if data.max_length is not None and positions is None:
         return data
     own = tokenizer.model_max_length if tokenizer.model_max_length < NO_LIMIT else None
