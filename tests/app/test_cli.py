@@ -53,16 +53,6 @@ def test_the_version_is_that_of_the_package(call):
     assert call("--version")[:2] == (0, f"pedyra {importlib.metadata.version('pedyra')}\n")
 
 
-def test_a_read_only_disk_is_one_line(call, monkeypatch):
-    def mkdir(self, *args, **kwargs):
-        raise OSError(errno.EROFS, "Read-only file system", str(self))
-
-    monkeypatch.setattr("pathlib.Path.mkdir", mkdir)
-    code, _, stderr = call("train", "recipe.yaml")
-    assert code == 2
-    assert_one_line(stderr, "Read-only file system: runs/recipe")
-
-
 def test_a_run_on_a_read_only_disk_is_read_and_what_would_write_there_says_so(call, tmp_path):
     call("train", "recipe.yaml", "data.eval_rows=96", "training.per_device_eval_batch_size=8")
 
@@ -109,17 +99,6 @@ def test_the_base_of_merged_weights_may_be_another(call, tmp_path, monkeypatch):
     assert_one_line(stderr, "base is given, but target peft needs no base model")
 
 
-def test_a_damaged_adapter_config_is_one_line(call, tmp_path):
-    call("train", "recipe.yaml")
-    (tmp_path / "runs/recipe/adapter/SHA256SUMS").unlink()  # as of an adapter that PEFT has written
-    told_by = {"{": "is damaged", "[1]": "must be an object", "{}": "peft_type is nothing, must be text"}
-    for damaged, told in told_by.items():
-        (tmp_path / "runs/recipe/adapter/adapter_config.json").write_text(damaged)
-        code, _, stderr = call("eval", "runs/recipe")
-        assert code == 2
-        assert_one_line(stderr, "adapter_config.json", told)
-
-
 def test_a_diverged_run_says_so_and_still_has_its_report(call, tmp_path):
     """Its loss is no number, for which the record has null."""
     rate = ("training.learning_rate=1e8", "training.max_grad_norm=0", "training.max_steps=14", "rank.interval=10")
@@ -148,11 +127,11 @@ def test_a_wrong_path_or_method_is_told_before_anything_heavy_is_loaded(tmp_path
 
 
 def test_help_loads_nothing_heavy():
-    code = "import sys\nfrom pedyra.lab.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
-    code += f"print([name for name in {HEAVY!r} if name in sys.modules])"
-    for arguments in (["--help"], *([verb, "--help"] for verb in VERBS)):
-        shown = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-        assert "Usage" in shown.stdout and shown.stdout.endswith("[]\n"), arguments
+    asked = [["--help"], *([verb, "--help"] for verb in VERBS)]
+    code = f"import sys\nfrom pedyra.lab.cli import main\nfor arguments in {asked!r}:\n"
+    code += f"    try: main(arguments)\n    except SystemExit: pass\nprint([m for m in {HEAVY!r} if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.count("Usage") == len(asked) and shown.stdout.endswith("[]\n")
 
 
 def test_train_eval_inspect_report_one_after_the_other(call, tmp_path):

@@ -90,11 +90,6 @@ def test_a_run_ends_with_what_changed(tmp_path):
         assert told in out
 
 
-def test_what_a_run_does_not_know_is_left_out(tmp_path):
-    out = shown(ended(tmp_path, layers=[], start=[]))
-    assert "rank" not in out and "None" not in out and "?" not in out
-
-
 def test_a_deep_model_is_mapped_in_bands_that_fit_the_width():
     layers = [{"layer": f"layers.{depth}.q", "rank": 8} for depth in range(30)]
     screen = StringIO()

@@ -33,19 +33,6 @@ def test_an_absent_package_is_told_with_the_line_that_installs_it(monkeypatch: p
         packaged_file("carrier/text.csv", install="pip install carrier")
 
 
-def test_a_folder_is_prepared_once():
-    calls = []
-
-    def prepare(folder: Path) -> None:
-        calls.append(folder)
-        (folder / "a").write_text("ready")
-
-    first, second = prepared("thing", prepare), prepared("thing", prepare)
-    assert first == second == cache_dir() / "thing"
-    assert (first / "a").read_text() == "ready"
-    assert len(calls) == 1
-
-
 def test_a_failed_preparation_leaves_nothing():
     def prepare(folder: Path) -> None:
         (folder / "half").write_text("")
@@ -76,8 +63,3 @@ def test_a_cache_that_cannot_be_made_is_told_with_the_repair(tmp_path: Path):
     (tmp_path / "cache").write_text("a file where the folder would be")
     with pytest.raises(ValueError, match="set PEDYRA_CACHE to a folder that can"):
         prepared("thing", lambda folder: None)
-
-
-def test_the_cache_lies_in_the_home_folder_by_default(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("PEDYRA_CACHE")
-    assert cache_dir() == Path.home() / ".cache" / "pedyra"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,13 +26,6 @@ def recipe_file(tmp_path: Path) -> Path:
     path = tmp_path / "mine.yaml"
     path.write_text(RECIPE)
     return path
-
-
-def test_importing_the_schema_loads_nothing_heavy():
-    heavy = "torch transformers peft datasets numpy".split()
-    code = f"import sys, pedyra.app.recipe; print(*(m for m in {heavy} if m in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
 
 
 def test_the_file_name_becomes_the_run_name_and_folder(recipe_file: Path):

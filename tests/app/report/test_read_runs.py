@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -98,10 +97,3 @@ def test_what_is_missing_is_told(copy: Path, file: str, told: str):
     place.unlink() if file else shutil.rmtree(place)
     with pytest.raises(ValueError, match=told):
         read_run(copy)
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_a_pipe_in_the_place_of_the_environment_is_not_waited_for(copy: Path):
-    (copy / "environment.json").unlink()
-    os.mkfifo(copy / "environment.json")
-    assert read_run(copy).environment == {}

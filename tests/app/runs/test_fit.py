@@ -257,6 +257,7 @@ class TestRowsWithoutARecipe:
         (["--rank", "0"], "rank is 0; a rank is at least 1"),
         (["--rows", "31"], "rows is 31; a fit takes at least 32"),
         (["--run", "nowhere"], "nowhere is no run folder (it has no recipe.yaml)"),
+        (["--dtype", "bfloat16", "--quantization", "nf4"], "--dtype and --quantization"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
@@ -317,38 +318,6 @@ def test_a_run_of_another_base_than_the_adapters_is_told(
     assert code == 0, err
 
 
-def test_rows_longer_than_the_base_are_cut_where_it_ends(call: Any, tmp_path: Path):
-    tokenizer = load_tokenizer(ModelSection(name="tiny-bert"))
-    config = tiny_config("tiny-bert", len(tokenizer))
-    config.max_position_embeddings = 16
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    lora = LoraConfig(r=2, target_modules=["query", "value"], task_type="SEQ_CLS", init_lora_weights=False)
-    adapted: Any = get_peft_model(AutoModelForSequenceClassification.from_pretrained(tmp_path / "base"), lora)
-    adapted.save_pretrained(tmp_path / "adapter")
-    rows = [{**row, "text": row["text"] + " and so on" * 20} for row in toy()[:96]]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = (tmp_path / "adapter", "--data", tmp_path / "rows.jsonl", "--rank", 1)
-    for more in ((), ("--max-length", 8)):
-        code, _, err = call(*arguments, *more, "--out", tmp_path / f"out{len(more)}")
-        assert code == 0, err
-
-
-def test_rows_that_were_trained_on_are_no_held_out_rows(call: Any, tmp_path: Path):
-    """A row that is added to the file moves the split of all."""
-    rows = "".join(json.dumps(row) + "\n" for row in toy()[:120])
-    (tmp_path / "rows.jsonl").write_text(rows)
-    data = {"source": str(tmp_path / "rows.jsonl"), "max_length": 40}
-    recipe = {**RECIPE, "data": data, "output_dir": str(tmp_path / "run")}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    with pytest.raises(SystemExit) as stopped:
-        main(["train", str(tmp_path / "recipe.yaml")])
-    assert not stopped.value.code
-    (tmp_path / "rows.jsonl").write_text(rows + json.dumps(toy()[120]) + "\n")
-    code, _, err = call(tmp_path / "run", "--rank", 1)
-    assert code == 2 and "are not those of" in err and not (tmp_path / "run" / "fit").exists()
-
-
 def test_all_rows_of_a_file_take_the_place_of_those_of_a_run(run: Path, tmp_path: Path):
     """Names of classes keep the numbers that they had: the Hub's are in no order, and those of a file would be sorted.
     And the base is quantised as the method of the run has it."""
@@ -390,11 +359,6 @@ def test_the_base_of_a_folder_is_loaded_as_asked(tmp_path: Path, how: dict[str, 
                     if name.endswith("q_proj")}  # fmt: skip
         weights = {value.dtype for name, value in model.named_parameters() if "q_proj.base" in name}
     assert layer.__name__ == kind and weights == {dtype}
-
-
-def test_how_the_base_is_loaded_is_said_by_the_run_where_there_is_one(call: Any, run: Path, tmp_path: Path):
-    code, _, err = call(run, "--out", tmp_path / "out", "--dtype", "bfloat16", "--quantization", "nf4")
-    assert code == 2 and "--dtype and --quantization" in err and not (tmp_path / "out").exists()
 
 
 def test_for_a_server_the_least_rank_that_is_proved_is_written_in_its_form(call: Any, tmp_path: Path):

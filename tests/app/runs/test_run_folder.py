@@ -24,11 +24,6 @@ def test_a_new_or_empty_folder_is_free(tmp_path):
     RunFolder(tmp_path).check(overwrite=False, resume=False)
 
 
-def test_checking_creates_nothing(tmp_path):
-    RunFolder(tmp_path / "new").check(overwrite=True, resume=False)
-    assert list(tmp_path.iterdir()) == []
-
-
 def foreign(folder):
     folder.mkdir()
     (folder / "thesis.tex").write_text("years of work")

@@ -105,14 +105,6 @@ def test_rows_that_have_changed_are_not_resumed_on(recipe, interrupt_at, tmp_pat
     assert run(recipe(**changes), resume=True).step == 12
 
 
-def test_a_damaged_line_of_metrics_is_told_by_its_number(recipe, interrupt_at):
-    interrupt_at(7)
-    folder = run(recipe()).folder
-    folder.metrics.write_text("damaged\n" + folder.metrics.read_text())
-    with pytest.raises(ValueError, match="metrics.jsonl, line 1 is damaged"):
-        run(recipe(), resume=True)
-
-
 @pytest.mark.parametrize("evaluated", ["no", "steps", "epoch"])
 @pytest.mark.parametrize("step", [3, 4, 6, 8])
 def test_a_run_killed_after_any_step_goes_on_bit_for_bit(recipe, evaluated, step):

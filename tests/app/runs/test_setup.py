@@ -8,11 +8,8 @@ import pytest
 import torch
 from closeness import same_bits
 
-from pedyra.app.models.lora import check_names
 from pedyra.app.recipe import Recipe
-from pedyra.app.recipe_sections import LoraSection
 from pedyra.app.runs.setup import set_up
-from pedyra.pe_dyra.scored import PeDyra, ScoredMethod
 
 
 def recipe(**changes):
@@ -36,13 +33,6 @@ def test_what_is_trained_whole_is_so_in_float32():
     for parameter in model.parameters():
         types[parameter.requires_grad].add(parameter.dtype)
     assert types == {True: {torch.float32}, False: {torch.bfloat16}}
-
-
-def test_the_class_of_the_rank_settings_is_the_method():
-    assert set_up(recipe(method="lora")).adaptation.ranks is None
-    ranks = set_up(recipe(method="pedyra", rank={"interval": 12})).adaptation.ranks
-    assert isinstance(ranks, ScoredMethod)
-    assert ranks.to_dict() == PeDyra(interval=12, seed=3).to_dict()
 
 
 @pytest.mark.parametrize("kind", ["classification", "causal_lm"])
@@ -97,12 +87,6 @@ REFUSED = [
 def test_what_a_run_would_not_mean_is_refused(changes, told):
     with pytest.raises(ValueError, match=told):
         set_up(recipe(**changes))
-
-
-@pytest.mark.parametrize("targets", ["all-linear", ["query", "value"], r".*\.(query|key)", ["layer.0.output.dense"]])
-def test_targets_that_match_are_accepted(targets):
-    base: Any = set_up(recipe()).model.get_base_model()
-    check_names(base, LoraSection(target_modules=targets))
 
 
 def test_held_out_rows_are_judged_in_their_order_however_those_of_training_are_taken(tmp_path):

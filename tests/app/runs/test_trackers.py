@@ -55,48 +55,52 @@ def test_every_module_type_has_a_rank_and_an_importance(recipe: Any):
     assert min(means) <= rows[-1]["scores/mean"] <= max(means)
 
 
-def test_tensorboard(tracked: Any, tmp_path: Path):
+def of_tensorboard(folder: Path) -> dict[str, float]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    result = tracked("tensorboard")
-    scalars = {}
-    for file in (tmp_path / "run" / "runs").rglob("events.out.*"):
-        events = EventAccumulator(str(file))
-        events.Reload()
-        scalars |= {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
-    for key, value in last_told(result).items():
-        assert scalars[f"train/{key}"] == pytest.approx(value, rel=1e-6)
-    note("tool", "TensorBoard", "tensorboard", run="works")
+    (file,) = (folder / "run" / "runs").rglob("events.out.*")
+    events = EventAccumulator(str(file))
+    events.Reload()
+    return {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
 
 
-def test_wandb(tracked: Any):
-    wandb = pytest.importorskip("wandb")
-    result = tracked("wandb")
-    summary = dict(wandb.run.summary)
-    for key, value in last_told(result).items():
-        assert summary[f"train/{key}"] == pytest.approx(value, rel=1e-6)
+def of_wandb(folder: Path) -> dict[str, float]:
+    import wandb
+
+    summary = dict(wandb.run.summary)  # type: ignore[union-attr]
     wandb.finish()
-    note("tool", "W&B, offline", "wandb", run="works")
+    return summary
 
 
-def test_mlflow(tracked: Any):
-    mlflow = pytest.importorskip("mlflow")
-    result = tracked("mlflow")
-    client, last = mlflow.MlflowClient(), mlflow.last_active_run()
-    metrics = client.get_run(last.info.run_id).data.metrics
-    for key, value in last_told(result).items():
-        assert metrics[key] == pytest.approx(value, rel=1e-6)
+def of_mlflow(folder: Path) -> dict[str, float]:
+    import mlflow
+
     assert mlflow.active_run() is None  # no run is left open
-    note("tool", "MLflow", "mlflow-skinny", run="works")
+    last: Any = mlflow.last_active_run()
+    return {
+        f"train/{key}": value for key, value in mlflow.MlflowClient().get_run(last.info.run_id).data.metrics.items()
+    }
 
 
-def test_trackio(tracked: Any, tmp_path: Path):
-    pytest.importorskip("trackio")
-    result = tracked("trackio")
+def of_trackio(folder: Path) -> dict[str, float]:
     from trackio.sqlite_storage import SQLiteStorage
 
-    logs = SQLiteStorage.get_logs("huggingface", "toy")
-    told: dict[str, Any] = {key: value for row in logs for key, value in row.items()}
+    return {key: value for row in SQLiteStorage.get_logs("huggingface", "toy") for key, value in row.items()}
+
+
+@pytest.mark.parametrize(
+    ("tracker", "title", "package", "read"),
+    [
+        ("tensorboard", "TensorBoard", "tensorboard", of_tensorboard),
+        ("wandb", "W&B, offline", "wandb", of_wandb),
+        ("mlflow", "MLflow", "mlflow-skinny", of_mlflow),
+        ("trackio", "trackio", "trackio", of_trackio),
+    ],
+)
+def test_a_tracker_gets_what_is_logged(tracked: Any, tracker: str, title: str, package: str, read: Any, tmp_path: Path):
+    pytest.importorskip(tracker)
+    result = tracked(tracker)
+    told = read(tmp_path)
     for key, value in last_told(result).items():
         assert told[f"train/{key}"] == pytest.approx(value, rel=1e-6)
-    note("tool", "trackio", "trackio", run="works")
+    note("tool", title, package, run="works")

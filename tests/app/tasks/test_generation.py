@@ -131,22 +131,3 @@ def test_the_authors_taste_in_sampling_does_not_count(write: Any, model: Any):
     model.generation_config.update(do_sample=True, temperature=5.0, repetition_penalty=3.0, min_new_tokens=9)
     assert write(file="b.jsonl") == plain
     assert model.generation_config.repetition_penalty == 3.0
-
-
-def test_a_beam_search_finds_likelier_texts_than_greed(write: Any, model: Any, monkeypatch: pytest.MonkeyPatch):
-    generate, means = model.generate, []
-
-    def judged(**given: Any) -> Any:
-        made, start = generate(**given), given["input_ids"].shape[1]
-        with torch.no_grad():
-            mask = torch.cat([given["attention_mask"], torch.ones_like(made[:, start:])], dim=1)
-            places = (mask.cumsum(1) - 1).clamp(min=0)
-            scores = model(made, attention_mask=mask, position_ids=places).logits[:, :-1].log_softmax(-1)
-        chosen = scores.gather(2, made[:, 1:, None])[:, start - 1 :, 0]
-        means.append(float(chosen.sum(1).mean()))
-        return made
-
-    monkeypatch.setattr(model, "generate", judged)
-    write(max_new_tokens=3)
-    write(file="b.jsonl", max_new_tokens=3, beams=8)
-    assert means[1] > means[0] + 0.05

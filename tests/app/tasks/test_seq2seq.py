@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from peft.tuners.lora.dora import DoraLinearLayer
 from rich.console import Console
 
 from pedyra.app.models.base import load_model, load_tokenizer
@@ -16,7 +14,6 @@ from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import DataSection, ModelSection
 from pedyra.app.runs.evaluate import evaluate_run
 from pedyra.app.runs.run import train_run
-from pedyra.app.tasks.generation import write_texts
 from pedyra.app.tasks.seq2seq import encode, rouge
 from pedyra.lora.files import read_rows
 
@@ -81,36 +78,6 @@ def test_a_tiny_bart_learns_to_summarise(tmp_path: Path):
     rows = read_rows(tmp_path / "80" / "samples.jsonl")
     assert [row["row"] for row in sorted(rows, key=lambda row: row["row"])] == list(range(16))
     assert sum(not row["finished"] for row in rows) == after["unfinished"]
-
-
-def test_dora_norms_each_weight_once_for_all_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    content = {
-        "name": "toy",
-        "method": "dora",
-        "output_dir": str(tmp_path / "run"),
-        "model": {"name": "tiny-bart"},
-        "data": section(eval_rows=2).model_dump(exclude_unset=True),
-        "generate": {"held_out": {"max_new_tokens": 6}},
-        "training": {"max_steps": 1, "eval_strategy": "no", "use_cpu": True},
-    }
-    train_run(Recipe.model_validate(content), console=Console(file=StringIO()))
-    layers, calls, norm = 0, 0, torch.linalg.norm
-
-    def counted(*args: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return norm(*args, **options)
-
-    def write(model: Any, *args: Any, **options: Any) -> Any:
-        nonlocal layers
-        layers = sum(isinstance(module, DoraLinearLayer) for module in model.modules())
-        with monkeypatch.context() as patch:
-            patch.setattr(torch.linalg, "norm", counted)
-            return write_texts(model, *args, **options)
-
-    monkeypatch.setattr("pedyra.app.runs.evaluate.write_texts", write)
-    evaluate_run(tmp_path / "run", console=Console(file=StringIO()))
-    assert calls == layers > 0
 
 
 @pytest.mark.parametrize(

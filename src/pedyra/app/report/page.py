@@ -12,7 +12,6 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from pedyra.allocate.allocation import undone
 from pedyra.app.console import format_bytes, format_seconds
 from pedyra.app.report.chart import THEME, spec_of
 from pedyra.app.report.figures import Panel, make_figures
@@ -142,9 +141,7 @@ def facts(run: RunRecords) -> dict[str, Fact]:
     if run.adjustments:
         pruned = sum(len(record["pruned"]) for record in run.adjustments)
         added = sum(sum(record["added"].values()) for record in run.adjustments)
-        again = undone(run.adjustments)
-        at_once = f" ({again} of them had just been added)" if again else ""
-        found["Adjustments"] = (str(len(run.adjustments)), f"{pruned} ranks pruned{at_once}, {added} added")
+        found["Adjustments"] = (str(len(run.adjustments)), f"{pruned} ranks pruned, {added} added")
     if final.get("seconds") is not None:
         speed = final.get("train_steps_per_second")
         found["Training time"] = (format_seconds(final["seconds"]), f"{speed:.2f} steps per second" if speed else "")
