@@ -1,4 +1,4 @@
-"""This is the command line: each verb parses, calls one function of the package, and prints what it returns.
+"""The command line: each verb parses, calls one function of the package, and prints what it returns.
 
 Anything heavy is imported inside a verb, so that `--help` answers at once. Exit codes: 0; 2 for a mistake that the
 message lets the user repair; 1, with a traceback, for a mistake of ours; 130 after Ctrl-C. What `prove` says: 0, 1, 3.

@@ -1,4 +1,4 @@
-"""These are the sections of a recipe: what their keys mean, and what they may be.
+"""The sections of a recipe say what its keys mean, and what they may be.
 
 Nothing heavy is imported here, as in `pedyra.app.recipe`.
 """
@@ -28,10 +28,10 @@ METRICS: dict[str, tuple[str, ...]] = {
     "seq2seq": ("perplexity",),
     "question_answering": ("f1", "exact", "HasAns_f1", "HasAns_exact", "NoAns_f1", "NoAns_exact"),
 }
-"""Each kind of data has these metrics on held-out rows; the first is the default of `data.metric`."""
+"""Kind of data -> its metrics on held-out rows; the first is the default of `data.metric`."""
 
 LOWER_IS_BETTER = ("loss", "perplexity")
-"""Of these numbers of an evaluation the lowest is the best."""
+"""The best of these numbers of an evaluation is the lowest."""
 
 GENERATED = ("causal_lm", "seq2seq")
 """The models of these kinds write text, so that `generate` can judge what they write."""
@@ -49,7 +49,7 @@ HomePath = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class ModelSection(Section):
-    """It names the base model, and says how it is loaded."""
+    """A recipe names its base model here, and says how it is loaded."""
 
     name: HomePath
     """Hub id, local folder, or a packaged name: minilm, smollm2, tiny-<bert|bart|...>."""
@@ -87,7 +87,7 @@ class LoraSection(Section):
     use_rslora: bool = False
     """rsLoRA: scaling alpha / sqrt(r)."""
     bias: Literal["none", "all", "lora_only"] = "none"
-    """These biases are trained."""
+    """PEFT trains these biases beside the adapter."""
     modules_to_save: list[str] | None = None
     """Modules trained in full beside the adapter; a new classification head always is."""
 
@@ -105,14 +105,14 @@ class LoraSection(Section):
 
 
 class DataSection(Section):
-    """It names the data set, and says which of its columns mean what, and how it is split."""
+    """A recipe names its data set here, and says what the columns mean and how it is split."""
 
     source: str
     """reviews (packaged), toy (generated), a .jsonl/.json/.csv/.tsv/.parquet file (or .gz/.bz2), a Hub id."""
     kind: Literal["classification", "pairs", "regression", "question_answering", "causal_lm", "seq2seq"] = (
         "classification"
     )
-    """This is learned from the rows.
+    """A model learns this from each row.
 
     A class, a class of two texts, a number, the span of a text that answers a question, or text that goes on after a
     prompt (decoders) or that is made of one (encoder-decoders).

@@ -18,9 +18,9 @@ from huggingface_hub.errors import (
 )
 
 PATIENCE = 10.0
-"""The Hub has so many seconds for its answer."""
+"""Seconds that the Hub has for its answer."""
 _TRUST = "PEDYRA_TRUST_REMOTE_CODE"
-"""It is handed on to child processes, such as the runs of a comparison."""
+"""An environment variable, since child processes, such as the runs of a comparison, inherit it."""
 
 
 def trust_remote_code() -> None:

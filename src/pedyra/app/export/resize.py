@@ -22,12 +22,12 @@ from pedyra.lora.singular import Singular, singular
 
 @dataclass(frozen=True)
 class Size:
-    """It says how small the adapter becomes, by exactly one of the three."""
+    """Exactly one of the three says how small the adapter becomes."""
 
     rank: int | None = None
-    """Each layer gets this rank, or all that it has."""
+    """Rank of each layer, or all that it has."""
     energy: float | None = None
-    """Each layer keeps this part of the sum of its squared singular values."""
+    """Part of the sum of its squared singular values that each layer keeps."""
     megabytes: float | None = None
     """All layers get the highest rank with which the file of weights, heads and all, takes no more."""
 
@@ -63,16 +63,16 @@ def rank_within(lora: SavedLora, megabytes: float) -> int:
 
 @dataclass(frozen=True)
 class Resized:
-    """It says what `pedyra resize` has written."""
+    """`pedyra resize` tells by this record what it has written."""
 
     source: Path
     out: Path
     rows: list[dict[str, Any]]
-    """There is one for each layer: layer, rank, of, parameters, energy."""
+    """One for each layer: layer, rank, of, parameters, energy."""
     parameters: int
     of: int
     error: float
-    """This is the Frobenius norm of what is left out of s B A over all layers, as a part of that of the whole."""
+    """Frobenius norm of what is left out of s B A over all layers, as a part of that of the whole."""
     commands: list[str]
 
     def summary(self) -> dict[str, Any]:

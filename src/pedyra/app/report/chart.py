@@ -25,7 +25,7 @@ MARKED = 12
 
 @dataclass(frozen=True)
 class Curve:
-    """It draws `y` against `x`, with a bar from `low` to `high` where they are given."""
+    """Draws `y` against `x`, with a bar from `low` to `high` where they are given."""
 
     name: str
     x: Sequence[float]
@@ -33,7 +33,7 @@ class Curve:
     low: Sequence[Value] | None = None
     high: Sequence[Value] | None = None
     quiet: bool = False
-    """It is drawn in grey, under the others."""
+    """Drawn in grey, under the others."""
 
     def rows(self) -> list[Row]:
         """Make a row of each point that has a number."""
@@ -46,10 +46,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Axes:
-    """They say how curves are drawn over one pair of axes."""
+    """Curves share these axes."""
 
     x: str
-    """This is the title, with the unit."""
+    """Title, with the unit."""
     y: str
     log_x: bool = False
     log_y: bool = False
@@ -62,9 +62,9 @@ class Axes:
     step: bool = False
     """A value holds until the next."""
     line_at: tuple[str, float] | None = None
-    """A horizontal line has this name and value."""
+    """Name and value of a horizontal line."""
     ring: tuple[str, float, float] | None = None
-    """A ring has this name, and is around the point of these two coordinates."""
+    """Name of a ring, and the point that it is around."""
 
 
 def curves(several: Sequence[Curve], axes: Axes) -> alt.LayerChart:

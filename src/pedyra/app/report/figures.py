@@ -20,7 +20,7 @@ _BOOKKEEPING = ("runtime", "samples_per_second", "steps_per_second", "model_prep
 
 @dataclass(frozen=True)
 class Panel:
-    """It has one pair of axes."""
+    """A panel has one pair of axes."""
 
     title: str
     chart: Chart

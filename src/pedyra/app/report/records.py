@@ -23,7 +23,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Layer:
-    """An adapted linear layer has a place in the model and a rank that it started with.
+    """A layer has a place in the model, and the rank that it started with.
 
     `depth` is the number of its block, None outside of any block. `short_name` is type and depth, the full module path
     where these do not tell the layer from another, as with the experts of a block.
@@ -38,7 +38,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class RunRecords:
-    """The report knows this about one run. Lists are in order of step; absent values are empty."""
+    """The report knows a run by this record. Lists are in order of step; absent values are empty."""
 
     path: Path
     recipe: Record

@@ -16,7 +16,7 @@ PLAIN_LINES = 20  # lines a whole run prints when stdout is no terminal, beside 
 
 
 class MetricsLog(TrainerCallback):
-    """It writes `{"step", "epoch", "seconds", ...}` into `path` at each log; `seconds` are of training, in all.
+    """Writes `{"step", "epoch", "seconds", ...}` into `path` at each log; `seconds` are of training, in all.
 
     Args:
         path: the metrics.jsonl to append to.
@@ -76,7 +76,7 @@ class TrainingProgress(TrainerCallback):
     """
 
     ranks: RankTraining | None = None
-    """It adapts the ranks, and knows their sum and the last adjustment; None if they stay."""
+    """The training that moves the ranks; None if they stay."""
 
     def __init__(self, console: Console, metric: str, total_rank: int) -> None:
         self.console, self.metric = console, metric

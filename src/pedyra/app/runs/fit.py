@@ -28,12 +28,12 @@ from pedyra.trainer.fit import check_asked, fit_trainer
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """This is asked of one adapter, or of several alike."""
+    """A user asks this of one adapter, or of several alike."""
 
     wanted: Wanted = Wanted()
     source: Source = Source()
     place: Destination | None = None
-    """It will be served there: at the least rank that is proved, or at the one that is named whatever that does to the
+    """This place will serve it: at the least rank that is proved, or at the one that is named whatever that does to the
     loss, and in the form that the place reads."""
     general: Path | None = None
     """A file of rows with the column `text`, which the model should not forget."""
@@ -44,7 +44,7 @@ class Asked:
 
 
 Told = Callable[[str], None]
-"""It gets the lines for the screen: what was found comes before it is written."""
+"""Prints a line; what was found is told before it is written."""
 
 
 def fit_folders(outs: Mapping[Path, Path], asked: Asked, told: Told) -> list[Fit]:

@@ -59,7 +59,7 @@ def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -
 
 
 class _StopAtBegin(TrainerCallback):
-    """It ends a training before its first step, once the method has begun."""
+    """Ends a training before its first step, once the method has begun."""
 
     total_steps = 0
 

@@ -33,7 +33,7 @@ from pedyra.trainer.untouched import untouched
 
 @dataclass(frozen=True)
 class _Side:
-    """It is one of the two, as it was given."""
+    """One of the two models stands here as it was given."""
 
     given: str
     path: Path | None = None
@@ -127,7 +127,7 @@ def _recipe(sides: Sequence[_Side], source: Source) -> tuple[Recipe, Path | None
 
 
 class _Proving:
-    """It is one proof, with the rows, which are the same for all models, and a model at a time."""
+    """Measures one model at a time, all on the same rows."""
 
     def __init__(self, recipe: Recipe, source: Source, folder: Path | None, rows: int | None, shown: bool) -> None:
         self._recipe, self._most, self._shown, self._all = recipe, rows, shown, source.data is not None
@@ -135,9 +135,9 @@ class _Proving:
         self._batches: list[Batch] | None = None
         self.rows = 0
         self.weights: list[float] = []
-        """Each batch weighs so much."""
+        """Weight of each batch."""
         self.base = "the base model"
-        """What was won is counted from it."""
+        """Name of what a gain is counted from."""
 
     def measure(self, side: _Side, section: ModelSection, *, is_won_from: bool = False) -> Measured:
         """Measure this model on the rows, after which it is gone.

@@ -66,7 +66,7 @@ def last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple
 
 
 SHARING = ("per_device_train_batch_size", "gradient_accumulation_steps", "fsdp", "fsdp_config")
-"""These keys of `training` say how the processes share the rows of a step, which a resume may do otherwise."""
+"""Keys of `training` that say how the processes share the rows of a step, which a resume may do otherwise."""
 
 
 def rows_per_step(args: TrainingArguments) -> int:

@@ -37,7 +37,7 @@ from pedyra.trainer.fit import fit_trainer
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """This is what a run came to."""
+    """A run ends in this record."""
 
     recipe: Recipe
     folder: RunFolder
@@ -50,7 +50,7 @@ class RunResult:
     final: dict[str, Any] | None
     """The last line of metrics.jsonl; None for a run that was interrupted."""
     found: Fit | None = None
-    """The fit at the end of the run has found this; None where the recipe asks for none."""
+    """The fit at the end of the run found this; None where the recipe asks for none."""
 
     @property
     def interrupted(self) -> bool:

@@ -51,7 +51,7 @@ def run_of(path: Path) -> Path | None:
 
 
 class RunFolder:
-    """It has the paths inside one run folder, and the rules of writing into it."""
+    """A run folder knows the paths inside it, and when a run may write there."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

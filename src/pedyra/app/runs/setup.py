@@ -49,16 +49,16 @@ from pedyra.trainer.rows import least_held_out
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """It is one run, ready to be planned and trained. The model is the only part that training changes."""
+    """A run is ready here to be planned and trained. The model is the only part that training changes."""
 
     recipe: Recipe
     tokenizer: PreTrainedTokenizerBase
     task: Task
     adaptation: Adaptation
     record_to: Path | None = None
-    """A training writes there what becomes of the ranks."""
+    """A training writes here what becomes of the ranks."""
     preparation_seconds: float = 0.0
-    """The method took so long before the first step: AutoLoRA's search."""
+    """The method took this long before the first step: AutoLoRA's search."""
 
     @property
     def model(self) -> PeftModel:
@@ -111,7 +111,7 @@ class Setup:
 
 
 class _Trainer(Trainer):
-    """It is transformers' Trainer, which would do with held-out rows what `training` asks for those of training.
+    """Keeps Trainer from doing with held-out rows what `training` asks for those of training.
 
     It would leave out the last batch, and take them by their lengths, though answers are found by their place.
     """
@@ -126,7 +126,7 @@ class _Trainer(Trainer):
 
 
 _HELD_OUT = {"dataloader_drop_last": False, "train_sampling_strategy": "random"}
-"""An evaluation has these TrainingArguments."""
+"""TrainingArguments of an evaluation."""
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pedyra.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """It says rows and base, as they are asked for on the command line."""
+    """The command line asks for rows and base by these options."""
 
     __pydantic_config__ = {"use_attribute_docstrings": True}  # for the help of the command line
 

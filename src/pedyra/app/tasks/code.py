@@ -29,15 +29,15 @@ STOP_WHOLE = ('\n"""', "\nassert ", "\nif __name__", "\nprint(", "\n```", "\n<")
 
 @dataclass(frozen=True, kw_only=True)
 class CodeProblem:
-    """It is one problem, whichever set it is of."""
+    """A problem has the same fields, whichever set it is of."""
 
     prompt: str
-    """A model completes this: a function's head with its docstring (HumanEval), or a docstring before it (MBPP)."""
+    """A model completes it: a function's head with its docstring (HumanEval), or a docstring before it (MBPP)."""
     entry_point: str
     stop: tuple[str, ...]
-    """These strings end a completion of the prompt."""
+    """Strings that end a completion of the prompt."""
     tests: str
-    """They assert what the entry point gives, after what they need."""
+    """Source that asserts what the entry point gives."""
 
 
 def problems_of(rows: Sequence[dict[str, Any]], where: str) -> list[CodeProblem]:
@@ -84,7 +84,7 @@ def _mbpp(row: dict[str, Any]) -> CodeProblem:
 # --------------------------------------------------------------------------- the program in a text
 
 _FENCE = re.compile(r"```([^\n`]*)\n(.*?)(?:```|\Z)", re.DOTALL)
-"""This finds a block in Markdown: its language, or nothing, and what is in it."""
+"""A block in Markdown: its language, or nothing, and what is in it."""
 _PYTHON = re.compile(r"\s*(?:(?:python[\d.]*|py)\b|$)", re.IGNORECASE)
 _BEGINS = re.compile(r"^(?:def|class|import|from|@|async def|\w+ = )", re.MULTILINE)
 _MOST_STARTS = 20

@@ -32,24 +32,24 @@ from pedyra.lora.files import append_row, json_line, read_rows, write_file
 PLAIN_LINES = 10  # progress takes so many lines where stdout is no terminal
 
 WRITING = {"max_new_tokens", "stop", "beams", "batch_size"}
-"""These keys of `GenerateSection` change what is written after given tokens."""
+"""Keys of `GenerateSection` that change what is written after given tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """It holds the text of one prompt."""
+    """A model wrote this after one prompt."""
 
     row: int
-    """The prompt has this index."""
+    """Index of the prompt."""
     text: str
-    """The text has neither the prompt, nor the stop string and what comes after."""
+    """It ends before the stop string, and does not repeat the prompt."""
     finished: bool
-    """It ended by itself; False: it was cut after max_new_tokens."""
+    """False where it was cut after max_new_tokens."""
     tokens: int
 
 
 class SampleFile:
-    """It keeps the texts of one test set in a run's samples.jsonl.
+    """Keeps the texts of one test set in a run's samples.jsonl.
 
     Lines of the set that were made of something else are dropped. Those of another set that were made of the same serve
     for both (HumanEval and HumanEval+).
@@ -155,7 +155,7 @@ def _batch(
 
 
 class _Stops(StoppingCriteria):
-    """It ends a text at a stop string. Only what is written counts: the end of a prompt may be the beginning of one.
+    """Ends a text at a stop string. Only what is written counts: the end of a prompt may be the beginning of one.
 
     Args:
         begins: how many tokens come before the text.

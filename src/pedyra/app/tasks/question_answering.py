@@ -21,21 +21,21 @@ from pedyra.app.tasks.sources import Rows
 from pedyra.errors import UserError
 
 BEST, LONGEST = 20, 30
-"""So many starts and ends of a part are looked at, and an answer has so many tokens, as in BERT's own script."""
+"""The best 20 starts and ends of a part are paired, and an answer has 30 tokens at most, as in BERT's own script."""
 
 LABELS = ["start_positions", "end_positions"]
 
 
 @dataclass(frozen=True)
 class ContextPart:
-    """It turns a model's two scores per token of one feature back into text."""
+    """A part knows where its tokens stand in the context, so that two scores a token become text again."""
 
     row: int
-    """Its row has this index."""
+    """Index of the row that it is a part of."""
     no_answer: int
-    """The token of this index stands for "no answer"."""
+    """Index of the token that stands for "no answer"."""
     spans: list[tuple[int, int] | None]
-    """Each token has its first and last character in the context, half open; None outside of the context."""
+    """First and last character of each token in the context, half open; None outside of the context."""
 
 
 def encode(

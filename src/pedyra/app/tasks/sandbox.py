@@ -26,7 +26,7 @@ from pedyra.errors import UserError
 IMPORTABLE = ("numpy",)
 """The code may import these installed packages beside the standard library, as the tests of EvalPlus do."""
 _PACKAGES = "/packages"
-"""They are seen here inside. Other packages are not seen: some hold the problems with their solutions."""
+"""The code finds them here. Other packages are not seen: some hold the problems with their solutions."""
 _DONE = 97
 """The process ends with this code behind the last part, which an early exit does not reach."""
 _OUT_OF_TIME = 128 + 24
@@ -46,7 +46,7 @@ for part in plan["parts"]:
     exec(compile(part, "<solution>", "exec"), vars(module))
 os._exit(plan["done"])
 """
-"""This runs first inside: it limits itself, and then runs the parts one after the other in one module."""
+"""The program inside limits itself, and then runs the parts one after the other in one module."""
 
 
 class SandboxRefused(UserError):
@@ -55,18 +55,18 @@ class SandboxRefused(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The code may use so much. The references of HumanEval(+) and MBPP(+) need less, but for Mbpp/255."""
+    """The code may use no more. The references of HumanEval(+) and MBPP(+) need less, but for Mbpp/255."""
 
     cpu_seconds: int = 10
-    """Each process has so much processor time."""
+    """Processor time of each process."""
     seconds: float = 60.0
     """The wall clock may run longer, as a busy machine gives a program a part of a processor."""
     memory: int = 2 << 30
-    """Each process has so many bytes of address space."""
+    """Address space of each process, in bytes."""
 
 
 class Sandbox:
-    """It runs Python source apart from the machine.
+    """Runs Python source apart from the machine.
 
     Making one runs an empty program, so that a machine without the means refuses before long work: SandboxRefused.
     """

@@ -17,15 +17,14 @@ from pedyra.app.tasks.sources import Rows, check_apart, held_out, load_rows, sam
 from pedyra.app.tasks.tokens import with_limit
 
 Compute = Callable[[EvalPrediction], dict[str, float]]
-"""It makes metrics by name of predictions, as Trainer's compute_metrics."""
+"""Trainer's compute_metrics: it makes metrics, by name, of predictions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """It has tokenised data, and says how a model is judged on it. Batches are padded to their own longest row."""
+    """A task has tokenised data, and knows how a model is judged on it. Batches are padded to their own longest row."""
 
     kind: str
-    """It is that of data.kind."""
     train: Dataset
     eval: Dataset
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -33,15 +32,15 @@ class Task:
     """The head has so many outputs: classes, 1 for regression; None where the task brings no new classes."""
     compute_metrics: Compute
     preprocess_logits: Callable[[Any, Any], Any]
-    """This is Trainer's preprocess_logits_for_metrics: causal_lm keeps two numbers a row, not the logits."""
+    """Trainer's preprocess_logits_for_metrics: causal_lm keeps two numbers a row, not the logits."""
     metric: str
-    """This metric counts, a key of what compute_metrics gives; Trainer logs it as eval_<metric>."""
+    """A run is judged by this key of what compute_metrics gives; Trainer logs it as eval_<metric>."""
     classes: list[str] | None = None
-    """A classification has `data.labels` with which rows of another file get the same numbers."""
+    """As `data.labels` they give the rows of another file the same numbers."""
     targets: tuple[str, ...] = ("labels",)
-    """These columns are targets; Trainer cannot see through PEFT which they are."""
+    """Columns that are targets: Trainer cannot see through PEFT which they are."""
     held_out: Rows = field(default_factory=list)
-    """These are the rows of `eval` as they were read."""
+    """The rows of `eval` as they were read."""
 
     def digest(self, *, train_only: bool = False) -> str:
         """Compute SHA-256 of the tokens and labels that are trained on and judged by."""

@@ -28,12 +28,12 @@ TOKENS = 128
 """A set that is not known has so many generate.<set>.max_new_tokens."""
 
 SCORERS = {"rouge": rouge_scorer, "math": math_verify}
-"""Each score's function raises ImportError where its package is not installed."""
+"""Score -> a function that raises ImportError where its package is not installed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TestSet:
-    """It has prompts, and what the answers are compared with."""
+    """A test set has prompts, and knows what the answers are compared with."""
 
     __test__ = False  # pytest, this is no test
 
@@ -42,12 +42,12 @@ class TestSet:
     settings: GenerateSection
     """Everything in it is filled in."""
     references: list[str]
-    """These are the right answers as text; code has none, as its problems carry tests."""
+    """The right answers as text; code has none, as its problems carry tests."""
     problems: list[Any]
     own: bool
-    """These are the run's held-out rows, whose metrics need no name before them."""
+    """True for the run's held-out rows, whose metrics need no name before them."""
     ends: list[int]
-    """These tokens end an answer, beside those that the model and its tokenizer name."""
+    """Tokens that end an answer, beside those that the model and its tokenizer name."""
 
 
 @dataclass(frozen=True)

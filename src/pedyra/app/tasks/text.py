@@ -18,15 +18,15 @@ from pedyra.errors import UserError
 
 @dataclass(frozen=True)
 class Labels:
-    """They say what the labels of a task may be."""
+    """A task knows its labels by name and by number."""
 
     names: tuple[str, ...] = ()
-    """The classes have these names, in the order of their numbers; a regression has none.
+    """Names of the classes, in the order of their numbers; a regression has none.
 
     As `data.labels` they give the rows of another file the same numbers.
     """
     numbers: Mapping[str, int] = field(default_factory=dict)
-    """It maps a label as text to the number of its class; empty for a regression."""
+    """Label as text -> number of its class; empty for a regression."""
 
     @property
     def count(self) -> int:
