@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -164,37 +162,6 @@ def test_a_saved_folder_exports_as_the_live_model_does(make_llama, tmp_path):
         saved = export_adapter(tmp_path / "saved", target, tmp_path / f"saved-{target}")
         for name in ("adapter_model.safetensors", "adapter_config.json", "pedyra_export.json"):
             assert (live / name).read_bytes() == (saved / name).read_bytes()
-
-
-STOCK_PEFT = """
-import sys
-sys.modules["pedyra"] = None  # any import of it fails
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-base, tokens, *pairs = sys.argv[1:]
-for folder, expected in zip(pairs[::2], pairs[1::2]):
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
-    with torch.no_grad():
-        difference = (model(**torch.load(tokens)).logits - torch.load(expected)).abs().max().item()
-    assert difference < 1e-5, (folder, difference)
-"""
-
-
-@pytest.mark.slow
-def test_stock_peft_gives_the_same_logits_without_pedyra(make_llama, tokens, tmp_path):
-    make_llama().unload().save_pretrained(tmp_path / "base")
-    torch.save(tokens, tmp_path / "tokens")
-    pairs = []
-    for flavour, settings in FLAVOURS.items():
-        model = mixed_ranks(make_llama(**settings))
-        torch.save(logits(model, tokens), tmp_path / f"{flavour}.logits")
-        for target in ("peft",) if flavour == "dora" else RIGHT:
-            folder = export_adapter(model, target, tmp_path / f"{flavour}-{target}")
-            pairs += [str(folder), str(tmp_path / f"{flavour}.logits")]
-    command = [sys.executable, "-c", STOCK_PEFT, str(tmp_path / "base"), str(tmp_path / "tokens"), *pairs]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
 
 
 def test_ranks_and_patterns_are_those_of_the_convention(make_llama, tmp_path):

@@ -262,8 +262,6 @@ REFUSED: dict[str, tuple[Callable[[Any], tuple[Any, Any]], str]] = {
         lambda m: (m.llama(target_modules=["q_proj"], layer_replication=[[0, 1], [0, 1]]), m.llama().unload()),
         r"layers.0.self_attn.q_proj and .*layers.1.self_attn.q_proj share one weight",
     ),
-    "encoder": (lambda m: of_bart("encoder.embed_tokens"), SHARE),
-    "decoder": (lambda m: of_bart("decoder.embed_tokens"), SHARE),
     "shared": (lambda m: of_bart("shared"), SHARE),
     "bias": (lambda m: (m.llama(lora_bias=True), m.llama().unload()), "merged: .*lora_bias=True.*target peft"),
 }

@@ -66,7 +66,6 @@ REFUSED = [
         0,
         "data.num_labels is 3, but there are 2 classes: a, b",
     ),
-    ({"values": ["1"], "labels": ["1", "1.0"]}, 0, "two of them are one number, so remove one"),
     ({"values": [0, 10**12]}, 0, "column 'label' has class numbers up to 1000000000000, but none is 1;"),
     ({"values": [1, 2]}, 0, "has class numbers up to 2, but none is 0; classes"),
     ({"values": ["neg", " "]}, 0, r"training row 2 has no label \(column 'label'\); remove the row or fill it"),

@@ -71,8 +71,6 @@ def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) 
             f"other rows, or data.num_labels"
         )
     by_name = {_written(name): number for number, name in enumerate(names)}
-    if len(by_name) < len(names):
-        raise UserError(f"data.labels is {names}; two of them are one number, so remove one")
     by_number = {str(number): number for number in range(len(names))} if numbered else {}
     return Labels(tuple(names), {**by_number, **by_name})
 
