@@ -21,7 +21,7 @@ TEST_SETS: dict[str, dict[str, Any]] = {
     "mbpp": {"source": "google-research-datasets/mbpp", "config": "full", "score": "code", "max_new_tokens": 512},
     "mbppplus": {"source": "evalplus/mbppplus", "score": "code", "max_new_tokens": 512},
 }
-"""A known test set fills in these keys of `generate.<name>`. Its split is test.
+"""A known test set is asked so; `generate.<name>` may say otherwise. Its split is test.
 
 Where the recipe was trained on a template with one place, a set's question takes that place, and its own template is
 for a model that was trained on none.

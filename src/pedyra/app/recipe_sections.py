@@ -216,21 +216,13 @@ class GenerateSection(Section):
     """The model answers this test set in its own words; `pedyra eval` does it after training.
 
     A known set (gsm8k, math, humaneval, humanevalplus, mbpp, mbppplus) needs no keys: what is left out is as usual for
-    it. One without a source is made of the run's own held-out rows.
+    it. A set of any other name is made of the run's own held-out rows.
     """
 
     source: str | None = None
-    """A local file or a Hub id; default: the known set's on the Hub, else the run's held-out rows."""
-    config: str | None = None
-    """Configuration of a Hub data set."""
-    split: str | None = None
-    """Split of a Hub data set; default: test."""
+    """A local file or a Hub id with the columns of the known set; default: the known set's on the Hub."""
     rows: int | None = Field(default=None, ge=1)
     """At most this many rows, drawn with the seed."""
-    template: str | None = None
-    """The prompt as text with {column} places; default: the known set's, or that of `data` for held-out rows."""
-    reference: str | None = None
-    """Column of the right answer; default: the known set's, or data.completion for held-out rows."""
     score: Score | None = None
     """Texts are judged so: rouge, exact (equal but for spaces), gsm8k, math, or code, which is run."""
     max_new_tokens: int | None = Field(default=None, ge=1)
@@ -241,8 +233,3 @@ class GenerateSection(Section):
     """Beam search over so many; 1 is greedy. Default: 4 for an encoder-decoder, else 1."""
     batch_size: int = Field(default=16, ge=1)
     """Texts written at once."""
-
-    @model_validator(mode="after")
-    def _asks(self) -> GenerateSection:
-        check_template(self.template, "template")
-        return self

@@ -96,8 +96,8 @@ def test_a_known_set_takes_the_template_of_training(tmp_path: Path):
     assert decoded(found) == ["<s>Q {query} 1+1? A", "<s>Q {query} 2+2? A"]
     (found,) = load({"messages": "messages"}, {"gsm8k": {"source": source, "rows": 1}})
     assert decoded(found)[0].startswith("<s>user\nQuestion: ") and decoded(found)[0].endswith("<s>assistant\n")
-    (found,) = load(trained, {"gsm8k": {"source": source, "template": "{question}!", "max_new_tokens": 5}})
-    assert decoded(found)[0] == "<s>1+1?!" and found.settings.max_new_tokens == 5
+    (found,) = load(trained, {"gsm8k": {"source": source, "max_new_tokens": 5}})
+    assert found.settings.max_new_tokens == 5
 
 
 @pytest.mark.parametrize(
@@ -105,30 +105,20 @@ def test_a_known_set_takes_the_template_of_training(tmp_path: Path):
     [
         (
             {"a": {}, "b": {}},
-            "generate: a and b have no source, and a run has its held-out rows once; known sets are gsm",
+            "generate: a and b are no known sets, and a run has its held-out rows once",
         ),
-        ({"mine": {"score": "code"}}, "generate.mine has the score code, and held-out rows have no tests to run; give"),
-        ({"mine": {"source": "FILE"}}, "generate.mine needs template, as it is no known set; those are gsm8k, math"),
-        ({"gsm8k": {"source": "FILE"}}, r"has no column 'question' \(row 1\); its columns are q, a, n"),
+        ({"mine": {"score": "code"}}, "generate.mine has the score code, and held-out rows have no tests to run"),
+        ({"mine": {"source": "FILE"}}, "generate.mine is no known set, those are gsm8k, math, .* remove source"),
+        ({"gsm8k": {"source": "FILE"}}, r"has no column 'question' \(row 1\); its columns are q, a"),
         ({"gsm8k": {"source": "none.jsonl"}}, "generate.gsm8k.source 'none.jsonl' does not exist"),
-        (
-            {"mine": {"source": "FILE", "template": "{q}", "reference": "a", "score": "exact"}},
-            "row 2 of the test set mine: its reference is empty; remove the row or fill it",
-        ),
-        (
-            {"mine": {"source": "FILE", "template": "{q}", "reference": "n", "score": "gsm8k"}},
-            "row 2 of the test set mine: the reference 'none' holds no number",
-        ),
-        ({"chat": {"template": "{q}"}}, "generate.chat.template has no meaning for a set of held-out chats; remove it"),
-        ({"mine": {"template": "{q} {document}"}}, "the template '{q} {document}' cannot be filled from a row"),
-        ({"mine": {"template": "{document:d}"}}, "the template '{document:d}' cannot be filled from a row"),
+        ({"mine": {"score": "gsm8k"}}, "row 1 of the test set mine: the reference .* holds no number"),
     ],
 )
 def test_what_cannot_be_asked_is_told(tmp_path: Path, generate: dict[str, Any], told: str):
-    source = file_of(tmp_path, [{"q": "x", "a": "y", "n": "#### 4"}, {"q": "z", "a": " ", "n": "none"}])
+    source = file_of(tmp_path, [{"q": "x", "a": "y"}])
     named = {name: {k: source if v == "FILE" else v for k, v in keys.items()} for name, keys in generate.items()}
     with pytest.raises(ValueError, match=told):
-        load({"messages": "messages"} if "chat" in generate else TEMPLATE, named)
+        load(TEMPLATE, named)
 
 
 @pytest.mark.parametrize(("score", "package"), [("rouge", "rouge_score"), ("math", "math_verify")])
@@ -152,7 +142,6 @@ def test_an_empty_prompt_is_told_where_the_tokenizer_begins_no_text():
     ("section", "told"),
     [
         ({"stop": ["x", ""]}, "should have at least 1 character"),
-        ({"template": "Question:"}, "has no {column} place"),
         ({"beam": 2}, "unknown key 'generate.s.beam'; did you mean 'generate.s.beams'?"),
         ({"rows": 0}, "generate.s.rows is 0: Input should be greater than or equal to 1"),
     ],
@@ -232,8 +221,6 @@ def test_code_is_asked_as_it_stands_and_judged_by_its_tests(tmp_path: Path, monk
     (instructed,) = load(TEMPLATE, {"humaneval": {"source": source}})
     asked = "<s>Complete the function.\n\ndef add(a, b):\n\nsummary: \ndef add(a, b):\n"
     assert decoded(instructed)[0] == asked and "\ndef " in (instructed.settings.stop or [])
-    (replied,) = load(TEMPLATE, {"humaneval": {"source": source, "template": "{prompt}!"}})
-    assert decoded(replied)[0] == "<s>def add(a, b):\n!" and replied.settings.stop is None
 
     statuses = {"    return a + b": "passed", "    return a": "failed", "nothing": "unparsable"}
 

@@ -68,15 +68,15 @@ def load_test_sets(
 ) -> list[TestSet]:
     """Read the test sets of a recipe and make prompts of them. An encoder-decoder has its held-out rows without any.
 
-    Raises ValueError, one line, for a set that is not known and has no source, columns that are missing, references
-    that are empty, prompts without tokens, and two sets of the same held-out rows.
+    Raises ValueError, one line, for a source of a set that is not known, columns that are missing, references that are
+    empty, prompts without tokens, and two sets of the same held-out rows.
     """
     if not generate and data.kind == "seq2seq":
         generate = {"held_out": GenerateSection()}
-    own = [name for name, section in generate.items() if section.source is None and name not in TEST_SETS]
+    own = [name for name in generate if name not in TEST_SETS]
     if len(own) > 1:
         raise UserError(
-            f"generate: {' and '.join(own)} have no source, and a run has its held-out rows once; known sets are "
+            f"generate: {' and '.join(own)} are no known sets, and a run has its held-out rows once; known sets are "
             f"{', '.join(TEST_SETS)}"
         )
     trained = _Trained(data, tokenizer, held_out, seed)
@@ -99,36 +99,33 @@ class _Trained:
     seed: int
 
     def load(self, name: str, section: GenerateSection) -> TestSet:
-        known, own = TEST_SETS.get(name, {}), section.source is None and name not in TEST_SETS
-        settings = self._settings(name, known, section)
-        for key in ("template", "reference") if own and self.data.messages else ():
-            if getattr(section, key) is not None:
-                raise UserError(f"generate.{name}.{key} has no meaning for a set of held-out chats; remove it")
+        own, known = name not in TEST_SETS, dict(TEST_SETS.get(name, {}))
+        if own and section.source is not None:
+            raise UserError(
+                f"generate.{name} is no known set, those are {', '.join(TEST_SETS)}; any other is made of the held-out "
+                f"rows, so give its rows as data.validation, and remove source"
+            )
+        known |= {} if own else self._as_trained(name, known)
+        settings = self._settings(known, section)
         problems: list[Any] = []
-        if settings.score == "code":
-            if own:
-                raise UserError(
-                    f"generate.{name} has the score code, and held-out rows have no tests to run; give it a source of "
-                    "problems"
-                )
-            problems = problems_of(self._rows(name, settings, None), f"generate.{name}")
-            whole = bool(self.data.messages) or settings.template is not None
-            if settings.stop is None and not whole:  # a reply to an instruction may well hold a def at the margin
-                settings = settings.model_copy(update={"stop": list(problems[0].stop)})
-            texts = [prompt_text({"prompt": problem.prompt}, "prompt", settings.template) for problem in problems]
-            texts, references = [self._question(text) for text in texts], []
-        elif own:
+        if own:
+            if settings.score == "code":
+                raise UserError(f"generate.{name} has the score code, and held-out rows have no tests to run")
             rows = sample(self.held_out, settings.rows, self.seed, "validation")
-            texts, references = map(list, zip(*(self._own(row, settings) for row in rows), strict=True))
+            texts, references = map(list, zip(*map(self._own, rows), strict=True))
+        elif settings.score == "code":
+            problems = problems_of(self._rows(name, known, settings, None), f"generate.{name}")
+            template = known.get("template")
+            if settings.stop is None and not self.data.messages and template is None:
+                # A reply to an instruction may well hold a def at the margin.
+                settings = settings.model_copy(update={"stop": list(problems[0].stop)})
+            asked = [prompt_text({"prompt": problem.prompt}, "prompt", template) for problem in problems]
+            texts, references = [self._question(text) for text in asked], []
         else:
-            for key in ("template", "reference", "score"):
-                if getattr(settings, key) is None:
-                    raise UserError(
-                        f"generate.{name} needs {key}, as it is no known set; those are {', '.join(TEST_SETS)}"
-                    )
-            rows = self._rows(name, settings, [*template_columns(settings.template or ""), str(settings.reference)])
-            texts = [self._question(prompt_text(row, None, settings.template)) for row in rows]
-            references = [str(row[settings.reference or ""]) for row in rows]
+            template, reference = known["template"], known["reference"]
+            rows = self._rows(name, known, settings, [*template_columns(template), reference])
+            texts = [self._question(prompt_text(row, None, template)) for row in rows]
+            references = [str(row[reference]) for row in rows]
         _check_references(name, settings, references)
         prompts = [self._tokens(text) for text in texts]
         empty = next((number for number, ids in enumerate(prompts, start=1) if not ids), None)
@@ -139,17 +136,13 @@ class _Trained:
             ends=self._ends(),
         )  # fmt: skip
 
-    def _settings(self, name: str, known: Mapping[str, Any], section: GenerateSection) -> GenerateSection:
+    def _settings(self, known: Mapping[str, Any], section: GenerateSection) -> GenerateSection:
         """Fill everything in: as the recipe says, else as is usual for the set, else for the kind of model."""
-        usual: dict[str, Any] = {"max_new_tokens": TOKENS, "beams": 1, "score": None if known else "exact"}
+        usual: dict[str, Any] = {"max_new_tokens": TOKENS, "beams": 1, "score": "exact"}
         if self.data.kind == "seq2seq":
-            usual = {"max_new_tokens": self.data.max_target_length, "beams": 4, "score": None if known else "rouge"}
-        if section.source is not None:
-            known = {key: value for key, value in known.items() if key != "config"}
-            usual["score"] = None
-        if known and section.template is None:
-            known = {**known, **self._as_trained(name, known)}
-        return GenerateSection(**{**usual, **known, **section.model_dump(exclude_none=True)})
+            usual = {"max_new_tokens": self.data.max_target_length, "beams": 4, "score": "rouge"}
+        of_set = {key: value for key, value in known.items() if key in GenerateSection.model_fields}
+        return GenerateSection(**{**usual, **of_set, **section.model_dump(exclude_none=True)})
 
     def _as_trained(self, name: str, known: Mapping[str, Any]) -> dict[str, Any]:
         """Put the set's question into the template of training, if that has a single place."""
@@ -163,12 +156,12 @@ class _Trained:
         question = template_columns(known.get("template", "{prompt}"))[0]
         return {"template": _with_place(trained, "{" + question + "}")}
 
-    def _rows(self, name: str, settings: GenerateSection, columns: list[str] | None) -> Rows:
-        key = f"generate.{name}.source"
-        rows = read_test_rows(str(settings.source), settings.config, settings.split or "test", columns, key)
+    def _rows(self, name: str, known: Mapping[str, Any], settings: GenerateSection, columns: list[str] | None) -> Rows:
+        config = known.get("config") if settings.source == known["source"] else None
+        rows = read_test_rows(str(settings.source), config, "test", columns, f"generate.{name}.source")
         return sample(rows, settings.rows, self.seed, f"generate.{name}")
 
-    def _own(self, row: dict[str, Any], settings: GenerateSection) -> tuple[str, str]:
+    def _own(self, row: dict[str, Any]) -> tuple[str, str]:
         """Return the prompt of a held-out row, and its right answer."""
         data = self.data
         if data.messages:
@@ -180,10 +173,7 @@ class _Trained:
             # What the template makes of the answer, such as an empty thought before it, or a call: so it was trained.
             after = self._chat(messages[: last + 1], row, ask=False).removeprefix(prompt)
             return prompt, self._as_decoded(after)
-        column = settings.reference or data.completion
-        if column not in row:
-            raise UserError(f"the held-out rows have no column {column!r}; a set of them is judged by data.completion")
-        return prompt_text(row, data.prompt, settings.template or data.template), str(row[column])
+        return prompt_text(row, data.prompt, data.template), str(row[data.completion or ""])
 
     def _question(self, text: str) -> str:
         """Write a question as text; after training on chats it is a user's message."""
