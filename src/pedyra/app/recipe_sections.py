@@ -115,7 +115,8 @@ class DataSection(Section):
     """A model learns this from each row.
 
     A class, a class of two texts, a number, the span of a text that answers a question, or text that goes on after a
-    prompt (decoders) or that is made of one (encoder-decoders).
+    prompt (decoders) or that is made of one (encoder-decoders). Questions have the columns of SQuAD: question, context,
+    and answers, {text: [...], answer_start: [...]} with empty lists where there is no answer.
     """
     config: str | None = None
     """Configuration of a Hub data set."""
@@ -137,12 +138,6 @@ class DataSection(Section):
     """Class names in the order of their numbers; default: the names found, sorted."""
     num_labels: int | None = Field(default=None, ge=2, le=100_000)  # a head of more outputs would fill the memory
     """Number of classes; default: as found in the training rows."""
-    question: str = "question"
-    """question_answering: column of the question."""
-    context: str = "context"
-    """question_answering: column of the text that holds the answer."""
-    answers: str = "answers"
-    """question_answering: column of {text: [...], answer_start: [...]}; empty lists where there is no answer."""
     doc_stride: int = Field(default=128, ge=1)
     """question_answering: tokens by which the parts of a context longer than max_length overlap."""
     prompt: str | None = None

@@ -51,8 +51,8 @@ def encode(
     if not tokenizer.is_fast:
         raise UserError("data.kind question_answering needs a fast tokenizer, which knows each token's characters")
     for number, row in enumerate(rows, start=1):
-        _check(row, data, f"{side} row {number}")
-    questions = [str(row[data.question]).strip() for row in rows]
+        _check(row, f"{side} row {number}")
+    questions = [str(row["question"]).strip() for row in rows]
     lengths = [len(ids) for ids in tokenizer(questions, add_special_tokens=False)["input_ids"]]
     assert data.max_length is not None  # a section of this kind has one
     room = data.max_length - tokenizer.num_special_tokens_to_add(pair=True)
@@ -64,7 +64,7 @@ def encode(
         )
     encoded = tokenizer(
         questions,
-        [row[data.context] for row in rows],
+        [row["context"] for row in rows],
         truncation="only_second",
         max_length=data.max_length,
         stride=data.doc_stride,
@@ -79,16 +79,16 @@ def encode(
         no_answer = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
         spans = [tuple(span) if where == 1 else None for span, where in zip(offsets, sequence, strict=True)]
         part = ContextPart(row=row_index, no_answer=no_answer, spans=spans)  # pyright: ignore[reportArgumentType]
-        start, end = _positions(part, rows[row_index][data.answers])
+        start, end = _positions(part, rows[row_index]["answers"])
         columns = {name: column[index] for name, column in encoded.items() if name != "offset_mapping"}
         features.append({**columns, "start_positions": start, "end_positions": end})
         parts.append(part)
     return features, parts
 
 
-def _check(row: dict[str, Any], data: DataSection, where: str) -> None:
+def _check(row: dict[str, Any], where: str) -> None:
     """Refuse answers that are malformed, or do not stand where they say in the context: their labels would be wrong."""
-    context, answers = row[data.context], row[data.answers]
+    context, answers = row["context"], row["answers"]
     try:
         found = list(zip(answers["text"], answers["answer_start"], strict=True))
         right = all(text and start >= 0 and context[start : start + len(text)] == text for text, start in found)
@@ -96,7 +96,7 @@ def _check(row: dict[str, Any], data: DataSection, where: str) -> None:
         right = False
     if not right or not isinstance(context, str):
         raise UserError(
-            f"{where} has {answers!r:.80} in column {data.answers!r}, for {context!r:.40}; answers are {{text: [...], "
+            f"{where} has {answers!r:.80} in column 'answers', for {context!r:.40}; answers are {{text: [...], "
             f"answer_start: [...]}}, each text at its place in the context, both empty where there is no answer"
         )
 
@@ -152,12 +152,10 @@ def start_and_end(outputs: Any, labels: Any) -> Any:
     return outputs[:2]
 
 
-def metrics(
-    rows: Rows, parts: Sequence[ContextPart], data: DataSection
-) -> Callable[[EvalPrediction], dict[str, float]]:
+def metrics(rows: Rows, parts: Sequence[ContextPart]) -> Callable[[EvalPrediction], dict[str, float]]:
     """Make Trainer's compute_metrics for features of `encode`: `squad_scores` of the answers."""
-    contexts = [row[data.context] for row in rows]
-    references = [row[data.answers]["text"] for row in rows]
+    contexts = [row["context"] for row in rows]
+    references = [row["answers"]["text"] for row in rows]
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         start, end = (np.asarray(scores) for scores in prediction.predictions)

@@ -68,7 +68,7 @@ def load_rows(data: DataSection) -> tuple[Rows, Rows | None, list[str] | None]:
     else:
         train, names = _read_hub(data.source, data.config, data.split, "data.source", data.label)
         held = _read_hub(data.source, data.config, data.validation, "data.source")[0] if data.validation else None
-    structured = (data.messages, data.answers if data.kind == "question_answering" else None)
+    structured = (data.messages, "answers" if data.kind == "question_answering" else None)
     also = () if data.messages is None else ("tools",)
     return (
         _select(train, columns, data.source, structured, also),
@@ -140,7 +140,7 @@ def sample(rows: Rows, count: int | None, seed: int, side: str) -> Rows:
 
 def _columns(data: DataSection) -> list[str]:
     if data.kind == "question_answering":
-        named = [data.question, data.context, data.answers]
+        named = ["question", "context", "answers"]
     elif data.kind in GENERATED:
         named = [data.prompt, data.completion, data.messages, *template_columns(data.template or "")]
     else:

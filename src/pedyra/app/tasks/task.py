@@ -84,7 +84,7 @@ def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, 
     if data.kind == "question_answering":
         judged, parts = question_answering.encode(evaluation, data, tokenizer, "validation")
         trained, _ = question_answering.encode(train, data, tokenizer, "training")
-        compute_metrics = question_answering.metrics(evaluation, parts, data)
+        compute_metrics = question_answering.metrics(evaluation, parts)
         preprocess, targets = question_answering.start_and_end, tuple(question_answering.LABELS)
     elif data.kind in GENERATED:
         module = causal_lm if data.kind == "causal_lm" else seq2seq
