@@ -33,14 +33,6 @@ def test_source_and_answer_are_closed_as_the_model_is_used_to(model: str, begins
     assert (len(row["input_ids"]), len(row["labels"])) == (3, 2)
 
 
-@pytest.mark.parametrize(("row", "what"), [({"document": " ", "summary": "x"}, "source"),
-                                           ({"document": "x", "summary": ""}, "answer")])  # fmt: skip
-def test_an_empty_text_is_told(row: dict[str, str], what: str):
-    tokenizer = load_tokenizer(ModelSection(name="tiny-t5"))
-    with pytest.raises(ValueError, match=f"validation row 2 has an empty {what}; remove the row or fill it"):
-        encode([{"document": "x", "summary": "x"}, row], section(), tokenizer, "validation")
-
-
 def test_rouge_by_hand():
     # "cats sat" is stemmed to "cat sat". 2 of 3 given and 2 of 2 right words; 1 of 2 and 1 of 1 pairs.
     scores = rouge(["the cat sat", "x"], ["cats sat", "y"])

@@ -130,14 +130,6 @@ def test_a_scorer_that_is_not_installed_is_told(score: str, package: str, monkey
         check_scorer(score)
 
 
-def test_an_empty_prompt_is_told_where_the_tokenizer_begins_no_text():
-    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "", "completion": "b"}]
-    data = {"prompt": "prompt", "completion": "completion"}
-    assert decoded(load(data, {"mine": {}}, rows=rows)[0]) == ["<s>a", "<s>"]
-    with pytest.raises(ValueError, match="row 2 of the test set mine has an empty prompt; remove the row or fill it"):
-        load(data, {"mine": {}}, "tiny-t5", rows)
-
-
 @pytest.mark.parametrize(
     ("section", "told"),
     [

@@ -16,22 +16,14 @@ from pedyra.app.recipe_sections import DataSection
 from pedyra.app.tasks.causal_lm import token_losses
 from pedyra.app.tasks.sources import Rows
 from pedyra.app.tasks.tokens import num_cut, prompt_text, tell_cut
-from pedyra.errors import UserError
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
 def encode(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, side: str) -> list[dict[str, list[int]]]:
-    """Make input_ids and attention_mask of each source, cut to max_length, and labels, cut to max_target_length.
-
-    Raises ValueError for an empty source or answer.
-    """
+    """Make input_ids and attention_mask of each source, cut to max_length, and labels, cut to max_target_length."""
     sources = [prompt_text(row, data.prompt, data.template) for row in rows]
     targets = [str(row[data.completion or ""]) for row in rows]
-    for name, texts in (("source", sources), ("answer", targets)):
-        empty = next((number for number, text in enumerate(texts, start=1) if not text.strip()), None)
-        if empty is not None:
-            raise UserError(f"{side} row {empty} has an empty {name}; remove the row or fill it")
     columns = tokenizer(sources, truncation=data.max_length is not None, max_length=data.max_length)
     answers = tokenizer(text_target=targets, truncation=True, max_length=data.max_target_length)
     tell_cut(num_cut(columns), len(rows), side, data.max_length)

@@ -69,7 +69,7 @@ def load_test_sets(
     """Read the test sets of a recipe and make prompts of them. An encoder-decoder has its held-out rows without any.
 
     Raises ValueError, one line, for a source of a set that is not known, columns that are missing, references that are
-    empty, prompts without tokens, and two sets of the same held-out rows.
+    empty, and two sets of the same held-out rows.
     """
     if not generate and data.kind == "seq2seq":
         generate = {"held_out": GenerateSection()}
@@ -91,7 +91,7 @@ def check_scorer(score: str | None) -> None:
 
 @dataclass(frozen=True)
 class _Trained:
-    """A model is asked as it was trained, and this says how."""
+    """A model is asked as it was trained, which its data, tokenizer and seed tell."""
 
     data: DataSection
     tokenizer: PreTrainedTokenizerBase
@@ -113,7 +113,7 @@ class _Trained:
                 raise UserError(f"generate.{name} has the score code, and held-out rows have no tests to run")
             rows = sample(self.held_out, settings.rows, self.seed, "validation")
             texts, references = map(list, zip(*map(self._own, rows), strict=True))
-        elif settings.score == "code":
+        elif known["score"] == "code":
             problems = problems_of(self._rows(name, known, settings, None), f"generate.{name}")
             template = known.get("template")
             if settings.stop is None and not self.data.messages and template is None:
@@ -128,9 +128,6 @@ class _Trained:
             references = [str(row[reference]) for row in rows]
         _check_references(name, settings, references)
         prompts = [self._tokens(text) for text in texts]
-        empty = next((number for number, ids in enumerate(prompts, start=1) if not ids), None)
-        if empty is not None:  # the tokenizer begins no text with a token, so there is nothing to go on from
-            raise UserError(f"row {empty} of the test set {name} has an empty prompt; remove the row or fill it")
         return TestSet(
             name=name, prompts=prompts, settings=settings, references=references, problems=problems, own=own,
             ends=self._ends(),
