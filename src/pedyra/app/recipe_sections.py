@@ -225,6 +225,6 @@ class GenerateSection(Section):
     stop: list[Annotated[str, Field(min_length=1)]] | None = None
     """Texts that end an answer, and are no part of it; an end token always does."""
     beams: int | None = Field(default=None, ge=1)
-    """Beam search over so many; 1 is greedy. Default: 4 for an encoder-decoder, else 1."""
+    """Width of the beam search; 1 is greedy. Default: 4 for an encoder-decoder, else 1."""
     batch_size: int = Field(default=16, ge=1)
     """Texts written at once."""

@@ -101,7 +101,7 @@ def one_line(error: ValidationError, model: type[BaseModel], depth: int) -> str:
 
     Args:
         model: the schema that was broken; it has the names of the keys.
-        depth: settings are so many keys deep where the first mistake is; pydantic's paths may go on below them, e.g.
+        depth: how many keys deep settings are where the first mistake is; pydantic's paths may go on below them, e.g.
             into a union.
     """
     mistakes: dict[tuple[int | str, ...], list[ErrorDetails]] = {}

@@ -54,7 +54,7 @@ class Axes:
     log_x: bool = False
     log_y: bool = False
     linear_to: float | None = None
-    """The y axis is linear up to so much to both sides of 0, and logarithmic beyond."""
+    """The y axis is linear up to this distance from 0, and logarithmic beyond."""
     from_zero: bool = False
     """The y axis includes 0."""
     reverse: bool = False

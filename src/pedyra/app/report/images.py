@@ -16,8 +16,8 @@ from pedyra.app.report.records import read_run
 from pedyra.lora.files import write_file
 
 FORMATS = ("svg", "png")
-RESOLUTION = 200  # a PNG has so many dots per inch
-_WIDTH, _HEIGHT = 380, 240  # a panel has so many points
+RESOLUTION = 200  # dots per inch of a PNG
+_WIDTH, _HEIGHT = 380, 240  # of a panel, in points
 
 
 def save_figures(run_dir: Path, out_dir: Path) -> list[Path]:

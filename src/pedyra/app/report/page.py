@@ -21,7 +21,7 @@ from pedyra.app.yaml_file import to_yaml
 from pedyra.errors import UserError
 from pedyra.lora.files import write_file
 
-SAMPLES = 5  # so many of the model's texts are shown
+SAMPLES = 5  # of the model's texts are shown
 ABSENT = "–"  # it stands for what a run did not record
 
 

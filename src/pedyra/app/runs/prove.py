@@ -86,7 +86,7 @@ def prove_paths(
 
     Args:
         other: keys of `model` in a recipe by which the base of `b` is another.
-        rows: at most so many; None: all.
+        rows: the most that are taken; None: all.
         shown: progress bars.
 
     Raises:

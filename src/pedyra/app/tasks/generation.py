@@ -29,7 +29,7 @@ from transformers import (
 from pedyra.app.recipe_sections import GenerateSection
 from pedyra.lora.files import append_row, json_line, read_rows, write_file
 
-PLAIN_LINES = 10  # progress takes so many lines where stdout is no terminal
+PLAIN_LINES = 10  # of progress, where stdout is no terminal
 
 WRITING = {"max_new_tokens", "stop", "beams", "batch_size"}
 """Keys of `GenerateSection` that change what is written after given tokens."""

@@ -29,7 +29,7 @@ class Task:
     eval: Dataset
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     num_labels: int | None
-    """The head has so many outputs: classes, 1 for regression; None where the task brings no new classes."""
+    """Outputs of the head: classes, 1 for regression; None where the task brings no new classes."""
     compute_metrics: Compute
     preprocess_logits: Callable[[Any, Any], Any]
     """Trainer's preprocess_logits_for_metrics: causal_lm keeps two numbers a row, not the logits."""

@@ -25,7 +25,7 @@ from pedyra.app.tasks.tokens import chat_text, prompt_text, prompt_tokens, tools
 from pedyra.errors import UserError
 
 TOKENS = 128
-"""A set that is not known has so many generate.<set>.max_new_tokens."""
+"""A set that is not known has these max_new_tokens by default."""
 
 SCORERS = {"rouge": rouge_scorer, "math": math_verify}
 """Score -> a function that raises ImportError where its package is not installed."""
