@@ -25,7 +25,7 @@ def make_optimizer(
 
 
 class Loop:
-    """It does what a method needs in a hand-written loop, around each step:
+    """A hand-written loop calls this around each step, so that a method gets what it needs:
 
         loop = Loop(adaptation, optimizer, total_steps)
         for batch in batches:
@@ -50,11 +50,11 @@ class Loop:
         if adaptation.ranks is not None:
             self.allocator = RankAllocator(adaptation.model, optimizer, adaptation.ranks, total_steps)
         self.taken = 0
-        """So many steps were taken so far."""
+        """Steps taken so far."""
         adaptation.hooks.begin(Running(total_steps=total_steps, allocator=self.allocator))
 
     def begin_step(self) -> None:
-        """It is called before the first forward pass of a step."""
+        """Begin a step, before its first forward pass."""
         self.adaptation.hooks.step_begins(self.taken)
 
     def step(self) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ _VOCABULARY = 1000
 
 @dataclass(frozen=True)
 class BenchModel:
-    """It has a base model, the kind of its head, and the shape of one training batch."""
+    """A base model, the kind of its head, and the shape of one training batch."""
 
     name: str
     load: Callable[[], nn.Module]

@@ -44,25 +44,25 @@ PROFILES: dict[str, tuple[int, ...]] = {
     "linear": (0, 1, 1, 2, 3, 4, 4, 5, 6, 7, 7, 8),
     "uniform": (4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4),
 }
-"""These true ranks have the budget of the student's uniform rank. "random" draws others per seed."""
+"""True ranks with the budget of the student's uniform rank; "random" draws others per seed."""
 WIDTH, DEPTH, RANK = 64, 12, 4
 """Every result was measured with this width of the linear layers, their number, and the student's uniform rank."""
 TAIL = 0.03
 """The full-rank part of the update has this size, relative to the planted one."""
 ARCHITECTURES = ("mlp", "block")
 TOKENS = 8
-"""A sequence of the block architecture has so many."""
+"""The length of a sequence of the block architecture."""
 BATCH = 128
 SMOKE_STEPS = 24
 """The fewest in which every method does what it does."""
 ORACLE = "oracle"
-"""This is LoRA with the true ranks from the start."""
+"""LoRA with the true ranks from the start."""
 WINDOW: dict[str, Any] = dict(interval=1 / 30, initial_warmup=1 / 15, final_warmup=4 / 15)
 """Every rank-adaptive method has this schedule."""
 MOVES = {"pedyra": 1 / 12, "random": 1 / 6, "mask": 1 / 12}
-"""Its k is this part of the total rank."""
+"""Method -> k, as a part of the total rank."""
 IN_RANKS = ("increlora", "triadaptlora")
-"""These methods are defined by a budget of ranks; all others spend parameters where they can choose."""
+"""Methods that are defined by a budget of ranks; all others spend parameters where they can choose."""
 
 
 def planted(
@@ -108,13 +108,13 @@ def planted(
 
 @dataclass(frozen=True)
 class Problem:
-    """It has a base model to adapt, the function that it should become, and the ranks that would do it."""
+    """A base model to adapt, the function that it should become, and the ranks that would do it."""
 
     base: PlantedModel
     teacher: PlantedModel
     true_ranks: tuple[int, ...]
     noise: float
-    """It is the standard deviation of the targets' noise, relative to the size of the true change of the output."""
+    """The standard deviation of the targets' noise, relative to the size of the true change of the output."""
 
     @property
     def layer_names(self) -> list[str]:
@@ -123,7 +123,7 @@ class Problem:
 
 
 class PlantedModel(nn.Module):
-    """It is a stack of square linear layers without biases, `layers`; subclasses say what they compute."""
+    """A stack of square linear layers without biases, `layers`; subclasses say what they compute."""
 
     inputs: tuple[int, ...]
     """An input has this shape beside the batch."""
@@ -134,7 +134,7 @@ class PlantedModel(nn.Module):
 
 
 class ResidualMLP(PlantedModel):
-    """It maps x -> x + tanh(W_l x) / sqrt(depth), layer after layer; x `(batch, width)`."""
+    """x -> x + tanh(W_l x) / sqrt(depth), layer after layer; x `(batch, width)`."""
 
     inputs = (WIDTH,)
 
@@ -145,7 +145,7 @@ class ResidualMLP(PlantedModel):
 
 
 class Blocks(PlantedModel):
-    """It has pre-norm transformer blocks of six layers (q, k, v, o, up, down), four heads; x `(batch, TOKENS, width)`.
+    """Pre-norm transformer blocks of six layers (q, k, v, o, up, down), four heads; x `(batch, TOKENS, width)`.
 
     Attention is not causal, and the feed-forward part is as wide as the model.
     """

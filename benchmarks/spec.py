@@ -17,10 +17,10 @@ from pedyra.pe_dyra.config import RANK_FIELDS, RankSettings
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSpec:
-    """It names a method, and what is changed of it."""
+    """A method, and what is changed of it."""
 
     text: str
-    """It stands as it was given."""
+    """The method as it was written on the command line."""
     name: str
     rank: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)

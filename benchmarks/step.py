@@ -36,12 +36,12 @@ STEP_KEY = (
     "run_steps",
 )  # fmt: skip
 FLOOR = "floor"
-"""No adapter is at work; this is timed beside the methods."""
+"""A model without an adapter at work, timed beside the methods."""
 DEFAULT = (FLOOR, "lora", "adalora", "dora", "pedyra", "pedyra:alpha=1.0")
 KINDS = ("observed", "idle")
 """A method observes some of its steps."""
 LEAST_ROUNDS = 8
-"""Each kind of step has so many: an adjustment follows every fourth part of the observed ones."""
+"""Fewer of each kind would have no adjustment after every fourth part of the observed ones."""
 RUN_STEPS = 1000
 """The mean step is told of a run of this length."""
 RANK, LR = 8, 1e-4
@@ -50,14 +50,14 @@ _WARMUP = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Steps are timed so, the same for every model and method."""
+    """Steps are timed in one way for every model and method."""
 
     rounds: int = 20
-    """So many timed steps are observed by a method, and as many are not."""
+    """Timed steps that a method observes; as many more are idle."""
     batch: int | None = None
-    """A step has so many rows; None: the model's."""
+    """Rows of a step; None: the model's."""
     length: int | None = None
-    """A row has so many tokens; None: the model's."""
+    """Tokens of a row; None: the model's."""
     dtype: str = "float32"
     device: str = "cpu"
     cpu_time: bool = False
@@ -168,7 +168,7 @@ def run_schedule(spec: MethodSpec, total_steps: int = RUN_STEPS) -> Schedule:
 
 
 class Variant:
-    """It is one way to train, in `benchmarks.loop`, and has what its steps took."""
+    """One way to train, in `benchmarks.loop`, and what its steps took."""
 
     def __init__(self, adaptation: Adaptation, timing: Timing) -> None:
         self.model: Any = adaptation.model.to(timing.device).train()
@@ -179,11 +179,11 @@ class Variant:
         self.loop = Loop(adaptation, self.optimizer, timing.total_steps)
         self.allocator = self.loop.allocator
         self.seconds: list[float] = []
-        """They are those of each timed step, without its adjustment."""
+        """Seconds of each timed step, without its adjustment."""
         self.observed: list[bool] = []
-        """It tells whether the method observed each timed step."""
+        """True for each timed step that the method observed."""
         self.adjustments: list[float] = []
-        """They are the seconds of each."""
+        """Seconds of each."""
 
     def step(self, batch: dict[str, Tensor], clock: Callable[[], float], *, timed: bool = True) -> None:
         """Run one training step, and the adjustment that follows it."""

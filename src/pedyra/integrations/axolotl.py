@@ -17,14 +17,14 @@ from pedyra.trainer.fit import fit_trainer
 
 LOG = get_logger("axolotl.pedyra")  # a child of the logger whose level axolotl sets
 KERNELS = ("lora_qkv_kernel", "lora_o_kernel", "lora_mlp_kernel", "lora_embedding_kernel")
-"""These kernels of axolotl read the factors themselves and never call the layers, so that nobody sees their inputs."""
+"""Kernels of axolotl that read the factors themselves and never call the layers, so that nobody sees their inputs."""
 
 
 class PedyraSection(BaseModel, extra="forbid"):
-    """It stands under `pedyra`."""
+    """The section `pedyra` of axolotl's file."""
 
     method: Literal["pedyra"] | None = None
-    """Ranks move so while it trains; none: they stay."""
+    """Ranks move by this method while axolotl trains; none: they stay."""
     settings: dict[str, Any] = {}
     """Fields of PeDyra."""
     fit: Wanted | None = None

@@ -21,7 +21,7 @@ NO_PENALTY = 1e-300
 RANK_SETTINGS: dict[str, Any] = dict(
     alpha=1.0, omega="uniform", score_norm="none", start="svd", budget="ranks", orth_weight=0.1
 )
-"""These fields of RankSettings are AdaLoRA's scores and start; budget and orthogonality weight are defaults."""
+"""Fields of RankSettings that are AdaLoRA's scores and start; budget and orthogonality weight are defaults."""
 
 
 class AdaLoraSettings(Settings):
@@ -89,7 +89,7 @@ def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
 
 
 class AdaLoraHooks(Hooks):
-    """They call PEFT's allocator after every optimizer step, as the authors' trainer does.
+    """PEFT's allocator is called after every optimizer step, as in the authors' trainer.
 
     Args:
         model: a PeftModel with an AdaLoRA adapter "default".
@@ -100,7 +100,7 @@ class AdaLoraHooks(Hooks):
         self.model, self.schedule = model, schedule
         self.config: Any = model.peft_config["default"]
         self.weight = self.config.orth_reg_weight or NO_PENALTY
-        """It weighs the orthogonality term in the loss of a micro-batch."""
+        """The weight of the orthogonality term in the loss of a micro-batch."""
         self._without_penalty_in_evaluation()
 
     def begin(self, run: Running) -> None:
@@ -140,8 +140,8 @@ def cubic_budget(first: int, last: int, part: float) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Prune(ScoredMethod):
-    """It goes from a uniform rank `initial` to the budget of a uniform rank `final`: the triples with the lowest scores
-    of all layers go, the same amount at every adjustment or, `cubic`, until AdaLoRA's b(t) is met."""
+    """A run shrinks from a uniform rank `initial` to the budget of a uniform rank `final`: the lowest triples of all
+    layers go, the same amount at every adjustment or, `cubic`, until AdaLoRA's b(t) is met."""
 
     initial: int
     final: int

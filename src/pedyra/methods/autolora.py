@@ -28,7 +28,7 @@ WIDTH = 2
 """Ranks that are searched, relative to lora.r. About half of them count, so the LoRA that is trained has about the size
 of one of rank lora.r, as every method of a comparison does."""
 VALIDATION = 0.3
-"""This part of the training rows weighs the ranks, as the authors' does; held-out rows are never looked at."""
+"""The part of the training rows that weighs the ranks, the authors' choice; held-out rows are never looked at."""
 RATE = 3e-4
 """The learning rate of A and B while searching, and that of the weights of the ranks: the authors'."""
 
@@ -41,7 +41,7 @@ class AutoLoraSettings(Settings):
 
 
 class WeighedB(Slot):
-    """It is the B slot while searching, and maps h (..., k) -> (softmax(a) * h) B^T (..., out), with B `(out, k)` and a
+    """While searching the B slot maps h (..., k) -> (softmax(a) * h) B^T (..., out), with B `(out, k)` and a
     `(k,)`."""
 
     def __init__(self, B: nn.Parameter) -> None:
@@ -51,7 +51,7 @@ class WeighedB(Slot):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """It is B diag(softmax(a))."""
+        """B diag(softmax(a))"""
         return self.B * self.a.softmax(0)
 
 

@@ -17,14 +17,14 @@ from pedyra.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """It is a source of batches, and has the loss of a model on one."""
+    """A source of batches, and the loss of a model on one."""
 
     batches: Callable[[], Iterator[Any]]
-    """It gives batches without end, and the same ones from the first on at every call."""
+    """Returns batches without end, and the same ones from the first on at every call."""
     loss: Callable[[nn.Module, Any], Tensor]
-    """It maps (model, batch) to the mean loss."""
+    """(model, batch) -> the mean loss."""
     split: Callable[[float], tuple[Data, Data]] | None = None
-    """It gives two sources without a common row, the second of this part; None: no row comes twice, so that every other
+    """Returns two sources without a common row, the second of this part; None: no row comes twice, so that every other
     batch will do."""
 
     def parts(self, fraction: float) -> tuple[Data, Data]:

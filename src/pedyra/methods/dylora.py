@@ -24,7 +24,7 @@ class DyLoraSettings(Settings):
 
 
 class NestedRank(Hooks):
-    """It is the rank that all layers of one model run at, drawn anew for each optimizer step, chosen for evaluation.
+    """All layers of a model run at this rank, which is drawn anew for each optimizer step, and chosen for evaluation.
 
     Args:
         r: the largest rank.
@@ -55,7 +55,7 @@ class NestedRank(Hooks):
 
 
 class NestedA(nn.Module):
-    """It is the A slot, and maps x (..., in) -> x A[:b]^T (..., b). `rows` is the whole A `(r, in)`."""
+    """The A slot maps x (..., in) -> x A[:b]^T (..., b). `rows` is the whole A `(r, in)`."""
 
     bias = None
 
@@ -65,7 +65,7 @@ class NestedA(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """It is A at the chosen rank, for merging."""
+        """A at the chosen rank, for merging."""
         return self.rows[: self.nested.chosen]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class NestedA(nn.Module):
 
 
 class NestedB(nn.Module):
-    """It is the B slot, and maps h (..., b) -> r/b h B[:, :b]^T; with PEFT's alpha/r, alpha/b in all. `columns` is B
+    """The B slot maps h (..., b) -> r/b h B[:, :b]^T; with PEFT's alpha/r, alpha/b in all. `columns` is B
     `(out, r)`."""
 
     bias = None
@@ -84,7 +84,7 @@ class NestedB(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """It is r/b B at the chosen rank, for merging."""
+        """r/b B at the chosen rank, for merging."""
         return self.columns[:, : self.nested.chosen] * (self.nested.r / self.nested.chosen)
 
     def forward(self, h: Tensor) -> Tensor:

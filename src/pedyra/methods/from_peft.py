@@ -1,4 +1,4 @@
-"""These methods are a LoraConfig, or an optimizer of PEFT, and nothing else: they are never rewritten."""
+"""LoRA, LoRA+, PiSSA, DoRA and QLoRA are a LoraConfig, or an optimizer of PEFT, and are never rewritten."""
 
 from __future__ import annotations
 

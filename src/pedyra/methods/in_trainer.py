@@ -46,7 +46,7 @@ def check_arguments(refused: Mapping[str, str], args: TrainingArguments) -> None
 
 
 class MethodCallback(TrainerCallback):
-    """It calls a method's hooks at Trainer's events."""
+    """A method's hooks are called at Trainer's events."""
 
     def __init__(self, adaptation: Adaptation, trainer: Trainer, ranks: RankTraining | None) -> None:
         self.adaptation, self.trainer, self.ranks = adaptation, trainer, ranks

@@ -25,9 +25,9 @@ from pedyra.pe_dyra.triple_scores import ScoreState
 
 RESERVE_E = 1e-5
 _BLOCK_ELEMENTS = 1 << 20
-"""At most this much of one layer's dense gradient exists at a time: 4 MB."""
+"""A block of one layer's dense gradient has at most so many entries: 4 MB."""
 RANK_SETTINGS: dict[str, Any] = dict(alpha=1.0, start="svd", budget="ranks", orth_weight=0.1, min_rank=0)
-"""These fields of RankSettings make the method; the orthogonality weight is a default."""
+"""Fields of RankSettings that make the method; the orthogonality weight is a default."""
 
 
 def dense_sensitivity(x: Tensor, gradient: Tensor, A: Tensor, E: Tensor, B: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def dense_sensitivity(x: Tensor, gradient: Tensor, A: Tensor, E: Tensor, B: Tens
 
 
 class DenseSensitivity(ScoreState):
-    """It keeps Eq. (3)'s two averages of `dense_sensitivity`; a layer's score is their product.
+    """Eq. (3)'s two averages of `dense_sensitivity` are kept; a layer's score is their product.
 
     Hooks on the two slots see the input and, in the backward pass, the gradient; the dense gradient is never kept. With
     gradient accumulation the values of the micro-batches are summed, where |sum| of all would need it.
@@ -122,7 +122,7 @@ def growth(
 
 @dataclass(frozen=True, kw_only=True)
 class GrowFromReserve(ScoredMethod):
-    """This is IncreLoRA. A layer's last `add` triples are its reserve, dropped when the budget is met."""
+    """IncreLoRA's plan: a layer's last `add` triples are its reserve, dropped when the budget is met."""
 
     scores = DenseSensitivity
 
@@ -175,7 +175,7 @@ class GrowFromReserve(ScoredMethod):
 
 
 class ReserveHooks(Hooks):
-    """They keep the reserve's E as it is while its A and B learn in advance, and out of the norm that is clipped."""
+    """The reserve's E stays as it is while its A and B learn in advance, and stays out of the norm that is clipped."""
 
     def __init__(self, method: GrowFromReserve) -> None:
         self.method = method

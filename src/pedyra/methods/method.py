@@ -1,4 +1,4 @@
-"""This is what a method is given, what it gives back, and what methods share. It knows no Trainer.
+"""A method takes a `Request` and gives back an `Adaptation`; what methods share is here too, and knows no Trainer.
 
 `pedyra.methods.in_trainer` runs an `Adaptation` in transformers' Trainer, and `benchmarks.loop` in a loop of its own.
 """
@@ -32,7 +32,6 @@ class Request:
     """A run asks this of a method."""
 
     method: str
-    """Its name."""
     model: nn.Module
     """The base model, which the method wraps in place."""
     lora: LoraConfig
@@ -40,7 +39,7 @@ class Request:
     rank: Mapping[str, Any] = field(default_factory=dict)
     """Fields of RankSettings; a method that moves no ranks passes over them."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """These settings only this method has."""
+    """Settings that only this method has."""
     seed: int = 0
     """All that is drawn follows from it; the global seeds are set to it before an adapter is made."""
     steps: int = 1
@@ -115,11 +114,11 @@ def changed(lora: LoraConfig, **changes: Any) -> LoraConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """This is the training that a method's hooks take part in."""
+    """The training that a method's hooks take part in."""
 
     total_steps: int
     allocator: RankAllocator | None = None
-    """It moves the ranks, where they move."""
+    """None where ranks stay as they are."""
     micro_batches: int = 1
     """Backward passes of a step, in all processes, whose losses are each divided by the whole step's count already."""
 
@@ -128,16 +127,16 @@ class Hooks:
     """A method acts by these around a step, beside moving ranks; here they do nothing. Steps count from 0."""
 
     def begin(self, run: Running) -> None:
-        """It is called before the first step, or the first after a resume."""
+        """Begin, before the first step or the first after a resume."""
 
     def step_begins(self, step: int) -> None:
-        """It is called before the first forward pass of a step."""
+        """Act before the first forward pass of a step."""
 
     def stepped(self, step: int, *, skipped: bool = False) -> None:
-        """The optimizer has stepped and gradients are still there. `skipped`: a GradScaler left the step out."""
+        """Act after the optimizer's step, with gradients still there. `skipped`: a GradScaler left the step out."""
 
     def end(self) -> None:
-        """It is called after the last step. It is not called where training breaks off."""
+        """End after the last step, but not where training breaks off."""
 
 
 MakeOptimizer = Callable[[type[Optimizer], dict[str, Any], float], Optimizer]
@@ -146,7 +145,7 @@ MakeOptimizer = Callable[[type[Optimizer], dict[str, Any], float], Optimizer]
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptation:
-    """It is a model with its adapter, and what has to happen around its training.
+    """A model with its adapter, and what has to happen around its training.
 
     Whoever trains makes the optimizer by `optimizer` where there is one, moves ranks by `ranks`, calls the hooks, and
     calls `finish` after training and before evaluating and saving. `model.save_pretrained` then writes an adapter that
@@ -155,7 +154,7 @@ class Adaptation:
 
     model: PeftModel
     ranks: RankMethod | None = None
-    """It moves the ranks, in a RankAllocator; None: they stay as they are."""
+    """The method that a RankAllocator moves the ranks by; None: they stay as they are."""
     optimizer: MakeOptimizer | None = None
     """None: any optimizer over all that is trained."""
     hooks: Hooks = Hooks()
@@ -171,7 +170,7 @@ class Settings(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
 
 @dataclass(frozen=True)
 class Method:
-    """It is one row of a comparison, by the name a recipe gives as `method`."""
+    """A method, by the name that a recipe gives as `method`."""
 
     name: str
     summary: str
@@ -189,7 +188,7 @@ class Method:
     moves_ranks: bool = False
     """Ranks change in training, on the schedule of `rank`."""
     peft_type: str = "LORA"
-    """It trains an adapter of this type; only a LoRA can be fitted."""
+    """The type of its adapter; only a LoRA can be fitted."""
 
     @property
     def setting_names(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""This has the names of all methods, in the order of a table, and no torch, so that a wrong name is told at once."""
+"""The names of all methods stand here without torch, in the order of a table, so that a wrong name is told at once."""
 
 from __future__ import annotations
 

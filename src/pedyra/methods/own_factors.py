@@ -33,7 +33,7 @@ class Factors:
 
 
 class Slot(nn.Module):
-    """This is a slot that is filled: it has a `weight`, and maps by it."""
+    """A filled slot has a `weight`, and maps by it."""
 
     bias = None  # an nn.Linear's attribute that PEFT reads
     weight: Tensor

@@ -37,7 +37,7 @@ def prepare_prune(request: Request, settings: AdaLoraSettings) -> Adaptation:
 
 @dataclass(frozen=True, kw_only=True)
 class Expand(ScoredMethod):
-    """It goes from a uniform rank `initial` to the budget of a uniform rank `final`, by the same amount at every
+    """The run grows from a uniform rank `initial` to the budget of a uniform rank `final`, by the same amount at every
     adjustment."""
 
     initial: int
@@ -73,7 +73,7 @@ def prepare_expand(request: Request) -> Adaptation:
 
 @dataclass(frozen=True, kw_only=True)
 class RandomMoves(ScoredMethod):
-    """It reads no score; what it draws depends on the seed and the step alone."""
+    """No score is read; what is drawn depends on the seed and the step alone."""
 
     def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         random = Random(f"{self.seed}/{now.step}")

@@ -15,7 +15,7 @@ from pedyra.methods.own_factors import Factors, Slot, fill, linear_slots, write_
 
 
 class PooledA(Slot):
-    """It is the A slot, and maps x (..., in) -> d * x [A; A_S]^T (..., r - k + kL).
+    """The A slot maps x (..., in) -> d * x [A; A_S]^T (..., r - k + kL).
 
     One layer of a type, the owner, has the pool as parameters of its own: A_S `(kL, in)` and B_S `(out, kL)`. They lie
     flat in it, because peft 0.19 loads no module inside a factor. The other layers read them there.
@@ -40,12 +40,12 @@ class PooledA(Slot):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """It is diag(d) [A; A_S]."""
+        """diag(d) [A; A_S]"""
         return self.d * torch.cat([self.A, self.owner.pool_A.to(self.A)])
 
 
 class PooledB(Slot):
-    """It is the B slot, and maps h (..., r - k + kL) -> h [B, B_S]^T (..., out). `B` is private, `(out, r - k)`."""
+    """The B slot maps h (..., r - k + kL) -> h [B, B_S]^T (..., out). `B` is private, `(out, r - k)`."""
 
     def __init__(self, B: Tensor, owner: PooledA) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class PooledB(Slot):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """It is [B, B_S]."""
+        """[B, B_S]"""
         return torch.cat([self.B, self._owner[0].pool_B.to(self.B)], 1)
 
 

@@ -28,7 +28,7 @@ class SoraSettings(Settings):
 
 
 class GatedA(Slot):
-    """It is the A slot, and maps x (..., in) -> g * x A^T (..., r), with A `(r, in)` and the gates g `(r, 1)`."""
+    """The A slot maps x (..., in) -> g * x A^T (..., r), with A `(r, in)` and the gates g `(r, 1)`."""
 
     def __init__(self, A: nn.Parameter, gate: Tensor) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class GatedA(Slot):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """It is diag(g) A."""
+        """diag(g) A"""
         return self.gate * self.A
 
 

@@ -25,11 +25,11 @@ from pedyra.pe_dyra.triple_scores import ScoreState
 
 STD = 0.02
 RANK_SETTINGS: dict[str, Any] = dict(alpha=1.0, start="lora", budget="ranks", orth_weight=0.5)
-"""These fields of RankSettings make the method; the orthogonality weight is a default."""
+"""Fields of RankSettings that make the method; the orthogonality weight is a default."""
 
 
 class CoreFactor(AFactor):
-    """It is the `lora_A` slot with a core, and maps x -> (C A) x, C = C_low + C_up `(r, r)`, both with the diagonal.
+    """The `lora_A` slot with a core maps x -> (C A) x, C = C_low + C_up `(r, r)`, both with the diagonal.
 
     E holds the core packed, `(r (r + 1),)`: rank n adds a row of n entries to C_low and a column of n to C_up, so that
     growing appends and moves nothing.
@@ -37,7 +37,7 @@ class CoreFactor(AFactor):
 
     @property
     def core(self) -> Tensor:
-        """It is C, `(r, r)`."""
+        """C, `(r, r)`"""
         rank = self.out_features
         places = _places(rank).to(self.E.device)
         return self.E.new_zeros(rank * rank).index_add(0, places, self.E).view(rank, rank)
@@ -99,7 +99,7 @@ def gaussian_core(rank: int, num: int, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class GrowByCore(ScoredMethod):
-    """This is TriAdaptLoRA."""
+    """TriAdaptLoRA's plan: layers grow where the core's norm has risen most."""
 
     scores = CoreNorms
     always_trains_e = True

@@ -17,7 +17,7 @@ from pedyra.lab.compare.tables import comparison_tables, print_tables, write_tab
 from pedyra.lora.files import json_line, write_file
 
 REPORTED, TUNING = "comparison.jsonl", "tuning.jsonl"
-"""They have the rows of this grid's runs; those of an earlier call that had others are in their run folders."""
+"""The files have the rows of this grid's runs alone; runs of an earlier, wider call keep theirs in their folders."""
 
 
 def prepared(grid: Grid) -> Experiment:

@@ -48,7 +48,7 @@ Name = Annotated[str, AfterValidator(_folder_name)]
 
 
 class MethodRow(Section):
-    """It is one row of the table: a method and what it has for itself."""
+    """One row of the table: a method and what it has for itself."""
 
     # `training` is the grid's alone: the comparison is at equal steps and data order.
 
@@ -57,7 +57,7 @@ class MethodRow(Section):
     learning_rates: Rates | None = None
     """Rates to choose from; default: the grid's."""
     match: Match | None = None
-    """This is equal to the baseline's; default: the grid's. `rank` leaves lora.r as it is, whatever its parameters."""
+    """The row is made equal to the baseline in this; default: the grid's. `rank` leaves lora.r as it is."""
     quantization: Literal["none", "nf4", "int8"] | None = None
     """Bits of this row's frozen weights; default: the model's. `pedyra` with nf4 is pedyra on QLoRA."""
     lora: dict[str, Any] = Field(default_factory=dict)
@@ -75,7 +75,7 @@ class TuningSection(Section):
 
 
 class Grid(Section):
-    """It describes one comparison."""
+    """One comparison, as its file describes it."""
 
     name: str
     """Title; default: the grid's file name."""
@@ -86,7 +86,7 @@ class Grid(Section):
     rank: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
     generate: dict[str, Any] = Field(default_factory=dict)
-    """It is a recipe's: `pedyra eval` of a run has its model answer these test sets. Training knows nothing of it."""
+    """As in a recipe: `pedyra eval` of a run has its model answer these test sets; training does not read them."""
     methods: dict[Name, MethodRow] = Field(min_length=1)
     """Rows of the table: a list of method names, or names with what each row has for itself."""
     tasks: dict[Name, dict[str, Any]] = Field(min_length=1)
@@ -101,9 +101,9 @@ class Grid(Section):
     """Rates to choose from, for every method without its own; one alone is used as it is."""
     tuning: TuningSection = TuningSection()
     match: Match = "parameters"
-    """This is equal for all methods: trainable parameters (within 5 %), or lora.r."""
+    """All methods are made equal in this: trainable parameters (within 5 %), or lora.r."""
     judge: Judge = "metric"
-    """This chooses rates and is compared: each task's own metric, or the evaluation loss, which is far less noisy."""
+    """Rates are chosen and rows compared by each task's own metric, or by the loss, which is far less noisy."""
 
     @model_validator(mode="before")
     @classmethod

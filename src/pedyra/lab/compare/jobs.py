@@ -45,20 +45,20 @@ class Entry:
 
 @dataclass(frozen=True)
 class Job:
-    """It is one run of a comparison."""
+    """One run of a comparison."""
 
     entry: Entry
     rate: float
     seed: int
     purpose: Purpose
-    """A run of `jobs` is reported."""
+    """Runs of `jobs` are reported, and those of `tuning` choose a rate."""
     folder: Path
-    """It is the comparison's."""
+    """The whole comparison writes below this folder."""
     recipe: dict[str, Any]
 
     @property
     def run(self) -> Path:
-        """Return its folder."""
+        """Return the folder of the run itself."""
         method, task, budget = self.entry.method, self.entry.task, self.entry.budget
         return self.folder / self.purpose / method / task / f"r{budget}" / f"lr{self.rate:g}" / f"seed{self.seed}"
 
@@ -78,12 +78,12 @@ class Job:
 
 @dataclass(frozen=True)
 class JobEnd:
-    """It says how a job ended."""
+    """A job has ended so."""
 
     job: Job
     status: Literal["done", "failed", "stopped"]
     message: str = ""
-    """It says in one line why the job failed."""
+    """The reason of a failure, in one line."""
 
 
 _FINAL = {
@@ -108,11 +108,11 @@ def is_done(job: Job) -> bool:
 
 
 Stops = list[bool]
-"""It grows by one at each Ctrl-C or SIGTERM. After the first, runs save a checkpoint and end; a second kills them."""
+"""The list grows by one at each Ctrl-C or SIGTERM: at the first, runs save a checkpoint and end; a second kills them."""
 
 
 class Engine(Protocol):
-    """It trains runs somewhere."""
+    """An engine trains runs: on this machine, or on a cluster."""
 
     def __call__(self, jobs: Sequence[Job], report: Callable[[JobEnd], None], stops: Stops) -> None:
         """Run the jobs to their ends, and begin none once there is a stop; `report` gets each end, one at a time."""
@@ -121,7 +121,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class ThisMachine:
-    """This engine runs so many at once as processes of this machine, each with its share of the cores as threads."""
+    """Runs are processes of this machine, `workers` at once, each with its share of the cores as threads."""
 
     workers: int = 1
 
@@ -139,7 +139,7 @@ class ThisMachine:
 
 
 HERE = ThisMachine()
-"""It trains one run after the other."""
+"""One run is trained after the other."""
 
 
 def run_jobs(jobs: Sequence[Job], report: Callable[[JobEnd], None], engine: Engine) -> None:

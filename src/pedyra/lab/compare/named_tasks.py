@@ -25,7 +25,7 @@ GLUE: dict[str, dict[str, Any]] = {
     "qnli": {"kind": "pairs", "text": "question", "text_pair": "sentence", "metric": "accuracy"},
     "rte": {"kind": "pairs", "text": "sentence1", "text_pair": "sentence2", "metric": "accuracy"},
 }
-"""These are keys of `data` of the eight GLUE tasks of the paper; labels are the Hub's numbers.
+"""The keys of `data` for the eight GLUE tasks of the paper; labels are the Hub's numbers.
 
 `metric` is the column of the paper's Table 2; its "Corr." for STS-B is read as Pearson's. A run reports the other
 official ones too: F1 of MRPC and QQP, Spearman's correlation of STS-B, and GLUE's own score of it, `combined`, the mean

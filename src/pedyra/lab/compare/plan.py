@@ -12,12 +12,12 @@ from pedyra.lab.compare.jobs import Job, is_done
 from pedyra.lab.compare.prepare import Experiment
 
 TERAFLOPS = 100
-"""An A100 reaches so many in a second in bfloat16, about a third of its peak."""
+"""An A100 reaches about this rate in bfloat16, a third of its peak."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """It tells what is left of a comparison, or of several."""
+    """A plan counts what is left of a comparison, or of several."""
 
     runs: int
     done: int

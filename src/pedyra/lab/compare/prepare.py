@@ -40,26 +40,26 @@ from pedyra.lora.files import read_json, write_file
 from pedyra.methods.registry import get_method
 
 SEED = 0
-"""It is the splits', which are the same for every method and seed."""
+"""Splits are drawn with this seed, so that they are the same for every method and seed of a run."""
 TUNING = 0.1
-"""This part of the training rows judges tuning runs."""
+"""The part of the training rows that judges tuning runs."""
 WHICH_ROWS = {"source", "validation", "config", "split", "validation_fraction", "group_by", "eval_rows"}
-"""These keys of `data` are spent when the rows are split."""
+"""Keys of `data` that have done their work once the rows are split."""
 TOLERANCE = 0.05
 """The number of parameters may be so far from the baseline's, relative to it."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Its grid has data that is split, and rows that are matched."""
+    """A grid whose data is split, and whose rows are matched."""
 
     grid: Grid
     folder: Path
     splits: Mapping[str, Mapping[str, Any]]
-    """It has the `data` section of each task and purpose of a job."""
+    """Task -> purpose of a job -> its section `data`."""
     matched: Mapping[Entry, int]
     weights: Mapping[str, int]
-    """It has the parameters of the base model of each kind of data."""
+    """Kind of data -> the number of parameters of the base model."""
 
     @property
     def entries(self) -> list[Entry]:

@@ -35,7 +35,7 @@ CARRY_SECONDS = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """It says what one run takes of a cluster."""
+    """One run takes this share of a cluster."""
 
     gpus: float | None = None
     """None: one where the cluster has any, else none."""
@@ -45,7 +45,7 @@ class Share:
 
 
 class RayCluster:
-    """This engine makes each run a task of Ray.
+    """Each run is a task of Ray.
 
     Args:
         address: of a cluster (`auto`, `ray://HOST:PORT`), or `local`, which starts one on this machine.

@@ -17,7 +17,7 @@ from pedyra.lora.files import read_rows
 
 NOT_A_METRIC = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 Row = dict[str, Any]
-"""It is a finished run's; see `result_row`."""
+"""A line of comparison.jsonl, for one finished run; `result_row` makes it."""
 
 
 def sign(metric: str) -> int:
@@ -95,11 +95,11 @@ def choose_rate(rows: Sequence[Row]) -> float | None:
 
 @dataclass(frozen=True)
 class RateCurve:
-    """It holds the tuning runs of an entry, and says which rate it is reported at."""
+    """The tuning runs of an entry, and which rate they choose."""
 
     entry: Entry
     rates: Sequence[float]
-    """They are the grid's, lowest first."""
+    """All rates of the grid, lowest first."""
     rows: Sequence[Row]
 
     @property
@@ -116,16 +116,15 @@ class RateCurve:
 
 @dataclass(frozen=True)
 class Comparison:
-    """It holds everything that is known of a comparison, finished or not."""
+    """Everything that is known of a comparison, finished or not."""
 
     grid: Grid
     rows: Sequence[Row]
-    """They are of the reported runs."""
     curves: Sequence[RateCurve]
-    """They are of the entries that choose among several rates."""
+    """Entries with a single rate have none."""
     failed: Sequence[JobEnd] = ()
     missing: int = 0
-    """So many reported runs of the grid are not there."""
+    """Reported runs of the grid that have not ended."""
 
     def values(self, method: str, task: str, budget: int, key: str = "value") -> dict[int, Any]:
         """Return seed -> value of an entry's runs."""

@@ -23,7 +23,7 @@ SCALES: tuple[Scale, ...] = get_args(Scale)
 _HERE = Path(__file__).parent
 TABLES, RECIPES = _HERE / "tables", _HERE / "recipes"
 CODE = {"humaneval", "humanevalplus", "mbpp", "mbppplus"}
-"""These metrics are found by running what a model wrote."""
+"""Metrics that are found by running what a model wrote."""
 
 
 class CellPart(Section):
@@ -35,9 +35,9 @@ class CellPart(Section):
     model: str | None = None
     """Put before the recipe's key: llama2 and python make llama2_python."""
     metric: str | None = None
-    """It is of the run's last evaluation or generation, or one of `pedyra.lab.paper.figures`."""
+    """A metric of the run's last evaluation or generation, or one of `pedyra.lab.paper.figures`."""
     factor: float = 1.0
-    """It leads from the measured unit to the published one, e.g. 100."""
+    """The published number is the measured one times this, e.g. 100."""
     r: int | None = None
     """lora.r; default: the recipe's."""
     match: Literal["parameters"] | None = None
@@ -60,22 +60,22 @@ class CellPart(Section):
 
 
 class AtScale(Section):
-    """It says how an item is measured at one scale."""
+    """An item is measured so at one scale."""
 
     recipes: dict[str, str]
     """Key -> recipe in recipes/. Cells whose key is missing are not measured at this scale."""
     seeds: list[int] = [0]
     columns: dict[str, CellPart] | None = None
-    """These are measured in the place of the item's columns, which tiny models are too poor for."""
+    """Measured in the place of the item's columns, for which tiny models are too poor; None: the item's."""
     gpu_gb: float | None = None
-    """Memory of the GPU that it needs, estimated; None: no GPU."""
+    """The GPU needs about so much memory; None: no GPU is needed."""
     hours: float
-    """So long take all runs of one seed, estimated."""
+    """All runs of one seed take about so long."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """It names one number that can be measured."""
+    """One number that can be measured."""
 
     row: str
     column: str
@@ -85,12 +85,12 @@ class Cell:
 
 
 class Item(Section):
-    """It holds a table or figure."""
+    """A table or figure of the paper."""
 
     id: str
     title: str
     claim: str
-    """The paper says in one sentence that it shows this."""
+    """The paper says in one sentence what it shows."""
     rows: dict[str, CellPart]
     columns: dict[str, CellPart]
     published: dict[str, dict[str, float | None]] = Field(default_factory=dict)

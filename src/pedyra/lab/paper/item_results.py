@@ -18,7 +18,7 @@ Rates = Mapping[tuple[str, str], float]
 """(row, column) -> the learning rate of its runs."""
 
 Row = dict[str, Any]
-"""It stands in the JSON file for one row x column of an item; see `result_row`."""
+"""A line of the JSON file, for one row x column of an item; `result_row` makes it."""
 
 
 def result_row(

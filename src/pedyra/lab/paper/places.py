@@ -20,7 +20,7 @@ class Places:
     """Where the user has models and data."""
 
     data_dir: Path | None = None
-    """It holds <task>/<split>.jsonl, also .gz, in the place of data sets on the Hub."""
+    """Data is read from <task>/<split>.jsonl there, also .gz, and not from the Hub."""
     models: Mapping[str, str] = field(default_factory=dict)
     """Name in a recipe -> what to load in its place: a folder, or another name."""
 

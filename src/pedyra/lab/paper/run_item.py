@@ -47,10 +47,9 @@ TUNING_ROWS = 1000
 
 
 class MeasuredItem(NamedTuple):
-    """It holds what a run of an item came to."""
+    """A run of an item has come to this."""
 
     results: list[Row]
-    """They have the columns that the scale measures."""
     files: list[Path]
     """Tables and figures."""
     failed: list[str]
@@ -172,7 +171,7 @@ def _named(generate: Mapping[str, Any], metrics: Set[str]) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Measurement:
-    """It pairs a grid with the cells of the item that its rows measure."""
+    """A grid, and the cells of the item that its rows measure."""
 
     grid: Grid
     recipe: Recipe
