@@ -40,14 +40,6 @@ def test_without_rates_a_grid_has_that_of_a_recipe(folder):
     assert check_grid(content, "x").rates("lora") == [2e-4]
 
 
-def test_numbers_of_lora_may_be_written_as_texts(make_grid):
-    grid = make_grid(
-        lora={"r": 2.0, "alpha": "4"}, methods={"lora": {}, "x": {"method": "dora", "lora": {"dropout": "0"}}}
-    )
-    assert (grid.lora, grid.methods["x"].lora) == ({"r": 2, "alpha": 4}, {"dropout": 0.0})
-    assert isinstance(grid.base_rank, int)
-
-
 @pytest.mark.parametrize(
     ("override", "told"),
     [
@@ -67,14 +59,14 @@ def test_numbers_of_lora_may_be_written_as_texts(make_grid):
         ("learning_rates=[0.00123456, 0.001234561]", "Input should have each value once, of rates to six digits"),
         ("methods.lora.learning_rates=[1, 1]", "methods.lora.learning_rates is [1, 1]: Input should have each value"),
         ("seeds=[true, 0]", "seeds.0 is True: Input should be a valid integer"),
-        ("methods.lora.lora.use_rslora=x", "methods.lora.lora: use_rslora is 'x'"),
+        ("methods.lora.lora.use_rslora=x", "methods.lora.lora.use_rslora is 'x'"),
         ("training.load_best_model_at_end=true", "chooses each run's step on the rows that are reported; leave it out"),
         ("training.learning_rate=1", "training.learning_rate is given; a grid has it as learning_rates"),
         ("match=memory", "match is 'memory': Input should be 'parameters' or 'rank'"),
         ("seed=[0]", "unknown key 'seed'; did you mean 'seeds'?"),
         ("methods.lora.learning_rate=[1]", "unknown key 'methods.lora.learning_rate'; did you mean"),
         ("methods.lora.training.max_steps=3", "unknown key 'methods.lora.training'"),
-        ("lora.r=0", "lora: r is 0"),
+        ("lora.r=0", "lora.r is 0"),
         ("methods.lora.lora.r=3", "methods.lora.lora.r follows from budgets and match"),
     ],
 )

@@ -6,7 +6,7 @@ A grid looks like a recipe (`model`, `lora`, `rank`, `training` mean the same an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -60,7 +60,7 @@ class MethodRow(Section):
     """The row is made equal to the baseline in this; default: the grid's. `rank` leaves lora.r as it is."""
     quantization: Literal["none", "nf4", "int8"] | None = None
     """Bits of this row's frozen weights; default: the model's. `pedyra` with nf4 is pedyra on QLoRA."""
-    lora: dict[str, Any] = Field(default_factory=dict)
+    lora: LoraSection = LoraSection()
     rank: dict[str, Any] = Field(default_factory=dict)
     method_settings: dict[str, Any] = Field(default_factory=dict)
 
@@ -82,7 +82,7 @@ class Grid(Section):
     output_dir: HomePath
     """Folder of the comparison; default: runs/<name>."""
     model: dict[str, Any]
-    lora: dict[str, Any] = Field(default_factory=dict)
+    lora: LoraSection = LoraSection()
     rank: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
     generate: dict[str, Any] = Field(default_factory=dict)
@@ -135,17 +135,9 @@ class Grid(Section):
         for name, row in methods.items():
             check_method(row.method)
             for key in ("r", "alpha"):
-                if key in row.lora:
+                if key in row.lora.model_fields_set:
                     raise UserError(f"methods.{name}.lora.{key} follows from budgets and match; remove it")
-        return {
-            name: row.model_copy(update={"lora": lora_settings(row.lora, f"methods.{name}.lora")})
-            for name, row in methods.items()
-        }
-
-    @field_validator("lora")
-    @classmethod
-    def _lora_settings(cls, lora: dict[str, Any]) -> dict[str, Any]:
-        return lora_settings(lora, "lora")
+        return methods
 
     @model_validator(mode="after")
     def _fits_together(self) -> Grid:
@@ -176,12 +168,7 @@ class Grid(Section):
     @property
     def all_budgets(self) -> list[int]:
         """Return the ranks of the baseline to compare at."""
-        return self.budgets or [self.base_rank]
-
-    @property
-    def base_rank(self) -> int:
-        """Return the rank that lora.alpha is given for."""
-        return self.lora.get("r", 8)
+        return self.budgets or [self.lora.r]
 
     def rates(self, method: str) -> list[float]:
         """Return the learning rates of a row, lowest first; one alone is used as it is, without tuning."""
@@ -190,22 +177,18 @@ class Grid(Section):
     def match_of(self, method: str) -> Match:
         return self.methods[method].match or self.match
 
+    def lora_of(self, method: str) -> dict[str, Any]:
+        """Return what is given of `lora` for a row: the grid's, and the row's own over it."""
+        shared, own = (each.model_dump(exclude_unset=True) for each in (self.lora, self.methods[method].lora))
+        return shared | own
+
     def _in_full(self, method: str) -> Any:
         """Return the modules that a row trains beside its adapter."""
-        return {**self.lora, **self.methods[method].lora}.get("modules_to_save") or []
+        return self.lora_of(method).get("modules_to_save") or []
 
     def to_yaml(self) -> str:
-        """Write the resolved grid; `load_grid` of it gives an equal grid."""
-        return to_yaml(self.model_dump(mode="json"))
-
-
-def lora_settings(given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return the values that a recipe would have of these keys of `lora`. Raise ValueError, a line that begins so."""
-    try:
-        section = LoraSection.model_validate(given)
-    except ValidationError as error:
-        raise UserError(f"{where}: {one_line(error, LoraSection, depth=1)}") from None
-    return {key: getattr(section, key) for key in given}
+        """Write what is given of the grid; `load_grid` of it gives an equal grid."""
+        return to_yaml(self.model_dump(mode="json", exclude_unset=True))
 
 
 def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
@@ -225,4 +208,4 @@ def check_grid(content: dict[str, Any], where: str) -> Grid:
     try:
         return Grid.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{where}: {one_line(error, Grid, depth=3)}") from None
+        raise UserError(f"{where}: {one_line(error, Grid, depth=4)}") from None

@@ -108,7 +108,7 @@ def is_done(job: Job) -> bool:
 
 
 Stops = list[bool]
-"""The list grows by one at each Ctrl-C or SIGTERM: at the first, runs save a checkpoint and end; a second kills them."""
+"""The list grows by one at each Ctrl-C or SIGTERM: at the first runs save a checkpoint and end; a second kills them."""
 
 
 class Engine(Protocol):

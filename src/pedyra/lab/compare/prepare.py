@@ -26,7 +26,7 @@ import torch
 from pedyra.app.models.base import load_tokenizer, shape_of
 from pedyra.app.models.lora import check_names
 from pedyra.app.recipe import Recipe, check_recipe, identity
-from pedyra.app.recipe_sections import METRICS, DataSection, LoraSection
+from pedyra.app.recipe_sections import METRICS, DataSection
 from pedyra.app.runs.arguments import training_arguments
 from pedyra.app.runs.setup import request, resolve
 from pedyra.app.tasks.sources import Rows, check_apart, held_out, load_rows, sample
@@ -96,16 +96,16 @@ class Experiment:
         """Return a recipe: the grid's sections, the row's own over them, and what was matched."""
         grid, row = self.grid, self.grid.methods[entry.method]
         r = self.matched.get(entry, entry.budget)
-        alpha = grid.lora.get("alpha", LoraSection().alpha)
-        if r != grid.base_rank:  # the scaling stays: alpha / r, or alpha / sqrt(r)
-            ratio = r / grid.base_rank
-            alpha *= math.sqrt(ratio) if {**grid.lora, **row.lora}.get("use_rslora") else ratio
+        lora, alpha = grid.lora_of(entry.method), grid.lora.alpha
+        if r != grid.lora.r:  # the scaling stays: alpha / r, or alpha / sqrt(r)
+            ratio = r / grid.lora.r
+            alpha *= math.sqrt(ratio) if lora.get("use_rslora") else ratio
         bits = {} if row.quantization is None else {"quantization": row.quantization}
         content = {
             "method": row.method,
             "model": grid.model | bits,
             "data": dict(self.splits[entry.task][purpose]),
-            "lora": {**grid.lora, **row.lora, "r": r, "alpha": alpha},
+            "lora": {**lora, "r": r, "alpha": alpha},
             "rank": {**grid.rank, **row.rank},
             "method_settings": dict(row.method_settings),
             "training": {**grid.training, "learning_rate": rate},
