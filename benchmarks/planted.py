@@ -31,7 +31,7 @@ from benchmarks.spec import MethodSpec, parse_method
 from pedyra.app.console import new_console
 from pedyra.app.options import json_option
 from pedyra.errors import UserError
-from pedyra.lora.attach import attach, drop_empty
+from pedyra.lora.attach import attach
 from pedyra.lora.layer import rank_parameters
 from pedyra.methods.data import Data
 from pedyra.methods.method import Adaptation, Request, changed, with_ranks
@@ -386,9 +386,10 @@ def _final_size(model: PeftModel, layers: Sequence[str]) -> tuple[list[int] | No
         found = {name: base.get_submodule(name).lora_E["default"] for name in layers}
         ranks |= {name: int(E.count_nonzero()) for name, E in found.items()}
     else:
-        attached = attach(model)
-        drop_empty(attached)
-        ranks |= {layer.name: layer.rank for layer in attached}
+        # Rank 0 is one triple of zeros on disk.
+        ranks |= {
+            layer.name: layer.rank * bool(layer.a.weight.any() or layer.b.weight.any()) for layer in attach(model)
+        }
     of = {name: base.get_submodule(name) for name in layers}
     spent = sum(rank * rank_parameters(of[name].in_features, of[name].out_features) for name, rank in ranks.items())
     return list(ranks.values()), others + spent

@@ -51,19 +51,3 @@ def test_parameters_by_hand_a_move_is_ranked_by_its_score_per_parameter():
     assert plan.pruned == {"wide": (0,)}
     assert plan.added == {"slim": 5}  # layer scores per parameter: wide 0.6, slim 1.0; the 10 freed buy five
     assert plan.ranks == {"wide": 1, "slim": 7}
-
-
-def test_what_buys_no_triple_is_carried_and_used_later():
-    scores = {"wide": [9.0, 9.0], "slim": [0.1, 0.2]}
-    sizes = {"wide": 10, "slim": 4}
-    first = plan_adjustment(scores, moves=1, min_rank=1, max_ranks={"wide": 9, "slim": 2}, parameters=sizes, spare=0)
-    assert first.pruned == {"slim": (0,)} and first.added == {}  # 4 freed, the best layer sizes 10: 4 to spare
-    second = plan_adjustment(
-        {"wide": [9.0, 9.0], "slim": [0.2]},
-        moves=1,
-        min_rank=1,
-        max_ranks=unlimited(scores),
-        parameters=sizes,
-        spare=6 + 4,
-    )
-    assert second.pruned == {"wide": (0,)} and second.added == {"wide": 2}

@@ -75,10 +75,8 @@ def _side_file_of(other: str):
 DAMAGE: dict[str, tuple[Any, str]] = {
     "no record": (lambda f: (f / RECORD).unlink(), rf"checkpoint-8/{RECORD} is missing"),
     "no tensors": (lambda f: (f / TENSORS).unlink(), rf"checkpoint-8/{TENSORS} is missing"),
-    "empty record": (lambda f: (f / RECORD).write_text(""), rf"{RECORD} is damaged"),
     "cut record": (lambda f: (f / RECORD).write_text((f / RECORD).read_text()[:99]), rf"{RECORD} is damaged"),
     "a list": (lambda f: (f / RECORD).write_text("[]"), rf"{RECORD}: the whole is \[\], must be an object"),
-    "binary record": (lambda f: (f / RECORD).write_bytes(b"\xff\xfe\x00"), rf"{RECORD} is damaged"),
     "other format": (lambda f: _edit(f / RECORD, format=99), "has format 99; this version of pedyra reads ."),
     "flipped bit": (
         lambda f: (f / TENSORS).write_bytes((f / TENSORS).read_bytes()[:-1] + b"\x55"),

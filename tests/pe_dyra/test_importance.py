@@ -1,6 +1,8 @@
-"""Eqs. (3) to (6) and Algorithm 1 against loops written straight from the paper, and against hand arithmetic."""
+"""Eqs. (3) to (6), Algorithm 1 and Fig. 5 against loops written straight from the paper, and by hand arithmetic."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from pedyra.pe_dyra.equations import (
     gradient_weights,
     input_scores,
     mix_scores,
+    two_thirds_log_variance,
     update_sensitivity_,
 )
 
@@ -79,3 +82,14 @@ def test_alpha_at_its_ends_orders_by_one_score_alone(norm):
 @pytest.mark.parametrize("norm", ["mean", "none"])
 def test_all_zero_scores_stay_zero(norm):
     assert mix_scores(torch.zeros(4), torch.zeros(4), alpha=0.5, norm=norm).tolist() == [0.0] * 4
+
+
+def test_fig5_by_hand_and_lower_nearer_to_eq8():
+    scores = {"a": 1.0, "b": 8.0}
+    assert two_thirds_log_variance(scores, {"a": 1, "b": 1}) == pytest.approx(math.log(4.5))  # 1 and 4 around 2.5
+    assert two_thirds_log_variance(scores, {"a": 1, "b": 2}) == pytest.approx(math.log(0.5))
+
+
+def test_fig5_is_undefined_at_the_optimum_and_for_one_layer():
+    assert two_thirds_log_variance({"a": 2.0, "b": 2.0}, {"a": 3, "b": 3}) is None
+    assert two_thirds_log_variance({"a": 1.0, "b": 8.0}, {"a": 1, "b": 0}) is None

@@ -178,20 +178,6 @@ def test_uniform_omega_and_alpha_one_are_pefts_adalora(layers):
     assert fallen.nonzero().flatten().tolist() == sorted(flat.argsort()[:4].tolist())
 
 
-def test_eq5_takes_the_norms_of_the_last_step(layers):
-    scores = made(layers)
-    for step in range(3):
-        draw_gradients(layers, step)
-        scores.observe_gradients()
-    now = torch.stack([_norms(layer) for layer in layers])
-    assert torch.allclose(scores.norms, now, rtol=1e-5)
-
-
-def _norms(layer: AdaptedLayer) -> Tensor:
-    grads = (layer.a.A.grad, layer.a.E.grad, layer.b.weight.grad)
-    return torch.stack([grad.norm() for grad in grads if grad is not None])
-
-
 @pytest.mark.parametrize("alpha", [0.5, 0.0])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_a_non_finite_gradient_skips_the_step_for_all_and_is_counted(piece, bad, alpha, layers):
@@ -273,16 +259,6 @@ def test_after_a_resize_kept_triples_keep_their_averages_and_new_ones_start_at_z
     by_layer = scores.triple_scores()
     assert {name: len(values) for name, values in by_layer.items()} == {"layers.0": 2, "layers.1": 3, "layers.2": 3}
     assert by_layer["layers.1"][1:] == [0.0, 0.0]
-
-
-def test_a_resize_makes_anew_only_the_pieces_whose_layers_changed(monkeypatch, layers):
-    monkeypatch.setattr("pedyra.pe_dyra.triple_scores.PIECE", 1)
-    scores = made(layers)
-    before = list(scores.sensitivity)
-    change = resized(layers[1], (0,), None)
-    install([(layers[1], change)])
-    scores.resize({"layers.1": change})
-    assert [now is then for now, then in zip(scores.sensitivity, before, strict=True)] == [True, False, True]
 
 
 def test_the_state_survives_a_checkpoint(piece, layers, scores):

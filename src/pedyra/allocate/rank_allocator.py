@@ -23,12 +23,11 @@ from pedyra.allocate.optimizer_state import (
     check_optimizer,
     check_state,
     move_state,
-    rekey_state,
     unwrapped,
 )
 from pedyra.allocate.schedule import Schedule
 from pedyra.errors import UserError
-from pedyra.lora.attach import attach, check_whole, drop_empty, train_e, write_ranks
+from pedyra.lora.attach import attach, check_whole, train_e, write_ranks
 from pedyra.lora.factors import AFactor
 from pedyra.lora.layer import AdaptedLayer, holds_triples
 from pedyra.lora.layer_names import layer_place
@@ -38,7 +37,7 @@ from pedyra.lora.singular import effective_rank, singular_values
 logger = logging.getLogger(__name__)
 
 _OWNERS: weakref.WeakKeyDictionary[AFactor, weakref.ref[object]] = weakref.WeakKeyDictionary()
-"""The allocator of each layer that is adapted."""
+"""The first layer of each adapter that is adapted -> its allocator."""
 
 
 class RankAllocator:
@@ -78,9 +77,7 @@ class RankAllocator:
         self.optimizer = unwrapped(optimizer)
         check_optimizer(self.optimizer)
         self.schedule: Schedule = self.method.schedule(operator.index(total_steps))
-        attached = attach(model, adapter_name, self.method.start, self.method.seed)
-        rekey_state(self.optimizer, drop_empty(attached))
-        self.layers = trainable(attached)
+        self.layers = trainable(attach(model, adapter_name, self.method.start, self.method.seed))
         check_device(self.layers)
         train_e(self.layers, self.method.trains_e)
         self._process_group = process_group
@@ -101,7 +98,10 @@ class RankAllocator:
         if compiled:
             self._check_compiles()
         check_held(self.optimizer, self.layers)
-        claim(self.layers, self)  # last of all that may raise: an exception that someone keeps would keep the claim
+        other = _OWNERS.get(self.layers[0].a)
+        if other is not None and other() is not None:
+            raise UserError(f"adapter {adapter_name!r} is already adapted by another RankAllocator; call its release()")
+        _OWNERS[self.layers[0].a] = weakref.ref(self)  # after all that may raise: a kept exception would keep it
         for layer in self.layers:
             adopt(self.optimizer, layer)
         self._trained = TrainedTriples(self.layers, self.optimizer)
@@ -214,7 +214,8 @@ class RankAllocator:
             return
         self._released = True
         self.run.release()
-        give_up(self.layers)
+        if holds_triples(self.layers[0]):  # not deleted since, nor detached
+            _OWNERS.pop(self.layers[0].a, None)
 
     def describe(self) -> dict[str, Any]:
         """Describe the run as it was set up: layers, budget, schedule, config; plain values for JSON."""
@@ -249,8 +250,8 @@ class RankAllocator:
         """
         effective = None
         if effective_ranks:
-            factors = ((layer.name, layer.a.weight, layer.b.weight) for layer in self.layers)
-            effective = {name: effective_rank(singular_values(A, B.new_ones(len(A)), B)) for name, A, B in factors}
+            updates = {layer.name: singular_values(layer.a.weight, layer.b.weight) for layer in self.layers}
+            effective = {name: effective_rank(values) for name, values in updates.items()}
         return {
             "kind": "snapshot",
             "step": self.step,
@@ -370,15 +371,13 @@ def resize_layers(
 
 def trainable(layers: Sequence[AdaptedLayer]) -> list[AdaptedLayer]:
     """List the layers that are trained; a frozen one keeps its rank, since it has no gradient to be scored by. Raises
-    ValueError: all of them are frozen."""
+    ValueError: there is none."""
     trained = [layer for layer in layers if layer.a.A.requires_grad and layer.b.weight.requires_grad]
-    if not trained and any(layer.a.A.requires_grad or layer.b.weight.requires_grad for layer in layers):
-        raise UserError(
-            "only one of lora_A and lora_B is trained (LoRA-FA), and a rank moves with both; train both, or leave "
-            "pedyra out"
-        )
     if not trained:
-        raise UserError("every layer of the adapter is frozen; call model.set_adapter(name) before training")
+        raise UserError(
+            "no layer of the adapter trains both lora_A and lora_B, with which a rank moves; call "
+            "model.set_adapter(name) before training, and train plain LoRA where one of them is frozen (LoRA-FA)"
+        )
     return trained
 
 
@@ -394,25 +393,6 @@ def check_device(layers: Sequence[AdaptedLayer]) -> None:
             f"the adapter's layers lie on {', '.join(sorted(devices))}, but ranks are decided over all layers; "
             f"load the model on one device, with device_map={{'': 0}}"
         )
-
-
-def claim(layers: Sequence[AdaptedLayer], owner: object) -> None:
-    """Make `owner` the one allocator of these layers, until it gives them up or is gone. Raises ValueError: another one
-    has a layer already."""
-    for layer in layers:
-        other = _OWNERS.get(layer.a)
-        if other is not None and other() is not None:
-            raise UserError(
-                f"adapter {layer.adapter!r} is already adapted by another RankAllocator; call its release() first"
-            )
-    for layer in layers:
-        _OWNERS[layer.a] = weakref.ref(owner)
-
-
-def give_up(layers: Sequence[AdaptedLayer]) -> None:
-    """Undo `claim`."""
-    for layer in filter(holds_triples, layers):  # not deleted since, nor detached
-        _OWNERS.pop(layer.a, None)
 
 
 def _is_compiled(model: nn.Module) -> bool:

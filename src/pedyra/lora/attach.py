@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 
 from pedyra.errors import UserError
-from pedyra.lora.factors import AFactor, BFactor, linear, renewed
+from pedyra.lora.factors import AFactor, BFactor, linear
 from pedyra.lora.layer import AdaptedLayer, adapted_layers, holds_triples, peft_layers
 from pedyra.lora.layer_names import rank_fields
 from pedyra.lora.start import (
@@ -105,22 +105,6 @@ def train_e(layers: Iterable[AdaptedLayer], on: bool) -> None:
         layer.a.e_fixed_at_one = not on
 
 
-def drop_empty(layers: Iterable[AdaptedLayer]) -> dict[Tensor, Tensor]:
-    """Give each layer rank 0 again that has it on disk: one triple, all zero, which could never learn.
-
-    Returns old factor -> new, for an optimizer that holds the old ones.
-    """
-    successors: dict[Tensor, Tensor] = {}
-    for layer in layers:
-        A, E, B = layer.factors
-        if layer.rank == 1 and layer.a.origin is None and not A.is_meta and not layer.a.weight.any() and not B.any():
-            with torch.no_grad():
-                news: list[Any] = [renewed(old, old.narrow(dim, 0, 0).clone()) for old, dim in ((A, 0), (E, 0), (B, 1))]
-                layer.a.A, layer.a.E, layer.b.weight = news
-            successors |= zip((A, E, B), layer.factors, strict=True)
-    return successors
-
-
 def _ranks_as_loaded(model: nn.Module, incompatible_keys: Any) -> None:
     """After `load_state_dict`: PEFT's config says what ranks the adapters have now, and saves what it says."""
     suffix = ".base_layer.weight"
@@ -130,7 +114,6 @@ def _ranks_as_loaded(model: nn.Module, incompatible_keys: Any) -> None:
         layers = adapted_layers(model, name)
         for layer in layers:
             follow_loaded(layer, weight_too=layer.name not in without)
-        drop_empty(layers)
         if any(layer.module.r[name] != max(1, layer.rank) for layer in layers):
             write_ranks(model, name)
 

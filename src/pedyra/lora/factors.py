@@ -168,8 +168,9 @@ class AFactor(nn.Module):
             if self.loaded_origin is None:
                 error_msgs.append(f"{prefix}weight: {ANOTHER_START}")
                 return
-        if weight.shape[0] == self.out_features and torch.equal(weight, self.weight.detach().to(weight)):
-            return  # what is there already; keep its split into A and E
+        held = as_saved(self.weight.detach(), None, dim=0)
+        if weight.shape == held.shape and torch.equal(weight, held.to(weight)):
+            return  # what is there already, perhaps at rank 0; keep its split into A and E
         A, E = self.taken_apart(weight)
         self.A, self.E = loaded(self.A, A, local_metadata), loaded(self.E, E, local_metadata)
 
@@ -235,7 +236,8 @@ class BFactor(nn.Linear):
                 error_msgs.append(f"{prefix}weight: {ANOTHER_START}")
                 return
             self.loaded_origin = -negative
-        if weight.shape != self.weight.shape or not torch.equal(weight, self.weight.detach().to(weight)):
+        held = as_saved(self.weight.detach(), None, dim=1)
+        if weight.shape != held.shape or not torch.equal(weight, held.to(weight)):
             self.weight = loaded(self.weight, weight, local_metadata)
         if self.bias is not None and prefix + "bias" in state_dict:
             self.bias = loaded(self.bias, state_dict[prefix + "bias"], local_metadata)

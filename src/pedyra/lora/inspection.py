@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pedyra.errors import UserError
@@ -55,7 +54,8 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
 def _row(name: str, parts: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
     # Factors of a convolution have kernel dimensions; its update is the same product with those flattened.
     A, B = parts["A"].flatten(1), parts["B"].flatten(1)
-    E = parts["E"].flatten() if "E" in parts else torch.ones(len(A))
+    if "E" in parts:
+        A = parts["E"].reshape(-1, 1) * A
     empty = len(A) == 1 and not A.any() and not B.any()
     # The file does not say which parameter of the experts these are, whose factors stand one after the other.
     expected = by_pattern(config.get("rank_pattern"), name, config.get("r"))
@@ -65,5 +65,5 @@ def _row(name: str, parts: Mapping[str, Tensor], config: Mapping[str, Any]) -> d
         "layer": name,
         "rank": 0 if empty else of_experts if stacked else len(A),
         "parameters": sum(part.numel() for slot, part in parts.items() if not (empty and slot in ("A", "E", "B"))),
-        "effective_rank": None if stacked else effective_rank(singular_values(A, E, B)),
+        "effective_rank": None if stacked else effective_rank(singular_values(A, B)),
     }

@@ -48,18 +48,18 @@ def singular(A: Float[Tensor, "r in"], B: Float[Tensor, "out r"], dtype: torch.d
     return Singular(Qb @ U, values, V @ Qa.T)
 
 
-def singular_values(A: Float[Tensor, "r in"], E: Float[Tensor, " r"], B: Float[Tensor, "out r"]) -> Float[Tensor, " n"]:
-    """Find those of B diag(E) A, n = min(in, out, r), by QR of both factors, and never from the dense product.
+def singular_values(A: Float[Tensor, "r in"], B: Float[Tensor, "out r"]) -> Float[Tensor, " n"]:
+    """Find those of B A, n = min(in, out, r), by QR of both factors, and never from the dense product.
 
     NaN where a factor is not finite.
     """
-    if len(E) == 0:
-        return E.float()
-    if E.device.type == "mps":  # which has no singular values
-        A, E, B = A.cpu(), E.cpu(), B.cpu()
+    if len(A) == 0:
+        return A.new_zeros(0)
+    if A.device.type == "mps":  # which has no singular values
+        A, B = A.cpu(), B.cpu()
     upper_A = torch.linalg.qr(A.float().mT, mode="r").R  # (min(in, r), r)
     upper_B = torch.linalg.qr(B.float(), mode="r").R  # (min(out, r), r)
-    product = (upper_B * E.float()) @ upper_A.mT
+    product = upper_B @ upper_A.mT
     if not product.isfinite().all():  # svdvals would raise, and end a run that only has to be reported
         return product.new_full((min(product.shape),), torch.nan)
     return torch.linalg.svdvals(product)

@@ -108,8 +108,6 @@ def start_svd(layer: AdaptedLayer, generator: torch.Generator) -> None:
     a, b = layer.a, layer.b
     if a.A.is_meta:
         return  # nothing but its shape is there
-    if not a.A.any() and not b.weight.any():
-        return  # rank 0 on disk, see `drop_empty`
     update = None
     if b.weight.any():  # already an update: its exact singular triples, same function
         update = singular(a.A, b.weight, torch.float32)

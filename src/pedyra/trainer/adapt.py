@@ -21,7 +21,7 @@ from pedyra.allocate.distributed import wrap_again
 from pedyra.allocate.optimizer_state import adopt, rekey_state, unwrapped
 from pedyra.allocate.rank_allocator import RankAllocator, trainable
 from pedyra.errors import UserError
-from pedyra.lora.attach import attach, drop_empty, train_e
+from pedyra.lora.attach import attach, train_e
 from pedyra.lora.files import append_row, json_line, read_rows, write_file
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.layer_names import layer_place
@@ -246,11 +246,9 @@ class RankTraining(TrainerCallback):
     def attach(self, model: Any) -> None:
         """Put triples into the adapter, and those that are trained into the Trainer's optimizer, if it has one."""
         layers = attach(model, self.adapter, self.method.start, self.method.seed)
-        renewed = drop_empty(layers)
         train_e(layers, self.method.trains_e)
         optimizer: Any = self.trainer.optimizer
         if optimizer is not None:  # the user's own: before its state is loaded
-            rekey_state(unwrapped(optimizer), renewed)
             for layer in trainable(layers):
                 adopt(unwrapped(optimizer), layer)
         keep_whole(self.trainer, model, layers)
