@@ -59,9 +59,6 @@ def test_what_is_not_there_is_told(answers, error: Exception, reason: str | None
 def test_a_cache_and_offline_mode_ask_nothing(answers, monkeypatch: pytest.MonkeyPatch):
     asked = answers(OSError("no network"))
     with monkeypatch.context() as patched:
-        patched.setenv("HF_DATASETS_OFFLINE", "1")
-        assert why_not_on_hub("owner/other", "dataset") is None
-    with monkeypatch.context() as patched:
         patched.setattr(hub, "try_to_load_from_cache", lambda name, file, **which: f"/cache/{name}/{file}")
         assert why_not_on_hub("owner/model", "model") is why_not_on_hub("owner/data", "dataset") is None
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

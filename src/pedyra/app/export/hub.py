@@ -41,7 +41,7 @@ def why_not_on_hub(name: str, kind: Literal["model", "dataset"], revision: str |
 
     What is in a cache already, and everything in offline mode (HF_HUB_OFFLINE), is left to the libraries that read it.
     """
-    if _is_offline(kind) or _is_cached(name, kind, revision):
+    if constants.HF_HUB_OFFLINE or _is_cached(name, kind, revision):
         return None
     try:
         HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=PATIENCE)
@@ -70,10 +70,6 @@ def why_not_loaded(error: Exception) -> str:
             "classes; save it without its head first"
         )
     return f"{error} ({type(error).__name__})"
-
-
-def _is_offline(kind: str) -> bool:
-    return constants.HF_HUB_OFFLINE or (kind == "dataset" and os.environ.get("HF_DATASETS_OFFLINE", "0") != "0")
 
 
 def _is_cached(name: str, kind: str, revision: str | None) -> bool:

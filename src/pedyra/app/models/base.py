@@ -144,16 +144,6 @@ def positions(section: ModelSection) -> int | None:
     return positions_of(_from_pretrained(AutoConfig, _source(section), section))
 
 
-def class_names(section: ModelSection) -> list[str] | None:
-    """Return what the base's config calls its classes, in the order of their numbers; None where it has no names.
-    Raises ValueError as `load_tokenizer`."""
-    if section.name in TINY:
-        return None
-    numbered = _from_pretrained(AutoConfig, _source(section), section).id2label
-    names = [numbered[number] for number in sorted(numbered)]
-    return None if names == [f"LABEL_{number}" for number in range(len(names))] else names
-
-
 def task_type(kind: str) -> TaskType | None:
     """Return PEFT's task type of a kind of data."""
     return HEADS.get(kind, _CLASSIFIER)[1]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
 
-from pedyra.app.models.base import class_names, names_model
+from pedyra.app.models.base import names_model
 from pedyra.app.recipe import Recipe, check_recipe, load_recipe
 from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.runs.run_folder import RunFolder, run_of
@@ -76,7 +75,8 @@ def _recipe_of_rows(path: Path, lora: SavedLora, source: Source) -> Recipe:
         model["tokenizer"] = str(lora.folder)
     data = {"source": str(source.data), "kind": kind, **columns, "max_length": source.max_length}
     if kind == "classification":
-        data |= _classes(ModelSection(**model), lora, source.data)
+        _check_labels(lora, source.data)
+        data["num_labels"] = num_labels(lora)
     content = {"name": "fit", "model": model, "data": {**data, "validation_fraction": 0.5}}
     return check_recipe(content, str(source.data))
 
@@ -92,22 +92,14 @@ def _tell_other_base(lora: SavedLora, model: ModelSection, folder: Path) -> None
         )
 
 
-def _classes(model: ModelSection, lora: SavedLora, data: Path) -> dict[str, Any]:
-    """Find `num_labels`, or `labels` in the order of their numbers, of rows that no recipe tells of.
-
-    Names are those of the base's config. Raises ValueError for others, whose numbers nobody knows.
-    """
-    count = num_labels(lora)
-    if count == 1:
+def _check_labels(lora: SavedLora, data: Path) -> None:
+    """Refuse names of classes in rows that no recipe tells of: nobody knows which number of the head each has."""
+    if num_labels(lora) == 1:
         raise UserError(f"the head of {lora.title} has one output, which is a regression; give --run RUN, its run")
     every = {row["label"] for row in read_test_rows(str(data), None, "train", ["label"], "--data")}
     labels = {label for label in every if str(label).strip()}  # a row without one is told by its number later
-    if all(class_number(label) is not None for label in labels):
-        return {"num_labels": count}
-    names, known = sorted(map(str, labels)), class_names(model)
-    if known is not None and set(names) <= set(known) and count in (None, len(known)):
-        return {"labels": known}
-    raise UserError(
-        f"the rows of {data} name their classes ({', '.join(names):.200}), and the base does not say which number each "
-        f"of them has in the head of {lora.title}; write the number, from 0 on, as label, or give --run RUN"
-    )
+    if named := [str(label) for label in labels if class_number(label) is None]:
+        raise UserError(
+            f"the rows of {data} name their classes ({', '.join(sorted(named)):.200}), and nothing says which number "
+            f"each has in the head of {lora.title}; write the number, from 0 on, as label, or give --run RUN"
+        )
