@@ -13,17 +13,15 @@ import pedyra
 from pedyra.lora.files import check_shape, read_json, read_rows, write_folder
 from pedyra.lora.folder import copy_processing
 
-SHAPE = {"step": int, "loss": (float, None), "ranks": {str: int}, "rows": [{"name": str}], "budget": ({"n": int}, None)}
-WHOLE = {"step": 3, "loss": 1, "ranks": {"a": 2}, "rows": [{"name": "x", "more": 1}], "budget": {"n": 1}}
+SHAPE = {"step": int, "loss": (float, None), "ranks": dict, "rows": list}
+WHOLE = {"step": 3, "loss": 1, "ranks": {"a": 2}, "rows": [], "more": 1}
 
 
-@pytest.mark.parametrize("change", [{}, {"loss": None}, {"loss": 0.5}, {"ranks": {}}, {"rows": []}, {"budget": None}])
-def test_what_is_of_the_shape_passes(change):
-    check_shape({**WHOLE, **change}, SHAPE, "file")
-
-
-def test_what_may_be_null_may_be_absent():
-    check_shape({key: WHOLE[key] for key in ("step", "ranks", "rows")}, SHAPE, "file")
+@pytest.mark.parametrize(
+    "value", [WHOLE, {**WHOLE, "loss": None}, {key: WHOLE[key] for key in ("step", "ranks", "rows")}]
+)
+def test_what_is_of_the_shape_passes_and_what_may_be_null_may_be_absent(value):
+    check_shape(value, SHAPE, "file")
 
 
 @pytest.mark.parametrize(
@@ -33,10 +31,7 @@ def test_what_may_be_null_may_be_absent():
         ({"step": 1.5}, "file: step is 1.5, must be a whole number"),
         ({"loss": "1"}, "file: loss is '1', must be a number or null"),
         ({"ranks": []}, "file: ranks is [], must be an object"),
-        ({"ranks": {"a": None}}, "file: ranks.a is None, must be a whole number"),
-        ({"rows": [{"name": "x"}, {}]}, "file: rows[1].name is nothing, must be text"),
-        ({"rows": {}}, "file: rows is {}, must be a list"),
-        ({"budget": {"n": "x" * 99}}, f"file: budget.n is '{'x' * 39}, must be a whole number"),
+        ({"rows": "x" * 99}, f"file: rows is '{'x' * 39}, must be a list"),
     ],
 )
 def test_the_field_that_is_wrong_is_named(change, told):

@@ -187,7 +187,7 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
         file.write(json_line(row))
 
 
-def read_rows(path: Path, shape: Any = None) -> list[dict[str, Any]]:
+def read_rows(path: Path, shape: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """Read the JSON objects of a file's lines, none if it is absent; a last line cut short by a crash is left out.
 
     Args:
@@ -202,12 +202,12 @@ def read_rows(path: Path, shape: Any = None) -> list[dict[str, Any]]:
     return [parse_json(line, f"{path}, line {number}", shape or {}) for number, line in enumerate(lines, start=1)]
 
 
-def read_json(path: Path, shape: Any = None) -> dict[str, Any]:
+def read_json(path: Path, shape: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Read the JSON object in a file. Raises ValueError, with the file's name, for anything else and another shape."""
     return parse_json(path.read_bytes(), str(path), shape or {})
 
 
-def parse_json(text: str | bytes, where: str, shape: Any) -> Any:
+def parse_json(text: str | bytes, where: str, shape: Mapping[str, Any]) -> dict[str, Any]:
     """Read JSON of this shape. Raises ValueError, which begins with `where`."""
     try:
         value = json.loads(text)
@@ -220,55 +220,36 @@ def parse_json(text: str | bytes, where: str, shape: Any) -> Any:
 _ABSENT = object()
 
 
-def check_shape(value: Any, shape: Any, where: str, field: str = "") -> None:
-    """Raise ValueError, which begins with `where` and names the field, if JSON is not of this shape.
+def check_shape(value: Any, shape: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError, which begins with `where` and names the field, unless JSON is an object with these fields.
 
-    A shape is a type (float takes whole numbers, int no true or false), None, a tuple of shapes of which one fits (None
-    fits what is absent, too), [the shape of every item], {str: the shape of every value}, or {field: its shape}, beside
-    which there may be others.
+    A shape is {field: its type}, beside which there may be others. A tuple has types of which one fits; float takes
+    whole numbers, int no true or false, and None what is null or absent.
     """
-    if isinstance(shape, tuple):  # what may be absent, but is there: told is what is wrong inside of it
-        shape = next((each for each in shape if type(each) is type(value) in (dict, list)), shape)
-    if isinstance(shape, dict) and isinstance(value, dict):
-        for key, inner in (dict.fromkeys(value, shape[str]) if str in shape else shape).items():
-            check_shape(value.get(key, _ABSENT), inner, where, f"{field}.{key}" if field else str(key))
-    elif isinstance(shape, list) and isinstance(value, list):
-        for number, item in enumerate(value):
-            check_shape(item, shape[0], where, f"{field}[{number}]")
-    elif not any(_fits(value, each) for each in (shape if isinstance(shape, tuple) else (shape,))):
-        found = "nothing" if value is _ABSENT else repr(value)[:40]
-        raise UserError(f"{where}: {field or 'the whole'} is {found}, must be {_told(shape)}")
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: the whole is {repr(value)[:40]}, must be an object")
+    for field, types in shape.items():
+        types, found = types if isinstance(types, tuple) else (types,), value.get(field, _ABSENT)
+        if not any(_fits(found, each) for each in types):
+            told = "nothing" if found is _ABSENT else repr(found)[:40]
+            raise UserError(f"{where}: {field} is {told}, must be {' or '.join(_TYPES[each] for each in types)}")
 
 
-def _fits(value: Any, shape: Any) -> bool:
-    if shape is None:
+def _fits(value: Any, kind: type | None) -> bool:
+    if kind is None:
         return value is None or value is _ABSENT
-    if isinstance(shape, type):
-        kinds = (int, float) if shape is float else shape
-        return isinstance(value, kinds) and (shape is bool or not isinstance(value, bool))
-    if not isinstance(value, type(shape)):
-        return False
-    try:
-        check_shape(value, shape, "")
-    except ValueError:
-        return False
-    return True
+    return isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
 
 
-_KINDS = {
+_TYPES = {
     dict: "an object",
     list: "a list",
     str: "text",
     int: "a whole number",
     float: "a number",
     bool: "true or false",
+    None: "null",
 }
-
-
-def _told(shape: Any) -> str:
-    if isinstance(shape, tuple):
-        return " or ".join(map(_told, shape))
-    return "null" if shape is None else _KINDS[shape if isinstance(shape, type) else type(shape)]
 
 
 def without_nan(value: Any) -> Any:

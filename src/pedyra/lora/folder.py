@@ -76,7 +76,7 @@ _CONFIG = {
     "peft_type": str,
     "megatron_config": None,  # PEFT would import the module that megatron_core names
 }
-_OF_LORA = {"r": int, "lora_alpha": float, "rank_pattern": ({str: int}, None), "alpha_pattern": ({str: float}, None)}
+_OF_LORA = {"r": int, "lora_alpha": float, "rank_pattern": (dict, None), "alpha_pattern": (dict, None)}
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def with_generated(
         "generate": each.recipe.model_dump(mode="json")["generate"],
         "files": digests(*(test_set.source for test_set in each.recipe.generate.values())),
     }
-    before = read_json(file, {"generate": dict, "metrics": {str: (float, None)}}) if file.is_file() else {}
+    before = read_json(file, {"generate": dict, "metrics": dict}) if file.is_file() else {}
     kept = before["metrics"] if {key: before.get(key) for key in asked} == asked else {}
     row = {**row, "metrics": {**row["metrics"], **kept}}
     wanted = {cell.metric for cell in each.cells} - {*row["metrics"], *row, *MEASURES}
