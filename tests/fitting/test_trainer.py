@@ -37,7 +37,7 @@ from pedyra.fitting.cut import CURVE, RECORD
 from pedyra.fitting.paired import Pairs
 from pedyra.fitting.wanted import Wanted
 from pedyra.trainer.judge import TrainerJudge
-from pedyra.trainer.rows import _completed, _trained_batch, fit_rows
+from pedyra.trainer.rows import _completed, fit_rows
 
 FAST: dict[str, Any] = {"rows": 96}
 
@@ -351,13 +351,6 @@ def test_held_out_sets_whose_columns_differ_are_taken_together(make_trainer: Any
     mixed = fit(make_trainer(given={"eval_dataset": {"one": numbered, "other": held[48:]}}))
     plain = fit(make_trainer(given={"eval_dataset": held}))
     assert found.row() == mixed.row() == plain.row()
-
-
-def test_calibration_takes_the_batch_that_training_came_down_to(make_trainer: Any, monkeypatch: Any):
-    trainer = make_trainer()
-    assert _trained_batch(trainer) == 16
-    trainer.args.auto_find_batch_size, trainer._train_batch_size = True, 2
-    assert _trained_batch(trainer) == 2
 
 
 class Stream(IterableDataset):

@@ -18,8 +18,8 @@ Cut = Callable[[], AbstractContextManager[None]]
 """While it lasts, the live model is the one that is judged: the whole adapter, a smaller one, none."""
 Loss = Callable[[nn.Module, Batch], Tensor]
 """It gives the mean loss of a batch, `()`."""
-Outputs = Callable[[Batch], list[Tensor]]
-"""It gives what a model says of a batch: tensors `(..., classes)` of logits."""
+Outputs = Callable[[Batch], Tensor]
+"""It gives what a model says of the tokens of a batch that have a label: logits `(tokens, classes)`."""
 Predictions = list[Any]
 """Each batch adds one, in the form that `Judge.metrics` takes."""
 
@@ -29,20 +29,10 @@ def model_loss(model: nn.Module, batch: Batch) -> Tensor:
     return model(**batch).loss
 
 
-def asked(model: nn.Module, batch: Batch, output: Mapping[str, Any]) -> list[Tensor]:
-    """Pick all logits of what a model gave for a batch; of a language model those of the tokens that have a label, a
-    place in the completion, or are no padding, whichever the batch tells."""
-    logits = [value for key, value in output.items() if key.endswith("logits") and isinstance(value, Tensor)]
-    logits = [value.movedim(1, -1) if value.dim() > 3 else value for value in logits]  # classes stand before the places
-    if len(logits) != 1 or logits[0].dim() != 3:
-        return logits
-    for key in ("labels", "completion_mask", "attention_mask"):
-        mask = batch.get(key)
-        # Of another length are the words of a sound, whose logits are of its frames.
-        if isinstance(mask, Tensor) and mask.shape == logits[0].shape[:2] and not mask.is_floating_point():
-            on = (mask != -100 if key == "labels" else mask != 0)[:, int(shifts(model)) :]
-            return [logits[0][:, : on.shape[1]][on]]
-    return logits
+def of_labels(model: nn.Module, batch: Batch, logits: Tensor) -> Tensor:
+    """Pick the logits by which a language model predicts the tokens that have a label."""
+    labels = batch["labels"].to(logits.device)[:, int(shifts(model)) :]
+    return logits[:, : labels.shape[1]][labels != -100]
 
 
 def shifts(model: Any) -> bool:
@@ -126,8 +116,7 @@ class DivergenceJudge(Judge):
         """Return minus the log-likelihood of what the whole adapter itself would say, drawn at random: the second
         moment of its gradients is the Fisher information, which is the curvature of the divergence, and their mean is
         zero."""
-        (logits,) = self._outputs(batch)
-        logits = logits.float().flatten(0, -2)
+        logits = self._outputs(batch).float()
         said = torch.multinomial(logits.detach().softmax(-1), 1).squeeze(-1)
         return nn.functional.cross_entropy(logits, said) * self.loss_scale
 
@@ -140,8 +129,7 @@ class DivergenceJudge(Judge):
                 with evaluating(self.model):
                     teacher = self._outputs(batch)
                 with cut():
-                    said = zip(self._outputs(batch), teacher, strict=True)
-                    yield finite(float(sum(divergence(student, each) for student, each in said)), number)
+                    yield finite(float(divergence(self._outputs(batch), teacher)), number)
 
 
 def finite(loss: float, number: int) -> float:

@@ -15,7 +15,7 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer_pt_utils import EvalLoopContainer
 
 from pedyra.errors import UserError
-from pedyra.fitting.judge import Batch, Cut, Judge, Predictions, asked, finite
+from pedyra.fitting.judge import Batch, Cut, Judge, Predictions, finite, of_labels
 
 PAIRS = {"DataCollatorForPreference", "DataCollatorForVisionPreference"}
 """These collators of TRL stack chosen rows on rejected ones; the loss of such a batch is a mean over its pairs."""
@@ -45,15 +45,16 @@ class TrainerJudge(Judge):
         kinds = {kind.__name__ for kind in type(self.trainer.data_collator).__mro__}
         return super().samples(batch) / (2 if kinds & PAIRS else 1)
 
-    def outputs(self, batch: Batch) -> list[Tensor]:
+    def forward(self, batch: Batch) -> Any:
+        """Return what the model gives for a batch, without the loss that it would compute for its labels."""
         inputs = send_to_device(dict(batch), self.trainer.args.device)
-        base: Any = self.model.get_base_model()
-        takes = inspect.signature(base.forward).parameters
-        known = {key: value for key, value in inputs.items() if key in takes}
-        if not getattr(getattr(base, "config", None), "is_encoder_decoder", False):
-            known.pop("labels", None)  # a loss would be computed for nothing
+        takes = inspect.signature(self.model.get_base_model().forward).parameters.keys() - {"labels"}
         with self.trainer.accelerator.autocast():
-            return asked(self.model, inputs, self.model(**known))
+            return self.model(**{key: value for key, value in inputs.items() if key in takes})
+
+    def outputs(self, batch: Batch) -> Tensor:
+        """Return the logits of the tokens that have a label."""
+        return of_labels(self.model, batch, self.forward(batch).logits)
 
     def losses(self, batches: Sequence[Batch], cut: Cut, predictions: Predictions | None = None) -> Iterator[float]:
         trainer = self.trainer

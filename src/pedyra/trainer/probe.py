@@ -59,7 +59,7 @@ def probed(
         with disabled(model), torch.no_grad():
             for batch in batches:
                 seen.pop("features", None)
-                judge.outputs(batch)
+                judge.forward(batch)
                 if "features" not in seen:
                     return None
                 features.append(_of_rows(seen["features"], batch, seen["dims"] == 3).cpu())

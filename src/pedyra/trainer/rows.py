@@ -53,7 +53,7 @@ def fit_rows(trainer: Any, data: Any, wanted: Wanted) -> Rows:
         name, training, seen, held, left = _drawn(trainer, data, most)
     else:
         name, training, seen, held, left = _drawn(trainer, data, wanted.rows)
-        size, room = _held_batch(trainer, len(left)), _trained_batch(trainer)
+        size, room = _held_batch(trainer, len(left)), trainer.args.per_device_train_batch_size
         small = max(min(BATCH, room), min(room, len(seen) // FEW) if _compares_rows(trainer) else 0)
     prompts = completions or 1
     seen = _shared(seen[: CALIBRATION * small // prompts], small * processes // prompts, processes)
@@ -89,7 +89,8 @@ def training_rows(trainer: Any) -> list[Batch]:
     """Make batches of rows of the training, as many as calibrate a fit; none where the Trainer has no such rows."""
     if trainer.train_dataset is None:
         return []
-    size, generator = min(BATCH, _trained_batch(trainer)), torch.Generator().manual_seed(trainer.args.seed)
+    size = min(BATCH, trainer.args.per_device_train_batch_size)
+    generator = torch.Generator().manual_seed(trainer.args.seed)
     training, seen = _shuffled(trainer.train_dataset, CALIBRATION * size, generator)
     processes = trainer.accelerator.num_processes
     seen = _shared(seen, size * processes, processes)
@@ -113,14 +114,6 @@ def _compares_rows(trainer: Any) -> bool:
     """Tell whether the loss may compare the rows of a batch with each other, as most losses of sentence-transformers
     do. Nearly any adapter finds the right one among eight rows, so the batches are those that the Trainer asks for."""
     return any(kind.__module__.startswith("sentence_transformers.") for kind in type(trainer).__mro__)
-
-
-def _trained_batch(trainer: Any) -> int:
-    """Return for how many rows of a backward pass there is room: `auto_find_batch_size` may have come down to fewer."""
-    args = trainer.args
-    if not args.auto_find_batch_size:
-        return args.per_device_train_batch_size
-    return min(args.per_device_train_batch_size, max(1, trainer._train_batch_size // max(1, args.n_gpu)))
 
 
 def least_held_out(eval_batch_size: int) -> int:
