@@ -78,9 +78,9 @@ def engine(ray: str | None, workers: int, gpus: float | None, cpus: float, retri
         from pedyra.lab.compare.jobs import ThisMachine
 
         return ThisMachine(workers)
-    from pedyra.lab.compare.ray_engine import RayCluster, Share
+    from pedyra.lab.compare.ray_engine import RayCluster
 
-    cluster = RayCluster(ray, Share(gpus=gpus, cpus=cpus, retries=retries))
+    cluster = RayCluster(ray, gpus=gpus, cpus=cpus, retries=retries)
     console.print(f"ray         {cluster.told}", soft_wrap=True)
     return cluster
 

@@ -15,7 +15,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -298,38 +298,21 @@ class BareModel:
 
 
 def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, count: BareModel) -> int:
-    """Return the rank at which a row has the trainable parameters of the baseline at lora.r = budget.
+    """Return the rank at which a row has the trainable parameters of the baseline at lora.r = budget; of two that are
+    equally near, the smaller.
 
     Counted at the start of training. A dynamic method keeps that count or ends at it by its own budget; what each run
-    had at its end is in the results.
+    had at its end is in the results. Raises ValueError: the nearest count is more than 5 % off.
     """
-    target = count.lora(baseline, budget)
-    ranks = nearest_ranks(lambda r: count.lora(recipe, r), target, budget)
+    target, at_budget = count.lora(baseline, budget), count.lora(recipe, budget)
+    # The count grows linearly with the rank.
+    low = max(1, budget + (target - at_budget) // (count.lora(recipe, budget + 1) - at_budget))
+    ranks = sorted((low, low + 1), key=lambda r: (abs(count.lora(recipe, r) - target), r))
+    counts = {r: count.trained(recipe, r) for r in ranks}
+    if abs(counts[ranks[0]] - target) <= TOLERANCE * target:
+        return ranks[0]
+    closest = " and ".join(f"{parameters:,} at lora.r {r}" for r, parameters in counts.items())
     repair = f"remove methods.{name}.method_settings.r" if "r" in recipe.method_settings else "choose other budgets"
-    check_match(name, target, {r: count.trained(recipe, r) for r in ranks}, repair)
-    return ranks[0]
-
-
-def nearest_ranks(count: Callable[[int], int], target: int, start: int) -> list[int]:
-    """Return the two ranks whose counts are nearest to `target`, the nearest first; of equally near ones, the smaller.
-
-    Args:
-        count: rank -> number of parameters, which grows linearly.
-        start: any rank.
-    """
-    low = max(1, start + (target - count(start)) // (count(start + 1) - count(start)))
-    return sorted((low, low + 1), key=lambda r: (abs(count(r) - target), r))
-
-
-def check_match(name: str, target: int, counts: Mapping[int, int], repair: str = "choose other budgets") -> None:
-    """Raise ValueError where the nearest number of parameters is more than 5 % off.
-
-    Args:
-        counts: lora.r -> number of parameters, nearest first.
-    """
-    if abs(next(iter(counts.values())) - target) <= TOLERANCE * target:
-        return
-    closest = " and ".join(f"{count:,} at lora.r {r}" for r, count in counts.items())
     raise UserError(
         f"method {name} cannot match the baseline's {target:,} parameters within {TOLERANCE:.0%}: "
         f"the closest are {closest}; {repair}, or methods.{name}.match: rank to compare it as it is"

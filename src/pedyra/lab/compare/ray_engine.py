@@ -19,7 +19,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -33,22 +32,13 @@ CARRY_SECONDS = 5.0
 """A run that is carried is asked for a new checkpoint so often."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Share:
-    """One run takes this share of a cluster."""
-
-    gpus: float | None = None
-    """None: one where the cluster has any, else none."""
-    cpus: float = 1.0
-    retries: int = 3
-    """A run whose node or process has died begins again so often."""
-
-
 class RayCluster:
     """Each run is a task of Ray.
 
     Args:
         address: of a cluster (`auto`, `ray://HOST:PORT`), or `local`, which starts one on this machine.
+        gpus, cpus: what one run takes; gpus None: one where the cluster has any, else none.
+        retries: how often a run begins again whose node or process has died.
 
     Raises:
         ImportError: Ray is not installed.
@@ -56,7 +46,7 @@ class RayCluster:
             not see a folder that cannot be carried.
     """
 
-    def __init__(self, address: str, share: Share = Share()) -> None:
+    def __init__(self, address: str, *, gpus: float | None = None, cpus: float = 1.0, retries: int = 3) -> None:
         try:
             import ray
         except ImportError as error:
@@ -75,11 +65,11 @@ class RayCluster:
                 f"--ray {address}: no cluster answers ({told}); start one with ray start --head, or give --ray local"
             ) from None
         of_all = ray.cluster_resources()
-        gpus = share.gpus if share.gpus is not None else float(of_all.get("GPU", 0) > 0)
-        self.takes = {"num_gpus": gpus, "num_cpus": share.cpus, "max_retries": share.retries}
+        gpus = float(of_all.get("GPU", 0) > 0) if gpus is None else gpus
+        self.takes = {"num_gpus": gpus, "num_cpus": cpus, "max_retries": retries}
         self.told = f"{len(self._nodes())} nodes with {of_all.get('GPU', 0):g} GPUs; a run takes {gpus:g}"
         if not self._nodes():
-            self.told = f"no node has {gpus:g} GPUs and {share.cpus:g} CPUs now; runs wait for one that has"
+            self.told = f"no node has {gpus:g} GPUs and {cpus:g} CPUs now; runs wait for one that has"
 
     def __call__(self, jobs: Sequence[Job], report: Callable[[JobEnd], None], stops: Stops) -> None:
         if not jobs:
