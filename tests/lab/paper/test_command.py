@@ -1,4 +1,4 @@
-"""`pedyra paper` on the command line: what is here, and mistakes told in one line before any work."""
+"""`pedyra paper` on the command line: what each item needs, and mistakes told in one line before any work."""
 
 from __future__ import annotations
 

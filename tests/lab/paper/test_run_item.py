@@ -116,7 +116,7 @@ def test_a_set_whose_file_has_changed_is_answered_again(tmp_path, monkeypatch):
 
 
 def test_a_run_is_given_the_test_sets_that_are_asked_for_and_no_others(tmp_path):
-    """It reads them before it trains, and `Places.missing` looks for these alone."""
+    """A run reads them before it trains."""
     item = get_item("table6")
     for columns, names in ((["HumanEval"], {"humaneval"}), (["MBPP", "MBPP+"], {"mbpp", "mbppplus"})):
         (each,) = measurements(item.only(columns=columns), "small", tmp_path / "out", Places())
