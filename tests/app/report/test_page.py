@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pedyra.app.report.images import vega_script
-from pedyra.app.report.page import build_report, facts
+from pedyra.app.report.page import build_report, facts, fit_line
 from pedyra.app.report.records import read_run
 
 
@@ -61,8 +62,7 @@ def test_the_page_holds_the_data_it_draws(page: str, dynamic_run: Path):
     cells = panels["map-0"]["data"]["values"]
     last = json.loads((dynamic_run / "ranks.jsonl").read_text().splitlines()[-1])
     assert sum(cell["ranks"][-1] for cell in cells) == last["total_rank"]
-    place, frames = panels["map-0"]["params"]
-    assert place["value"] == place["bind"]["max"] == len(frames["value"]) - 1 == 20
+    assert panels["map-0"]["params"] == [{"name": "adjustment", "value": 20}]
     accuracy = panels["loss-2"]["data"]["values"]
     rows = map(json.loads, (dynamic_run / "metrics.jsonl").read_text().splitlines())
     logged = {row["step"]: row["eval_accuracy"] for row in rows if "eval_accuracy" in row}
@@ -105,11 +105,21 @@ def test_values_that_are_no_number_become_gaps(dynamic_run: Path, tmp_path: Path
     embedded(page)
 
 
-def test_of_a_run_that_was_fitted_the_verdict_comes_first(fitted_run: Path):
+def test_of_a_run_that_was_fitted_size_metric_proof_and_tolerance_come_first(fitted_run: Path):
     page = build_report(fitted_run).read_text(encoding="utf-8")
     header, main = page.split("<header>")[1].split("</header>")
-    assert "flat: 50.0% is proved" in header and "rank 4 of 8" in main
+    line = header.split('class="verdict">')[1].split("</p>")[0]
+    known = ["4 of 8", "0.50 MB", "50.0%", "0.8100", "0.8050", "+0.0200", "[+0.0000, +0.0400]", "proved", "0.0500"]
+    places = [line.index(each) for each in known]
+    assert places == sorted(places) and "not proved" not in line
     assert main.index('id="fit-0"') < main.index('id="loss-0"')
+
+
+@pytest.mark.parametrize(("share", "accepted", "told"), [(0.5, False, "not proved to be"), (1.0, None, "no smaller")])
+def test_a_fit_whose_size_is_not_proved_says_so(fitted_run: Path, share: float, accepted: bool | None, told: str):
+    run = read_run(fitted_run)
+    rows = [{**row, "accepted": accepted} if row["chosen"] else row for row in run.curve]
+    assert told in fit_line(replace(run, fit={**run.fit, "share": share}, curve=rows))
 
 
 def test_samples_are_shown_where_there_are_some(lora_run: Path, tmp_path: Path):
@@ -123,3 +133,13 @@ def test_samples_are_shown_where_there_are_some(lora_run: Path, tmp_path: Path):
 def test_what_a_run_does_not_know_is_left_out(lora_run: Path):
     known = facts(read_run(lora_run))
     assert list(known) == ["Accuracy", "Trainable parameters", "Training time", "Peak memory"]
+
+
+def test_the_adjustments_say_how_many_moves_were_taken_back_at_once(dynamic_run: Path):
+    run = read_run(dynamic_run)
+    first, name = run.adjustments[0], run.layers[0].name
+    gained = {"step": first["step"], "ranks": {**first["ranks"], name: 9}, "added": {name: 2}, "pruned": []}
+    # of the layer's nine triples the eighth and ninth are new; the third is not
+    lost = {**gained, "added": {}, "pruned": [[name, 2, 0.1], [name, 8, 0.0]]}
+    moved = facts(replace(run, adjustments=[gained, lost]))["Adjustments"]
+    assert moved == ("2", "2 ranks pruned (1 of them had just been added), 2 added")

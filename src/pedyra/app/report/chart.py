@@ -1,6 +1,7 @@
 """Rows become charts of Altair. The page draws them with Vega, `images` draws them without a browser.
 
-Names that come from a run are data here, never part of an expression. The reader says how large a chart is.
+Names that come from a run are data here, never part of an expression. The reader says how large a chart is, the theme
+which colours it has.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ Chart = alt.Chart | alt.LayerChart
 Row = dict[str, Any]
 Value = float | None
 
-# These are Okabe and Ito's colour-blind safe colours, darkened until each reads as a thin line.
-PALETTE = ["#0068A8", "#C8500A", "#00805C", "#A8447E", "#94700A", "#4A8FBE", "#5B5BB0", "#6B6B6B"]
+# These are Okabe and Ito's colour-blind safe colours, darkened or lightened until each reads as a thin line.
+PALETTE = {
+    "light": ["#0068A8", "#C8500A", "#00805C", "#A8447E", "#94700A", "#4A8FBE", "#5B5BB0", "#6B6B6B"],
+    "dark": ["#5EB5EE", "#FF9557", "#38C8A0", "#E79AC8", "#E8C04F", "#A6D3F5", "#B3B2F5", "#B0B0B0"],
+}
 GREY, CHANGED = "#78828c", "#C8500A"
 MARKED = 12
 """A curve of so few points shows each."""
@@ -135,24 +139,39 @@ def rank_map(
         base.mark_rect().encode(color=fill),
         changed.mark_rect(filled=False, color=CHANGED, strokeWidth=1.4),
         base.mark_text(fontSize=11).encode(text="label:N", color=on_dark),
-    ).properties(width=alt.Step(30), height=24 * len({cell["type"] for cell in cells}))
+    ).properties(width=alt.Step(30), height=alt.Step(24))
 
 
-_INK = "#5a636d"
-_WORDS = {"labelColor": _INK, "titleColor": _INK, "titleFontWeight": "normal", "labelFontSize": 12, "titleFontSize": 12}
-THEME: dict[str, Any] = {
-    "background": "#fcfcfa",
-    "font": 'system-ui, "Liberation Sans", Arial, sans-serif',
-    "view": {"stroke": None},
-    "title": {"color": "#1a1e23", "fontSize": 13, "anchor": "start", "offset": 10},
-    "axis": {**_WORDS, "gridColor": "#e8eaea", "domainColor": _INK, "tickColor": _INK, "tickCount": 5},
-    "axisX": {"grid": False},
-    "axisY": {"domain": False, "ticks": False},
-    # The symbols are opaque, though the bars of a curve are not.
-    "legend": {**_WORDS, "orient": "top", "columns": 2, "labelLimit": 140, "gradientLength": 120, "symbolOpacity": 1},
-    "range": {"category": PALETTE},
-}
-"""Vega-Lite draws every chart with this config."""
+def theme(scheme: str) -> dict[str, Any]:
+    """Return Vega-Lite's config for "light" or "dark"."""
+    light, dark = ("#fcfcfa", "#1a1e23", "#5a636d", "#e8eaea"), ("#13161a", "#e5e8ea", "#9ca6af", "#262c32")
+    paper, strong, ink, grid = dark if scheme == "dark" else light
+    words = {
+        "labelColor": ink,
+        "titleColor": ink,
+        "titleFontWeight": "normal",
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+    }
+    return {
+        "background": paper,
+        "font": 'system-ui, "Liberation Sans", Arial, sans-serif',
+        "view": {"stroke": None},
+        "title": {"color": strong, "fontSize": 13, "anchor": "start", "offset": 10},
+        "axis": {**words, "gridColor": grid, "domainColor": ink, "tickColor": ink, "tickCount": 5},
+        "axisX": {"grid": False},
+        "axisY": {"domain": False, "ticks": False},
+        # The symbols are opaque, though the bars of a curve are not.
+        "legend": {
+            **words,
+            "orient": "top",
+            "columns": 3,
+            "labelLimit": 220,
+            "gradientLength": 120,
+            "symbolOpacity": 1,
+        },
+        "range": {"category": PALETTE[scheme]},
+    }
 
 
 def spec_of(chart: alt.TopLevelMixin) -> dict[str, Any]:

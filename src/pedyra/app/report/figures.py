@@ -24,7 +24,7 @@ class Panel:
 
     title: str
     chart: Chart
-    frames: Sequence[str] = ()  # what stands above the chart at each place of the slider, the parameter `adjustment`
+    frames: Sequence[str] = ()  # what the slider of the parameter `adjustment` says at each of its places
     stills: Sequence[tuple[str, Chart]] = ()  # title and chart of each image that stands for the slider in a file
 
 
@@ -94,7 +94,14 @@ def _map(run: RunRecords, title: str) -> Panel:
         moved = f"{len(record['pruned'])} pruned, {sum(record['added'].values())} added"
         where = f"Adjustment {number} of {len(run.adjustments)}, step {record['step']:,}"
         told.append(f"{where}: {moved}; {_total(record['ranks'], record)}")
+    best = run.final.get("best_step")
+    earlier = best is not None and bool(run.adjustments) and best < run.adjustments[-1]["step"]
+    if earlier:
+        states.append(run.final_ranks)
+        told.append(f"Saved, as the best: the adapter of step {best:,}; {_total(run.final_ranks, None)}")
     cells = map_cells(run.places, states)
+    for cell in cells if earlier else ():
+        cell["changes"][-1] = 0  # no rank moved: the adapter is that of an earlier step
     last = len(told) - 1
     stills = [(f"{title}, start", rank_map(cells, at="0")), (f"{title}, end", rank_map(cells, at=str(last)))]
     return Panel(title, rank_map(cells), told, stills if last else stills[:1])

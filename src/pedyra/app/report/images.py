@@ -10,7 +10,7 @@ from typing import Any
 import altair as alt
 
 from pedyra.app.packaged import needed, prepared
-from pedyra.app.report.chart import THEME, Chart, spec_of
+from pedyra.app.report.chart import Chart, spec_of, theme
 from pedyra.app.report.figures import make_figures
 from pedyra.app.report.records import read_run
 from pedyra.lora.files import write_file
@@ -46,9 +46,9 @@ def side_by_side(panels: Iterable[tuple[str, Chart]]) -> alt.ConcatChart:
 
 
 def save_image(chart: alt.TopLevelMixin, path: Path) -> None:
-    """Draw a chart as the format that `path` ends in, svg or png."""
+    """Draw a chart in the light theme as the format that `path` ends in, svg or png."""
     vl_convert, spec = _vl_convert(), spec_of(chart)
-    how: dict[str, Any] = {"config": {**THEME, "background": "white"}, "allowed_base_urls": []}
+    how: dict[str, Any] = {"config": {**theme("light"), "background": "white"}, "allowed_base_urls": []}
     if path.suffix == ".svg":
         write_file(path, vl_convert.vegalite_to_svg(spec, **how))
     else:

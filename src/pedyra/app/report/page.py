@@ -12,8 +12,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from pedyra.allocate.allocation import undone
 from pedyra.app.console import format_bytes, format_seconds
-from pedyra.app.report.chart import THEME, spec_of
+from pedyra.app.report.chart import PALETTE, spec_of, theme
 from pedyra.app.report.figures import Panel, make_figures
 from pedyra.app.report.images import vega_script
 from pedyra.app.report.records import RunRecords, read_run
@@ -21,7 +22,7 @@ from pedyra.app.yaml_file import to_yaml
 from pedyra.errors import UserError
 from pedyra.lora.files import write_file
 
-SAMPLES = 5  # of the model's texts are shown
+SAMPLES = 5  # so many of the model's texts are shown
 ABSENT = "–"  # it stands for what a run did not record
 
 
@@ -53,7 +54,7 @@ def render(run: RunRecords) -> str:
         loader=jinja2.FunctionLoader(_asset), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     panels = {
-        f"{figure.id}-{i}": {**spec_of(panel.chart), **_slider(panel)}
+        f"{figure.id}-{i}": {**spec_of(panel.chart), "params": _slider(panel)}
         for figure in figures
         for i, panel in enumerate(figure.panels)
     }
@@ -62,26 +63,21 @@ def render(run: RunRecords) -> str:
         sections=[(name, list(group)) for name, group in groupby(figures, key=lambda figure: figure.section)],
         numbers={figure.id: number for number, figure in enumerate(figures, start=1)},
         described=description(run),
+        fitted=fit_line(run) if run.fit else "",
         cards=facts(run),
         samples=SAMPLES,
         # These are ours or Vega's and free of user text, so they go in unescaped.
         style=Markup(_asset("page.css")),
         script=Markup(_asset("page.js")),
         vega=Markup(vega_script()),
-        data=_data({"panels": panels, "theme": THEME}),
+        data=_data({"panels": panels, "themes": {scheme: theme(scheme) for scheme in PALETTE}}),
         to_yaml=to_yaml,
     )
 
 
-def _slider(panel: Panel) -> dict[str, Any]:
-    """Return what gives a chart with frames a slider, at its last place, and a title that tells where it is."""
-    if not panel.frames:
-        return {}
-    place: dict[str, Any] = {"name": "adjustment", "value": len(panel.frames) - 1}
-    if len(panel.frames) > 1:
-        place["bind"] = {"input": "range", "min": 0, "max": len(panel.frames) - 1, "step": 1}
-    params = [place, {"name": "frames", "value": list(panel.frames)}]
-    return {"params": params, "title": {"text": {"expr": "frames[adjustment]"}}}
+def _slider(panel: Panel) -> list[dict]:
+    """Return the parameter that a panel's slider sets, at its last place."""
+    return [{"name": "adjustment", "value": len(panel.frames) - 1}] if panel.frames else []
 
 
 def _data(value: dict) -> Markup:
@@ -113,6 +109,35 @@ def description(run: RunRecords) -> dict[str, str]:
     return {name: str(value) for name, value in rows.items() if value not in (None, "")}
 
 
+def fit_line(run: RunRecords) -> str:
+    """Tell the size that a fit took, the metric before and after, and what the proof says of the loss."""
+    fit, taken = run.fit, next((row for row in run.curve if row.get("chosen")), {})
+    size = (
+        f"Rank {fit['rank']} of {fit['of_rank']}: {fit['megabytes']:.2f} MB of {fit['of_megabytes']:.2f} MB, "
+        f"{fit['share']:.1%} of the adapter"
+    )
+    told = ["Everything is kept" if fit["share"] >= 1 else size]
+    before, after = (fit.get("metrics", {}).get(which, {}) for which in ("whole", "smaller"))
+    told += [
+        f"{name} {value:.4f}" + (f" → {after[name]:.4f}" if name in after else "") for name, value in before.items()
+    ]
+    if fit.get("accuracy_interval"):
+        low, high = (100 * end for end in fit["accuracy_interval"])
+        told.append(f"it changes by {100 * fit['accuracy_change']:+.2f} points [{low:+.2f}, {high:+.2f}] (95 %)")
+    measure, limit = fit.get("measure", "loss"), fit.get("tolerance")
+    within = "the tolerance" if limit is None else f"the tolerance of {limit:.4f}"
+    if fit["share"] >= 1:
+        told.append(f"no smaller size is proved to be within {within}")
+    elif fit.get("interval"):
+        low, high = fit["interval"]
+        proved = "proved to be" if taken.get("accepted") else "not proved to be"
+        told.append(
+            f"in the proof the {measure} rises by {fit['measured_increase']:+.4f} [{low:+.4f}, {high:+.4f}] (95 %), "
+            f"{proved} within {within}"
+        )
+    return "; ".join(told) + "."
+
+
 Fact = tuple[str, str]
 """A property of a run is its value as text, and a second line that puts it in proportion."""
 
@@ -141,7 +166,9 @@ def facts(run: RunRecords) -> dict[str, Fact]:
     if run.adjustments:
         pruned = sum(len(record["pruned"]) for record in run.adjustments)
         added = sum(sum(record["added"].values()) for record in run.adjustments)
-        found["Adjustments"] = (str(len(run.adjustments)), f"{pruned} ranks pruned, {added} added")
+        again = undone(run.adjustments)
+        at_once = f" ({again} of them had just been added)" if again else ""
+        found["Adjustments"] = (str(len(run.adjustments)), f"{pruned} ranks pruned{at_once}, {added} added")
     if final.get("seconds") is not None:
         speed = final.get("train_steps_per_second")
         found["Training time"] = (format_seconds(final["seconds"]), f"{speed:.2f} steps per second" if speed else "")
