@@ -71,7 +71,7 @@ def test_a_classifier_keeps_its_trained_head(make_bert, based, tokens, tmp_path)
 
 @pytest.mark.parametrize("trained", [{}, {"trainable_token_indices": {"embed_tokens": [40, 41]}}])
 def test_a_vocabulary_that_was_resized_is_that_of_the_merged_model(trained, make_llama, based, tokens, tmp_path):
-    """As TRL has it where a chat template brings tokens of its own."""
+    """As TRL has it where a chat template brings tokens of its own. The tokenizer of the base lacks them."""
     base = make_llama().unload()
     base.resize_token_embeddings(base.config.vocab_size + 2)
     lora = LoraConfig(target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM", **trained)  # type: ignore[arg-type]
@@ -79,12 +79,15 @@ def test_a_vocabulary_that_was_resized_is_that_of_the_merged_model(trained, make
     for name, parameter in model.named_parameters():
         if "trainable_tokens_delta" in name:
             parameter.data += 1
+    tiny_tokenizer("tiny-llama").save_pretrained(tmp_path / "base")
     model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
     tokens["input_ids"][:, 2] = 41
-    out = export_adapter(tmp_path / "adapter", "merged", tmp_path / "merged")
+    with pytest.warns(UserWarning, match="resized the vocabulary from 40 tokens to 42"):
+        out = export_adapter(tmp_path / "adapter", "merged", tmp_path / "merged")
     merged = load_merged(out)
     assert merged.config.vocab_size == base.config.vocab_size
     assert torch.allclose(logits(merged, tokens), logits(model, tokens), atol=1e-5)
+    assert json.loads((out / "pedyra_export.json").read_text())["tokenizer"] is False
 
 
 def test_the_dtype_of_the_base_is_kept(make_llama, tmp_path):

@@ -36,6 +36,7 @@ def test_overrides_win():
         ({"max_steps": "many"}, "training.max_steps is 'many': Input should be a valid integer"),
         ({"learning_rate": None}, "training.learning_rate is None: Input should be a valid number"),
         ({"weight_decay": ".nan"}, "training.weight_decay is '.nan': Input should be a valid number"),
+        ({"metric_for_best_model": "eval_bleu"}, "is 'eval_bleu'; this task has loss, accuracy, f1, matthews"),
         ({"eval_strategy": "often"}, "training: often is not a valid IntervalStrategy"),
         ({"eval_strategy": "no", "load_best_model_at_end": True}, "training: .*requires the save and eval strategy"),
     ],

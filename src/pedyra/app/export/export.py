@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from peft import PeftModel
@@ -58,10 +59,25 @@ def export_adapter(
         if isinstance(source, (str, Path)) and (run := run_of(Path(source))) is not None:
             recipe = resolve(load_recipe(run / "recipe.yaml"))
         model, tokenizer = base_by_name(lora, name) if recipe is None else _base_of_recipe(recipe, lora, name)
+        before = model.config.get_text_config().vocab_size
         merged = merge_into(model, lora)
+        if tokenizer is not None and tokenizer.name_or_path != str(lora.folder):
+            tokenizer = _of_vocabulary(tokenizer, before, merged.config.get_text_config().vocab_size)
     dtype = str(merged.dtype).removeprefix("torch.")
     record = {"target": "merged", "dtype": dtype, "tokenizer": tokenizer is not None}
     return write_export(out, record, lambda folder: save_merged(merged, tokenizer, folder))
+
+
+def _of_vocabulary(tokenizer: PreTrainedTokenizerBase, before: int, now: int) -> PreTrainedTokenizerBase | None:
+    """Leave out the tokenizer of the base where training has added tokens, which it would split."""
+    if now == before:
+        return tokenizer
+    warnings.warn(
+        f"training has resized the vocabulary from {before} tokens to {now}, and the tokenizer of the base model lacks "
+        f"those that were added, so none is written beside the merged model; save there the one of the training",
+        stacklevel=3,
+    )
+    return None
 
 
 def _base_of_recipe(

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from pedyra.app.recipe import Recipe
+from pedyra.app.recipe_sections import METRICS
 from pedyra.app.runs.processes import count_processes, is_launched
 from pedyra.errors import REFUSALS, UserError, telling
 from pedyra.lora.spelling import did_you_mean
@@ -59,6 +60,9 @@ def _checked(recipe: Recipe) -> dict[str, Any]:
             checked[name] = value if name == "fsdp" else TypeAdapter(types[name]).validate_python(value)
         except ValidationError as error:
             raise UserError(f"training.{name} is {value!r}: {error.errors()[0]['msg']}") from None
+    best, known = checked.get("metric_for_best_model"), ("loss", *METRICS[recipe.data.kind])
+    if best is not None and best.removeprefix("eval_") not in known:  # Trainer tells it at the first evaluation
+        raise UserError(f"training.metric_for_best_model is {best!r}; this task has {', '.join(known)}")
     return checked
 
 
