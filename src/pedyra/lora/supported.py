@@ -120,11 +120,19 @@ KINDS: tuple[Kind, ...] = (
         "quantise the base (nf4) and use the default start; what is trained already can be merged while it is live",
     ),
     Kind(
-        "MiCA, aLoRA, Arrow, QA-LoRA, BD-LoRA, KaSA, MonteCLoRA, VeLoRA",
-        "init_lora_weights, or a field of the variant's name",
-        lambda config: _start(config) in _MICA or _has(*_OF_VARIANTS)(config),
+        "MiCA",
+        "init_lora_weights",
+        lambda config: _start(config) in _MICA,
+        ("adapt",),
+        "B is fixed to singular vectors of the weight, and new directions would have none",
+        "use the default start",
+    ),
+    Kind(
+        "aLoRA, Arrow, QA-LoRA, BD-LoRA, KaSA, MonteCLoRA, VeLoRA",
+        "a field of the variant's name",
+        _has(*_OF_VARIANTS),
         ("adapt", "fit", *_EXPORTS, "merged"),
-        "its update depends on the token, is no product of two free matrices, or has another layout",
+        "its update depends on the token, is no product of two matrices, or has another layout",
         "PEFT alone can serve it; to go on here, train a plain LoRA or a DoRA",
     ),
     Kind(
