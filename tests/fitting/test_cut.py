@@ -73,7 +73,7 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
 def test_stock_peft_loads_what_was_judged(
     make_net: Any, tmp_path: Path, settings: Any, ranks: list[int], attached: bool, live: bool
 ):
-    """As it is written, and as PEFT saves the live model that was cut; both are the same files."""
+    """The folder that is written and the one that PEFT saves of the cut live model hold the same files."""
     model = make_net(trained=True, **settings).eval()
     if attached:
         attach(model)
@@ -210,7 +210,7 @@ def test_fit_finds_the_directions_that_work_and_proves_it(two_used: Any):
 
 
 def reads_weights_in_evaluation(layer: Any, weights: Any) -> None:
-    """What a fused kernel does: the slots are called where there are gradients, else it takes their `weights()`."""
+    """Do what a fused kernel does: it calls the slots where there are gradients, else it takes their `weights()`."""
     forward = layer.forward
 
     def fused(x: Tensor) -> Tensor:

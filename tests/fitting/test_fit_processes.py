@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not can_fork(), reason="forks are for Linux with
 
 
 def found_by(rank: int, size: int, out: str, weights: str) -> dict[str, Any]:
-    """What one process, or two, find of the classifier with these weights; a step at rate 0 sets up Trainer's DDP."""
+    """Return what one process, or two, find of these weights; a step at rate 0 sets up Trainer's DDP."""
     shape: Any = dict(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
     shape |= dict(max_position_embeddings=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     lora = LoraConfig(

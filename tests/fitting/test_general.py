@@ -104,7 +104,7 @@ def test_where_nothing_is_undone_that_is_unknown():
 
 @pytest.mark.parametrize("part", [0.5, 1.0])
 def test_slopes_are_the_gradient_of_gates(trained_bert: Any, tokens: dict[str, Tensor], part: float):
-    """At a half, and not where the whole adapter is."""
+    """They are measured at a half, and not where the whole adapter is."""
     model, rows = trained_bert.eval(), [{**tokens, "labels": torch.tensor([0, 1, 0, 1])}]
     calibration = calibrate(Judge(model), rows * 2)
     found = slopes_at_half(Judge(model), rows, calibration)

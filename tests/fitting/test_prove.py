@@ -1,4 +1,4 @@
-"""Whether B is no worse than A: the answers against simulation, and `pedyra.prove` on a Trainer."""
+"""Answers whether B is no worse than A are held against simulation, and `pedyra.prove` is asked on a Trainer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_anything_else_is_refused(given: Any):
 
 
 def proof(margin: str, a: Any, b: Any, base: Any = None, **known: Any) -> Proof:
-    """Of these losses."""
+    """Prove it of these losses."""
     of = [None if losses is None else Measured(list(losses), {}) for losses in (a, b, base)]
     assert of[0] is not None and of[1] is not None
     known = {"a": "A", "b": "B", "rows": 8 * len(a), "weights": [8.0] * len(a), **known}

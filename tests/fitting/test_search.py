@@ -84,7 +84,7 @@ def taken_beyond(draw: Draw, batches: int, within: int) -> float:
 @pytest.mark.parametrize("draw", [symmetric, few])
 @pytest.mark.parametrize("within", [16, 6], ids=["none is within", "some are"])
 def test_a_size_just_beyond_tolerance_is_taken_in_one_fit_of_twenty(draw: Draw, batches: int, within: int):
-    """At 128 batches with early looks, each of which may be wrong."""
+    """At 128 batches there are early looks, each of which may be wrong."""
     assert taken_beyond(draw, batches, within) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / FITS)
 
 

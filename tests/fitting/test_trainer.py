@@ -84,7 +84,7 @@ def test_gradients_in_float16_are_those_of_a_loss_that_is_scaled(make_trainer: A
 
 
 class Recorder(TrainerCallback):
-    """What is called after training."""
+    """It notes what is called after training."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -186,7 +186,7 @@ def test_points_of_the_accuracy_are_counted_by_rows(make_trainer: Any):
 
 @pytest.mark.parametrize("metrics", [None, lambda prediction: {"balanced_accuracy": 0.123}])
 def test_points_are_refused_where_no_row_is_right_or_wrong_before_a_size_is_asked(make_trainer: Any, metrics: Any):
-    """Or where the task's accuracy is another one."""
+    """So they are where the task's accuracy is another one."""
     trainer = make_trainer(Counting, given={"compute_metrics": metrics})
     COUNT.update(loss=0, prediction=0)
     with pytest.raises(UserError, match="tolerance is 1pt, and this task has no accuracy of rows"):

@@ -33,7 +33,7 @@ def make(tmp_path: Path) -> Any:
 
 
 def fitted(trainer: Any, **wanted: Any) -> pedyra.Fit:
-    """What is found; nothing of what the Trainer holds may change by it."""
+    """Return what is found; nothing of what the Trainer holds may change by it."""
 
     def state() -> Any:
         waiting = {mode: {key: [*values] for key, values in each.items()} for mode, each in trainer._metrics.items()}
@@ -158,7 +158,7 @@ def sft(out: Path, given: dict[str, Any], **settings: Any) -> Any:
 
 @pytest.mark.filterwarnings("ignore")
 def test_rows_that_are_given_are_formatted_as_those_that_were_trained_on(tmp_path: Path):
-    """Whether the Trainer would have understood them without that, or not."""
+    """The Trainer may have understood them without that, or not."""
     trainer = sft(tmp_path, {"formatting_func": lambda row: f"a b {row['said']}"})
     held, losses = questions(72, 5), []
     for rows in (held, held.add_column("text", ["e e e e e e"] * len(held))):

@@ -41,7 +41,7 @@ def llama(**settings: Any) -> Any:
 
 
 def sharded(model: Any) -> None:
-    """In place, docs/processes.md's way: what is trained stays whole, everything else is cut, layer by layer."""
+    """Cut the model in place as docs/processes.md says: what is trained stays whole, the rest goes layer by layer."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
     for layer in model.base_model.model.model.layers:
