@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
@@ -304,55 +303,54 @@ def language_curve() -> Cells:
 # Results: fit.
 
 
-WAYS = {
+FORGETTING = {
     "whole": "the whole adapter",
-    "scaled": "the whole adapter, scaled down",
-    "task": "cut for its size",
-    "general": "cut to forget less",
+    "scaled": "the whole adapter, times {asked:g}",
+    "intruders": "{asked:.0%} of its intruders left",
+    "fit": "`pedyra fit --general --tolerance {asked:.0%}`",
 }
 
 
 @table("forgetting")
 def forgetting() -> Cells:
-    return _forgetting("forgetting")
-
-
-@table("forgetting, GSM8K")
-def forgetting_of_gsm8k() -> Cells:
-    return _forgetting("forgetting_gsm8k")
-
-
-def _forgetting(name: str) -> Cells:
-    """What a cut for general text undoes, against the whole adapter times a factor, at no more loss of the task."""
-    cells = [["way", "amount", "rise of the task's loss", "rise of the general loss", "less than scaled by"]]
-    every = rows(name)
+    """What a fit for general text undoes, and simpler ways at no more loss of the task, in pairs by run."""
+    head = ["way", "left", "rise of the task's loss", "rise of the general loss"]
+    cells = [[*head, "less than scaled by", "less than by intruders by"]]
+    every = [row for row in rows("forgetting") if row["way"] != "base"]
     runs = {run: where(every, run=run) for run in dict.fromkeys(row["run"] for row in every)}
-    of = {run: {(row["way"], round(20 * row["amount"])): row for row in found} for run, found in runs.items()}
-    for way, amount in dict.fromkeys((row["way"], round(20 * row["amount"])) for row in every):
-        if way == "base":
-            continue
-        rises = {"loss": [], "general_loss": []}
-        ahead = []
-        for run, known in of.items():
-            row = known[way, amount]
-            rises["loss"].append(row["loss"] - known["whole", 20]["loss"])
-            rises["general_loss"].append(row["general_loss"] - known["base", 0]["general_loss"])
-            ahead.append(_scaled_general(runs[run], row["loss"]) - row["general_loss"])
-        told = [f"{mean(rises[key]):+.4f} ± {standard_error(rises[key]):.4f}" for key in rises]
-        compared = way in ("task", "general") and not any(map(math.isnan, ahead))
-        cells.append([WAYS[way], f"{amount / 20:g}", *told, difference(ahead) if compared else ""])
+    base = {row["run"]: row["general_loss"] for row in where(rows("forgetting"), way="base")}
+    for way, asked in dict.fromkeys((row["way"], row["asked"]) for row in every):
+        of = where(every, way=way, asked=asked)
+        whole = {run: where(found, way="whole")[0]["loss"] for run, found in runs.items()}
+        losses = [row["loss"] - whole[row["run"]] for row in of]
+        general = [row["general_loss"] - base[row["run"]] for row in of]
+        ahead = [[_at_most(runs[row["run"]], rival, row) for row in of] for rival in ("scaled", "intruders")]
+        cells.append([
+            FORGETTING[way].format(asked=asked),
+            percent(mean(row["amount"] for row in of)) if way == "fit" else "",
+            *(_of_runs(each) for each in (losses, general)),
+            *(_of_runs(each, difference) if way == "fit" else "" for each in ahead),
+        ])  # fmt: skip
     return cells
 
 
-def _scaled_general(run: list[Row], loss: float) -> float:
-    """The general loss of the adapter scaled down so far that the loss of the task is this: between its measured scales
-    by a straight line. NaN where it is beyond the last of them."""
-    line = sorted((row for row in run if row["way"] in ("whole", "scaled")), key=lambda row: -row["amount"])
-    for above, below in reversed([*pairwise(line)]):
-        if above["loss"] <= loss < below["loss"]:
-            part = (loss - above["loss"]) / (below["loss"] - above["loss"])
-            return above["general_loss"] + part * (below["general_loss"] - above["general_loss"])
-    return math.nan
+def _of_runs(values: Sequence[float], several: Callable[[Sequence[float]], str] | None = None) -> str:
+    if len(values) == 1:
+        return f"{values[0]:+.4f}"
+    return several(values) if several else f"{mean(values):+.4f} ± {standard_error(values):.4f}"
+
+
+def _at_most(run: list[Row], rival: str, row: Row) -> float:
+    """By how much a row's general loss is below the lowest that a rival has at no more loss of the task: of what was
+    measured of it, and on straight lines between."""
+    line = sorted((each for each in run if each["way"] in ("whole", rival)), key=lambda each: -each["asked"])
+    found = [each["general_loss"] for each in line if each["loss"] <= row["loss"]]
+    for above, below in pairwise(line):
+        low, high = sorted((above, below), key=lambda each: each["loss"])
+        if low["loss"] <= row["loss"] < high["loss"]:
+            part = (row["loss"] - low["loss"]) / (high["loss"] - low["loss"])
+            found.append(low["general_loss"] + part * (high["general_loss"] - low["general_loss"]))
+    return min(found) - row["general_loss"]
 
 
 METRICS = ("accuracy", "perplexity")
@@ -362,27 +360,40 @@ METRICS = ("accuracy", "perplexity")
 def fits() -> Cells:
     """What a fit at its defaults keeps of each adapter, what that does to the metric, and what it takes."""
     kept = ("adapter", "metric", "base", "whole", "smaller", "rank", "loss increase", "may cost")
-    cells = [[*kept, "steps of training", "steps of the fit"]]
+    cells = [[*kept, "steps of training", "steps of the fit", "rows for ±0.5 points"]]
     for row in rows("fit"):
         metric = next(name for name in METRICS if name in row["metrics"]["whole"])
         values = [row["metrics"].get(which, row["metrics"]["whole"])[metric] for which in ("base", "whole", "smaller")]
         shown = [f"{100 * each:.1f} %" if metric == "accuracy" else f"{each:.3f}" for each in values]
+        enough = ""
         if "accuracy_interval" in row:
             low, high = (100 * each for each in row["accuracy_interval"])
             shown[-1] += f", {100 * row['accuracy_change']:+.1f} {ends(low, high, 1)}"
+            enough = f"{round(8 * row['batches'] * (high - low) ** 2, -2):,.0f}"  # the error falls as 1 / sqrt(rows)
         told = "kept whole" if row["interval"] is None else f"{row['measured_increase']:+.4f} {ends(*row['interval'])}"
         rank = f"{row['rank']} of {row['of_rank']}"
         took = [f"{row['training_steps']:,} of {row['training_rows']} rows", f"{row['steps']:.0f} of 8 rows"]
-        cells.append([row["adapter"], metric, *shown, rank, told, f"{row['tolerance']:.4f}", *took])
+        cells.append([row["adapter"], metric, *shown, rank, told, f"{row['tolerance']:.4f}", *took, enough])
     return cells
 
 
-@table("four adapters")
-def four_adapters() -> Cells:
+@table("adapters")
+def adapters() -> Cells:
     """What README shows of the table of fits."""
     head, *every = fits()
-    columns = [place for place, name in enumerate(head) if name not in ("loss increase", "may cost")]
+    columns = [place for place, name in enumerate(head) if name not in ("loss increase", "may cost", head[-1])]
     return [[row[column] for column in columns] for row in (head, *every)]
+
+
+@table("an epoch")
+def an_epoch() -> Cells:
+    """What each rank costs of the adapter that was trained for an epoch, and the part of what was won that this is."""
+    (fitted,) = where(rows("fit"), adapter="MiniLM, SST-2, an epoch")
+    cells = [["rank", "loss increase", "of what was won"]]
+    for row in rows("fit_epoch")[1:]:
+        rise, error = row["measured_increase"], row["standard_error"]
+        cells.append([str(row["rank"]), f"{rise:+.4f} ± {error:.4f}", percent(rise / fitted["won"])])
+    return cells
 
 
 @table("fresh")

@@ -1,17 +1,14 @@
-"""Rows on which the rank of a LoRA may bind, for a small decoder that knows English, and text that it may forget.
+"""Rows on which the rank of a LoRA may bind, for a small decoder that knows English.
 
     python recipes/rows.py language nb-NO data/language   Debian's handbook in Norwegian: apt install debian-handbook
     python recipes/rows.py rot13 en-US data/rot13         the same book in English, in other letters (rot13)
     python recipes/rows.py facts 500 data/facts           a phone book of 500 names that nobody has
-    python recipes/rows.py general NEWS.jsonl.gz data/general   English that should not be forgotten: news, and code
 
 Each writes train.jsonl and test.jsonl with the columns `prompt` and `text`. Of the handbook every fifth page is held
-out. A fact cannot be inferred from others, so that the test rows of the phone book are its training rows. General text
-has no test rows: the column `document` of the news, and files of Python's standard library in turn.
+out. A fact cannot be inferred from others, so that the test rows of the phone book are its training rows.
 """
 
 import codecs
-import gzip
 import json
 import random
 import re
@@ -21,7 +18,6 @@ from html import unescape
 from pathlib import Path
 
 BOOK = Path("/usr/share/doc/debian-handbook/html")
-SKIPPED, LONG = 2000, 6000  # letters of a file of code: its head is a licence and imports
 SHORTEST = 200  # letters of a paragraph; what is shorter is a caption or an entry of a list
 
 
@@ -66,17 +62,7 @@ def facts(number: str) -> dict[str, list[tuple[str, str]]]:
     return {"train": rows, "test": rows}
 
 
-def general(news: str) -> dict[str, list[tuple[str, str]]]:
-    with gzip.open(news, "rt", encoding="utf-8") as lines:
-        documents = [json.loads(line)["document"] for line in lines]
-    files = sorted(file for file in Path(json.__file__).parents[1].glob("*.py") if file.stat().st_size > LONG)
-    random.Random(0).shuffle(files)
-    code = [file.read_text(encoding="utf-8")[SKIPPED:LONG] for file in files]
-    long = [text for text in documents if len(text) > SKIPPED]
-    return {"train": [("", text) for pair in zip(long, code, strict=False) for text in pair]}
-
-
-KINDS = {"language": language, "rot13": rot13, "facts": facts, "general": general}
+KINDS = {"language": language, "rot13": rot13, "facts": facts}
 
 
 def write(folder: Path, split: str, rows: Iterable[tuple[str, str]]) -> None:

@@ -12,7 +12,6 @@ import torch
 from rich.console import Console
 
 from benchmarks.cuts import CUTS_KEY, bench_cuts, by_singular_values
-from benchmarks.forgetting import bench_forgetting
 from benchmarks.fresh import bench_fresh, told
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.run import train_run
@@ -78,8 +77,6 @@ def test_every_run_is_checked_before_the_first_is_measured(run: Path, tmp_path: 
     for where, message in ((other, "has an adapter of type ADALORA"), (tmp_path, "is no run folder")):
         with pytest.raises(ValueError, match=message):
             next(bench_cuts([run, where]))
-    with pytest.raises(ValueError, match=r"/run is of data.kind classification, and general text is for a model that"):
-        next(bench_forgetting([run], ["some text"] * 32))
 
 
 def test_fits_of_fresh_rows_are_compared_with_the_truth_on_others(tmp_path: Path):

@@ -22,7 +22,6 @@ from pedyra.fitting.balance import Balance
 from pedyra.fitting.calibration import calibrate, lora_layers
 from pedyra.fitting.cut import CURVE, RECORD, check_out, cut_factors, cut_live, cut_to, write_cut
 from pedyra.fitting.fit import NotWithin, Rows, fit_batches
-from pedyra.fitting.general import scaled
 from pedyra.fitting.held import Answers, Held
 from pedyra.fitting.judge import Judge
 from pedyra.fitting.result import Fit
@@ -318,7 +317,9 @@ def test_a_size_goes_on_where_its_last_look_ended(two_used: Any):
         return loss(model, batch)
 
     held = Held(Judge(two_used, counted), rows, iter)
-    smaller, answers = partial(scaled, two_used, 0.5), Answers()
+    calibration = calibrate(Judge(two_used, loss), rows[:3])
+    factors = cut_factors(two_used, calibration, dict.fromkeys(calibration.layers, 1))
+    smaller, answers = partial(cut_to, two_used, factors), Answers()
     seen.clear()
     looks = [held.compared(smaller, part, answers) for part in (0.25, 0.5, 1.0)]
     assert [each.rise.batches for each in looks] == [25, 50, 100] and seen == [id(batch) for batch in rows]

@@ -65,7 +65,6 @@ def test_a_fit_for_a_place_asks_its_ranks_and_is_saved_for_it(make_trainer: Any,
     [
         ({"for_": "vllm:3"}, "at a rank of 1, 8, 16"),
         ({"for_": "vllm", "rank": 2}, "leave out rank"),
-        ({"for_": "vllm", "general": ["a text"]}, "leave out rank and general"),
     ],
 )
 def test_a_place_that_cannot_be_is_told_before_the_fit(make_trainer: Any, asked: dict[str, Any], message: str):

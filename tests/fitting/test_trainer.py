@@ -563,7 +563,6 @@ def drop_rows(trainer: Any) -> None:
         (Trainer, lambda trainer: setattr(trainer, "data_collator", list), {}, "each a list, and a fit takes dicts"),
         (Trainer, None, {"data": "rows.jsonl"}, "data is 'rows.jsonl'; give the rows themselves"),
         (Trainer, None, {"tolerence": 0.1}, "fit has no tolerence; it has tolerance, rank"),
-        (Trainer, None, {"general": ["a b"], "rank": 2}, "leave rank out, or general"),
         (Stubborn, None, {"rows": 64}, "Stubborn.get_eval_dataloader gives"),
     ],
 )

@@ -266,9 +266,6 @@ def fit(
     wanted: Wanted,
     source: Source,
     destination: ForPlace = None,
-    general: Annotated[
-        Path | None, typer.Option(metavar="ROWS", help="Text that should not be forgotten, in a column text.")
-    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: ADAPTER/fit.")] = None,
     overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -285,7 +282,7 @@ def fit(
 
     console = new_console()
     shown = console.is_terminal
-    asked = Asked(wanted=wanted, source=source, place=place, general=general, overwrite=overwrite, shown=shown)
+    asked = Asked(wanted=wanted, source=source, place=place, overwrite=overwrite, shown=shown)
     outs = {adapter: out or adapter / "fit" for adapter in adapters}
     rows = []
     for found in fit_folders(outs, asked, partial(console.print, soft_wrap=True, markup=False)):

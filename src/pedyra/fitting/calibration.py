@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -44,12 +44,6 @@ class Directions:
         """Return the slope of every direction's gate."""
         return self.products.diagonal(dim1=1, dim2=2)
 
-    def reordered(self, order: list[int]) -> Directions:
-        """Return the same directions in this order."""
-        T, inverse, values = self.basis
-        basis = Balance(T[order], inverse[:, order], values[order])
-        return replace(self, basis=basis, products=self.products[:, order][:, :, order])
-
 
 @dataclass(frozen=True)
 class Calibration:
@@ -58,8 +52,7 @@ class Calibration:
     layers: dict[str, Directions]
     samples: Float[Tensor, " blocks"]
     repairs: bool = True
-    """What is kept makes up for what is removed. Not where general text is not to be forgotten: it would do again what
-    was removed."""
+    """What is kept makes up for what is removed; without, directions stay as they are, as a benchmark compares them."""
 
     def mixed(self, ranks: Mapping[str, int]) -> dict[str, Tensor]:
         """Return, for each layer, I + M `(k, k)` of its first `ranks[name]` directions, which make up for what is

@@ -15,12 +15,10 @@ from tqdm.auto import tqdm
 
 from pedyra.errors import UserError
 from pedyra.fitting.calibration import Calibration, calibrate, seconds_a_batch
-from pedyra.fitting.cut import Factors, check_read, cut_factors, cut_to
-from pedyra.fitting.general import Forgetting, by_harm, harm_first, slopes_at_half
+from pedyra.fitting.cut import check_read, cut_factors, cut_to
 from pedyra.fitting.held import Against, Answers, Held
 from pedyra.fitting.judge import Batch, Cut, Judge
 from pedyra.fitting.modes import disabled
-from pedyra.fitting.paired import paired
 from pedyra.fitting.result import Fit
 from pedyra.fitting.search import FEW, LEAST, proved, search
 from pedyra.fitting.sizes import Candidate, of_rank, ranks_below, size, whole
@@ -52,20 +50,6 @@ class Rows:
     """The proof needs rows that it was not trained on."""
     told: str = ""
     """A result names the rows in these words."""
-    general: GeneralRows | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneralRows:
-    """The adapter should not make the model forget this text, in batches on this process."""
-
-    judge: Judge
-    slopes: Sequence[Batch]
-    """Gradients on these say what harms the text."""
-    proof: Sequence[Batch]
-    """Other texts tell what came of it."""
-    told: str = ""
-    """A result counts the texts in these words."""
 
 
 def fit_batches(
@@ -150,12 +134,8 @@ class _Fitting:
         sizes = [each for each in sizes if each.ranks != everything.ranks]
         taken, asked = self._asked(calibration, everything, sizes, held, limit)
         factors = cut_factors(self.model, calibration, taken.ranks, self.adapter)
-        forgetting = self._forgetting(factors)
         curve = [everything, *asked]
-        if forgetting is not None and limit.learned:
-            kind, words = forgetting.verdict(cut=taken.share < 1)
-        else:
-            kind, words = verdict(taken, curve, limit, self.judge.measure)
+        kind, words = verdict(taken, curve, limit, self.judge.measure)
         smaller = taken.proof.metrics if taken.proof else {}
         metrics = {"base": of_base, "whole": held.metrics, **({} if taken is everything else {"smaller": smaller})}
         return Fit(
@@ -168,7 +148,6 @@ class _Fitting:
             verdict=kind,
             words=words,
             measure=self.judge.measure,
-            forgetting=forgetting,
             rows=self.rows.told,
             base=self.base_told,
             seconds=(seconds := time.perf_counter() - began),
@@ -212,17 +191,9 @@ class _Fitting:
         began = time.perf_counter()
         found = calibrate(self.judge, self._counted(self.rows.calibration), adapter=self.adapter)
         self.step = (time.perf_counter() - began) / len(self.rows.calibration)
-        if (general := self.rows.general) is None:
-            highest = max(whole(found).values())
-            ranks = [self.wanted.rank] if self.wanted.rank is not None else self.ranks or ranks_below(highest)
-            return found, [of_rank(found, rank) for rank in ranks]
-        self.bar.set_description("what harms general text")
-        task, harm = (
-            slopes_at_half(judge, self._counted(batches), found, adapter=self.adapter)
-            for judge, batches in ((self.judge, self.rows.calibration), (general.judge, general.slopes))
-        )
-        ordered, going = harm_first(replace(found, repairs=False), task, harm)
-        return ordered, by_harm(ordered, going)
+        highest = max(whole(found).values())
+        ranks = [self.wanted.rank] if self.wanted.rank is not None else self.ranks or ranks_below(highest)
+        return found, [of_rank(found, rank) for rank in ranks]
 
     def _counted(self, items: Iterable[Any]) -> Iterator[Any]:
         for item in items:
@@ -235,8 +206,6 @@ class _Fitting:
         calibrated, evaluated = seconds_a_batch(self.judge, self.rows.calibration[0], self.rows.held[0], self.adapter)
         sizes = 1 if self.wanted.rank is not None else len(self.ranks) or 6
         seconds = calibration * calibrated + (2 + sizes) * held * evaluated
-        if general := self.rows.general:
-            seconds += (calibration + len(general.slopes)) * calibrated + 3 * len(general.proof) * evaluated
         long = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
         steps = seconds / calibrated if calibrated else 0
         text = (
@@ -252,20 +221,6 @@ class _Fitting:
     def _size(self) -> int:
         """Count the rows of a batch of the calibration."""
         return next((len(each) for each in self.rows.calibration[0].values() if hasattr(each, "__len__")), 1)
-
-    def _forgetting(self, factors: Factors) -> Forgetting | None:
-        """Measure what an adapter of these factors does to general text, where there is some."""
-        if (general := self.rows.general) is None:
-            return None
-        self.bar.set_description("general text")
-        held = Held(general.judge, general.proof, self._counted)
-        base, _ = held.losses(partial(disabled, self.model))
-        smaller, _ = held.losses(partial(cut_to, self.model, factors, self.adapter))
-        return Forgetting(
-            whole=paired(base, held.whole, held.weights),
-            smaller=paired(base, smaller, held.weights),
-            undone=held.risen(smaller),
-        )
 
 
 def _refusal(largest: int, asked: Sequence[Candidate], limit: Tolerance, measure: str) -> str:

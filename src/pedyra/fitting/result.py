@@ -15,9 +15,7 @@ from accelerate import PartialState
 from pedyra.export.destinations import Destination, destination
 from pedyra.export.readers import export_lora
 from pedyra.fitting.cut import CURVE, RECORD, Factors, check_out, cut_live, write_cut
-from pedyra.fitting.general import Forgetting
 from pedyra.fitting.held import Metrics
-from pedyra.fitting.paired import Increase
 from pedyra.fitting.sizes import Candidate
 from pedyra.fitting.verdict import FLAT, Tolerance
 from pedyra.lora.card import CARD, adapter_card, shown_name, shown_ranks
@@ -43,13 +41,11 @@ class Fit:
     factors: Factors = field(repr=False)
     """Each layer of the size that is taken has its A and B here."""
     verdict: str
-    """The word is flat, capacity-limited or unknown; with general text forgets less or unknown."""
+    """The word is flat, capacity-limited or unknown."""
     words: str
     """A sentence says the verdict."""
     measure: str = "loss"
     """The loss rises, or a divergence where the loss says nothing about held-out rows."""
-    forgetting: Forgetting | None = None
-    """General text was measured too, where some was given."""
     rows: str = ""
     """The words name the rows on which the fit measured."""
     base: str = "the base model"
@@ -104,10 +100,6 @@ class Fit:
             "verdict": self.verdict,
             "measure": self.measure if self.tolerance.points is None else "accuracy",
         }
-        if self.forgetting is not None:
-            for name in ("whole", "smaller", "undone"):
-                found: Increase = getattr(self.forgetting, name)
-                row |= {f"general_{name}": found.mean, f"general_{name}_standard_error": found.error}
         if self.metrics:
             row["metrics"] = {key: dict(values) for key, values in self.metrics.items()}
         if proof and proof.pairs:
@@ -215,8 +207,6 @@ def told(fit: Fit) -> str:
         lines.append(f"rows        {fit.rows}")
     if fit.seconds:
         lines.append(f"took        {fit.seconds:.0f} s, as long as {fit.steps:.0f} training steps")
-    if fit.forgetting is not None:
-        lines += _forgetting(fit.forgetting, fit.is_whole)
     if fit.verdict != FLAT:
         lines.append(f"verdict     {fit.words}")
     return "\n".join([*lines, "", f"rise of the {fit.measure}, by rank", *_curve(fit)])
@@ -258,19 +248,6 @@ def _curve(fit: Fit) -> list[str]:
         size = f"{arrow:2}  {each.rank:4}  {each.parameters:13,}  {each.share:6.1%}"
         lines.append(f"{size}  {rises:>17}  {batches:>7}  {answers[each.accepted]}".rstrip())
     return lines
-
-
-def _forgetting(found: Forgetting, is_whole: bool) -> list[str]:
-    """Say what general text loses with the whole adapter and, where there is one, with the smaller one."""
-    rises = f"the loss rises by {found.whole.mean:+.4f} ± {found.whole.error:.4f} with the whole adapter"
-    if is_whole:
-        return [f"general     {rises}"]
-    low, high = found.undone.interval()
-    batches = f"on {found.undone.batches} batches of its own"
-    return [
-        f"general     {rises}, by {found.smaller.mean:+.4f} ± {found.smaller.error:.4f} with the smaller one",
-        f"            a difference of {found.undone.mean:+.4f} [{low:+.4f}, {high:+.4f}] (95 %), {batches}",
-    ]
 
 
 def _metrics(fit: Fit) -> list[str]:

@@ -68,7 +68,7 @@ def _fall(found: Against, doubt: float) -> tuple[float, float]:
     return found.pairs.bounds(NormalDist().inv_cdf(1 - doubt))
 
 
-CAPACITY_LIMITED, FLAT, UNKNOWN, FORGETS_LESS = "capacity-limited", "flat", "unknown", "forgets less"
+CAPACITY_LIMITED, FLAT, UNKNOWN = "capacity-limited", "flat", "unknown"
 HALF = 0.4
 """A size counts as half or more from this part of the parameters on: an odd rank has no half."""
 

@@ -24,11 +24,11 @@ from pedyra.lora.folder import active_adapter, saved_lora
 from pedyra.lora.supported import check_supported
 from pedyra.trainer.judge import TrainerJudge
 from pedyra.trainer.probe import heads, probed
-from pedyra.trainer.rows import fit_rows, general_rows, is_surrogate
+from pedyra.trainer.rows import fit_rows, is_surrogate
 from pedyra.trainer.untouched import untouched
 
 
-def fit(trainer: Trainer, *, data: Any = None, general: Any = None, for_: str | None = None, **asked: Any) -> Fit:
+def fit(trainer: Trainer, *, data: Any = None, for_: str | None = None, **asked: Any) -> Fit:
     """Find how small the LoRA may be that this Trainer has trained; ask after `trainer.train()`.
 
     Gradients come from `trainer.compute_loss`, losses from its own evaluation, so the loss is the one that was trained:
@@ -40,9 +40,6 @@ def fit(trainer: Trainer, *, data: Any = None, general: Any = None, for_: str | 
     Args:
         data: held-out rows, as the Trainer takes an eval_dataset; by default its own, else a part of those it was
             trained on, with a warning.
-        general: texts that the model should not forget, as a list or as rows with the column `text`, for a model that
-            writes. What goes is then what harms them most for what it does for the task, and half of them tell what
-            came of it.
         for_: where the adapter will be served: "vllm", or another of `pedyra.export.destinations`. The ranks of this
             place are asked, and `save` writes the form that it reads; "vllm:16" takes that rank whatever it does.
         asked: the fields of `pedyra.fitting.wanted.Wanted`: tolerance, rank, rows, curve.
@@ -57,12 +54,10 @@ def fit(trainer: Trainer, *, data: Any = None, general: Any = None, for_: str | 
     if unknown := asked.keys() - {each.name for each in fields(Wanted)}:
         raise UserError(f"fit has no {min(unknown)}; it has {', '.join(each.name for each in fields(Wanted))}")
     place = None if for_ is None else destination(for_)
-    return fit_trainer(trainer, Wanted(**asked), place=place, data=data, general=general)
+    return fit_trainer(trainer, Wanted(**asked), place=place, data=data)
 
 
-def fit_trainer(
-    trainer: Trainer, wanted: Wanted, *, place: Destination | None = None, data: Any = None, general: Any = None
-) -> Fit:
+def fit_trainer(trainer: Trainer, wanted: Wanted, *, place: Destination | None = None, data: Any = None) -> Fit:
     """Do what `fit` does, as this record asks, for this place."""
     if not isinstance(trainer, Trainer):
         raise UserError(f"fit takes the Trainer that has trained the model, and {type(trainer).__name__} is none")
@@ -70,7 +65,7 @@ def fit_trainer(
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     adapter = active_adapter(model)
     check_live(model, adapter)
-    check_asked(wanted, place, general)
+    check_asked(wanted, place)
     ranks: list[int] = []
     if place is not None:
         with saved_lora(model, adapter) as lora:
@@ -88,17 +83,9 @@ def fit_trainer(
     if trainer.args.fp16_full_eval or trainer.args.bf16_full_eval:  # the Trainer has left the model where it was
         trainer._move_model_to_device(model, trainer.args.device)
     with untouched(trainer, model):
-        texts = None if general is None else general_rows(trainer, model, general, wanted.rows)
         judge = judged = TrainerJudge(trainer, model)
         rows = fit_rows(trainer, data, wanted)
-        if texts is not None:
-            rows = replace(rows, general=texts, told=f"{rows.told}; of general {texts.told}")
         if is_surrogate(trainer):
-            if texts is not None:
-                raise UserError(
-                    f"general text is weighed against the loss of the task, and that of {type(trainer).__name__} says "
-                    f"nothing about held-out rows; leave general out"
-                )
             judge = DivergenceJudge(model, judged.outputs)
             judge.loss_scale = judged.loss_scale
         shown = ("estimate" if trainer.args.disable_tqdm else "bar") if trainer.is_world_process_zero() else "nothing"
@@ -107,14 +94,12 @@ def fit_trainer(
     return replace(found, trainer=ref(trainer), place=place)
 
 
-def check_asked(wanted: Wanted, place: Destination | None, general: Any) -> None:
+def check_asked(wanted: Wanted, place: Destination | None) -> None:
     """Refuse what says the ranks twice: ValueError."""
-    if general is not None and wanted.rank is not None:
-        raise UserError("general text says which directions stay, of any layer; leave rank out, or general")
-    if place is not None and (wanted.rank is not None or general is not None):
+    if place is not None and wanted.rank is not None:
         raise UserError(
-            f"{place.name}, where it will be served, says the ranks, so leave out rank and general; {place.name}:16 "
-            f"takes one rank whatever it does"
+            f"{place.name}, where it will be served, says the ranks, so leave out rank; {place.name}:16 takes one rank "
+            f"whatever it does"
         )
 
 

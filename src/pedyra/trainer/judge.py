@@ -128,16 +128,3 @@ def _loss_scale(trainer: Any, model: Any) -> float:
     types = {parameter.dtype for parameter in model.parameters()}
     types |= {getattr(module, "compute_dtype", None) for module in model.modules()}
     return FP16_SCALE if trainer.args.fp16 or torch.float16 in types else 1.0
-
-
-class TextJudge(Judge):
-    """Text is judged by the loss of a language model, at the precision at which a Trainer trains."""
-
-    def __init__(self, trainer: Any, model: Any) -> None:
-        super().__init__(model, loss=self._of_text)
-        self._trainer = trainer
-        self.loss_scale = _loss_scale(trainer, model)
-
-    def _of_text(self, model: Any, batch: Batch) -> Tensor:
-        with self._trainer.accelerator.autocast():
-            return model(**send_to_device(dict(batch), self._trainer.args.device)).loss

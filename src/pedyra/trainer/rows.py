@@ -16,16 +16,13 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
-from transformers import ProcessorMixin
 
 from pedyra.errors import UserError
-from pedyra.fitting.fit import GeneralRows, Rows
-from pedyra.fitting.general import check_writes, text_batches, texts_of
+from pedyra.fitting.fit import Rows
 from pedyra.fitting.judge import Batch
 from pedyra.fitting.modes import evaluating
 from pedyra.fitting.search import FEW, LEAST
 from pedyra.fitting.wanted import Wanted
-from pedyra.trainer.judge import TextJudge
 
 logger = logging.getLogger(__name__)
 
@@ -119,35 +116,6 @@ def _compares_rows(trainer: Any) -> bool:
 def least_held_out(eval_batch_size: int) -> int:
     """Return of how many held-out rows a fit makes `LEAST` batches."""
     return (LEAST - 1) * min(2, eval_batch_size) + 1
-
-
-def general_rows(trainer: Any, model: Any, general: Any, most: int) -> GeneralRows:
-    """Make this process's batches of the general texts: half of them are for gradients, and half for the proof."""
-    check_writes(model)
-    tokenizer = trainer.processing_class
-    if isinstance(tokenizer, ProcessorMixin):  # TRL takes one by itself for a model of text and images
-        tokenizer = tokenizer.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
-    if tokenizer is None:
-        raise UserError("general text has to be tokenised; give the Trainer its tokenizer as processing_class")
-    processes, process = trainer.accelerator.num_processes, trainer.accelerator.process_index
-    texts = texts_of(general if hasattr(general, "__len__") else islice(general, most))
-    size = max(1, min(BATCH, trainer.args.per_device_eval_batch_size, len(texts) // (2 * LEAST * processes)))
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(trainer.args.seed))
-    step = size * processes  # as many in every process
-    half = min(max(most // 4, LEAST * step), len(texts) // 2) // step * step
-    if half < LEAST * step:
-        raise UserError(
-            f"general has {len(texts)} texts, and it takes {LEAST} batches of {step} for gradients and {LEAST} for the "
-            f"proof; give at least {2 * LEAST * step}"
-        )
-
-    def batches(part: Tensor) -> list[Batch]:
-        every = text_batches(tokenizer, [texts[index] for index in part], size)
-        return every[process::processes]
-
-    slopes, proof = (batches(part) for part in (order[:half], order[half : 2 * half]))
-    told = f"{half:,} to say what harms them and {half:,} for its proof"
-    return GeneralRows(judge=TextJudge(trainer, model), slopes=slopes, proof=proof, told=told)
 
 
 def _completions(trainer: Any) -> int:

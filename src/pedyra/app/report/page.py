@@ -123,7 +123,9 @@ def fit_line(run: RunRecords) -> str:
     ]
     if fit.get("accuracy_interval"):
         low, high = (100 * end for end in fit["accuracy_interval"])
-        told.append(f"it changes by {100 * fit['accuracy_change']:+.2f} points [{low:+.2f}, {high:+.2f}] (95 %)")
+        told.append(
+            f"the accuracy changes by {100 * fit['accuracy_change']:+.2f} points [{low:+.2f}, {high:+.2f}] (95 %)"
+        )
     measure, limit = fit.get("measure", "loss"), fit.get("tolerance")
     within = "the tolerance" if limit is None else f"the tolerance of {limit:.4f}"
     if fit["share"] >= 1:

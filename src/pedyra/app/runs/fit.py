@@ -16,7 +16,6 @@ from pedyra.app.runs.adapter_recipe import recipe_of
 from pedyra.app.runs.evaluate import load_rows
 from pedyra.app.runs.setup import judging, ready_to_fit
 from pedyra.app.runs.source import Source
-from pedyra.app.tasks.sources import read_test_rows
 from pedyra.errors import UserError
 from pedyra.export.destinations import Destination, base_name
 from pedyra.fitting.cut import RECORD, check_out
@@ -35,8 +34,6 @@ class Asked:
     place: Destination | None = None
     """This place will serve it: at the least rank that is proved, or at the one that is named whatever that does to the
     loss, and in the form that the place reads."""
-    general: Path | None = None
-    """A file of rows with the column `text`, which the model should not forget."""
     overwrite: bool = False
     """Replace an earlier fit."""
     shown: bool = False
@@ -79,12 +76,11 @@ def fit_folder(path: Path, out: Path, asked: Asked, told: Told = lambda line: No
             rank of the place within tolerance.
     """
     check_out(out, asked.overwrite)
-    general = asked.general and read_test_rows(str(asked.general), None, "train", ["text"], "--general")
-    check_asked(asked.wanted, asked.place, general)
+    check_asked(asked.wanted, asked.place)
     if asked.wanted.rank is None:
         _check_whole(path)
     with opened(path, asked.source, shown=asked.shown) as (trainer, lora):
-        found = fit_trainer(trainer, asked.wanted, place=asked.place, general=general)
+        found = fit_trainer(trainer, asked.wanted, place=asked.place)
         told(str(found))
         found.write(lora, out)
         for line in () if asked.place is None else served_lines(found, lora, asked.place, out):
