@@ -324,20 +324,15 @@ def forgetting() -> Cells:
         whole = {run: where(found, way="whole")[0]["loss"] for run, found in runs.items()}
         losses = [row["loss"] - whole[row["run"]] for row in of]
         general = [row["general_loss"] - base[row["run"]] for row in of]
-        ahead = [[_at_most(runs[row["run"]], rival, row) for row in of] for rival in ("scaled", "intruders")]
+        rivals = ("scaled", "intruders") if way == "fit" else ()
+        ahead = [difference([_at_most(runs[row["run"]], rival, row) for row in of]) for rival in rivals]
         cells.append([
             FORGETTING[way].format(asked=asked),
             percent(mean(row["amount"] for row in of)) if way == "fit" else "",
-            *(_of_runs(each) for each in (losses, general)),
-            *(_of_runs(each, difference) if way == "fit" else "" for each in ahead),
+            *(f"{mean(each):+.4f} ± {standard_error(each):.4f}" for each in (losses, general)),
+            *(ahead or ["", ""]),
         ])  # fmt: skip
     return cells
-
-
-def _of_runs(values: Sequence[float], several: Callable[[Sequence[float]], str] | None = None) -> str:
-    if len(values) == 1:
-        return f"{values[0]:+.4f}"
-    return several(values) if several else f"{mean(values):+.4f} ± {standard_error(values):.4f}"
 
 
 def _at_most(run: list[Row], rival: str, row: Row) -> float:
