@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 from pedyra import export_adapter
@@ -88,6 +91,17 @@ def test_a_vocabulary_that_was_resized_is_that_of_the_merged_model(trained, make
     assert merged.config.vocab_size == base.config.vocab_size
     assert torch.allclose(logits(merged, tokens), logits(model, tokens), atol=1e-5)
     assert json.loads((out / "pedyra_export.json").read_text())["tokenizer"] is False
+
+
+def test_a_model_of_images_which_has_no_vocabulary_is_merged(based, tmp_path):
+    torch.manual_seed(0)
+    shape: dict[str, Any] = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    base = ViTForImageClassification(ViTConfig(**shape, image_size=8, patch_size=4))
+    lora = LoraConfig(target_modules="all-linear", exclude_modules=["classifier"], init_lora_weights=False)
+    model = based(get_peft_model(copy.deepcopy(base), lora), base)  # type: ignore[arg-type]
+    merged = load_merged(export_adapter(model, "merged", tmp_path / "out"), ViTForImageClassification)
+    pixels = torch.linspace(0, 1, 192).reshape(1, 3, 8, 8)
+    assert torch.allclose(merged(pixels).logits, model.eval()(pixels).logits, atol=1e-5)
 
 
 def test_the_dtype_of_the_base_is_kept(make_llama, tmp_path):

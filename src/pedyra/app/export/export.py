@@ -59,16 +59,23 @@ def export_adapter(
         if isinstance(source, (str, Path)) and (run := run_of(Path(source))) is not None:
             recipe = resolve(load_recipe(run / "recipe.yaml"))
         model, tokenizer = base_by_name(lora, name) if recipe is None else _base_of_recipe(recipe, lora, name)
-        before = model.config.get_text_config().vocab_size
+        before = _vocabulary(model)
         merged = merge_into(model, lora)
         if tokenizer is not None and tokenizer.name_or_path != str(lora.folder):
-            tokenizer = _of_vocabulary(tokenizer, before, merged.config.get_text_config().vocab_size)
+            tokenizer = _of_vocabulary(tokenizer, before, _vocabulary(merged))
     dtype = str(merged.dtype).removeprefix("torch.")
     record = {"target": "merged", "dtype": dtype, "tokenizer": tokenizer is not None}
     return write_export(out, record, lambda folder: save_merged(merged, tokenizer, folder))
 
 
-def _of_vocabulary(tokenizer: PreTrainedTokenizerBase, before: int, now: int) -> PreTrainedTokenizerBase | None:
+def _vocabulary(model: PreTrainedModel) -> int | None:
+    """Count the tokens that a model embeds; one of images embeds none."""
+    return getattr(model.config.get_text_config(), "vocab_size", None)
+
+
+def _of_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, before: int | None, now: int | None
+) -> PreTrainedTokenizerBase | None:
     """Leave out the tokenizer of the base where training has added tokens, which it would split."""
     if now == before:
         return tokenizer
