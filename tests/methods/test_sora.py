@@ -68,7 +68,7 @@ def test_a_zero_gate_can_open_again(make_net, net_batch):
     gates = gates_of(gated(model))
     torch.nn.init.zeros_(gates[0])
     optimizer = torch.optim.SGD(model.parameters(), lr=10.0)
-    add_gate_steps(optimizer, gates, SoraSettings())
+    add_gate_steps(optimizer, gates, SoraSettings(threshold=3e-4, l1=10.0))
     (model(x) - y).square().mean().backward()
     optimizer.step()
     assert gates[0].any()

@@ -59,7 +59,8 @@ def test_plain_lines_come_at_most_twenty_times_a_run_beside_evaluations():
 
 def test_a_terminal_gets_trainers_bar_and_no_plain_lines(capsys: pytest.CaptureFixture[str]):
     progress, screen = new_progress(terminal=True)
-    bar, control, first = TrainingBar(progress), TrainerControl(), state(0)
+    bar: Any = TrainingBar(progress)
+    control, first = TrainerControl(), state(0)
     first.is_world_process_zero = True
     bar.on_train_begin(None, first, control)
     progress.on_log(None, first, control, logs={"loss": 0.25})
