@@ -191,3 +191,21 @@ def test_a_word_says_whether_the_rank_was_more_than_enough(
 ):
     kind, words = verdict(taken, [candidate(16), *curve], limit)
     assert kind == expected and words.startswith(f"{kind}: ")
+
+
+@pytest.mark.parametrize(("truth", "allowed"), [(0.0004, True), (0.0038, False)], ids=["within", "beyond"])
+def test_as_many_rows_as_are_said_to_be_needed_tell_in_four_of_five_cases(truth: float, allowed: bool):
+    rng, limit = np.random.default_rng(0), Tolerance(Increase(0.2, 0.001, 10_000), 0.01)
+
+    def found(batches: int) -> Against:
+        rises = rng.standard_normal(batches)
+        rises = truth + 0.015 * (rises - rises.mean()) / rises.std() + 0.015 * rng.standard_normal() / batches**0.5
+        return Against(paired([0.0] * batches, rises.tolist(), [1.0] * batches))
+
+    error = 0.015 / 100**0.5
+    needed = limit.rows_needed(Against(Increase(truth, error, 100)))
+    assert 3 < needed < 8
+    tells = limit.allows if allowed else limit.forbids
+    told = np.mean([tells(found(round(100 * needed))) for _ in range(2000)])
+    assert 0.76 < told < 0.84
+    assert np.mean([tells(found(100)) for _ in range(2000)]) < 0.5

@@ -55,6 +55,16 @@ class Tolerance:
             return _fall(found, doubt)[0] > self.points
         return self._both(found.rise).lower(doubt) > self.loss
 
+    def rows_needed(self, found: Against) -> float:
+        """Return how many times as many rows like these would tell, in 80 % of cases, on which side of the tolerance
+        this is, if it is truly where it was measured."""
+        if self.points is not None and found.pairs is not None:
+            away, error = self.points - found.pairs.fall, found.pairs.error
+        else:
+            away, error = self.loss - found.rise.mean, self._both(found.rise).error
+        normal = NormalDist()
+        return ((normal.inv_cdf(1 - DOUBT) + normal.inv_cdf(0.8)) * error / away) ** 2 if away else math.inf
+
     def _both(self, rise: Increase) -> Increase:
         """Return the rise with the noise of what was won, taken as symmetric, beside its own."""
         error = math.hypot(rise.error, self.error)
@@ -97,7 +107,10 @@ def verdict(
             f"capacity-limited: {worst.share:.0%} of the adapter is clearly beyond the tolerance; with it the "
             f"{measure} rises by {worst.proof.rise.mean:.3g}"
         )
+    undecided = next((each.proof for each in curve if each.proof and not each.accepted), None)
+    times = max(2, tolerance.rows_needed(undecided)) if undecided else math.inf
+    more = f"some {math.ceil(times)} times as many rows would tell" if times <= 100 else "give more rows"
     return UNKNOWN, (
-        "unknown: these rows tell neither that half is enough nor that it is too little; give more rows, or a larger "
-        "tolerance"
+        f"unknown: these rows tell neither that half is enough nor that it is too little; {more}, or give a larger "
+        f"tolerance"
     )
