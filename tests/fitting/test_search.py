@@ -209,3 +209,22 @@ def test_as_many_rows_as_are_said_to_be_needed_tell_in_four_of_five_cases(truth:
     told = np.mean([tells(found(round(100 * needed))) for _ in range(2000)])
     assert 0.76 < told < 0.84
     assert np.mean([tells(found(100)) for _ in range(2000)]) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("limit", "found", "expected"),
+    [
+        (
+            Tolerance(Increase(0.2, 0.0, 1000), 0.01),
+            Against(Increase(0.003, 0.001, 1000)),
+            "3%",
+        ),  # 0.003 + 1.65 * 0.001
+        (Tolerance(Increase(0.2, 0.0, 1000), 0.03), Against(Increase(0.003, 0.001, 1000)), "4%"),
+        (Tolerance(Increase(0.2, 0.0, 1000), 0.01), Against(Increase(0.3, 0.001, 1000)), None),
+        (Tolerance(Increase(0.2, 0.0, 1000), 0.01, 0.005), Against(Increase(0, 0, 2), Pairs(30, 20, 1000)), "2.3pt"),
+    ],
+    ids=["percent", "above the present one", "more than was won", "points"],
+)
+def test_the_next_tolerance_is_the_first_above_the_upper_bound(limit: Tolerance, found: Against, expected: str | None):
+    """The bounds are 0.0046 of the 0.2 that was won, and 2.21 points by Tango's score."""
+    assert limit.next_allowing(found) == expected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from pedyra.fitting.held import Against
@@ -65,6 +65,15 @@ class Tolerance:
         normal = NormalDist()
         return ((normal.inv_cdf(1 - DOUBT) + normal.inv_cdf(0.8)) * error / away) ** 2 if away else math.inf
 
+    def next_allowing(self, found: Against) -> str | None:
+        """Return the next larger tolerance that allows this, in whole percent or in tenths of a point."""
+        if self.points is None:
+            larger = ((f"{n}%", replace(self, part=n / 100)) for n in range(1, 100) if n / 100 > self.part)
+        else:
+            points = self.points
+            larger = ((f"{n / 10:g}pt", replace(self, points=n / 1000)) for n in range(1, 1000) if n / 1000 > points)
+        return next((told for told, tolerance in larger if tolerance.allows(found)), None)
+
     def _both(self, rise: Increase) -> Increase:
         """Return the rise with the noise of what was won, taken as symmetric, beside its own."""
         error = math.hypot(rise.error, self.error)
@@ -107,10 +116,18 @@ def verdict(
             f"capacity-limited: {worst.share:.0%} of the adapter is clearly beyond the tolerance; with it the "
             f"{measure} rises by {worst.proof.rise.mean:.3g}"
         )
-    undecided = next((each.proof for each in curve if each.proof and not each.accepted), None)
-    times = max(2, tolerance.rows_needed(undecided)) if undecided else math.inf
-    more = f"some {math.ceil(times)} times as many rows would tell" if times <= 100 else "give more rows"
-    return UNKNOWN, (
-        f"unknown: these rows tell neither that half is enough nor that it is too little; {more}, or give a larger "
-        f"tolerance"
-    )
+    told = "unknown: these rows tell neither that half is enough nor that it is too little"
+    return UNKNOWN, f"{told}; {_missing(curve, tolerance)}"
+
+
+def _missing(curve: Sequence[Candidate], tolerance: Tolerance) -> str:
+    """Say what would tell: how many times as many rows, or which tolerance would allow the size that was not proved."""
+    more, larger = "give more rows", "a larger tolerance"
+    undecided = next((each for each in curve if each.proof and not each.accepted), None)
+    if undecided is not None and undecided.proof is not None:
+        times, enough = tolerance.rows_needed(undecided.proof), tolerance.next_allowing(undecided.proof)
+        if times <= 100:
+            more = f"some {max(2, math.ceil(times))} times as many would tell"
+        if enough is not None:
+            larger = f"a tolerance of {enough} would allow rank {undecided.rank}"
+    return f"{more}, or {larger}"
