@@ -233,7 +233,7 @@ def _refusal(largest: int, asked: Sequence[Candidate], limit: Tolerance, measure
             f"is enough; give more rows, or {name}"
         )
     rise = asked[0].proof.rise
-    allowed = f"{100 * limit.points:.2g} points of the accuracy" if limit.points is not None else f"{limit.loss:.3g}"
+    allowed = f"{100 * limit.points:.2g}pt of the accuracy" if limit.points is not None else f"{limit.loss:.3g}"
     return (
         f"{told} with it the {measure} rises by {rise.mean:.3g} ± {rise.error:.2g}, which is not within the tolerance "
         f"of {allowed}; give a larger tolerance or more rows, or {name}"

@@ -229,7 +229,7 @@ def _proof(fit: Fit) -> list[str]:
         return []
     rise, points = proof.rise, fit.tolerance.points
     low, high = rise.interval()
-    limit = f"{fit.tolerance.loss:.4f}" if points is None else f"{100 * points:.3g} points of the accuracy"
+    limit = f"{fit.tolerance.loss:.4f}" if points is None else f"{100 * points:.3g}pt of the accuracy"
     return [
         f"proof       the {fit.measure} rises by {rise.mean:+.4f} [{low:+.4f}, {high:+.4f}] (95 %) on {rise.batches} "
         f"batches; {limit} may be given up"
