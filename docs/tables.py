@@ -349,16 +349,34 @@ def _at_most(run: list[Row], rival: str, row: Row) -> float:
 
 
 METRICS = ("accuracy", "perplexity")
+METRICS_OF = ("base", "whole", "smaller")
 
 
 @table("fits")
 def fits() -> Cells:
-    """What a fit at its defaults keeps of each adapter, what that does to the metric, and what it takes."""
-    kept = ("adapter", "metric", "base", "whole", "smaller", "rank", "loss increase", "may cost")
+    """What a fit keeps of each classifier that was trained to the end, at two tolerances."""
+    return _fits("trained")
+
+
+@table("short fits")
+def short_fits() -> Cells:
+    """What a fit at its defaults keeps of classifiers that were trained for a few hundred steps."""
+    return _fits("short")
+
+
+@table("decoder fits")
+def decoder_fits() -> Cells:
+    """What a fit at its defaults keeps of a language model's adapter."""
+    return _fits("decoder")
+
+
+def _fits(kind: str) -> Cells:
+    """What each fit keeps, what that does to the metric, and what it takes."""
+    kept = ("adapter", "tolerance", "metric", "base", "whole", "smaller", "rank", "loss increase", "may cost")
     cells = [[*kept, "steps of training", "steps of the fit", "rows for ±0.5 points"]]
-    for row in rows("fit"):
+    for row in where(rows("fit"), kind=kind):
         metric = next(name for name in METRICS if name in row["metrics"]["whole"])
-        values = [row["metrics"].get(which, row["metrics"]["whole"])[metric] for which in ("base", "whole", "smaller")]
+        values = [row["metrics"].get(which, row["metrics"]["whole"])[metric] for which in METRICS_OF]
         shown = [f"{100 * each:.1f} %" if metric == "accuracy" else f"{each:.3f}" for each in values]
         enough = ""
         if "accuracy_interval" in row:
@@ -368,22 +386,34 @@ def fits() -> Cells:
         told = "kept whole" if row["interval"] is None else f"{row['measured_increase']:+.4f} {ends(*row['interval'])}"
         rank = f"{row['rank']} of {row['of_rank']}"
         took = [f"{row['training_steps']:,} of {row['training_rows']} rows", f"{row['steps']:.0f} of 8 rows"]
-        cells.append([row["adapter"], metric, *shown, rank, told, f"{row['tolerance']:.4f}", *took, enough])
+        allowed = "1 point" if row["asked"] == "1pt" else f"{row['tolerance']:.4f}"
+        cells.append([row["adapter"], row["asked"], metric, *shown, rank, told, allowed, *took, enough])
     return cells
 
 
 @table("adapters")
 def adapters() -> Cells:
-    """What README shows of the table of fits."""
-    head, *every = fits()
-    columns = [place for place, name in enumerate(head) if name not in ("loss increase", "may cost", head[-1])]
-    return [[row[column] for column in columns] for row in (head, *every)]
+    """What README shows of the classifiers that were trained to the end: ranks at two tolerances, and the accuracy."""
+    head = ["adapter", "base", "whole", "rank at 1 % of the loss", "rank at 1 point", "accuracy at 1 point"]
+    cells = [[*head, "steps of training", "steps of the fit"]]
+    every = where(rows("fit"), kind="trained")
+    for adapter in dict.fromkeys(row["adapter"] for row in every):
+        strict, points = (where(every, adapter=adapter, asked=asked)[0] for asked in ("1%", "1pt"))
+        accuracy = {which: found["accuracy"] for which, found in points["metrics"].items()}
+        base, whole, smaller = (f"{100 * accuracy.get(which, accuracy['whole']):.1f} %" for which in METRICS_OF)
+        if "accuracy_interval" in points:
+            low, high = (100 * each for each in points["accuracy_interval"])
+            smaller += f", {100 * points['accuracy_change']:+.1f} {ends(low, high, 1)}"
+        ranks = [f"{row['rank']} of {row['of_rank']}" for row in (strict, points)]
+        took = [f"{points['training_steps']:,} of {points['training_rows']} rows", f"{points['steps']:.0f} of 8 rows"]
+        cells.append([adapter, base, whole, *ranks, smaller, *took])
+    return cells
 
 
 @table("an epoch")
 def an_epoch() -> Cells:
     """What each rank costs of the adapter that was trained for an epoch, and the part of what was won that this is."""
-    (fitted,) = where(rows("fit"), adapter="MiniLM, SST-2, an epoch")
+    (fitted,) = where(rows("fit"), adapter="SST-2", asked="1%")
     cells = [["rank", "loss increase", "of what was won"]]
     for row in rows("fit_epoch")[1:]:
         rise, error = row["measured_increase"], row["standard_error"]
