@@ -336,8 +336,8 @@ def forgetting() -> Cells:
 
 
 def _at_most(run: list[Row], rival: str, row: Row) -> float:
-    """By how much a row's general loss is below the lowest that a rival has at no more loss of the task: of what was
-    measured of it, and on straight lines between."""
+    """Return by how much a row's general loss is below the lowest that a rival has at no more loss of the task: of what
+    was measured of it, and on straight lines between."""
     line = sorted((each for each in run if each["way"] in ("whole", rival)), key=lambda each: -each["asked"])
     found = [each["general_loss"] for each in line if each["loss"] <= row["loss"]]
     for above, below in pairwise(line):
@@ -354,7 +354,7 @@ METRICS_OF = ("base", "whole", "smaller")
 
 @table("fits")
 def fits() -> Cells:
-    """What a fit keeps of each classifier that was trained to the end, at two tolerances."""
+    """What a fit keeps of each classifier that was trained to the end, at three tolerances."""
     return _fits("trained")
 
 

@@ -119,16 +119,17 @@ class _Fitting:
     def run(self, shown: Shown) -> Fit:
         began = time.perf_counter()
         self._estimate(shown)
-        calibration, sizes = self._calibrated()
-        self.bar.set_description("whole adapter and base model")
+        self.bar.set_description("whole adapter")
         held = Held(self.judge, self.rows.held, self._counted)
-        losses, of_base = held.losses(self.base)
-        limit = Tolerance(held.risen(losses), self.wanted.part, self.wanted.points)
-        if limit.points is not None and held.correct is None:
+        if self.wanted.points is not None and held.correct is None:
             raise UserError(
                 f"tolerance is {self.wanted.tolerance}, and this task has no accuracy of rows; give a part of what was "
-                f"won, such as 1%"
+                f"won, such as 1%, or a Trainer whose compute_metrics returns the accuracy"
             )
+        calibration, sizes = self._calibrated()
+        self.bar.set_description("base model")
+        losses, of_base = held.losses(self.base)
+        limit = Tolerance(held.risen(losses), self.wanted.part, self.wanted.points)
 
         everything = size(calibration, whole(calibration))
         sizes = [each for each in sizes if each.ranks != everything.ranks]

@@ -119,7 +119,7 @@ class Fit:
                 "standard_error": each.proof and each.proof.rise.error,
                 "batches": each.proof and each.proof.rise.batches,
                 "accepted": each.accepted,
-                "tolerance": self.tolerance.loss,
+                "tolerance": self.tolerance.loss if self.tolerance.points is None else None,
                 "chosen": each.ranks == self.ranks,
             }
             for each in self.curve

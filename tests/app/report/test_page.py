@@ -122,6 +122,12 @@ def test_a_fit_whose_size_is_not_proved_says_so(fitted_run: Path, share: float, 
     assert told in fit_line(replace(run, fit={**run.fit, "share": share}, curve=rows))
 
 
+def test_a_fit_that_held_the_accuracy_says_so(fitted_run: Path):
+    run = read_run(fitted_run)
+    told = fit_line(replace(run, fit={**run.fit, "measure": "accuracy", "tolerance": 0.01}))
+    assert "the loss rises by +0.0200" in told and told.endswith("proved to be within a fall of the accuracy by 1pt.")
+
+
 def test_samples_are_shown_where_there_are_some(lora_run: Path, tmp_path: Path):
     folder = Path(shutil.copytree(lora_run, tmp_path / "wrote"))
     rows = [{"prompt": "2 + 2 = ", "text": f"four & <b>{i}</b>"} for i in range(9)]

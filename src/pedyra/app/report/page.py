@@ -128,6 +128,8 @@ def fit_line(run: RunRecords) -> str:
         )
     measure, limit = fit.get("measure", "loss"), fit.get("tolerance")
     within = "the tolerance" if limit is None else f"the tolerance of {limit:.4f}"
+    if measure == "accuracy":  # it is held, and the rise is that of the loss
+        measure, within = "loss", f"a fall of the accuracy by {100 * fit['tolerance']:.3g}pt"
     if fit["share"] >= 1:
         told.append(f"no smaller size is proved to be within {within}")
     elif fit.get("interval"):
