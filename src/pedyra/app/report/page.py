@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from pedyra.allocate.allocation import undone
+from pedyra.allocate.allocation import stayed
 from pedyra.app.console import format_bytes, format_seconds
 from pedyra.app.report.chart import PALETTE, spec_of, theme
 from pedyra.app.report.figures import Panel, make_figures
@@ -170,9 +170,10 @@ def facts(run: RunRecords) -> dict[str, Fact]:
     if run.adjustments:
         pruned = sum(len(record["pruned"]) for record in run.adjustments)
         added = sum(sum(record["added"].values()) for record in run.adjustments)
-        again = undone(run.adjustments)
-        at_once = f" ({again} of them had just been added)" if again else ""
-        found["Adjustments"] = (str(len(run.adjustments)), f"{pruned} ranks pruned{at_once}, {added} added")
+        kept = f", {stayed(run.adjustments)} of which stayed" if added else ""
+        found["Adjustments"] = (str(len(run.adjustments)), f"{pruned} ranks pruned, {added} added{kept}")
+    if ratios := [row["orthogonality_ratio"] for row in run.snapshots if "orthogonality_ratio" in row]:
+        found["Gradient of Eq. (2)"] = (f"{ratios[-1]:.1f} times", "that of the task, the median step")
     if final.get("seconds") is not None:
         speed = final.get("train_steps_per_second")
         found["Training time"] = (format_seconds(final["seconds"]), f"{speed:.2f} steps per second" if speed else "")
