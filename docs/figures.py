@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from math import log10
 from statistics import mean
+from typing import Any
 
 from tables import DOCS, rows
 
@@ -37,5 +39,30 @@ def forgetting() -> None:
     save_image(side_by_side([("What is undone of what was forgotten", drawn)]), DOCS / "images" / "forgetting.png")
 
 
+def orthogonality() -> None:
+    """The error on planted ranks against gamma, in both forms of Eq. (2), and LoRA's."""
+    design = [row for row in rows("planted_forms") if row["profile"] == "design" and row["architecture"] == "mlp"]
+    lora = mean(row["relative_error"] for row in rows("planted") if row["method"] == "lora" and _same(row, design[0]))
+
+    def curve(name: str, settings: str) -> Curve:
+        errors: dict[float, list[float]] = {}
+        for row in design:
+            start = f"pedyra:start=svd,{settings}orth_weight="
+            if row["method"].startswith(start) and row["method"].removeprefix(start).replace(".", "").isdigit():
+                errors.setdefault(float(row["method"].removeprefix(start)), []).append(row["relative_error"])
+        without = mean(row["relative_error"] for row in design if row["method"] == "pedyra:start=svd")
+        points = {-5.0: without, **{log10(gamma): mean(each) for gamma, each in sorted(errors.items())}}
+        return Curve(name, [*points], [*points.values()])
+
+    axes = Axes("log10 of gamma (-5: switched off)", "error on planted ranks", line_at=("LoRA", round(lora, 3)))
+    drawn = curves([curve("norm, as published", ""), curve("squared", "orth_form=squared,")], axes)
+    save_image(side_by_side([("Eq. (2) through Adam", drawn)]), DOCS / "images" / "orthogonality.png")
+
+
+def _same(row: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(row[key] == other[key] for key in ("profile", "architecture", "noise", "lr", "steps"))
+
+
 if __name__ == "__main__":
     forgetting()
+    orthogonality()

@@ -17,6 +17,7 @@ import typer
 from pedyra.app.console import (
     new_console,
     print_adapter,
+    print_beside,
     print_plan,
     print_result,
     print_table,
@@ -86,6 +87,9 @@ def train(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
+    beside: Annotated[
+        Path | None, typer.Option(help="A finished run, whose result is printed beside this one's.", metavar="RUN")
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -97,6 +101,7 @@ def train(
     checked = load_recipe(recipe, overrides or [])
     # Before the seconds that torch takes to load.
     RunFolder(Path(checked.output_dir)).check(overwrite=overwrite, resume=resume)
+    others = {} if beside is None else {load_recipe(beside / "recipe.yaml").method: RunFolder(beside).result()}
 
     quiet_libraries()
     if dry_run:
@@ -113,6 +118,8 @@ def train(
     print_result(console, result)
     if result.interrupted:
         raise typer.Exit(130)
+    if others and result.final is not None:
+        print_beside(console, {checked.method: result.final, **others})
     if is_first():
         console.print(f"report      {build_report(result.folder.path)}", soft_wrap=True)
         write_json_lines(json_file, result.rows())
