@@ -241,6 +241,19 @@ def test_a_layer_that_is_not_called_in_evaluation_is_cut_or_told(make_net: Any, 
         fitted(model, rows, rank=1)
 
 
+def test_a_layer_that_adds_nothing_and_that_no_row_reaches_is_cut(make_net: Any):
+    """An expert is such a layer, where no token of the training reached it, and B is zero still."""
+    model = make_net(trained=True)
+    idle = [*lora_layers(model).values()][1]
+    idle.lora_B["default"].weight.data.zero_()
+    idle.forward = lambda x: idle.base_layer(x)
+    fit = fitted(model, made_by(model, 10, 30), rank=1)
+    assert {*fit.ranks.values()} == {1}
+    idle.lora_B["default"].weight.data.fill_(1.0)
+    with pytest.raises(UserError, match="saw no token in"):
+        fitted(model, made_by(model, 10, 30), rank=1)
+
+
 def test_the_ranks_of_a_place_are_asked_in_their_order(two_used: Any):
     rows = made_by(two_used, 20, 30)
 

@@ -183,7 +183,7 @@ class _Fitting:
         if self.wanted.curve:
             asked += [replace(each, proof=ask(each, 1.0)) for each in sizes[len(asked) :]]
         if asked:
-            check_read(taken.ranks, everything.ranks, gather_object([*read]))
+            check_read(self.model, taken.ranks, gather_object([*read]), self.adapter)
         return taken, asked
 
     def _calibrated(self) -> tuple[Calibration, list[Candidate]]:
