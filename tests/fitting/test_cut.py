@@ -241,6 +241,37 @@ def test_a_layer_that_is_not_called_in_evaluation_is_cut_or_told(make_net: Any, 
         fitted(model, rows, rank=1)
 
 
+@pytest.mark.parametrize("key", ["of the mode", "of the version"])
+@pytest.mark.parametrize("rank", [None, 1], ids=["several sizes", "one size"])
+def test_a_layer_that_keeps_the_weights_of_another_size_is_told(make_net: Any, key: str, rank: int | None):
+    """It merges once while there are no gradients, or once for each version of its weights: it reads the factors of
+    the first size and goes on with them, for the sizes below or for the whole adapter afterwards."""
+    model, merged = make_net(trained=True), {}
+    rows = made_by(model, 10, 30)
+    layer = next(iter(lora_layers(model).values()))
+    forward = layer.forward
+
+    def cached(x: Tensor) -> Tensor:
+        A, B = (slot["default"] for slot in (layer.lora_A, layer.lora_B))
+        if layer.disable_adapters:
+            return layer.base_layer(x)
+        if torch.is_grad_enabled():
+            merged.clear()
+            return forward(x)
+        version = A.weight._version if key == "of the version" else None
+        if version not in merged:
+            merged.clear()
+            merged[version] = layer.scaling["default"] * B.weight.detach() @ A.weight.detach()
+        return layer.base_layer(x) + x @ merged[version].T
+
+    layer.forward = cached
+    if rank is not None and key == "of the version":
+        assert fitted(model, rows, rank=rank).chosen.rank == 1  # it is measured truly, and then merged anew
+        return
+    with pytest.raises(UserError, match="weights that were computed|weights that it computed"):
+        fitted(model, rows, rank=rank, tolerance=0.99)
+
+
 def test_a_layer_that_adds_nothing_and_that_no_row_reaches_is_cut(make_net: Any):
     """An expert is such a layer, where no token of the training reached it, and B is zero still."""
     model = make_net(trained=True)
