@@ -14,6 +14,7 @@ import pytest
 import torch
 from closeness import same_bits
 from peft import PeftModel
+from peft.helpers import DoraCaching
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -270,6 +271,20 @@ def test_a_layer_that_keeps_the_weights_of_another_size_is_told(make_net: Any, k
         return
     with pytest.raises(UserError, match="weights that were computed|weights that it computed"):
         fitted(model, rows, rank=rank, tolerance=0.99)
+
+
+def test_norms_that_dora_keeps_are_not_those_of_another_size(make_net: Any):
+    model = make_net(trained=True, use_dora=True).eval()
+    rows, x = made_by(model, 10, 30), batches(1, seed=9)[0]["x"]
+    expected = fitted(model, rows, rank=1)
+    with DoraCaching():
+        model(x)  # the norms of the whole adapter are kept from here on
+        found = fitted(model, rows, rank=1)
+        assert found.row()["measured_increase"] == pytest.approx(expected.row()["measured_increase"], rel=1e-5)
+        model(x)
+        found.apply()
+        kept = model(x)
+    torch.testing.assert_close(kept, model(x))
 
 
 def test_a_layer_that_adds_nothing_and_that_no_row_reaches_is_cut(make_net: Any):

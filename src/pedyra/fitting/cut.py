@@ -163,6 +163,8 @@ def cut_live(model: Any, factors: Factors, adapter: str = "default") -> None:
         rank, scaling = len(factors[name][0]), module.scaling[adapter]
         module.r[adapter], module.lora_alpha[adapter] = rank, whole_number(scaling * rank)
         module.use_rslora[adapter] = False
+        if (dora := dict(module.lora_magnitude_vector.items()).get(adapter)) is not None:
+            dora.train(True).train(module.training)  # norms that DoraCaching keeps are forgotten by this
         sizes[name] = rank, scaling
     config = copy.deepcopy(model.peft_config[adapter])  # the user may reuse the object
     for key, value in rank_fields(sizes).items():
