@@ -188,7 +188,7 @@ class _Fitting:
         if self.wanted.curve:
             asked += [replace(each, proof=ask(each, 1.0)) for each in sizes[len(asked) :]]
         if asked:
-            check_read(self.model, taken.ranks, gather_object([*read[*taken.ranks.values()]]), self.adapter)
+            check_read(self.model, taken.ranks, gather_object([*read[(*taken.ranks.values(),)]]), self.adapter)
             # The whole adapter comes before and after, so that a layer which keeps weights has those of another size.
             if not (held.repeats() and (taken is everything or held.repeats(*smaller(taken))) and held.repeats()):
                 raise UserError(
