@@ -54,8 +54,8 @@ COUNTS = [(1, 0, 44), (12, 5, 100), (0, 7, 60), (40, 31, 2000), (3, 3, 9), (10, 
 
 
 def tango(lost: int, gained: int, rows: int, sign: int) -> float:
-    """Tango's bound by its definition, the lower one with a row fewer that is lost: the fall at which the score test is at its limit, with the share of gained rows
-    at the maximum of their likelihood."""
+    """Tango's bound by its definition: the fall at which the score test is at its limit, with the share of gained rows
+    at the maximum of their likelihood; the lower one has a row fewer that is lost."""
 
     def away(fall: float) -> float:
         def minus_likelihood(q: float) -> float:
