@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -162,14 +163,18 @@ class _Fitting:
         self, calibration: Calibration, everything: Candidate, sizes: list[Candidate], held: Held, limit: Tolerance
     ) -> tuple[Candidate, list[Candidate]]:
         """Return the size that is taken, and those that were asked, each with what was found of it."""
-        answers: dict[tuple[int, ...], Answers] = {}
-        read: set[str] = set()
+        answers: dict[tuple[int, ...], Answers] = defaultdict(Answers)
+        read: dict[tuple[int, ...], set[str]] = defaultdict(set)
+
+        def smaller(each: Candidate) -> tuple[Cut, Answers]:
+            factors = cut_factors(self.model, calibration, each.ranks, self.adapter)
+            key = (*each.ranks.values(),)
+            return partial(cut_to, self.model, factors, self.adapter, read[key]), answers[key]
 
         def ask(each: Candidate, part: float) -> Against:
             self.bar.set_description(f"rank {each.rank}, {each.share:.1%}")
-            factors = cut_factors(self.model, calibration, each.ranks, self.adapter)
-            known = answers.setdefault((*each.ranks.values(),), Answers())
-            return held.compared(partial(cut_to, self.model, factors, self.adapter, read), part, known)
+            cut, known = smaller(each)
+            return held.compared(cut, part, known)
 
         taken, asked = everything, []
         if self.wanted.rank is not None:  # whatever it does
@@ -183,7 +188,13 @@ class _Fitting:
         if self.wanted.curve:
             asked += [replace(each, proof=ask(each, 1.0)) for each in sizes[len(asked) :]]
         if asked:
-            check_read(taken.ranks, everything.ranks, gather_object([*read]))
+            check_read(self.model, taken.ranks, gather_object([*read[(*taken.ranks.values(),)]]), self.adapter)
+            # The whole adapter comes before and after, so that a layer which keeps weights has those of another size.
+            if not (held.repeats() and (taken is everything or held.repeats(*smaller(taken))) and held.repeats()):
+                raise UserError(
+                    "a layer goes on with weights that it computed for another size: the same model gives another loss "
+                    "on the same rows the second time; load the adapter in plain PEFT with `pedyra fit FOLDER`"
+                )
         return taken, asked
 
     def _calibrated(self) -> tuple[Calibration, list[Candidate]]:
