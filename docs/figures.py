@@ -8,8 +8,10 @@ from typing import Any
 
 from tables import DOCS, rows
 
-from pedyra.app.report.chart import Axes, Curve, curves
+from pedyra.app.report.chart import Axes, Curve, curves, rank_map
+from pedyra.app.report.figures import map_cells
 from pedyra.app.report.images import save_image, side_by_side
+from pedyra.lora.layer_names import layer_place
 
 
 def forgetting() -> None:
@@ -59,6 +61,16 @@ def orthogonality() -> None:
     save_image(side_by_side([("Eq. (2) through Adam", drawn)]), DOCS / "images" / "orthogonality.png")
 
 
+def ranks() -> None:
+    """The ranks of the demo's adapter when it has trained, by kind of layer and depth; each began at 8."""
+    (run,) = (row for row in rows("demo") if row["method"] == "pedyra")
+    cells = map_cells({name: layer_place(name) for name in run["start"]}, [run["start"], run["ranks"]])
+    save_image(
+        side_by_side([("Ranks after training, from 8 in every layer", rank_map(cells, at="1"))]),
+        DOCS / "images" / "ranks.png",
+    )
+
+
 def _same(row: dict[str, Any], other: dict[str, Any]) -> bool:
     return all(row[key] == other[key] for key in ("profile", "architecture", "noise", "lr", "steps"))
 
@@ -66,3 +78,4 @@ def _same(row: dict[str, Any], other: dict[str, Any]) -> bool:
 if __name__ == "__main__":
     forgetting()
     orthogonality()
+    ranks()
