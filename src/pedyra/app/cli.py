@@ -182,7 +182,7 @@ def export(
     place = place_of(destination)
     quiet_libraries()
     from pedyra.app.export.export import export_adapter
-    from pedyra.app.export.served import serving_lines
+    from pedyra.app.runs.served import serving_lines
     from pedyra.lora.files import refuse_link
     from pedyra.lora.folder import read_lora
 

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from pedyra.app.export.export import export_adapter
-from pedyra.app.export.served import serving_lines
+from pedyra.app.runs.served import serving_lines
 
 
 @pytest.fixture
