@@ -110,7 +110,7 @@ def test_the_record_has_the_setup_a_snapshot_a_log_and_every_adjustment(run, tmp
     ]
     setup, start = rows[:2]
     assert {layer["name"]: layer["rank"] for layer in setup["layers"]} == start["ranks"]
-    assert setup["schedule"]["adjustments"] == [3, 5, 7]
+    assert setup["schedule"]["adjustments"] == 3  # after steps 3, 5 and 7
     assert [row for row in rows if row["kind"] == "adjustment"] == callback.allocator.history
     assert rows[-1]["ranks"] == callback.allocator.ranks
 

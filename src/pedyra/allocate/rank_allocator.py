@@ -234,7 +234,7 @@ class RankAllocator:
             "budget": {"kind": self.method.budget, "total_rank": total, "parameters": self.initial_parameters},
             "schedule": {
                 **asdict(self.schedule),
-                "adjustments": list(self.schedule.adjustments),
+                "adjustments": len(self.schedule.adjustments),
                 **self.run.describe(),
             },
             "config": self.method.to_dict(),
