@@ -125,6 +125,18 @@ def test_a_resume_cuts_the_record_back_to_its_checkpoint(run, tmp_path):
     assert without_seconds(records(path)) == whole
 
 
+@pytest.mark.parametrize("left", [0, 3])
+def test_a_record_that_was_emptied_has_the_adjustments_of_the_checkpoint_again(run, tmp_path, left):
+    path = tmp_path / "ranks.jsonl"
+    run(tmp_path / "out", record=path, save_strategy="steps", save_steps=5)
+    whole = without_seconds(records(path))
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:left]))
+    run(tmp_path / "out", record=path, resume_at=5)
+    found = without_seconds(records(path))
+    assert found[0] == whole[0]
+    assert [row for row in found if row["kind"] == "adjustment"] == [r for r in whole if r["kind"] == "adjustment"]
+
+
 # What became of the ranks, when training has ended.
 
 

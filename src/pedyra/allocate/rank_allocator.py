@@ -227,7 +227,7 @@ class RankAllocator:
                     "name": layer.name,
                     "type": layer_place(layer.name)[0],
                     "depth": layer_place(layer.name)[1],
-                    "rank": layer.rank,
+                    "rank": self.initial_ranks[layer.name],
                 }
                 for layer in self.layers
             ],
