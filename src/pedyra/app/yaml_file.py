@@ -138,6 +138,8 @@ def _message(mistake: ErrorDetails, path: list[str], model: type[BaseModel]) -> 
     key = ".".join(path)
     if mistake["type"] == "extra_forbidden":
         known = _keys_at(model, path[:-1])
+        if elsewhere := getattr(model, "elsewhere", {}).get(key):
+            return f"unknown key {key!r}; did you mean {elsewhere!r}?"
         return f"unknown key {key!r}; {did_you_mean(path[-1], known, prefix=key.removesuffix(path[-1]))}"
     if mistake["type"] == "missing":
         return f"key {key!r} is required"

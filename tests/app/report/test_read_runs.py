@@ -39,6 +39,12 @@ def test_a_run_is_read_whole(dynamic_run: Path):
     assert run.final_ranks == run.adjustments[-1]["ranks"]
 
 
+def test_the_adapter_of_a_run_is_pointed_to_its_run(copy: Path):
+    (copy / "adapter").mkdir()
+    with pytest.raises(ValueError, match=f"adapter is a part of a run; give the run folder, {copy}$"):
+        read_run(copy / "adapter")
+
+
 def test_a_plain_lora_run_has_no_layers(lora_run: Path):
     run = read_run(lora_run)
     assert run.layers == [] and run.snapshots == [] and run.final_ranks == {}

@@ -20,6 +20,7 @@ from pedyra.app.report.images import vega_script
 from pedyra.app.report.records import RunRecords, read_run
 from pedyra.app.yaml_file import to_yaml
 from pedyra.errors import UserError
+from pedyra.lora.card import shown_megabytes
 from pedyra.lora.files import write_file
 
 SAMPLES = 5  # so many of the model's texts are shown
@@ -112,10 +113,8 @@ def description(run: RunRecords) -> dict[str, str]:
 def fit_line(run: RunRecords) -> str:
     """Tell the size that a fit took, the metric before and after, and what the proof says of the loss."""
     fit, taken = run.fit, next((row for row in run.curve if row["chosen"]), None)
-    size = (
-        f"Rank {fit['rank']} of {fit['of_rank']}: {fit['megabytes']:.2f} MB of {fit['of_megabytes']:.2f} MB, "
-        f"{fit['share']:.1%} of the adapter"
-    )
+    size, whole = shown_megabytes(fit["megabytes"]), shown_megabytes(fit["of_megabytes"])
+    size = f"Rank {fit['rank']} of {fit['of_rank']}: {size} of {whole}, {fit['share']:.1%} of the adapter"
     told = ["Everything is kept" if fit["share"] >= 1 else size]
     before, after = (fit["metrics"].get(which, {}) for which in ("whole", "smaller"))
     told += [

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from pedyra.app.runs.run_folder import run_of
 from pedyra.app.yaml_file import one_line, read_settings
 from pedyra.errors import UserError
 from pedyra.lora.files import read_json, read_rows
@@ -168,6 +169,8 @@ def read_run(path: Path) -> RunRecords:
     """
     if not path.is_dir():
         raise UserError(f"{path} is not a folder: a report is made from a run folder; check the path")
+    if (run := run_of(path)) not in (None, path):
+        raise UserError(f"{path} is a part of a run; give the run folder, {run}")
     environment, fit = path / "environment.json", path / "fit" / "pedyra_fit.json"
     metrics = _rows(path / "metrics.jsonl", lambda row: Metric)
     if not metrics:
