@@ -48,7 +48,11 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "warm-ups longer than the run": (
         lambda net: allocate(net(), initial_warmup=25),
-        "no rank could ever move: .*initial_warmup 25.*final_warmup 8",
+        r"no rank could ever move: .*initial_warmup 25.*last 8 steps \(final_warmup\)",
+    ),
+    "a last phase longer than the run": (
+        lambda net: allocate(net(), final_warmup=50),
+        r"none follows in the last 50 steps \(final_warmup\) of a run of \d+; shorten",
     ),
     "all at the minimum": (
         lambda net: allocate(net(r=1)),

@@ -117,7 +117,7 @@ def test_the_record_has_the_setup_a_snapshot_a_log_and_every_adjustment(run, tmp
     ]
     setup, start = rows[:2]
     assert {layer["name"]: layer["rank"] for layer in setup["layers"]} == start["ranks"]
-    assert setup["schedule"]["adjustments"] == [3, 5, 7]
+    assert setup["schedule"]["adjustments"] == 3  # after steps 3, 5 and 7
     assert [row for row in rows if row["kind"] == "adjustment"] == callback.allocator.history
     assert rows[-1]["ranks"] == callback.allocator.ranks
 
@@ -130,6 +130,18 @@ def test_a_resume_cuts_the_record_back_to_its_checkpoint(run, tmp_path):
         file.write('{"kind": "snapshot", "step": 1')  # a line that a crash cut short
     run(tmp_path / "out", record=path, resume_at=5)
     assert without_seconds(records(path)) == whole
+
+
+@pytest.mark.parametrize("left", [0, 3])
+def test_a_record_that_was_emptied_has_the_adjustments_of_the_checkpoint_again(run, tmp_path, left):
+    path = tmp_path / "ranks.jsonl"
+    run(tmp_path / "out", record=path, save_strategy="steps", save_steps=5)
+    whole = without_seconds(records(path))
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:left]))
+    run(tmp_path / "out", record=path, resume_at=5)
+    found = without_seconds(records(path))
+    assert found[0] == whole[0]
+    assert [row for row in found if row["kind"] == "adjustment"] == [r for r in whole if r["kind"] == "adjustment"]
 
 
 # What became of the ranks, when training has ended.

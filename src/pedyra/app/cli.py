@@ -189,7 +189,7 @@ def export(
     place = place_of(destination)
     quiet_libraries()
     from pedyra.app.export.export import export_adapter
-    from pedyra.app.export.served import serving_lines
+    from pedyra.app.runs.served import serving_lines
     from pedyra.lora.files import refuse_link
     from pedyra.lora.folder import read_lora
 
@@ -362,6 +362,10 @@ def _is_users(error: Exception) -> bool:
     return isinstance(error, UserError) or is_disk_full(error)
 
 
+LONGEST = 1000
+"""A message has so many letters at most."""
+
+
 def _one_line(error: Exception) -> str:
     from rich.markup import escape
 
@@ -369,6 +373,8 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:  # without "[Errno 28]"
         message = error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
     message = " ".join(message.split())
+    if len(message) > LONGEST:  # some echo what was given; the rule and the repair stand at the end
+        message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
     if is_disk_full(error):
         message = f"the disk is full ({message}); free space, and give the command again; a training takes --resume"
     return escape(message)

@@ -188,18 +188,17 @@ def _metric(names: Sequence[str]) -> str | None:
 
 def _answer(proof: Proof) -> str:
     """Say the verdict in words, with the bound that it stands on."""
-    accuracy = proof.measure == "accuracy"
-    verb = f"{'falls' if accuracy else 'rises'} by {_signed(proof, proof.difference)}"
+    there = f"the {proof.measure} of B is {_beside(proof, proof.difference)}"
     limit = f"the margin is {_plain(proof, proof.margin)}"
     if proof.verdict == NO_WORSE:
         return (
-            f"no worse: B is no worse than A by the margin. The {proof.measure} {verb}, at most by "
-            f"{_signed(proof, proof.upper)} (95 %); {limit}"
+            f"no worse: B is no worse than A by the margin; {there}, at worst {_beside(proof, proof.upper)} (95 %); "
+            f"{limit}"
         )
     if proof.verdict == WORSE:
         return (
-            f"worse: B is worse than A by more than the margin. The {proof.measure} {verb}, at least by "
-            f"{_signed(proof, proof.lower)} (95 %); {limit}"
+            f"worse: B is worse than A by more than the margin; {there}, at best {_beside(proof, proof.lower)} (95 %); "
+            f"{limit}"
         )
     if proof.won is not None and proof.won.lower() <= 0:
         return (
@@ -212,8 +211,8 @@ def _answer(proof: Proof) -> str:
         else f"about {_rounded(proof.enough):,} rows would tell, and there were {proof.rows:,}"
     )
     return (
-        f"cannot tell: the {proof.measure} {verb}, and it may be {_signed(proof, proof.lower)} or "
-        f"{_signed(proof, proof.upper)}; {limit}; {would}"
+        f"cannot tell: {there}, and it may be {_beside(proof, proof.lower)} or {_beside(proof, proof.upper)}; {limit}; "
+        f"{would}"
     )
 
 
@@ -233,8 +232,13 @@ def _facts(proof: Proof) -> list[str]:
     return [*lines, f"rows        {proof.rows:,}, the same for both"]
 
 
-def _signed(proof: Proof, value: float) -> str:
-    return f"{100 * value:+.2f} points" if proof.measure == "accuracy" else f"{value:+.4g}"
+def _beside(proof: Proof, worse: float) -> str:
+    """Say where B is beside A: an accuracy that is worse is lower, a loss higher."""
+    accuracy = proof.measure == "accuracy"
+    away = f"{100 * abs(worse):.2f} points" if accuracy else f"{round(abs(worse), 6):.4g}"
+    if not float(away.split()[0]):
+        return "as high as that of A"
+    return f"{away} {'lower' if (worse > 0) == accuracy else 'higher'}"
 
 
 def _plain(proof: Proof, value: float) -> str:

@@ -356,15 +356,18 @@ class RankTraining(TrainerCallback):
         return self.record_to is not None and self._writes
 
     def _start_record(self, allocator: RankAllocator, step: int) -> None:
-        """Begin a new record, or, on a resume, the old one without the lines of steps that will be run again."""
+        """Begin a new record, or, on a resume, the old one without the lines of steps that will be run again, and with
+        the adjustments that the checkpoint knows and the file has lost."""
         if self.record_to is None or not self._records:
             return
         known = read_rows(self.record_to, {"step": (int, None)}) if step > 0 else []
         kept = [row for row in known if (row.get("step") or 0) <= step]
+        recorded = {row["step"] for row in kept if row.get("kind") == "adjustment"}
+        lost = [record for record in allocator.history if record["step"] not in recorded]
+        rows = sorted([*(kept or [allocator.describe()]), *lost], key=lambda row: row.get("step") or 0)
         self.record_to.parent.mkdir(parents=True, exist_ok=True)
-        write_file(self.record_to, "".join(map(json_line, kept)))
+        write_file(self.record_to, "".join(map(json_line, rows)))
         if not kept:
-            self._record(allocator.describe())
             self._record(allocator.snapshot())
 
     def _record(self, entry: dict[str, Any]) -> None:

@@ -63,12 +63,13 @@ def increase_by_size(run: RunRecords) -> Figure:
 
 def increase_curve(rows: Sequence[Mapping[str, Any]]) -> Chart:
     """Draw one fit, from the rows of its curve."""
-    asked = sorted((row for row in rows if row.get("measured_increase") is not None), key=lambda row: row["parameters"])
+    asked = sorted((row for row in rows if row["measured_increase"] is not None), key=lambda row: row["parameters"])
     sizes, rises = [row["parameters"] for row in asked], [row["measured_increase"] for row in asked]
-    low, high = ([row["measured_increase"] + sign * 1.96 * row["standard_error"] for row in asked] for sign in (-1, 1))
-    limit = next((row["tolerance"] for row in rows if row.get("tolerance") is not None), None)
+    errors = [row["standard_error"] or 0.0 for row in asked]
+    low, high = ([rise + sign * 1.96 * error for rise, error in zip(rises, errors, strict=True)] for sign in (-1, 1))
+    limit = next((row["tolerance"] for row in rows if row["tolerance"] is not None), None)
     line_at = None if limit is None else ("tolerance", float(f"{limit:.3g}"))
-    ring = next((("taken", row["parameters"], row["measured_increase"]) for row in asked if row.get("chosen")), None)
+    ring = next((("taken", row["parameters"], row["measured_increase"]) for row in asked if row["chosen"]), None)
     axes = {"log_x": True, "linear_to": limit or None, "line_at": line_at, "ring": ring}
     drawn = [Curve("measured", sizes, rises, low, high)] if asked else []
     return curves(drawn, Axes("parameters of the adapter", "rise of the loss", **axes))
@@ -89,16 +90,18 @@ def rank_of_every_layer(run: RunRecords) -> Figure:
 
 def _map(run: RunRecords, title: str) -> Panel:
     states = [run.start_ranks, *(record["ranks"] for record in run.adjustments)]
-    told = [f"Start: {_total(run.start_ranks, run.header.get('budget'))}"]
+    told = [f"Start: {_total(run.start_ranks, run.header['budget'])}"]
     for number, record in enumerate(run.adjustments, start=1):
         moved = f"{len(record['pruned'])} pruned, {sum(record['added'].values())} added"
         where = f"Adjustment {number} of {len(run.adjustments)}, step {record['step']:,}"
         told.append(f"{where}: {moved}; {_total(record['ranks'], record)}")
-    best = run.final.get("best_step")
+    best = run.final["best_step"]
     earlier = best is not None and bool(run.adjustments) and best < run.adjustments[-1]["step"]
     if earlier:
         states.append(run.final_ranks)
-        told.append(f"Saved, as the best: the adapter of step {best:,}; {_total(run.final_ranks, None)}")
+        told.append(
+            f"Saved, as the best: the adapter of step {best:,}; {_total(run.final_ranks, {'parameters': None})}"
+        )
     cells = map_cells(run.places, states)
     for cell in cells if earlier else ():
         cell["changes"][-1] = 0  # no rank moved: the adapter is that of an earlier step
@@ -125,8 +128,8 @@ def map_cells(places: Mapping[str, tuple[str, int | None]], states: Sequence[Map
     return found
 
 
-def _total(ranks: Mapping[str, int], record: Record | None) -> str:
-    parameters = (record or {}).get("parameters")
+def _total(ranks: Mapping[str, int], record: Record) -> str:
+    parameters = record["parameters"]
     return f"total rank {sum(ranks.values()):,}" + (f", {parameters:,} parameters" if parameters else "")
 
 
@@ -198,7 +201,7 @@ def _states(run: RunRecords) -> tuple[list[int], list[Mapping[str, int]]]:
     """Return the ranks at step 0, after each adjustment and, unchanged, at the end of the schedule."""
     steps = [0, *(record["step"] for record in run.adjustments)]
     states = [run.start_ranks, *(record["ranks"] for record in run.adjustments)]
-    end = (run.header.get("schedule") or {}).get("total_steps") or steps[-1]
+    end = run.header["schedule"]["total_steps"] or steps[-1]
     return ([*steps, end], [*states, states[-1]]) if end > steps[-1] else (steps, states)
 
 
@@ -212,14 +215,14 @@ def loss_and_metrics(run: RunRecords) -> Figure:
         name = key.removeprefix("eval_").replace("_", " ")
         panels += _panel(f"Held-out {name}", run.metrics, lambda record, key=key: record.get(key), name)
     caption = "How well the model fits: the loss on the rows it trains on, and loss and metric on rows it never sees. "
-    if isinstance(run.final.get("value"), int | float):
+    if run.final["value"] is not None:
         caption += f"Final result: {run.final['metric']} {run.final['value']:.4g}."
     return Figure("loss", "Training", "Loss and metric", caption, panels)
 
 
 def _evaluation_keys(run: RunRecords) -> list[str]:
     """Name eval_loss, then the metric the run is judged by; of a run that is not finished all that were logged."""
-    if run.final.get("metric"):
+    if run.final["metric"]:
         return ["eval_loss", f"eval_{run.final['metric']}"]
     logged = dict.fromkeys(key for record in run.metrics for key in record if key.startswith("eval_"))
     return [key for key in logged if key.removeprefix("eval_") not in _BOOKKEEPING]

@@ -20,6 +20,7 @@ from pedyra.app.report.images import vega_script
 from pedyra.app.report.records import RunRecords, read_run
 from pedyra.app.yaml_file import to_yaml
 from pedyra.errors import UserError
+from pedyra.lora.card import shown_megabytes
 from pedyra.lora.files import write_file
 
 SAMPLES = 5  # so many of the model's texts are shown
@@ -97,7 +98,7 @@ def description(run: RunRecords) -> dict[str, str]:
     """Tell what was run: method, model, data, seed, steps, LoRA settings; what the recipe does not say is left out."""
     recipe = run.recipe
     model, data, lora = (value if isinstance(value := recipe.get(k), dict) else {} for k in ("model", "data", "lora"))
-    steps = (run.header.get("schedule") or {}).get("total_steps") or run.final.get("step")
+    steps = run.header["schedule"]["total_steps"] or run.final["step"]
     rows = {
         "Method": recipe.get("method"),
         "Model": _words(model, "name", "quantization"),
@@ -111,30 +112,28 @@ def description(run: RunRecords) -> dict[str, str]:
 
 def fit_line(run: RunRecords) -> str:
     """Tell the size that a fit took, the metric before and after, and what the proof says of the loss."""
-    fit, taken = run.fit, next((row for row in run.curve if row.get("chosen")), {})
-    size = (
-        f"Rank {fit['rank']} of {fit['of_rank']}: {fit['megabytes']:.2f} MB of {fit['of_megabytes']:.2f} MB, "
-        f"{fit['share']:.1%} of the adapter"
-    )
+    fit, taken = run.fit, next((row for row in run.curve if row["chosen"]), None)
+    size, whole = shown_megabytes(fit["megabytes"]), shown_megabytes(fit["of_megabytes"])
+    size = f"Rank {fit['rank']} of {fit['of_rank']}: {size} of {whole}, {fit['share']:.1%} of the adapter"
     told = ["Everything is kept" if fit["share"] >= 1 else size]
-    before, after = (fit.get("metrics", {}).get(which, {}) for which in ("whole", "smaller"))
+    before, after = (fit["metrics"].get(which, {}) for which in ("whole", "smaller"))
     told += [
         f"{name} {value:.4f}" + (f" → {after[name]:.4f}" if name in after else "") for name, value in before.items()
     ]
-    if fit.get("accuracy_interval"):
+    if fit["accuracy_interval"]:
         low, high = (100 * end for end in fit["accuracy_interval"])
         told.append(
             f"the accuracy changes by {100 * fit['accuracy_change']:+.2f} points [{low:+.2f}, {high:+.2f}] (95 %)"
         )
-    measure, limit = fit.get("measure", "loss"), fit.get("tolerance")
+    measure, limit = fit["measure"], fit["tolerance"]
     within = "the tolerance" if limit is None else f"the tolerance of {limit:.4f}"
     if measure == "accuracy":  # it is held, and the rise is that of the loss
         measure, within = "loss", f"a fall of the accuracy by {100 * fit['tolerance']:.3g}pt"
     if fit["share"] >= 1:
         told.append(f"no smaller size is proved to be within {within}")
-    elif fit.get("interval"):
+    elif fit["interval"]:
         low, high = fit["interval"]
-        proved = "proved to be" if taken.get("accepted") else "not proved to be"
+        proved = "proved to be" if taken and taken["accepted"] else "not proved to be"
         told.append(
             f"in the proof the {measure} rises by {fit['measured_increase']:+.4f} [{low:+.4f}, {high:+.4f}] (95 %), "
             f"{proved} within {within}"
@@ -149,16 +148,15 @@ Fact = tuple[str, str]
 def facts(run: RunRecords) -> dict[str, Fact]:
     """Collect result, size, rank, adjustments, time and memory, as far as they are known."""
     final, found = run.final, {}
-    if isinstance(final.get("value"), int | float):
-        name = str(final.get("metric", "result")).replace("_", " ")
-        loss = final.get("eval_loss")
+    if final["value"] is not None:
+        name, loss = str(final["metric"] or "result").replace("_", " "), final["eval_loss"]
         found[name[:1].upper() + name[1:]] = (
             _number(final["value"]),
             "" if loss is None else f"held-out loss {_number(loss)}",
         )
-    elif not final:
+    elif not final["final"]:
         found["Result"] = (ABSENT, "the run is not finished")
-    if final.get("trainable_parameters") is not None:
+    if final["trainable_parameters"] is not None:
         found["Trainable parameters"] = (f"{final['trainable_parameters']:,}", "")
     if run.layers:
         found["Total rank"] = _total_rank(run)
@@ -172,12 +170,12 @@ def facts(run: RunRecords) -> dict[str, Fact]:
         added = sum(sum(record["added"].values()) for record in run.adjustments)
         kept = f", {stayed(run.adjustments)} of which stayed" if added else ""
         found["Adjustments"] = (str(len(run.adjustments)), f"{pruned} ranks pruned, {added} added{kept}")
-    if ratios := [row["orthogonality_ratio"] for row in run.snapshots if "orthogonality_ratio" in row]:
+    if ratios := [row["orthogonality_ratio"] for row in run.snapshots if row["orthogonality_ratio"] is not None]:
         found["Gradient of Eq. (2)"] = (f"{ratios[-1]:.1f} times", "that of the task, the median step")
-    if final.get("seconds") is not None:
-        speed = final.get("train_steps_per_second")
+    if final["seconds"] is not None:
+        speed = final["train_steps_per_second"]
         found["Training time"] = (format_seconds(final["seconds"]), f"{speed:.2f} steps per second" if speed else "")
-    if final.get("peak_memory_bytes") is not None:
+    if final["peak_memory_bytes"] is not None:
         device = str(run.environment.get("device", ""))
         found["Peak memory"] = (format_bytes(final["peak_memory_bytes"]), device)
     return found
