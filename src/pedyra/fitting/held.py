@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
+from torch import Tensor
 
+from pedyra.errors import UserError
 from pedyra.fitting.judge import Batch, Cut, Judge, Predictions
+from pedyra.fitting.logits import NUMBERS, Logits, RowAnswers, by_row, compared_rows, per_token, share_of
 from pedyra.fitting.modes import evaluating
 from pedyra.fitting.paired import Increase, Pairs, paired
+from pedyra.fitting.share import Share
 
 Metrics = dict[str, float]
 """Name of a metric of the task -> its value."""
@@ -23,11 +28,18 @@ Counted = Callable[[Iterable[Any]], Iterable[Any]]
 class Against:
     """A smaller adapter was compared with the whole one, on the same held-out rows."""
 
-    rise: Increase
+    rise: Increase | None = None
+    """The loss rises by this; None where it was not asked."""
     pairs: Pairs | None = None
     """Rows are counted that one has right and the other wrong; None where the task has no accuracy of rows."""
     metrics: Metrics = field(default_factory=dict)
     """The task's metrics are those of the smaller adapter; empty where it has none."""
+    changed: Share | None = None
+    """This share of the answers is another one; None where it was not asked."""
+    per_token: tuple[Increase, Increase] | None = None
+    """The mean divergence a token, and the share of the same top token; None where the answers are no tokens."""
+    batches: int = 0
+    """It was measured on this number."""
 
 
 @dataclass
@@ -36,6 +48,8 @@ class Answers:
 
     losses: list[float] = field(default_factory=list)
     predictions: Predictions = field(default_factory=list)
+    rows: list[list[RowAnswers]] = field(default_factory=list)
+    """Each batch that was compared has its rows."""
 
 
 class Held:
@@ -50,6 +64,8 @@ class Held:
         self.metrics, self.correct = self._told(answers)
         self.batches = len(gather_object(answers.losses))
         """All processes together have this number."""
+        self._top: list[Tensor] = []
+        """The whole adapter's answers to each batch are these, once they were asked."""
 
     @property
     def whole(self) -> list[float]:
@@ -73,10 +89,54 @@ class Held:
         count = len(answers.losses)
         rise = paired(*(gather_object(each[:count]) for each in (self._whole, answers.losses, self._weights)))
         if count < len(self._batches):
-            return Against(rise=rise)
+            return Against(rise, batches=rise.batches)
         metrics, correct = self._told(answers)
         pairs = None if correct is None or self.correct is None else Pairs.of(self.correct, correct)
-        return Against(rise=rise, pairs=pairs, metrics=metrics)
+        return Against(rise, pairs, metrics, batches=rise.batches)
+
+    def changed(self, cut: Cut, part: float = 1.0, answers: Answers | None = None) -> Against:
+        """Count the answers that are others than the whole adapter's, whose own are kept and no logits of them.
+
+        Args: as of `compared`.
+
+        Raises:
+            UserError: the judge's model gives no answers.
+        """
+        if not self._top:
+            self._top = [
+                values.argmax(-1).cpu() for values, _ in self._answered(partial(evaluating, self._judge.model))
+            ]
+        answers = Answers() if answers is None else answers
+        first, count = len(answers.rows), max(1, round(part * len(self._batches)))
+        for number, (values, rows) in enumerate(self._answered(cut, first, count), first):
+            answers.rows.append(by_row(rows, values.argmax(-1) != self._top[number].to(rows.device), None))
+        batches = gather_object(answers.rows[:count])
+        return Against(changed=share_of([row for rows in batches for row in rows]), batches=len(batches))
+
+    def beside(self, cut: Cut) -> Against:
+        """Compare all answers with the whole adapter's by their logits too: each batch is answered by both, so that no
+        logits are kept. Empty where the model gives no answers."""
+        found: list[RowAnswers] = []
+        for batch in self._counted(self._batches):
+            with torch.no_grad():
+                with evaluating(self._judge.model):
+                    whole = self._judge.answers(batch)
+                if whole is None:
+                    return Against()
+                with cut():
+                    smaller = self._judge.answers(batch)
+            assert smaller is not None
+            found += compared_rows(whole, smaller)
+        found = gather_object(found)
+        return Against(changed=share_of(found), per_token=per_token(found) if self._judge.writes else None)
+
+    def _answered(self, cut: Cut, first: int = 0, last: int | None = None) -> Iterator[Logits]:
+        """Yield what the model that `cut` makes answers to these batches."""
+        with cut(), torch.no_grad():
+            for batch in self._counted(self._batches[first:last]):
+                if (answered := self._judge.answers(batch)) is None:
+                    raise UserError(NUMBERS)
+                yield answered
 
     def losses(self, cut: Cut) -> tuple[list[float], Metrics]:
         """Return the loss of each batch of all processes with the model that `cut` makes, and its metrics."""
