@@ -291,31 +291,25 @@ def _answer(fit: Fit) -> str:
 
 
 def _proof(fit: Fit) -> list[str]:
+    """Write a line for each way in which the size that is taken was measured; the last is what decides."""
     if fit.is_whole or (proof := fit.chosen.proof) is None:
         return []
-    limit, lines = fit.tolerance, []
+    limit, facts = fit.tolerance, {}
     if proof.changed is not None:
-        share, rows = proof.changed, proof.changed.rows
-        what = "next tokens" if proof.per_token else "rows"
-        bound = f"at most {share.upper():.2%} (95 %)"
-        lines.append(f"answers     {share.mean:.2%} of the {what} have another one, {bound}, on {rows:,} rows")
-    if proof.per_token is not None:
-        lines += per_token_lines(proof.per_token)
+        share, what = proof.changed, "next tokens" if proof.per_token else "rows"
+        bound = f"at most {share.upper():.2%} (95 %) on {share.rows:,} rows"
+        facts["answers"] = f"{share.mean:.2%} of the {what} have another answer, {bound}"
     if proof.rise is not None:
-        low, high = proof.rise.interval()
-        change = f"the {fit.measure} rises by {proof.rise.mean:+.4f} [{low:+.4f}, {high:+.4f}] (95 %)"
-        lines.append(f"loss        {change} on {proof.rise.batches} batches")
+        (low, high), batches = proof.rise.interval(), proof.rise.batches
+        change = f"rises by {proof.rise.mean:+.4f} [{low:+.4f}, {high:+.4f}] (95 %) on {batches} batches"
+        facts["loss"] = f"the {fit.measure} {change}"
+    if limit.points is not None:
+        facts["accuracy"] = f"{limit.says(proof)}, at most by {100 * limit.bounds(proof)[1]:.2f} (95 %)"
+    decides = facts.pop(fit.decides if fit.decides in ("answers", "accuracy") else "loss")
     allowed = f"{limit.loss:.4f}" if limit.of_loss else str(limit)
-    lines.append(f"proof       {limit.says(proof, fit.measure)}, {_bound(fit, proof)}; {allowed} may be given up")
-    return lines
-
-
-def _bound(fit: Fit, proof: Against) -> str:
-    """Write the bound that the proof stands on."""
-    high = fit.tolerance.bounds(proof)[1]
-    if fit.tolerance.changed is not None:
-        return f"at most {high:.2%} (95 %)"
-    return f"at most {100 * high:.2f} points (95 %)" if fit.tolerance.points else f"at most {high:.4f} (95 %)"
+    lines = [f"{name:12}{fact}" for name, fact in facts.items()]
+    lines += [] if proof.per_token is None else per_token_lines(proof.per_token)
+    return [*lines, f"proof       {decides}; {allowed} may be given up"]
 
 
 def per_token_lines(measured: tuple[Increase, Increase]) -> list[str]:

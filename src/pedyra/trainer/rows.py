@@ -284,7 +284,8 @@ def _is_unlabelled(trainer: Any, held: Any, left: list[int]) -> bool:
     if not left or trainer.accelerator.num_processes > len(left):
         return False
     base = trainer.accelerator.unwrap_model(trainer.model).get_base_model()
-    keys = _batches(trainer, _selected(held, left[:1]), 1, False)[0].keys()
+    batch = _batches(trainer, _selected(held, left[:1]), 1, False)[0]
+    keys = {name for name, value in batch.items() if value is not None}  # a collator may give labels that are None
     targets = {"labels", "label", "label_ids", "start_positions", "end_positions", *(trainer.label_names or ())}
     takes = inspect.signature(base.forward).parameters.keys()
     return keys <= takes and not keys & targets and getattr(getattr(base, "config", None), "num_labels", 2) != 1
@@ -294,7 +295,7 @@ def _written(trainer: Any, batch: Batch) -> Batch:
     """Have the model as it is go on from the prompts of a batch, greedily; what it writes are the labels. A batch that
     has labels stays as it is, and so does one of a classifier."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if not writes(model) or "labels" in batch:
+    if not writes(model) or batch.get("labels") is not None:
         return batch
     ids, config = batch["input_ids"], model.config
     mask = batch.get("attention_mask", torch.ones_like(ids)).bool()
