@@ -309,11 +309,21 @@ def prove(
     b: Annotated[str, typer.Argument(metavar="B", help="Another of these.", show_default=False)],
     source: Source,
     margin: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="M", help="How much worse B may be: 1% of what A won, 0.01 of the loss, 0.5pt of the accuracy."
+            metavar="M",
+            help="How much worse B may be: 1% of what A won, 0.01 of the loss, 0.5pt of the accuracy. Default: 1pt for "
+            "a classifier, 1% for others.",
         ),
-    ] = "1%",
+    ] = None,
+    changed: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE",
+            help="This share of the answers (classes of rows, next tokens) may be others than A's: it needs no labels. "
+            "Default for rows without: 2%.",
+        ),
+    ] = None,
     rows: Annotated[int | None, typer.Option(metavar="N", min=8, help="At most so many rows. Default: all.")] = None,
     base_b: Annotated[
         str | None, typer.Option("--base-b", metavar="MODEL", help="Another base of B: a folder, or a name on the Hub.")
@@ -325,10 +335,11 @@ def prove(
     trust_remote_code: TrustRemoteCode = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Prove on rows that B is no worse than A. Exit code 0: no worse; 1: worse; 3: these rows cannot tell."""
+    """Prove on rows that B is no worse than A, or that no more of its answers are others than --changed says, with 95 %
+    confidence. Exit code 0: no worse; 1: worse; 3: these rows cannot tell."""
     from pedyra.fitting.prove import NO_WORSE, WORSE, Margin
 
-    limit = Margin.read(margin)
+    limit = Margin.asked(margin, changed)
     quiet_libraries()
     from pedyra.app.runs.prove import prove_paths
 

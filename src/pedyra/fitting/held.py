@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from pedyra.errors import UserError
-from pedyra.fitting.judge import Batch, Cut, Judge, Predictions
+from pedyra.fitting.judge import Answer, Batch, Cut, Judge, Predictions
 from pedyra.fitting.logits import NUMBERS, Logits, RowAnswers, by_row, compared_rows, per_token, share_of
 from pedyra.fitting.modes import evaluating
 from pedyra.fitting.paired import Increase, Pairs, paired
@@ -41,6 +41,32 @@ class Against:
     batches: int = 0
     """It was measured on this number."""
 
+    def row(self) -> dict[str, Any]:
+        """Return what was told of the answers as fields of a row."""
+        row: dict[str, Any] = {}
+        if self.changed is not None:
+            row |= {"changed": self.changed.mean, "changed_interval": [*self.changed.interval()]}
+            row |= {"changed_at_most": self.changed.upper()}
+        if self.per_token is not None:
+            for name, measured in zip(("mean_kld", "same_top"), self.per_token, strict=True):
+                row |= {name: measured.mean, f"{name}_interval": [*measured.interval()]}
+        return row
+
+    def lines(self) -> list[str]:
+        """Write what was told of the answers; of tokens in the words of llama.cpp."""
+        lines = []
+        if (share := self.changed) is not None:
+            what = "next tokens" if self.per_token else "rows"
+            bound = f"at most {share.upper():.2%} (95 %) on {share.rows:,} rows"
+            lines.append(f"answers     {share.mean:.2%} of the {what} have another answer, {bound}")
+        if self.per_token is not None:
+            kld, same = self.per_token
+            (low, high), (least, most) = kld.interval(), same.interval()
+            lines.append(f"Mean KLD    {kld.mean:.5f} [{low:.5f}, {high:.5f}] (95 %) a token")
+            most = min(1.0, most)
+            lines.append(f"Same top p  {same.mean:.2%} [{least:.2%}, {most:.2%}] (95 %) of the tokens")
+        return lines
+
 
 @dataclass
 class Answers:
@@ -50,6 +76,23 @@ class Answers:
     predictions: Predictions = field(default_factory=list)
     rows: list[list[RowAnswers]] = field(default_factory=list)
     """Each batch that was compared has its rows."""
+
+
+def answers_beside(whole: Answer, smaller: Answer, batches: Iterable[Batch], writes: bool) -> Against:
+    """Compare two models' answers by their logits too. Each batch of this process is answered by both, so that no
+    logits are kept. Empty where a model gives no answers.
+
+    Args:
+        writes: the answers are tokens.
+    """
+    found: list[RowAnswers] = []
+    for batch in batches:
+        both = [answer(batch) for answer in (whole, smaller)]
+        if both[0] is None or both[1] is None:
+            return Against()
+        found += compared_rows(both[0], both[1])
+    found = gather_object(found)
+    return Against(changed=share_of(found), per_token=per_token(found) if writes else None)
 
 
 class Held:
@@ -114,21 +157,9 @@ class Held:
         return Against(changed=share_of([row for rows in batches for row in rows]), batches=len(batches))
 
     def beside(self, cut: Cut) -> Against:
-        """Compare all answers with the whole adapter's by their logits too: each batch is answered by both, so that no
-        logits are kept. Empty where the model gives no answers."""
-        found: list[RowAnswers] = []
-        for batch in self._counted(self._batches):
-            with torch.no_grad():
-                with evaluating(self._judge.model):
-                    whole = self._judge.answers(batch)
-                if whole is None:
-                    return Against()
-                with cut():
-                    smaller = self._judge.answers(batch)
-            assert smaller is not None
-            found += compared_rows(whole, smaller)
-        found = gather_object(found)
-        return Against(changed=share_of(found), per_token=per_token(found) if self._judge.writes else None)
+        """Compare all answers with the whole adapter's, as `answers_beside` does."""
+        both = [self._judge.answering(using) for using in (partial(evaluating, self._judge.model), cut)]
+        return answers_beside(both[0], both[1], self._counted(self._batches), self._judge.writes)
 
     def _answered(self, cut: Cut, first: int = 0, last: int | None = None) -> Iterator[Logits]:
         """Yield what the model that `cut` makes answers to these batches."""

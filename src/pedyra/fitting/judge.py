@@ -62,6 +62,15 @@ class Judge:
         """Answer a batch with the model as it is; None where it gives no answers that are the same or not."""
         return None
 
+    def answering(self, using: Cut) -> Answer:
+        """Return what answers a batch with the model that `using` makes."""
+
+        def answer(batch: Batch) -> Logits | None:
+            with using(), torch.no_grad():
+                return self.answers(batch)
+
+        return answer
+
     @property
     def writes(self) -> bool:
         """Tell whether the answers are tokens of a text."""

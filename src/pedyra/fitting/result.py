@@ -17,7 +17,6 @@ from pedyra.export.destinations import Destination, destination
 from pedyra.export.readers import export_lora
 from pedyra.fitting.cut import CURVE, RECORD, Factors, check_out, cut_live, write_cut
 from pedyra.fitting.held import Against, Metrics
-from pedyra.fitting.paired import Increase
 from pedyra.fitting.sizes import Candidate
 from pedyra.fitting.verdict import FLAT, Tolerance
 from pedyra.lora.card import CARD, adapter_card, shown_name, shown_ranks
@@ -138,13 +137,7 @@ class Fit:
             "measure": self.decides,
             "promise": self.promise,
         }
-        if proof and proof.changed:
-            row |= {"changed": proof.changed.mean, "changed_interval": [*proof.changed.interval()]}
-            row |= {"changed_at_most": proof.changed.upper()}
-        if proof and proof.per_token:
-            kld, same = proof.per_token
-            row |= {"mean_kld": kld.mean, "mean_kld_interval": [*kld.interval()]}
-            row |= {"same_top": same.mean, "same_top_interval": [*same.interval()]}
+        row |= proof.row() if proof else {}
         if self.metrics:
             row["metrics"] = {key: dict(values) for key, values in self.metrics.items()}
         if proof and proof.pairs:
@@ -294,32 +287,17 @@ def _proof(fit: Fit) -> list[str]:
     """Write a line for each way in which the size that is taken was measured; the last is what decides."""
     if fit.is_whole or (proof := fit.chosen.proof) is None:
         return []
-    limit, facts = fit.tolerance, {}
-    if proof.changed is not None:
-        share, what = proof.changed, "next tokens" if proof.per_token else "rows"
-        bound = f"at most {share.upper():.2%} (95 %) on {share.rows:,} rows"
-        facts["answers"] = f"{share.mean:.2%} of the {what} have another answer, {bound}"
+    limit, lines = fit.tolerance, proof.lines()
     if proof.rise is not None:
         (low, high), batches = proof.rise.interval(), proof.rise.batches
         change = f"rises by {proof.rise.mean:+.4f} [{low:+.4f}, {high:+.4f}] (95 %) on {batches} batches"
-        facts["loss"] = f"the {fit.measure} {change}"
+        lines.append(f"loss        the {fit.measure} {change}")
     if limit.points is not None:
-        facts["accuracy"] = f"{limit.says(proof)}, at most by {100 * limit.bounds(proof)[1]:.2f} (95 %)"
-    decides = facts.pop(fit.decides if fit.decides in ("answers", "accuracy") else "loss")
+        bound = 100 * limit.bounds(proof)[1]
+        return [*lines, f"proof       {limit.says(proof)}, at most by {bound:.2f} (95 %); {limit} may be given up"]
+    decides = lines.pop(-1 if limit.of_loss else 0)
     allowed = f"{limit.loss:.4f}" if limit.of_loss else str(limit)
-    lines = [f"{name:12}{fact}" for name, fact in facts.items()]
-    lines += [] if proof.per_token is None else per_token_lines(proof.per_token)
-    return [*lines, f"proof       {decides}; {allowed} may be given up"]
-
-
-def per_token_lines(measured: tuple[Increase, Increase]) -> list[str]:
-    """Write the mean divergence a token and the share of the same top token, in the words of llama.cpp."""
-    kld, same = measured
-    (low, high), (least, most) = kld.interval(), same.interval()
-    return [
-        f"Mean KLD    {kld.mean:.5f} [{low:.5f}, {high:.5f}] (95 %) a token",
-        f"Same top p  {same.mean:.2%} [{least:.2%}, {min(1.0, most):.2%}] (95 %) of the tokens",
-    ]
+    return [*lines, f"proof       {decides[12:]}; {allowed} may be given up"]
 
 
 def _curve(fit: Fit) -> list[str]:

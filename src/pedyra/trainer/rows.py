@@ -86,8 +86,8 @@ def fit_rows(trainer: Any, data: Any, wanted: Wanted) -> Rows:
     )
 
 
-def proof_rows(trainer: Any, data: Any, most: int | None) -> tuple[list[Batch], int]:
-    """Make batches of the held-out rows alone, at most `most`, and count their rows in all processes."""
+def proof_rows(trainer: Any, data: Any, most: int | None) -> Rows:
+    """Make batches of the held-out rows alone, at most `most`; the model as it is goes on from prompts."""
     if is_surrogate(trainer):
         raise UserError(
             f"the loss of {type(trainer).__name__} says nothing about held-out rows, so it proves nothing; ask a "
@@ -100,7 +100,11 @@ def proof_rows(trainer: Any, data: Any, most: int | None) -> tuple[list[Batch], 
     left = _shared(left, size * processes, processes)
     if len(left) < LEAST * size:
         raise UserError(f"{name} has {len(left)} rows, and a proof takes {LEAST * size} or more; give more")
-    return _batches(trainer, _selected(held, left), size, False), len(left)
+    batches = _batches(trainer, _selected(held, left), size, False)
+    unlabelled = _is_unlabelled(trainer, held, left)
+    if unlabelled:
+        batches = [_written(trainer, batch) for batch in batches]
+    return Rows(calibration=(), held=batches, unlabelled=unlabelled, name=name, counts=(0, len(left)))
 
 
 def training_rows(trainer: Any) -> list[Batch]:
