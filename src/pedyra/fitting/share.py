@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -58,6 +59,7 @@ def _bound(count: float, trials: int, level: float) -> float:
     return below if fraction < 1e-6 else below + fraction * (_whole_bound(whole + 1, trials, level) - below)
 
 
+@lru_cache(4096)  # a search asks for the same few
 def _whole_bound(count: int, trials: int, level: float) -> float:
     """Solve P(X <= count) = level for the share, by halving: the probability falls with it."""
     if count >= trials:
@@ -66,7 +68,7 @@ def _whole_bound(count: int, trials: int, level: float) -> float:
     total = torch.tensor(trials).double()
     ways = torch.lgamma(total + 1) - torch.lgamma(numbers + 1) - torch.lgamma(total - numbers + 1)
     low, high = 0.0, 1.0
-    for _ in range(60):
+    for _ in range(45):
         middle = (low + high) / 2
         terms = ways + numbers * math.log(middle) + (trials - numbers) * math.log1p(-middle)
         if terms.exp().sum() > level:
