@@ -61,8 +61,8 @@ def increase_by_size(run: RunRecords) -> Figure:
         "What changes when every layer keeps so many of its most useful directions, which make up for those that go: "
         "against the whole adapter, on the same held-out rows (bar: the truth lies below it, or above it, in 5 % of "
         "cases at most). Sizes are asked from the largest down to the first that is not within tolerance, and one is "
-        "within it where its upper bound lies below the dashed line; a point below it is not enough. The ring is around "
-        f"the size that was taken. {_promise(run.fit)}" + (f"The verdict: {run.fit['words']}." if run.fit else "")
+        "within it where its upper bound lies below the dashed line; a point below it is not enough. The ring is "
+        f"around the size that was taken. {_promise(run.fit)}" + (f"The verdict: {run.fit['words']}." if run.fit else "")
     )
     return Figure("fit", "Size", "How small may the adapter be?", caption, panels)
 
