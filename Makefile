@@ -8,8 +8,8 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 .PHONY: demo test readers versions works-with lint docs dist gpu clean rooms
 
 demo: $(VENV)/.demo
-	$(BIN)/pedyra train recipes/demo_fit.yaml --overwrite
-	$(BIN)/pedyra train recipes/demo_ranks.yaml --overwrite
+	$(BIN)/pedyra train recipes/demo.yaml method=lora fit=null output_dir=runs/demo_lora --overwrite
+	$(BIN)/pedyra train recipes/demo.yaml --overwrite --beside runs/demo_lora
 
 test: lint
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal

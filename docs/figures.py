@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from math import log10
 from statistics import mean
+from typing import Any
 
 from tables import DOCS, rows
 
-from pedyra.app.report.chart import Axes, Curve, curves
+from pedyra.app.report.chart import Axes, Curve, curves, rank_map
+from pedyra.app.report.figures import map_cells
 from pedyra.app.report.images import save_image, side_by_side
+from pedyra.lora.layer_names import layer_place
 
 
 def forgetting() -> None:
@@ -37,5 +41,41 @@ def forgetting() -> None:
     save_image(side_by_side([("What is undone of what was forgotten", drawn)]), DOCS / "images" / "forgetting.png")
 
 
+def orthogonality() -> None:
+    """The error on planted ranks against gamma, in both forms of Eq. (2), and LoRA's."""
+    design = [row for row in rows("planted_forms") if row["profile"] == "design" and row["architecture"] == "mlp"]
+    lora = mean(row["relative_error"] for row in rows("planted") if row["method"] == "lora" and _same(row, design[0]))
+
+    def curve(name: str, settings: str) -> Curve:
+        errors: dict[float, list[float]] = {}
+        for row in design:
+            start = f"pedyra:start=svd,{settings}orth_weight="
+            if row["method"].startswith(start) and row["method"].removeprefix(start).replace(".", "").isdigit():
+                errors.setdefault(float(row["method"].removeprefix(start)), []).append(row["relative_error"])
+        without = mean(row["relative_error"] for row in design if row["method"] == "pedyra:start=svd")
+        points = {-5.0: without, **{log10(gamma): mean(each) for gamma, each in sorted(errors.items())}}
+        return Curve(name, [*points], [*points.values()])
+
+    axes = Axes("log10 of gamma (-5: switched off)", "error on planted ranks", line_at=("LoRA", round(lora, 3)))
+    drawn = curves([curve("norm, as published", ""), curve("squared", "orth_form=squared,")], axes)
+    save_image(side_by_side([("Eq. (2) through Adam", drawn)]), DOCS / "images" / "orthogonality.png")
+
+
+def ranks() -> None:
+    """The ranks of the demo's adapter when it has trained, by kind of layer and depth; each began at 8."""
+    (run,) = (row for row in rows("demo") if row["method"] == "pedyra")
+    cells = map_cells({name: layer_place(name) for name in run["start"]}, [run["start"], run["ranks"]])
+    save_image(
+        side_by_side([("Ranks after training, from 8 in every layer", rank_map(cells, at="1"))]),
+        DOCS / "images" / "ranks.png",
+    )
+
+
+def _same(row: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(row[key] == other[key] for key in ("profile", "architecture", "noise", "lr", "steps"))
+
+
 if __name__ == "__main__":
     forgetting()
+    orthogonality()
+    ranks()

@@ -158,6 +158,50 @@ def planted() -> Cells:
     return cells
 
 
+FORMS = {
+    "pedyra": "`PeDyra()`",
+    "pedyra:start=svd": '`PeDyra(start="svd")`',
+    "pedyra:start=svd,orth_weight=0.1,min_rank=1": "`PeDyra.as_published()`",
+}
+
+
+@table("planted forms")
+def planted_forms() -> Cells:
+    """The mean error over seeds and the ranks in a wrong layer, beside those of LoRA and of the true ranks."""
+    known = [*rows("planted"), *rows("planted_block")]
+    cells = [["network", "profile", *FORMS.values(), "LoRA", "true ranks"]]
+    for network, names in (("mlp", [*FORMS]), ("block", [*FORMS][:2])):
+        for profile in PROFILES:
+            case = {"architecture": network, "profile": profile, "lr": 0.005, "noise": 0.0}
+            line = []
+            for name in FORMS:
+                tried = where(rows("planted_forms"), method=name, **case) if name in names else []
+                error, wrong = (
+                    mean(row[key] for row in tried or [{key: 0}]) for key in ("relative_error", "rank_distance")
+                )
+                line.append(f"{error:.4f} ({wrong:.0f} of 48)" if tried else "")
+            others = [
+                mean(row["relative_error"] for row in where(known, method=name, **case)) for name in ("lora", "oracle")
+            ]
+            cells.append([network, profile, *line, *(f"{error:.4f}" for error in others)])
+    return cells
+
+
+@table("forms")
+def forms() -> Cells:
+    cells = [["task", "form", "rate", "accuracy", "held-out loss", "lower than LoRA's by"]]
+    for task, title in (("qnli", "QNLI"), ("sst2", "SST-2")):
+        case = where(rows("forms"), task=task)
+        lora = by_seed(where(case, method="lora"), "eval_loss")
+        for method in dict.fromkeys(row["method"] for row in case):
+            own = where(case, method=method)
+            losses = by_seed(own, "eval_loss")
+            accuracy = percent(mean(row["accuracy"] for row in own))
+            ours = "" if method == "lora" else gain({seed: lora[seed] for seed in losses}, losses)
+            cells.append([title, method, f"{own[0]['learning_rate']:g}", accuracy, spread(losses.values()), ours])
+    return cells
+
+
 @table("other methods")
 def other_methods() -> Cells:
     """Planted ranks of the design without noise, and other letters at r = 2; each at its best rate."""

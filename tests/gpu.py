@@ -104,7 +104,7 @@ def trained(
         autocast_adapter_dtype=False,
     ).to(device)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
-    config = PeDyra(interval=4, initial_warmup=2, final_warmup=8, moves=6, start="lora")
+    config = PeDyra.as_published(interval=4, initial_warmup=2, final_warmup=8, moves=6, start="lora")
     allocator = RankAllocator(model, optimizer, config, total_steps=steps)
     wrapped = DistributedDataParallel(model) if size > 1 else model
     losses, adjusted, moved = [], [], 0

@@ -43,7 +43,7 @@ rows = [dict(input_ids=torch.tensor([n % 20, 3]), labels=n % 2) for n in range(1
 arguments = TrainingArguments(sys.argv[1], max_steps=13, use_cpu=True, report_to="none", save_strategy="no",
                               per_device_train_batch_size=4, dataloader_pin_memory=False, label_names=["labels"])
 trainer = Trainer(model, arguments, train_dataset=rows)
-handle = adapt(trainer, PeDyra(interval=2, initial_warmup=1, final_warmup=1))
+handle = adapt(trainer, PeDyra.as_published(interval=2, initial_warmup=1, final_warmup=1))
 trainer.train()
 model.save_pretrained(sys.argv[1])
 PeftModel.from_pretrained(base(), sys.argv[1])

@@ -29,6 +29,11 @@ BELOW: dict[str, set[str]] = {
     "integrations": {"errors", "lora", "export", "fitting", "allocate", "pe_dyra", "trainer", "methods"},
     "lab": {"errors", "lora", "export", "fitting", "allocate", "pe_dyra", "trainer", "methods", "app"},
 }
+# The rooms of app, from the lowest up; each may import those before it.
+APP = (
+    *("hub", "interrupts", "known_sets", "packaged", "yaml_file", "console", "recipe_sections", "recipe"),
+    *("tasks", "models", "runs", "export", "report", "options", "cli"),
+)
 # Roots that a place must not import, not even inside a function.
 FOREIGN = {
     "app/report": {"torch", "transformers", "peft", "accelerate", "datasets", "safetensors"},
@@ -80,6 +85,22 @@ def test_a_room_imports_only_what_lies_below_it(room):
             root, *rest = name.split(".")
             if root == "pedyra" and rest:
                 assert rest[0] in BELOW[room] | {room}, f"{path.relative_to(SOURCE)} imports {name}"
+
+
+@pytest.mark.parametrize("room", APP)
+def test_a_room_of_app_imports_only_those_below_it(room):
+    below = set(APP[: APP.index(room) + 1])
+    for path in files(f"app/{room}"):
+        for name in imported(path):
+            if name.startswith("pedyra.app."):
+                assert name.split(".")[2] in below, f"{path.relative_to(SOURCE)} imports {name}"
+
+
+def test_every_room_of_app_is_listed():
+    rooms = {
+        path.stem for path in (SOURCE / "app").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert rooms - {"__init__"} == set(APP)
 
 
 def test_every_room_is_listed():

@@ -122,12 +122,6 @@ def test_trainer_no_longer_takes_the_batches_of_a_step_from_get_batch_samples():
     assert "self.get_batch_samples(epoch_iterator, " in inspect.getsource(Trainer)
 
 
-def test_trainer_no_longer_asks_whether_a_model_divides_its_loss(recorded):
-    """`trainer.changes.expect_mean_loss`; what it does with the answer is in test_mean_loss."""
-    trainer, _ = recorded
-    assert trainer.model_accepts_loss_kwargs is False  # pedyra saw that BERT does not
-
-
 def test_trainer_renamed_what_it_does_otherwise_under_fsdp(recorded):
     """`trainer.engines.keep_whole`; what comes of it is in test_sharded."""
     trainer, _ = recorded

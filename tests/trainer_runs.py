@@ -28,7 +28,7 @@ def quick() -> Callable[..., dict[str, Any]]:
 
     def make(*, paper: bool = False, **settings: Any) -> dict[str, Any]:
         settings = {**SCHEDULE, **settings}
-        return {"config": PeDyra(**settings)} if paper else forced(**settings)
+        return {"config": PeDyra.as_published(**settings)} if paper else forced(**settings)
 
     return make
 

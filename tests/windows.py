@@ -22,7 +22,7 @@ SCHEDULE: dict[str, Any] = {"interval": 3, "initial_warmup": 2, "final_warmup": 
 def on_lora(**settings: Any) -> PeDyra:
     """PE-DyRA on LoRA's own start, without Eq. (2), at a conserved number of parameters, over most of the run."""
     defaults: dict[str, Any] = dict(interval=0.05, initial_warmup=0.0, final_warmup=0.25, moves=None, min_rank=0)
-    return PeDyra(**{**defaults, "budget": "parameters", "start": "lora", "orth_weight": 0.0, **settings})
+    return PeDyra.as_published(**{**defaults, "budget": "parameters", "start": "lora", "orth_weight": 0.0, **settings})
 
 
 class Forced(PeDyra):

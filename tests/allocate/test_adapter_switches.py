@@ -27,7 +27,7 @@ def test_a_reference_pass_without_the_adapter_changes_nothing(make_net, net_batc
     results = []
     for reference in (False, True):
         model = make_net()
-        allocator = allocate(model, PeDyra(**MOVING))
+        allocator = allocate(model, PeDyra.as_published(**MOVING))
         held = len(allocator.optimizer.param_groups[0]["params"])
         for step in range(1, 21):
             x, y = net_batch(step)

@@ -52,7 +52,9 @@ def test_other_weights_for_an_evaluation_and_ones_own_again_change_no_run(make_n
     for others in (0, 2):
         model = make_net()
         optimizer = torch.optim.AdamW(trainable(model), lr=0.02)
-        allocator = RankAllocator(model, optimizer, PeDyra(interval=10, moves=0, initial_warmup=1, final_warmup=3), 40)
+        allocator = RankAllocator(
+            model, optimizer, PeDyra.as_published(interval=10, moves=0, initial_warmup=1, final_warmup=3), 40
+        )
         train_net(model, optimizer, allocator, 12)
         factors = [factor.detach().clone() for layer in allocator.layers for factor in layer.factors]
         own = copy.deepcopy(model.state_dict())

@@ -20,7 +20,7 @@ def given(base: str, **settings: Any) -> dict[str, Any]:
     return (
         forced(**SCHEDULE, **settings)
         if base == "forced"
-        else {"config": PeDyra(**{**SCHEDULE, "moves": 1}, **settings)}
+        else {"config": PeDyra.as_published(**{**SCHEDULE, "moves": 1}, **settings)}
     )
 
 

@@ -48,7 +48,11 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "warm-ups longer than the run": (
         lambda net: allocate(net(), initial_warmup=25),
-        "no rank could ever move: .*initial_warmup 25.*final_warmup 8",
+        r"no rank could ever move: .*initial_warmup 25.*last 8 steps \(final_warmup\)",
+    ),
+    "a last phase longer than the run": (
+        lambda net: allocate(net(), final_warmup=50),
+        r"none follows in the last 50 steps \(final_warmup\) of a run of \d+; shorten",
     ),
     "all at the minimum": (
         lambda net: allocate(net(r=1)),
@@ -72,7 +76,7 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "on two devices": (lambda net: on_two_devices(net()), r"lie on cpu, meta.*one device"),
     "a wrapper": (
-        lambda net: with_method(torch.nn.DataParallel(net()), PeDyra()),
+        lambda net: with_method(torch.nn.DataParallel(net()), PeDyra.as_published()),
         "the model is inside a DataParallel; give the PEFT model itself, its .module",
     ),
     **{
@@ -188,6 +192,6 @@ def test_factors_in_shards_are_refused_before_anything_is_claimed(make_net, tmp_
         model = make_net()
         fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
         with pytest.raises(ValueError, match="cut into shards.*fully_shard.*ignored_params="):
-            with_method(model, PeDyra())
+            with_method(model, PeDyra.as_published())
     finally:
         torch.distributed.destroy_process_group()

@@ -33,6 +33,12 @@ def test_adjustments_are_those_of_the_definition():
             assert schedule.next_adjustment(step) == next((t for t in expected if t >= step), None)
 
 
+def test_a_run_of_any_length_costs_the_same():
+    schedule = resolve_schedule(10**15, initial_warmup=10, interval=10, final_warmup=10)
+    assert schedule.next_adjustment(10**14 + 1) == 10**14 + 10
+    assert schedule.is_adjustment(10**15 - 20) and not schedule.is_adjustment(10**15 - 10)
+
+
 def test_fractions_are_of_the_run_and_equal_the_same_steps():
     by_fraction = resolve_schedule(1000, initial_warmup=0.1, interval=0.05, final_warmup=0.3)
     assert by_fraction == resolve_schedule(1000, initial_warmup=100, interval=50, final_warmup=300)

@@ -100,7 +100,9 @@ def test_settings_of_methods_that_move_ranks_may_stand_in_a_recipe_of_any_method
     [
         ("data.sorce=x", "unknown key 'data.sorce'; did you mean 'data.source'?"),
         ("modl.name=x", "unknown key 'modl'; did you mean 'model'?"),
-        ("lora.rank=3", "unknown key 'lora.rank'; known are r, alpha, dropout"),
+        ("lora.rank=3", "unknown key 'lora.rank'; did you mean 'lora.r'?"),
+        ("lora.zzz=3", "unknown key 'lora.zzz'; known are r, alpha, dropout"),
+        ("learning_rate=1e-3", "unknown key 'learning_rate'; did you mean 'training.learning_rate'?"),
         ("lora.lora_alpha=3", "unknown key 'lora.lora_alpha'; did you mean 'lora.alpha'?"),
         ("data.zzz=1", "unknown key 'data.zzz'; known are source, kind, config"),
         ("method=lorra", "method 'lorra' is unknown; did you mean 'lora'?"),

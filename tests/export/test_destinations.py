@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,13 @@ def test_what_a_place_refuses_is_named(make_llama: Any, tmp_path: Path, settings
             found.setdefault(refusal.field, set()).add(name)
     found.pop("embeddings", None)
     assert found == refused
+
+
+def test_names_that_are_no_text_are_refused_as_any_other(make_llama: Any, tmp_path: Path):
+    make_llama().save_pretrained(tmp_path)
+    lora = read_lora(tmp_path)
+    damaged = replace(lora, config={**lora.config, "modules_to_save": [["classifier"]]})
+    assert [refusal.field for refusal in destination("vllm").refusals(damaged)] == ["modules_to_save"]
 
 
 def test_a_slot_has_every_layer_that_is_wrapped_at_its_rank():

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 import pedyra
 from pedyra.fitting.result import fit_card
-from pedyra.lora.card import CARD
+from pedyra.lora.card import CARD, shown_megabytes
 
 
 @pytest.fixture
@@ -32,6 +32,11 @@ def test_the_card_says_how_much_is_left_and_what_proves_it(found: pedyra.Fit, tm
         f"-> {row['metrics']['smaller']['accuracy']:.4f}",
     ):
         assert told in card.text
+
+
+@pytest.mark.parametrize(("count", "told"), [(0.0104, "10.4 kB"), (0.5, "0.50 MB"), (1234.5, "1,234.50 MB")])
+def test_a_size_keeps_three_digits_however_small(count: float, told: str):
+    assert shown_megabytes(count) == told
 
 
 def test_nothing_is_called_smaller_where_everything_is_kept(make_trainer: Any):

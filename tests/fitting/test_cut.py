@@ -14,6 +14,7 @@ import pytest
 import torch
 from closeness import same_bits
 from peft import PeftModel
+from peft.helpers import DoraCaching
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -239,6 +240,64 @@ def test_a_layer_that_is_not_called_in_evaluation_is_cut_or_told(make_net: Any, 
         return
     with pytest.raises(UserError, match=f"{next(iter(lora_layers(model)))} was cut, and nothing read"):
         fitted(model, rows, rank=1)
+
+
+@pytest.mark.parametrize("key", ["of the mode", "of the version"])
+@pytest.mark.parametrize("rank", [None, 1], ids=["several sizes", "one size"])
+def test_a_layer_that_keeps_the_weights_of_another_size_is_told(make_net: Any, key: str, rank: int | None):
+    """It merges once while there are no gradients, or once for each version of its weights: it reads the factors of
+    the first size and goes on with them, for the sizes below or for the whole adapter afterwards."""
+    model, merged = make_net(trained=True), {}
+    rows = made_by(model, 10, 30)
+    layer = next(iter(lora_layers(model).values()))
+    forward = layer.forward
+
+    def cached(x: Tensor) -> Tensor:
+        A, B = (slot["default"] for slot in (layer.lora_A, layer.lora_B))
+        if layer.disable_adapters:
+            return layer.base_layer(x)
+        if torch.is_grad_enabled():
+            merged.clear()
+            return forward(x)
+        version = A.weight._version if key == "of the version" else None
+        if version not in merged:
+            merged.clear()
+            merged[version] = layer.scaling["default"] * B.weight.detach() @ A.weight.detach()
+        return layer.base_layer(x) + x @ merged[version].T
+
+    layer.forward = cached
+    if rank is not None and key == "of the version":
+        assert fitted(model, rows, rank=rank).chosen.rank == 1  # it is measured truly, and then merged anew
+        return
+    with pytest.raises(UserError, match="weights that were computed|weights that it computed"):
+        fitted(model, rows, rank=rank, tolerance=0.99)
+
+
+def test_norms_that_dora_keeps_are_not_those_of_another_size(make_net: Any):
+    model = make_net(trained=True, use_dora=True).eval()
+    rows, x = made_by(model, 10, 30), batches(1, seed=9)[0]["x"]
+    expected = fitted(model, rows, rank=1)
+    with DoraCaching():
+        model(x)  # the norms of the whole adapter are kept from here on
+        found = fitted(model, rows, rank=1)
+        assert found.row()["measured_increase"] == pytest.approx(expected.row()["measured_increase"], rel=1e-5)
+        model(x)
+        found.apply()
+        kept = model(x)
+    torch.testing.assert_close(kept, model(x))
+
+
+def test_a_layer_that_adds_nothing_and_that_no_row_reaches_is_cut(make_net: Any):
+    """An expert is such a layer, where no token of the training reached it, and B is zero still."""
+    model = make_net(trained=True)
+    idle = [*lora_layers(model).values()][1]
+    idle.lora_B["default"].weight.data.zero_()
+    idle.forward = lambda x: idle.base_layer(x)
+    fit = fitted(model, made_by(model, 10, 30), rank=1)
+    assert {*fit.ranks.values()} == {1}
+    idle.lora_B["default"].weight.data.fill_(1.0)
+    with pytest.raises(UserError, match="saw no token in"):
+        fitted(model, made_by(model, 10, 30), rank=1)
 
 
 def test_the_ranks_of_a_place_are_asked_in_their_order(two_used: Any):

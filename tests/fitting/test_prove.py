@@ -88,6 +88,25 @@ def test_the_first_word_is_the_answer_and_a_row_has_its_fields():
     assert set(fields.split(", ")) <= found.row().keys()
 
 
+@pytest.mark.parametrize(
+    ("margin", "b", "told"),
+    [
+        ("0.5", 0.75, "the loss of B is 0.25 higher"),
+        ("0.5", 0.25, "the loss of B is 0.25 lower"),
+        ("0.5", 0.5 + 7e-18, "the loss of B is as high as that of A"),
+    ],
+)
+def test_a_difference_is_told_by_its_side_and_noise_of_the_arithmetic_as_none(margin: str, b: float, told: str):
+    assert f"; {told}, at worst" in str(proof(margin, [0.5] * 9, [b] * 9))
+
+
+def test_an_accuracy_that_rises_is_told_as_higher():
+    right = [True] * 199 + [False]
+    known: Any = {"a": "A", "b": "B", "rows": 200, "weights": [200.0]}
+    found = compare(Measured([1.0], {}, right), Measured([1.0], {}, [True] * 200), Margin.read("5pt"), **known)
+    assert "the accuracy of B is 0.50 points higher" in str(found)
+
+
 @pytest.fixture
 def trained(make_trainer: Any, tmp_path: Path) -> tuple[Any, dict[str, Path]]:
     """A Trainer, and folders of its adapter: as it is, and turned around."""

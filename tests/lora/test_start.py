@@ -103,7 +103,7 @@ def test_the_weight_before_the_start_is_what_the_files_are_relative_to(init, mak
 
 @pytest.mark.parametrize("start", ["lora", "svd"])
 def test_a_resumed_run_has_the_weights_to_the_last_bit(start, make_net, train_net, tmp_path):
-    config = PeDyra(interval=2, initial_warmup=1, final_warmup=1, moves=4, start=start)
+    config = PeDyra.as_published(interval=2, initial_warmup=1, final_warmup=1, moves=4, start=start)
 
     def begin() -> Any:
         model = make_net(init_lora_weights="pissa")
@@ -127,7 +127,7 @@ def test_a_resumed_run_has_the_weights_to_the_last_bit(start, make_net, train_ne
 
 def test_a_run_with_a_start_does_not_go_on_in_an_adapter_that_was_loaded(make_net, train_net, tmp_path):
     """Which has the whole weight and twice the rank: the saved triples would be another function there."""
-    config = PeDyra(interval=2, initial_warmup=1, final_warmup=1, moves=4)
+    config = PeDyra.as_published(interval=2, initial_warmup=1, final_warmup=1, moves=4)
 
     def begin(model: Any) -> Any:
         attach(model)

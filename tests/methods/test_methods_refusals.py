@@ -28,7 +28,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         *("adalora", {"method_settings": {"initial_rank": 2, "final_rank": 2}}),
         r"initial_rank is 2, .* down to method_settings.final_rank \(2\); raise",
     ),
-    ("adalora-svd", {"rank": {"omega": "gradient"}}, "rank.omega is 'gradient', but method adalora-svd is defined by"),
     ("increlora", {"lora": {"r": 1}}, "lora.r is 1, but IncreLoRA starts at rank 1"),
     ("triadaptlora", {"lora": {"r": 1}}, "lora.r is 1, but TriAdaptLoRA starts at rank 1"),
     ("dylora", {"method_settings": {"rank": 5}}, r"rank is 5, above .* 1 to lora.r \(4\); lower it"),

@@ -36,7 +36,7 @@ def fused_kernel(model: Any, bypassed: tuple[int, ...] = (0, 1, 2)) -> Any:
 
 
 def allocate(model: Any, **settings: Any) -> RankAllocator:
-    return RankAllocator(model, adamw(model), PeDyra(**{**SETTINGS, **settings}), STEPS)
+    return RankAllocator(model, adamw(model), PeDyra.as_published(**{**SETTINGS, **settings}), STEPS)
 
 
 def test_by_gradients_alone_it_is_exact(make_net, train_net):

@@ -19,8 +19,8 @@ from pedyra.pe_dyra.equations import mix_scores
 
 
 def test_survives_json():
-    config = PeDyra(interval=100, max_rank=16)
-    assert PeDyra(**json.loads(json.dumps(config.to_dict()))) == config
+    config = PeDyra.as_published(interval=100, max_rank=16)
+    assert PeDyra.as_published(**json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_a_recipe_is_checked_without_torch():
@@ -38,7 +38,7 @@ def test_the_fields_of_pedyra_are_those_of_the_section_rank():
 def test_other_choices_are_refused_with_the_possible_ones(name: str):
     nonsense: Any = {name: "nonsense"}
     with pytest.raises(ValueError, match=rf"^{name} is 'nonsense'.*{CHOICES[name][0]}"):
-        PeDyra(**nonsense)
+        PeDyra.as_published(**nonsense)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_other_choices_are_refused_with_the_possible_ones(name: str):
 )
 def test_values_out_of_range_are_refused_by_name_and_value(name: str, value: Any):
     with pytest.raises(ValueError, match=rf"^{name} is ") as error:
-        PeDyra(**{name: value})
+        PeDyra.as_published(**{name: value})
     assert str(value) in str(error.value)
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=rf"^rank\.{name} is "):  # where a recipe has it
@@ -74,7 +74,7 @@ def test_values_out_of_range_are_refused_by_name_and_value(name: str, value: Any
 
 def test_max_rank_below_min_rank_is_refused():
     with pytest.raises(ValueError, match="max_rank is 2, below min_rank 3"):
-        PeDyra(min_rank=3, max_rank=2)
+        PeDyra.as_published(min_rank=3, max_rank=2)
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_an_unknown_key_like_none_lists_them_all():
         check_rank_section({"xyz": 1})
 
 
-def test_the_defaults_are_the_paper_where_it_speaks():
-    paper = PeDyra()
+def test_as_published_is_the_paper_where_it_speaks():
+    paper = PeDyra.as_published()
     assert paper.moves == 12  # k, Tables 7 to 9
     assert paper.budget == "ranks" and paper.min_rank == 1  # Algorithm 2
     assert paper.orth_weight == 0.1  # gamma, Table 7
@@ -100,6 +100,12 @@ def test_the_defaults_are_the_paper_where_it_speaks():
     assert paper.input_norm == "mean_square"  # Eq. (6)
     # Silent there; the readings of AdaLoRA's lineage.
     assert (paper.start, paper.beta1, paper.beta2, paper.orth_form, paper.alpha) == ("svd", 0.85, 0.85, "norm", 0.5)
+
+
+def test_the_default_departs_from_the_paper_in_its_start_eq2_and_least_rank_alone():
+    ours, paper = PeDyra(moves=12).to_dict(), PeDyra.as_published().to_dict()
+    assert {name for name in ours if ours[name] != paper[name]} == {"start", "orth_weight", "min_rank"}
+    assert PeDyra.as_published(alpha=0.3).to_dict() == {**paper, "alpha": 0.3}
 
 
 def test_the_papers_phases_are_the_medians_of_its_tables():
@@ -116,26 +122,20 @@ def test_the_papers_phases_are_the_medians_of_its_tables():
     ]
     # Table 8: t_f is T - 20000 there.
     parts += [tuple(steps / (t_f + 20000) for steps in (2000, 1000, t_f)) for t_f in (11250, 12765)]
-    paper = PeDyra()
+    paper = PeDyra.as_published()
     found = [statistics.median(column) for column in zip(*parts, strict=True)]
     assert [paper.initial_warmup, paper.interval, paper.final_warmup] == pytest.approx(found, rel=0.03)
 
 
 def test_a_whole_number_is_a_weight_too():
-    config = PeDyra(alpha=1, beta1=0, orth_weight=0)
+    config = PeDyra.as_published(alpha=1, beta1=0, orth_weight=0)
     assert [type(value) for value in (config.alpha, config.beta1, config.orth_weight)] == [float] * 3
     assert mix_scores(torch.ones(2), torch.ones(2), alpha=config.alpha, norm="mean").tolist() == [1.0, 1.0]
 
 
 def test_a_new_triple_has_a_step_at_least_before_the_next_adjustment():
     """It begins at zero, where its score is exactly zero."""
-    assert PeDyra(interval=0.001).schedule(100).interval == 2
-    assert PeDyra(interval=2).schedule(100).interval == 2
+    assert PeDyra.as_published(interval=0.001).schedule(100).interval == 2
+    assert PeDyra.as_published(interval=2).schedule(100).interval == 2
     with pytest.raises(ValueError, match="interval is 1, .*fewer than 2 steps"):
-        PeDyra(interval=1).schedule(100)
-
-
-def test_triples_are_held_apart_where_e_bears_their_size():
-    assert PeDyra(start="lora").orth_weight == 0
-    assert PeDyra(start="lora", orth_weight=0.3).orth_weight == 0.3
-    assert PeDyra(orth_weight=0).orth_weight == 0
+        PeDyra.as_published(interval=1).schedule(100)

@@ -89,6 +89,20 @@ def test_adds_the_gradient_of_the_penalty(form, make_net):
     assert all(layer.a.E.grad is None for layer in layers)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_the_ratio_is_of_the_norms_of_all_factors_together(form, make_net):
+    layers = attach(make_net(trained=True, rank_pattern={"1": 2}))
+    factors = [factor for layer in layers for factor in (layer.a.A, layer.b.weight)]
+    expected = torch.autograd.grad(0.3 * penalty(layers, form), factors)
+    task = [torch.randn_like(factor) for factor in factors]
+    for factor, grad in zip(factors, task, strict=True):
+        factor.grad = grad.clone()
+    assert add_orthogonality_gradient(layers, weight=0.0, form=form) is None
+    ratio = add_orthogonality_gradient(layers, weight=0.3, form=form, measure=True)
+    sizes = [torch.cat([grad.flatten() for grad in grads]).norm() for grads in (expected, task)]
+    assert ratio is not None and float(ratio) == pytest.approx(float(sizes[0] / sizes[1]), rel=1e-4)
+
+
 def test_a_missing_gradient_becomes_the_penaltys_alone(make_net):
     layers = attach(make_net(trained=True))
     add_orthogonality_gradient(layers, weight=1.0, form="squared")

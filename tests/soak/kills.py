@@ -96,7 +96,7 @@ def by_script(folder: Path, limit: int) -> None:
         args=arguments,
         train_dataset=[{"input_ids": row, "labels": int(row[0] > 20)} for row in ids],  # type: ignore[arg-type]
     )
-    adapt(trainer, PeDyra(**SCHEDULE), record_to=folder / "run" / "ranks.jsonl")
+    adapt(trainer, PeDyra.as_published(**SCHEDULE), record_to=folder / "run" / "ranks.jsonl")
     started = (folder / "run").is_dir() and get_last_checkpoint(str(folder / "run")) is not None
     trainer.train(resume_from_checkpoint=started)
     trainer.model.save_pretrained(str(folder / "run" / "adapter.part"))  # type: ignore[union-attr]

@@ -97,7 +97,7 @@ def watch(steps: int, adjustments: int, folder: Path, places: int = 20) -> list[
     torch.manual_seed(0)
     interval = (steps - 1) // (adjustments + 1)
     final_warmup = steps - (adjustments + 1) * interval - 1
-    config = PeDyra(interval=interval, initial_warmup=interval, final_warmup=final_warmup)
+    config = PeDyra.as_published(interval=interval, initial_warmup=interval, final_warmup=final_warmup)
     base = Network()
     rows = [{"x": torch.randn(16)} for _ in range(64)]
     rows = [{**row, "labels": torch.tanh(row["x"][:8] + row["x"][8:])} for row in rows]

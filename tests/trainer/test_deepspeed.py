@@ -34,7 +34,7 @@ def trained(rank: int, size: int, stage: int, out: str) -> str:
     lora: Any = LoraConfig(**LORA, task_type="SEQ_CLS")  # type: ignore[arg-type]
     model = get_peft_model(base(LlamaForSequenceClassification, num_labels=2), lora)
     try:
-        adapt(make_trainer(case, Path(out), model=model, **settings), PeDyra(interval=2))
+        adapt(make_trainer(case, Path(out), model=model, **settings), PeDyra.as_published(interval=2))
     except ValueError as error:
         told = str(error)
     trainer = make_trainer(case, Path(out), model=model, **settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 import sys
 from dataclasses import replace
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import TrainerCallback
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from pedyra.allocate.allocation import undone
+from pedyra import PeDyra, adapt
+from pedyra.allocate.allocation import stayed
 from pedyra.lora.layer import adapted_layers
 
 LOGGED = {"logging_strategy": "steps", "logging_steps": 2}
@@ -29,8 +32,12 @@ def without_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def run(make_trainer: Any, quick: Any):
-    def go(out: Path, *, record: Path | None = None, resume_at: int | None = None, **arguments: Any):
-        trainer, callback = make_trainer(out, quick(), adapting={"record_to": record}, **{**LOGGED, **arguments})
+    def go(
+        out: Path, *, record: Path | None = None, resume_at: int | None = None, config: Any = None, **arguments: Any
+    ):
+        trainer, callback = make_trainer(
+            out, config or quick(), adapting={"record_to": record}, **{**LOGGED, **arguments}
+        )
         trainer.train(resume_from_checkpoint=None if resume_at is None else str(out / f"checkpoint-{resume_at}"))
         return trainer, callback
 
@@ -110,7 +117,7 @@ def test_the_record_has_the_setup_a_snapshot_a_log_and_every_adjustment(run, tmp
     ]
     setup, start = rows[:2]
     assert {layer["name"]: layer["rank"] for layer in setup["layers"]} == start["ranks"]
-    assert setup["schedule"]["adjustments"] == [3, 5, 7]
+    assert setup["schedule"]["adjustments"] == 3  # after steps 3, 5 and 7
     assert [row for row in rows if row["kind"] == "adjustment"] == callback.allocator.history
     assert rows[-1]["ranks"] == callback.allocator.ranks
 
@@ -123,6 +130,18 @@ def test_a_resume_cuts_the_record_back_to_its_checkpoint(run, tmp_path):
         file.write('{"kind": "snapshot", "step": 1')  # a line that a crash cut short
     run(tmp_path / "out", record=path, resume_at=5)
     assert without_seconds(records(path)) == whole
+
+
+@pytest.mark.parametrize("left", [0, 3])
+def test_a_record_that_was_emptied_has_the_adjustments_of_the_checkpoint_again(run, tmp_path, left):
+    path = tmp_path / "ranks.jsonl"
+    run(tmp_path / "out", record=path, save_strategy="steps", save_steps=5)
+    whole = without_seconds(records(path))
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:left]))
+    run(tmp_path / "out", record=path, resume_at=5)
+    found = without_seconds(records(path))
+    assert found[0] == whole[0]
+    assert [row for row in found if row["kind"] == "adjustment"] == [r for r in whole if r["kind"] == "adjustment"]
 
 
 # What became of the ranks, when training has ended.
@@ -177,7 +196,8 @@ def test_one_line_of_it_is_printed_where_trainer_prints_its_progress(silent, run
         monkeypatch.setattr(sys, stream, terminal)
     _, callback = run(tmp_path, disable_tqdm=silent)
     shown = [line for line in terminal.getvalue().splitlines() if "pedyra: " in line]
-    assert shown == ([] if silent else [f"pedyra: {callback.result}"])
+    assert shown[1:] == ([] if silent else [f"pedyra: {callback.result}"])
+    assert (len(shown) == 2) != silent  # the first says how much there is to learn from
 
 
 def test_a_training_that_stops_before_its_first_adjustment_says_so(make_trainer, tmp_path):
@@ -189,26 +209,66 @@ def test_a_training_that_stops_before_its_first_adjustment_says_so(make_trainer,
     assert re.search("no rank moved: .*after 2 steps.*step 3; train longer", str(callback.result))
 
 
-def test_what_is_pruned_at_once_again_is_counted_by_hand():
+def test_added_triples_that_are_pruned_later_have_not_stayed():
     """A layer of 3 gets two triples, indices 3 and 4. The next adjustment prunes 1 and 4, of which 4 is one of those,
-    and adds none. The last prunes 2, the other one, which the adjustment before it did not add."""
+    and adds none: the other one is 2 now, which the third prunes, as it adds another that the last leaves alone."""
 
     def adjustment(pruned: list[int], added: int, rank: int) -> dict[str, Any]:
         return {"pruned": [["a", index, 0.0] for index in pruned], "added": {"a": added}, "ranks": {"a": rank}}
 
-    history = [adjustment([], 2, 5), adjustment([1, 4], 0, 3), adjustment([2], 0, 2)]
-    assert [undone(history[:count]) for count in range(4)] == [0, 0, 1, 1]
+    history = [adjustment([], 2, 5), adjustment([1, 4], 0, 3), adjustment([2], 1, 3), adjustment([0], 0, 2)]
+    assert [stayed(history[:count]) for count in range(5)] == [0, 2, 1, 1, 1]
 
 
 def test_adjustments_that_move_nothing_are_told_as_such(run, tmp_path):
     _, callback = run(tmp_path)
-    still = replace(callback.result, pruned=0, added=0, undone=0, ranks=callback.result.ranks_before)
+    still = replace(callback.result, pruned=0, added=0, stayed=0, ranks=callback.result.ranks_before)
     assert f"no rank moved in {still.adjustments} adjustments" in str(still)
     assert "no rank moved" not in str(replace(still, pruned=1, added=1))  # it came back to where it had been
 
 
-@pytest.mark.parametrize(("taken_back", "advised"), [(0, False), (5, False), (6, True)])
-def test_a_run_that_takes_most_moves_back_at_once_is_told_so(run, tmp_path, taken_back, advised):
+@pytest.mark.parametrize(("kept", "advised"), [(10, False), (5, False), (4, True)])
+def test_a_run_in_which_less_than_half_of_what_was_added_stayed_is_told_so(run, tmp_path, kept, advised):
     _, callback = run(tmp_path)
-    said = str(replace(callback.result, pruned=10, added=10, undone=taken_back))
-    assert ("lower moves" in said, f"({taken_back} of them had just been added)" in said) == (advised, taken_back > 0)
+    line = str(replace(callback.result, pruned=10, added=10, stayed=kept))
+    assert ("lower moves" in line, f"({kept} of them stayed)" in line) == (advised, True)
+
+
+@pytest.mark.parametrize("number", [4, 400])
+def test_before_the_first_step_parameters_stand_beside_the_labels_to_learn_from(make_trainer, tmp_path, caplog, number):
+    """12 steps of 8 rows with a label each; of a data set of fewer rows each counts once."""
+    trainer, callback = make_trainer(tmp_path)
+    trainer.train_dataset = [trainer.train_dataset[index % len(trainer.train_dataset)] for index in range(number)]
+    with caplog.at_level(logging.INFO, logger="pedyra"):
+        trainer.train()
+    (line,) = re.findall(r"the adapter has .*", caplog.text)
+    batch = trainer.args.per_device_train_batch_size
+    parameters = callback.result.parameters_before
+    labels = min(number, 12 * batch)
+    assert f"{parameters:,} parameters, to learn from about {labels} labels" in line
+    assert ("hardly matters where the ranks are" in line) == (parameters > 30 * labels)
+
+
+def test_answer_tokens_are_counted_without_those_that_no_loss_counts(make_llama, quick, tmp_path, caplog):
+    labels = [-100, -100, 5, 6, 7, -100]
+    rows = [{"input_ids": [3, 4, 5, 6, 7, 8], "labels": labels} for _ in range(16)]
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=8, per_device_train_batch_size=1, gradient_accumulation_steps=2, report_to="none",
+        save_strategy="no", disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False,
+    )  # fmt: skip
+    rows = [{key: torch.tensor(value) for key, value in row.items()} for row in rows]
+    trainer = Trainer(make_llama(), arguments, train_dataset=rows)  # type: ignore[arg-type]
+    adapt(trainer, quick(final_warmup=1)["config"])
+    with caplog.at_level(logging.INFO, logger="pedyra"):
+        trainer.train()
+    assert "about 48 labels or answer tokens" in caplog.text  # 16 rows of 3
+
+
+@pytest.mark.parametrize(("weight", "warned"), [(1e-9, False), (1e3, True)])
+def test_an_eq2_that_outweighs_the_task_is_told_once_with_its_ratio(run, tmp_path, caplog, weight, warned):
+    method = PeDyra.as_published(orth_weight=weight, interval=3, initial_warmup=0, final_warmup=3, moves=2)
+    with caplog.at_level(logging.WARNING, logger="pedyra"):
+        trainer, _ = run(tmp_path, config=method, logging_strategy="steps", logging_steps=5)
+    ratios = [log["orthogonality_ratio"] for log in trainer.state.log_history if "orthogonality_ratio" in log]
+    assert len(ratios) == 2 and all((ratio > 1) == warned for ratio in ratios)
+    assert caplog.text.count("set orth_weight=0") == warned

@@ -1,4 +1,4 @@
-"""An adjustment is a RankPlan; here is what plans are made of, and how much of one the next takes back.
+"""An adjustment is a RankPlan; here is what plans are made of, and how much of it stays.
 
 Plain Python on purpose: a plan is made once per adjustment from a few thousand numbers already on the host, and ties
 must fall the same way on every machine: layer order, then triple index.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 Scores = Mapping[str, Sequence[float]]
@@ -114,10 +113,15 @@ def make_plan(
     )
 
 
-def undone(history: Sequence[Mapping[str, Any]]) -> int:
-    """Count the triples that were pruned by the adjustment after the one that added them, which are a layer's last."""
-    count = 0
-    for before, after in pairwise(history):
-        old = {name: rank - before["added"].get(name, 0) for name, rank in before["ranks"].items()}
-        count += sum(index >= old[name] for name, index, _ in after["pruned"])
-    return count
+def stayed(history: Sequence[Mapping[str, Any]]) -> int:
+    """Count the triples that an adjustment added and that no later one has pruned, from the records of a run."""
+    is_new: dict[str, list[bool]] = {}  # layer -> for each of its triples
+    for record in history:
+        pruned = {(name, index) for name, index, _ in record["pruned"]}
+        for name, rank in record["ranks"].items():
+            added = record["added"].get(name, 0)
+            before = rank - added + sum(layer == name for layer, _ in pruned)
+            earlier = is_new.get(name, [False] * before)
+            kept = [new for index, new in enumerate(earlier) if (name, index) not in pruned]
+            is_new[name] = kept + [True] * added
+    return sum(sum(each) for each in is_new.values())

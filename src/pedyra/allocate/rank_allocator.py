@@ -227,14 +227,14 @@ class RankAllocator:
                     "name": layer.name,
                     "type": layer_place(layer.name)[0],
                     "depth": layer_place(layer.name)[1],
-                    "rank": layer.rank,
+                    "rank": self.initial_ranks[layer.name],
                 }
                 for layer in self.layers
             ],
             "budget": {"kind": self.method.budget, "total_rank": total, "parameters": self.initial_parameters},
             "schedule": {
                 **asdict(self.schedule),
-                "adjustments": list(self.schedule.adjustments),
+                "adjustments": len(self.schedule.adjustments),
                 **self.run.describe(),
             },
             "config": self.method.to_dict(),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pedyra.errors import UserError
@@ -20,22 +19,21 @@ class Schedule:
     initial_warmup: int
     interval: int
     final_warmup: int
-    adjustments: tuple[int, ...] = field(init=False)
-    """The steps after which ranks are adjusted, ascending."""
 
-    def __post_init__(self) -> None:
-        first = self.initial_warmup + self.interval
-        steps = tuple(range(first, self.total_steps - self.final_warmup, self.interval))
-        object.__setattr__(self, "adjustments", steps)
+    @property
+    def adjustments(self) -> range:
+        """Return the steps after which ranks are adjusted, ascending."""
+        return range(self.initial_warmup + self.interval, self.total_steps - self.final_warmup, self.interval)
 
     def is_adjustment(self, step: int) -> bool:
         """Say whether ranks are adjusted after this step."""
-        return self.next_adjustment(step) == step
+        return step in self.adjustments
 
     def next_adjustment(self, step: int) -> int | None:
         """Find the first adjustment at or after this step; None when there is none left."""
-        index = bisect_left(self.adjustments, step)
-        return self.adjustments[index] if index < len(self.adjustments) else None
+        steps = self.adjustments
+        later = steps[max(0, -((steps.start - step) // steps.step)) :]
+        return later[0] if later else None
 
 
 def resolve_schedule(
@@ -73,8 +71,8 @@ def resolve_schedule(
         raise UserError(
             f"no rank could ever move: the first adjustment would follow step "
             f"{resolved.initial_warmup + resolved.interval} (initial_warmup {resolved.initial_warmup}, interval "
-            f"{resolved.interval}), but the last must come before step {total_steps - resolved.final_warmup} of "
-            f"{total_steps} (final_warmup {resolved.final_warmup}); shorten them, or train for longer"
+            f"{resolved.interval}), but none follows in the last {resolved.final_warmup} steps (final_warmup) of a run "
+            f"of {total_steps}; shorten them, or train for longer"
         )
     return resolved
 

@@ -18,6 +18,7 @@ import typer
 from pedyra.app.console import (
     new_console,
     print_adapter,
+    print_beside,
     print_plan,
     print_result,
     print_table,
@@ -87,6 +88,9 @@ def train(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
+    beside: Annotated[
+        Path | None, typer.Option(help="A finished run, whose result is printed beside this one's.", metavar="RUN")
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -98,6 +102,7 @@ def train(
     checked = load_recipe(recipe, overrides or [])
     # Before the seconds that torch takes to load.
     RunFolder(Path(checked.output_dir)).check(overwrite=overwrite, resume=resume)
+    others = {} if beside is None else {load_recipe(beside / "recipe.yaml").method: RunFolder(beside).result()}
 
     quiet_libraries()
     if dry_run:
@@ -114,6 +119,8 @@ def train(
     print_result(console, result)
     if result.interrupted:
         raise typer.Exit(130)
+    if others and result.final is not None:
+        print_beside(console, {checked.method: result.final, **others})
     if is_first():
         console.print(f"report      {build_report(result.folder.path)}", soft_wrap=True)
         write_json_lines(json_file, result.rows())
@@ -183,7 +190,7 @@ def export(
     place = place_of(destination)
     quiet_libraries()
     from pedyra.app.export.export import export_adapter
-    from pedyra.app.export.served import serving_lines
+    from pedyra.app.runs.served import serving_lines
     from pedyra.lora.files import refuse_link
     from pedyra.lora.folder import read_lora
 
@@ -372,6 +379,10 @@ def _is_users(error: Exception) -> bool:
     return isinstance(error, UserError) or is_disk_full(error)
 
 
+LONGEST = 1000
+"""A message has so many letters at most."""
+
+
 def _one_line(error: Exception) -> str:
     from rich.markup import escape
 
@@ -379,6 +390,8 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:  # without "[Errno 28]"
         message = error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
     message = " ".join(message.split())
+    if len(message) > LONGEST:  # some echo what was given; the rule and the repair stand at the end
+        message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
     if is_disk_full(error):
         message = f"the disk is full ({message}); free space, and give the command again; a training takes --resume"
     return escape(message)

@@ -115,6 +115,13 @@ def print_result(console: Console, result: RunResult) -> None:
         _print_named(console, [("whole" if result.found.is_whole else "smaller", f"{smaller}, {format_bytes(size)}")])
 
 
+def print_beside(console: Console, finals: Mapping[str, Row]) -> None:
+    """Print the last lines of runs' metrics side by side, by the methods' names."""
+    names = {"value": str(next(iter(finals.values()))["metric"]), "eval_loss": "held-out loss"}
+    names |= {"trainable_parameters": "trainable parameters", "seconds": "seconds of training"}
+    print_table(console, ["", *finals], [[name, *(row[key] for row in finals.values())] for key, name in names.items()])
+
+
 def _print_named(console: Console, lines: Iterable[tuple[str, str]]) -> None:
     """Print lines of a name and what is told of it."""
     for name, told in lines:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import (
     Field,
@@ -60,6 +60,13 @@ NOT_HERE = {
 
 class Recipe(Section):
     """One training run."""
+
+    elsewhere: ClassVar[dict[str, str]] = {
+        "lora.rank": "lora.r",
+        "r": "lora.r",
+        **{name: f"training.{name}" for name in (*TRAINING_DEFAULTS, "max_steps", "weight_decay", "warmup_steps")},
+    }
+    """A key that was given in the wrong place -> where it is."""
 
     name: str
     """Title of the run; default: the recipe's file name."""

@@ -80,6 +80,8 @@ class LoraSection(Section):
     """Suffixes of module names, a regular expression, or all-linear."""
     exclude_modules: str | list[str] | None = None
     """Modules that target_modules would match and that are left out."""
+    rank_pattern: dict[str, int] = Field(default_factory=dict)
+    """Ranks of layers that have another than r, by module name as PEFT matches it; their scaling stays that of r."""
     init: bool | str = True
     """PEFT's init_lora_weights: true, gaussian, orthogonal, pissa, pissa_niter_4, olora, ..."""
     use_dora: bool = False

@@ -76,7 +76,7 @@ class Destination:
         given = {name for name in self.refuses if config.get(name)}
         if config.get("bias") in (None, "none"):
             given -= {"bias"}
-        if set(config.get("modules_to_save") or ()) <= set(self.whole):
+        if all(name in self.whole for name in config.get("modules_to_save") or ()):
             given -= {"modules_to_save"}
         if "embeddings" in self.refuses and any("embed_tokens" in key or "lm_head" in key for key in lora.others):
             given |= {"embeddings"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def loading_line(lora: SavedLora) -> str:
 
 def python_line(imported: str, folder: Path, given: str = "") -> str:
     """Write the line of a shell that loads the folder by Python, with these arguments."""
-    return f"python -c {shlex.quote(f'{imported}; model = Model.from_pretrained({str(folder)!r}{given})')}"
+    return f"python -c {shlex.quote(f'{imported}; model = Model.from_pretrained({json.dumps(str(folder))}{given})')}"
 
 
 def num_labels(lora: SavedLora) -> int | None:

@@ -45,7 +45,7 @@ def export_lora(source: PeftModel | str | Path, target: str, out: Path) -> Path:
     if isinstance(source, PeftModel):
         check_base_unchanged(source)
     with saved_lora(source) as lora:
-        _check_convertible(lora, target)
+        check_convertible(lora, target)
         tensors, config, record = _converted(lora, target)
 
         def save(folder: Path) -> None:
@@ -78,7 +78,8 @@ def check_base_unchanged(model: PeftModel) -> None:
             )
 
 
-def _check_convertible(lora: SavedLora, target: str) -> None:
+def check_convertible(lora: SavedLora, target: str) -> None:
+    """Refuse an adapter that the readers of `target` do not take, or that adds nothing; ValueError."""
     lora.check_supported(target)
     if not any(layer.scaling for layer in lora.layers):
         raise UserError(f"{lora.title} has a scaling (lora_alpha / r) of 0, so that it adds nothing; set lora_alpha")

@@ -77,6 +77,13 @@ def lora_layers(model: nn.Module, adapter: str = "default") -> dict[str, Any]:
     return found
 
 
+def does_something(layer: Any, adapter: str = "default") -> bool:
+    """Tell whether a LoRA layer changes what its base layer says: in no direction whose column of B is zero, as LoRA
+    begins, or whose row of A is, as a triple with E = 0."""
+    A, B = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    return bool((A.any(1) & B.any(0)).any())
+
+
 def calibrate(judge: Judge, batches: Iterable[Batch], *, adapter: str = "default") -> Calibration:
     """Send each batch forwards and backwards, in evaluation mode; no weight and no gradient of the model changes.
 
@@ -146,13 +153,9 @@ def seconds_a_batch(judge: Judge, trained: Batch, held: Batch, adapter: str = "d
 
 
 def _check_seen(sums: Mapping[str, Sums], layers: Mapping[str, Any], adapter: str, called: set[str]) -> None:
-    """Raise ValueError for a layer that does something and was not measured: its directions would seem worthless.
-
-    A direction does nothing whose column of B is zero, as LoRA begins, or whose row of A is, as a triple with E = 0.
-    """
+    """Raise ValueError for a layer that does something and was not measured: its directions would seem worthless."""
     for name, module in layers.items():
-        A, B = module.lora_A[adapter].weight, module.lora_B[adapter].weight
-        if sums[name].tokens or not (A.any(1) & B.any(0)).any():
+        if sums[name].tokens or not does_something(module, adapter):
             continue
         if name in called:
             raise UserError(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pedyra.errors import UserError
 from pedyra.fitting.balance import Balance
-from pedyra.fitting.calibration import Calibration, lora_layers
+from pedyra.fitting.calibration import Calibration, does_something, lora_layers
 from pedyra.fitting.modes import evaluating
 from pedyra.lora.attach import detach
 from pedyra.lora.factors import BFactor, as_saved, linear
@@ -102,16 +102,17 @@ class _Slot(BFactor):
         return super().__getattr__(name)
 
 
-def check_read(ranks: Mapping[str, int], whole: Mapping[str, int], read: Collection[str]) -> None:
-    """Raise ValueError for a layer that was cut to fewer directions than the whole has, and whose factors nothing read
-    on any held-out row: its cost would be reported as nothing."""
-    kept = [name for name, rank in ranks.items() if rank < whole[name] and name not in read]
-    if kept:
-        raise UserError(
-            f"{kept[0]} was cut, and nothing read its smaller factors on the held-out rows, so what that costs is "
-            f"unknown: it goes on with weights that were computed or captured before, or no held-out token reaches it "
-            f"(an expert); load the adapter in plain PEFT with `pedyra fit FOLDER`, or give more rows"
-        )
+def check_read(model: nn.Module, ranks: Mapping[str, int], read: Collection[str], adapter: str = "default") -> None:
+    """Raise ValueError for a layer that does something and was cut to fewer directions than it has, and whose smaller
+    factors nothing read on any held-out row: its cost would be reported as nothing."""
+    for name, layer in lora_layers(model, adapter).items():
+        smaller = ranks[name] < len(layer.lora_A[adapter].weight)
+        if smaller and name not in read and does_something(layer, adapter):
+            raise UserError(
+                f"{name} was cut, and nothing read its smaller factors on the held-out rows, so what that costs is "
+                f"unknown: it goes on with weights that were computed or captured before, or no held-out token "
+                f"reaches it (an expert); load the adapter in plain PEFT with `pedyra fit FOLDER`, or give more rows"
+            )
 
 
 def on_disk(factors: Factors) -> Factors:
@@ -162,6 +163,8 @@ def cut_live(model: Any, factors: Factors, adapter: str = "default") -> None:
         rank, scaling = len(factors[name][0]), module.scaling[adapter]
         module.r[adapter], module.lora_alpha[adapter] = rank, whole_number(scaling * rank)
         module.use_rslora[adapter] = False
+        if (dora := dict(module.lora_magnitude_vector.items()).get(adapter)) is not None:
+            dora.train(True).train(module.training)  # norms that DoraCaching keeps are forgotten by this
         sizes[name] = rank, scaling
     config = copy.deepcopy(model.peft_config[adapter])  # the user may reuse the object
     for key, value in rank_fields(sizes).items():

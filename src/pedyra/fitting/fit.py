@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -138,7 +139,7 @@ class _Fitting:
         self.bar = tqdm(disable=True)
         self.step = 1.0
         """A batch takes this number of seconds forwards and backwards."""
-        self.answers: dict[tuple[int, ...], Answers] = {}
+        self.answers: dict[tuple[int, ...], Answers] = defaultdict(Answers)
         """Each size has answered these held-out batches."""
 
     def run(self, shown: Shown) -> Fit:
@@ -216,17 +217,18 @@ class _Fitting:
         self, everything: Candidate, sizes: list[Candidate], limit: Tolerance
     ) -> tuple[Candidate, list[Candidate]]:
         """Return the size that is taken, and those that were asked, each with what was found of it."""
-        read: set[str] = set()
+        read: dict[tuple[int, ...], set[str]] = defaultdict(set)
 
-        def cut(each: Candidate) -> Cut:
+        def smaller(each: Candidate) -> tuple[Cut, Answers]:
             factors = cut_factors(self.model, self.calibration, each.ranks, self.adapter)
-            return partial(cut_to, self.model, factors, self.adapter, read)
+            key = (*each.ranks.values(),)
+            return partial(cut_to, self.model, factors, self.adapter, read[key]), self.answers[key]
 
         def ask(each: Candidate, part: float) -> Against:
             self.bar.set_description(f"rank {each.rank}, {each.share:.1%}")
-            known = self.answers.setdefault((*each.ranks.values(),), Answers())
+            cut, known = smaller(each)
             measure = self.held.compared if limit.changed is None else self.held.changed
-            return measure(cut(each), part, known)
+            return measure(cut, part, known)
 
         taken, asked = everything, []
         if self.wanted.rank is not None:  # whatever it does
@@ -241,17 +243,23 @@ class _Fitting:
             asked += [replace(each, proof=ask(each, 1.0)) for each in sizes[len(asked) :]]
         if asked:
             # Of what is taken all is told; of an adapter that is kept whole, what could be asked of the largest size.
-            place = 0 if taken is everything else asked.index(taken)
-            asked[place] = replace(asked[place], proof=self._everything(asked[place], cut(asked[place]), limit))
+            place, held = 0 if taken is everything else asked.index(taken), self.held
+            asked[place] = replace(asked[place], proof=self._everything(asked[place], *smaller(asked[place]), limit))
             taken = everything if taken is everything else asked[place]
-            check_read(taken.ranks, everything.ranks, gather_object([*read]))
+            check_read(self.model, taken.ranks, gather_object([*read[(*taken.ranks.values(),)]]), self.adapter)
+            # The whole adapter comes before and after, so that a layer which keeps weights has those of another size.
+            if not (held.repeats() and (taken is everything or held.repeats(*smaller(taken))) and held.repeats()):
+                raise UserError(
+                    "a layer goes on with weights that it computed for another size: the same model gives another loss "
+                    "on the same rows the second time; load the adapter in plain PEFT with `pedyra fit FOLDER`"
+                )
         return taken, asked
 
-    def _everything(self, each: Candidate, cut: Cut, limit: Tolerance) -> Against | None:
+    def _everything(self, each: Candidate, cut: Cut, known: Answers, limit: Tolerance) -> Against | None:
         """Measure the size on all rows, with what decides nothing beside it: its loss, and its answers."""
         if each.proof is None:
             return None
-        known, proof = self.answers[(*each.ranks.values(),)], Against(batches=self.held.batches)
+        proof = Against(batches=self.held.batches)
         if not self.rows.unlabelled:
             proof = self.held.compared(cut, 1.0, known)
         if self.judge.writes or limit.changed is None:

@@ -20,6 +20,8 @@ from pedyra.fitting.share import Share
 
 Metrics = dict[str, float]
 """Name of a metric of the task -> its value."""
+REPEATED = 1e-3
+"""The same model may give a loss that differs by this part, as half precision rounds on a GPU."""
 Counted = Callable[[Iterable[Any]], Iterable[Any]]
 """It passes items on, and tells each as a batch that is done."""
 
@@ -103,7 +105,7 @@ class Held:
         self._weights = [judge.samples(batch) for batch in batches]
         answers = Answers()
         self._ask(judge.whole, partial(evaluating, judge.model), answers, len(batches))
-        self._whole = answers.losses
+        self._answers, self._whole = answers, answers.losses
         self.metrics, self.correct = self._told(answers)
         self.batches = len(gather_object(answers.losses))
         """All processes together have this number."""
@@ -174,6 +176,19 @@ class Held:
         answers = Answers()
         self._ask(self._judge.losses, cut, answers, len(self._batches))
         return gather_object(answers.losses), self._told(answers)[0]
+
+    def repeats(self, cut: Cut | None = None, answers: Answers | None = None) -> bool:
+        """Tell whether the model that `cut` makes, by default the whole adapter, says of the first batch what it said
+        before, in every process: a layer that keeps weights of another size does not.
+
+        Args:
+            answers: what the model said before.
+        """
+        judged = self._judge.whole if cut is None else self._judge.losses
+        again, before = Answers(), (answers or self._answers).losses
+        self._ask(judged, cut or partial(evaluating, self._judge.model), again, 1)
+        noise = REPEATED * sum(map(abs, before)) / max(1, len(before))
+        return all(gather_object([all(abs(x - y) <= noise for x, y in zip(again.losses, before, strict=False))]))
 
     def risen(self, losses: Sequence[float]) -> Increase:
         """Return by how much these losses of the batches are above those of the whole adapter."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from peft.helpers import DoraCaching
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -25,7 +26,8 @@ def evaluating(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
         checkpoints = checkpointing and getattr(module, "gradient_checkpointing", False)
         module.training = _is_packable(module) or checkpoints
     try:
-        yield
+        with DoraCaching(enabled=False):  # which keeps the norms of other factors under the same name
+            yield
     finally:
         for module, on in training.items():
             module.training = on

@@ -240,20 +240,19 @@ def _metric(names: Sequence[str]) -> str | None:
 
 def _answer(proof: Proof) -> str:
     """Say the verdict in words, with the bound that it stands on."""
-    what = "B's answers are others than A's in" if proof.measure == "answers" else f"the {proof.measure} "
-    what += {"answers": " ", "accuracy": "falls by "}.get(proof.measure, "rises by ")
-    change, limit = f"{what}{_signed(proof, proof.difference)}", f"the margin is {_plain(proof, proof.margin)}"
-    start = change[0].upper() + change[1:]
-    by = "" if proof.measure == "answers" else "by "
+    there = f"the {proof.measure} of B is {_beside(proof, proof.difference)}"
+    if proof.measure == "answers":
+        there = f"of B's answers {_beside(proof, proof.difference)} are others than A's"
+    limit = f"the margin is {_plain(proof, proof.margin)}"
     if proof.verdict == NO_WORSE:
         return (
-            f"no worse: B is no worse than A by the margin. {start}, at most {by}{_signed(proof, proof.upper)} (95 %); "
+            f"no worse: B is no worse than A by the margin; {there}, at worst {_beside(proof, proof.upper)} (95 %); "
             f"{limit}"
         )
     if proof.verdict == WORSE:
         return (
-            f"worse: B is worse than A by more than the margin. {start}, at least {by}{_signed(proof, proof.lower)} "
-            f"(95 %); {limit}"
+            f"worse: B is worse than A by more than the margin; {there}, at best {_beside(proof, proof.lower)} (95 %); "
+            f"{limit}"
         )
     if proof.won is not None and proof.won.lower() <= 0:
         return (
@@ -266,8 +265,8 @@ def _answer(proof: Proof) -> str:
         else f"about {_rounded(proof.enough):,} rows would tell, and there were {proof.rows:,}"
     )
     return (
-        f"cannot tell: {change}, and it may be {_signed(proof, proof.lower)} or {_signed(proof, proof.upper)}; "
-        f"{limit}; {would}"
+        f"cannot tell: {there}, and it may be {_beside(proof, proof.lower)} or {_beside(proof, proof.upper)}; {limit}; "
+        f"{would}"
     )
 
 
@@ -288,10 +287,15 @@ def _facts(proof: Proof) -> list[str]:
     return [*lines, f"rows        {proof.rows:,}, the same for both"]
 
 
-def _signed(proof: Proof, value: float) -> str:
+def _beside(proof: Proof, worse: float) -> str:
+    """Say where B is beside A: an accuracy that is worse is lower, a loss higher, and of answers more are others."""
     if proof.measure == "answers":
-        return f"{value:.2%}"
-    return f"{100 * value:+.2f} points" if proof.measure == "accuracy" else f"{value:+.4g}"
+        return f"{worse:.2%}"
+    accuracy = proof.measure == "accuracy"
+    away = f"{100 * abs(worse):.2f} points" if accuracy else f"{round(abs(worse), 6):.4g}"
+    if not float(away.split()[0]):
+        return "as high as that of A"
+    return f"{away} {'lower' if (worse > 0) == accuracy else 'higher'}"
 
 
 def _plain(proof: Proof, value: float) -> str:

@@ -19,7 +19,7 @@ from pedyra.fitting.cut import CURVE, RECORD, Factors, check_out, cut_live, writ
 from pedyra.fitting.held import Against, Metrics
 from pedyra.fitting.sizes import Candidate
 from pedyra.fitting.verdict import FLAT, Tolerance
-from pedyra.lora.card import CARD, adapter_card, shown_name, shown_ranks
+from pedyra.lora.card import CARD, adapter_card, shown_megabytes, shown_name, shown_ranks
 from pedyra.lora.files import json_line, write_folder
 from pedyra.lora.folder import SavedLora, read_lora, saved_lora
 
@@ -272,14 +272,15 @@ def told(fit: Fit) -> str:
 
 def _answer(fit: Fit) -> str:
     """Say how much smaller the adapter is, in words that need no glossary."""
-    if fit.is_whole:
-        return f"kept        everything: {fit.chosen.parameters:,} parameters, {fit.megabytes(fit.chosen):.2f} MB"
-    told = "clearly beyond the tolerance" if fit.beyond(fit.chosen) else "not proved"
-    why = f"asked for, and {told}: " if fit.asked and not fit.chosen.accepted else ""
     size, whole = fit.chosen, fit.whole
+    taken, of = shown_megabytes(fit.megabytes(size)), shown_megabytes(fit.megabytes(whole))
+    if fit.is_whole:
+        return f"kept        everything: {size.parameters:,} parameters, {of}"
+    proved = "clearly beyond the tolerance" if fit.beyond(size) else "not proved"
+    why = f"asked for, and {proved}: " if fit.asked and not size.accepted else ""
     return (
-        f"smaller     {why}rank {size.rank} of {whole.rank}: {fit.megabytes(size):.2f} MB of "
-        f"{fit.megabytes(whole):.2f} MB, {size.parameters:,} parameters, {size.share:.1%} of the adapter"
+        f"smaller     {why}rank {size.rank} of {whole.rank}: {taken} of {of}, {size.parameters:,} parameters, "
+        f"{size.share:.1%} of the adapter"
     )
 
 

@@ -67,3 +67,8 @@ def shown_ranks(ranks: Sequence[int]) -> str:
     low, high = min(ranks), max(ranks)
     each = f"rank {low}" if low == high else f"ranks {low} to {high}"
     return f"{len(ranks)} layers of {each}, {sum(ranks)} in total"
+
+
+def shown_megabytes(count: float) -> str:
+    """Write so many megabytes for a reader: 12.5 -> "12.50 MB", 0.0125 -> "12.5 kB"."""
+    return f"{count:,.2f} MB" if count >= 0.1 else f"{1000 * count:.1f} kB"

@@ -211,7 +211,7 @@ def parse_json(text: str | bytes, where: str, shape: Mapping[str, Any]) -> dict[
     """Read JSON of this shape. Raises ValueError, which begins with `where`."""
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is damaged: {error}") from None
     check_shape(value, shape, where)
     return value

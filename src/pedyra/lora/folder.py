@@ -76,7 +76,10 @@ _CONFIG = {
     "peft_type": str,
     "megatron_config": None,  # PEFT would import the module that megatron_core names
 }
-_OF_LORA = {"r": int, "lora_alpha": float, "rank_pattern": (dict, None), "alpha_pattern": (dict, None)}
+_OF_LORA = {
+    **{"r": int, "lora_alpha": float, "rank_pattern": (dict, None), "alpha_pattern": (dict, None)},
+    "modules_to_save": (list, None),
+}
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

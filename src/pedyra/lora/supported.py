@@ -49,7 +49,7 @@ def _start(config: Mapping[str, Any]) -> str | None:
 
 
 def _has(*fields: str) -> Callable[[Mapping[str, Any]], bool]:
-    return lambda config: any(config.get(field) not in (None, False, "none", [], {}) for field in fields)
+    return lambda config: any(config.get(field) and config.get(field) != "none" for field in fields)
 
 
 _EXPORTS: tuple[str, ...] = ("peft", "padded", "gguf")

@@ -83,14 +83,9 @@ class Request:
 
         An open field may be in `fixed` too, as the method's own default. Fields of `rank` that are neither have no
         part in the method and are passed over, as method lora does with all of them: recipes of a comparison share
-        them. Raises ValueError: `rank` contradicts a field that makes the method what it is.
+        them.
         """
         free = {*SCHEDULE, "seed", *open_fields}
-        for name, value in self.rank.items():
-            if name in fixed and name not in free and value != fixed[name]:
-                raise UserError(
-                    f"rank.{name} is {value!r}, but method {self.method} is defined by {fixed[name]!r}; remove it"
-                )
         return RankSettings(**{"seed": self.seed, **SCORED, **fixed, **self._given(free)})
 
     def ablation(self, kind: type[ScoredMethod], *open_fields: str, **own: Any) -> ScoredMethod:

@@ -115,6 +115,8 @@ def prepare_random(request: Request) -> Adaptation:
 class Mask(ScoredMethod):
     """At the n-th adjustment the n k triples with the lowest scores are masked; a layer's best `min_rank` never."""
 
+    start: str = "svd"
+
     def check_start(self, start: ScoredSituation) -> None:
         """Any start will do: nothing is pruned."""
 

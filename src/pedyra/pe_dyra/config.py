@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pedyra.allocate.schedule import check_count, check_steps
 from pedyra.errors import UserError
 from pedyra.lora.spelling import did_you_mean
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Values a string field may take; docs/paper_read.md says why.
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -27,10 +30,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
 class RankSettings:
     """The settings of every method that scores triples: when ranks move, how many, and how triples are scored.
 
-    The defaults are PE-DyRA's, and the paper's where it speaks: t_i, Delta_T and t_f are medians of their parts of the
-    run over the twelve different schedules of Tables 7 to 9 (T being epochs times batches, t_i / T is 0.02 to 0.18,
-    Delta_T / T 0.005 to 0.044 and t_f / T 0.32 to 0.92); k is 12, and gamma 0.1 as in six of the eight tasks of Table
-    7. What the paper leaves open is read as docs/paper_read.md says.
+    The defaults are the form to take: scores and moves are the paper's, the start, its learning rate and its alpha are
+    LoRA's, and Eq. (2) is off, since its gradient, through Adam, outweighs the task's (research/orthogonality.md).
+    `as_published` is the paper to the letter. t_i, Delta_T and t_f are medians of their parts of the run over the
+    twelve different schedules of Tables 7 to 9 (T being epochs times batches, t_i / T is 0.02 to 0.18, Delta_T / T
+    0.005 to 0.044 and t_f / T 0.32 to 0.92). What the paper leaves open is read as docs/paper_read.md says.
 
     Raises:
         ValueError: a value outside its range, with the value, the rule and the repair.
@@ -41,9 +45,10 @@ class RankSettings:
     # Algorithm 2: when ranks move, and how many.
     interval: int | float = 0.023
     """Delta_T: optimizer steps between adjustments, of PE-DyRA 2 at least; a float below 1 is a fraction of the run."""
-    moves: int | None = 12
+    moves: int | None = None
     """k: triples pruned per adjustment at most. As many are added, or, with `budget` "parameters", as many as fit.
-    None: 2 % of the total rank, as 12 of 576 is. 0: ranks stay as they are, and only scores are recorded."""
+    None: 2 % of the total rank, as the paper's 12 of 576 are. 0: ranks stay as they are, and only scores are
+    recorded."""
     initial_warmup: int | float = 0.06
     """t_i: steps before the first interval begins; a float below 1 is a fraction of the run."""
     final_warmup: int | float = 0.64
@@ -51,8 +56,8 @@ class RankSettings:
     budget: str = "ranks"
     """What an adjustment conserves: the sum of the "ranks" (paper), or the number of "parameters", which never exceeds
     the initial one: a rank has 2.5 times more of them in a feed-forward layer than in attention."""
-    min_rank: int = 1
-    """No layer falls below this rank."""
+    min_rank: int = 0
+    """No layer falls below this rank; the paper sets it to 1."""
     max_rank: int | None = None
     """No layer grows above this rank; None: only the layer's own width bounds it."""
 
@@ -75,12 +80,13 @@ class RankSettings:
     """Eq. (7) on the triples "before" or "after" the pruning of the same adjustment."""
 
     # Eqs. (1) and (2): how triples begin, and are held apart.
-    start: str = "svd"
-    """"svd": A, B ~ N(0, 0.02^2) and a trained E = 0 (Eq. 1; AdaLoRA's), or the singular triples of an adapter that
-    already holds an update (PiSSA); "lora": E = 1, not trained, A and B as PEFT made them, an identity on any LoRA."""
-    orth_weight: float | None = None
-    """gamma: the coefficient of Eq. (2); 0 switches it off. None: 0.1 where E is trained (`start` "svd"), and 0 where
-    it is not: there B bears the size of the update, and Eq. (2) would draw its columns to length 1."""
+    start: str = "lora"
+    """"lora": E = 1, not trained, A and B as PEFT made them, an identity on any LoRA, at LoRA's own rate and alpha;
+    "svd": A, B ~ N(0, 0.02^2) and a trained E = 0 (Eq. 1; AdaLoRA's), or the singular triples of an adapter that
+    already holds an update (PiSSA), which wants about ten times LoRA's rate."""
+    orth_weight: float = 0.0
+    """gamma: the coefficient of Eq. (2), a gradient beside the task's; 0 switches it off. The paper has 0.1 on most
+    tasks, at which Adam follows Eq. (2) and hardly learns."""
     orth_form: str = "norm"
     """Eq. (2) as AdaLoRA's code has it, the un-squared norm averaged over the 2 L matrices ("norm"; the published
     weights were tuned for it), or as it is written ("squared")."""
@@ -99,8 +105,6 @@ class RankSettings:
                 check_count(name, getattr(self, name), least)
         if self.max_rank is not None and self.max_rank < self.min_rank:
             raise UserError(f"max_rank is {self.max_rank}, below min_rank {self.min_rank}; raise it")
-        if self.orth_weight is None:
-            object.__setattr__(self, "orth_weight", 0.1 if self.start == "svd" else 0.0)
         for name in ("alpha", "beta1", "beta2", "orth_weight"):
             check_number(name, getattr(self, name))
         for name in ("beta1", "beta2"):
@@ -108,15 +112,24 @@ class RankSettings:
                 raise UserError(f"{name} is {getattr(self, name)}; an EMA coefficient lies in [0, 1)")
         if not 0 <= self.alpha <= 1:
             raise UserError(f"alpha is {self.alpha}; it weighs two scores and lies in [0, 1]")
-        if self.orth_weight and self.orth_weight < 0:
+        if self.orth_weight < 0:
             raise UserError(f"orth_weight is {self.orth_weight}; a penalty is 0 (off) or positive")
         for name in ("alpha", "beta1", "beta2", "orth_weight"):  # 1 is 1.0 to what computes with it
             object.__setattr__(self, name, float(getattr(self, name)))
+
+    @classmethod
+    def as_published(cls, **changes: Any) -> Self:
+        """Return the method as its paper has it, to the letter: Eq. (1) from E = 0, Eq. (2) with gamma = 0.1 as in six
+        of the eight tasks of Table 7, k = 12, and no layer below rank 1. `changes` are further fields."""
+        return cls(**{**PUBLISHED, **changes})
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as plain values, for JSON."""
         return {name: getattr(self, name) for name in RANK_FIELDS}
 
+
+PUBLISHED: dict[str, Any] = dict(start="svd", orth_weight=0.1, min_rank=1, moves=12)
+"""The fields in which `as_published` departs from the defaults."""
 
 RANK_FIELDS = tuple(field.name for field in fields(RankSettings))
 

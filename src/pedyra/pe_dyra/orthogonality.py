@@ -1,6 +1,7 @@
 """The orthogonality term, Eq. (2): its value and, in closed form, its gradient.
 
 Applied as a gradient beside the task's (no autograd, any loss function), at the cost of two r x r products per layer.
+Under Adam, which normalises the sum of both, the larger one alone is followed, and the ratio of their norms says which.
 """
 
 from __future__ import annotations
@@ -61,13 +62,19 @@ def _identities(ranks: tuple[int, ...], count: int, device: torch.device) -> Flo
 
 
 @torch.no_grad()
-def add_orthogonality_gradient(layers: Sequence[AdaptedLayer], *, weight: float, form: str) -> None:
+def add_orthogonality_gradient(
+    layers: Sequence[AdaptedLayer], *, weight: float, form: str, measure: bool = False
+) -> Float[Tensor, ""] | None:
     """grad += weight * d R_orth / d factor, with R_orth the mean over the 2 L matrices ("norm") or their sum.
+
+    With `measure` it returns the norm of what was added over that of the gradients that were there, of all A and B
+    together.
 
     Matrices of one width go together, zeros below those of a lower rank: a small model's step is made of the number of
     operations, and so is a GPU's.
     """
     scale = weight / (2 * len(layers)) if form == "norm" else weight
+    sizes: list[tuple[Tensor, Tensor]] = []  # norms of what was there, and of what is added, by width
     alike: dict[tuple[int, torch.dtype], list[tuple[Tensor, Tensor]]] = {}  # gradients and triples, both as rows
     for layer in (layer for layer in layers if layer.rank):
         A, _, B = layer.factors
@@ -80,9 +87,16 @@ def add_orthogonality_gradient(layers: Sequence[AdaptedLayer], *, weight: float,
     for (_, dtype), pairs in alike.items():
         gradients, rows = zip(*pairs, strict=True)
         ranks = [len(each) for each in rows]
-        found = orthogonality_gradient(pad_sequence(list(rows), batch_first=True), form=form, ranks=ranks).to(dtype)
-        parts = [part[:rank] for part, rank in zip(found.unbind(), ranks, strict=True)]
+        penalty = orthogonality_gradient(pad_sequence(list(rows), batch_first=True), form=form, ranks=ranks)
+        if measure:
+            task = torch.stack(torch._foreach_norm(gradients)).norm()
+            sizes.append((task.float(), penalty.norm() * scale))
+        parts = [part[:rank] for part, rank in zip(penalty.to(dtype).unbind(), ranks, strict=True)]
         torch._foreach_add_(gradients, parts, alpha=scale)
+    if not sizes:
+        return None
+    task, penalty = (torch.stack(norms).norm() for norms in zip(*sizes, strict=True))
+    return penalty / task
 
 
 @torch.no_grad()

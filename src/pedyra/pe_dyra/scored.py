@@ -58,6 +58,9 @@ class ScoredSituation(Situation):
         return self.step == self.schedule.adjustments[-1]
 
 
+RATIO_EVERY, RATIOS = 5, 101
+"""The size of Eq. (2)'s gradient beside the task's is taken at every fifth step, and the last so many are kept."""
+
 LEAST_INTERVAL = 2
 """Steps between two adjustments at least, where a new triple takes the place of another. It begins with E or B at zero,
 so in its first step its score is exactly zero, and an adjustment after that step would only take it away again."""
@@ -198,6 +201,8 @@ class ScoredRun(MethodRun):
         self.scores = method.scores(run, method)
         self.window = ema_window(max(method.beta1, method.beta2))
         """Steps before an adjustment that an EMA still remembers at it."""
+        self.ratios: list[Tensor] = []
+        """The norm of Eq. (2)'s gradient over that of the task's, `()` each, on the device."""
         self.last_observed: int | None = None
         """The step that the scores were last told of; the next one goes on from it, and any other begins anew."""
 
@@ -222,7 +227,10 @@ class ScoredRun(MethodRun):
             adjusts = self.run.schedule.is_adjustment(step)
             self.scores.observe(loss_scale=loss_scale, begins=begins, adjusts=adjusts)
         if weight := self.method.orth_weight:  # after the scores, which see the gradient of the task alone
-            add_orthogonality_gradient(self.run.layers, weight=weight, form=self.method.orth_form)
+            ratio = add_orthogonality_gradient(
+                self.run.layers, weight=weight, form=self.method.orth_form, measure=step % RATIO_EVERY == 0
+            )
+            self.ratios = [*self.ratios, *([] if ratio is None else [ratio])][-RATIOS:]
 
     def decide(self, now: Situation) -> Decision | None:
         if not self.scores.observed:
@@ -244,6 +252,8 @@ class ScoredRun(MethodRun):
     def snapshot(self, step: int) -> dict[str, Any]:
         form = self.method.orth_form
         shown = {**super().snapshot(step), "orthogonality": layer_orthogonality(self.run.layers, form=form)}
+        if self.ratios:
+            shown["orthogonality_ratio"] = float(torch.stack(self.ratios).median())
         if step == 0 or not self.observes(step):
             return shown
         means = layer_means(self.scores.triple_scores())
@@ -254,11 +264,16 @@ class ScoredRun(MethodRun):
 
     def values(self) -> dict[str, Any]:
         # The limits too: a layer that began above its width may come back to where it began.
-        return {"moves": self.moves, "max_ranks": self.max_ranks, "last_observed": self.last_observed}
+        ratios = torch.stack(self.ratios).tolist() if self.ratios else []
+        return {
+            **{"moves": self.moves, "max_ranks": self.max_ranks, "last_observed": self.last_observed},
+            "ratios": ratios,
+        }
 
     def load(self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.moves, self.max_ranks = values["moves"], values["max_ranks"]
         self.last_observed = values["last_observed"]
+        self.ratios = list(torch.tensor(values["ratios"], device=self.run.layers[0].a.A.device))
         self.scores.load_tensors(tensors)
 
     def release(self) -> None:

@@ -4,9 +4,7 @@
   hooks taken off the model.
 - `end_at_last_step`: a training that is resumed at its last step takes none more. Trainer by itself takes one, with
   ranks that the schedule has no place for.
-- `expect_mean_loss`: a model whose loss is a mean over its own rows is treated as one, so that PE-DyRA's penalty and
-  scores weigh the same in 1, 2 and 4 processes and at any accumulation. It cannot be done by scaling the penalty alone,
-  since Trainer clips the gradient of the multiplied loss before any callback sees it.
+- `watch_batches`: the micro-batches of the first step are seen, so that the number of labels can be said.
 - `checkpoints.save_whole`: checkpoints appear whole or not at all, because a torn side file loses the run; one at the
   end of an epoch is written after the evaluation that is due there.
 - `engines.keep_whole`: under FSDP2 what is trained stays whole, so that ranks can move.
@@ -16,17 +14,12 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
 from transformers import Trainer
-
-logger = logging.getLogger(__name__)
 
 
 def put_around(owner: Any, name: str, around: Callable[..., Any], *given: Any) -> None:
@@ -64,6 +57,17 @@ def _batches(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwarg
     return ([], None) if trainer.state.global_step >= trainer.state.max_steps else original(*args, **kwargs)
 
 
+def watch_batches(trainer: Trainer, look: Callable[[list[Any]], None]) -> None:
+    """Have `look` get the micro-batches of each step before Trainer does."""
+    put_around(trainer, "get_batch_samples", _seen, look)
+
+
+def _seen(original: Callable[..., Any], look: Callable[[list[Any]], None], *args: Any, **kwargs: Any) -> Any:
+    samples, items = original(*args, **kwargs)
+    look(samples)
+    return samples, items
+
+
 @contextmanager
 def replaced(trainer: Trainer, name: str, method: Any) -> Iterator[None]:
     before = trainer.__dict__.get(name)
@@ -74,86 +78,3 @@ def replaced(trainer: Trainer, name: str, method: Any) -> Iterator[None]:
         delattr(trainer, name)
         if before is not None:
             setattr(trainer, name, before)
-
-
-ITEMS = "num_items_in_batch"
-
-
-class _Watched(Tensor):
-    """A number knows whether anything was computed from it."""
-
-    used = False
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") != "__get__":  # checkpointing asks for its device or shape
-            for each in args:
-                if isinstance(each, cls):
-                    each.used = True
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **(kwargs or {}))
-
-
-def expect_mean_loss(trainer: Trainer, model: nn.Module) -> FirstForward | None:
-    """Have Trainer treat a loss that ignores `num_items_in_batch` as a mean, from the next forward with labels on.
-
-    A step's gradient is then the mean over micro-batches and processes, whatever their number. A model that is
-    compiled is left as it is, with a warning, and so is a Trainer that computes the loss itself, which knows what it
-    divides by. Returns what to `remove` from the model when training ends.
-    """
-    if not trainer.model_accepts_loss_kwargs:
-        return None
-    if trainer.args.torch_compile:
-        if trainer.args.gradient_accumulation_steps * trainer.args.world_size > 1:
-            logger.warning(
-                "the model is compiled, so it cannot be seen whether its loss is a mean of its own, which Trainer "
-                "adds up over micro-batches and processes; if it is (a BERT classifier's is), set "
-                "trainer.model_accepts_loss_kwargs = False before train()"
-            )
-        return None
-    return FirstForward(trainer, model)
-
-
-class FirstForward:
-    """Hooks look at the first forward with labels, and are gone when they have judged it. Those of a copy of the model,
-    or of a pickle (for workers that load data), do nothing."""
-
-    def __init__(self, trainer: Trainer, model: nn.Module) -> None:
-        self.trainer: Trainer | None = trainer
-        self.hooks = [
-            model.register_forward_pre_hook(self.watch, with_kwargs=True),
-            model.register_forward_hook(self.judge, with_kwargs=True),
-        ]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"trainer": None, "hooks": []}
-
-    def remove(self) -> None:
-        """Take the hooks off the model. Where a Trainer computes the loss itself and gives the model no labels, they
-        never judge, and would stay."""
-        for hook in self.hooks:
-            hook.remove()
-        self.trainer, self.hooks = None, []
-
-    def watch(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        number = kwargs.get(ITEMS)
-        if self.trainer is not None and isinstance(number, Tensor) and kwargs.get("labels") is not None:
-            kwargs = {**kwargs, ITEMS: number.as_subclass(_Watched)}
-        return args, kwargs
-
-    def judge(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        number, trainer = kwargs.get(ITEMS), self.trainer
-        if trainer is None or not isinstance(number, _Watched):
-            return
-        self.remove()
-        if number.used:
-            return
-        trainer.model_accepts_loss_kwargs = False
-        times = trainer.args.gradient_accumulation_steps * trainer.args.world_size
-        if times > 1 and trainer.is_world_process_zero():
-            logger.warning(
-                "the model's loss does not depend on %s: it is a mean, and is averaged over micro-batches and "
-                "processes. By itself Trainer would multiply it by up to %d",
-                ITEMS,
-                times,
-            )

@@ -131,6 +131,17 @@ def test_bad_input_is_one_line(options: list[str], trained: Any, tmp_path: Path,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("place", ["llama.cpp", "wandb"])
+def test_a_refusal_names_the_adapter_that_was_given(place: str, trained: Any, tmp_path: Path):
+    trained()
+    file = tmp_path / "adapter" / "adapter_config.json"
+    content = json.loads(file.read_text()) | {"lora_alpha": 0}  # so that it adds nothing, for any reader
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="scaling") as told:
+        resize_adapter(tmp_path / "adapter", tmp_path / "out", Size(rank=2), destination(place))
+    assert str(told.value).startswith(str(tmp_path / "adapter"))
+
+
 def test_dora_is_not_made_for_a_place_without_it(trained: Any, tmp_path: Path):
     trained(use_dora=True)
     with pytest.raises(ValueError, match="use_dora"):

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from pedyra.app.export.export import export_adapter
-from pedyra.app.export.served import serving_lines
+from pedyra.app.runs.served import serving_lines
 
 
 @pytest.fixture
@@ -84,6 +84,7 @@ def test_an_embedding_of_a_resized_vocabulary_is_refused_by_vllm(make_llama: Any
 
 
 def test_a_merged_model_is_loaded_without_an_adapter(llama: Path, tmp_path: Path):
-    out = export_adapter(llama, "merged", tmp_path / "merged")
+    out = export_adapter(llama, "merged", tmp_path / "it's merged")
     (line,) = serving_lines(out, "merged")
-    assert "from transformers import LlamaForCausalLM" in line and str(out) in line
+    *_, code = shlex.split(line)
+    assert "from transformers import LlamaForCausalLM" in code and f'from_pretrained("{out}")' in code

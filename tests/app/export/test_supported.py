@@ -21,7 +21,7 @@ from pedyra.fitting.cut import write_cut
 from pedyra.lora.attach import attach
 from pedyra.lora.folder import read_lora
 from pedyra.lora.layer import adapted_layers
-from pedyra.lora.supported import KINDS
+from pedyra.lora.supported import KINDS, check_supported
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),  # PEFT's of tied weights, of biases and of its experiments
@@ -207,3 +207,13 @@ def test_a_verb_takes_a_kind_or_says_why_not(name: str, verb: str, tmp_path: Pat
     assert name in said and "; " in said and "\n" not in said and "{" not in said
     assert not (tmp_path / "out").exists()
     assert adapted_layers(model) == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_attention_alone_of_a_model_with_experts_is_a_plain_lora(verb: str, tmp_path: Path):
+    """PEFT itself gives the live config of such a model an empty set as target_parameters."""
+    case = Case(mixtral)
+    model = case.model()
+    check_supported(verb, "adapter", model.peft_config["default"].to_dict())
+    expected = case.logits(model)
+    torch.testing.assert_close(case.logits(used(verb, case, model, tmp_path)), expected, atol=1e-5, rtol=1e-5)

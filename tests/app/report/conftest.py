@@ -117,7 +117,7 @@ def make_dynamic_run(folder: Path, seed: int = 0, depths: int = DEPTHS) -> Path:
         "kind": "layers",
         "layers": layers,
         "budget": {"kind": "parameters", "total_rank": START_RANK * len(names), "parameters": budget},
-        "schedule": {"total_steps": STEPS, "adjustments": ADJUSTMENTS},
+        "schedule": {"total_steps": STEPS, "adjustments": len(ADJUSTMENTS)},
         "config": {"orth_weight": 0.1},
     }
     write_lines(folder / "ranks.jsonl", [header, *states])

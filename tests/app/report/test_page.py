@@ -143,11 +143,11 @@ def test_what_a_run_does_not_know_is_left_out(lora_run: Path):
     assert list(known) == ["Accuracy", "Trainable parameters", "Training time", "Peak memory"]
 
 
-def test_the_adjustments_say_how_many_moves_were_taken_back_at_once(dynamic_run: Path):
+def test_the_adjustments_say_how_many_of_the_added_ranks_stayed(dynamic_run: Path):
     run = read_run(dynamic_run)
     first, name = run.adjustments[0], run.layers[0].name
     gained = {"step": first["step"], "ranks": {**first["ranks"], name: 9}, "added": {name: 2}, "pruned": []}
     # of the layer's nine triples the eighth and ninth are new; the third is not
     lost = {**gained, "added": {}, "pruned": [[name, 2, 0.1], [name, 8, 0.0]]}
     moved = facts(replace(run, adjustments=[gained, lost]))["Adjustments"]
-    assert moved == ("2", "2 ranks pruned (1 of them had just been added), 2 added")
+    assert moved == ("2", "2 ranks pruned, 2 added, 1 of which stayed")

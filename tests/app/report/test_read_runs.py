@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,13 +14,15 @@ from pedyra.app.report.records import make_layers, read_run
 
 
 @pytest.fixture
-def copy(dynamic_run: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(dynamic_run, tmp_path / "copy"))
+def copy(dynamic_run: Path, fitted_run: Path, tmp_path: Path) -> Path:
+    shutil.copytree(fitted_run / "fit", tmp_path / "copy" / "fit")
+    return Path(shutil.copytree(dynamic_run, tmp_path / "copy", dirs_exist_ok=True))
 
 
 def edit_line(path: Path, number: int, change: Callable[[str], str]) -> None:
     lines = path.read_text().splitlines()
-    lines[number - 1] = change(lines[number - 1])
+    place = number - 1 if number > 0 else number
+    lines[place] = change(lines[place])
     path.write_text("\n".join(lines) + "\n")
 
 
@@ -34,6 +37,12 @@ def test_a_run_is_read_whole(dynamic_run: Path):
     assert run.final["metric"] == "accuracy" and not any(record.get("final") for record in run.metrics)
     assert run.layers[1].short_name == "key 0"
     assert run.final_ranks == run.adjustments[-1]["ranks"]
+
+
+def test_the_adapter_of_a_run_is_pointed_to_its_run(copy: Path):
+    (copy / "adapter").mkdir()
+    with pytest.raises(ValueError, match=f"adapter is a part of a run; give the run folder, {copy}$"):
+        read_run(copy / "adapter")
 
 
 def test_a_plain_lora_run_has_no_layers(lora_run: Path):
@@ -60,6 +69,10 @@ def test_of_a_step_written_twice_by_a_resume_the_later_line_counts(copy: Path):
     assert [s["total_rank"] for s in run.snapshots if s["step"] == again["step"]] == [1]
 
 
+def put(key: str, value: Any) -> Callable[[str], str]:
+    return lambda line: json.dumps({**json.loads(line), key: value})
+
+
 def cut(line: str) -> str:
     return line[: len(line) // 2]
 
@@ -69,9 +82,25 @@ def cut(line: str) -> str:
     [
         ("metrics.jsonl", 3, cut, "metrics.jsonl, line 3 is damaged"),
         ("metrics.jsonl", 2, lambda line: "[1, 2]", "metrics.jsonl, line 2"),
-        ("metrics.jsonl", 4, without("step"), "metrics.jsonl, line 4: step is nothing, must be a whole number"),
+        ("metrics.jsonl", 4, without("step"), "metrics.jsonl, line 4: key 'step' is required"),
         ("ranks.jsonl", 5, cut, "ranks.jsonl, line 5 is damaged"),
-        ("ranks.jsonl", 2, without("kind"), "ranks.jsonl, line 2: kind is nothing, must be text"),
+        ("ranks.jsonl", 2, without("kind"), "ranks.jsonl, line 2: key 'kind' is required"),
+        ("metrics.jsonl", -1, put("value", [1]), "value is [1]: "),
+        ("metrics.jsonl", -1, put("peak_memory_bytes", "much"), "peak_memory_bytes is 'much': "),
+        ("ranks.jsonl", 1, put("layers", [{"name": 3}]), "ranks.jsonl, line 1: layers.0.name is 3: "),
+        ("ranks.jsonl", 1, put("schedule", []), "ranks.jsonl, line 1: schedule is []: "),
+        ("ranks.jsonl", 2, put("ranks", {"a": "b"}), "ranks.jsonl, line 2: ranks.a is 'b': "),
+        ("ranks.jsonl", 2, put("effective_rank", {"a": []}), "ranks.jsonl, line 2: effective_rank.a is []: "),
+        ("fit/pedyra_fit.json", 1, put("interval", [1]), "pedyra_fit.json: key 'interval.1' is required"),
+        (
+            "fit/pedyra_fit.json",
+            1,
+            put("metrics", {"whole": {"accuracy": "high"}}),
+            "metrics.whole.accuracy is 'high': ",
+        ),
+        ("fit/pedyra_fit_curve.jsonl", 2, put("parameters", 0), "line 2: parameters is 0: "),
+        ("fit/pedyra_fit_curve.jsonl", 3, put("tolerance", -1), "line 3: tolerance is -1: "),
+        ("metrics.jsonl", 2, lambda line: "[" * 100_000, "metrics.jsonl, line 2 is damaged"),
         ("recipe.yaml", 3, lambda line: "a: b: c", "recipe.yaml"),
         ("environment.json", 1, cut, "environment.json"),
     ],

@@ -7,6 +7,7 @@ from short_runs import RECIPE, run
 
 from pedyra.app.cli import main
 from pedyra.app.recipe import Recipe
+from pedyra.app.report.images import save_figures
 from pedyra.app.report.page import build_report
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.lora.files import append_row, remove, write_file, write_folder
@@ -78,6 +79,13 @@ def test_a_report_takes_the_place_of_a_link(foreign, victim):
         build_report(folder.path)
         assert unharmed(victim) and not folder.report.is_symlink()
         shutil.rmtree(folder.path)
+
+
+def test_figures_are_not_written_through_a_link(trained, victim, tmp_path):
+    (tmp_path / "figures").symlink_to(victim)
+    with pytest.raises(ValueError, match="figures is a link"):
+        save_figures(trained, tmp_path / "figures")
+    assert unharmed(victim)
 
 
 @pytest.mark.parametrize("name", ["export", "fit"])

@@ -1,6 +1,7 @@
 """A run that was interrupted or killed goes on bit for bit, and only as what it was."""
 
 import json
+import pickle
 import shlex
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from short_runs import adapter, assert_same_tensors, run, steps_of
 from pedyra.app.runs.callbacks import MetricsLog
 from pedyra.app.runs.evaluate import finished_run
 from pedyra.app.runs.run import train_run
-from pedyra.lora.files import json_line, read_rows
+from pedyra.lora.files import json_line, read_rows, read_sums, write_sums
 
 
 @pytest.mark.parametrize("method", ["lora", "pedyra"])
@@ -88,6 +89,21 @@ def test_a_checkpoint_with_one_flipped_bit_is_passed_over(recipe, interrupt_at):
         "checkpoint-7, which is not whole: adapter_model.safetensors does not match SHA256SUMS" in screen.export_text()
     )
     assert json.loads((folder / "environment.json").read_text())["resumed_from"] == 4
+
+
+class Code:
+    def __reduce__(self):
+        return print, ("this ran",)
+
+
+def test_an_optimizer_that_is_code_is_not_run_and_told_in_one_line(recipe, interrupt_at, capsys):
+    interrupt_at(7)
+    folder = run(recipe()).folder.path / "checkpoint-7"
+    (folder / "optimizer.pt").write_bytes(pickle.dumps(Code(), protocol=2))
+    write_sums(folder, read_sums(folder))
+    with pytest.raises(ValueError, match="checkpoint-7 holds more than tensors .*remove that checkpoint") as told:
+        run(recipe(), resume=True)
+    assert "\n" not in str(told.value) and "this ran" not in capsys.readouterr().out
 
 
 def test_rows_that_have_changed_are_not_resumed_on(recipe, interrupt_at, tmp_path):

@@ -1,1 +1,1 @@
-"""An adapter is merged, made smaller without rows, and served; and the Hub is asked."""
+"""An adapter is merged, and made smaller without rows."""

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from pedyra.app.export.hub import trusts_remote_code, why_not_loaded
+from pedyra.app.hub import trusts_remote_code, why_not_loaded
 from pedyra.errors import UserError, telling
 from pedyra.export.loading import TASKS, num_labels
 from pedyra.lora.folder import SavedLora, load_adapter

@@ -12,7 +12,7 @@ from typing import Any
 from pedyra.errors import UserError
 from pedyra.export.destinations import Destination
 from pedyra.export.readers import RECORD as EXPORTED
-from pedyra.export.readers import export_lora
+from pedyra.export.readers import check_convertible, export_lora
 from pedyra.fitting.cut import RECORD as CUT
 from pedyra.fitting.cut import Factors, write_cut
 from pedyra.lora.files import refuse_occupied
@@ -109,7 +109,7 @@ def resize_adapter(
     """
     refuse_occupied(out, [CUT, EXPORTED], "resized adapter", overwrite)
     lora = read_lora(source)
-    lora.check_supported("peft")
+    check_convertible(lora, "peft" if place is None else place.form)
     if size.megabytes is not None:
         size = Size(rank=rank_within(lora, size.megabytes))
     factors: Factors = {}

@@ -25,7 +25,7 @@ from transformers import (
     set_seed,
 )
 
-from pedyra.app.export.hub import trusts_remote_code, why_not_loaded, why_not_on_hub
+from pedyra.app.hub import trusts_remote_code, why_not_loaded, why_not_on_hub
 from pedyra.app.models.packaged import minilm_folder, smollm2_folder
 from pedyra.app.models.quantized import keep_weight_layout, quantization_config
 from pedyra.app.models.tiny import TINY, tiny_config, tiny_tokenizer

@@ -28,6 +28,8 @@ def lora_config(section: LoraSection, kind: str, model: nn.Module, revision: str
             r=section.r,
             lora_alpha=section.alpha,  # pyright: ignore[reportArgumentType] (PEFT takes fractions too)
             lora_dropout=section.dropout,
+            rank_pattern=section.rank_pattern,
+            alpha_pattern={name: section.alpha * rank / section.r for name, rank in section.rank_pattern.items()},
             target_modules=section.target_modules,
             exclude_modules=_excluded(section, kind),
             init_lora_weights=section.init,  # pyright: ignore[reportArgumentType] (PEFT checks the name)

@@ -51,7 +51,7 @@ def make_figures(run: RunRecords) -> list[Figure]:
 def increase_by_size(run: RunRecords) -> Figure:
     """Show what a fit held to its tolerance (answers that change, points of the accuracy, the loss) by the size of the
     adapter."""
-    measure = run.fit.get("measure", "loss")
+    measure = run.fit["measure"] if run.fit else "loss"
     told, axis, unit = {
         "answers": ("Answers that change with a smaller adapter", "answers that change, %", 100),
         "accuracy": ("The accuracy with a smaller adapter", "points of the accuracy lost", 100),
@@ -62,13 +62,14 @@ def increase_by_size(run: RunRecords) -> Figure:
         "against the whole adapter, on the same held-out rows (bar: the truth lies below it, or above it, in 5 % of "
         "cases at most). Sizes are asked from the largest down to the first that is not within tolerance, and one is "
         "within it where its upper bound lies below the dashed line; a point below it is not enough. The ring is "
-        f"around the size that was taken. {_promise(run.fit)}" + (f"The verdict: {run.fit['words']}." if run.fit else "")
+        f"around the size that was taken. {_promise(run.fit)}"
+        + (f"The verdict: {run.fit['words']}." if run.fit else "")
     )
     return Figure("fit", "Size", "How small may the adapter be?", caption, panels)
 
 
 def _promise(fit: Mapping[str, Any]) -> str:
-    return f"What is accepted keeps this promise: {fit['promise']}. " if fit.get("promise") else ""
+    return f"What is accepted keeps this promise: {fit['promise']}. The verdict: {fit['words']}." if fit else ""
 
 
 def held_curve(rows: Sequence[Mapping[str, Any]], axis: str, unit: float) -> Chart:
@@ -99,16 +100,18 @@ def rank_of_every_layer(run: RunRecords) -> Figure:
 
 def _map(run: RunRecords, title: str) -> Panel:
     states = [run.start_ranks, *(record["ranks"] for record in run.adjustments)]
-    told = [f"Start: {_total(run.start_ranks, run.header.get('budget'))}"]
+    told = [f"Start: {_total(run.start_ranks, run.header['budget'])}"]
     for number, record in enumerate(run.adjustments, start=1):
         moved = f"{len(record['pruned'])} pruned, {sum(record['added'].values())} added"
         where = f"Adjustment {number} of {len(run.adjustments)}, step {record['step']:,}"
         told.append(f"{where}: {moved}; {_total(record['ranks'], record)}")
-    best = run.final.get("best_step")
+    best = run.final["best_step"]
     earlier = best is not None and bool(run.adjustments) and best < run.adjustments[-1]["step"]
     if earlier:
         states.append(run.final_ranks)
-        told.append(f"Saved, as the best: the adapter of step {best:,}; {_total(run.final_ranks, None)}")
+        told.append(
+            f"Saved, as the best: the adapter of step {best:,}; {_total(run.final_ranks, {'parameters': None})}"
+        )
     cells = map_cells(run.places, states)
     for cell in cells if earlier else ():
         cell["changes"][-1] = 0  # no rank moved: the adapter is that of an earlier step
@@ -135,8 +138,8 @@ def map_cells(places: Mapping[str, tuple[str, int | None]], states: Sequence[Map
     return found
 
 
-def _total(ranks: Mapping[str, int], record: Record | None) -> str:
-    parameters = (record or {}).get("parameters")
+def _total(ranks: Mapping[str, int], record: Record) -> str:
+    parameters = record["parameters"]
     return f"total rank {sum(ranks.values()):,}" + (f", {parameters:,} parameters" if parameters else "")
 
 
@@ -208,7 +211,7 @@ def _states(run: RunRecords) -> tuple[list[int], list[Mapping[str, int]]]:
     """Return the ranks at step 0, after each adjustment and, unchanged, at the end of the schedule."""
     steps = [0, *(record["step"] for record in run.adjustments)]
     states = [run.start_ranks, *(record["ranks"] for record in run.adjustments)]
-    end = (run.header.get("schedule") or {}).get("total_steps") or steps[-1]
+    end = run.header["schedule"]["total_steps"] or steps[-1]
     return ([*steps, end], [*states, states[-1]]) if end > steps[-1] else (steps, states)
 
 
@@ -222,14 +225,14 @@ def loss_and_metrics(run: RunRecords) -> Figure:
         name = key.removeprefix("eval_").replace("_", " ")
         panels += _panel(f"Held-out {name}", run.metrics, lambda record, key=key: record.get(key), name)
     caption = "How well the model fits: the loss on the rows it trains on, and loss and metric on rows it never sees. "
-    if isinstance(run.final.get("value"), int | float):
+    if run.final["value"] is not None:
         caption += f"Final result: {run.final['metric']} {run.final['value']:.4g}."
     return Figure("loss", "Training", "Loss and metric", caption, panels)
 
 
 def _evaluation_keys(run: RunRecords) -> list[str]:
     """Name eval_loss, then the metric the run is judged by; of a run that is not finished all that were logged."""
-    if run.final.get("metric"):
+    if run.final["metric"]:
         return ["eval_loss", f"eval_{run.final['metric']}"]
     logged = dict.fromkeys(key for record in run.metrics for key in record if key.startswith("eval_"))
     return [key for key in logged if key.removeprefix("eval_") not in _BOOKKEEPING]

@@ -13,7 +13,7 @@ from pedyra.app.packaged import needed, prepared
 from pedyra.app.report.chart import Chart, spec_of, theme
 from pedyra.app.report.figures import make_figures
 from pedyra.app.report.records import read_run
-from pedyra.lora.files import write_file
+from pedyra.lora.files import refuse_link, write_file
 
 FORMATS = ("svg", "png")
 RESOLUTION = 200  # dots per inch of a PNG
@@ -24,8 +24,10 @@ def save_figures(run_dir: Path, out_dir: Path) -> list[Path]:
     """Write every figure of the report of a run as `out_dir/<figure>.<format>`; the paths written.
 
     Raises:
-        ValueError: a damaged run folder, as in `build_report`.
+        ValueError: a damaged run folder, as in `build_report`, or `out_dir` is a link, which a run of somebody else may
+            have.
     """
+    refuse_link(out_dir)
     written = []
     out_dir.mkdir(parents=True, exist_ok=True)
     for figure in make_figures(read_run(run_dir)):

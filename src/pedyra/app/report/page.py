@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from pedyra.allocate.allocation import undone
+from pedyra.allocate.allocation import stayed
 from pedyra.app.console import format_bytes, format_seconds
 from pedyra.app.report.chart import PALETTE, spec_of, theme
 from pedyra.app.report.figures import Panel, make_figures
@@ -20,6 +20,7 @@ from pedyra.app.report.images import vega_script
 from pedyra.app.report.records import RunRecords, read_run
 from pedyra.app.yaml_file import to_yaml
 from pedyra.errors import UserError
+from pedyra.lora.card import shown_megabytes
 from pedyra.lora.files import write_file
 
 SAMPLES = 5  # so many of the model's texts are shown
@@ -97,7 +98,7 @@ def description(run: RunRecords) -> dict[str, str]:
     """Tell what was run: method, model, data, seed, steps, LoRA settings; what the recipe does not say is left out."""
     recipe = run.recipe
     model, data, lora = (value if isinstance(value := recipe.get(k), dict) else {} for k in ("model", "data", "lora"))
-    steps = (run.header.get("schedule") or {}).get("total_steps") or run.final.get("step")
+    steps = run.header["schedule"]["total_steps"] or run.final["step"]
     rows = {
         "Method": recipe.get("method"),
         "Model": _words(model, "name", "quantization"),
@@ -111,31 +112,29 @@ def description(run: RunRecords) -> dict[str, str]:
 
 def fit_line(run: RunRecords) -> str:
     """Tell the size that a fit took, the metric before and after, and what the proof says of the loss."""
-    fit, taken = run.fit, next((row for row in run.curve if row.get("chosen")), {})
-    size = (
-        f"Rank {fit['rank']} of {fit['of_rank']}: {fit['megabytes']:.2f} MB of {fit['of_megabytes']:.2f} MB, "
-        f"{fit['share']:.1%} of the adapter"
-    )
+    fit, taken = run.fit, next((row for row in run.curve if row["chosen"]), None)
+    size, whole = shown_megabytes(fit["megabytes"]), shown_megabytes(fit["of_megabytes"])
+    size = f"Rank {fit['rank']} of {fit['of_rank']}: {size} of {whole}, {fit['share']:.1%} of the adapter"
     told = ["Everything is kept" if fit["share"] >= 1 else size]
-    before, after = (fit.get("metrics", {}).get(which, {}) for which in ("whole", "smaller"))
+    before, after = (fit["metrics"].get(which, {}) for which in ("whole", "smaller"))
     told += [
         f"{name} {value:.4f}" + (f" → {after[name]:.4f}" if name in after else "") for name, value in before.items()
     ]
-    if fit.get("accuracy_interval"):
+    if fit["accuracy_interval"]:
         low, high = (100 * end for end in fit["accuracy_interval"])
         told.append(
             f"the accuracy changes by {100 * fit['accuracy_change']:+.2f} points [{low:+.2f}, {high:+.2f}] (95 %)"
         )
-    promise = fit.get("promise", "within the tolerance")
+    promise = fit["promise"]
     if fit["share"] >= 1:
         told.append(f"no smaller size is proved: {promise}")
-    elif taken.get("value") is not None:
+    elif taken is not None and taken["value"] is not None:
         value, high = taken["value"], taken["upper"]
         held = {
             "answers": f"{value:.2%} of the answers change, at most {high:.2%} (95 %)",
             "accuracy": f"the accuracy falls by {100 * value:.2f} points, at most by {100 * high:.2f} (95 %)",
         }.get(fit["measure"], f"the {fit['measure']} rises by {value:+.4f}, at most by {high:+.4f} (95 %)")
-        proved = "proved" if taken.get("accepted") else "beyond what was asked" if taken["beyond"] else "not proved"
+        proved = "proved" if taken["accepted"] else "beyond what was asked" if taken["beyond"] else "not proved"
         told.append(f"{held}; {proved}: {promise}")
     return "; ".join(told) + "."
 
@@ -147,16 +146,15 @@ Fact = tuple[str, str]
 def facts(run: RunRecords) -> dict[str, Fact]:
     """Collect result, size, rank, adjustments, time and memory, as far as they are known."""
     final, found = run.final, {}
-    if isinstance(final.get("value"), int | float):
-        name = str(final.get("metric", "result")).replace("_", " ")
-        loss = final.get("eval_loss")
+    if final["value"] is not None:
+        name, loss = str(final["metric"] or "result").replace("_", " "), final["eval_loss"]
         found[name[:1].upper() + name[1:]] = (
             _number(final["value"]),
             "" if loss is None else f"held-out loss {_number(loss)}",
         )
-    elif not final:
+    elif not final["final"]:
         found["Result"] = (ABSENT, "the run is not finished")
-    if final.get("trainable_parameters") is not None:
+    if final["trainable_parameters"] is not None:
         found["Trainable parameters"] = (f"{final['trainable_parameters']:,}", "")
     if run.layers:
         found["Total rank"] = _total_rank(run)
@@ -168,13 +166,14 @@ def facts(run: RunRecords) -> dict[str, Fact]:
     if run.adjustments:
         pruned = sum(len(record["pruned"]) for record in run.adjustments)
         added = sum(sum(record["added"].values()) for record in run.adjustments)
-        again = undone(run.adjustments)
-        at_once = f" ({again} of them had just been added)" if again else ""
-        found["Adjustments"] = (str(len(run.adjustments)), f"{pruned} ranks pruned{at_once}, {added} added")
-    if final.get("seconds") is not None:
-        speed = final.get("train_steps_per_second")
+        kept = f", {stayed(run.adjustments)} of which stayed" if added else ""
+        found["Adjustments"] = (str(len(run.adjustments)), f"{pruned} ranks pruned, {added} added{kept}")
+    if ratios := [row["orthogonality_ratio"] for row in run.snapshots if row["orthogonality_ratio"] is not None]:
+        found["Gradient of Eq. (2)"] = (f"{ratios[-1]:.1f} times", "that of the task, the median step")
+    if final["seconds"] is not None:
+        speed = final["train_steps_per_second"]
         found["Training time"] = (format_seconds(final["seconds"]), f"{speed:.2f} steps per second" if speed else "")
-    if final.get("peak_memory_bytes") is not None:
+    if final["peak_memory_bytes"] is not None:
         device = str(run.environment.get("device", ""))
         found["Peak memory"] = (format_bytes(final["peak_memory_bytes"]), device)
     return found

@@ -13,7 +13,7 @@ from pedyra.app.recipe_sections import GENERATED, ModelSection
 from pedyra.app.runs.run_folder import RunFolder, run_of
 from pedyra.app.runs.setup import resolve
 from pedyra.app.runs.source import Source
-from pedyra.app.tasks.sources import Rows, read_test_rows
+from pedyra.app.tasks.sources import Rows, check_file, read_test_rows
 from pedyra.app.tasks.text import class_number
 from pedyra.errors import UserError
 from pedyra.export.loading import num_labels
@@ -35,6 +35,8 @@ def recipe_of(path: Path, lora: SavedLora, source: Source) -> Recipe:
         ValueError: no rows; an adapter that does not name its base or its task.
     """
     folder = source.folder(path)
+    if source.data is not None:
+        check_file(str(source.data), "--data")
     if folder is None:
         return _recipe_of_rows(path, lora, source)
     recipe = resolve(load_recipe(folder / "recipe.yaml"))

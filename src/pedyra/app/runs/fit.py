@@ -11,10 +11,10 @@ from pathlib import Path
 
 from transformers import Trainer
 
-from pedyra.app.export.served import served_lines, served_together
 from pedyra.app.models.base import load_model
 from pedyra.app.runs.adapter_recipe import recipe_of
 from pedyra.app.runs.evaluate import load_rows
+from pedyra.app.runs.served import served_lines, served_together
 from pedyra.app.runs.setup import judging, ready_to_fit
 from pedyra.app.runs.source import Source
 from pedyra.errors import UserError

@@ -52,7 +52,7 @@ def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -
         "layers": len(layers),
         "total_rank": sum(layer["rank"] for layer in layers),
         "budget": budget.get("kind"),
-        "adjustments": len(schedule.get("adjustments", ())),
+        "adjustments": schedule.get("adjustments", 0),
         "moves": schedule.get("moves"),
     }
     return [row, *layers]

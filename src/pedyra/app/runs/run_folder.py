@@ -80,6 +80,13 @@ class RunFolder:
                 f"training run"
             )
 
+    def result(self) -> dict[str, Any]:
+        """Return the last line of metrics of the finished run here. Raises ValueError: there is none."""
+        rows = read_rows(self.metrics) if self.metrics.is_file() else []
+        if not rows or not rows[-1].get("final"):
+            raise UserError(f"{self.path} holds no finished run; give the output_dir of one, or train it first")
+        return rows[-1]
+
     def is_finished(self) -> bool:
         """Tell whether the run here wrote its last line of metrics, which it does after saving the adapter."""
         rows = read_rows(self.metrics)

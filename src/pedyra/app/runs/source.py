@@ -21,7 +21,7 @@ class Source:
 
     data: Path | None = None
     """Rows (.jsonl, .csv, ...): text, with a label or without; prompt, with a completion or without; or messages; with
-    a run the columns of its recipe. Half of them calibrate a fit."""
+    a run the columns of its recipe. A fit calibrates on half of them, a proof takes all."""
     run: Path | None = None
     """Take model and data from this run, where none that is given is one."""
     max_length: int | None = None

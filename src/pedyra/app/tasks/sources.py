@@ -18,7 +18,7 @@ import fsspec
 import pandas
 import pyarrow.parquet
 
-from pedyra.app.export.hub import why_not_loaded, why_not_on_hub
+from pedyra.app.hub import why_not_loaded, why_not_on_hub
 from pedyra.app.packaged import packaged_file
 from pedyra.app.recipe_sections import GENERATED, DataSection, template_columns
 from pedyra.app.tasks.toy import toy
@@ -185,10 +185,15 @@ def _format(source: str) -> str | None:
     return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
 
 
+def check_file(source: str, key: str) -> None:
+    """Raise ValueError, beginning with `key`, where `source` has the name of a file that is not there."""
+    if _format(source) and not Path(source).expanduser().is_file():
+        raise UserError(f"{key} {source!r} does not exist; give a file (from {Path.cwd()}) or a Hub data set")
+
+
 def _read_file(source: str, key: str) -> Rows:
     path, kind = Path(source).expanduser(), _format(source)
-    if not path.is_file():
-        raise UserError(f"{key} {source!r} does not exist; give a file (from {Path.cwd()}) or a Hub data set")
+    check_file(source, key)
     if kind is None:
         raise UserError(f"{key} {source!r} has no known format; a file ends in {', '.join(FORMATS)}")
     with telling(f"{key} {source!r} cannot be read as {kind[1:]}"):
