@@ -168,7 +168,6 @@ CAUSAL = "data.kind=causal_lm"
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["data.prompt=p"], "data.completion goes with data.prompt or data.template"),
         (["data.messages=m", "data.completion=c"], "data.completion goes with data.prompt or data.template"),
         (["data.prompt=p", "data.template='{t}'", "data.completion=c"], "given: prompt and template"),
         (["data.template='Question:'", "data.completion=a"], "has no {column} place"),

@@ -397,7 +397,9 @@ def test_a_tolerance_is_a_part_or_points(given: Any, part: float, points: float 
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        *(({"tolerance": each}, "tolerance is ") for each in (0.0, 1.0, "0.02", "x%", "100pt", "", None, math.nan)),
+        *(({"tolerance": each}, "tolerance is ") for each in (0.0, 1.0, "0.02", "x%", "100pt", "", math.nan)),
+        *(({"changed": each}, "changed is ") for each in (0.0, 1.0, "0.02", "2pt", "", "2")),
+        ({"tolerance": "1pt", "changed": "2%"}, "tolerance is 1pt and changed is 2%; one of them"),
         ({"rows": 31}, "rows is 31"),
         ({"rank": 0}, "rank is 0"),
     ],

@@ -10,7 +10,8 @@ from closeness import close
 from torch import Tensor, nn
 
 from pedyra.fitting.fit import Rows, fit_batches
-from pedyra.fitting.judge import DivergenceJudge, Judge, divergence, of_labels
+from pedyra.fitting.judge import DivergenceJudge, Judge
+from pedyra.fitting.logits import Logits, answer_logits, divergences
 from pedyra.fitting.wanted import Wanted
 
 IDS = torch.arange(3, 23).view(4, 5)
@@ -71,7 +72,7 @@ def test_divergence_by_hand():
     student = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
     teacher = torch.tensor([[0.0, 0.0], [torch.tensor(3.0).log().item(), 0.0]])  # 1/2, 1/2 and 3/4, 1/4
     expected = (0.75 * torch.tensor(1.5).log() + 0.25 * torch.tensor(0.5).log()) / 2
-    assert close(divergence(student, teacher), expected)
+    assert close(divergences(student, teacher).mean(), expected)
 
 
 @pytest.mark.parametrize(("name", "places"), [("GPT2LMHeadModel", slice(1, 3)), ("T5ForConditionalGeneration", [2, 3])])
@@ -80,11 +81,13 @@ def test_a_model_that_writes_is_asked_where_a_label_is(name: str, places: Any, m
     model = make_tiny(name).eval()
     batch = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "labels": torch.tensor([[-100, -100, 7, 8]])}
     output = model(**batch)
-    torch.testing.assert_close(of_labels(model, batch, output.logits), output.logits[0, places])
+    answers = answer_logits(model, batch, output.logits)
+    assert answers is not None and answers.rows.tolist() == [0, 0]
+    torch.testing.assert_close(answers.values, output.logits[0, places])
 
 
 def sayer(model: nn.Module) -> DivergenceJudge:
-    return DivergenceJudge(model, lambda batch: 4 * model(batch["x"]))
+    return DivergenceJudge(model, lambda batch: Logits(4 * model(batch["x"]), torch.arange(6)))
 
 
 def inputs(count: int, seed: int) -> list[dict[str, Tensor]]:

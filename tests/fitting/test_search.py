@@ -44,7 +44,7 @@ class Asked:
             self.rises[size.rank] = (self.truth(size.rank) + noise * np.ones(self.batches)).tolist()
         seen = self.rises[size.rank][: round(part * self.batches)]
         self.calls.append((size.rank, len(seen)))
-        return Against(paired([0.0] * len(seen), seen, [8.0] * len(seen)))
+        return Against(paired([0.0] * len(seen), seen, [8.0] * len(seen)), batches=len(seen))
 
     def search(self, limit: Tolerance = KNOWN) -> list[Candidate]:
         return search(SIZES, limit, self, self.batches)
@@ -108,7 +108,7 @@ def test_sizes_are_asked_in_their_order_to_the_first_that_is_rejected(batches: i
         assert answers == sorted(answers, reverse=True) and (len(found) == len(SIZES) or not answers[-1])
         taken = [each for each in found if each.accepted]
         if taken:
-            assert taken[-1].proof is not None and taken[-1].proof.rise.batches == batches
+            assert taken[-1].proof is not None and taken[-1].proof.batches == batches
             assert KNOWN.allows(taken[-1].proof)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -278,7 +279,12 @@ def fit(
     trust_remote_code: TrustRemoteCode = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Cut a trained adapter to the smallest that does the job, and prove it on rows of its own."""
+    """Cut a trained adapter to the smallest that does the job, and prove it on rows of its own.
+
+    With 95 % confidence no more of the answers change than --changed says, or no more of the accuracy, or of what
+    fine-tuning won, is given up than --tolerance says. Rows may be text alone.
+    """
+    began = time.perf_counter()
     if len(adapters) > 1 and (destination is None or out is not None or len({*map(Path.absolute, adapters)}) == 1):
         raise UserError(
             "several adapters are fitted for one server, each into its own folder; give --for, and no --out"
@@ -289,7 +295,7 @@ def fit(
 
     console = new_console()
     shown = console.is_terminal
-    asked = Asked(wanted=wanted, source=source, place=place, overwrite=overwrite, shown=shown)
+    asked = Asked(wanted=wanted, source=source, place=place, overwrite=overwrite, began=began, shown=shown)
     outs = {adapter: out or adapter / "fit" for adapter in adapters}
     rows = []
     for found in fit_folders(outs, asked, partial(console.print, soft_wrap=True, markup=False)):
@@ -310,11 +316,21 @@ def prove(
     b: Annotated[str, typer.Argument(metavar="B", help="Another of these.", show_default=False)],
     source: Source,
     margin: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="M", help="How much worse B may be: 1% of what A won, 0.01 of the loss, 0.5pt of the accuracy."
+            metavar="M",
+            help="How much worse B may be: 1% of what A won, 0.01 of the loss, 0.5pt of the accuracy. Default: 1pt for "
+            "a classifier, 1% for others.",
         ),
-    ] = "1%",
+    ] = None,
+    changed: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE",
+            help="This share of the answers (classes of rows, next tokens) may be others than A's: it needs no labels. "
+            "Default for rows without: 2%.",
+        ),
+    ] = None,
     rows: Annotated[int | None, typer.Option(metavar="N", min=8, help="At most so many rows. Default: all.")] = None,
     base_b: Annotated[
         str | None, typer.Option("--base-b", metavar="MODEL", help="Another base of B: a folder, or a name on the Hub.")
@@ -326,10 +342,11 @@ def prove(
     trust_remote_code: TrustRemoteCode = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Prove on rows that B is no worse than A. Exit code 0: no worse; 1: worse; 3: these rows cannot tell."""
+    """Prove on rows that B is no worse than A, or that no more of its answers are others than --changed says, with 95 %
+    confidence. Exit code 0: no worse; 1: worse; 3: these rows cannot tell."""
     from pedyra.fitting.prove import NO_WORSE, WORSE, Margin
 
-    limit = Margin.read(margin)
+    limit = Margin.asked(margin, changed)
     quiet_libraries()
     from pedyra.app.runs.prove import prove_paths
 

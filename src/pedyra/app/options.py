@@ -83,7 +83,7 @@ def place_of(name: str | None) -> Destination | None:
     return None if name is None else destination(name)
 
 
-METAVARS = {"tolerance": "PART", "rank": "R", "data": "ROWS", "run": "RUN", "max_length": "N"}
+METAVARS = {"tolerance": "PART", "changed": "SHARE", "rank": "R", "data": "ROWS", "run": "RUN", "max_length": "N"}
 """The command line calls the values of these so."""
 
 
@@ -116,8 +116,8 @@ def _options(record: Any) -> list[inspect.Parameter]:
     options = []
     for each in fields(record):
         kind, default = kinds[each.name], each.default
-        if kind == float | str:  # which the command line does not know, and the record reads from text
-            kind = str
+        if kind == float | str | None:  # which the command line does not know, and the record reads from text
+            kind = str | None
         option = typer.Option(
             f"--{each.name.replace('_', '-')}",
             help=" ".join(told[each.name]["description"].split()),

@@ -168,6 +168,7 @@ def recipe_schema() -> dict[str, Any]:
     schema["$defs"]["RankSettings"] = {**rank, "additionalProperties": False}
     schema["properties"]["rank"] = {"$ref": "#/$defs/RankSettings"}
     number = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
-    text = {"type": "string", "pattern": r"^\d+(\.\d+)?(%|pt)?$"}
-    schema["$defs"]["Wanted"]["properties"]["tolerance"]["anyOf"] = [number, text]
+    for name, units in (("tolerance", "(%|pt)?"), ("changed", "%?")):
+        text = {"type": "string", "pattern": rf"^\d+(\.\d+)?{units}$"}
+        schema["$defs"]["Wanted"]["properties"][name]["anyOf"] = [number, text, {"type": "null"}]
     return schema

@@ -134,8 +134,8 @@ class DataSection(Section):
     """Column of the text."""
     text_pair: str | None = None
     """Second text column; required by `pairs`, possible for `regression`."""
-    label: str = "label"
-    """Class number or class name; a number for `regression`."""
+    label: str | None = "label"
+    """Class number or class name; a number for `regression`. Null: the rows have none, so that nothing is trained."""
     labels: list[str] | None = None
     """Class names in the order of their numbers; default: the names found, sorted."""
     num_labels: int | None = Field(default=None, ge=2, le=100_000)  # a head of more outputs would fill the memory
@@ -147,7 +147,8 @@ class DataSection(Section):
     template: str | None = None
     """causal_lm, seq2seq: the prompt as text with {column} places, instead of `prompt`; {column:.500} cuts a text."""
     completion: str | None = None
-    """causal_lm, seq2seq: column of the answer, the only tokens with a loss."""
+    """causal_lm, seq2seq: column of the answer, the only tokens with a loss; without a prompt, of the whole text. Null
+    beside a prompt: the rows have none, so that nothing is trained."""
     max_target_length: int = Field(default=64, ge=2)
     """seq2seq: tokens of the answer; longer ones are cut at the end."""
     messages: str | None = None
@@ -182,14 +183,22 @@ class DataSection(Section):
             )
         if self.kind in GENERATED:
             prompts = [key for key in ("prompt", "template", "messages") if getattr(self, key) is not None]
-            if len(prompts) != 1:
+            whole_text = self.kind == "causal_lm" and not prompts and self.completion is not None
+            if len(prompts) != 1 and not whole_text:
                 given, known = " and ".join(prompts) or "none", "prompt, template"
                 known += ", messages" if self.kind == "causal_lm" else ""
                 raise UserError(f"data.kind {self.kind} takes one of {known}; given: {given}")
-            if (self.completion is None) != (prompts == ["messages"]):
+            if self.completion is not None and prompts == ["messages"]:
                 raise UserError("data.completion goes with data.prompt or data.template, not with data.messages")
             check_template(self.template, "data.template")
         return self
+
+    @property
+    def labelled(self) -> bool:
+        """Tell whether the rows say what is right: a label, an answer, a text that goes on."""
+        if self.kind in GENERATED:
+            return self.completion is not None or self.messages is not None
+        return self.label is not None or self.kind == "question_answering"
 
 
 def check_template(template: str | None, key: str) -> None:

@@ -11,15 +11,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from pedyra.errors import UserError
-from pedyra.fitting.calibration import Calibration, calibrate, seconds_a_batch
+from pedyra.fitting.calibration import Calibration, calibrate, lora_layers, seconds_a_batch
 from pedyra.fitting.cut import check_read, cut_factors, cut_to
 from pedyra.fitting.held import Against, Answers, Held
 from pedyra.fitting.judge import Batch, Cut, Judge
-from pedyra.fitting.modes import disabled
+from pedyra.fitting.logits import NUMBERS
+from pedyra.fitting.modes import disabled, evaluating
 from pedyra.fitting.result import Fit
 from pedyra.fitting.search import FEW, LEAST, proved, search
 from pedyra.fitting.sizes import Candidate, of_rank, ranks_below, size, whole
@@ -32,6 +34,8 @@ PLAIN_BASE = "the base model"
 """The base is called so where the adapter is only switched off."""
 Base = tuple[Cut, str]
 """The first makes the model the one that what was won is counted from, and the second names it."""
+CALIBRATING = 1024
+"""At most this number of rows calibrate, where nothing else is asked, and at least as many prove."""
 Shown = Literal["nothing", "estimate", "bar"]
 """The screen shows the time that a fit takes: not at all, as an estimate beforehand, or with a bar as well."""
 
@@ -49,8 +53,23 @@ class Rows:
     """Gradients come from rows like those the adapter was trained on."""
     held: Sequence[Batch]
     """The proof needs rows that it was not trained on."""
-    told: str = ""
-    """A result names the rows in these words."""
+    unlabelled: bool = False
+    """Nothing says what is right."""
+    name: str = ""
+    """The held-out rows are called so."""
+    counts: tuple[int, int] = (0, 0)
+    """Rows calibrate, and rows prove, in all processes."""
+    a_batch: int = 1
+    """All processes together have this number of held-out rows in a batch."""
+
+    def first(self, batches: int) -> Rows:
+        """Return the same with the first of the held-out batches."""
+        proving = min(self.counts[1], batches * self.a_batch)
+        return replace(self, held=self.held[:batches], counts=(self.counts[0], proving))
+
+    def __str__(self) -> str:
+        calibrating, proving = self.counts
+        return f"{calibrating:,} to calibrate, {proving:,} of {self.name} to prove by" if self.name else ""
 
 
 def fit_batches(
@@ -91,6 +110,10 @@ def fit_batches(
         )
     if batches < FEW:
         warnings.warn(f"there are {batches} batches of held-out rows, so the interval is wide; give more", stacklevel=3)
+    if wanted.share is not None:
+        with evaluating(judge.model), torch.no_grad():
+            if judge.answers(held[0]) is None:
+                raise UserError(f"changed is {wanted.share:.3g}; {NUMBERS}")
     fitting = _Fitting(judge, rows, wanted, adapter, [*ranks], base or (partial(disabled, judge.model), PLAIN_BASE))
     try:
         return fitting.run(shown)
@@ -108,7 +131,7 @@ def labelled(judge: Judge, batches: Sequence[Batch]) -> list[Batch]:
 
 
 class _Fitting:
-    """One fit runs once, and keeps here what its steps share."""
+    """A fit calibrates once, and keeps here what is asked of it again."""
 
     def __init__(self, judge: Judge, rows: Rows, wanted: Wanted, adapter: str, ranks: list[int], base: Base) -> None:
         self.judge, self.model, self.rows, self.wanted, self.adapter = judge, judge.model, rows, wanted, adapter
@@ -116,78 +139,113 @@ class _Fitting:
         self.bar = tqdm(disable=True)
         self.step = 1.0
         """A batch takes this number of seconds forwards and backwards."""
+        self.answers: dict[tuple[int, ...], Answers] = defaultdict(Answers)
+        """Each size has answered these held-out batches."""
 
     def run(self, shown: Shown) -> Fit:
         began = time.perf_counter()
         self._estimate(shown)
         self.bar.set_description("whole adapter")
-        held = Held(self.judge, self.rows.held, self._counted)
-        if self.wanted.points is not None and held.correct is None:
-            raise UserError(
-                f"tolerance is {self.wanted.tolerance}, and this task has no accuracy of rows; give a part of what was "
-                f"won, such as 1%, or a Trainer whose compute_metrics returns the accuracy"
-            )
-        calibration, sizes = self._calibrated()
+        self.held = Held(self.judge, self.rows.held, self._counted)
+        self._checked(self.wanted)
+        self.calibration = self._calibrated()
         self.bar.set_description("base model")
-        losses, of_base = held.losses(self.base)
-        limit = Tolerance(held.risen(losses), self.wanted.part, self.wanted.points)
+        losses, self.of_base = self.held.losses(self.base)
+        self.won = self.held.risen(losses)
+        self.factors = _sums(self.model, self.adapter)
+        return self._found(self.wanted, began)
 
-        everything = size(calibration, whole(calibration))
+    def at(self, tolerance: Any = None, changed: Any = None) -> Fit:
+        """Find the size for another tolerance, by the same calibration and the same held-out rows."""
+        if _sums(self.model, self.adapter) != self.factors:
+            raise UserError("the live adapter is another one than was calibrated (applied, or trained on); fit it anew")
+        self.bar = tqdm(disable=True)
+        return self._found(replace(self.wanted, tolerance=tolerance, changed=changed), time.perf_counter())
+
+    def _checked(self, wanted: Wanted) -> tuple[Wanted, str]:
+        """Return what is asked, and why where the user has not said it. Raises UserError: points without an
+        accuracy."""
+        if wanted.points is not None and self.held.correct is None:
+            raise UserError(
+                f"tolerance is {wanted.tolerance}, and this task has no accuracy of rows; give a share of the answers "
+                f"(changed 2%), a part of what was won, such as 1%, or a Trainer whose compute_metrics returns the "
+                f"accuracy"
+            )
+        if wanted.says_how:
+            return wanted, ""
+        if self.rows.unlabelled:
+            return replace(wanted, changed="2%"), "the default for rows without labels"
+        if self.held.correct is not None:
+            return replace(wanted, tolerance="1pt"), "the default where rows have an accuracy; or ask changed 2%, or 1%"
+        return replace(wanted, tolerance="1%"), "the default where rows have no accuracy; or ask changed 2%"
+
+    def _found(self, wanted: Wanted, began: float) -> Fit:
+        wanted, why = self._checked(wanted)
+        limit = Tolerance(self.won, wanted.part, wanted.points, wanted.share)
+        calibration, everything = self.calibration, size(self.calibration, whole(self.calibration))
+        sizes = [of_rank(calibration, rank) for rank in self._ranks(everything.rank)]
         sizes = [each for each in sizes if each.ranks != everything.ranks]
-        taken, asked = self._asked(calibration, everything, sizes, held, limit)
+        taken, asked = self._asked(everything, sizes, limit)
         factors = cut_factors(self.model, calibration, taken.ranks, self.adapter)
         curve = [everything, *asked]
         kind, words = verdict(taken, curve, limit, self.judge.measure)
         smaller = taken.proof.metrics if taken.proof else {}
-        metrics = {"base": of_base, "whole": held.metrics, **({} if taken is everything else {"smaller": smaller})}
+        metrics = {"base": self.of_base, "whole": self.held.metrics}
+        metrics |= {} if taken is everything else {"smaller": smaller}
         return Fit(
             whole=everything,
             curve=curve,
             chosen=taken,
             tolerance=limit,
-            asked=self.wanted.rank is not None,
+            why=why,
+            asked=wanted.rank is not None,
             factors={name: (A.clone(), B.clone()) for name, (A, B) in factors.items()},
             verdict=kind,
             words=words,
             measure=self.judge.measure,
-            rows=self.rows.told,
+            rows=str(self.rows),
             base=self.base_told,
             seconds=(seconds := time.perf_counter() - began),
             steps=seconds / self.step,
             metrics={name: each for name, each in metrics.items() if each},
             model=self.model,
             adapter=self.adapter,
+            again=self.at,
         )
 
     def _asked(
-        self, calibration: Calibration, everything: Candidate, sizes: list[Candidate], held: Held, limit: Tolerance
+        self, everything: Candidate, sizes: list[Candidate], limit: Tolerance
     ) -> tuple[Candidate, list[Candidate]]:
         """Return the size that is taken, and those that were asked, each with what was found of it."""
-        answers: dict[tuple[int, ...], Answers] = defaultdict(Answers)
         read: dict[tuple[int, ...], set[str]] = defaultdict(set)
 
         def smaller(each: Candidate) -> tuple[Cut, Answers]:
-            factors = cut_factors(self.model, calibration, each.ranks, self.adapter)
+            factors = cut_factors(self.model, self.calibration, each.ranks, self.adapter)
             key = (*each.ranks.values(),)
-            return partial(cut_to, self.model, factors, self.adapter, read[key]), answers[key]
+            return partial(cut_to, self.model, factors, self.adapter, read[key]), self.answers[key]
 
         def ask(each: Candidate, part: float) -> Against:
             self.bar.set_description(f"rank {each.rank}, {each.share:.1%}")
             cut, known = smaller(each)
-            return held.compared(cut, part, known)
+            measure = self.held.compared if limit.changed is None else self.held.changed
+            return measure(cut, part, known)
 
         taken, asked = everything, []
         if self.wanted.rank is not None:  # whatever it does
             asked = [proved(each, limit, ask(each, 1.0)) for each in sizes]
             taken = asked[0] if asked else everything
         elif limit.learned:
-            asked = search(sizes, limit, ask, held.batches)
+            asked = search(sizes, limit, ask, self.held.batches)
             taken = next((each for each in reversed(asked) if each.accepted), everything)
         if self.wanted.rank is None and taken is everything and self.ranks and self.ranks[0] < everything.rank:
             raise NotWithin(_refusal(self.ranks[0], asked, limit, self.judge.measure))
         if self.wanted.curve:
             asked += [replace(each, proof=ask(each, 1.0)) for each in sizes[len(asked) :]]
         if asked:
+            # Of what is taken all is told; of an adapter that is kept whole, what could be asked of the largest size.
+            place, held = 0 if taken is everything else asked.index(taken), self.held
+            asked[place] = replace(asked[place], proof=self._everything(asked[place], *smaller(asked[place]), limit))
+            taken = everything if taken is everything else asked[place]
             check_read(self.model, taken.ranks, gather_object([*read[(*taken.ranks.values(),)]]), self.adapter)
             # The whole adapter comes before and after, so that a layer which keeps weights has those of another size.
             if not (held.repeats() and (taken is everything or held.repeats(*smaller(taken))) and held.repeats()):
@@ -197,15 +255,28 @@ class _Fitting:
                 )
         return taken, asked
 
-    def _calibrated(self) -> tuple[Calibration, list[Candidate]]:
-        """Calibrate, and list the sizes to ask, from the largest down."""
+    def _everything(self, each: Candidate, cut: Cut, known: Answers, limit: Tolerance) -> Against | None:
+        """Measure the size on all rows, with what decides nothing beside it: its loss, and its answers."""
+        if each.proof is None:
+            return None
+        proof = Against(batches=self.held.batches)
+        if not self.rows.unlabelled:
+            proof = self.held.compared(cut, 1.0, known)
+        if self.judge.writes or limit.changed is None:
+            answers = self.held.beside(cut)
+            return replace(proof, changed=answers.changed, per_token=answers.per_token)
+        return replace(proof, changed=self.held.changed(cut, 1.0, known).changed)
+
+    def _calibrated(self) -> Calibration:
         self.bar.set_description("calibration")
         began = time.perf_counter()
         found = calibrate(self.judge, self._counted(self.rows.calibration), adapter=self.adapter)
         self.step = (time.perf_counter() - began) / len(self.rows.calibration)
-        highest = max(whole(found).values())
-        ranks = [self.wanted.rank] if self.wanted.rank is not None else self.ranks or ranks_below(highest)
-        return found, [of_rank(found, rank) for rank in ranks]
+        return found
+
+    def _ranks(self, highest: int) -> list[int]:
+        """List the ranks to ask, from the largest down."""
+        return [self.wanted.rank] if self.wanted.rank is not None else self.ranks or ranks_below(highest)
 
     def _counted(self, items: Iterable[Any]) -> Iterator[Any]:
         for item in items:
@@ -213,9 +284,14 @@ class _Fitting:
             self.bar.update()
 
     def _estimate(self, shown: Shown) -> None:
-        """Tell how long it takes at most, by one batch of each kind."""
-        calibration, held = len(self.rows.calibration), len(self.rows.held)
+        """Tell how long it takes at most, by one batch of each kind, without the held-out rows that would take one
+        model longer than the calibration."""
+        calibration = len(self.rows.calibration)
         calibrated, evaluated = seconds_a_batch(self.judge, self.rows.calibration[0], self.rows.held[0], self.adapter)
+        if self.wanted.rows is None:
+            most = max(CALIBRATING // self.rows.a_batch, int(calibration * calibrated / max(evaluated, 1e-9)))
+            self.rows = self.rows.first(min(gather_object([most])))
+        held = len(self.rows.held)
         sizes = 1 if self.wanted.rank is not None else len(self.ranks) or 6
         seconds = calibration * calibrated + (2 + sizes) * held * evaluated
         long = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
@@ -244,9 +320,15 @@ def _refusal(largest: int, asked: Sequence[Candidate], limit: Tolerance, measure
             f"{told} the adapter has not lowered the {measure} beyond its noise ({won}), so nothing tells whether that "
             f"is enough; give more rows, or {name}"
         )
-    rise = asked[0].proof.rise
-    allowed = f"{100 * limit.points:.2g}pt of the accuracy" if limit.points is not None else f"{limit.loss:.3g}"
+    allowed = f"{limit}{' of the answers' if limit.changed is not None else ' of the accuracy' if limit.points else ''}"
+    allowed = f"{limit.loss:.3g}" if limit.of_loss else allowed
     return (
-        f"{told} with it the {measure} rises by {rise.mean:.3g} ± {rise.error:.2g}, which is not within the tolerance "
-        f"of {allowed}; give a larger tolerance or more rows, or {name}"
+        f"{told} with it {limit.says(asked[0].proof, measure)} ± {limit.measured(asked[0].proof)[1]:.2g}, which is not "
+        f"within the tolerance of {allowed}; give a larger tolerance or more rows, or {name}"
     )
+
+
+def _sums(model: Any, adapter: str) -> list[float]:
+    """Sum each factor of the live adapter, to see whether it is the same later."""
+    slots = ((layer.lora_A[adapter], layer.lora_B[adapter]) for layer in lora_layers(model, adapter).values())
+    return [float(slot.weight.detach().double().sum()) for pair in slots for slot in pair]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
+from torch import Tensor
 
-from pedyra.fitting.judge import Batch, Cut, Judge, Predictions
+from pedyra.errors import UserError
+from pedyra.fitting.judge import Answer, Batch, Cut, Judge, Predictions
+from pedyra.fitting.logits import NUMBERS, Logits, RowAnswers, by_row, compared_rows, per_token, share_of
 from pedyra.fitting.modes import evaluating
 from pedyra.fitting.paired import Increase, Pairs, paired
+from pedyra.fitting.share import Share
 
 Metrics = dict[str, float]
 """Name of a metric of the task -> its value."""
@@ -25,11 +30,44 @@ Counted = Callable[[Iterable[Any]], Iterable[Any]]
 class Against:
     """A smaller adapter was compared with the whole one, on the same held-out rows."""
 
-    rise: Increase
+    rise: Increase | None = None
+    """The loss rises by this; None where it was not asked."""
     pairs: Pairs | None = None
     """Rows are counted that one has right and the other wrong; None where the task has no accuracy of rows."""
     metrics: Metrics = field(default_factory=dict)
     """The task's metrics are those of the smaller adapter; empty where it has none."""
+    changed: Share | None = None
+    """This share of the answers is another one; None where it was not asked."""
+    per_token: tuple[Increase, Increase] | None = None
+    """The mean divergence a token, and the share of the same top token; None where the answers are no tokens."""
+    batches: int = 0
+    """It was measured on this number."""
+
+    def row(self) -> dict[str, Any]:
+        """Return what was told of the answers as fields of a row."""
+        row: dict[str, Any] = {}
+        if self.changed is not None:
+            row |= {"changed": self.changed.mean, "changed_interval": [*self.changed.interval()]}
+            row |= {"changed_at_most": self.changed.upper()}
+        if self.per_token is not None:
+            for name, measured in zip(("mean_kld", "same_top"), self.per_token, strict=True):
+                row |= {name: measured.mean, f"{name}_interval": [*measured.interval()]}
+        return row
+
+    def lines(self) -> list[str]:
+        """Write what was told of the answers; of tokens in the words of llama.cpp."""
+        lines = []
+        if (share := self.changed) is not None:
+            what = "next tokens" if self.per_token else "rows"
+            bound = f"at most {share.upper():.2%} (95 %) on {share.rows:,} rows"
+            lines.append(f"answers     {share.mean:.2%} of the {what} have another answer, {bound}")
+        if self.per_token is not None:
+            kld, same = self.per_token
+            (low, high), (least, most) = kld.interval(), same.interval()
+            lines.append(f"Mean KLD    {kld.mean:.5f} [{low:.5f}, {high:.5f}] (95 %) a token")
+            most = min(1.0, most)
+            lines.append(f"Same top p  {same.mean:.2%} [{least:.2%}, {most:.2%}] (95 %) of the tokens")
+        return lines
 
 
 @dataclass
@@ -38,6 +76,25 @@ class Answers:
 
     losses: list[float] = field(default_factory=list)
     predictions: Predictions = field(default_factory=list)
+    rows: list[list[RowAnswers]] = field(default_factory=list)
+    """Each batch that was compared has its rows."""
+
+
+def answers_beside(whole: Answer, smaller: Answer, batches: Iterable[Batch], writes: bool) -> Against:
+    """Compare two models' answers by their logits too. Each batch of this process is answered by both, so that no
+    logits are kept. Empty where a model gives no answers.
+
+    Args:
+        writes: the answers are tokens.
+    """
+    found: list[RowAnswers] = []
+    for batch in batches:
+        both = [answer(batch) for answer in (whole, smaller)]
+        if both[0] is None or both[1] is None:
+            return Against()
+        found += compared_rows(both[0], both[1])
+    found = gather_object(found)
+    return Against(changed=share_of(found), per_token=per_token(found) if writes else None)
 
 
 class Held:
@@ -52,6 +109,8 @@ class Held:
         self.metrics, self.correct = self._told(answers)
         self.batches = len(gather_object(answers.losses))
         """All processes together have this number."""
+        self._top: list[Tensor] = []
+        """The whole adapter's answers to each batch are these, once they were asked."""
 
     @property
     def whole(self) -> list[float]:
@@ -75,10 +134,42 @@ class Held:
         count = len(answers.losses)
         rise = paired(*(gather_object(each[:count]) for each in (self._whole, answers.losses, self._weights)))
         if count < len(self._batches):
-            return Against(rise=rise)
+            return Against(rise, batches=rise.batches)
         metrics, correct = self._told(answers)
         pairs = None if correct is None or self.correct is None else Pairs.of(self.correct, correct)
-        return Against(rise=rise, pairs=pairs, metrics=metrics)
+        return Against(rise, pairs, metrics, batches=rise.batches)
+
+    def changed(self, cut: Cut, part: float = 1.0, answers: Answers | None = None) -> Against:
+        """Count the answers that are others than the whole adapter's, whose own are kept and no logits of them.
+
+        Args: as of `compared`.
+
+        Raises:
+            UserError: the judge's model gives no answers.
+        """
+        if not self._top:
+            self._top = [
+                values.argmax(-1).cpu() for values, _ in self._answered(partial(evaluating, self._judge.model))
+            ]
+        answers = Answers() if answers is None else answers
+        first, count = len(answers.rows), max(1, round(part * len(self._batches)))
+        for number, (values, rows) in enumerate(self._answered(cut, first, count), first):
+            answers.rows.append(by_row(rows, values.argmax(-1) != self._top[number].to(rows.device), None))
+        batches = gather_object(answers.rows[:count])
+        return Against(changed=share_of([row for rows in batches for row in rows]), batches=len(batches))
+
+    def beside(self, cut: Cut) -> Against:
+        """Compare all answers with the whole adapter's, as `answers_beside` does."""
+        both = [self._judge.answering(using) for using in (partial(evaluating, self._judge.model), cut)]
+        return answers_beside(both[0], both[1], self._counted(self._batches), self._judge.writes)
+
+    def _answered(self, cut: Cut, first: int = 0, last: int | None = None) -> Iterator[Logits]:
+        """Yield what the model that `cut` makes answers to these batches."""
+        with cut(), torch.no_grad():
+            for batch in self._counted(self._batches[first:last]):
+                if (answered := self._judge.answers(batch)) is None:
+                    raise UserError(NUMBERS)
+                yield answered
 
     def losses(self, cut: Cut) -> tuple[list[float], Metrics]:
         """Return the loss of each batch of all processes with the model that `cut` makes, and its metrics."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pedyra.errors import UserError
+from pedyra.fitting.logits import NUMBERS, Logits, divergences, shifts, writes
 from pedyra.fitting.modes import evaluating
 
 Batch = Mapping[str, Any]
@@ -18,8 +19,8 @@ Cut = Callable[[], AbstractContextManager[None]]
 """While it lasts, the live model is the one that is judged: the whole adapter, a smaller one, none."""
 Loss = Callable[[nn.Module, Batch], Tensor]
 """It gives the mean loss of a batch, `()`."""
-Outputs = Callable[[Batch], Tensor]
-"""It gives what a model says of the tokens of a batch that have a label: logits `(tokens, classes)`."""
+Answer = Callable[[Batch], Logits | None]
+"""It gives the model's answers to a batch."""
 Predictions = list[Any]
 """Each batch adds one, in the form that `Judge.metrics` takes."""
 
@@ -27,22 +28,6 @@ Predictions = list[Any]
 def model_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Return the loss that a transformers model gives for a batch with labels."""
     return model(**batch).loss
-
-
-def of_labels(model: nn.Module, batch: Batch, logits: Tensor) -> Tensor:
-    """Pick the logits by which a language model predicts the tokens that have a label."""
-    labels = batch["labels"].to(logits.device)[:, int(shifts(model)) :]
-    return logits[:, : labels.shape[1]][labels != -100]
-
-
-def shifts(model: Any) -> bool:
-    """Tell whether labels are the tokens themselves, each predicted from those before it, so that none predicts the
-    first.
-
-    So it is of models that write, but for those whose decoder is given the labels one place later.
-    """
-    writes = hasattr(model, "can_generate") and model.can_generate()
-    return writes and not getattr(model.config, "is_encoder_decoder", False)
 
 
 class Judge:
@@ -72,6 +57,24 @@ class Judge:
             return float((labels[..., first:] != -100).sum())
         rows = (len(each) for each in batch.values() if isinstance(each, Tensor) and each.dim() > 0)
         return float(next(rows, 1))
+
+    def answers(self, batch: Batch) -> Logits | None:
+        """Answer a batch with the model as it is; None where it gives no answers that are the same or not."""
+        return None
+
+    def answering(self, using: Cut) -> Answer:
+        """Return what answers a batch with the model that `using` makes."""
+
+        def answer(batch: Batch) -> Logits | None:
+            with using(), torch.no_grad():
+                return self.answers(batch)
+
+        return answer
+
+    @property
+    def writes(self) -> bool:
+        """Tell whether the answers are tokens of a text."""
+        return writes(self.model)
 
     def whole(self, batches: Sequence[Batch], cut: Cut, predictions: Predictions | None = None) -> Iterator[float]:
         """Yield the loss of each batch with the whole adapter, which others are compared with."""
@@ -103,20 +106,29 @@ class DivergenceJudge(Judge):
     that says nothing about held-out rows: the mean of KL(whole || cut) over the tokens of the batch.
 
     Args:
-        outputs: what the model says of a batch.
+        answer: how the model answers a batch.
     """
 
     measure = "divergence from the whole adapter"
 
-    def __init__(self, model: Any, outputs: Outputs) -> None:
+    def __init__(self, model: Any, answer: Answer) -> None:
         super().__init__(model)
-        self._outputs = outputs
+        self._answer = answer
+
+    def answers(self, batch: Batch) -> Logits | None:
+        return self._answer(batch)
+
+    def _values(self, batch: Batch) -> Tensor:
+        answered = self._answer(batch)
+        if answered is None:
+            raise UserError(NUMBERS)
+        return answered.values
 
     def trained_loss(self, batch: Batch) -> Tensor:
         """Return minus the log-likelihood of what the whole adapter itself would say, drawn at random: the second
         moment of its gradients is the Fisher information, which is the curvature of the divergence, and their mean is
         zero."""
-        logits = self._outputs(batch).float()
+        logits = self._values(batch).float()
         said = torch.multinomial(logits.detach().softmax(-1), 1).squeeze(-1)
         return nn.functional.cross_entropy(logits, said) * self.loss_scale
 
@@ -127,9 +139,9 @@ class DivergenceJudge(Judge):
         for number, batch in enumerate(batches):
             with torch.no_grad():
                 with evaluating(self.model):
-                    teacher = self._outputs(batch)
+                    teacher = self._values(batch)
                 with cut():
-                    yield finite(float(divergence(self._outputs(batch), teacher)), number)
+                    yield finite(float(divergences(self._values(batch), teacher).mean()), number)
 
 
 def finite(loss: float, number: int) -> float:
@@ -137,9 +149,3 @@ def finite(loss: float, number: int) -> float:
     if not math.isfinite(loss):
         raise UserError(f"the loss of held-out batch {number} is {loss}; take its rows out")
     return loss
-
-
-def divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """Average KL(teacher || student) over all but the last dimension, of the softmax of both `(*n, classes)`."""
-    p, q = teacher.float().log_softmax(-1), student.float().log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1).mean()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any
 
 from pedyra.errors import UserError
-from pedyra.fitting.held import Metrics
+from pedyra.fitting.held import Against, Metrics
+from pedyra.fitting.logits import NUMBERS
 from pedyra.fitting.paired import CONFIDENCE, Increase, Pairs, paired
 from pedyra.fitting.wanted import amount
 
 NO_WORSE, WORSE, CANNOT_TELL = "no worse", "worse", "cannot tell"
 POWER = 0.8
 """With as many rows as are said to tell, they do so in this part of cases, were the difference what it is here."""
+NOTHING = Against()
 MOST_ROWS = 10**8
 """More are not worth a number."""
 
@@ -26,8 +28,11 @@ class Margin:
 
     value: float
     of: str
-    """The value is a part of what A "won" over the base, a number of the "loss", or a difference of the "accuracy"."""
+    """The value is a part of what A "won" over the base, a number of the "loss", a difference of the "accuracy", or a
+    share of the "answers" that may be others than A's."""
     text: str
+    why: str = ""
+    """It is the default for this reason; empty where the user has given it."""
 
     @classmethod
     def read(cls, given: Any) -> Margin:
@@ -42,14 +47,37 @@ class Margin:
             )
         return cls(value, of, str(given).strip())
 
+    @classmethod
+    def asked(cls, given: Any, changed: Any) -> Margin | None:
+        """Read what the user asks, a margin or a share of the answers; None where it is neither. Raises ValueError."""
+        if given is not None and changed is not None:
+            raise UserError(f"margin is {given} and changed is {changed}; one of them decides, so leave out the other")
+        if changed is None:
+            return None if given is None else cls.read(given)
+        value, unit = amount(changed)
+        if not 0 < value < 1 or unit == "pt" or (isinstance(changed, str) and not unit):
+            raise UserError(
+                f"changed is {changed!r}; it is a share of the answers, above 0% and below 100%, such as 2%"
+            )
+        return cls(value, "answers", f"{100 * value:.3g}%")
+
+    @classmethod
+    def default(cls, *, labelled: bool, accuracy: bool) -> Margin:
+        """Return what is asked where the user has not said it, by what there is."""
+        if not labelled:
+            return cls(0.02, "answers", "2%", "the default for rows without labels")
+        if accuracy:
+            return cls(0.01, "accuracy", "1pt", "the default where rows have an accuracy; or ask --changed 2%")
+        return cls(0.01, "won", "1%", "the default where rows have no accuracy; or ask --changed 2%")
+
 
 @dataclass(frozen=True)
 class Measured:
     """One model has answered the rows of a proof."""
 
-    losses: Sequence[float]
-    """Each batch has one."""
-    metrics: Metrics
+    losses: Sequence[float] = ()
+    """Each batch has one; none where rows have no labels."""
+    metrics: Metrics = field(default_factory=dict)
     correct: Sequence[bool] | None = None
     """Each row is right or not; None where the task has no accuracy of rows."""
 
@@ -62,9 +90,10 @@ class Proof:
     b: str
     """Both are named as the user gave them."""
     measure: str
-    """The margin is of the loss or the accuracy."""
+    """The margin is of the loss, the accuracy or the answers."""
     difference: float
-    """By this much B is worse than A: the rise of the loss, or the fall of the accuracy."""
+    """By this much B is worse than A: the rise of the loss, the fall of the accuracy, or the share of the answers that
+    are others."""
     standard_error: float
     """The noise of the margin counts too, which is itself a measurement where it is a part of what A won."""
     lower: float
@@ -76,8 +105,13 @@ class Proof:
     """The user gave the margin so."""
     verdict: str
     """The word is "no worse", "worse", or "cannot tell"."""
-    loss_a: float
-    loss_b: float
+    why: str = ""
+    """The margin is the default for this reason; empty where the user has given it."""
+    loss_a: float | None = None
+    """It is None where the rows have no labels."""
+    loss_b: float | None = None
+    answers: Against = NOTHING
+    """The share of the answers that are others, and what llama.cpp tells a token, where the models give answers."""
     won: Increase | None = None
     """The loss of A is below that of the base by this, where the margin is a part of it."""
     base: str = "the base model"
@@ -98,45 +132,63 @@ class Proof:
             *("a", "b", "measure", "difference", "standard_error", "lower", "upper", "margin", "verdict"),
             *("metric", "metric_a", "metric_b", "loss_a", "loss_b", "rows", "enough"),
         )
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | self.answers.row()
 
     def __str__(self) -> str:
         return "\n".join([_answer(self), *_facts(self)])
 
 
 def compare(
-    a: Measured, b: Measured, margin: Margin, base: Measured | None = None, /, *, weights: Sequence[float], **known: Any
+    a: Measured,
+    b: Measured,
+    margin: Margin,
+    base: Measured | None = None,
+    /,
+    *,
+    weights: Sequence[float],
+    answers: Against = NOTHING,
+    **known: Any,
 ) -> Proof:
     """Prove it by what was measured of A and B; and of the base, where the margin is a part of what A won.
 
     Args:
         weights: the samples of each batch.
+        answers: what was compared of the answers of A and B.
         known: fields of the proof that tell no result: a, b, rows, base.
 
     Raises:
-        ValueError: a margin of an accuracy that the task does not have.
+        ValueError: a margin of an accuracy, or of answers, that the task does not have.
     """
-    rows, total = known["rows"], sum(weights)
-    losses = [sum(w * loss for w, loss in zip(weights, each.losses, strict=True)) / total for each in (a, b)]
+    rows, changed = known["rows"], answers.changed
     both = None if a.correct is None or b.correct is None else Pairs.of(a.correct, b.correct)
     metric = _metric([*a.metrics])
-    known |= {"loss_a": losses[0], "loss_b": losses[1], "asked": margin.text, "pairs": both}
+    known |= {"asked": margin.text, "why": margin.why, "pairs": both, "answers": answers}
+    if a.losses:
+        totals = (sum(w * loss for w, loss in zip(weights, each.losses, strict=True)) for each in (a, b))
+        known["loss_a"], known["loss_b"] = (total / sum(weights) for total in totals)
     if metric is not None:
         known |= {"metric": metric, "metric_a": a.metrics[metric], "metric_b": b.metrics.get(metric)}
-    if margin.of == "accuracy":
-        if both is None:
-            raise UserError(f"margin is {margin.text}, and this task has no accuracy; give a part (1%), or a number")
-        low, high = both.bounds(NormalDist().inv_cdf(CONFIDENCE))
+    if margin.of in ("accuracy", "answers"):
+        if margin.of == "accuracy":
+            if both is None:
+                raise UserError(
+                    f"margin is {margin.text}, and this task has no accuracy; give a part (1%), or a number"
+                )
+            value, error, (low, high) = both.fall, both.error, both.bounds(NormalDist().inv_cdf(CONFIDENCE))
+        else:
+            if changed is None:
+                raise UserError(f"changed is {margin.text}; {NUMBERS}")
+            value, error, low, high = changed.mean, changed.error, changed.lower(), changed.upper()
         said = _verdict(low, high, margin.value)
         return Proof(
-            measure="accuracy",
-            difference=both.fall,
-            standard_error=both.error,
+            measure=margin.of,
+            difference=value,
+            standard_error=error,
             lower=low,
             upper=high,
             margin=margin.value,
             verdict=said,
-            enough=_enough(both.fall, (low, high), margin.value, both.error, rows) if said == CANNOT_TELL else None,
+            enough=_enough(value, (low, high), margin.value, error, rows) if said == CANNOT_TELL else None,
             **known,
         )
     won = paired(a.losses, base.losses, weights) if base is not None and margin.of == "won" else None
@@ -189,6 +241,8 @@ def _metric(names: Sequence[str]) -> str | None:
 def _answer(proof: Proof) -> str:
     """Say the verdict in words, with the bound that it stands on."""
     there = f"the {proof.measure} of B is {_beside(proof, proof.difference)}"
+    if proof.measure == "answers":
+        there = f"of B's answers {_beside(proof, proof.difference)} are others than A's"
     limit = f"the margin is {_plain(proof, proof.margin)}"
     if proof.verdict == NO_WORSE:
         return (
@@ -217,23 +271,26 @@ def _answer(proof: Proof) -> str:
 
 
 def _facts(proof: Proof) -> list[str]:
-    lines = [
-        f"A           {proof.a}",
-        f"B           {proof.b}",
-        f"loss        {proof.loss_a:.4f} -> {proof.loss_b:.4f}",
-    ]
+    lines = [f"A           {proof.a}", f"B           {proof.b}"]
+    if proof.loss_a is not None and proof.loss_b is not None:
+        lines.append(f"loss        {proof.loss_a:.4f} -> {proof.loss_b:.4f}")
     if proof.metric_a is not None and proof.metric_b is not None:
         lines.append(f"metric      {proof.metric} {proof.metric_a:.4f} -> {proof.metric_b:.4f}")
     if proof.pairs is not None:
         lines.append(str(proof.pairs))
+    lines += proof.answers.lines()
     if proof.won is not None:
         won = f"{proof.won.mean:.4f} ± {proof.won.error:.4f}"
         lines.append(f"margin      {proof.asked} of the {won} that A won over {proof.base}")
+    if proof.why:
+        lines.append(f"asked       {proof.asked}, {proof.why}")
     return [*lines, f"rows        {proof.rows:,}, the same for both"]
 
 
 def _beside(proof: Proof, worse: float) -> str:
-    """Say where B is beside A: an accuracy that is worse is lower, a loss higher."""
+    """Say where B is beside A: an accuracy that is worse is lower, a loss higher, and of answers more are others."""
+    if proof.measure == "answers":
+        return f"{worse:.2%}"
     accuracy = proof.measure == "accuracy"
     away = f"{100 * abs(worse):.2f} points" if accuracy else f"{round(abs(worse), 6):.4g}"
     if not float(away.split()[0]):
@@ -242,6 +299,8 @@ def _beside(proof: Proof, worse: float) -> str:
 
 
 def _plain(proof: Proof, value: float) -> str:
+    if proof.measure == "answers":
+        return f"{100 * value:.3g}% of the answers"
     return f"{100 * value:.4g} points" if proof.measure == "accuracy" else f"{value:.4g}"
 
 

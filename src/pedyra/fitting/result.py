@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,10 +12,11 @@ from weakref import ref
 
 from accelerate import PartialState
 
+from pedyra.errors import UserError
 from pedyra.export.destinations import Destination, destination
 from pedyra.export.readers import export_lora
 from pedyra.fitting.cut import CURVE, RECORD, Factors, check_out, cut_live, write_cut
-from pedyra.fitting.held import Metrics
+from pedyra.fitting.held import Against, Metrics
 from pedyra.fitting.sizes import Candidate
 from pedyra.fitting.verdict import FLAT, Tolerance
 from pedyra.lora.card import CARD, adapter_card, shown_megabytes, shown_name, shown_ranks
@@ -38,6 +39,8 @@ class Fit:
     tolerance: Tolerance
     asked: bool
     """True: the user asked for this rank, so it is taken whatever it does to the loss."""
+    why: str = ""
+    """The tolerance is the default for this reason; empty where the user has given it."""
     factors: Factors = field(repr=False)
     """Each layer of the size that is taken has its A and B here."""
     verdict: str
@@ -61,6 +64,22 @@ class Fit:
     trainer: ref[Any] | None = field(repr=False, default=None)
     place: Destination | None = field(repr=False, default=None)
     """The adapter will be served there, and is written in the form that this place reads."""
+    again: Callable[..., Fit] | None = field(repr=False, default=None, compare=False)
+    """It finds the size for another tolerance by what was calibrated."""
+
+    def at(self, tolerance: Any = None, *, changed: Any = None) -> Fit:
+        """Find the size for another tolerance of the same adapter, by the same rows, without another calibration. Sizes
+        that were asked are not measured again.
+
+        Args: as of `pedyra.fit`.
+
+        Raises:
+            UserError: the live adapter has changed since (it was applied, or trained on); points without an accuracy;
+                a fit that was read from a folder.
+        """
+        if self.again is None:
+            raise UserError("this fit has no model any more, so it cannot be asked again; call pedyra.fit")
+        return self.again(tolerance=tolerance, changed=changed)
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -75,6 +94,23 @@ class Fit:
     def megabytes(self, size: Candidate) -> float:
         """Return what the factors of this size take on disk."""
         return size.parameters * next(iter(self.factors.values()))[0].element_size() / 1e6
+
+    @property
+    def decides(self) -> str:
+        """Name what is held to the tolerance: the answers, the accuracy, or the measure."""
+        return (
+            "answers" if self.tolerance.changed is not None else "accuracy" if self.tolerance.points else self.measure
+        )
+
+    @property
+    def promise(self) -> str:
+        """Say in a sentence what holds of a size that is accepted."""
+        limit = self.tolerance
+        if limit.changed is not None:
+            return f"with 95 % confidence at most {limit} of the answers are others than the whole adapter's"
+        if limit.points is not None:
+            return f"with 95 % confidence the accuracy is at most {limit} below the whole adapter's"
+        return f"with 95 % confidence the {self.measure} rises by at most {limit} of what fine-tuning won"
 
     def row(self) -> dict[str, Any]:
         """Return the result as one row of plain values."""
@@ -94,12 +130,14 @@ class Fit:
             "standard_error": rise and rise.error,
             "interval": rise and list(rise.interval()),
             "batches": rise and rise.batches,
-            "tolerance": self.tolerance.points or self.tolerance.loss,
+            "tolerance": self.tolerance.limit,
             "won": self.tolerance.won.mean,
             "base": self.base,
             "verdict": self.verdict,
-            "measure": self.measure if self.tolerance.points is None else "accuracy",
+            "measure": self.decides,
+            "promise": self.promise,
         }
+        row |= proof.row() if proof else {}
         if self.metrics:
             row["metrics"] = {key: dict(values) for key, values in self.metrics.items()}
         if proof and proof.pairs:
@@ -115,15 +153,33 @@ class Fit:
                 "parameters": each.parameters,
                 "share": each.share,
                 "predicted_increase": each.predicted,
-                "measured_increase": each.proof and each.proof.rise.mean,
-                "standard_error": each.proof and each.proof.rise.error,
-                "batches": each.proof and each.proof.rise.batches,
+                "measured_increase": each.proof and each.proof.rise and each.proof.rise.mean,
+                "standard_error": each.proof and each.proof.rise and each.proof.rise.error,
+                "batches": each.proof and each.proof.batches,
                 "accepted": each.accepted,
-                "tolerance": self.tolerance.loss if self.tolerance.points is None else None,
+                "beyond": self.beyond(each),
+                "tolerance": self.tolerance.limit,
                 "chosen": each.ranks == self.ranks,
+                **self._decided(each),
             }
             for each in self.curve
         ]
+
+    def beyond(self, size: Candidate) -> bool:
+        """Tell whether the size is clearly beyond the tolerance."""
+        return size.proof is not None and self.tolerance.learned and self.tolerance.forbids(size.proof)
+
+    def _decided(self, size: Candidate) -> dict[str, Any]:
+        """Return what is held to the tolerance, with its bounds of 95 % to each side."""
+        if size.proof is None or not self._is_measured(size.proof):
+            return {"value": None, "lower": None, "upper": None}
+        low, high = self.tolerance.bounds(size.proof)
+        return {"value": self.tolerance.measured(size.proof)[0], "lower": low, "upper": high}
+
+    def _is_measured(self, proof: Against) -> bool:
+        limit = self.tolerance
+        values = proof.changed if limit.changed is not None else proof.pairs if limit.points is not None else proof.rise
+        return values is not None
 
     def __str__(self) -> str:
         return told(self)
@@ -196,20 +252,22 @@ class Fit:
 
 
 def told(fit: Fit) -> str:
-    """Tell what was found: the answer, what proves it, and the table of the sizes that were asked."""
+    """Tell what was found: what was asked, the answer, what proves it, and the table of the sizes that were asked."""
     limit = fit.tolerance
-    lines = [_answer(fit), *_metrics(fit), *_proof(fit)]
+    asked = f"asked       {fit.promise}{f' ({fit.why})' if fit.why else ''}"
+    lines = [asked, _answer(fit), *_metrics(fit), *_proof(fit)]
     won = f"{limit.won.mean:.4f} ± {limit.won.error:.4f} of the {fit.measure} over {fit.base}"
-    if limit.points is None:
+    if limit.of_loss:
         won += f"; {limit.part:.1%} of it is {limit.loss:.4f}"
     lines.append(f"won         {won}")
     if fit.rows:
         lines.append(f"rows        {fit.rows}")
     if fit.seconds:
-        lines.append(f"took        {fit.seconds:.0f} s, as long as {fit.steps:.0f} training steps")
+        lines.append(f"took        {fit.seconds:.0f} s, of which the fit as long as {fit.steps:.0f} training steps")
     if fit.verdict != FLAT:
         lines.append(f"verdict     {fit.words}")
-    return "\n".join([*lines, "", f"rise of the {fit.measure}, by rank", *_curve(fit)])
+    heads = {"answers": "answers that change", "accuracy": "points of the accuracy lost"}
+    return "\n".join([*lines, "", f"{heads.get(fit.decides, f'rise of the {fit.measure}')}, by rank", *_curve(fit)])
 
 
 def _answer(fit: Fit) -> str:
@@ -218,7 +276,8 @@ def _answer(fit: Fit) -> str:
     taken, of = shown_megabytes(fit.megabytes(size)), shown_megabytes(fit.megabytes(whole))
     if fit.is_whole:
         return f"kept        everything: {size.parameters:,} parameters, {of}"
-    why = "asked for, and not proved: " if fit.asked and not size.accepted else ""
+    proved = "clearly beyond the tolerance" if fit.beyond(size) else "not proved"
+    why = f"asked for, and {proved}: " if fit.asked and not size.accepted else ""
     return (
         f"smaller     {why}rank {size.rank} of {whole.rank}: {taken} of {of}, {size.parameters:,} parameters, "
         f"{size.share:.1%} of the adapter"
@@ -226,28 +285,39 @@ def _answer(fit: Fit) -> str:
 
 
 def _proof(fit: Fit) -> list[str]:
+    """Write a line for each way in which the size that is taken was measured; the last is what decides."""
     if fit.is_whole or (proof := fit.chosen.proof) is None:
         return []
-    rise, points = proof.rise, fit.tolerance.points
-    low, high = rise.interval()
-    limit = f"{fit.tolerance.loss:.4f}" if points is None else f"{100 * points:.3g}pt of the accuracy"
-    return [
-        f"proof       the {fit.measure} rises by {rise.mean:+.4f} [{low:+.4f}, {high:+.4f}] (95 %) on {rise.batches} "
-        f"batches; {limit} may be given up"
-    ]
+    limit, lines = fit.tolerance, proof.lines()
+    if proof.rise is not None:
+        (low, high), batches = proof.rise.interval(), proof.rise.batches
+        change = f"rises by {proof.rise.mean:+.4f} [{low:+.4f}, {high:+.4f}] (95 %) on {batches} batches"
+        lines.append(f"loss        the {fit.measure} {change}")
+    if limit.points is not None:
+        bound = 100 * limit.bounds(proof)[1]
+        return [*lines, f"proof       {limit.says(proof)}, at most by {bound:.2f} (95 %); {limit} may be given up"]
+    decides = lines.pop(-1 if limit.of_loss else 0)
+    allowed = f"{limit.loss:.4f}" if limit.of_loss else str(limit)
+    return [*lines, f"proof       {decides[12:]}; {allowed} may be given up"]
 
 
 def _curve(fit: Fit) -> list[str]:
     """Write the table of the sizes that were asked, the one that is taken with an arrow."""
-    lines = [f"    {'rank':>4}  {'parameters':>13}  {'share':>6}  {'rises by':>17}  batches"]
-    answers = {None: "", True: "accepted", False: "rejected"}
+    heads = {"answers": "change", "accuracy": "points lost"}
+    lines = [f"    {'rank':>4}  {'parameters':>13}  {'share':>6}  {heads.get(fit.decides, 'rises by'):>17}  batches"]
     for each in fit.curve:
-        arrow, rises, batches = "->" if each.ranks == fit.ranks else "", "", ""
+        arrow, value, batches = "->" if each.ranks == fit.ranks else "", "", ""
         if each.proof is not None:
-            rise = each.proof.rise
-            rises, batches = f"{rise.mean:+.4f} ± {rise.error:.4f}", str(rise.batches)
+            mean, error = fit.tolerance.measured(each.proof)
+            value = {
+                "answers": f"{mean:.2%} ± {error:.2%}",
+                "accuracy": f"{100 * mean:+.2f} ± {100 * error:.2f}",
+            }.get(fit.decides, f"{mean:+.4f} ± {error:.4f}")
+            batches = str(each.proof.batches)
+        said = "beyond" if fit.beyond(each) else "not proved"
+        said = {None: "", True: "accepted", False: said}[each.accepted]
         size = f"{arrow:2}  {each.rank:4}  {each.parameters:13,}  {each.share:6.1%}"
-        lines.append(f"{size}  {rises:>17}  {batches:>7}  {answers[each.accepted]}".rstrip())
+        lines.append(f"{size}  {value:>17}  {batches:>7}  {said}".rstrip())
     return lines
 
 

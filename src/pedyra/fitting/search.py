@@ -46,7 +46,7 @@ def search(sizes: Sequence[Candidate], limit: Tolerance, ask: Ask, batches: int)
             break
     for place in reversed(range(len(asked))):
         size = asked[place]
-        if size.accepted and size.proof is not None and size.proof.rise.batches < batches:
+        if size.accepted and size.proof is not None and size.proof.batches < batches:
             asked[place] = size = proved(size, limit, ask(size, 1.0))
         if size.accepted:
             break

@@ -17,13 +17,15 @@ DOUBT = 1 - CONFIDENCE
 
 @dataclass(frozen=True)
 class Tolerance:
-    """A part of what fine-tuning won may be given up or, where `points` are given, of the accuracy."""
+    """A part of what fine-tuning won may be given up or, where `points` are given, of the accuracy; or, where `changed`
+    is, this share of the answers may be others than the whole adapter's."""
 
     won: Increase
     """The loss of the adapter is below that of the base model by this."""
-    part: float
+    part: float = 0.01
     points: float | None = None
     """The accuracy may fall by this: 0.005 is half a point."""
+    changed: float | None = None
 
     @property
     def loss(self) -> float:
@@ -36,55 +38,90 @@ class Tolerance:
         return self.part * self.won.error
 
     @property
+    def of_loss(self) -> bool:
+        """Tell whether the loss decides."""
+        return self.points is None and self.changed is None
+
+    @property
+    def limit(self) -> float:
+        """Return the most that may be measured: of the answers, the accuracy or the loss."""
+        return next((each for each in (self.changed, self.points) if each is not None), self.loss)
+
+    @property
     def learned(self) -> bool:
-        """Tell whether anything was won at all, clear of noise; points of the accuracy can be given up in any case."""
-        return self.points is not None or self.won.lower() > 0
+        """Tell whether anything was won at all, clear of noise, where the tolerance is a part of it."""
+        return not self.of_loss or self.won.lower() > 0
 
     def allows(self, found: Against, doubt: float = DOUBT) -> bool:
-        """Tell whether what is truly beyond the tolerance would look like this with probability `doubt` at most.
-
-        What was won is itself a measurement, so the noise of both counts, as that of independent ones.
-        """
-        if self.points is not None:
-            return _fall(found, doubt)[1] <= self.points
-        return self._both(found.rise).upper(doubt) <= self.loss
+        """Tell whether what is truly beyond the tolerance would look like this with probability `doubt` at most."""
+        return self.bounds(found, doubt)[1] <= self.limit
 
     def forbids(self, found: Against, doubt: float = DOUBT) -> bool:
         """Tell whether what is truly within the tolerance would look like this with probability `doubt` at most."""
+        return self.bounds(found, doubt)[0] > self.limit
+
+    def bounds(self, found: Against, doubt: float = DOUBT) -> tuple[float, float]:
+        """Return the two one-sided bounds of what is held to the tolerance.
+
+        What was won is itself a measurement, so the noise of both counts, as that of independent ones.
+        """
+        if self.changed is not None:
+            assert found.changed is not None, "answers are compared where the tolerance is of them"
+            return found.changed.lower(doubt), found.changed.upper(doubt)
         if self.points is not None:
-            return _fall(found, doubt)[0] > self.points
-        return self._both(found.rise).lower(doubt) > self.loss
+            assert found.pairs is not None, "points of the accuracy are asked only where the task has one"
+            return found.pairs.bounds(NormalDist().inv_cdf(1 - doubt))
+        rise = self._both(found)
+        return rise.lower(doubt), rise.upper(doubt)
 
     def rows_needed(self, found: Against) -> float:
         """Return how many times as many rows like these would tell, in 80 % of cases, on which side of the tolerance
         this is, if it is truly where it was measured."""
-        if self.points is not None and found.pairs is not None:
-            away, error = self.points - found.pairs.fall, found.pairs.error
-        else:
-            away, error = self.loss - found.rise.mean, self._both(found.rise).error
-        normal = NormalDist()
+        value, error = self.measured(found)
+        away, normal = self.limit - value, NormalDist()
         return ((normal.inv_cdf(1 - DOUBT) + normal.inv_cdf(0.8)) * error / away) ** 2 if away else math.inf
 
-    def next_allowing(self, found: Against) -> str | None:
-        """Return the next larger tolerance that allows this, in whole percent or in tenths of a point."""
-        if self.points is None:
-            larger = ((f"{n}%", replace(self, part=n / 100)) for n in range(1, 100) if n / 100 > self.part)
-        else:
-            points = self.points
-            larger = ((f"{n / 10:g}pt", replace(self, points=n / 1000)) for n in range(1, 1000) if n / 1000 > points)
-        return next((told for told, tolerance in larger if tolerance.allows(found)), None)
+    def measured(self, found: Against) -> tuple[float, float]:
+        """Return what is held to the tolerance, and its standard error."""
+        if self.changed is not None and found.changed is not None:
+            return found.changed.mean, found.changed.error
+        if self.points is not None and found.pairs is not None:
+            return found.pairs.fall, found.pairs.error
+        rise = self._both(found)
+        return rise.mean, rise.error
 
-    def _both(self, rise: Increase) -> Increase:
+    def next_allowing(self, found: Against) -> str | None:
+        """Return the next larger tolerance of this kind that allows this, in tenths of a percent of the answers or of a
+        point, or in whole percent."""
+        name = "changed" if self.changed is not None else "part" if self.points is None else "points"
+        unit, step = {"changed": ("%", 1000), "points": ("pt", 1000), "part": ("%", 100)}[name]
+        smallest = math.floor(getattr(self, name) * step + 1e-9) + 1
+        larger = (number for number in range(smallest, step) if replace(self, **{name: number / step}).allows(found))
+        number = next(larger, None)
+        return None if number is None else f"{number / step * 100:g}{unit}"
+
+    def says(self, found: Against, measure: str = "loss") -> str:
+        """Say what was measured of what is held to the tolerance."""
+        value, _ = self.measured(found)
+        if self.changed is not None:
+            return f"{value:.2%} of the answers change"
+        return (
+            f"the accuracy falls by {100 * value:.3g} points" if self.points else f"the {measure} rises by {value:.3g}"
+        )
+
+    def __str__(self) -> str:
+        """Write it as it is asked."""
+        if self.changed is not None:
+            return f"{100 * self.changed:.3g}%"
+        return f"{100 * self.points:.3g}pt" if self.points is not None else f"{100 * self.part:.3g}%"
+
+    def _both(self, found: Against) -> Increase:
         """Return the rise with the noise of what was won, taken as symmetric, beside its own."""
+        rise = found.rise
+        assert rise is not None, "losses are compared where the tolerance is of them"
         error = math.hypot(rise.error, self.error)
         part = rise.error / error if 0 < error < math.inf else 0.0
         return Increase(rise.mean, error, rise.batches, rise.skew * part**3)
-
-
-def _fall(found: Against, doubt: float) -> tuple[float, float]:
-    """Return the two one-sided bounds of the fall of the accuracy."""
-    assert found.pairs is not None, "points of the accuracy are asked only where the task has one"
-    return found.pairs.bounds(NormalDist().inv_cdf(1 - doubt))
 
 
 CAPACITY_LIMITED, FLAT, UNKNOWN = "capacity-limited", "flat", "unknown"
@@ -108,16 +145,20 @@ def verdict(
         )
     if taken.accepted and taken.share <= 0.5:
         return FLAT, f"flat: {taken.share:.1%} of the adapter is proved to be enough for this task"
-    beyond = [each for each in curve if each.share >= HALF and each.proof and tolerance.forbids(each.proof)]
-    if beyond:
-        worst = max(beyond, key=lambda each: each.share)
+    beyond = [each for each in curve if each.proof and tolerance.forbids(each.proof)]
+    ways = otherwise(taken, curve, tolerance)
+    if halves := [each for each in beyond if each.share >= HALF]:
+        worst = max(halves, key=lambda each: each.share)
         assert worst.proof is not None
-        return CAPACITY_LIMITED, (
-            f"capacity-limited: {worst.share:.0%} of the adapter is clearly beyond the tolerance; with it the "
-            f"{measure} rises by {worst.proof.rise.mean:.3g}"
+        told = f"{worst.share:.0%} of the adapter is clearly beyond the tolerance"
+        return CAPACITY_LIMITED, f"capacity-limited: {told}; with it {tolerance.says(worst.proof, measure)}{ways}"
+    if taken in beyond and taken.proof is not None:  # it was asked for
+        return UNKNOWN, (
+            f"unknown: rank {taken.rank} is clearly beyond the tolerance: {tolerance.says(taken.proof, measure)}; no "
+            f"larger one was asked"
         )
     told = "unknown: these rows tell neither that half is enough nor that it is too little"
-    return UNKNOWN, f"{told}; {_missing(curve, tolerance)}"
+    return UNKNOWN, f"{told}; {_missing(curve, tolerance)}{ways}"
 
 
 def _missing(curve: Sequence[Candidate], tolerance: Tolerance) -> str:
@@ -131,3 +172,20 @@ def _missing(curve: Sequence[Candidate], tolerance: Tolerance) -> str:
         if enough is not None:
             larger = f"a tolerance of {enough} would allow rank {undecided.rank}"
     return f"{more}, or {larger}"
+
+
+def otherwise(taken: Candidate, curve: Sequence[Candidate], tolerance: Tolerance) -> str:
+    """Name the other ways to ask of a fit that kept everything, with the least that these rows would allow in each for
+    the largest size that was asked; empty where there is none."""
+    asked = next((each for each in curve if each.proof is not None), None)
+    if taken.share < 1 or asked is None or asked.proof is None:
+        return ""
+    found, ways = asked.proof, []
+    if found.changed is not None and tolerance.changed is None:
+        ways.append(("changed", Tolerance(tolerance.won, changed=0.0)))
+    if found.pairs is not None and tolerance.points is None:
+        ways.append(("tolerance", Tolerance(tolerance.won, points=0.0)))
+    if found.rise is not None and not tolerance.of_loss and tolerance.won.lower() > 0:
+        ways.append(("tolerance", Tolerance(tolerance.won, part=0.0)))
+    told = [f"{name} {least}" for name, way in ways if (least := way.next_allowing(found)) is not None]
+    return f"; asked otherwise, {' or '.join(told)} would allow rank {asked.rank}" if told else ""

@@ -42,14 +42,15 @@ def fit(trainer: Trainer, *, data: Any = None, for_: str | None = None, **asked:
             trained on, with a warning.
         for_: where the adapter will be served: "vllm", or another of `pedyra.export.destinations`. The ranks of this
             place are asked, and `save` writes the form that it reads; "vllm:16" takes that rank whatever it does.
-        asked: the fields of `pedyra.fitting.wanted.Wanted`: tolerance, rank, rows, curve.
+        asked: the fields of `pedyra.fitting.wanted.Wanted`: tolerance, changed, rank, rows, curve.
 
     Returns:
         What was found: print it, `save` the smaller adapter, or `apply` it to the live model.
 
     Raises:
-        UserError: no plain LoRA, a sharded model, too few rows, a layer that the calibration did not see; the place is
-            unknown or does not take this adapter, or none of its ranks is within tolerance.
+        UserError: no plain LoRA, a sharded model, too few rows, a layer that the calibration did not see; rows that
+            cannot tell what is asked (a loss without labels, changed answers of a regression); the place is unknown or
+            does not take this adapter, or none of its ranks is within tolerance.
     """
     if unknown := asked.keys() - {each.name for each in fields(Wanted)}:
         raise UserError(f"fit has no {min(unknown)}; it has {', '.join(each.name for each in fields(Wanted))}")
@@ -85,13 +86,27 @@ def fit_trainer(trainer: Trainer, wanted: Wanted, *, place: Destination | None =
     with untouched(trainer, model):
         judge = judged = TrainerJudge(trainer, model)
         rows = fit_rows(trainer, data, wanted)
-        if is_surrogate(trainer):
-            judge = DivergenceJudge(model, judged.outputs)
+        if rows.unlabelled and wanted.tolerance is not None:
+            raise UserError(
+                f"tolerance is {wanted.tolerance}, and {rows.name} has no labels, which tell a loss and an accuracy; "
+                f"ask for a share of the answers (changed 2%), or give labels"
+            )
+        if rows.unlabelled or is_surrogate(trainer):
+            judge = DivergenceJudge(model, judged.answers)
             judge.loss_scale = judged.loss_scale
         shown = ("estimate" if trainer.args.disable_tqdm else "bar") if trainer.is_world_process_zero() else "nothing"
         base = base_of(trainer, model, rows.calibration, adapter)
         found = fit_batches(judge, rows, wanted, ranks=ranks, base=base, adapter=adapter, shown=shown)
-    return replace(found, trainer=ref(trainer), place=place)
+
+    def again(**asked: Any) -> Fit:
+        with untouched(trainer, model):
+            return joined(again_of(**asked))
+
+    def joined(fit: Fit) -> Fit:
+        return replace(fit, trainer=ref(trainer), place=place, again=again)
+
+    again_of: Any = found.again
+    return joined(found)
 
 
 def check_asked(wanted: Wanted, place: Destination | None) -> None:

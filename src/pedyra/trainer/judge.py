@@ -15,7 +15,8 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer_pt_utils import EvalLoopContainer
 
 from pedyra.errors import UserError
-from pedyra.fitting.judge import Batch, Cut, Judge, Predictions, finite, of_labels
+from pedyra.fitting.judge import Batch, Cut, Judge, Predictions, finite
+from pedyra.fitting.logits import Logits, answer_logits
 
 PAIRS = {"DataCollatorForPreference", "DataCollatorForVisionPreference"}
 """These collators of TRL stack chosen rows on rejected ones; the loss of such a batch is a mean over its pairs."""
@@ -46,15 +47,19 @@ class TrainerJudge(Judge):
         return super().samples(batch) / (2 if kinds & PAIRS else 1)
 
     def forward(self, batch: Batch) -> Any:
-        """Return what the model gives for a batch, without the loss that it would compute for its labels."""
+        """Return what the model gives for a batch, without the loss that it would compute for its labels; the decoder
+        of an encoder-decoder is given them as its text."""
         inputs = send_to_device(dict(batch), self.trainer.args.device)
-        takes = inspect.signature(self.model.get_base_model().forward).parameters.keys() - {"labels"}
+        takes = inspect.signature(self.model.get_base_model().forward).parameters.keys()
+        takes -= set() if getattr(self.model.config, "is_encoder_decoder", False) else {"labels"}
         with self.trainer.accelerator.autocast():
             return self.model(**{key: value for key, value in inputs.items() if key in takes})
 
-    def outputs(self, batch: Batch) -> Tensor:
-        """Return the logits of the tokens that have a label."""
-        return of_labels(self.model, batch, self.forward(batch).logits)
+    def answers(self, batch: Batch) -> Logits | None:
+        takes = inspect.signature(self.model.get_base_model().forward).parameters.keys()
+        if (self.writes and "labels" not in batch) or not takes & batch.keys():  # pairs of texts, as DPO has them
+            return None
+        return answer_logits(self.model, batch, getattr(self.forward(batch), "logits", None))
 
     def losses(self, batches: Sequence[Batch], cut: Cut, predictions: Predictions | None = None) -> Iterator[float]:
         trainer = self.trainer

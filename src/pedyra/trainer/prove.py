@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from tqdm.auto import tqdm
 from transformers import Trainer
 
 from pedyra.errors import UserError
-from pedyra.fitting.fit import labelled
-from pedyra.fitting.held import Held
+from pedyra.fitting.fit import Rows, labelled
+from pedyra.fitting.held import Held, answers_beside
 from pedyra.fitting.judge import Batch
-from pedyra.fitting.modes import disabled
+from pedyra.fitting.modes import disabled, evaluating
 from pedyra.fitting.prove import Margin, Measured, Proof, compare
 from pedyra.fitting.search import LEAST
 from pedyra.lora.folder import MISFITS, active_adapter, check_finite, check_layers, read_lora
@@ -34,7 +35,8 @@ def prove(
     a: str | Path,
     b: str | Path,
     *,
-    margin: str | float = "1%",
+    margin: str | float | None = None,
+    changed: str | float | None = None,
     data: Any = None,
     rows: int | None = None,
 ) -> Proof:
@@ -46,7 +48,9 @@ def prove(
         a: an adapter's folder, the name of a live adapter, or "base", the base model alone.
         b: another one.
         margin: how much worse B may be: "1%" of what A won over the base, 0.01 of the loss, or "0.5pt", points of the
-            accuracy.
+            accuracy. By default "1pt" for a classifier, and "1%" for others.
+        changed: or which share of B's answers may be others than A's, "2%": it needs no labels, for which it is the
+            default.
         data: held-out rows, as the Trainer takes an eval_dataset; by default its own.
         rows: how many of them at most; by default all.
 
@@ -58,51 +62,89 @@ def prove(
     """
     if not isinstance(trainer, Trainer):
         raise UserError(f"prove takes the Trainer that has trained the model, and {type(trainer).__name__} is none")
-    limit = Margin.read(margin)
+    limit = Margin.asked(margin, changed)
     check_margin(limit, str(a) == BASE)
     check_whole(trainer, "a proof")
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     check_live(model, active_adapter(model))
-    with untouched(trainer, model), _beside(model, (a, b)) as (in_a, in_b):
+    with untouched(trainer, model), adapters_beside(model, (a, b)) as (in_a, in_b):
         judge = TrainerJudge(trainer, model)
-        batches, count = taken(judge, data, rows)
-        known = {"a": str(a), "b": str(b), "rows": count}
-        found, wanted = {}, {"A": in_a, "B": in_b}
-        if limit.of == "won":
-            wanted["base"], known["base"] = base_of(trainer, model, training_rows(trainer), active_adapter(model))
-        for name, using in wanted.items():
+        with in_a():  # it goes on from prompts without an answer
+            heldout = taken(judge, data, rows)
+        found: dict[str, Measured] = {}
+        known: dict[str, Any] = {"weights": (), "a": str(a), "b": str(b), "rows": heldout.counts[1]}
+        for name, using in ({} if heldout.unlabelled else {"A": in_a, "B": in_b}).items():
             with using():
-                found[name], known["weights"] = measured(judge, batches, name)
-    return compare(found["A"], found["B"], limit, found.get("base"), **known)
+                found[name], known["weights"] = measured(judge, heldout.held, name)
+        limit = settled(limit, heldout, found.get("A"))
+        if limit.of == "won":
+            using, known["base"] = base_of(trainer, model, training_rows(trainer), active_adapter(model))
+            with using():
+                found["base"], _ = measured(judge, heldout.held, "base")
+        answering = [judge.answering(_evaluated(model, using)) for using in (in_a, in_b)]
+        counted = shown_as(judge, "answers", heldout.held)
+        known["answers"] = answers_beside(answering[0], answering[1], counted(heldout.held), judge.writes)
+    none = Measured()
+    return compare(found.get("A", none), found.get("B", none), limit, found.get("base"), **known)
 
 
-def check_margin(margin: Margin, is_base: bool) -> None:
+def settled(limit: Margin | None, rows: Rows, a: Measured | None) -> Margin:
+    """Return what is asked, or the default for what there is. Raises ValueError for a margin that needs labels."""
+    if limit is None:
+        return Margin.default(labelled=not rows.unlabelled, accuracy=a is not None and a.correct is not None)
+    if rows.unlabelled and limit.of != "answers":
+        raise UserError(
+            f"margin is {limit.text}, and {rows.name} has no labels, which tell a loss and an accuracy; ask for a "
+            f"share of the answers (changed 2%), or give labels"
+        )
+    return limit
+
+
+def _evaluated(model: Any, using: Callable[[], Any]) -> Callable[[], Any]:
+    """Return what makes the model the one that `using` makes, in evaluation mode."""
+
+    @contextmanager
+    def both() -> Iterator[None]:
+        with using(), evaluating(model):
+            yield
+
+    return both
+
+
+def check_margin(margin: Margin | None, is_base: bool) -> None:
     """Refuse a part of nothing: ValueError."""
-    if margin.of == "won" and is_base:
+    if margin is not None and margin.of == "won" and is_base:
         raise UserError(
             f"margin is {margin.text} of what A won over the base, and A is the base; give a number of the loss "
-            f"(0.01), or points of the accuracy (0.5pt)"
+            f"(0.01), points of the accuracy (0.5pt), or a share of the answers (changed 2%)"
         )
 
 
-def taken(judge: TrainerJudge, data: Any, most: int | None) -> tuple[list[Batch], int]:
-    """Return the batches of the held-out rows that have labels, and how many rows they hold. ValueError for too few."""
-    every, rows = proof_rows(judge.trainer, data, most)
-    batches = labelled(judge, every)
+def taken(judge: TrainerJudge, data: Any, most: int | None) -> Rows:
+    """Return the held-out rows, without the batches that have no labels where others have. ValueError for too few."""
+    rows = proof_rows(judge.trainer, data, most)
+    batches = labelled(judge, rows.held)
     if len(batches) < LEAST:
-        raise UserError(f"{len(batches)} of {len(every)} batches have a label, and a proof takes {LEAST}; give labels")
-    return batches, rows
+        raise UserError(
+            f"{len(batches)} of {len(rows.held)} batches have a label, and a proof takes {LEAST}; give labels"
+        )
+    return replace(rows, held=batches)
 
 
 def measured(judge: TrainerJudge, batches: Sequence[Batch], name: str) -> tuple[Measured, list[float]]:
     """Measure the judge's model, as it is, on these batches; and say how much each of them weighs."""
-    shown = not judge.trainer.args.disable_tqdm and judge.trainer.is_world_process_zero()
-    held = Held(judge, batches, partial(tqdm, total=len(batches), desc=name, disable=not shown))
+    held = Held(judge, batches, shown_as(judge, name, batches))
     return Measured(held.whole, held.metrics, held.correct), held.weights
 
 
+def shown_as(judge: TrainerJudge, name: str, batches: Sequence[Batch]) -> Callable[..., Any]:
+    """Return what passes batches on under a bar of this name, where the Trainer shows bars."""
+    shown = not judge.trainer.args.disable_tqdm and judge.trainer.is_world_process_zero()
+    return partial(tqdm, total=len(batches), desc=name, disable=not shown)
+
+
 @contextmanager
-def _beside(model: PeftModel, given: Sequence[str | Path]) -> Iterator[list[Callable[[], Any]]]:
+def adapters_beside(model: PeftModel, given: Sequence[str | Path]) -> Iterator[list[Callable[[], Any]]]:
     """Yield what makes the live model each of these for a while; folders have names of their own meanwhile."""
     active, added, using = list(model.active_adapters), [], []
     try:
@@ -115,7 +157,7 @@ def _beside(model: PeftModel, given: Sequence[str | Path]) -> Iterator[list[Call
                 name = f"pedyra_prove_{number}"
                 added.append(name)
                 _add_adapter(model, Path(each), name)
-            using.append(partial(_active, model, name, active[0]))
+            using.append(partial(_active, model, name))
         model.set_adapter(active[0])
         yield using
     finally:
@@ -145,8 +187,9 @@ def _add_adapter(model: PeftModel, path: Path, name: str) -> None:
 
 
 @contextmanager
-def _active(model: PeftModel, name: str, before: str) -> Iterator[None]:
+def _active(model: PeftModel, name: str) -> Iterator[None]:
     """While it lasts, the model has this adapter."""
+    before = model.active_adapters[0]
     model.set_adapter(name)
     try:
         yield

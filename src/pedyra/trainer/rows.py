@@ -15,11 +15,14 @@ from uuid import uuid4
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import IterableDataset, Subset
+from transformers import GenerationConfig
 
 from pedyra.errors import UserError
-from pedyra.fitting.fit import Rows
+from pedyra.fitting.fit import CALIBRATING, Rows
 from pedyra.fitting.judge import Batch
+from pedyra.fitting.logits import writes
 from pedyra.fitting.modes import evaluating
 from pedyra.fitting.search import FEW, LEAST
 from pedyra.fitting.wanted import Wanted
@@ -35,6 +38,13 @@ CALIBRATION = 128
 """A calibration takes at most this number of batches."""
 LEARNED = 0.1
 """From this part of the held-out rows on, a warning says that they were trained on."""
+MOST_HELD = 8192
+"""At most this number of held-out rows prove, where nothing else is asked; a fit takes as many as it has the time
+for."""
+CONTINUED_ROWS = 512
+"""At most this number of prompts calibrate, and as many prove, where the adapter has to go on from them first."""
+WRITTEN = 64
+"""It writes at most this number of tokens after each."""
 GENERATED_ROWS = 128
 """Where the Trainer generates what it is judged on, at most this number of completions calibrate, and as many prove."""
 
@@ -42,14 +52,17 @@ GENERATED_ROWS = 128
 def fit_rows(trainer: Any, data: Any, wanted: Wanted) -> Rows:
     """Make the batches of a fit: rows like those of the training calibrate, and held-out rows prove."""
     completions, processes = _completions(trainer), trainer.accelerator.num_processes
+    calibrating, proving = wanted.rows or CALIBRATING, wanted.rows or MOST_HELD
     if completions:  # the batches of all processes have to hold whole groups of completions
         group = completions // math.gcd(completions, processes)
         size = small = max(group, trainer.args.per_device_eval_batch_size // group * group)
         step = size * processes // completions
-        most = min(wanted.rows, max(2 * BATCH, GENERATED_ROWS // completions, 2 * step))
-        name, training, seen, held, left = _drawn(trainer, data, most)
-    else:
-        name, training, seen, held, left = _drawn(trainer, data, wanted.rows)
+        calibrating = proving = min(calibrating, max(2 * BATCH, GENERATED_ROWS // completions, 2 * step))
+    name, training, seen, held, left = _drawn(trainer, data, calibrating, proving)
+    unlabelled = not completions and _is_unlabelled(trainer, held, left)
+    if unlabelled and writes(trainer.accelerator.unwrap_model(trainer.model)) and wanted.rows is None:
+        seen, left = seen[:CONTINUED_ROWS], left[:CONTINUED_ROWS]
+    if not completions:
         size, room = _held_batch(trainer, len(left)), trainer.args.per_device_train_batch_size
         small = max(min(BATCH, room), min(room, len(seen) // FEW) if _compares_rows(trainer) else 0)
     prompts = completions or 1
@@ -58,15 +71,23 @@ def fit_rows(trainer: Any, data: Any, wanted: Wanted) -> Rows:
     for rows, lacking in ((seen, "calibrate"), (left, "prove by")):
         if not rows:
             raise UserError(f"{name} leaves no rows to {lacking}; give more")
+    parts = (
+        _batches(trainer, _selected(of, rows), number, bool(completions))
+        for of, rows, number in ((training, seen, small), (held, left, size))
+    )
+    calibration, proof = ([_written(trainer, batch) for batch in part] if unlabelled else part for part in parts)
     return Rows(
-        calibration=_batches(trainer, _selected(training, seen), small, bool(completions)),
-        held=_batches(trainer, _selected(held, left), size, bool(completions)),
-        told=f"{len(seen):,} to calibrate, {len(left):,} of {name} to prove by",
+        calibration=calibration,
+        held=proof,
+        unlabelled=unlabelled,
+        name=name,
+        counts=(len(seen), len(left)),
+        a_batch=max(1, size * processes // prompts),
     )
 
 
-def proof_rows(trainer: Any, data: Any, most: int | None) -> tuple[list[Batch], int]:
-    """Make batches of the held-out rows alone, at most `most`, and count their rows in all processes."""
+def proof_rows(trainer: Any, data: Any, most: int | None) -> Rows:
+    """Make batches of the held-out rows alone, at most `most`; the model as it is goes on from prompts."""
     if is_surrogate(trainer):
         raise UserError(
             f"the loss of {type(trainer).__name__} says nothing about held-out rows, so it proves nothing; ask a "
@@ -79,7 +100,11 @@ def proof_rows(trainer: Any, data: Any, most: int | None) -> tuple[list[Batch], 
     left = _shared(left, size * processes, processes)
     if len(left) < LEAST * size:
         raise UserError(f"{name} has {len(left)} rows, and a proof takes {LEAST * size} or more; give more")
-    return _batches(trainer, _selected(held, left), size, False), len(left)
+    batches = _batches(trainer, _selected(held, left), size, False)
+    unlabelled = _is_unlabelled(trainer, held, left)
+    if unlabelled:
+        batches = [_written(trainer, batch) for batch in batches]
+    return Rows(calibration=(), held=batches, unlabelled=unlabelled, name=name, counts=(0, len(left)))
 
 
 def training_rows(trainer: Any) -> list[Batch]:
@@ -156,20 +181,21 @@ def _held_out(trainer: Any, data: Any, what: str) -> tuple[str, Any, Any]:
     return name, held, None
 
 
-def _drawn(trainer: Any, data: Any, most: int) -> tuple[str, Any, list[int], Any, list[int]]:
+def _drawn(trainer: Any, data: Any, calibrating: int, proving: int) -> tuple[str, Any, list[int], Any, list[int]]:
     """Draw the rows that calibrate and those held out, each a data set and places in it, after the name of the latter.
 
     Args:
-        most: of either.
+        calibrating: the most that do so.
+        proving: the most that are held out.
     """
     name, held, training = _held_out(trainer, data, "the fit")
     generator = torch.Generator().manual_seed(trainer.args.seed)
     if training is None:
-        held, order = _shuffled(held, 2 * most, generator)
-        third = min(most, len(order) // 3)  # one set of rows, of which a third calibrates
-        return name, held, order[:third], held, order[third:][:most]
-    training, seen = _shuffled(training, most, generator)
-    held, left = _shuffled(held, most, generator)
+        held, order = _shuffled(held, calibrating + proving, generator)
+        third = min(calibrating, len(order) // 3)  # one set of rows, of which a third calibrates
+        return name, held, order[:third], held, order[third:][:proving]
+    training, seen = _shuffled(training, calibrating, generator)
+    held, left = _shuffled(held, proving, generator)
     return name, training, _apart(training, seen, held, left, name), held, left
 
 
@@ -254,6 +280,69 @@ def _completed(trainer: Any, prompts: Any) -> dict[str, Tensor]:
         "labels": torch.cat([torch.full_like(found["prompt_ids"], -100), labels], 1),
     }
     return {key: value.cpu() for key, value in batch.items()}
+
+
+def _is_unlabelled(trainer: Any, held: Any, left: list[int]) -> bool:
+    """Tell whether the held-out rows are inputs alone: all that the model takes, and nothing that says what is right.
+    A model of one output has no classes, and its rows (the pairs of a reward model) are judged by the Trainer."""
+    if not left or trainer.accelerator.num_processes > len(left):
+        return False
+    base = trainer.accelerator.unwrap_model(trainer.model).get_base_model()
+    batch = _batches(trainer, _selected(held, left[:1]), 1, False)[0]
+    keys = {name for name, value in batch.items() if value is not None}  # a collator may give labels that are None
+    targets = {"labels", "label", "label_ids", "start_positions", "end_positions", *(trainer.label_names or ())}
+    takes = inspect.signature(base.forward).parameters.keys()
+    return keys <= takes and not keys & targets and getattr(getattr(base, "config", None), "num_labels", 2) != 1
+
+
+def _written(trainer: Any, batch: Batch) -> Batch:
+    """Have the model as it is go on from the prompts of a batch, greedily; what it writes are the labels. A batch that
+    has labels stays as it is, and so does one of a classifier."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not writes(model) or batch.get("labels") is not None:
+        return batch
+    ids, config = batch["input_ids"], model.config
+    mask = batch.get("attention_mask", torch.ones_like(ids)).bool()
+    longest, most = int(mask.sum(1).max()), getattr(config, "max_position_embeddings", None) or math.inf
+    room = WRITTEN if config.is_encoder_decoder else min(WRITTEN, most - longest)
+    if longest == 0 or room < 1:
+        raise UserError(
+            f"a prompt of {longest} tokens leaves the model nothing to go on from, or no room of its {most} tokens; "
+            f"leave out empty prompts, and cut long ones (--max-length)"
+        )
+    own = getattr(trainer.processing_class, "eos_token_id", None), model.generation_config.eos_token_id
+    ends = {end for each in own for end in (each if isinstance(each, list) else [each]) if end is not None}
+    pad = getattr(trainer.processing_class, "pad_token_id", None) or 0
+    settings = GenerationConfig(
+        max_new_tokens=room,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        eos_token_id=[*ends] or None,
+        pad_token_id=pad,
+    )
+    prompts = [row[on] for row, on in zip(ids, mask, strict=True)]
+    sides = {"padding_value": pad, "batch_first": True, "padding_side": "left"}
+    inputs = {"input_ids": ids, "attention_mask": mask.long()}
+    if not config.is_encoder_decoder:  # it goes on from the last token
+        inputs["input_ids"] = pad_sequence(prompts, **sides)
+        inputs["attention_mask"] = pad_sequence(
+            [torch.ones_like(row) for row in prompts], **{**sides, "padding_value": 0}
+        )
+    with evaluating(model), torch.no_grad(), trainer.accelerator.autocast():
+        found = model.generate(**send_to_device(inputs, trainer.args.device), generation_config=settings).cpu()
+    found = found[:, 1 if config.is_encoder_decoder else inputs["input_ids"].shape[1] :]
+    after_end = torch.isin(found, torch.tensor([*ends], dtype=found.dtype)).cumsum(1).cumsum(1) > 1
+    texts = [row[~over] for row, over in zip(found, after_end, strict=True)]
+    if config.is_encoder_decoder:
+        return {**batch, "labels": pad_sequence(texts, batch_first=True, padding_value=-100)}
+    rows = [torch.cat(both) for both in zip(prompts, texts, strict=True)]
+    labels = [torch.cat([torch.full_like(row, -100), text]) for row, text in zip(prompts, texts, strict=True)]
+    return {
+        "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
+    }
 
 
 def _prepared(trainer: Any, data: Any) -> Any:

@@ -180,11 +180,15 @@ def lora_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fitted_run(lora_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The plain LoRA run, with a fit that has kept half of it."""
     folder = Path(shutil.copytree(lora_run, tmp_path_factory.mktemp("runs") / "fitted"))
-    keys = ("rank", "parameters", "share", "measured_increase", "standard_error", "accepted")
-    sizes = ((8, 1000, 1.0, None, None, None), (4, 500, 0.5, 0.02, 0.01, True), (2, 250, 0.25, 0.25, 0.02, False))
+    keys = ("rank", "parameters", "share", "value", "lower", "upper", "accepted", "beyond")
+    sizes = (
+        (8, 1000, 1.0, None, None, None, None, False),
+        (4, 500, 0.5, 0.02, 0.003, 0.037, True, False),
+        (2, 250, 0.25, 0.25, 0.21, 0.29, False, True),
+    )
     rows = [dict(zip(keys, size, strict=True)) | {"tolerance": 0.05, "chosen": size[0] == 4} for size in sizes]
     record = {"rank": 4, "of_rank": 8, "megabytes": 0.5, "of_megabytes": 1.0, "parameters": 500, "share": 0.5}
-    record |= {"measured_increase": 0.02, "interval": [0.0, 0.04], "tolerance": 0.05}
+    record |= {"tolerance": 0.05, "measure": "loss", "promise": "the loss rises by at most 1% of what fine-tuning won"}
     record |= {"verdict": "flat", "words": "flat: 50.0% of the adapter is proved to be enough for this task"}
     record |= {"metrics": {"base": {"accuracy": 0.5}, "whole": {"accuracy": 0.81}, "smaller": {"accuracy": 0.805}}}
     (folder / "fit").mkdir()

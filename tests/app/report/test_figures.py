@@ -67,7 +67,7 @@ def test_of_a_run_that_was_fitted_the_curve_comes_first(fitted_run: Path):
     curves = drawn(panel.chart)
     (curve,) = curves.values()
     assert (curve["x"], curve["y"]) == ([250, 500], [0.25, 0.02])
-    assert curve["low"] == pytest.approx([0.2108, 0.0004])  # 1.96 standard errors
+    assert (curve["low"], curve["high"]) == ([0.21, 0.003], [0.29, 0.037])
     rings = [row for layer in spec_of(panel.chart)["layer"] for row in layer.get("data", {}).get("values", ())]
     assert {"x": 500, "y": 0.02, "text": "taken"} in rings
 

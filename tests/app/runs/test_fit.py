@@ -293,7 +293,7 @@ def test_all_rows_of_a_file_take_the_place_of_those_of_a_run(run: Path, tmp_path
     (copied / "environment.json").write_text(json.dumps({**environment, "classes": ["positive", "negative"]}))
     with pytest.raises(ValueError, match=r"^--data '.*rows.jsonl' does not exist"):
         recipe_of(copied, read_lora(copied), Source(data=tmp_path / "rows.jsonl"))
-    (tmp_path / "rows.jsonl").touch()
+    (tmp_path / "rows.jsonl").write_text('{"text": "warm", "label": "positive"}\n')
     found = recipe_of(copied, read_lora(copied), Source(data=tmp_path / "rows.jsonl"))
     assert found.model.quantization == "nf4"
     changed = {"source": str(tmp_path / "rows.jsonl"), "labels": ["positive", "negative"], "validation_fraction": 0.5}

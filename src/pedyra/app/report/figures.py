@@ -49,30 +49,40 @@ def make_figures(run: RunRecords) -> list[Figure]:
 
 
 def increase_by_size(run: RunRecords) -> Figure:
-    """Show the rise of the loss against the size of the adapter."""
-    panels = [Panel("The loss with a smaller adapter", increase_curve(run.curve))] if run.curve else []
+    """Show what a fit held to its tolerance (answers that change, points of the accuracy, the loss) by the size of the
+    adapter."""
+    measure = run.fit["measure"] if run.fit else "loss"
+    told, axis, unit = {
+        "answers": ("Answers that change with a smaller adapter", "answers that change, %", 100),
+        "accuracy": ("The accuracy with a smaller adapter", "points of the accuracy lost", 100),
+    }.get(measure, ("The loss with a smaller adapter", f"rise of the {measure}", 1))
+    panels = [Panel(told, held_curve(run.curve, axis, unit))] if run.curve else []
     caption = (
-        "How much the loss rises when every layer keeps so many of its most useful directions, which make up for those "
-        "that go: against the whole adapter, on the same held-out rows (bar: 95 %). Sizes are asked from the largest "
-        "down to the first that is not within tolerance, and one is within it where its upper bound lies below the "
-        "dashed line; a point below it is not enough. The ring is around the size that was taken. "
+        "What changes when every layer keeps so many of its most useful directions, which make up for those that go: "
+        "against the whole adapter, on the same held-out rows (bar: the truth lies below it, or above it, in 5 % of "
+        "cases at most). Sizes are asked from the largest down to the first that is not within tolerance, and one is "
+        "within it where its upper bound lies below the dashed line; a point below it is not enough. The ring is "
+        f"around the size that was taken. {_promise(run.fit)}"
         + (f"The verdict: {run.fit['words']}." if run.fit else "")
     )
     return Figure("fit", "Size", "How small may the adapter be?", caption, panels)
 
 
-def increase_curve(rows: Sequence[Mapping[str, Any]]) -> Chart:
-    """Draw one fit, from the rows of its curve."""
-    asked = sorted((row for row in rows if row["measured_increase"] is not None), key=lambda row: row["parameters"])
-    sizes, rises = [row["parameters"] for row in asked], [row["measured_increase"] for row in asked]
-    errors = [row["standard_error"] or 0.0 for row in asked]
-    low, high = ([rise + sign * 1.96 * error for rise, error in zip(rises, errors, strict=True)] for sign in (-1, 1))
-    limit = next((row["tolerance"] for row in rows if row["tolerance"] is not None), None)
+def _promise(fit: Mapping[str, Any]) -> str:
+    return f"What is accepted keeps this promise: {fit['promise']}. The verdict: {fit['words']}." if fit else ""
+
+
+def held_curve(rows: Sequence[Mapping[str, Any]], axis: str, unit: float) -> Chart:
+    """Draw one fit, from the rows of its curve, in this unit of what is held to the tolerance."""
+    asked = sorted((row for row in rows if row.get("value") is not None), key=lambda row: row["parameters"])
+    sizes = [row["parameters"] for row in asked]
+    values, low, high = ([unit * row[key] for row in asked] for key in ("value", "lower", "upper"))
+    limit = next((unit * row["tolerance"] for row in rows if row.get("tolerance") is not None), None)
     line_at = None if limit is None else ("tolerance", float(f"{limit:.3g}"))
-    ring = next((("taken", row["parameters"], row["measured_increase"]) for row in asked if row["chosen"]), None)
+    ring = next((("taken", row["parameters"], unit * row["value"]) for row in asked if row.get("chosen")), None)
     axes = {"log_x": True, "linear_to": limit or None, "line_at": line_at, "ring": ring}
-    drawn = [Curve("measured", sizes, rises, low, high)] if asked else []
-    return curves(drawn, Axes("parameters of the adapter", "rise of the loss", **axes))
+    drawn = [Curve("measured", sizes, values, low, high)] if asked else []
+    return curves(drawn, Axes("parameters of the adapter", axis, **axes))
 
 
 # These figures say where the ranks are, and how they got there.

@@ -125,19 +125,17 @@ def fit_line(run: RunRecords) -> str:
         told.append(
             f"the accuracy changes by {100 * fit['accuracy_change']:+.2f} points [{low:+.2f}, {high:+.2f}] (95 %)"
         )
-    measure, limit = fit["measure"], fit["tolerance"]
-    within = "the tolerance" if limit is None else f"the tolerance of {limit:.4f}"
-    if measure == "accuracy":  # it is held, and the rise is that of the loss
-        measure, within = "loss", f"a fall of the accuracy by {100 * fit['tolerance']:.3g}pt"
+    promise = fit["promise"]
     if fit["share"] >= 1:
-        told.append(f"no smaller size is proved to be within {within}")
-    elif fit["interval"]:
-        low, high = fit["interval"]
-        proved = "proved to be" if taken and taken["accepted"] else "not proved to be"
-        told.append(
-            f"in the proof the {measure} rises by {fit['measured_increase']:+.4f} [{low:+.4f}, {high:+.4f}] (95 %), "
-            f"{proved} within {within}"
-        )
+        told.append(f"no smaller size is proved: {promise}")
+    elif taken is not None and taken["value"] is not None:
+        value, high = taken["value"], taken["upper"]
+        held = {
+            "answers": f"{value:.2%} of the answers change, at most {high:.2%} (95 %)",
+            "accuracy": f"the accuracy falls by {100 * value:.2f} points, at most by {100 * high:.2f} (95 %)",
+        }.get(fit["measure"], f"the {fit['measure']} rises by {value:+.4f}, at most by {high:+.4f} (95 %)")
+        proved = "proved" if taken["accepted"] else "beyond what was asked" if taken["beyond"] else "not proved"
+        told.append(f"{held}; {proved}: {promise}")
     return "; ".join(told) + "."
 
 

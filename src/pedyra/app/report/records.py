@@ -94,6 +94,7 @@ class FitRow(Row):
     interval: tuple[float, float] | None = None
     tolerance: float | None = None
     measure: str = "loss"
+    promise: str = "within the tolerance"
     metrics: dict[str, dict[str, float]] = {}
     accuracy_change: float | None = None
     accuracy_interval: tuple[float, float] | None = None
@@ -104,9 +105,11 @@ class FitRow(Row):
 class CurveRow(Row):
     rank: int
     parameters: Annotated[int, Field(gt=0)]
-    measured_increase: float | None = None
-    standard_error: float | None = None
+    value: float | None = None
+    lower: float | None = None
+    upper: float | None = None
     accepted: bool | None = None
+    beyond: bool = False
     tolerance: Annotated[float, Field(ge=0)] | None = None
     chosen: bool = False
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pedyra.app.models.base import names_model
 from pedyra.app.recipe import Recipe, check_recipe, load_recipe
-from pedyra.app.recipe_sections import ModelSection
+from pedyra.app.recipe_sections import GENERATED, ModelSection
 from pedyra.app.runs.run_folder import RunFolder, run_of
 from pedyra.app.runs.setup import resolve
 from pedyra.app.runs.source import Source
-from pedyra.app.tasks.sources import check_file, read_test_rows
+from pedyra.app.tasks.sources import Rows, check_file, read_test_rows
 from pedyra.app.tasks.text import class_number
 from pedyra.errors import UserError
 from pedyra.export.loading import num_labels
+from pedyra.fitting.fit import CALIBRATING
+from pedyra.fitting.logits import NUMBERS
 from pedyra.lora.folder import SavedLora
 
 COLUMNS: dict[str, tuple[str, dict[str, str]]] = {
@@ -41,7 +45,9 @@ def recipe_of(path: Path, lora: SavedLora, source: Source) -> Recipe:
     if source.data is None:
         return recipe
     content = recipe.model_dump()
+    rows = read_test_rows(str(source.data), None, "train", None, "--data")
     content["data"] |= {
+        **_columns(rows, recipe.data.model_dump(), folder),
         "max_length": source.max_length or recipe.data.max_length,
         "labels": recipe.data.labels or RunFolder(folder).recorded("classes"),  # else by the order of their names
         "source": str(source.data),
@@ -49,7 +55,8 @@ def recipe_of(path: Path, lora: SavedLora, source: Source) -> Recipe:
         "config": None,
         "split": "train",
         "validation": None,
-        "validation_fraction": 0.5,
+        "validation_fraction": _proving(rows),
+        "group_by": recipe.data.group_by if any(recipe.data.group_by in row for row in rows) else None,
         "train_rows": None,
         "eval_rows": None,
     }
@@ -69,17 +76,16 @@ def _recipe_of_rows(path: Path, lora: SavedLora, source: Source) -> Recipe:
     if not name:
         raise UserError("the adapter names no base model (base_model_name_or_path); give --run RUN, which does")
     kind, columns = COLUMNS[task]
-    first = read_test_rows(str(source.data), None, "train", None, "--data")[:1]
-    if kind == "causal_lm" and any("messages" in row for row in first):
-        columns = {"messages": "messages"}
+    rows = read_test_rows(str(source.data), None, "train", None, "--data")
+    columns = {**columns, **_columns(rows, {"kind": kind, **columns}, source.data)}
     model = {"name": name, "revision": lora.config.get("revision"), **source.loading}
     if (lora.folder / "tokenizer_config.json").is_file():  # that of the training, whose template chats were written by
         model["tokenizer"] = str(lora.folder)
     data = {"source": str(source.data), "kind": kind, **columns, "max_length": source.max_length}
     if kind == "classification":
-        _check_labels(lora, source.data)
+        _check_labels(lora, rows, source.data)
         data["num_labels"] = num_labels(lora)
-    content = {"name": "fit", "model": model, "data": {**data, "validation_fraction": 0.5}}
+    content = {"name": "fit", "model": model, "data": {**data, "validation_fraction": _proving(rows)}}
     return check_recipe(content, str(source.data))
 
 
@@ -94,14 +100,45 @@ def _tell_other_base(lora: SavedLora, model: ModelSection, folder: Path) -> None
         )
 
 
-def _check_labels(lora: SavedLora, data: Path) -> None:
+def _proving(rows: Rows) -> float:
+    """Return the part of the rows that prove: half of them, or all but those that can calibrate."""
+    return max(0.5, 1 - CALIBRATING / max(1, len(rows)))
+
+
+def _columns(rows: Rows, data: Mapping[str, Any], where: Path) -> dict[str, str | None]:
+    """Return the columns of these rows where they are not those of `data`: none for labels that no row has, and for a
+    language model's rows the chat or the text that they have instead of a prompt.
+
+    Raises ValueError for rows without any of these, and for a regression without labels, in which nothing is the same
+    or not.
+    """
+    first = rows[0] if rows else {}
+    asked = [data[name] for name in ("prompt", "messages") if data.get(name)]
+    if data["kind"] == "causal_lm" and first and asked and asked[0] not in first:
+        if found := next((name for name in ("messages", "text") if name in first), None):
+            key = "messages" if found == "messages" else "completion"
+            return {"prompt": None, "messages": None, "completion": None, key: found}
+        raise UserError(
+            f"the rows have the columns {', '.join(map(str, first))}, and not {asked[0]!r}; a language model takes "
+            f"prompt (and completion), messages or text: rename one, or give --run RUN, whose recipe names others"
+        )
+    key = "completion" if data["kind"] in GENERATED else "label"
+    column = data.get(key)
+    if column is None or data["kind"] == "question_answering" or any(column in row for row in rows):
+        return {}
+    if data["kind"] == "regression":
+        raise UserError(f"the rows have no column {column!r}, and {where} is of a regression: {NUMBERS}; give labels")
+    return {key: None}
+
+
+def _check_labels(lora: SavedLora, rows: Rows, data: Path) -> None:
     """Refuse names of classes in rows that no recipe tells of: nobody knows which number of the head each has."""
     if num_labels(lora) == 1:
         raise UserError(f"the head of {lora.title} has one output, which is a regression; give --run RUN, its run")
-    every = {row["label"] for row in read_test_rows(str(data), None, "train", ["label"], "--data")}
-    labels = {label for label in every if str(label).strip()}  # a row without one is told by its number later
+    labels = {row["label"] for row in rows if str(row.get("label", "")).strip()}  # one without is told by its number
     if named := [str(label) for label in labels if class_number(label) is None]:
         raise UserError(
             f"the rows of {data} name their classes ({', '.join(sorted(named)):.200}), and nothing says which number "
-            f"each has in the head of {lora.title}; write the number, from 0 on, as label, or give --run RUN"
+            f"each has in the head of {lora.title}; write the number, from 0 on, as label, or leave the column out, or "
+            f"give --run RUN"
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import Trainer
@@ -36,6 +37,8 @@ class Asked:
     loss, and in the form that the place reads."""
     overwrite: bool = False
     """Replace an earlier fit."""
+    began: float | None = None
+    """The command began at this time of `time.perf_counter`, from which it is told how long it took."""
     shown: bool = False
     """A progress bar is beside the estimate of the time, which is told in any case."""
 
@@ -62,6 +65,7 @@ def fit_folders(outs: Mapping[Path, Path], asked: Asked, told: Told) -> list[Fit
         fits.append(fit_folder(path, out, asked, told))
         served[path.name if path.name not in served else f"{path.name}-{len(served)}"] = out
         told(f"adapter     {out}")
+        asked = replace(asked, began=None)
     if asked.place is not None and len(fits) > 1:
         for line in ("", f"all {len(fits)} on one server", *served_together(asked.place, served)):
             told(line)
@@ -75,12 +79,14 @@ def fit_folder(path: Path, out: Path, asked: Asked, told: Told = lambda line: No
         UserError: no data, an adapter that is no plain LoRA, a base that cannot be found, `out` that holds files, no
             rank of the place within tolerance.
     """
+    began = asked.began or time.perf_counter()
     check_out(out, asked.overwrite)
     check_asked(asked.wanted, asked.place)
     if asked.wanted.rank is None:
         _check_whole(path)
     with opened(path, asked.source, shown=asked.shown) as (trainer, lora):
         found = fit_trainer(trainer, asked.wanted, place=asked.place)
+        found = replace(found, seconds=time.perf_counter() - began)
         told(str(found))
         found.write(lora, out)
         for line in () if asked.place is None else served_lines(found, lora, asked.place, out):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,16 @@ from pedyra.app.runs.run_folder import run_of
 from pedyra.app.runs.setup import judging, ready_to_fit
 from pedyra.app.runs.source import Source
 from pedyra.errors import UserError
+from pedyra.fitting.fit import Rows
+from pedyra.fitting.held import Against, answers_beside
 from pedyra.fitting.judge import Batch
+from pedyra.fitting.logits import Logits
+from pedyra.fitting.modes import evaluating
 from pedyra.fitting.prove import Margin, Measured, Proof, compare
 from pedyra.lora.folder import check_finite, check_layers, find_adapter, load_adapter, read_adapter_config, read_lora
 from pedyra.trainer.fit import base_of
 from pedyra.trainer.judge import TrainerJudge
-from pedyra.trainer.prove import BASE, check_margin, measured, taken
+from pedyra.trainer.prove import BASE, adapters_beside, check_margin, measured, settled, shown_as, taken
 from pedyra.trainer.rows import training_rows
 from pedyra.trainer.untouched import untouched
 
@@ -60,6 +64,11 @@ class _Side:
     def is_lora(self) -> bool:
         return self.adapter is not None and read_adapter_config(self.adapter)["peft_type"] == "LORA"
 
+    @property
+    def is_plain(self) -> bool:
+        """Tell whether it is a LoRA that has no biases of the base's, so that another may lie beside it."""
+        return self.is_lora and read_adapter_config(self.adapter or Path()).get("bias", "none") == "none"
+
     def section(self, base: ModelSection, other: Mapping[str, str]) -> ModelSection:
         """Say which model to load, given the base of the rows' adapter and keys that are not as there."""
         content = base.model_dump()
@@ -75,7 +84,7 @@ class _Side:
 def prove_paths(
     a: str,
     b: str,
-    margin: Margin,
+    margin: Margin | None,
     source: Source,
     other: Mapping[str, str] | None = None,
     *,
@@ -84,7 +93,11 @@ def prove_paths(
 ) -> Proof:
     """Prove that what `b` names is no worse than what `a` names, on rows of `source` or of a run that one of them is.
 
+    Where two adapters have the same base it is loaded once. Otherwise A stays in memory beside B where their answers
+    are compared, since no logits are kept.
+
     Args:
+        margin: None: the default for what the rows have.
         other: keys of `model` in a recipe by which the base of `b` is another.
         rows: the most that are taken; None: all.
         shown: progress bars.
@@ -99,10 +112,39 @@ def prove_paths(
     recipe, folder = _recipe(sides, source)
     models = [side.section(recipe.model, keys) for side, keys in zip(sides, ({}, other), strict=True)]
     proving = _Proving(recipe, source, folder, rows, shown)
-    found = [proving.measure(side, model) for side, model in zip(sides, models, strict=True)]
-    base = proving.measure(_Side(BASE), recipe.model, is_won_from=True) if margin.of == "won" else None
-    known = {"a": a, "b": b, "rows": proving.rows, "weights": proving.weights, "base": proving.base}
-    return compare(found[0], found[1], margin, base, **known)
+    found: dict[str, Measured] = {}
+    with ExitStack() as stack:
+        in_a = proving.opened(stack, sides[0], models[0])
+        heldout = proving.taken(in_a)
+        if not heldout.unlabelled:
+            found["a"] = proving.measure(in_a, a)
+        margin = settled(margin, heldout, found.get("a"))
+        check_margin(margin, a == BASE)
+        kept = None if in_a.answer(heldout.held[0]) is None else in_a
+        del in_a
+        if kept is None:
+            stack.close()
+        shares = models[0] == models[1] and sides[0].is_plain and (sides[1].is_plain or b == BASE)
+        if kept is not None and shares:
+            in_b = kept.beside(stack, sides[1])
+        else:
+            in_b = proving.opened(stack, sides[1], models[1])
+        if not heldout.unlabelled:
+            found["b"] = proving.measure(in_b, b)
+        answers = Against()
+        if kept is not None:
+            counted = shown_as(in_b.judge, "answers", heldout.held)
+            answers = answers_beside(kept.answer, in_b.answer, counted(heldout.held), kept.judge.writes)
+        del kept, in_b
+    known = {"a": a, "b": b, "rows": heldout.counts[1], "weights": proving.weights, "answers": answers}
+    if margin.of == "won":
+        with ExitStack() as stack:
+            in_base = proving.opened(stack, _Side(BASE), recipe.model, is_won_from=True)
+            found["base"] = proving.measure(in_base, BASE)
+            del in_base
+        known["base"] = proving.base
+    none = Measured()
+    return compare(found.get("a", none), found.get("b", none), margin, found.get("base"), **known)
 
 
 def _check_bases(sides: Sequence[_Side]) -> None:
@@ -126,44 +168,65 @@ def _recipe(sides: Sequence[_Side], source: Source) -> tuple[Recipe, Path | None
     return recipe_of(path, read_lora(path), source), source.folder(path)
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A model is in memory, with a Trainer that judges it."""
+
+    judge: TrainerJudge
+    using: Callable[[], Any] = nullcontext
+    """It makes the judge's model the one that is asked for, where the model has two adapters."""
+
+    def answer(self, batch: Batch) -> Logits | None:
+        with self.using(), evaluating(self.judge.model), torch.no_grad():
+            return self.judge.answers(batch)
+
+    def beside(self, stack: ExitStack, side: _Side) -> _Opened:
+        """Load the adapter of this side beside the one that is there, on the same base."""
+        _, using = stack.enter_context(adapters_beside(self.judge.model, ("default", side.given)))
+        return _Opened(self.judge, using)
+
+
 class _Proving:
-    """Measures one model at a time, all on the same rows."""
+    """Opens and measures models, all on the same rows."""
 
     def __init__(self, recipe: Recipe, source: Source, folder: Path | None, rows: int | None, shown: bool) -> None:
         self._recipe, self._most, self._shown, self._all = recipe, rows, shown, source.data is not None
         self._tokenizer, self._task = load_rows(recipe, None if self._all else folder)
-        self._batches: list[Batch] | None = None
-        self.rows = 0
+        self._batches: Sequence[Batch] = ()
         self.weights: list[float] = []
         """Weight of each batch."""
         self.base = "the base model"
         """Name of what a gain is counted from."""
 
-    def measure(self, side: _Side, section: ModelSection, *, is_won_from: bool = False) -> Measured:
-        """Measure this model on the rows, after which it is gone.
+    def opened(self, stack: ExitStack, side: _Side, section: ModelSection, *, is_won_from: bool = False) -> _Opened:
+        """Load this model and a Trainer for it, until the stack is closed.
 
         Args:
             is_won_from: what A won is counted from it, so that a head that is drawn at random is fitted to it first.
         """
+        stack.callback(_make_room)
         model = self._loaded(side, section)
-        with judging(self._recipe, self._tokenizer, self._task, model, shown=self._shown) as trainer:
-            ready_to_fit(self._recipe, trainer)
-            data = None
-            if self._all:  # nothing is calibrated, so both halves of a file of rows are for the proof
-                data, trainer.train_dataset = {"first": self._task.train, "second": self._task.eval}, None
-            with untouched(trainer, model):
-                judge = TrainerJudge(trainer, model)
-                if self._batches is None:
-                    self._batches, self.rows = taken(judge, data, self._most)
-                using = nullcontext
-                if is_won_from and getattr(model.get_base_model(), "drawn_anew", ["tiny"]):
-                    using, self.base = base_of(trainer, model, [] if self._all else training_rows(trainer), "default")
-                with using():
-                    found, self.weights = measured(judge, self._batches, side.given)
-        del trainer, judge, model, using
-        gc.collect()  # a Trainer is in circles, and the next model needs the room
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        trainer = stack.enter_context(judging(self._recipe, self._tokenizer, self._task, model, shown=self._shown))
+        ready_to_fit(self._recipe, trainer)
+        if self._all:  # nothing is calibrated, so both halves of a file of rows are for the proof
+            trainer.train_dataset = None
+        stack.enter_context(untouched(trainer, model))
+        using = nullcontext
+        if is_won_from and getattr(model.get_base_model(), "drawn_anew", ["tiny"]):
+            using, self.base = base_of(trainer, model, [] if self._all else training_rows(trainer), "default")
+        return _Opened(TrainerJudge(trainer, model), using)
+
+    def taken(self, opened: _Opened) -> Rows:
+        """Take the held-out rows; a model that writes goes on from prompts."""
+        data = {"first": self._task.train, "second": self._task.eval} if self._all else None
+        with opened.using():
+            rows = taken(opened.judge, data, self._most)
+        self._batches = rows.held
+        return rows
+
+    def measure(self, opened: _Opened, name: str) -> Measured:
+        with opened.using():
+            found, self.weights = measured(opened.judge, self._batches, name)
         return found
 
     def _loaded(self, side: _Side, section: ModelSection) -> Any:
@@ -180,3 +243,10 @@ class _Proving:
             check_finite(lora)
             check_layers(lora, model)
         return model
+
+
+def _make_room() -> None:
+    """Free what a model took: a Trainer is in circles, and the next model needs the room."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

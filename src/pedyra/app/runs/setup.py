@@ -28,7 +28,7 @@ from transformers import (
 from pedyra.app.models.base import load_model, load_tokenizer, positions
 from pedyra.app.models.lora import check_drawn, check_names, lora_config
 from pedyra.app.recipe import Recipe
-from pedyra.app.recipe_sections import LOWER_IS_BETTER
+from pedyra.app.recipe_sections import GENERATED, LOWER_IS_BETTER
 from pedyra.app.runs.arguments import asks_for_fsdp, training_arguments
 from pedyra.app.runs.processes import count_processes, is_launched
 from pedyra.app.tasks.task import Task, load_task
@@ -177,6 +177,9 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     recipe = resolve(recipe)
     args = training_arguments(recipe)  # a misspelt argument is told before the data is read
     check_fit(recipe)
+    if not recipe.data.labelled:
+        missing = "data.completion" if recipe.data.kind in GENERATED else "data.label"
+        raise UserError(f"{missing} is none, and a training needs to know what is right; name its column")
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
     load_test_sets(recipe.generate, recipe.data, tokenizer, task.held_out, recipe.seed)  # tells what it lacks

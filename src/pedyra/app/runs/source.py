@@ -20,8 +20,8 @@ class Source:
     __pydantic_config__ = {"use_attribute_docstrings": True}  # for the help of the command line
 
     data: Path | None = None
-    """Rows (.jsonl, .csv, ...): text and label, prompt and completion, or messages; with a run the columns of its
-    recipe. A fit calibrates on half of them, a proof takes all."""
+    """Rows (.jsonl, .csv, ...): text, with a label or without; prompt, with a completion or without; or messages; with
+    a run the columns of its recipe. A fit calibrates on half of them, a proof takes all."""
     run: Path | None = None
     """Take model and data from this run, where none that is given is one."""
     max_length: int | None = None

@@ -22,11 +22,14 @@ logger = logging.getLogger(__name__)
 
 def encode(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, side: str) -> list[dict[str, list[int]]]:
     """Make input_ids, attention_mask and labels of each row, cut to max_length tokens; labels are -100 off the answers.
+    Prompts alone have no labels.
 
     Rows whose answer lies wholly beyond max_length teach nothing; they are left out, and their number is logged.
     Raises ValueError if no row is left, and for chats without a chat template that can render them.
     """
     encoded, cut = [], 0
+    if not data.labelled:
+        return prompts(rows, data, tokenizer)
     for row in rows:
         ids, labels = _chat(row, data, tokenizer) if data.messages else _prompt_and_answer(row, data, tokenizer)
         cut += data.max_length is not None and len(ids) > data.max_length
@@ -51,11 +54,27 @@ def encode(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, si
     return encoded
 
 
+def prompts(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, list[int]]]:
+    """Make input_ids and attention_mask of prompts alone, cut to max_length tokens. Raises ValueError for an empty
+    one."""
+    encoded = []
+    for number, row in enumerate(rows, start=1):
+        text = prompt_text(row, data.prompt, data.template)
+        ids = prompt_tokens(text, tokenizer)[: data.max_length]
+        if not text.strip() or not ids:
+            raise UserError(
+                f"prompt {number} of {len(rows)} is empty ({text!r:.20}), so nothing can go on from it; remove the row"
+            )
+        encoded.append({"input_ids": ids, "attention_mask": [1] * len(ids)})
+    return encoded
+
+
 def _prompt_and_answer(
     row: dict[str, Any], data: DataSection, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[int]]:
     """Tokenise a prompt and its answer apart, since at generation the prompt is all there is."""
-    prompt_ids = prompt_tokens(prompt_text(row, data.prompt, data.template), tokenizer)
+    text = prompt_text(row, data.prompt, data.template) if data.prompt or data.template else ""  # or a whole text
+    prompt_ids = prompt_tokens(text, tokenizer)
     answer_ids = tokenizer(str(row[data.completion or ""]), add_special_tokens=False)["input_ids"]
     if tokenizer.eos_token_id is not None:
         answer_ids = [*answer_ids, tokenizer.eos_token_id]

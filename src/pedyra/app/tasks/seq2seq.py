@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pedyra.app.packaged import needed
 from pedyra.app.recipe_sections import DataSection
-from pedyra.app.tasks.causal_lm import token_losses
+from pedyra.app.tasks.causal_lm import prompts, token_losses
 from pedyra.app.tasks.sources import Rows
 from pedyra.app.tasks.tokens import num_cut, prompt_text, tell_cut
 
@@ -21,7 +21,10 @@ ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
 def encode(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, side: str) -> list[dict[str, list[int]]]:
-    """Make input_ids and attention_mask of each source, cut to max_length, and labels, cut to max_target_length."""
+    """Make input_ids and attention_mask of each source, cut to max_length, and labels, cut to max_target_length.
+    Sources alone have none."""
+    if not data.labelled:
+        return prompts(rows, data, tokenizer)
     sources = [prompt_text(row, data.prompt, data.template) for row in rows]
     targets = [str(row[data.completion or ""]) for row in rows]
     columns = tokenizer(sources, truncation=data.max_length is not None, max_length=data.max_length)

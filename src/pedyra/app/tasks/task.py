@@ -79,7 +79,7 @@ def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, 
     train = sample(train, data.train_rows, seed, "training")
     evaluation = sample(evaluation, data.eval_rows, seed, "validation")
     labels: text.Labels | None = None
-    targets: tuple[str, ...] = ("labels",)
+    targets: tuple[str, ...] = ("labels",) if data.labelled else ()
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]] = DataCollatorWithPadding(tokenizer)
     if data.kind == "question_answering":
         judged, parts = question_answering.encode(evaluation, data, tokenizer, "validation")

@@ -50,6 +50,9 @@ def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) 
     """Find the labels that `data` or the source declares; where neither does, those of the training rows."""
     if data.kind == "regression":
         return Labels()
+    if data.label is None:
+        names = data.labels or [str(number) for number in range(data.num_labels or 0)]
+        return Labels(tuple(names))
     values = [row[data.label] for row in train]
     for number, value in enumerate(values, start=1):
         if isinstance(value, str) and not value.strip():
@@ -119,11 +122,12 @@ def _real(value: Any) -> float:
 def encode(
     rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, labels: Labels, side: str
 ) -> list[dict[str, Any]]:
-    """Make the tokenizer's columns and `labels`, a dict a row, cut to max_length tokens, the longer of two texts first.
+    """Make the tokenizer's columns and, where there are labels, `labels`, a dict a row, cut to max_length tokens, the
+    longer of two texts first.
 
     Raises ValueError for a label that is none, and a text without tokens.
     """
-    numbers = [labels.number(row[data.label]) for row in rows]
+    targets = [{"labels": labels.number(row[data.label])} if data.label else {} for row in rows]
     texts = [str(row[data.text]) for row in rows]
     pairs = [str(row[data.text_pair]) for row in rows] if data.text_pair else None
     columns = tokenizer(texts, pairs, truncation=data.max_length is not None, max_length=data.max_length)
@@ -132,6 +136,5 @@ def encode(
     if empty is not None:
         raise UserError(f"row {empty + 1} has no tokens: column {data.text!r} holds {texts[empty]!r}; remove the row")
     return [
-        {**{name: column[index] for name, column in columns.items()}, "labels": number}
-        for index, number in enumerate(numbers)
+        {**{name: column[index] for name, column in columns.items()}, **target} for index, target in enumerate(targets)
     ]
