@@ -24,7 +24,7 @@ def test_the_tutorial_trains_shrinks_and_loads(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     base().save_pretrained("base")
     tokenizer().save_pretrained("base")
-    short: dict[str, Any] = dict(max_steps=40, use_cpu=True, bf16=False, report_to="none", save_strategy="no")
+    short: dict[str, Any] = dict(max_steps=40, report_to="none", save_strategy="no")
     monkeypatch.setattr(trl, "SFTConfig", partial(trl.SFTConfig, **short))
     space = {"base": "base", "rows": data("completion", 96, 1), "held_out": data("completion", 72, 2)}
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)

@@ -118,6 +118,21 @@ def test_the_scaling_is_the_same_at_every_budget(use_rslora, make_grid, folder):
     assert len(scalings) == 1 and len(experiment.entries) == 6
 
 
+def test_rows_of_equal_parameters_keep_their_number(make_grid, folder):
+    """Where rows are made equal in their parameters, a method that moves ranks holds that number, not that of ranks."""
+    rows = {"lora": {}, "pedyra": {}, "prune": {"match": "rank"}, "expand": {"rank": {"budget": "ranks"}}}
+    experiment = prepare_experiment(make_grid(methods=rows, match="parameters"), folder)
+    found = {entry.method: experiment.content(entry, 0.1, "jobs")["rank"] for entry in experiment.entries}
+    assert found["pedyra"] == {"budget": "parameters"}
+    assert (found["prune"], found["expand"]) == ({}, {"budget": "ranks"})
+
+
+@pytest.mark.parametrize(("seeds", "told"), [([0, 1, 2], ["4.3", "2.78"]), ([0, 1, 2, 3, 4], [])])
+def test_fewer_than_five_seeds_are_told_to_have_wide_intervals(make_grid, seeds, told):
+    found = [remark for remark in Comparison(make_grid(seeds=seeds), [], []).remarks() if "intervals" in remark]
+    assert bool(found) == bool(told) and all(number in found[0] for number in told)
+
+
 def test_a_folder_can_be_moved_whose_rows_name_their_runs_from_there_on(make_grid, calls, folder):
     compare_grid(make_grid())
     done = len(calls())

@@ -34,7 +34,7 @@ def test_a_published_table_is_whole_and_every_scale_measures_something(name):
     for scale in SCALES:
         cells = list(item.cells(scale))
         assert cells
-        assert {cell.row for cell in cells} <= set(item.rows)
+        assert {cell.row for cell in cells} <= set(item.at(scale).rows)
         assert all((RECIPES / f"{cell.recipe}.yaml").is_file() and cell.part.method in METHODS for cell in cells)
 
 

@@ -20,7 +20,8 @@ Workers = Annotated[int, typer.Option(metavar="N", min=1, help="Runs at once on 
 DryRun = Annotated[
     bool,
     typer.Option(
-        "--dry-run", help="Check the grid and its data, print the number of runs and their GPU hours, train none."
+        "--dry-run",
+        help="Check the grid and its data, print how many runs there are and how long they take, train none.",
     ),
 ]
 Ray = Annotated[

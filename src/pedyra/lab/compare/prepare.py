@@ -100,13 +100,15 @@ class Experiment:
         if r != grid.lora.r:  # the scaling stays: alpha / r, or alpha / sqrt(r)
             ratio = r / grid.lora.r
             alpha *= math.sqrt(ratio) if lora.get("use_rslora") else ratio
+        # Or a method that moves ranks keeps their number, and ends with other parameters than it was matched by.
+        budget = {"budget": "parameters"} if (row.match or grid.match) == "parameters" else {}
         bits = {} if row.quantization is None else {"quantization": row.quantization}
         content = {
             "method": row.method,
             "model": grid.model | bits,
             "data": dict(self.splits[entry.task][purpose]),
             "lora": {**lora, "r": r, "alpha": alpha},
-            "rank": {**grid.rank, **row.rank},
+            "rank": {**budget, **grid.rank, **row.rank},
             "method_settings": dict(row.method_settings),
             "training": {**grid.training, "learning_rate": rate},
         }

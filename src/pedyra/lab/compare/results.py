@@ -13,6 +13,7 @@ from typing import Any
 from pedyra.app.recipe_sections import LOWER_IS_BETTER
 from pedyra.lab.compare.grid import Grid, Judge
 from pedyra.lab.compare.jobs import Entry, Job, JobEnd, final_row
+from pedyra.lab.compare.statistics import reach
 from pedyra.lora.files import read_rows
 
 NOT_A_METRIC = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
@@ -151,8 +152,14 @@ class Comparison:
         return sum(ours[run] for run in shared) / total if total else None
 
     def remarks(self) -> list[str]:
-        """Tell what a reader must know: failures, missing runs, rates at an edge."""
-        found = [f"failed: {end.job.label}: {end.message}" for end in self.failed]
+        """Tell what a reader must know: few seeds, failures, missing runs, rates at an edge."""
+        found = []
+        if 1 < (seeds := len(self.grid.seeds)) < 5:
+            found.append(
+                f"{seeds} seeds: the 95 % intervals are wide, {reach(seeds):.3g} standard errors to each side; with "
+                f"five seeds they are {reach(5):.3g}"
+            )
+        found += [f"failed: {end.job.label}: {end.message}" for end in self.failed]
         waiting = self.missing - sum(end.job.purpose == "jobs" for end in self.failed)
         if waiting > 0:
             found.append(f"{waiting} reported runs are missing")

@@ -28,8 +28,13 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     error = standard_error(values)
     if error is None:
         return None
-    reach = float(stats.t.ppf(0.975, len(values) - 1)) * error
-    return fmean(values) - reach, fmean(values) + reach
+    away = reach(len(values)) * error
+    return fmean(values) - away, fmean(values) + away
+
+
+def reach(count: int) -> float:
+    """Return how many standard errors Student's 95 % interval of `count` values reaches to each side."""
+    return float(stats.t.ppf(0.975, count - 1))
 
 
 def differences(ours: Mapping[Key, float], theirs: Mapping[Key, float]) -> list[float]:

@@ -59,6 +59,10 @@ class CellPart(Section):
         return CellPart.model_validate(both)
 
 
+DATA_SETS = {"sst2": "SST-2", "cola": "CoLA"}
+"""Key of a recipe -> the name of its data set in rows and columns, of those that scale smoke measures."""
+
+
 class AtScale(Section):
     """An item is measured so at one scale."""
 
@@ -148,9 +152,25 @@ class Item(Section):
             Sandbox()
 
     def at(self, scale: Scale) -> Item:
-        """Return the item with the columns that the scale measures."""
-        columns = self.scales[scale].columns
-        return self if columns is None else self.model_copy(update={"columns": columns})
+        """Return the item as the scale measures it: with its columns; at scale smoke, whose tiny random models learn
+        nothing, beside no published number, and with the data under its own name."""
+        columns = self.scales[scale].columns or self.columns
+        if scale != "smoke":
+            return self if columns is self.columns else self.model_copy(update={"columns": columns})
+        names = {
+            DATA_SETS[key]: recipe(name).data.source
+            for key, name in self.scales[scale].recipes.items()
+            if key in DATA_SETS
+        }
+
+        def own(name: str) -> str:
+            for published, source in names.items():
+                name = name.replace(published, source)
+            return name
+
+        parts = {"rows": self.rows, "columns": columns}
+        renamed = {key: {own(name): part for name, part in each.items()} for key, each in parts.items()}
+        return self.model_copy(update={**renamed, "published": {}})
 
     def needs(self, scale: Scale) -> dict[str, list[str]]:
         """Return the models and data sets that a scale names."""
@@ -164,7 +184,7 @@ class Item(Section):
     def cells(self, scale: Scale) -> Iterator[Cell]:
         """Yield the cells that the scale measures, row by row; averages follow from them."""
         recipes = self.scales[scale].recipes
-        for row, first in self.rows.items():
+        for row, first in self.at(scale).rows.items():
             for column, second in self.at(scale).columns.items():
                 part = first.with_column(second)
                 key = "_".join(name for name in (part.model, part.recipe) if name)

@@ -86,8 +86,7 @@ def result_table(item: Item, scale: Scale, found: Sequence[Row]) -> TextTable:
     return TextTable(
         title=f"{item.id}: {item.title}",
         rows=[{"": row} | {column: cells[row, column] for column in item.columns} for row in item.rows],
-        note=f"Measured at scale {scale}: mean ± standard error, {seeds} [95 % interval]; in parentheses: published. "
-        "The paper gives no spread.",
+        note=f"Measured at scale {scale}: mean ± standard error, {seeds} [95 % interval]{_published(item)}",
     )
 
 
@@ -111,9 +110,13 @@ def difference_table(item: Item, scale: Scale, found: Sequence[Row]) -> TextTabl
     return TextTable(
         title=f"Difference to {to}",
         rows=[{"": row} | {c: _difference(*pair) for c, pair in each.items()} for row, each in pairs.items()],
-        note=f"Measured at scale {scale}: mean of the differences, paired by seed [Student's 95 % interval]; in "
-        "parentheses: published.",
+        note=f"Measured at scale {scale}: mean of the differences, paired by seed [Student's 95 % interval]"
+        f"{_published(item)}",
     )
+
+
+def _published(item: Item) -> str:
+    return "; in parentheses: published. The paper gives no spread." if item.published else "."
 
 
 def _group(item: Item, row: str) -> tuple[str, str | None]:
@@ -137,7 +140,11 @@ def _difference(ours: Row, theirs: Row) -> str:
 def remarks(item: Item, scale: Scale, found: Sequence[Row]) -> list[str]:
     """Tell the claim, what is not as published at this scale, and what else is to be known."""
     told = [f"The paper's claim: {item.claim}"]
-    if scale != "full":
+    if scale == "smoke":
+        told.append(
+            "Scale smoke shows that the commands work. Its tiny random models learn nothing: no method is better."
+        )
+    elif scale != "full":
         recipes = ", ".join(dict.fromkeys(item.scales[scale].recipes.values()))
         told.append(f"Scale {scale} has other models, data and steps ({recipes}): compare rows, not levels.")
     unmeasured = [
