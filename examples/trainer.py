@@ -27,7 +27,7 @@ def main(output_dir: str = "runs/example_trainer", steps: int = 300) -> pedyra.F
     config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
     model = get_peft_model(
         BertForSequenceClassification(config),
-        LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", modules_to_save=["classifier"]),
+        LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", modules_to_save=["classifier"]),
     )
     arguments = TrainingArguments(
         output_dir,
@@ -40,10 +40,8 @@ def main(output_dir: str = "runs/example_trainer", steps: int = 300) -> pedyra.F
         dataloader_pin_memory=False,
     )
     trainer = Trainer(model, arguments, train_dataset=rows(2048, seed=1), eval_dataset=rows(1024, seed=2))
-    # This is the one line of PE-DyRA. Without it the Trainer trains plain LoRA, and fit works the same. The paper moves
-    # 12 of 576 triples at a time. This adapter has 52. If 12 of them moved, most of the new ones would be pruned again
-    # at the next adjustment.
-    handle = pedyra.adapt(trainer, PeDyra(moves=2))
+    # This is the one line of PE-DyRA. Without it the Trainer trains plain LoRA, and fit works the same.
+    handle = pedyra.adapt(trainer, PeDyra())
     trainer.train()
     for name, rank in handle.result.ranks.items():
         print(f"{rank:3d}  {name}")

@@ -78,6 +78,8 @@ class Answers:
     predictions: Predictions = field(default_factory=list)
     rows: list[list[RowAnswers]] = field(default_factory=list)
     """Each batch that was compared has its rows."""
+    heights: list[float] = field(default_factory=list)
+    """The top answer of each such batch has this mean logit."""
 
 
 def answers_beside(whole: Answer, smaller: Answer, batches: Iterable[Batch], writes: bool) -> Against:
@@ -95,6 +97,10 @@ def answers_beside(whole: Answer, smaller: Answer, batches: Iterable[Batch], wri
         found += compared_rows(both[0], both[1])
     found = gather_object(found)
     return Against(changed=share_of(found), per_token=per_token(found) if writes else None)
+
+
+def _height(values: Tensor) -> float:
+    return float(values.float().max(-1).values.mean())
 
 
 class Held:
@@ -148,12 +154,13 @@ class Held:
             UserError: the judge's model gives no answers.
         """
         if not self._top:
-            self._top = [
-                values.argmax(-1).cpu() for values, _ in self._answered(partial(evaluating, self._judge.model))
-            ]
+            for values, _ in self._answered(partial(evaluating, self._judge.model)):
+                self._top.append(values.argmax(-1).cpu())
+                self._answers.heights.append(_height(values))
         answers = Answers() if answers is None else answers
         first, count = len(answers.rows), max(1, round(part * len(self._batches)))
         for number, (values, rows) in enumerate(self._answered(cut, first, count), first):
+            answers.heights.append(_height(values))
             answers.rows.append(by_row(rows, values.argmax(-1) != self._top[number].to(rows.device), None))
         batches = gather_object(answers.rows[:count])
         return Against(changed=share_of([row for rows in batches for row in rows]), batches=len(batches))
@@ -185,10 +192,16 @@ class Held:
             answers: what the model said before.
         """
         judged = self._judge.whole if cut is None else self._judge.losses
-        again, before = Answers(), (answers or self._answers).losses
-        self._ask(judged, cut or partial(evaluating, self._judge.model), again, 1)
-        noise = REPEATED * sum(map(abs, before)) / max(1, len(before))
-        return all(gather_object([all(abs(x - y) <= noise for x, y in zip(again.losses, before, strict=False))]))
+        using, again, known = cut or partial(evaluating, self._judge.model), Answers(), answers or self._answers
+        if known.heights:  # rows without labels have no loss to go by
+            again.heights += [_height(values) for values, _ in self._answered(using, 0, 1)]
+        else:
+            self._ask(judged, using, again, 1)
+        same = True
+        for now, before in ((again.losses, known.losses), (again.heights, known.heights)):
+            noise = REPEATED * sum(map(abs, before)) / max(1, len(before))
+            same = same and all(abs(x - y) <= noise for x, y in zip(now, before, strict=False))
+        return all(gather_object([same]))
 
     def risen(self, losses: Sequence[float]) -> Increase:
         """Return by how much these losses of the batches are above those of the whole adapter."""
