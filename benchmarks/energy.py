@@ -29,9 +29,9 @@ def energy(
     widths: dict[str, int] = {}
     lora = read_lora(run)
     for layer in lora.layers:
-        found = singular(*(lora.tensors[layer.keys[slot]] for slot in "AB"))
-        energies[layer.name] = (layer.scaling * found.values).square().tolist()
-        widths[layer.name] = found.U.shape[0] + found.V.shape[1]
+        update = singular(lora.tensors[layer.keys["A"]], lora.tensors[layer.keys["B"]])
+        energies[layer.name] = (layer.scaling * update.values).square().tolist()
+        widths[layer.name] = update.U.shape[0] + update.V.shape[1]
     ranks = ranks_by_energy(energies, widths, rank)
     keys = pattern_keys(ranks)
     left_out = [keys[name] for name, count in ranks.items() if not count]

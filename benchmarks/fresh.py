@@ -66,11 +66,12 @@ def bench_fresh(run: Path, fits: int = 40, rows: int = 1024, truth: int = 8000) 
         found = fit_batches(trained.judge, Rows(calibration=parts[0], held=parts[1]), Wanted())
         losses = list(trained.judge.losses(judged, partial(cut_to, trained.model, found.factors)))
         rise, proof = paired(whole, losses, weights), found.chosen.proof
-        low, high = proof.rise.interval() if proof else (0.0, 0.0)
+        measured = proof.rise if proof else None
+        low, high = measured.interval() if measured else (0.0, 0.0)
         yield {
             "run": str(run), "fit": number, "rows": rows, "truth": truth,
             "rank": found.chosen.rank, "of": found.whole.rank, "share": found.chosen.share,
-            "measured": proof and proof.rise.mean, "lower": low, "upper": high, "accepted_at": found.tolerance.loss,
+            "measured": measured and measured.mean, "lower": low, "upper": high, "accepted_at": found.tolerance.loss,
             "true": rise.mean, "true_error": rise.error, "tolerance": 0.01 * won.mean,
             "beyond": found.chosen.share < 1 and rise.lower() > 0.01 * won.mean,
             "beyond_as_measured": found.chosen.share < 1 and rise.mean > 0.01 * won.mean,

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice, product
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,14 +28,14 @@ from benchmarks.command import Smoke, Threads, command_line, methods_option, sev
 from benchmarks.loop import Loop, make_optimizer
 from benchmarks.rows import Row, RowFile, shown
 from benchmarks.spec import MethodSpec, parse_method
+from pedyra.allocate.contract import BatchLoss, Beginning, Method, Training, Work
 from pedyra.app.console import new_console
 from pedyra.app.options import json_option
 from pedyra.errors import UserError
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import rank_parameters
-from pedyra.methods.data import Data
-from pedyra.methods.method import Adaptation, Request, changed, with_ranks
-from pedyra.methods.registry import METHODS, get_method
+from pedyra.methods.names import setting_names
+from pedyra.methods.registry import METHODS, changed, get_method, with_ranks
 
 PLANTED_KEY = ("method", "architecture", "width", "depth", "rank", "profile", "noise", "seed", "steps", "lr")
 PROFILES: dict[str, tuple[int, ...]] = {
@@ -61,8 +61,6 @@ WINDOW: dict[str, Any] = dict(interval=1 / 30, initial_warmup=1 / 15, final_warm
 """Every rank-adaptive method has this schedule."""
 MOVES = {"pedyra": 1 / 12, "random": 1 / 6, "mask": 1 / 12}
 """Method -> k, as a part of the total rank."""
-IN_RANKS = ("increlora", "triadaptlora")
-"""Methods that are defined by a budget of ranks; all others spend parameters where they can choose."""
 
 
 def planted(
@@ -291,11 +289,14 @@ def _run(problem: Problem, spec: MethodSpec, job: Row) -> Row:
     What a method looks at before the first step comes from the run's own batches, and is not taken off its steps.
     """
     began = time.perf_counter()
-    adaptation = get_method(spec.name).prepare(_request(problem, spec, job))
-    _check_effect(spec, adaptation)
-    model, steps = adaptation.model, job["steps"]
-    optimizer = make_optimizer(adaptation, torch.optim.Adam, lr=job["lr"], fused=True)
-    loop = Loop(adaptation, optimizer, steps)
+    model, method = _begun(problem, spec, job)
+    steps = job["steps"]
+    training = Training(
+        steps=lambda: steps, losses=lambda part: (_every_other(problem, job, 0), _every_other(problem, job, 1))
+    )
+    work = Work() if method is None else method.install(model, training=training)
+    optimizer = make_optimizer(model, work, torch.optim.Adam, lr=job["lr"], fused=True)
+    loop = Loop(model, work, optimizer, steps)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     diverged = False
     for batch in islice(_batches(problem, job), steps):
@@ -334,40 +335,29 @@ def _loss(model: nn.Module, batch: Any) -> Tensor:
     return (model(x) - target).square().mean()
 
 
-def _request(problem: Problem, spec: MethodSpec, job: Row) -> Request:
-    """Ask the method for equal parameters, on a schedule that is the same for all; a setting of the spec's own wins."""
-    names = problem.layer_names
-    lora = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=names)
+def _every_other(problem: Problem, job: Row, first: int) -> Iterator[BatchLoss]:
+    """Yield losses on every other batch of the run: no vector comes twice, so that two such sources are apart."""
+    return (partial(_loss, batch=batch) for batch in islice(_batches(problem, job), first, None, 2))
+
+
+def _begun(problem: Problem, spec: MethodSpec, job: Row) -> tuple[PeftModel, Method | None]:
+    """Give a copy of the base the method's adapter at equal parameters, on a schedule that is the same for all; a
+    setting of the spec's own wins."""
+    names, entry, known = problem.layer_names, get_method(spec.name), setting_names(spec.name)
+    beginning = entry.at_budget(RANK)
+    if "final_rank" in spec.settings:
+        beginning = Beginning(RANK)
+    lora = LoraConfig(r=beginning.r, lora_alpha=RANK * beginning.alpha, target_modules=names)  # type: ignore[arg-type]
     if spec.text == ORACLE:
         ranks = {name: rank for name, rank in zip(names, problem.true_ranks, strict=True) if rank}
         lora = changed(with_ranks(lora, ranks, ranks), target_modules=set(ranks))  # each with the scaling of the others
-    rank: dict[str, Any] = {"seed": job["seed"], **WINDOW}
-    if spec.name not in IN_RANKS:
-        rank["budget"] = "parameters"
+    settings: dict[str, Any] = {**WINDOW, "budget": "parameters"}
     if spec.name in MOVES:
-        rank["moves"] = max(1, round(MOVES[spec.name] * RANK * len(names)))
-    return Request(
-        method=spec.name,
-        model=copy.deepcopy(problem.base),
-        lora=lora,
-        rank={**rank, **spec.rank},
-        settings=spec.settings,
-        seed=job["seed"],
-        steps=job["steps"],
-        data=Data(batches=lambda: _batches(problem, job), loss=_loss),
+        settings["moves"] = max(1, round(MOVES[spec.name] * RANK * len(names)))
+    settings = {key: value for key, value in settings.items() if key in known}
+    return entry.begin(
+        copy.deepcopy(problem.base), lora, {**settings, **beginning.settings, **spec.settings}, job["seed"]
     )
-
-
-def _check_effect(spec: MethodSpec, adaptation: Adaptation) -> None:
-    """Raise ValueError for a rank setting that the method has no use for, or is defined by another value of."""
-    if adaptation.ranks is None:
-        return
-    made = adaptation.ranks.to_dict()
-    for key, value in spec.rank.items():
-        if key in made and made[key] != value:
-            raise UserError(
-                f"method {spec.text!r}: {spec.name} has no use for {key}, or is defined by {made[key]!r}; drop it"
-            )
 
 
 def _final_size(model: PeftModel, layers: Sequence[str]) -> tuple[list[int] | None, int]:

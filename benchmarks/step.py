@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import cycle
 from random import Random
 from statistics import median, quantiles
@@ -24,17 +25,18 @@ from benchmarks.loop import Loop, make_optimizer
 from benchmarks.models import BenchModel, bench_model
 from benchmarks.rows import RowFile
 from benchmarks.spec import MethodSpec, parse_method
+from pedyra.allocate.contract import BatchLoss, Training, Work
 from pedyra.allocate.schedule import Schedule, resolve_schedule
 from pedyra.errors import UserError
-from pedyra.methods.data import Data, model_loss
-from pedyra.methods.method import SCHEDULE, Adaptation, Request
-from pedyra.methods.registry import get_method
-from pedyra.pe_dyra.config import RankSettings
+from pedyra.methods.names import setting_names
+from pedyra.methods.registry import changed, get_method
+from pedyra.pe_dyra.scored import PeDyra
 
 STEP_KEY = (
     "model", "variant", "compile", "rounds", "batch", "length", "dtype", "device", "cpu_time", "threads", "rank",
     "run_steps",
 )  # fmt: skip
+SCHEDULE = ("interval", "initial_warmup", "final_warmup")
 FLOOR = "floor"
 """A model without an adapter at work, timed beside the methods."""
 DEFAULT = (FLOOR, "lora", "adalora", "dora", "pedyra", "pedyra:alpha=1.0")
@@ -161,22 +163,22 @@ def bench_step(
 
 
 def run_schedule(spec: MethodSpec, total_steps: int = RUN_STEPS) -> Schedule:
-    """Return the adjustments of a run at the schedule that the spec gives, or, if none, the paper's median."""
-    given = {name: value for name, value in spec.rank.items() if name in SCHEDULE}
-    settings = RankSettings(**given)
+    """Return the adjustments of a run at the schedule of the spec, or, where it says none, of PE-DyRA's defaults."""
+    chosen = {name: value for name, value in spec.settings.items() if name in SCHEDULE}
+    settings = PeDyra(**chosen)
     return resolve_schedule(total_steps, **{name: getattr(settings, name) for name in SCHEDULE})
 
 
 class Variant:
     """One way to train, in `benchmarks.loop`, and what its steps took."""
 
-    def __init__(self, adaptation: Adaptation, timing: Timing) -> None:
-        self.model: Any = adaptation.model.to(timing.device).train()
+    def __init__(self, model: Any, work: Work, timing: Timing) -> None:
+        self.model: Any = model.to(timing.device).train()
         if timing.compile:
             self.model.compile()
         # The Trainer's default optimizer; AdamW's own default is a loop over the parameters on a CPU.
-        self.optimizer = make_optimizer(adaptation, torch.optim.AdamW, lr=LR, fused=True)
-        self.loop = Loop(adaptation, self.optimizer, timing.total_steps)
+        self.optimizer = make_optimizer(self.model, work, torch.optim.AdamW, lr=LR, fused=True)
+        self.loop = Loop(self.model, work, self.optimizer, timing.total_steps)
         self.allocator = self.loop.allocator
         self.seconds: list[float] = []
         """Seconds of each timed step, without its adjustment."""
@@ -218,18 +220,23 @@ def build(spec: MethodSpec | None, model: BenchModel, timing: Timing) -> Variant
         exclude_modules=model.exclude,
     )  # fmt: skip
     if spec is None:
-        return Variant(Adaptation(model=_floor(get_peft_model(base, lora))), timing)
-    examples = [model.example(seed) for seed in range(8)]
-    request = Request(
-        method=spec.name,
-        model=base,
-        lora=lora,
-        rank={**spec.rank, **timing.schedule},
-        settings=spec.settings,
-        steps=timing.total_steps,
-        data=Data(batches=lambda: cycle(examples), loss=model_loss),
-    )
-    return Variant(get_method(spec.name).prepare(request), timing)
+        return Variant(_floor(get_peft_model(base, lora)), Work(), timing)
+    entry, known = get_method(spec.name), setting_names(spec.name)
+    beginning = entry.at_budget(RANK)
+    lora = changed(lora, r=beginning.r, lora_alpha=2 * RANK * beginning.alpha)
+    schedule = {name: value for name, value in timing.schedule.items() if name in known}
+    adapted, method = entry.begin(base, lora, {**beginning.settings, **spec.settings, **schedule})
+    training = Training(steps=lambda: timing.total_steps, losses=lambda part: (_losses(model), _losses(model)))
+    return Variant(adapted, Work() if method is None else method.install(adapted, training=training), timing)
+
+
+def _losses(model: BenchModel) -> Iterator[BatchLoss]:
+    """Yield losses on examples without end."""
+    return (partial(_loss, batch=batch) for batch in cycle([model.example(seed) for seed in range(8)]))
+
+
+def _loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    return model(**batch).loss
 
 
 def _floor(model: Any) -> Any:

@@ -15,11 +15,12 @@ A recipe is one training run, as YAML. `pedyra train recipe.yaml lora.r=4 seed=1
 where values are YAML too (quote what has braces: `data.template="'{question}'"`). `pedyra schema` prints the same as a
 JSON schema for editors. Only `model.name` and `data.source` must be given.
 """
+METHOD = """`method: sora` is SoRA with its defaults, and `method: {name: sora, l1: 1.3}` changes one of them. The names
+without settings are `lora`, `pissa`, `dora` and `qlora`."""
 TITLES = {
     "model": "The base model",
     "data": "Rows, what their columns mean, and how they are split",
-    "lora": "The LoRA every method starts from",
-    "rank": "Rank adaptation: the fields of `RankSettings`, which are those of `PeDyra`",
+    "lora": "The LoRA every method begins with",
     "fit": "How small the adapter may be, asked at the end of the run",
 }
 
@@ -27,8 +28,14 @@ TITLES = {
 def recipe_page(schema: Mapping[str, Any]) -> str:
     """The page of a `recipe_schema()`."""
     properties = schema["properties"]
-    plain = {name: entry for name, entry in properties.items() if name not in TITLES}
+    plain = {name: entry for name, entry in properties.items() if name not in (*TITLES, "method")}
     parts = [OPENING, "## At the top\n", *_table(plain)]
+    forms = [form["properties"] for form in properties["method"]["anyOf"][1:]]
+    parts += ["", "## method: its name, or its name and the fields of its class\n", METHOD]
+    for settings in forms:
+        name = settings["name"]["const"]
+        if own := {key: entry for key, entry in settings.items() if key != "name"}:
+            parts += ["", f"### {name}\n", *_table(own, "method.")]
     for name, title in TITLES.items():
         entry = properties[name]
         entry = next((each for each in entry.get("anyOf", ()) if "$ref" in each), entry)  # one that may be left out

@@ -6,8 +6,6 @@ rows in research/results. Differences are paired by seed, with a 95 % interval, 
 
 from __future__ import annotations
 
-import ast
-import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +22,7 @@ from pedyra.export.destinations import destinations
 from pedyra.fitting.wanted import Wanted
 from pedyra.lab.compare.statistics import interval, standard_error
 from pedyra.lora.supported import KINDS, VERBS
+from pedyra.methods.names import field_docs
 from pedyra.methods.registry import METHODS
 from pedyra.pe_dyra.config import RankSettings
 
@@ -814,13 +813,7 @@ def asked_of_a_fit() -> Cells:
 
 def _settings(kind: Any) -> Cells:
     """The fields of a config, with the docstring below each."""
-    body = next(node.body for node in ast.parse(inspect.getsource(kind)).body if isinstance(node, ast.ClassDef))
-    told = {
-        field.target.id: " ".join(below.value.value.split())
-        for field, below in pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
-    }
+    told = field_docs(kind)
     cells = [["field", "default", "meaning"]]
     for field in fields(kind):
         default = "required" if field.default is MISSING else f"`{field.default!r}`"

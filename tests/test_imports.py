@@ -147,7 +147,6 @@ def test_pure_functions_know_tensors_but_no_modules_files_or_clocks(module):
     ("statement", "absent"),
     [
         ("import pedyra", ("torch", "transformers", "peft", "numpy")),
-        ("from pedyra.pe_dyra.config import RankSettings; RankSettings()", ("torch", "transformers", "peft")),
         ("import pedyra.methods.names", ("torch", "transformers", "peft", "numpy")),
         ("import pedyra.app.recipe", ("torch", "transformers", "peft", "datasets")),
         ("import pedyra.lab.cli", ("torch", "transformers", "peft", "datasets", "vl_convert")),

@@ -16,7 +16,7 @@ from windows import forced
 
 from pedyra import PeDyra, adapt
 from pedyra.allocate.contract import RankMethod
-from pedyra.trainer.adapt import RankTraining
+from pedyra.trainer.adapt import MethodTraining
 
 STEPS = 12
 SCHEDULE: dict[str, Any] = dict(interval=2, initial_warmup=1, final_warmup=3, moves=4)
@@ -48,7 +48,9 @@ def rows() -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def make_trainer(make_bert: Any, rows: list[dict[str, Any]], quick: Any) -> Callable[..., tuple[Trainer, RankTraining]]:
+def make_trainer(
+    make_bert: Any, rows: list[dict[str, Any]], quick: Any
+) -> Callable[..., tuple[Trainer, MethodTraining]]:
     """make_trainer(out, config, model=..., lora={...}, **TrainingArguments): a Trainer and the handle of `adapt`.
 
     adapting: further arguments of `adapt`; None: the Trainer is left as it is, and the handle is None.
@@ -107,10 +109,10 @@ def logits(tokens: dict[str, Tensor]) -> Callable[[Any], Tensor]:
 
 
 @pytest.fixture
-def run_state() -> Callable[[Trainer, RankTraining], dict[str, Any]]:
+def run_state() -> Callable[[Trainer, MethodTraining], dict[str, Any]]:
     """run_state(trainer, handle): everything that an exact resume must reproduce, by name."""
 
-    def collect(trainer: Trainer, handle: RankTraining) -> dict[str, Any]:
+    def collect(trainer: Trainer, handle: MethodTraining) -> dict[str, Any]:
         allocator, model = handle.allocator, trainer.model
         assert allocator is not None and model is not None and trainer.lr_scheduler is not None
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}

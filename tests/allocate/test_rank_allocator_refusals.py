@@ -9,13 +9,13 @@ import numpy
 import pytest
 import torch
 from torch import Tensor, nn
-from windows import SCHEDULE, forced, on_lora, trainable
+from windows import SCHEDULE, forced, trainable
 from windows import allocate as allocate_given
 
 from pedyra import PeDyra
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.lora.attach import attach
-from pedyra.pe_dyra.scored import ScoredMethod
+from pedyra.methods.ablations import Prune
 
 
 def allocate(model: Any, optimizer: Any = None, total_steps: Any = 30, **settings: Any) -> RankAllocator:
@@ -82,7 +82,7 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     **{
         f"{config} for a method": (
             lambda net, config=config: with_method(net(), config),
-            r"config is .*; give a method with its settings, such as PeDyra\(\)",
+            r"is no method with its settings; give one, such as PeDyra\(\)",
         )
         for config in ({"moves": 2}, None, PeDyra)
     },
@@ -101,7 +101,7 @@ TAKEN: dict[str, Callable[[Any], RankAllocator]] = {
     "nor room to grow": lambda net: allocate(net(r=4), max_rank=4, moves=0),
     "one rank of room": lambda net: allocate(net(r=4), max_rank=5),
     "a method that only shrinks, at the cap": lambda net: with_method(
-        net(r=4), ScoredMethod(**on_lora(**SCHEDULE, max_rank=4).to_dict())
+        net(r=4), Prune(final_rank=2, max_rank=4, interval=3, initial_warmup=2, final_warmup=8)
     ),
     "a whole number of numpy": lambda net: allocate(net(), total_steps=numpy.int64(30)),
 }

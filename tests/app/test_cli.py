@@ -101,8 +101,8 @@ def test_the_base_of_merged_weights_may_be_another(call, tmp_path, monkeypatch):
 
 def test_a_diverged_run_says_so_and_still_has_its_report(call, tmp_path):
     """Its loss is no number, for which the record has null."""
-    rate = ("training.learning_rate=1e8", "training.max_grad_norm=0", "training.max_steps=14", "rank.interval=10")
-    ends = ("rank.initial_warmup=1", "rank.final_warmup=1")
+    rate = ("training.learning_rate=1e8", "training.max_grad_norm=0", "training.max_steps=14", "method.interval=10")
+    ends = ("method.initial_warmup=1", "method.final_warmup=1")
     code, out, _ = call("train", "recipe.yaml", "method=pedyra", *rate, *ends)
     assert code == 1 and "this run diverged. Lower training.learning_rate" in " ".join(out.split())
     assert rows(tmp_path / "runs/recipe/metrics.jsonl")[-1]["eval_loss"] is None
@@ -164,7 +164,7 @@ def test_train_eval_inspect_report_one_after_the_other(call, tmp_path):
 
 
 def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
-    rank = ("rank.interval=10", "rank.initial_warmup=5", "rank.final_warmup=10", "rank.moves=6")
+    rank = ("method.interval=10", "method.initial_warmup=5", "method.final_warmup=10", "method.moves=6")
     arguments = ("method=pedyra", "training.max_steps=40", *rank, "--dry-run", "--json", "plan.jsonl")
     code, out, _ = call("train", "recipe.yaml", *arguments)
     assert code == 0
@@ -185,7 +185,7 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
         (["train", "recipe.yaml", "lora.init=best"], ["PEFT cannot adapt this model: ", "best"]),
         (["train", "recipe.yaml", "model.name=tiny-bart", "model.attn_implementation=fast"], ["model.name", "fast"]),
         (
-            ["train", "recipe.yaml", "method=pedyra", "rank.initial_warmup=9"],
+            ["train", "recipe.yaml", "method=pedyra", "method.initial_warmup=9"],
             ["no rank could ever move", "of 4", "train for"],
         ),
         (["train", "recipe.yaml", "--resume"], ["no run to resume"]),
@@ -267,6 +267,6 @@ BY_LENGTH = "training.train_sampling_strategy=group_by_length"
 @pytest.mark.filterwarnings("ignore")  # PEFT's own, of AdaLoRA
 @pytest.mark.parametrize("option", ["method=adalora", "training.save_only_model=true", BY_LENGTH])
 def test_a_run_that_cannot_go_on_is_not_said_to(option, call, interrupt):
-    code, out, _ = call("train", "recipe.yaml", option, "rank={}")
+    code, out, _ = call("train", "recipe.yaml", option)
     assert code == 130 and "--resume" not in out and "--overwrite" in out
-    assert call("train", "recipe.yaml", option, "rank={}", "--resume")[0] == 2
+    assert call("train", "recipe.yaml", option, "--resume")[0] == 2

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from pedyra.app.recipe import TRAINING_DEFAULTS, load_recipe, recipe_schema
-from pedyra.methods.names import NAMES
+from pedyra.app.recipe_sections import MethodSection
+from pedyra.methods.names import NAMES, setting_names
 from pedyra.pe_dyra.config import RANK_FIELDS
 
 RECIPE = """
 model: {name: tiny-bert}
 data: {source: toy}
 lora: {r: 4}
-rank: {interval: 12, min_rank: 1}
 training: {learning_rate: 1e-3, eval_strategy: no, max_steps: 7}
 """
 FOLDER = Path(__file__).parents[2] / "recipes"
@@ -30,7 +30,7 @@ def recipe_file(tmp_path: Path) -> Path:
 
 def test_the_file_name_becomes_the_run_name_and_folder(recipe_file: Path):
     recipe = load_recipe(recipe_file)
-    assert (recipe.name, recipe.output_dir, recipe.method, recipe.seed) == ("mine", "runs/mine", "lora", 0)
+    assert (recipe.name, recipe.output_dir, recipe.method.name, recipe.seed) == ("mine", "runs/mine", "lora", 0)
 
 
 def test_a_path_may_begin_at_home(recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -87,12 +87,17 @@ def test_every_recipe_of_the_repository_is_valid(path: Path):
 
 
 @pytest.mark.parametrize("method", NAMES)
-def test_settings_of_methods_that_move_ranks_may_stand_in_a_recipe_of_any_method(recipe_file: Path, method: str):
-    """Recipes of a comparison share them; but nonsense is refused in all."""
-    recipe = load_recipe(recipe_file, [f"method={method}", "rank.moves=2"])
-    assert (recipe.method, recipe.rank) == (method, {"interval": 12, "min_rank": 1, "moves": 2})
-    with pytest.raises(ValueError, match=r"rank\.alpha is 5; "):
-        load_recipe(recipe_file, [f"method={method}", "rank.alpha=5"])
+def test_a_method_is_a_name_or_a_name_with_settings(recipe_file: Path, method: str):
+    assert load_recipe(recipe_file, [f"method={method}"]).method == MethodSection(name=method)
+    key, value = {"seed": ("seed", 3), "r": ("r", 4), "ratio": ("ratio", 2)}.get(
+        (setting_names(method) or [""])[-1], ("", 0)
+    )
+    if key:
+        whole = load_recipe(recipe_file, [f"method={method}", f"method.{key}={value}"])
+        assert (whole.method.name, whole.method.settings) == (method, {key: value})
+        assert load_recipe(recipe_file, [f"method={{name: {method}, {key}: {value}}}"]).method == whole.method
+    with pytest.raises(ValueError, match=f"method.bogus is no setting of method {re.escape(method)}; "):
+        load_recipe(recipe_file, [f"method={method}", "method.bogus=5"])
 
 
 @pytest.mark.parametrize(
@@ -100,14 +105,17 @@ def test_settings_of_methods_that_move_ranks_may_stand_in_a_recipe_of_any_method
     [
         ("data.sorce=x", "unknown key 'data.sorce'; did you mean 'data.source'?"),
         ("modl.name=x", "unknown key 'modl'; did you mean 'model'?"),
-        ("lora.rank=3", "unknown key 'lora.rank'; did you mean 'lora.r'?"),
+        ("lora.rank=3", "unknown key 'lora.rank'; did you mean 'lora.rank_pattern'?"),
         ("lora.zzz=3", "unknown key 'lora.zzz'; known are r, alpha, dropout"),
         ("learning_rate=1e-3", "unknown key 'learning_rate'; did you mean 'training.learning_rate'?"),
         ("lora.lora_alpha=3", "unknown key 'lora.lora_alpha'; did you mean 'lora.alpha'?"),
         ("data.zzz=1", "unknown key 'data.zzz'; known are source, kind, config"),
         ("method=lorra", "method 'lorra' is unknown; did you mean 'lora'?"),
-        ("rank.intervall=2", "rank.intervall is no setting of a method that moves ranks; did you mean 'interval'?"),
-        ("rank.interval=-1", "rank.interval is -1"),
+        (
+            "method={name: pedyra, intervall: 2}",
+            "method.intervall is no setting of method pedyra; did you mean 'interval'?",
+        ),
+        ("method={name: pedyra, interval: -1}", "method.interval is -1"),
         ("lora.r=0", "lora.r is 0: Input should be greater than or equal to 1"),
         ("lora.target_modules=3", "lora.target_modules is 3: Input should be a valid string or"),
         ("data.kind=foo", "data.kind is 'foo': Input should be 'classification'"),
@@ -193,9 +201,9 @@ def test_the_schema_describes_every_key_and_forbids_others():
     sections = schema["$defs"]
     assert sections["LoraSection"]["properties"]["r"]["default"] == 8
     assert sections["DataSection"]["properties"]["group_by"]["description"].startswith("Column whose equal values")
-    assert set(sections["RankSettings"]["properties"]) == set(RANK_FIELDS)
-    assert sections["RankSettings"]["additionalProperties"] is False
-    assert schema["properties"]["rank"] == {"$ref": "#/$defs/RankSettings"}
+    forms = {form["properties"]["name"]["const"]: form for form in schema["properties"]["method"]["anyOf"][1:]}
+    assert tuple(forms) == NAMES and all(form["additionalProperties"] is False for form in forms.values())
+    assert set(forms["pedyra"]["properties"]) == {"name", *RANK_FIELDS}
 
 
 def test_whole_numbers_may_be_written_as_floats(recipe_file: Path):

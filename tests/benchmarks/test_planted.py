@@ -96,8 +96,8 @@ def test_smoke_writes_a_row_for_every_method(tmp_path, call):
 @pytest.mark.parametrize(
     ("method", "told"),
     [
-        ("lora+:ratio=-1", "method_settings.ratio is -1:"),
-        ("prune:budget=ranks,moves=3", "prune has no use for moves"),
+        ("lora+:ratio=-1", "ratio is -1; it must be at least 1"),
+        ("prune:budget=ranks,moves=3", "moves is no setting of method prune"),
     ],
 )
 def test_what_a_method_refuses_is_told(method, told):

@@ -1,5 +1,6 @@
 """The smaller adapter on disk, against the model with its directions projected out, loaded by stock PEFT."""
 
+# pyright: reportOptionalMemberAccess=false
 from __future__ import annotations
 
 import json

@@ -1,5 +1,6 @@
 """What a mean loss is a mean over, as a model tells of one sample at a time; and which outputs are compared."""
 
+# pyright: reportOptionalMemberAccess=false
 from __future__ import annotations
 
 from typing import Any

@@ -64,7 +64,8 @@ def tango(lost: int, gained: int, rows: int, sign: int) -> float:
             return -sum(n * math.log(max(p, 1e-300)) for n, p in zip(counts, shares, strict=True) if n)
 
         ends = (max(0.0, -fall), (1 - fall) / 2)
-        q = optimize.minimize_scalar(minus_likelihood, bounds=ends, method="bounded", options={"xatol": 1e-12}).x
+        best: Any = optimize.minimize_scalar(minus_likelihood, bounds=ends, method="bounded", options={"xatol": 1e-12})
+        q = best.x
         fewer = 1 if sign > 0 else 0
         return (lost - fewer - gained - rows * fall) / math.sqrt(rows * (2 * q + fall - fall**2)) - sign * ONE_SIDED
 

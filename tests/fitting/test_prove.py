@@ -160,7 +160,7 @@ def test_what_a_classifier_won_is_counted_from_a_head_that_is_fitted_to_the_base
     assert probe is not None and found.won is not None and found.base.endswith("fitted to it")
     with probe():
         loss = trainer.evaluate()["eval_loss"]
-    assert found.loss_a + found.won.mean == pytest.approx(loss, rel=1e-4)
+    assert found.loss_a is not None and found.loss_a + found.won.mean == pytest.approx(loss, rel=1e-4)
     trainer.train_dataset = None  # to fit a head on
     other = pedyra.prove(trainer, "default", tmp_path / "same")
     assert other.won != found.won and other.base.endswith("untrained")

@@ -1,5 +1,6 @@
 """Which size is taken: what is asked, in which order, on how many rows, how often it is wrong, and what is told."""
 
+# pyright: reportOptionalMemberAccess=false
 from __future__ import annotations
 
 import math

@@ -1,5 +1,6 @@
 """`pedyra.fit` after TRL's Trainers: their own losses, their own rows, and nothing of what they wait to log."""
 
+# pyright: reportOptionalMemberAccess=false
 from __future__ import annotations
 
 import copy

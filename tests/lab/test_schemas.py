@@ -47,7 +47,7 @@ def content(path: Path) -> Any:
         {"lora": {"rank": 3}},
         {"fit": {"tolerance": 2}},
         {"fit": {"tolerance": "much"}},
-        {"rank": {"budget": "money"}},
+        {"method": {"name": "pedyra", "budget": "money"}},
     ],
 )
 def test_an_editor_shows_a_fault(change: Any):

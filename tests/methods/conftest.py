@@ -12,18 +12,18 @@ import pytest
 import torch
 from transformers import PrinterCallback, Trainer
 
+from pedyra.allocate.contract import Beginning, Work
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.allocate.schedule import Schedule
 from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.arguments import training_arguments
-from pedyra.app.runs.setup import request, resolve
+from pedyra.app.runs.setup import begun, resolve
 from pedyra.app.tasks.task import Task, load_task
-from pedyra.methods.in_trainer import train_as, trainer_optimizer
-from pedyra.methods.method import Adaptation
+from pedyra.methods.names import setting_names
 from pedyra.methods.registry import get_method
 from pedyra.pe_dyra.scored import ScoredSituation
-from pedyra.trainer.adapt import RankTraining
+from pedyra.trainer.adapt import MethodTraining, adapt
 
 # Trainer collects garbage before every run; without this, through all that the imports made.
 gc.freeze()
@@ -43,24 +43,21 @@ class Run:
 
     recipe: Recipe
     task: Task
-    adaptation: Adaptation
+    model: Any
     trainer: Trainer
+    handle: MethodTraining | None
 
     @property
-    def model(self) -> Any:
-        return self.adaptation.model
+    def work(self) -> Any:
+        return Work() if self.handle is None else self.handle.work
 
     @property
     def allocator(self) -> RankAllocator:
-        handles = (each for each in self.trainer.callback_handler.callbacks if isinstance(each, RankTraining))
-        allocator = next(handles).allocator
-        assert allocator is not None
-        return allocator
+        assert self.handle is not None and self.handle.allocator is not None
+        return self.handle.allocator
 
     def train(self) -> Run:
         self.trainer.train()
-        if self.adaptation.finish is not None:
-            self.adaptation.finish()
         return self
 
     def batch(self, rows: int = 8) -> dict[str, torch.Tensor]:
@@ -89,9 +86,15 @@ class Run:
 
 @pytest.fixture
 def make_recipe(tmp_path: Path) -> Callable[..., Recipe]:
-    """make_recipe(method, kind="classification", **sections): 12 steps on toy sentences, r = 4, alpha = 32."""
+    """make_recipe(method, kind="classification", budget=4, settings={...}, **sections): 12 steps on toy sentences.
 
-    def make(method: str, kind: str = "classification", **sections: Any) -> Recipe:
+    It has the size of a LoRA of r = 4, alpha = 32; with a `final_rank` in the settings it begins with that LoRA."""
+
+    def make(
+        method: str, kind: str = "classification", *, budget: int = 4, settings: Any = None, **sections: Any
+    ) -> Recipe:
+        settings = {key: SCHEDULE[key] for key in SCHEDULE if key in setting_names(method)} | (settings or {})
+        beginning = Beginning(budget) if "final_rank" in settings else get_method(method).at_budget(budget)
         training = {
             "max_steps": 12,
             "per_device_train_batch_size": 8,
@@ -104,13 +107,11 @@ def make_recipe(tmp_path: Path) -> Callable[..., Recipe]:
         }
         content: dict[str, Any] = {
             "name": "test",
-            "method": method,
+            "method": {"name": method, **beginning.settings, **settings},
             "output_dir": str(tmp_path / "run"),
             "model": {"name": MODELS.get(kind, "tiny-bert"), **sections.get("model", {})},
             "data": {"source": "toy", "max_length": 48, "train_rows": 48, "eval_rows": 16, **KINDS[kind]},
-            "lora": {"r": 4, "alpha": 32, **sections.get("lora", {})},
-            "rank": {**SCHEDULE, **sections.get("rank", {})},
-            "method_settings": sections.get("method_settings", {}),
+            "lora": {"r": beginning.r, "alpha": 8 * budget * beginning.alpha, **sections.get("lora", {})},
             "training": {**training, **sections.get("training", {})},
         }
         return resolve(Recipe.model_validate(content))
@@ -137,18 +138,16 @@ def prepare(make_recipe: Any, make_base: Any) -> Callable[..., Run]:
     def make(method: str, kind: str = "classification", **sections: Any) -> Run:
         recipe = make_recipe(method, kind, **sections)
         base, task, tokenizer = make_base(recipe)
-        adaptation = get_method(method).prepare(request(recipe, base, task))
-        args = training_arguments(recipe)
+        model, own = begun(recipe, base)
         trainer = Trainer(
-            model=adaptation.model,
-            args=args,
+            model=model,
+            args=training_arguments(recipe),
             processing_class=tokenizer,
             **task.trainer_arguments(),
         )
-        train_as(adaptation, trainer)
-        trainer.optimizer = trainer_optimizer(adaptation, args)
+        handle = None if own is None else adapt(trainer, own)
         trainer.remove_callback(PrinterCallback)
-        return Run(recipe, task, adaptation, trainer)
+        return Run(recipe, task, model, trainer, handle)
 
     return make
 
@@ -164,6 +163,7 @@ def situation() -> Callable[..., ScoredSituation]:
             schedule=schedule,
             history=[],
             ranks=ranks,
+            initial_ranks=ranks,
             moves=1,
             min_rank=1,
             max_ranks=dict.fromkeys(ranks, 100),

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from pedyra.methods.adalora import Prune
-from pedyra.methods.pedyra import Expand, RandomMoves, random_triples
+from pedyra.methods.ablations import Expand, Prune, RandomMoves, random_triples
 
 
 def test_prune_removes_the_lowest_at_an_even_pace(situation: Any):
     # Six adjustments from 6 to 4 ranks a layer, two layers: budget 8 + int(4 (1 - n / 6)) = 11, 10, 10, 9, 8, 8.
-    method, ranks = Prune(initial=6, final=4), {"a": 6, "b": 6}
+    method, ranks = Prune(final_rank=4), {"a": 6, "b": 6}
     scores = {"a": [0.1, 0.9, 0.8, 0.7, 0.6, 0.5], "b": [0.2, 0.95, 0.85, 0.75, 0.65, 0.55]}
     totals = [sum(method.plan(scores, situation(ranks, step=t)).ranks.values()) for t in (4, 6, 8, 10, 12, 14)]
     assert totals == [11, 10, 10, 9, 8, 8]
@@ -22,13 +21,13 @@ def test_prune_removes_the_lowest_at_an_even_pace(situation: Any):
 
 
 def test_prune_leaves_min_rank(situation: Any):
-    plan = Prune(initial=2, final=1).plan({"a": [0.1, 0.2], "b": [0.8, 0.9]}, situation({"a": 2, "b": 2}, step=14))
+    plan = Prune(final_rank=1).plan({"a": [0.1, 0.2], "b": [0.8, 0.9]}, situation({"a": 2, "b": 2}, step=14))
     assert plan.ranks == {"a": 1, "b": 1}
 
 
 def test_expand_gives_one_triple_each_to_the_best_layers(situation: Any):
     # Six adjustments from 2 to 4 ranks a layer, three layers: 6 + int(6 n / 6) = 7 after the first, 8 after the second.
-    method = Expand(initial=2, final=4)
+    method = Expand(final_rank=4)
     scores = {"a": [0.1, 0.3], "b": [0.9, 0.7], "c": [0.4, 0.6]}
     assert method.plan(scores, situation(dict.fromkeys(scores, 2))).added == {"b": 1}
     assert method.plan(scores, situation(dict.fromkeys(scores, 2), step=6)).added == {"b": 1, "c": 1}
@@ -76,7 +75,7 @@ def test_random_moves_respect_min_rank_and_a_budget_of_parameters(situation: Any
 @pytest.mark.parametrize(("method", "first"), [("prune", 6), ("expand", 2), ("random", 4)])
 @pytest.mark.parametrize("budget", ["ranks", "parameters"])
 def test_a_run_starts_and_ends_where_it_says_and_scales_as_lora(prepare: Any, method: str, first: int, budget: str):
-    run = prepare(method, rank={"budget": budget})
+    run = prepare(method, settings={"budget": budget})
     run.train()
     layers = run.allocator.layers
     assert run.allocator.initial_parameters == first * sum(layer.direction_parameters for layer in layers)
@@ -87,7 +86,7 @@ def test_a_run_starts_and_ends_where_it_says_and_scales_as_lora(prepare: Any, me
 
 
 def test_random_makes_as_many_moves_as_pedyra(prepare: Any):
-    settings = {"rank": {"moves": 5, "interval": 2}}
+    settings = {"settings": {"moves": 5, "interval": 2}}
     counts = []
     for method in ("pedyra", "random"):
         history = prepare(method, **settings).train().allocator.history

@@ -7,15 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import AdaLoraConfig, get_peft_model
 from together import can_fork, together
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+import pedyra
 from pedyra.app.runs.setup import layer_rows
 from pedyra.lora.inspection import inspect_adapter
-from pedyra.methods.in_trainer import train_as
-from pedyra.methods.method import Request
-from pedyra.methods.registry import get_method
 
 
 def active(model: Any) -> int:
@@ -108,20 +106,21 @@ def first_step(rank: int, size: int, folder: str) -> float:
     )  # fmt: skip
     ids = torch.randint(0, 32, (8, 6), generator=torch.Generator().manual_seed(1)).tolist()
     rows: Any = [{"input_ids": row, "labels": row} for row in ids]
-    schedule = {"interval": 2, "initial_warmup": 1, "final_warmup": 2, "orth_weight": 0.1}
-    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    asked = Request(method="adalora", model=LlamaForCausalLM(config), lora=lora, rank=schedule, settings={}, steps=8)
-    adaptation = get_method("adalora").prepare(asked)
+    schedule: Any = {"interval": 2, "initial_warmup": 1, "final_warmup": 2}
+    lora = AdaLoraConfig(
+        init_r=3, target_r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", orth_reg_weight=0.1, total_step=8
+    )
+    model = get_peft_model(LlamaForCausalLM(config), lora)
     args = TrainingArguments(
         folder, max_steps=8, per_device_train_batch_size=8 // size, learning_rate=1.0, optim="sgd", max_grad_norm=0,
         lr_scheduler_type="constant", report_to="none", save_strategy="no", use_cpu=True, disable_tqdm=True,
         ddp_backend="gloo" if size > 1 else None,
     )  # fmt: skip
-    before = [p.detach().clone() for name, p in adaptation.model.named_parameters() if "lora_A" in name]
-    trainer = Trainer(adaptation.model, args, train_dataset=rows, callbacks=[StopAfterOne()])  # type: ignore[arg-type]
-    train_as(adaptation, trainer)
+    before = [p.detach().clone() for name, p in model.named_parameters() if "lora_A" in name]
+    trainer = Trainer(model, args, train_dataset=rows, callbacks=[StopAfterOne()])  # type: ignore[arg-type]
+    pedyra.adapt(trainer, pedyra.AdaLora(**schedule))
     trainer.train()
-    after = [p.detach() for name, p in adaptation.model.named_parameters() if "lora_A" in name]
+    after = [p.detach() for name, p in model.named_parameters() if "lora_A" in name]
     return float(sum((new - old).square().sum() for old, new in zip(before, after, strict=True))) ** 0.5
 
 
@@ -134,7 +133,7 @@ def test_processes_do_not_multiply_the_penalty(tmp_path: Path):
 
 def test_without_the_penalty_peft_is_given_a_weight_above_zero(prepare: Any):
     """peft 0.19 refuses 0 in any forward with labels."""
-    run = prepare("adalora", rank={"orth_weight": 0.0})
+    run = prepare("adalora", settings={"orth_weight": 0.0})
     weights: list[float] = []
 
     def forward(*_: Any) -> None:
@@ -146,7 +145,7 @@ def test_without_the_penalty_peft_is_given_a_weight_above_zero(prepare: Any):
 
 
 def test_an_evaluation_loss_has_no_penalty(prepare: Any):
-    run = prepare("adalora", rank={"orth_weight": 0.3})
+    run = prepare("adalora", settings={"orth_weight": 0.3})
     batch = run.batch()
     run.model.eval()
     loss = run.model(**batch).loss
@@ -158,7 +157,7 @@ def test_an_evaluation_loss_has_no_penalty(prepare: Any):
 
 
 def test_it_may_start_at_the_budget_and_end_below_it(prepare: Any):
-    run = prepare("adalora", method_settings={"initial_rank": 4, "final_rank": 2})
+    run = prepare("adalora", settings={"final_rank": 2})
     layers = sum("lora_E" in name for name, _ in run.model.named_parameters())
     assert sum(p.shape[0] for name, p in run.model.named_parameters() if "lora_E" in name) == 4 * layers
     run.train()

@@ -11,7 +11,13 @@ import torch
 from peft import PeftModel
 from transformers import TrainerCallback
 
-from pedyra.methods.dylora import NestedRank, nest, truncate
+from pedyra.methods.dylora import NestedRank
+
+
+def nest(model: Any, seed: int = 0) -> NestedRank:
+    nested = NestedRank(model, seed=seed)
+    nested.nest()
+    return nested
 
 
 def expected_delta(layer: Any, rank: int, alpha: float) -> torch.Tensor:
@@ -54,9 +60,9 @@ def test_which_rows_have_a_gradient(make_net, net_batch):
         assert [bool(column.any()) for column in layer.b.columns.grad.T] == touched
 
 
-def test_draws_are_uniform_one_a_step_and_depend_on_the_step_and_seed_alone():
+def test_draws_are_uniform_one_a_step_and_depend_on_the_step_and_seed_alone(make_net):
     def draw(seed: int, step: int) -> int:
-        nested = NestedRank(4, seed=seed)
+        nested = nest(make_net(), seed=seed)
         nested.step_begins(step)
         return nested.drawn
 
@@ -69,7 +75,7 @@ def test_draws_are_uniform_one_a_step_and_depend_on_the_step_and_seed_alone():
 
 def test_the_micro_batches_of_a_step_share_one_draw_and_its_last_row_alone_learns(prepare):
     run = prepare("dylora", training={"gradient_accumulation_steps": 2, "max_steps": 3})
-    layer = run.adaptation.hooks.layers[0]
+    layer = run.work.layers[0]
     seen = []
 
     class Look(TrainerCallback):
@@ -106,7 +112,8 @@ def test_recomputed_activations_use_the_rank_of_their_forward(
 
 def test_every_rank_is_evaluated_after_one_run(prepare):
     run = prepare("dylora")
-    nested = run.adaptation.hooks
+    nested = run.work
+    end, run.work.end = run.work.end, lambda: None
     run.trainer.train()
     logits, losses = {}, set()
     for rank in (1, 2, 3, 4):
@@ -114,16 +121,18 @@ def test_every_rank_is_evaluated_after_one_run(prepare):
         logits[rank] = run.logits()
         losses.add(round(run.trainer.evaluate()["eval_loss"], 6))
     assert len(losses) == 4
-    truncate(run.model, nested, 2)
+    nested.choose(2)
+    end()
     torch.testing.assert_close(run.logits(), logits[2])
 
 
 @pytest.mark.parametrize("kind", ["classification", "causal_lm"])
 def test_what_is_saved_is_plain_lora_of_the_chosen_rank(prepare, make_base, tmp_path, kind: str):
-    run = prepare("dylora", kind, method_settings={"rank": 3})
+    run = prepare("dylora", kind, settings={"rank": 3})
+    end, run.work.end = run.work.end, lambda: None
     run.trainer.train()
     expected = run.logits()
-    run.adaptation.finish()
+    end()
     run.model.save_pretrained(tmp_path)
     base, _, _ = make_base(run.recipe)
     loaded: Any = PeftModel.from_pretrained(base, tmp_path).eval()
@@ -137,5 +146,5 @@ def test_what_is_saved_is_plain_lora_of_the_chosen_rank(prepare, make_base, tmp_
 def test_ranks_and_layers_that_cannot_be_nested_are_refused(make_net):
     with pytest.raises(ValueError, match=r"the layers have ranks \[2, 4\]"):
         nest(make_net(rank_pattern={"1": 2}))
-    with pytest.raises(ValueError, match="rank 5 is none of this model"):
+    with pytest.raises(ValueError, match="rank is 5, but the LoRA has ranks 1 to 4"):
         nest(make_net()).choose(5)

@@ -11,8 +11,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
-from pedyra.app.runs.setup import request
-from pedyra.methods.method import Request
+from pedyra.app.runs.setup import begun
 from pedyra.methods.registry import get_method
 
 
@@ -28,8 +27,8 @@ def trainable(model: Any) -> int:
 def test_an_adapter_names_the_revision_of_its_base(method: str, prepare: Any):
     run = prepare("lora")
     lora = LoraConfig(target_modules=["query"], revision="v1")
-    request = Request(method=method, model=run.model.unload(), lora=lora)
-    assert get_method(method).prepare(request).model.peft_config["default"].revision == "v1"
+    model, _ = get_method(method).begin(run.model.unload(), lora, {})
+    assert model.peft_config["default"].revision == "v1"
 
 
 def test_pissa_keeps_the_function_and_trains_no_e(prepare: Any, make_base: Any):
@@ -68,6 +67,6 @@ def test_qlora_is_nf4_unless_the_recipe_says_int8(make_recipe: Any):
 
 
 def test_qlora_refuses_a_model_in_full_precision(make_recipe: Any, make_base: Any):
-    base, task, _ = make_base(make_recipe("lora"))
+    base, _, _ = make_base(make_recipe("lora"))
     with pytest.raises(ValueError, match="qlora needs a quantised model; set model.quantization"):
-        get_method("qlora").prepare(request(make_recipe("qlora"), base, task))
+        begun(make_recipe("qlora"), base)

@@ -13,8 +13,7 @@ from windows import run_of
 
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.methods.increlora import DenseSensitivity, GrowFromReserve, dense_sensitivity, growth
-from pedyra.pe_dyra.config import RankSettings
+from pedyra.methods.increlora import DenseSensitivity, IncreLora, dense_sensitivity, growth
 
 
 def test_the_score_is_that_of_the_dense_update():
@@ -50,16 +49,16 @@ def test_the_best_layers_grow_ties_in_layer_order_and_never_beyond_the_budget():
 
 
 def test_growth_activates_the_reserve_and_rescales(situation: Any):
-    method = GrowFromReserve(final=4, add=2)
+    method = IncreLora(final_rank=4)
     plan = method.plan({"a": [3.0] * 3, "b": [1.0] * 3}, situation({"a": 3, "b": 3}))
     # a: 1 active and 2 in reserve -> 3 active and 2 in reserve; alpha / r falls from alpha to alpha / 3.
     assert plan.ranks == {"a": 5, "b": 3} and plan.rescale == {"a": 1 / 3} and not plan.pruned
 
 
 def test_at_the_budget_what_is_left_of_the_reserves_goes(situation: Any):
-    method = GrowFromReserve(final=4, add=2)
+    method = IncreLora(final_rank=4)
     # active 5 + 2 = 7 of 8: one more rank, to b; its other reserve rank and both of a's go.
-    now = situation({"a": 7, "b": 4}, history=[{"added": {"a": 2}}])
+    now = situation({"a": 7, "b": 4}, initial_ranks={"a": 3, "b": 3}, history=[{"added": {"a": 2}}])
     plan = method.plan({"a": [1.0] * 7, "b": [9.0] * 4}, now)
     assert plan.pruned == {"a": (5, 6), "b": (3,)} and plan.ranks == {"a": 5, "b": 3} and not plan.added
     assert plan.rescale == {"b": 2 / 3}
@@ -68,7 +67,7 @@ def test_at_the_budget_what_is_left_of_the_reserves_goes(situation: Any):
 
 
 def test_a_compiled_model_is_refused_for_its_layers_show_no_gradients(prepare: Any):
-    assert not prepare("increlora").adaptation.ranks.compiles and prepare("pedyra").adaptation.ranks.compiles
+    assert not prepare("increlora").work.ranks.compiles and prepare("pedyra").work.ranks.compiles
 
 
 def test_a_run_grows_from_one_to_the_budget(prepare: Any):
@@ -84,7 +83,7 @@ def test_a_run_grows_from_one_to_the_budget(prepare: Any):
 def test_reserve_e_stays_while_its_factors_learn(prepare: Any):
     """Weight decay needs no gradient."""
     training = {"max_steps": 12, "weight_decay": 0.5}
-    run = prepare("increlora", training=training, rank={"initial_warmup": 6, "interval": 1})
+    run = prepare("increlora", training=training, settings={"initial_warmup": 6, "interval": 1})
     layers = run.model.get_base_model().bert.encoder.layer[0].attention.self.query
     a = layers.lora_A["default"]
     A, stop = a.A.detach().clone(), []
@@ -134,7 +133,7 @@ def test_a_scaled_loss_has_the_same_scores():
     model, layer, x = one_trained_layer()
     scores = []
     for scale in (1.0, 1024.0):
-        source = DenseSensitivity(run_of([layer]), RankSettings())
+        source = DenseSensitivity(run_of([layer]), IncreLora())
         source.watch(True)
         (scale * model(x).square().sum()).backward()
         source.observe(loss_scale=scale, begins=True, adjusts=True)
@@ -149,7 +148,7 @@ def test_what_is_seen_in_a_step_that_is_thrown_away_is_not_scored():
     model.eval()  # trained without dropout
     scores = []
     for thrown_away in (False, True):
-        source = DenseSensitivity(run_of([layer]), RankSettings())
+        source = DenseSensitivity(run_of([layer]), IncreLora())
         source.watch(True)
         if thrown_away:
             (1e3 * model(x).square().sum()).backward()
@@ -168,7 +167,9 @@ def test_the_active_rank_has_a_gradient_at_the_first_step(prepare: Any):
 
 
 def test_where_no_layer_can_grow_the_reserves_go_though_the_budget_is_not_met(situation: Any):
-    method = GrowFromReserve(final=4, add=2)
-    now = situation({"a": 5, "b": 4}, history=[{"added": {"a": 2}}], max_ranks={"a": 4, "b": 3})  # active 3 and 2
+    method = IncreLora(final_rank=4)
+    now = situation(
+        {"a": 5, "b": 4}, initial_ranks={"a": 3, "b": 3}, history=[{"added": {"a": 2}}], max_ranks={"a": 4, "b": 3}
+    )  # active 3 and 2
     plan = method.plan({"a": [1.0] * 5, "b": [9.0] * 4}, now)
     assert plan.pruned == {"a": (3, 4), "b": (2, 3)} and plan.ranks == {"a": 3, "b": 2} and not plan.added

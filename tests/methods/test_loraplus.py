@@ -6,7 +6,7 @@ from typing import Any
 
 
 def test_the_groups_have_the_ratio_and_hold_every_parameter_once(prepare: Any):
-    run = prepare("lora+", method_settings={"ratio": 8})
+    run = prepare("lora+", settings={"ratio": 8})
     names = {id(p): name for name, p in run.model.named_parameters()}
     rates = {
         names[id(p)]: group["lr"] for group in run.trainer.create_optimizer().param_groups for p in group["params"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from pedyra.methods.pedyra import Mask
+from pedyra.methods.ablations import Mask
 
 
 def test_the_nth_adjustment_masks_n_k_triples_but_a_layers_best(situation: Any):
@@ -30,7 +30,7 @@ class Core(TrainerCallback):
 
 
 def test_masked_triples_are_zero_after_an_adjustment_and_learn_again(prepare: Any):
-    run = prepare("mask", rank={"moves": 3})
+    run = prepare("mask", settings={"moves": 3})
     core = Core(run)
     run.trainer.add_callback(core)
     run.train()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +10,17 @@ import torch
 from peft import PeftModel
 
 from pedyra import PeDyra
-from pedyra.app.runs.setup import request
-from pedyra.methods.registry import get_method
+from pedyra.methods.names import make_method
 
 
-def test_the_section_rank_gives_the_settings_of_pedyra(prepare: Any):
-    method = prepare("pedyra", rank={"alpha": 0.3}).adaptation.ranks
+def test_the_section_gives_the_settings_of_pedyra(prepare: Any):
+    method = prepare("pedyra", settings={"alpha": 0.3}).work.ranks
     assert method.to_dict() == PeDyra(alpha=0.3, interval=2, initial_warmup=2, final_warmup=3).to_dict()
 
 
-@pytest.mark.parametrize(("rank", "seed"), [({}, 5), ({"seed": 1}, 1)])
-def test_new_triples_have_the_seed_of_the_run_where_rank_has_none(
-    make_recipe: Any, make_base: Any, rank: Any, seed: int
-):
-    recipe = make_recipe("pedyra", rank=rank)
-    base, task, _ = make_base(recipe)
-    asked = replace(request(recipe, base, task), seed=5)
-    method = get_method("pedyra").prepare(asked).ranks
-    assert method is not None and method.seed == seed
+@pytest.mark.parametrize(("settings", "seed"), [({}, 5), ({"seed": 1}, 1)])
+def test_new_triples_have_the_seed_of_the_run_where_the_method_has_none(settings: dict[str, int], seed: int):
+    assert make_method("pedyra", settings, seed=5).seed == seed
 
 
 @pytest.mark.filterwarnings("ignore")  # bitsandbytes' own
@@ -38,7 +30,7 @@ def test_new_triples_have_the_seed_of_the_run_where_rank_has_none(
 def test_it_goes_on_top_of_dora_pissa_and_qlora(prepare: Any, make_base: Any, tmp_path: Path, host: dict[str, Any]):
     if "model" in host:
         pytest.importorskip("bitsandbytes")
-    run = prepare("pedyra", rank={"moves": 6}, **host)
+    run = prepare("pedyra", settings={"moves": 6}, **host)
     base, _, _ = make_base(run.recipe)
     with torch.no_grad():
         untouched = base.eval()(**run.inputs()).logits

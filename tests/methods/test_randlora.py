@@ -10,7 +10,6 @@ from peft import LoraConfig
 from peft.tuners.randlora.layer import RandLoraLayer
 from torch import nn
 
-from pedyra.methods.method import Request
 from pedyra.methods.randlora import nearest_r, parameters_of
 from pedyra.methods.registry import get_method
 
@@ -49,14 +48,14 @@ def scales(run: Any) -> dict[tuple[int, int], float]:
 
 def test_the_scale_is_the_authors(prepare: Any):
     # alpha 2 r: 2 / sqrt(n), with n = min(in, out) / 4 bases.
-    for (n_in, n_out), scale in scales(prepare("randlora", method_settings={"r": 4})).items():
+    for (n_in, n_out), scale in scales(prepare("randlora", settings={"r": 4})).items():
         assert scale == pytest.approx(2 / (min(n_in, n_out) / 4) ** 0.5)
 
 
 def test_what_is_excluded_is_left_out():
     base = nn.ModuleDict({"q": nn.Linear(16, 16), "head": nn.ModuleDict({"q": nn.Linear(16, 16)})})
     lora = LoraConfig(r=2, target_modules=["q"], exclude_modules=["head.q"])
-    model = get_method("randlora").prepare(Request(method="randlora", model=base, lora=lora)).model
+    model: Any = get_method("randlora").begin(base, lora, {})[0]
     assert [name for name, each in model.get_base_model().named_modules() if isinstance(each, RandLoraLayer)] == ["q"]
 
 
@@ -64,14 +63,15 @@ def test_layers_of_fewer_bases_train_at_their_own_scale_and_are_saved_at_pefts()
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4))  # 4 bases of rank 4, and 1
     lora = LoraConfig(r=2, target_modules=["0", "1"])
-    adaptation = get_method("randlora").prepare(Request(method="randlora", model=base, lora=lora, settings={"r": 4}))
-    layers: list[Any] = [each for each in adaptation.model.modules() if hasattr(each, "randlora_lambda")]
+    model, method = get_method("randlora").begin(base, lora, {"r": 4})
+    assert method is not None
+    work = method.install(model)
+    layers: list[Any] = [each for each in model.modules() if hasattr(each, "randlora_lambda")]
     assert [layer.scaling["default"] for layer in layers] == [1, 2]  # alpha / r = 2, by sqrt 4 and 1
     for layer in layers:
         nn.init.normal_(layer.randlora_lambda["default"])
     x = torch.randn(3, 16)
-    expected = adaptation.model(x)
-    assert adaptation.finish is not None
-    adaptation.finish()
-    torch.testing.assert_close(adaptation.model(x), expected)
-    assert [layer.scaling["default"] for layer in layers] == [1, 1]  # PEFT's one alpha / r
+    expected = model(x)
+    work.end()
+    torch.testing.assert_close(model(x), expected)
+    assert [layer.scaling["default"] for layer in layers] == [2, 2]  # PEFT's one alpha / r

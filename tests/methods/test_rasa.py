@@ -11,12 +11,12 @@ from peft import PeftModel
 
 from pedyra.app.runs.setup import trainable_parameters
 from pedyra.lora.attach import attach
-from pedyra.methods.rasa import by_type, share, unshare
+from pedyra.methods.rasa import Pools, by_type
 
 
-def shared(make_bert: Any, k: int = 1, trained: bool = True) -> tuple[Any, list[Any]]:
-    model = make_bert(r=3, target_modules=["query", "value"])
-    layers = share(model, k=k, alpha=6)
+def shared(make_bert: Any, trained: bool = True) -> tuple[Any, list[Any]]:
+    model = make_bert(r=3, lora_alpha=6, target_modules=["query", "value"])
+    layers = Pools(model).layers
     if trained:
         for name, parameter in model.named_parameters():
             if "lora_B" in name or name.endswith("pool_B"):
@@ -39,13 +39,13 @@ def test_the_update_by_slow_loops(make_bert):
 
 
 def test_alpha_is_split_in_half_and_averaged_within_each_half(make_bert):
-    model = make_bert(r=3, target_modules=["query", "value"])
-    layers: list[Any] = share(model, k=1, alpha=6)
+    model = make_bert(r=3, lora_alpha=6, target_modules=["query", "value"])
+    layers: list[Any] = Pools(model).layers
     for layer in layers:
         # Private: 0.5 * 6 / (3 - 1); shared by two layers: 0.5 * 6 / (1 * 2).
         assert layer.a.d.flatten().tolist() == [1.5, 1.5, 1.5, 1.5]
         assert layer.scaling == 1
-    layers = share(make_bert(r=4, target_modules=["query"]), k=1, alpha=12)
+    layers = Pools(make_bert(r=4, lora_alpha=12, target_modules=["query"])).layers
     for layer in layers:
         assert layer.a.d.flatten().tolist() == [2, 2, 2, 3, 3]
 
@@ -97,10 +97,11 @@ def test_types_are_names_without_their_numbers(make_net, names: tuple[str, ...])
 @pytest.mark.parametrize("kind", ["classification", "causal_lm"])
 def test_what_is_saved_is_plain_lora_of_the_exact_rank(prepare, make_base, tmp_path, kind: str):
     run = prepare("rasa", kind)
+    end, run.work.end = run.work.end, lambda: None
     run.trainer.train()
     before, expected = trainable_parameters(run.model), run.logits()
     lora = trainable_parameters(prepare("lora", kind).model)
-    run.adaptation.finish()
+    end()
     run.model.save_pretrained(tmp_path)
     base, _, _ = make_base(run.recipe)
     loaded: Any = PeftModel.from_pretrained(base, tmp_path).eval()
@@ -114,13 +115,17 @@ def test_what_is_saved_is_plain_lora_of_the_exact_rank(prepare, make_base, tmp_p
 
 
 def test_merging_keeps_the_function(make_bert, tokens):
-    model, layers = shared(make_bert)
+    model = make_bert(r=3, target_modules=["query", "value"])
+    work = Pools(model)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or name.endswith("pool_B"):
+            torch.nn.init.normal_(parameter, std=0.3)
     model.eval()
     with torch.no_grad():
         expected = model(**tokens).logits
         model.merge_adapter()
         torch.testing.assert_close(model(**tokens).logits, expected, rtol=1e-4, atol=1e-5)
         model.unmerge_adapter()
-        unshare(model, layers)
+        work.end()
         torch.testing.assert_close(model(**tokens).logits, expected)
         torch.testing.assert_close(model.merge_and_unload()(**tokens).logits, expected, rtol=1e-4, atol=1e-5)

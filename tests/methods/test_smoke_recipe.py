@@ -13,13 +13,20 @@ from pedyra.app.recipe import load_recipe
 from pedyra.app.runs.evaluate import evaluate_run
 from pedyra.app.runs.run import train_run
 from pedyra.lora.files import read_rows
+from pedyra.methods.names import setting_names
 from pedyra.methods.registry import METHODS
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 SHORTER = [
     *("training.max_steps=10", "training.eval_steps=5", "training.save_steps=5", "training.logging_steps=5"),
-    *("rank.interval=2", "rank.initial_warmup=2", "rank.final_warmup=2", "data.train_rows=64", "data.eval_rows=32"),
+    *("data.train_rows=64", "data.eval_rows=32"),
 ]
+WHEN = {"interval": 2, "initial_warmup": 2, "final_warmup": 2}
+
+
+def named(method: str) -> list[str]:
+    known = setting_names(method)
+    return [f"method={method}", *(f"method.{key}={value}" for key, value in WHEN.items() if key in known)]
 
 
 @pytest.mark.filterwarnings("ignore")  # bitsandbytes' and PEFT's own
@@ -27,7 +34,7 @@ SHORTER = [
 def test_a_method_trains_into_a_run_folder_that_evaluates_to_the_same(method: str, tmp_path: Path):
     if method == "qlora":
         pytest.importorskip("bitsandbytes")
-    recipe = load_recipe(SMOKE, [f"method={method}", f"output_dir={tmp_path / 'run'}", *SHORTER])
+    recipe = load_recipe(SMOKE, [*named(method), f"output_dir={tmp_path / 'run'}", *SHORTER])
     result = train_run(recipe, console=Console(file=StringIO()))
     final = result.final
     assert final is not None and (final["step"], final["metric"]) == (recipe.training["max_steps"], "accuracy")

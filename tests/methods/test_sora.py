@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainingArguments
 
+from pedyra import adapt
 from pedyra.app.runs.setup import trainable_parameters
-from pedyra.methods.in_trainer import check_arguments
 from pedyra.methods.sora import (
-    SoraSettings,
+    Gates,
+    Sora,
     add_gate_steps,
-    cut,
     gated,
     gates_of,
     soft_threshold,
@@ -52,7 +51,7 @@ def test_one_step_by_hand(make_net, net_batch):
     gates: list[Any] = gates_of(gated(model))
     # Plain gradient descent: g - 0.1 (dL/dg + lambda sign(g) / 12), then xi off.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    add_gate_steps(optimizer, gates, SoraSettings(threshold=0.01, l1=0.6))
+    add_gate_steps(optimizer, gates, Sora(threshold=0.01, l1=0.6))
     (model(x) - y).square().mean().backward()
     expected = []
     for gate in gates:
@@ -68,7 +67,7 @@ def test_a_zero_gate_can_open_again(make_net, net_batch):
     gates = gates_of(gated(model))
     torch.nn.init.zeros_(gates[0])
     optimizer = torch.optim.SGD(model.parameters(), lr=10.0)
-    add_gate_steps(optimizer, gates, SoraSettings(threshold=3e-4, l1=10.0))
+    add_gate_steps(optimizer, gates, Sora(threshold=3e-4, l1=10.0))
     (model(x) - y).square().mean().backward()
     optimizer.step()
     assert gates[0].any()
@@ -76,7 +75,7 @@ def test_a_zero_gate_can_open_again(make_net, net_batch):
 
 def test_gates_have_a_group_of_their_own_without_weight_decay(prepare):
     run = prepare("sora", training={"weight_decay": 0.1})
-    groups = run.trainer.optimizer.param_groups
+    groups = run.trainer.create_optimizer().param_groups
     gates = [p for name, p in run.model.named_parameters() if name.endswith("gate")]
     assert [id(p) for p in groups[-1]["params"]] == [id(p) for p in gates] and groups[-1]["weight_decay"] == 0
     grouped = [p for group in groups for p in group["params"]]
@@ -87,19 +86,20 @@ def test_gates_have_a_group_of_their_own_without_weight_decay(prepare):
 
 def test_the_cut_leaves_out_zero_gates_and_nothing_else(make_net, net_batch):
     model, (x, _) = make_net(trained=True).eval(), net_batch(1)
-    layers = gated(model)
-    gates = gates_of(layers)
+    work = Gates(model, "default", Sora())
+    gates = gates_of(work.layers)
     with torch.no_grad():
         gates[0][1] = 0
         gates[1].zero_()
         expected = model(x)
-    assert list(cut(model, layers).values()) == [3, 0, 4]
+    work.end()
     torch.testing.assert_close(model(x), expected)
     kept = {name: tuple(p.shape) for name, p in model.named_parameters() if "lora_A" in name}
     assert list(kept.values()) == [(3, 8), (1, 12), (4, 6)]  # rank 0 is one zero row
 
 
 def test_scaled_losses_are_refused(prepare):
-    refused = prepare("sora").adaptation.refused
-    with pytest.raises(ValueError, match="training.fp16 is True, but SoRA's gates are shrunk .* use training.bf16"):
-        check_arguments(refused, TrainingArguments("x", use_cpu=True, fp16=True))
+    trainer = prepare("lora").trainer
+    trainer.args.fp16 = True
+    with pytest.raises(ValueError, match="the training has fp16=True, but SoRA's gates are shrunk .* use bf16"):
+        adapt(trainer, Sora())

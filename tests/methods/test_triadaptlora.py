@@ -10,7 +10,7 @@ from closeness import same_bits
 from torch import nn
 from windows import inside
 
-from pedyra.methods.triadaptlora import CoreFactor, GrowByCore, gaussian_core, growing_layers
+from pedyra.methods.triadaptlora import CoreFactor, TriAdaptLora, gaussian_core, growing_layers
 
 
 def test_the_core_is_the_sum_of_two_triangles():
@@ -56,7 +56,7 @@ def test_how_many_layers_grow_by_hand():
 
 
 def test_the_highest_increase_grows_and_the_scaling_follows(situation: Any):
-    method = GrowByCore(final=3, add=1)
+    method = TriAdaptLora(final_rank=3)
     # Step 4: c = 2 / 18; 6 - 2 = 4 ranks are missing, so m = max(1, int(4 / 9)) = 1. Scores may be negative.
     plan = method.plan({"a": [-0.2], "b": [-0.1]}, situation({"a": 1, "b": 1}))
     assert plan.added == {"b": 1} and plan.rescale == {"b": 1 / 2}

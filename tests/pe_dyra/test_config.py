@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pedyra import PeDyra
-from pedyra.pe_dyra.config import CHOICES, RANK_FIELDS, RankSettings, check_rank_section
+from pedyra.pe_dyra.config import CHOICES, RANK_FIELDS, RankSettings
 from pedyra.pe_dyra.equations import mix_scores
 
 
@@ -29,7 +29,7 @@ def test_a_recipe_is_checked_without_torch():
     assert output.strip() == "False"
 
 
-def test_the_fields_of_pedyra_are_those_of_the_section_rank():
+def test_the_fields_of_pedyra_are_the_settings():
     assert tuple(field.name for field in dataclasses.fields(PeDyra)) == RANK_FIELDS
     assert PeDyra().to_dict() == RankSettings().to_dict()
 
@@ -68,27 +68,11 @@ def test_values_out_of_range_are_refused_by_name_and_value(name: str, value: Any
         PeDyra.as_published(**{name: value})
     assert str(value) in str(error.value)
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=rf"^rank\.{name} is "):  # where a recipe has it
-        check_rank_section({name: value})
 
 
 def test_max_rank_below_min_rank_is_refused():
     with pytest.raises(ValueError, match="max_rank is 2, below min_rank 3"):
         PeDyra.as_published(min_rank=3, max_rank=2)
-
-
-@pytest.mark.parametrize(
-    ("typo", "meant"),
-    [("intervall", "interval"), ("min_ranks", "min_rank"), ("orthweight", "orth_weight"), ("final_warm_up", "final_")],
-)
-def test_an_unknown_key_of_a_recipe_names_the_nearest(typo: str, meant: str):
-    with pytest.raises(ValueError, match=rf"rank\.{typo} is no setting .*; did you mean '{meant}"):
-        check_rank_section({typo: 1})
-
-
-def test_an_unknown_key_like_none_lists_them_all():
-    with pytest.raises(ValueError, match="known are interval, moves"):
-        check_rank_section({"xyz": 1})
 
 
 def test_as_published_is_the_paper_where_it_speaks():
@@ -102,9 +86,9 @@ def test_as_published_is_the_paper_where_it_speaks():
     assert (paper.start, paper.beta1, paper.beta2, paper.orth_form, paper.alpha) == ("svd", 0.85, 0.85, "norm", 0.5)
 
 
-def test_the_default_departs_from_the_paper_in_its_start_eq2_and_least_rank_alone():
+def test_the_default_departs_from_the_paper_in_four_fields_and_the_number_of_moves():
     ours, paper = PeDyra(moves=12).to_dict(), PeDyra.as_published().to_dict()
-    assert {name for name in ours if ours[name] != paper[name]} == {"start", "orth_weight", "min_rank"}
+    assert {name for name in ours if ours[name] != paper[name]} == {"start", "orth_weight", "min_rank", "interval"}
     assert PeDyra.as_published(alpha=0.3).to_dict() == {**paper, "alpha": 0.3}
 
 

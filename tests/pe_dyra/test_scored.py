@@ -9,7 +9,6 @@ import torch
 from windows import SCHEDULE, STEPS, Forced, allocate, forced
 
 from pedyra.allocate.allocation import make_plan
-from pedyra.pe_dyra.config import RankSettings
 from pedyra.pe_dyra.scored import PeDyra, ema_window, most_moves
 from pedyra.pe_dyra.triple_scores import ScoreState
 
@@ -53,7 +52,7 @@ def test_a_methods_own_scores_have_the_word_whatever_the_settings_say(make_net, 
     [(None, 576, 12), (None, 12, 1), (7, 576, 7), (0, 576, 0)],  # 12 of 576: Table 14
 )
 def test_the_default_number_of_moves_is_the_papers(moves: int | None, total_rank: int, most: int):
-    assert most_moves(RankSettings(moves=moves), total_rank) == most
+    assert most_moves(PeDyra(moves=moves), total_rank) == most
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.85, 0.95])

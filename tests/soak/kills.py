@@ -41,11 +41,10 @@ from pedyra.lab.cli import main as pedyra
 
 SCHEDULE: dict[str, Any] = {"interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 3}
 RECIPE: dict[str, Any] = {
-    "method": "pedyra",
+    "method": {"name": "pedyra", **SCHEDULE, "start": "lora"},
     "model": {"name": "tiny-bert"},
     "data": {"source": "toy", "max_length": 40, "train_rows": 64, "eval_rows": 16},
     "lora": {"r": 4, "alpha": 8},
-    "rank": {**SCHEDULE, "start": "lora"},
     "training": {
         "max_steps": 12,
         "per_device_train_batch_size": 4,

@@ -27,7 +27,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pedyra import PeDyra, adapt
-from pedyra.trainer.adapt import RankTraining
+from pedyra.trainer.adapt import MethodTraining
 
 MEGABYTES, SLOWER = 8.0, 1.25
 """What the second half of the run may take more than the first: allocators and clocks are not exact."""
@@ -69,7 +69,7 @@ def held(record: Any) -> int:
 
 
 class Watch(TrainerCallback):
-    def __init__(self, adapting: RankTraining, every: int) -> None:
+    def __init__(self, adapting: MethodTraining, every: int) -> None:
         self.adapting, self.every = adapting, every
         self.looks: list[Look] = []
         self.times: list[float] = []

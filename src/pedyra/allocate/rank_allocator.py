@@ -27,9 +27,9 @@ from pedyra.allocate.optimizer_state import (
 )
 from pedyra.allocate.schedule import Schedule
 from pedyra.errors import UserError
-from pedyra.lora.attach import attach, check_whole, train_e, write_ranks
+from pedyra.lora.attach import check_whole, write_ranks
 from pedyra.lora.factors import AFactor
-from pedyra.lora.layer import AdaptedLayer, holds_triples
+from pedyra.lora.layer import AdaptedLayer, adapted_layers, holds_triples
 from pedyra.lora.layer_names import layer_place
 from pedyra.lora.resize import Replacement, install, resized
 from pedyra.lora.singular import effective_rank, singular_values
@@ -48,7 +48,9 @@ class RankAllocator:
 
     Args:
         model: a PEFT model with a LoRA adapter; triples are attached if they are not yet.
-        optimizer: built from the model's parameters; its groups and state are edited in place at a resize.
+        optimizer: built from the model's parameters; its groups and state are edited in place at a resize. For a method
+            that begins with other parameters than the LoRA has (IncreLora, TriAdaptLora) call `method.install(model)`
+            before you build it.
         config: the method and its settings: `PeDyra(...)`, say.
         total_steps: optimizer steps of the whole run; fractions in the config refer to it.
         adapter_name: which adapter to adapt; others are left alone.
@@ -73,13 +75,17 @@ class RankAllocator:
         process_group: Any = None,
     ) -> None:
         self.model, self.adapter_name = model, adapter_name
-        self.method: RankMethod = method_of(config)
+        self.method = rank_method(config)
         self.optimizer = unwrapped(optimizer)
         check_optimizer(self.optimizer)
         self.schedule: Schedule = self.method.schedule(operator.index(total_steps))
-        self.layers = trainable(attach(model, adapter_name, self.method.start, self.method.seed))
+        if self.method.install(model, adapter_name).ranks is None:
+            raise UserError(
+                f"{type(self.method).__name__} moves no ranks of this adapter, which is PEFT's own; call PEFT's "
+                f"update_and_allocate in a loop of your own, or use pedyra.adapt"
+            )
+        self.layers = trainable(adapted_layers(model, adapter_name))
         check_device(self.layers)
-        train_e(self.layers, self.method.trains_e)
         self._process_group = process_group
         self.step = 0
         self._read = 0
@@ -269,6 +275,7 @@ class RankAllocator:
             schedule=self.schedule,
             history=self.history,
             ranks=self.ranks,
+            initial_ranks=self.initial_ranks,
             parameters={layer.name: layer.direction_parameters for layer in self.layers},
             spare=self.initial_parameters - self.parameters,
         )
@@ -367,6 +374,14 @@ def resize_layers(
         layer.rescale(layer.scaling * plan.rescale.get(layer.name, 1.0))
     move_state(optimizer, replacements)
     return changes
+
+
+def rank_method(config: object) -> RankMethod:
+    """Return a method that moves ranks. Raises ValueError: it is none."""
+    method = method_of(config)
+    if not isinstance(method, RankMethod):
+        raise UserError(f"{type(method).__name__} moves no ranks, and has no RankAllocator; use pedyra.adapt")
+    return method
 
 
 def trainable(layers: Sequence[AdaptedLayer]) -> list[AdaptedLayer]:

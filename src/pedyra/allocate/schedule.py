@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,3 +92,12 @@ def check_count(name: str, value: Any, least: int) -> None:
     """Raise ValueError unless the value is an integer of at least so much."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{name} is {value!r}; it must be an integer of at least {least}")
+
+
+def check_number(name: str, value: Any, least: int | float = -math.inf, below: int | float = math.inf) -> None:
+    """Raise ValueError unless the value is a finite number of at least `least`, and below `below`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise UserError(f"{name} is {value!r}; it must be a finite number")
+    if value < least or value >= below:
+        most = "" if below == math.inf else f" and below {below:g}"
+        raise UserError(f"{name} is {value!r}; it must be at least {least:g}{most}")

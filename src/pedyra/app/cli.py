@@ -102,7 +102,7 @@ def train(
     checked = load_recipe(recipe, overrides or [])
     # Before the seconds that torch takes to load.
     RunFolder(Path(checked.output_dir)).check(overwrite=overwrite, resume=resume)
-    others = {} if beside is None else {load_recipe(beside / "recipe.yaml").method: RunFolder(beside).result()}
+    others = {} if beside is None else {load_recipe(beside / "recipe.yaml").method.name: RunFolder(beside).result()}
 
     quiet_libraries()
     if dry_run:
@@ -120,7 +120,7 @@ def train(
     if result.interrupted:
         raise typer.Exit(130)
     if others and result.final is not None:
-        print_beside(console, {checked.method: result.final, **others})
+        print_beside(console, {checked.method.name: result.final, **others})
     if is_first():
         console.print(f"report      {build_report(result.folder.path)}", soft_wrap=True)
         write_json_lines(json_file, result.rows())

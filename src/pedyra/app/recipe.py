@@ -24,14 +24,14 @@ from pedyra.app.recipe_sections import (
     GenerateSection,
     HomePath,
     LoraSection,
+    MethodSection,
     ModelSection,
     Section,
 )
 from pedyra.app.yaml_file import one_line, read_settings, to_yaml
 from pedyra.errors import UserError
 from pedyra.fitting.wanted import Wanted
-from pedyra.methods.names import check_method
-from pedyra.pe_dyra.config import CHOICES, RankSettings, check_rank_section
+from pedyra.methods.names import CLASSES, NAMES, class_of, field_docs, setting_names
 
 TRAINING_DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 1.0,
@@ -70,8 +70,8 @@ class Recipe(Section):
 
     name: str
     """Title of the run; default: the recipe's file name."""
-    method: str = "lora"
-    """Fine-tuning method: lora, pedyra, adalora, ..."""
+    method: MethodSection = MethodSection()
+    """Fine-tuning method, with its settings."""
     output_dir: HomePath
     """Run folder; default: runs/<name>."""
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
@@ -79,11 +79,6 @@ class Recipe(Section):
     model: ModelSection
     data: DataSection
     lora: LoraSection = LoraSection()
-    rank: dict[str, Any] = Field(default_factory=dict)
-    """When ranks move, how many, and how triples are scored: fields of RankSettings. Methods that move no ranks pass
-    over them."""
-    method_settings: dict[str, Any] = Field(default_factory=dict)
-    """Only this method has these, e.g. `ratio` of lora+; see the settings of each method in pedyra.methods."""
     generate: dict[str, GenerateSection] = Field(default_factory=dict)
     """Test set -> how the model answers it in its own words; see `pedyra eval`. seq2seq has ROUGE without it."""
     fit: Wanted | None = None
@@ -103,18 +98,6 @@ class Recipe(Section):
         if self.generate and self.data.kind not in GENERATED:
             raise UserError(f"generate is for data.kind {' and '.join(GENERATED)}, not {self.data.kind}; remove it")
         return self
-
-    @field_validator("method")
-    @classmethod
-    def _known_method(cls, method: str) -> str:
-        check_method(method)
-        return method
-
-    @field_validator("rank")
-    @classmethod
-    def _rank_settings(cls, rank: dict[str, Any]) -> dict[str, Any]:
-        check_rank_section(rank)
-        return rank
 
     @field_validator("training")
     @classmethod
@@ -159,16 +142,31 @@ def check_recipe(content: dict[str, Any], where: str) -> Recipe:
 
 
 def recipe_schema() -> dict[str, Any]:
-    """Make the JSON schema of a recipe, for editors; `rank` lists the fields of RankSettings."""
+    """Make the JSON schema of a recipe, for editors; `method` lists the settings of each method."""
     schema = Recipe.model_json_schema()
     schema["required"] = ["model", "data"]
-    rank = TypeAdapter(RankSettings).json_schema()
-    for name, choices in CHOICES.items():
-        rank["properties"][name]["enum"] = list(choices)
-    schema["$defs"]["RankSettings"] = {**rank, "additionalProperties": False}
-    schema["properties"]["rank"] = {"$ref": "#/$defs/RankSettings"}
+    schema["properties"]["method"] = method_schema()
     number = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
     for name, units in (("tolerance", "(%|pt)?"), ("changed", "%?")):
         text = {"type": "string", "pattern": rf"^\d+(\.\d+)?{units}$"}
         schema["$defs"]["Wanted"]["properties"][name]["anyOf"] = [number, text, {"type": "null"}]
     return schema
+
+
+def method_schema(*, named: bool = True) -> dict[str, Any]:
+    """Make the schema of a method: a bare name, or a name and the fields of its class.
+
+    Args:
+        named: False: a mapping without a name is allowed too, as in a row of a grid, whose own name it then has.
+    """
+    forms: list[dict[str, Any]] = [{"enum": list(NAMES)}]
+    for name in NAMES:
+        settings: dict[str, Any] = {}
+        if name in CLASSES:
+            known, docs = TypeAdapter(class_of(name)).json_schema()["properties"], field_docs(class_of(name))
+            settings = {key: {**known[key], "description": docs[key]} for key in setting_names(name)}
+        properties = {"name": {"const": name}, **settings}
+        forms.append({"type": "object", "properties": properties, "additionalProperties": False, "required": ["name"]})
+    if not named:
+        forms.append({"type": "object", "not": {"required": ["name"]}})
+    return {"anyOf": forms}

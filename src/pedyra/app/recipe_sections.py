@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os.path
 import string
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -19,6 +19,7 @@ from pydantic import (
 
 from pedyra.errors import UserError
 from pedyra.lora.supported import check_supported
+from pedyra.methods.names import check_method, make_method
 
 METRICS: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "f1", "matthews"),
@@ -67,11 +68,37 @@ class ModelSection(Section):
     """Passed to from_pretrained: eager, sdpa, flash_attention_2, ...; a Hub kernel needs --trust-remote-code."""
 
 
+class MethodSection(BaseModel):
+    """A method and the fields of its class: `method: {name: increlora, final_rank: 8}`. A bare name is its defaults."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    name: str = "lora"
+    """Fine-tuning method: lora, pedyra, adalora, ..."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return all but the name."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _known(self) -> MethodSection:
+        check_method(self.name)
+        if self.settings:  # the class, and torch with it, is loaded for those alone
+            make_method(self.name, self.settings)
+        return self
+
+
 class LoraSection(Section):
-    """Every method starts from this LoRA; the names are PEFT's, without the prefix `lora_`."""
+    """Every method begins with this LoRA; the names are PEFT's, without the prefix `lora_`."""
 
     r: int = Field(default=8, ge=1, le=65_536)  # more would fill the memory before PEFT could tell
-    """Rank of each layer at the start; layers x r is the budget."""
+    """Rank of each layer at the start."""
     alpha: int | float = Field(default=16, gt=0, allow_inf_nan=False)
     """Scaling is alpha / r (alpha / sqrt(r) with use_rslora)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)

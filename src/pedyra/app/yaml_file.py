@@ -92,6 +92,8 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
     for parent in parents:
         if section.get(parent) is None:
             section[parent] = {}
+        if parent == "method" and isinstance(section[parent], str):  # a bare name, which gets settings
+            section[parent] = {"name": section[parent]}
         section = section[parent]
         if not isinstance(section, dict):
             raise UserError(f"override {override!r}: {parent} is a value, not a section with keys")

@@ -4,40 +4,79 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
-from peft import PeftModel
-from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from pedyra.allocate.contract import BatchLoss, Beginning, Method, Training, Work
+from pedyra.allocate.schedule import check_count
 from pedyra.errors import UserError
-from pedyra.methods.data import Data
-from pedyra.methods.method import Adaptation, Method, Request, Settings, with_ranks
-from pedyra.methods.own_factors import Slot, fill, linear_slots
+from pedyra.lora.layer import AdaptedLayer
+from pedyra.methods.slots import Factors, Slot, fill, linear_slots, refuse_lora, write_plain
 
 logger = logging.getLogger(__name__)
 
-BatchLoss = Callable[[nn.Module], Tensor]
-"""A model's loss on one batch."""
-
-
-WIDTH = 2
-"""Ranks that are searched, relative to lora.r. About half of them count, so the LoRA that is trained has about the size
-of one of rank lora.r, as every method of a comparison does."""
 VALIDATION = 0.3
 """The part of the training rows that weighs the ranks, the authors' choice; held-out rows are never looked at."""
 RATE = 3e-4
 """The learning rate of A and B while searching, and that of the weights of the ranks: the authors'."""
 
 
-class AutoLoraSettings(Settings):
-    """Settings of AutoLoRA's search."""
+@dataclass(frozen=True, kw_only=True)
+class AutoLora(Method):
+    """AutoLoRA (Zhang R. et al. 2024): a bilevel search weighs each layer's ranks, and LoRA is trained at those that
+    count.
 
-    search_steps: int | None = Field(None, ge=1)
+    The search sees dW = (alpha / r) B diag(softmax(a)) A of the LoRA's r, trains A and B (not the head) on 70 % of the
+    training rows and a on the others. About half of the ranks count, so for the size of a LoRA of rank 8 begin with 16.
+    It takes place before the first step, and again on a resume. Then the LoRA begins anew at the ranks that were found,
+    with the first rows of the A that it had, B = 0, and the scaling alpha / rank.
+
+    Departs from the authors' code, and why: a rank counts by softmax(a) >= 1/r, as in their second script (the first
+    compares raw a, which the forward never uses); both ends of the finite difference see one draw of dropout, since
+    that of two draws, divided by 2 eps, is noise. Raises ValueError: too few rows to be split, a LoRA of r = 1; DoRA,
+    rsLoRA or another start.
+    """
+
+    search_steps: int | None = None
     """Each costs five training steps. None: as many as the run has, which is about how long the authors search."""
+    seed: int = 0
+    """Seed of the dropout in the search."""
+
+    def __post_init__(self) -> None:
+        if self.search_steps is not None:
+            check_count("search_steps", self.search_steps, 1)
+        check_count("seed", self.seed, 0)
+
+    @classmethod
+    def at_budget(cls, rank: int) -> Beginning:
+        return Beginning(2 * rank)
+
+    def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
+        reason = "AutoLoRA weighs the ranks of LoRA's own start"
+        refuse_lora(model, adapter, reason, "init_lora_weights", "use_dora", "use_rslora")
+        if training is None:
+            raise UserError("AutoLoRA searches ranks on the rows of a training, and was given none; use pedyra.adapt")
+        layers = linear_slots(model, adapter)
+        if all(layer.rank < 2 for layer in layers):
+            raise UserError("the LoRA has r = 1, and AutoLoRA keeps one rank of each layer; give it r = 2 or more")
+        first = {layer: layer.a.A.detach().clone() for layer in layers}
+        train, validation = training.losses(VALIDATION)
+        mode = model.training
+        with torch.random.fork_rng(devices=_devices([layer.a.A for layer in layers])):
+            torch.manual_seed(self.seed)
+            ranks = search(layers, model, train, validation, steps=self.search_steps or training.steps())
+        model.train(mode)
+        factors = {}
+        for layer in layers:
+            rank, B = ranks[layer.name], layer.module.lora_B[adapter].B
+            scaling = layer.scaling * len(first[layer]) / rank
+            factors[layer] = Factors(first[layer][:rank], torch.zeros_like(B[:, :rank]), scaling)
+        write_plain(model, adapter, factors)
+        return Work()
 
 
 class WeighedB(Slot):
@@ -61,7 +100,8 @@ def rank_of(a: Tensor) -> int:
 
 
 def search(
-    model: PeftModel,
+    layers: Sequence[AdaptedLayer],
+    model: nn.Module,
     train: Iterator[BatchLoss],
     validation: Iterator[BatchLoss],
     *,
@@ -69,13 +109,12 @@ def search(
     lower_learning_rate: float = RATE,
     upper_learning_rate: float = RATE,
 ) -> dict[str, int]:
-    """Return layer name -> rank, for every LoRA layer of `model`, whose adapter is of no use afterwards. The ranks
-    found are about half of those that there are.
+    """Return layer name -> rank, for the LoRA layers of `linear_slots(model)`, which are of no use afterwards. The
+    ranks are about half of those that there are.
 
     One step, on the next batch of each side: w' = w - Adam(L_tr); the hypergradient of a; back to w; Adam on a; a
     lower step with the new a.
     """
-    layers = linear_slots(model)
     slots = [WeighedB(layer.b.weight) for layer in layers]
     lower = [factor for layer in layers for factor in (layer.a.A, layer.b.weight)]
     for layer, slot in zip(layers, slots, strict=True):
@@ -160,43 +199,8 @@ def _devices(parameters: Sequence[nn.Parameter]) -> list[int]:
     return sorted({parameter.get_device() for parameter in parameters if parameter.is_cuda})
 
 
-def prepare(request: Request, settings: AutoLoraSettings) -> Adaptation:
-    """Search for a rank per layer, then LoRA from scratch at these ranks on all training rows, scaled by alpha / rank.
-
-    The search sees dW = (alpha / k) B diag(softmax(a)) A, trains A and B (not the head) on 70 % of the training rows
-    and a on the others. It takes place in here, before the run, and again on a resume; it has no budget but k,
-    which is twice lora.r.
-
-    Departs from the authors' code, and why: a rank counts by softmax(a) >= 1/k, as in their second script (the first
-    compares raw a, which the forward never uses); both ends of the finite difference see one draw of dropout, since
-    that of two draws, divided by 2 eps, is noise. Raises ValueError: too few rows to be split, lora.r of 1; DoRA,
-    rsLoRA or another start.
-    """
-    request.refuse_lora("AutoLoRA weighs the ranks of LoRA's own start", "init", "use_dora", "use_rslora")
-    if request.lora.r < 2:
-        raise UserError("lora.r is 1, for which AutoLoRA searches two ranks a layer and always keeps one; raise lora.r")
-    assert request.data is not None
-    train, validation = request.data.parts(VALIDATION)
-    model = request.with_lora(r=WIDTH * request.lora.r)
-    ranks = search(model, _losses(train), _losses(validation), steps=settings.search_steps or request.steps)
-    base_model: Any = model.unload()  # type: ignore[operator]
-    return Adaptation(model=request.with_adapter(with_ranks(request.lora, ranks), base_model))
-
-
 def _step(optimizer: Optimizer, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     optimizer.step()
     optimizer.zero_grad()
-
-
-def _losses(data: Data) -> Iterator[BatchLoss]:
-    """Return the loss on one batch after another."""
-    return (partial(_loss, data, batch) for batch in data.batches())
-
-
-def _loss(data: Data, batch: Any, model: nn.Module) -> Tensor:
-    return data.loss(model, batch)
-
-
-METHOD = Method("autolora", "ranks from a bilevel search, then LoRA (Zhang R. et al. 2024)", prepare, AutoLoraSettings)

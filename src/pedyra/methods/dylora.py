@@ -2,45 +2,90 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from random import Random
 
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
-from pydantic import Field
 from torch import Tensor, nn
 
+from pedyra.allocate.contract import Method, Training, Work
+from pedyra.allocate.schedule import check_count
 from pedyra.errors import UserError
-from pedyra.lora.layer import AdaptedLayer
-from pedyra.methods.method import Adaptation, Hooks, Method, Request, Settings
-from pedyra.methods.own_factors import Factors, fill, linear_slots, write_plain
+from pedyra.methods.slots import Factors, Slot, fill, linear_slots, refuse_lora, write_plain
 
 
-class DyLoraSettings(Settings):
-    """Settings of DyLoRA."""
+@dataclass(frozen=True, kw_only=True)
+class DyLora(Method):
+    """DyLoRA (Valipour et al. 2023): ranks 1 to r are trained at once, nested in each other, and one is cut out.
 
-    rank: int | None = Field(None, ge=1)
-    """The rank at which the model is evaluated, and to which it is cut after training. None: lora.r, the whole."""
+    The LoRA that it begins with has the largest rank, r, and LoRA's start. Each optimizer step uses the first b ranks
+    only, scaled by alpha / b, with b drawn anew. There is no score or pruning. `NestedRank.choose` has one trained
+    model judged at any rank.
+
+    Departs from the authors' code, and why: sqrt(r/b) on each of A and B is one r/b on B, the same function; b counts
+    ranks, where theirs is an index that is off by one from them; the draws are seeded per step, for exact resumes. As
+    theirs, a row outside the draw has a zero gradient but still moves by AdamW's momentum and weight decay. Raises
+    ValueError: a rank above r, layers of different ranks; DoRA, rsLoRA or a start whose ranks are in no nested order.
+    """
+
+    rank: int | None = None
+    """The rank at which the model is evaluated, and to which it is cut after training. None: the LoRA's, the whole."""
+    seed: int = 0
+    """Seed of the draws."""
+
+    def __post_init__(self) -> None:
+        if self.rank is not None:
+            check_count("rank", self.rank, 1)
+        check_count("seed", self.seed, 0)
+
+    def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> NestedRank:
+        reason = "DyLoRA defines its own start and scaling"
+        refuse_lora(model, adapter, reason, "init_lora_weights", "use_dora", "use_rslora")
+        nested = NestedRank(model, adapter, seed=self.seed)
+        if self.rank is not None:
+            nested.choose(self.rank)
+        nested.nest()
+        return nested
 
 
-class NestedRank(Hooks):
+class NestedRank(Work):
     """All layers of a model run at this rank, which is drawn anew for each optimizer step, and chosen for evaluation.
 
     Args:
-        r: the largest rank.
+        model: every LoRA layer of it has one rank, the largest.
         seed: of the draws; the same draws follow the same seed and step.
+
+    Raises:
+        ValueError: layers of different ranks, or ones that are no plain linear LoRA.
     """
 
-    def __init__(self, r: int, *, seed: int) -> None:
-        self.r = r
-        self.chosen = self.drawn = r
-        self.layers: list[AdaptedLayer] = []
+    def __init__(self, model: nn.Module, adapter: str = "default", *, seed: int = 0) -> None:
+        self.model, self.adapter = model, adapter
+        self.layers = linear_slots(model, adapter)
+        ranks = sorted({layer.rank for layer in self.layers})
+        if len(ranks) > 1:
+            raise UserError(f"the layers have ranks {ranks}, but DyLoRA draws one rank for all; give them one r")
+        self.r = self.chosen = self.drawn = ranks[0]
         self._seed = seed
+
+    def nest(self) -> None:
+        """Give every layer nested factors, with the same Parameters; at rank r nothing changes."""
+        for layer in self.layers:
+            fill(layer, NestedA(layer.a.A, self), NestedB(layer.b.weight, self))
+
+    def end(self) -> None:
+        """Cut every layer to its first ranks, as chosen: plain LoRA with alpha as it was, so alpha / rank."""
+        factors = {}
+        for layer in self.layers:
+            A, B = layer.a.rows[: self.chosen], layer.b.columns[:, : self.chosen]  # type: ignore[attr-defined, index]
+            factors[layer] = Factors(A, B, layer.scaling * self.r / self.chosen)
+        write_plain(self.model, self.adapter, factors)
 
     def choose(self, rank: int) -> None:
         """Evaluate, merge and cut at this rank from now on. Raises ValueError: no rank of 1 to r."""
         if not 1 <= rank <= self.r:
-            raise UserError(f"rank {rank} is none of this model; it was trained at ranks 1 to {self.r}")
+            raise UserError(f"rank is {rank}, but the LoRA has ranks 1 to {self.r}; give one of them, or raise its r")
         self.chosen = rank
 
     def step_begins(self, step: int) -> None:
@@ -54,17 +99,15 @@ class NestedRank(Hooks):
         return torch.cat([earlier.detach(), last], dim)
 
 
-class NestedA(nn.Module):
+class NestedA(Slot):
     """The A slot maps x (..., in) -> x A[:b]^T (..., b). `rows` is the whole A `(r, in)`."""
-
-    bias = None
 
     def __init__(self, rows: nn.Parameter, nested: NestedRank) -> None:
         super().__init__()
         self.rows, self.nested = rows, nested
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]
         """A at the chosen rank, for merging."""
         return self.rows[: self.nested.chosen]
 
@@ -72,18 +115,16 @@ class NestedA(nn.Module):
         return F.linear(x, self.nested.rows(self.rows, 0) if self.training else self.weight)
 
 
-class NestedB(nn.Module):
+class NestedB(Slot):
     """The B slot maps h (..., b) -> r/b h B[:, :b]^T; with PEFT's alpha/r, alpha/b in all. `columns` is B
     `(out, r)`."""
-
-    bias = None
 
     def __init__(self, columns: nn.Parameter, nested: NestedRank) -> None:
         super().__init__()
         self.columns, self.nested = columns, nested
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]
         """r/b B at the chosen rank, for merging."""
         return self.columns[:, : self.nested.chosen] * (self.nested.r / self.nested.chosen)
 
@@ -91,56 +132,3 @@ class NestedB(nn.Module):
         if not self.training:
             return F.linear(h, self.weight)
         return F.linear(h, self.nested.rows(self.columns, 1)) * (self.nested.r / self.nested.drawn)
-
-
-def nest(model: PeftModel, *, seed: int = 0) -> NestedRank:
-    """Give every LoRA layer of `model` nested factors, with the same Parameters; at rank r nothing changes. Raises
-    ValueError: layers of different ranks, or ones that are no plain linear LoRA."""
-    layers = linear_slots(model)
-    ranks = sorted({layer.rank for layer in layers})
-    if len(ranks) > 1:
-        raise UserError(f"the layers have ranks {ranks}, but DyLoRA draws one rank for all; give them one r")
-    nested = NestedRank(ranks[0], seed=seed)
-    nested.layers = layers
-    for layer in layers:
-        fill(layer, NestedA(layer.a.A, nested), NestedB(layer.b.weight, nested))
-    return nested
-
-
-def truncate(model: PeftModel, nested: NestedRank, rank: int) -> None:
-    """Cut every layer to its first `rank` rows: plain LoRA with r = rank and alpha as it was, so alpha / rank. Raises
-    ValueError: as `NestedRank.choose`."""
-    nested.choose(rank)
-    factors = {}
-    for layer in nested.layers:
-        A, B = layer.a.rows[:rank], layer.b.columns[:, :rank]  # type: ignore[attr-defined, index]
-        factors[layer] = Factors(A, B, layer.scaling * nested.r / rank)
-    write_plain(model, factors)
-
-
-def prepare(request: Request, settings: DyLoraSettings) -> Adaptation:
-    """Make DyLoRA up to rank lora.r: each optimizer step uses the first b ranks only, scaled by alpha / b.
-
-    All of lora.r is trained, so the parameters are LoRA's; what is saved is cut to `rank`. LoRA's start, and no score
-    or pruning. `NestedRank.choose` has one trained model judged at any rank.
-
-    Departs from the authors' code, and why: sqrt(r/b) on each of A and B is one r/b on B, the same function; b counts
-    ranks, where theirs is an index that is off by one from them; the draws are seeded per step, for exact resumes. As
-    theirs, a row outside the draw has a zero
-    gradient but still moves by AdamW's momentum and weight decay. Raises ValueError: a rank above lora.r; DoRA, rsLoRA
-    or a start whose ranks are in no nested order.
-    """
-    request.refuse_lora("DyLoRA defines its own start and scaling", "init", "use_dora", "use_rslora")
-    r = request.lora.r
-    rank = r if settings.rank is None else settings.rank
-    if rank > r:
-        raise UserError(
-            f"method_settings.rank is {rank}, above the ranks that are trained, 1 to lora.r ({r}); lower it"
-        )
-    model = request.with_lora()
-    nested = nest(model, seed=request.seed)
-    nested.choose(rank)
-    return Adaptation(model=model, hooks=nested, finish=lambda: truncate(model, nested, nested.chosen))
-
-
-METHOD = Method("dylora", "nested ranks, trained at once (Valipour et al. 2023)", prepare, DyLoraSettings)

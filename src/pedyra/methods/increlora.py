@@ -1,4 +1,4 @@
-"""IncreLoRA (Zhang F. et al. 2023): layers start at rank 1 and the important ones grow, from ranks held in reserve."""
+"""IncreLoRA (Zhang F. et al. 2023): layers begin at rank 1 and the important ones grow, from ranks in reserve."""
 
 from __future__ import annotations
 
@@ -8,26 +8,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor, nn
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan
-from pedyra.allocate.contract import Run
-from pedyra.allocate.rank_allocator import RankAllocator
+from pedyra.allocate.contract import Beginning, Decision, Run, Situation, Training, Work
+from pedyra.allocate.schedule import check_count
 from pedyra.errors import UserError
-from pedyra.lora.layer import AdaptedLayer, adapted_layers
+from pedyra.lora.attach import attach
+from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples
-from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running, adaptive
-from pedyra.pe_dyra.config import RankSettings
+from pedyra.methods.slots import grow, plain_ranks, refuse_lora
 from pedyra.pe_dyra.equations import update_sensitivity_
-from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
+from pedyra.pe_dyra.scored import ScheduledMethod, ScoredRun, ScoredSituation
 from pedyra.pe_dyra.triple_scores import ScoreState
 
 RESERVE_E = 1e-5
 _BLOCK_ELEMENTS = 1 << 20
 """A block of one layer's dense gradient has at most so many entries: 4 MB."""
-RANK_SETTINGS: dict[str, Any] = dict(alpha=1.0, start="svd", budget="ranks", orth_weight=0.1, min_rank=0)
-"""Fields of RankSettings that make the method; the orthogonality weight is a default."""
 
 
 def dense_sensitivity(x: Tensor, gradient: Tensor, A: Tensor, E: Tensor, B: Tensor) -> Tensor:
@@ -55,7 +52,7 @@ class DenseSensitivity(ScoreState):
 
     compiles = False
 
-    def __init__(self, run: Run, settings: RankSettings) -> None:
+    def __init__(self, run: Run, settings: Any) -> None:
         super().__init__(run, settings, ("sensitivity", "uncertainty"))
         self.now = torch.zeros_like(self.state["sensitivity"])
         """The backward passes of this step have added so much so far."""
@@ -121,37 +118,77 @@ def growth(
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrowFromReserve(ScoredMethod):
-    """IncreLoRA's plan: a layer's last `add` triples are its reserve, dropped when the budget is met."""
+class IncreLora(ScheduledMethod):
+    """IncreLoRA (Zhang F. et al. 2023): layers begin at rank 1 and those of the most sensitive updates grow.
 
+    The total grows from the LoRA's r, which is 1 with the authors, to layers x `final_rank` ranks, reached by the last
+    adjustment at latest. A layer gains final_rank / 2 ranks at a time, the authors' default, which their scripts keep
+    but for MNLI and SQuAD (1). It holds as many in reserve with E = 1e-5 fixed, whose A and B already learn ("advance
+    learning"), so the trainable parameters are those of the active ranks plus the reserve until the budget is met.
+    Scaling is alpha / active rank, as the authors have it: a layer that grows from r to r' keeps r / r' of its
+    contribution. Score: `DenseSensitivity`. A, B ~ N(0, 0.02^2), E = 0.
+
+    Departs from the authors' code, and why: exactly the top h layers grow (their threshold overshoots the budget at
+    ties, after which their clean-up never runs); new rows follow the run's learning rate and step count from zero
+    moments, and so does the E of a rank that is activated (theirs join as new groups with a restarted warm-up each, for
+    which schedulers have no place); growth follows the optimizer step; the dense gradient of a layer is formed in
+    blocks and never kept; the orthogonality term is of a layer's whole matrix, as AdaLoRA's is, where theirs takes each
+    entry of a ParameterList alone: one row at the default start, so that it holds lengths and no angles, and is 2.2
+    times smaller there. Raises ValueError: a LoRA that begins at the final rank or above; rsLoRA or another start.
+    """
+
+    final_rank: int = 8
+    """Average rank at the end."""
+    beta1: float = 0.85
+    """EMA of the sensitivity."""
+    beta2: float = 0.85
+    """EMA of the uncertainty."""
+    orth_weight: float = 0.1
+    """Weight of the orthogonality term; 0 switches it off."""
+
+    min_rank = 0
     scores = DenseSensitivity
 
-    final: int
-    add: int
-    """Ranks a growing layer gains, and holds in reserve."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("final_rank", self.final_rank, 2)
 
-    def closed(self, history: Sequence[Mapping[str, Any]]) -> bool:
-        """Say whether the reserves are gone: the adjustment that drops them is the only one that adds nothing."""
-        return any(not record["added"] for record in history)
+    @classmethod
+    def at_budget(cls, rank: int) -> Beginning:
+        return grown_from_one(rank)
+
+    @property
+    def add(self) -> int:
+        """Ranks that a growing layer gains, and holds in reserve."""
+        return self.final_rank // 2
+
+    def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
+        refuse_lora(model, adapter, "IncreLoRA defines its own start and scaling", "init_lora_weights", "use_rslora")
+        if ranks := plain_ranks(model, adapter):
+            check_grows(self.final_rank, ranks)
+            grow(model, adapter, self.add)
+            for layer in attach(model, adapter, self.start, self.seed):
+                with torch.no_grad():
+                    layer.a.E[-self.add :] = RESERVE_E
+        return super().install(model, adapter)
 
     def check_start(self, start: ScoredSituation) -> None:
         """Raise ValueError where the budget cannot be met within the schedule."""
         layers, adjustments = len(start.ranks), len(start.schedule.adjustments)
-        grown = min(self._top(start), layers)
-        reachable = grown * self.add * adjustments
-        missing = layers * (self.final - 1)
-        if reachable < missing:
+        growing = min(self._top(start), layers)
+        reachable = growing * self.add * adjustments
+        if reachable < (missing := self._missing(start.initial_ranks)):
             raise UserError(
-                f"{adjustments} adjustments of {grown} layers x {self.add} ranks add {reachable} of the {missing} "
-                f"ranks up to the budget; shorten rank.interval"
+                f"{adjustments} adjustments of {growing} layers x {self.add} ranks add {reachable} of the {missing} "
+                f"ranks up to the budget; shorten interval"
             )
 
     def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         layer_scores = layer_means(scores)
-        if self.closed(now.history):
+        if closed(now.history):
             return make_plan(scores, {}, {}, layer_scores)
         active = {name: rank - self.add for name, rank in now.ranks.items()}
-        missing = self.final * len(active) - sum(active.values())
+        missing = self._missing(now.ranks)
         below = {name: rank for name, rank in active.items() if rank + self.add <= now.max_ranks[name]}
         gains = growth(layer_scores, below, missing, self._top(now), self.add)
         rescale = {name: active[name] / (active[name] + gain) for name, gain in gains.items()}
@@ -168,85 +205,83 @@ class GrowFromReserve(ScoredMethod):
         B = torch.randn(layer.b.out_features, num, generator=generator) * 0.02
         return NewTriples(A, torch.full((num,), RESERVE_E), B)
 
+    def begin(self, run: Run) -> ReserveRun:
+        return ReserveRun(self, run)
+
+    def _missing(self, ranks: Mapping[str, int]) -> int:
+        """Count the ranks up to the budget, where layers have these with their reserves."""
+        return len(ranks) * (self.final_rank + self.add) - sum(ranks.values())
+
     def _top(self, now: ScoredSituation) -> int:
         """Return h, as many layers as reach the budget by the last adjustment."""
-        missing = len(now.ranks) * (self.final - 1)
-        return math.ceil(missing / (self.add * len(now.schedule.adjustments)))
+        return math.ceil(self._missing(now.initial_ranks) / (self.add * len(now.schedule.adjustments)))
 
 
-class ReserveHooks(Hooks):
+def grown_from_one(rank: int) -> Beginning:
+    """Begin at rank 1 where the scaling is alpha / rank, and grow to this one."""
+    if rank < 2:
+        raise UserError("a method that begins at rank 1 and grows cannot have the size of a LoRA of r = 1; raise r")
+    return Beginning(1, {"final_rank": rank})
+
+
+def check_grows(final: int, ranks: Sequence[int]) -> None:
+    """Raise ValueError unless a LoRA of these ranks begins below its final rank."""
+    if max(ranks) >= final:
+        raise UserError(
+            f"the LoRA begins at rank {max(ranks)}, but layers grow from it up to final_rank {final}; give it a lower "
+            f"r (the authors begin at 1), or raise final_rank"
+        )
+
+
+def closed(history: Sequence[Mapping[str, Any]]) -> bool:
+    """Say whether the reserves are gone: the adjustment that drops them is the only one that adds nothing."""
+    return any(not record["added"] for record in history)
+
+
+class ReserveRun(ScoredRun):
     """The reserve's E stays as it is while its A and B learn in advance, and stays out of the norm that is clipped."""
 
-    def __init__(self, method: GrowFromReserve) -> None:
-        self.method = method
-        self._allocator: RankAllocator | None = None
-        self._handles: list[RemovableHandle] = []
+    method: IncreLora
 
-    def begin(self, run: Running) -> None:
-        self.end()
-        self._allocator = run.allocator
-        assert run.allocator is not None
-        self._handles = [layer.a.E.register_hook(self._without_reserve) for layer in run.allocator.layers]
+    def __init__(self, method: IncreLora, run: Run) -> None:
+        super().__init__(method, run)
+        self.open = True
+        """The reserves are there."""
+        self._handles = [layer.a.E.register_hook(self._without_reserve) for layer in run.layers]
 
-    @torch.no_grad()
-    def stepped(self, step: int, *, skipped: bool = False) -> None:
-        assert self._allocator is not None
-        if not self.method.closed(self._allocator.history):
-            for layer in self._allocator.layers:
-                layer.a.E[-self.method.add :] = RESERVE_E  # weight decay needs no gradient
+    def prepare(self, step: int) -> None:
+        super().prepare(step)
+        self._hold()
 
-    def end(self) -> None:
+    def decide(self, now: Situation) -> Decision | None:
+        self._hold()
+        decision = super().decide(now)
+        if decision is not None and not decision.plan.added:
+            self.open = False
+        return decision
+
+    def values(self) -> dict[str, Any]:
+        return {**super().values(), "open": self.open}
+
+    def load(self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self.open = values["open"]
+        super().load(step, values, tensors)
+
+    def release(self) -> None:
+        super().release()
         for handle in self._handles:
             handle.remove()
 
+    @torch.no_grad()
+    def _hold(self) -> None:
+        """Weight decay needs no gradient."""
+        if self.open:
+            for layer in self.run.layers:
+                layer.a.E[-self.method.add :] = RESERVE_E
+
     def _without_reserve(self, gradient: Tensor) -> Tensor | None:
-        assert self._allocator is not None
-        if self.method.closed(self._allocator.history):
+        if not self.open:
             return None
         gradient = gradient.clone()
         gradient[-self.method.add :] = 0
         return gradient
-
-
-def prepare(request: Request) -> Adaptation:
-    """Make IncreLoRA from rank 1 per layer to a total of layers x lora.r ranks, reached by the last adjustment at
-    latest.
-
-    A layer gains lora.r / 2 ranks at a time, the authors' default, which their scripts keep but for MNLI and SQuAD (1).
-    It holds as many in reserve with E = 1e-5 fixed, whose A and B already learn ("advance learning"), so the trainable
-    parameters are those of the active ranks plus the reserve until the budget is met.
-    Scaling is alpha / active rank, as the authors have it: a layer that grows from r to r' keeps r / r' of its
-    contribution. Score: `DenseSensitivity`.
-
-    Departs from the authors' code, and why: exactly the top h layers grow (their threshold overshoots the budget at
-    ties, after which their clean-up never runs); new rows follow the run's learning rate and step count from zero
-    moments, and so does the E of a rank that is activated (theirs join as new groups with a restarted warm-up each, for
-    which schedulers have no place); growth follows the optimizer step; the dense gradient of a layer is formed in
-    blocks and never kept; the orthogonality term is of a layer's whole matrix, as AdaLoRA's is, where theirs takes each
-    entry of a ParameterList alone: one row at the default start, so that it holds lengths and no angles, and is 2.2
-    times smaller there. `rank.orth_weight: 0` switches it off.
-    """
-    request.refuse_lora("IncreLoRA defines its own start and scaling", "init", "use_rslora")
-    final = request.lora.r
-    if final < 2:
-        raise UserError("lora.r is 1, but IncreLoRA starts at rank 1 and grows to lora.r; raise it to 2 or more")
-    config = request.rank_settings(
-        open_fields=("beta1", "beta2", "orth_weight"),
-        **RANK_SETTINGS,
-    )
-    add = final // 2
-    model = request.with_lora(r=1 + add, lora_alpha=request.lora.lora_alpha * (1 + add))
-    method = GrowFromReserve(**config.to_dict(), final=final, add=add)
-    adaptation = adaptive(model, method, hooks=ReserveHooks(method))
-    with torch.no_grad():
-        for layer in adapted_layers(model):
-            layer.a.E[1:] = RESERVE_E
-    return adaptation
-
-
-METHOD = Method(
-    "increlora",
-    "grows by the update's sensitivity (Zhang F. et al. 2023)",
-    prepare,
-    moves_ranks=True,
-)

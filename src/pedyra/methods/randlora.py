@@ -1,66 +1,54 @@
-"""RandLoRA (Albert et al. 2025): full-rank updates from random bases, of which only scalings are trained. PEFT's."""
+"""RandLoRA (Albert et al. 2025) is PEFT's; here are its authors' scaling, and the r with a LoRA's parameters."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import RandLoraConfig
 from peft.tuners.randlora.layer import RandLoraLayer
-from pydantic import Field
+from torch import nn
 
-from pedyra.lora.layer import peft_layers
-from pedyra.methods.method import Adaptation, Method, Request, Settings
-
-
-class RandLoraSettings(Settings):
-    """Settings of RandLoRA."""
-
-    r: int | None = Field(None, ge=1)
-    """Rank of a basis. MORE means FEWER parameters. None: the one nearest to the parameters of LoRA with lora.r."""
+from pedyra.allocate.contract import Method, Training, Work
+from pedyra.allocate.schedule import check_count
 
 
-def prepare(request: Request, settings: RandLoraSettings) -> Adaptation:
-    """Put RandLoRA on the LoRA's target modules, scaled by alpha / (r sqrt n) with the n bases of a layer, and alpha =
-    2 r.
+@dataclass(frozen=True, kw_only=True)
+class RandLora(Method):
+    """RandLoRA (Albert et al. 2025): full-rank updates from random bases, of which only scalings are trained. PEFT's.
 
-    So it is in the authors' code and README; PEFT's own scaling is sqrt n times larger. PEFT has one alpha for all
-    layers, so that of the layers with the most bases carries their 1 / sqrt n. A layer with fewer trains at its own
-    scaling, which `finish` folds into its lambda. PEFT's RandLoRA knows no excluded modules: with some, all others are
-    named. Raises ValueError: a start, DoRA or rsLoRA, which RandLoRA does not have.
+    It is scaled by alpha / (r sqrt n) with the n bases of a layer, and alpha = 2 r, as in the authors' code and README;
+    PEFT's own scaling is sqrt n times larger. At the end the difference is folded into lambda, so that PEFT reads what
+    was trained.
     """
-    request.refuse_lora("PEFT's RandLoRA does not have it", "init", "use_dora", "use_rslora")
-    lora = request.lora
-    targets = _shapes(request)
-    shapes = [*targets.values()]
-    r = settings.r or nearest_r(shapes, lora.r * sum(map(sum, shapes)))
-    most = max(bases_of(r, shape) for shape in shapes)
-    config = RandLoraConfig(
-        task_type=lora.task_type,
-        r=r,
-        randlora_alpha=2 * r / most**0.5,  # type: ignore[arg-type]
-        randlora_dropout=lora.lora_dropout,
-        target_modules="|".join(map(re.escape, targets)) if lora.exclude_modules else lora.target_modules,
-        bias={"lora_only": "randlora_only"}.get(lora.bias, lora.bias),
-        modules_to_save=lora.modules_to_save,
-        projection_prng_key=request.seed,
-    )
-    model = request.with_adapter(config)
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, RandLoraLayer)]
-    factors = {layer: (most / layer.num_bases) ** 0.5 for layer in layers}
-    for layer, factor in factors.items():
-        layer.scaling["default"] *= factor
+
+    r: int | None = None
+    """Rank of a basis. MORE means FEWER parameters. None: the one nearest to the parameters of the recipe's LoRA."""
+
+    def __post_init__(self) -> None:
+        if self.r is not None:
+            check_count("r", self.r, 1)
+
+    def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
+        return AuthorsScaling([module for module in model.modules() if isinstance(module, RandLoraLayer)], adapter)
+
+
+class AuthorsScaling(Work):
+    """Layers are scaled by 2 / sqrt n while they train."""
+
+    def __init__(self, layers: list[Any], adapter: str) -> None:
+        self.adapter = adapter
+        self.factors = {layer: 2 / layer.num_bases**0.5 / layer.scaling[adapter] for layer in layers}
+        for layer, factor in self.factors.items():
+            layer.scaling[adapter] *= factor
 
     @torch.no_grad()
-    def finish() -> None:
-        for layer, factor in factors.items():
-            layer.randlora_lambda["default"].mul_(factor)
-            layer.scaling["default"] /= factor
-
-    return Adaptation(model=model, finish=finish)
+    def end(self) -> None:
+        for layer, factor in self.factors.items():
+            layer.randlora_lambda[self.adapter].mul_(factor)
+            layer.scaling[self.adapter] /= factor
 
 
 def bases_of(r: int, shape: tuple[int, int]) -> int:
@@ -80,20 +68,3 @@ def nearest_r(shapes: list[tuple[int, int]], parameters: int) -> int:
         range(1, max(min(shape) for shape in shapes) + 1),
         key=lambda r: (abs(parameters_of(r, shapes) - parameters), parameters_of(r, shapes)),
     )
-
-
-def _shapes(request: Request) -> dict[str, tuple[int, int]]:
-    """Find the name and (in, out) of every target by wrapping it in LoRA for a moment."""
-    model: Any = request.with_lora()
-    layers = {layer.name: layer.module for layer in peft_layers(model, "default")}
-    model.unload()
-    return {name: (module.in_features, module.out_features) for name, module in layers.items()}
-
-
-METHOD = Method(
-    "randlora",
-    "full-rank from scaled random bases (Albert et al. 2025)",
-    prepare,
-    RandLoraSettings,
-    peft_type="RANDLORA",
-)

@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
+from pedyra.allocate.contract import Method, Training, Work
+from pedyra.allocate.schedule import check_count
 from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.methods.method import Adaptation, Method, Request
-from pedyra.methods.own_factors import Factors, Slot, fill, linear_slots, write_plain
+from pedyra.methods.slots import Factors, Slot, fill, linear_slots, refuse_lora, write_plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rasa(Method):
+    """RaSA (He et al. 2025): every layer gives k of its ranks to a pool that all layers of its type share.
+
+    dW_l = [B_l, B_S] diag(d_l) [A_l; A_S]; of the LoRA's r ranks a layer, k are shared: r // 8, as in the authors'
+    scripts, and at least 1. A layer's update has rank r - k + kL for LoRA's parameters and r - k + kL more, those of
+    d_l. What is saved is unshared, and larger by as much: L times the pool.
+
+    Departs from the authors' code, and why: a layer's place is found by any number in its name, theirs wants
+    `layers.N.`; merging and export work, theirs refuses both. Raises ValueError: a LoRA of r = 1, no two layers of one
+    type; DoRA, rsLoRA or another start.
+    """
+
+    seed: int = 0
+    """Seed of the pools."""
+
+    def __post_init__(self) -> None:
+        check_count("seed", self.seed, 0)
+
+    def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Pools:
+        reason = "RaSA defines its own start and scaling"
+        refuse_lora(model, adapter, reason, "init_lora_weights", "use_dora", "use_rslora")
+        return Pools(model, adapter, seed=self.seed)
 
 
 class PooledA(Slot):
@@ -67,65 +93,54 @@ def by_type(layers: list[AdaptedLayer]) -> list[list[AdaptedLayer]]:
     return list(types.values())
 
 
-@torch.no_grad()
-def share(model: PeftModel, *, k: int, alpha: float) -> list[AdaptedLayer]:
-    """Turn a fresh LoRA of rank r into RaSA: the first r - k ranks of a layer stay, and pools are drawn; B = 0.
+class Pools(Work):
+    """Layers of one type train a pool together.
 
-    A_S is Kaiming-uniform as A is, from torch's global generator. d starts at 0.5 alpha / (r - k) for private ranks and
-    0.5 alpha / (kL) for shared ones; there is no scaling beside it. Raises ValueError: no two layers are of one
-    type.
+    A fresh LoRA becomes RaSA: the first r - k ranks of a layer stay, and pools are drawn; B = 0. A_S is Kaiming-uniform
+    as A is. d starts at 0.5 alpha / (r - k) for private ranks and 0.5 alpha / (kL) for shared ones; there is no
+    scaling beside it.
     """
-    types = by_type(linear_slots(model))
-    if all(len(layers) == 1 for layers in types):
-        names = ", ".join(layers[0].name for layers in types[:3])
-        raise UserError(
-            f"lora.target_modules selects no two layers of one type and shape ({names}), so nothing is shared; "
-            f"target a module of every block, or use method lora"
-        )
-    for layers in types:
-        L, first = len(layers), layers[0]
-        A_S = torch.empty(k * L, first.a.in_features, dtype=first.a.A.dtype, device=first.a.A.device)
-        nn.init.kaiming_uniform_(A_S, a=5**0.5)
-        owner = None
-        for layer in layers:
-            private = layer.rank - k
-            d = torch.cat(
-                [torch.full((private, 1), 0.5 * alpha / private), torch.full((k * L, 1), 0.5 * alpha / (k * L))]
+
+    def __init__(self, model: nn.Module, adapter: str = "default", *, seed: int = 0) -> None:
+        self.model, self.adapter = model, adapter
+        types = by_type(linear_slots(model, adapter))
+        if all(len(layers) == 1 for layers in types):
+            names = ", ".join(layers[0].name for layers in types[:3])
+            raise UserError(
+                f"no two layers of the LoRA are of one type and shape ({names}), so nothing is shared; "
+                f"target a module of every block, or train plain LoRA"
             )
-            a = PooledA(layer.a.A[:private].clone(), d.to(A_S), owner)
-            if owner is None:
-                a.pool_A = nn.Parameter(A_S)
-                a.pool_B = nn.Parameter(layer.b.weight.new_zeros(layer.b.out_features, k * L))
-                owner = a
-            fill(layer, a, PooledB(torch.zeros_like(layer.b.weight[:, :private]), owner))
-            layer.module.scaling[layer.adapter] = 1.0
-    return [layer for layers in types for layer in layers]
+        if lowest := next((layer for layers in types for layer in layers if layer.rank < 2), None):
+            raise UserError(
+                f"{lowest.name} has rank {lowest.rank}, which leaves no rank to share beside a private one; raise the "
+                f"LoRA's r to 2 or more"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        for layers in types:
+            share(layers, generator)
+        self.layers = [layer for layers in types for layer in layers]
+
+    def end(self) -> None:
+        """Give every layer its own copy of the pool, with d in A: plain LoRA of rank r - k + kL, the same function."""
+        factors = {layer: Factors(layer.a.weight, layer.b.weight, 1.0) for layer in self.layers}
+        write_plain(self.model, self.adapter, factors)
 
 
-def unshare(model: PeftModel, layers: list[AdaptedLayer]) -> None:
-    """Give every layer its own copy of the pool, with d in A: plain LoRA of rank r - k + kL, the same function."""
-    write_plain(model, {layer: Factors(layer.a.weight, layer.b.weight, 1.0) for layer in layers})
-
-
-def prepare(request: Request) -> Adaptation:
-    """Make RaSA of lora.r ranks a layer, k of them shared: dW_l = [B_l, B_S] diag(d_l) [A_l; A_S].
-
-    k is lora.r // 8, as in the authors' scripts, and at least 1.
-
-    A layer's update has rank r - k + kL for LoRA's parameters and r - k + kL more, those of d_l. What is saved is
-    unshared, and larger by as much: L times the pool.
-
-    Departs from the authors' code, and why: a layer's place is found by any number in its name, theirs wants
-    `layers.N.`; merging and export work, theirs refuses both. Raises ValueError: lora.r of 1, no two layers of one
-    type; DoRA, rsLoRA or another start.
-    """
-    request.refuse_lora("RaSA defines its own start and scaling", "init", "use_dora", "use_rslora")
-    r = request.lora.r
-    if r < 2:
-        raise UserError(f"lora.r is {r}, which leaves no rank to share beside a private one; raise it to 2 or more")
-    model = request.with_lora()
-    layers = share(model, k=max(1, r // 8), alpha=request.lora.lora_alpha)
-    return Adaptation(model=model, finish=lambda: unshare(model, layers))
-
-
-METHOD = Method("rasa", "ranks shared by all layers of a type (He et al. 2025)", prepare)
+@torch.no_grad()
+def share(layers: list[AdaptedLayer], generator: torch.Generator) -> None:
+    """Have the layers of one type share a pool of k of the ranks of each."""
+    L, first = len(layers), layers[0]
+    k = max(1, first.rank // 8)
+    bound = first.a.in_features**-0.5  # nn.init.kaiming_uniform_ with a = sqrt(5), PEFT's
+    A_S = (2 * torch.rand(k * L, first.a.in_features, generator=generator) - 1).to(first.a.A) * bound
+    owner = None
+    for layer in layers:
+        private, alpha = layer.rank - k, layer.scaling * layer.rank
+        d = torch.cat([torch.full((private, 1), 0.5 * alpha / private), torch.full((k * L, 1), 0.5 * alpha / (k * L))])
+        a = PooledA(layer.a.A[:private].clone(), d.to(A_S), owner)
+        if owner is None:
+            a.pool_A = nn.Parameter(A_S)
+            a.pool_B = nn.Parameter(layer.b.weight.new_zeros(layer.b.out_features, k * L))
+            owner = a
+        fill(layer, a, PooledB(torch.zeros_like(layer.b.weight[:, :private]), owner))
+        layer.module.scaling[layer.adapter] = 1.0

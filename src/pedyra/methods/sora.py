@@ -3,28 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
-from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers.pytorch_utils import ALL_LAYERNORM_LAYERS
 from transformers.trainer_pt_utils import get_parameter_names
 
+from pedyra.allocate.contract import Method, Training, Work
+from pedyra.allocate.schedule import check_count, check_number
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.methods.method import Adaptation, Method, Request, Settings
-from pedyra.methods.own_factors import Factors, Slot, fill, linear, linear_slots, write_plain
+from pedyra.methods.slots import Factors, Slot, fill, linear, linear_slots, refuse_lora, write_plain
 
 
-class SoraSettings(Settings):
-    """Settings of SoRA; the defaults are those of the authors' STS-B script."""
+@dataclass(frozen=True, kw_only=True)
+class Sora(Method):
+    """SoRA (Ding et al. 2023): proximal steps close a gate per rank, and what is closed is cut at the end.
 
-    threshold: float = Field(3e-4, ge=0)
+    dW = (alpha / r) B diag(g) A, with A and B as in LoRA and g ~ N(0, 1). Gates share the optimizer and its schedule
+    with A and B, in a group without weight decay. A zero gate can open again, so all of the LoRA's r is trained to the
+    end; what is saved has the rank that is left. The defaults are those of the authors' STS-B script.
+
+    Departs from the authors' code, and why: soft-thresholding instead of a dead zone of 2 xi; the L1 gradient is added
+    in closed form at the step, so it is not clipped with the others, and the loss that is logged is the task's; no
+    LayerNorm is unfrozen, which makes theirs more than an adapter. Their schedule over xi with retraining at each stage
+    is a sequence of runs, and not part of one. Raises ValueError: DoRA, rsLoRA or another start; fp16.
+    """
+
+    threshold: float = 3e-4
     """xi: how much every step takes off each gate's magnitude, whatever the learning rate. T steps take T xi."""
-    l1: float = Field(10.0, ge=0)
+    l1: float = 10.0
     """lambda of the term lambda sum |g| / (number of gates) in the loss."""
+    seed: int = 0
+    """Seed of the gates."""
+
+    def __post_init__(self) -> None:
+        check_number("threshold", self.threshold, least=0)
+        check_number("l1", self.l1, least=0)
+        check_count("seed", self.seed, 0)
+
+    def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Gates:
+        reason = "SoRA defines its own start and scaling"
+        refuse_lora(model, adapter, reason, "init_lora_weights", "use_dora", "use_rslora")
+        return Gates(model, adapter, self)
 
 
 class GatedA(Slot):
@@ -40,11 +63,12 @@ class GatedA(Slot):
         return self.gate * self.A
 
 
-def gated(model: PeftModel) -> list[AdaptedLayer]:
-    """Give every rank of a LoRA a gate g ~ N(0, 1), from torch's global generator."""
-    layers = linear_slots(model)
+def gated(model: nn.Module, adapter: str = "default", *, seed: int = 0) -> list[AdaptedLayer]:
+    """Give every rank of a LoRA a gate g ~ N(0, 1)."""
+    layers, generator = linear_slots(model, adapter), torch.Generator().manual_seed(seed)
     for layer in layers:
-        fill(layer, GatedA(layer.a.A, torch.randn_like(layer.a.E)[:, None]), linear(layer.b.weight))
+        gate = torch.randn(layer.rank, 1, generator=generator)
+        fill(layer, GatedA(layer.a.A, gate.to(layer.a.A)), linear(layer.b.weight))
     return layers
 
 
@@ -58,7 +82,7 @@ def soft_threshold(gate: Tensor, threshold: float) -> Tensor:
     return gate.sign() * (gate.abs() - threshold).clamp(min=0)
 
 
-def add_gate_steps(optimizer: Optimizer, gates: Sequence[nn.Parameter], settings: SoraSettings) -> None:
+def add_gate_steps(optimizer: Optimizer, gates: Sequence[nn.Parameter], settings: Sora) -> None:
     """Put the L1 term's gradient before, and the proximal step after, every step of `optimizer`.
 
     Hooks of the optimizer itself: they hold in any loop, and a step that is not taken shrinks nothing.
@@ -80,21 +104,6 @@ def add_gate_steps(optimizer: Optimizer, gates: Sequence[nn.Parameter], settings
     optimizer.register_step_post_hook(shrink_gates)
 
 
-@torch.no_grad()
-def cut(model: PeftModel, layers: Sequence[AdaptedLayer]) -> dict[str, int]:
-    """Leave out what has a zero gate and fold the others into A: plain LoRA at the scaling alpha / r of the start.
-
-    A layer may lose all. Returns the ranks by layer name.
-    """
-    ranks, factors = {}, {}
-    for layer, gate in zip(layers, gates_of(layers), strict=True):
-        kept = gate.flatten().nonzero().flatten()
-        ranks[layer.name] = len(kept)
-        factors[layer] = Factors(layer.a.weight[kept], layer.b.weight[:, kept], layer.scaling)
-    write_plain(model, factors)
-    return ranks
-
-
 def groups_with_gates(model: nn.Module, gates: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """Group all that is trained: Trainer's two groups, no weight decay for biases and norms, then the gates without
     any."""
@@ -108,32 +117,27 @@ def groups_with_gates(model: nn.Module, gates: Sequence[nn.Parameter], weight_de
     return [*groups, {"params": list(gates), "weight_decay": 0.0}]
 
 
-def prepare(request: Request, settings: SoraSettings) -> Adaptation:
-    """Make SoRA from rank lora.r: dW = (alpha / r) B diag(g) A, with A and B as in LoRA and g ~ N(0, 1).
+class Gates(Work):
+    """The gates of a model shrink while it trains, and are cut away at the end."""
 
-    Gates share the optimizer and its schedule with A and B, in a group without weight decay. A zero gate can open
-    again, so all of lora.r is trained to the end; what is saved has the rank that is left.
+    refused = {"fp16": "SoRA's gates are shrunk at unscaled steps only; use bf16"}
 
-    Departs from the authors' code, and why: soft-thresholding instead of a dead zone of 2 xi; the L1 gradient is added
-    in closed form at the step, so it is not clipped with the others, and the loss that is logged is the task's; no
-    LayerNorm is unfrozen, which makes theirs more than an adapter. Their schedule over xi with retraining at each stage
-    is a sequence of runs, and not part of one. Raises ValueError: DoRA, rsLoRA or another start.
-    """
-    request.refuse_lora("SoRA defines its own start and scaling", "init", "use_dora", "use_rslora")
-    model = request.with_lora()
-    layers = gated(model)
+    def __init__(self, model: nn.Module, adapter: str, settings: Sora) -> None:
+        self.model, self.adapter, self.settings = model, adapter, settings
+        self.layers = gated(model, adapter, seed=settings.seed)
 
-    def make_optimizer(kind: type[Optimizer], arguments: dict[str, Any], weight_decay: float) -> Optimizer:
-        gates = gates_of(layers)
-        optimizer = kind(groups_with_gates(model, gates, weight_decay), **arguments)
-        add_gate_steps(optimizer, gates, settings)
+    def make_optimizer(self, kind: type[Optimizer], arguments: dict[str, Any], weight_decay: float) -> Optimizer:
+        gates = gates_of(self.layers)
+        optimizer = kind(groups_with_gates(self.model, gates, weight_decay), **arguments)
+        add_gate_steps(optimizer, gates, self.settings)
         return optimizer
 
-    def finish() -> None:
-        cut(model, layers)
-
-    refused = {"fp16": "SoRA's gates are shrunk at unscaled steps only; use training.bf16"}
-    return Adaptation(model=model, optimizer=make_optimizer, finish=finish, refused=refused)
-
-
-METHOD = Method("sora", "gates that proximal steps close (Ding et al. 2023)", prepare, SoraSettings)
+    @torch.no_grad()
+    def end(self) -> None:
+        """Leave out what has a zero gate and fold the others into A: plain LoRA at the scaling alpha / r of the start.
+        A layer may lose all."""
+        factors = {}
+        for layer, gate in zip(self.layers, gates_of(self.layers), strict=True):
+            kept = gate.flatten().nonzero().flatten()
+            factors[layer] = Factors(layer.a.weight[kept], layer.b.weight[:, kept], layer.scaling)
+        write_plain(self.model, self.adapter, factors)

@@ -11,21 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan, round_robin
-from pedyra.allocate.contract import Run
+from pedyra.allocate.contract import Beginning, Run, Training, Work
+from pedyra.allocate.schedule import check_count
 from pedyra.errors import UserError
 from pedyra.lora.attach import attach
 from pedyra.lora.factors import AFactor
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples, Replacement
-from pedyra.methods.increlora import growth
-from pedyra.methods.method import Adaptation, Method, Request, adaptive
-from pedyra.pe_dyra.config import RankSettings
-from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
+from pedyra.methods.increlora import check_grows, grown_from_one, growth
+from pedyra.methods.slots import plain_ranks, refuse_lora
+from pedyra.pe_dyra.scored import ScheduledMethod, ScoredSituation
 from pedyra.pe_dyra.triple_scores import ScoreState
 
 STD = 0.02
-RANK_SETTINGS: dict[str, Any] = dict(alpha=1.0, start="lora", budget="ranks", orth_weight=0.5)
-"""Fields of RankSettings that make the method; the orthogonality weight is a default."""
 
 
 class CoreFactor(AFactor):
@@ -68,7 +66,7 @@ def _places(rank: int) -> Tensor:
 class CoreNorms(ScoreState):
     """A layer's score is the increase of ||C||_F / r since the last growth check. It needs no gradient."""
 
-    def __init__(self, run: Run, settings: RankSettings) -> None:
+    def __init__(self, run: Run, settings: Any) -> None:
         super().__init__(run, settings, ("previous",))
         self.state["previous"] = self.norms()
         self._checked = self.state["previous"]
@@ -98,22 +96,68 @@ def gaussian_core(rank: int, num: int, generator: torch.Generator) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrowByCore(ScoredMethod):
-    """TriAdaptLoRA's plan: layers grow where the core's norm has risen most."""
+class TriAdaptLora(ScheduledMethod):
+    """TriAdaptLoRA (Liang et al. 2025): B C A with a core C of two triangles, grown where the core's norm rises.
 
+    The total grows from the LoRA's r, which is 1 with the authors, to layers x `final_rank` ranks, final_rank / 2 to a
+    layer at a time. dW = (alpha / r) B C A with the current r: growing from r to r' leaves r / r' of the contribution.
+    At first A and C ~ N(0, 0.02^2) and B = 0; later ranks are Gaussian throughout. This is the start on which three of
+    the authors' seven variants agree; in two others B and C start at zero together, and no gradient is ever other than
+    zero. On disk C is folded into A: an ordinary LoRA.
+
+    Departs from the authors' code, and why: the norm is divided by the rank in all cases (their block variants divide
+    by the number of blocks); the layers with the highest scores grow, not all at the threshold, and the last one only
+    by what is missing, so that the budget is met exactly; what is still missing at the last adjustment is then given
+    out one rank each down the ranking; new parameters follow the run's learning rate and Adam's step count, from zero
+    moments. Raises ValueError: a LoRA that begins at the final rank or above; rsLoRA or another start.
+    """
+
+    final_rank: int = 8
+    """Average rank at the end."""
+    orth_weight: float = 0.5
+    """Weight of the orthogonality term, the authors'."""
+    max_rank: int | None = None
+    """No layer grows above this rank; None: only the layer's own width bounds it."""
+
+    start = "lora"
     scores = CoreNorms
     always_trains_e = True
 
-    final: int
-    add: int
-    """Ranks a growing layer gains."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("final_rank", self.final_rank, 2)
+        if self.max_rank is not None:
+            check_count("max_rank", self.max_rank, 1)
+
+    @classmethod
+    def at_budget(cls, rank: int) -> Beginning:
+        return grown_from_one(rank)
+
+    @property
+    def add(self) -> int:
+        """Ranks that a growing layer gains."""
+        return self.final_rank // 2
+
+    def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
+        reason = "TriAdaptLoRA defines its own start and scaling"
+        refuse_lora(model, adapter, reason, "init_lora_weights", "use_rslora")
+        if ranks := plain_ranks(model, adapter):
+            check_grows(self.final_rank, ranks)
+            generator = torch.Generator().manual_seed(self.seed)
+            for layer in attach(model, adapter):
+                if layer.a.A.requires_grad and bool(layer.b.weight.any()):
+                    raise UserError(f"{layer.name} is trained already, and TriAdaptLoRA begins anew; give a fresh LoRA")
+                A = nn.Parameter(torch.randn(layer.a.A.shape, generator=generator).to(layer.a.A) * STD)
+                E = nn.Parameter(gaussian_core(0, layer.rank, generator).to(layer.a.E))
+                layer.module.lora_A[adapter] = CoreFactor(A, E)
+        return super().install(model, adapter)
 
     def check_start(self, start: ScoredSituation) -> None:
         """Any start will do: nothing is pruned."""
 
     def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         layer_scores = layer_means(scores)
-        missing = self.final * len(scores) - sum(now.ranks.values())
+        missing = self.final_rank * len(scores) - sum(now.ranks.values())
         if missing == 0:
             return make_plan(scores, {}, {}, layer_scores)
         below = {name: rank for name, rank in now.ranks.items() if rank + self.add <= now.max_ranks[name]}
@@ -133,34 +177,3 @@ class GrowByCore(ScoredMethod):
         A = torch.randn(num, layer.a.in_features, generator=generator) * STD
         B = torch.randn(layer.b.out_features, num, generator=generator) * STD
         return NewTriples(A, gaussian_core(layer.rank, num, generator), B)
-
-
-def prepare(request: Request) -> Adaptation:
-    """Make TriAdaptLoRA from rank 1 per layer to a total of layers x lora.r ranks, lora.r / 2 to a layer at a time.
-
-    dW = (alpha / r) B C A with the current r: growing from r to r' leaves r / r' of the contribution. At first A and C
-    ~ N(0, 0.02^2) and B = 0; later ranks are Gaussian throughout. This is the start on which three of the authors'
-    seven variants agree; in two others B and C start at zero together, and no gradient is ever other than zero. On
-    disk C is folded into A: an ordinary LoRA.
-
-    Departs from the authors' code, and why: the norm is divided by the rank in all cases (their block variants divide
-    by the number of blocks); the layers with the highest scores grow, not all at the threshold, and the last one only
-    by what is missing, so that the budget is met exactly; what is still missing at the last adjustment is then given
-    out one rank each down the ranking; new parameters follow the run's learning rate and Adam's step count, from zero
-    moments. The orthogonality term has the authors' weight 0.5 (`rank.orth_weight`).
-    """
-    request.refuse_lora("TriAdaptLoRA defines its own start and scaling", "init", "use_rslora")
-    final = request.lora.r
-    if final < 2:
-        raise UserError("lora.r is 1, but TriAdaptLoRA starts at rank 1 and grows to lora.r; raise it to 2 or more")
-    config = request.rank_settings(open_fields=("orth_weight", "max_rank"), **RANK_SETTINGS)
-    model = request.with_lora(r=1)
-    generator = torch.Generator().manual_seed(config.seed)
-    for layer in attach(model):
-        A = nn.Parameter(torch.randn(layer.a.A.shape, generator=generator).to(layer.a.A) * STD)
-        E = nn.Parameter(gaussian_core(0, 1, generator).to(layer.a.E))
-        layer.module.lora_A[layer.adapter] = CoreFactor(A, E)
-    return adaptive(model, GrowByCore(**config.to_dict(), final=final, add=final // 2))
-
-
-METHOD = Method("triadaptlora", "grows where a core's norm rises (Liang et al. 2025)", prepare, moves_ranks=True)

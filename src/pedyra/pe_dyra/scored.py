@@ -13,11 +13,11 @@ from torch import Tensor
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means
 from pedyra.allocate.contract import Decision, MethodRun, RankMethod, Run, Situation
 from pedyra.allocate.distributed import one_process
-from pedyra.allocate.schedule import Schedule, resolve_schedule
+from pedyra.allocate.schedule import Schedule, check_count, check_number, check_steps, resolve_schedule
 from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples, Replacement
-from pedyra.pe_dyra.config import RankSettings
+from pedyra.pe_dyra.config import CHOICES, RankSettings
 from pedyra.pe_dyra.equations import plan_adjustment
 from pedyra.pe_dyra.orthogonality import add_orthogonality_gradient, layer_orthogonality
 from pedyra.pe_dyra.triple_scores import ScoreState, TripleScores
@@ -69,9 +69,26 @@ MOVED = 0.02
 """k as a part of the total rank, where the settings leave it open: the paper's 12 of 576 (Table 14)."""
 
 
-class ScoredMethod(RankSettings, RankMethod):
-    """A scored method plans by scores, with the settings of `RankSettings`. A subclass says how, in `plan`; its scores
-    and its new triples are PE-DyRA's unless it has its own."""
+class ScoredMethod(RankMethod):
+    """A scored method plans by scores. A subclass says how, in `plan`; its scores and its new triples are PE-DyRA's
+    unless it has its own. What it does not say of the settings below is AdaLoRA's."""
+
+    interval: int | float
+    initial_warmup: int | float
+    final_warmup: int | float
+    moves: int | None = None
+    budget = "ranks"
+    min_rank: int = 1
+    max_rank: int | None = None
+    alpha: float = 1.0
+    beta1: float = 0.85
+    beta2: float = 0.85
+    score_norm: str = "none"
+    input_norm: str = "mean_square"
+    omega: str = "uniform"
+    start = "svd"
+    orth_weight: float = 0.0
+    orth_form: str = "norm"
 
     scores: ClassVar[type[ScoreState]] = TripleScores
     conserves: ClassVar[bool] = False
@@ -145,7 +162,32 @@ class ScoredMethod(RankSettings, RankMethod):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeDyra(ScoredMethod):
+class ScheduledMethod(ScoredMethod):
+    """A scored method with a schedule, the same for all that do not say otherwise."""
+
+    interval: int | float = 0.05
+    """Optimizer steps between adjustments; a float below 1 is a fraction of the run."""
+    initial_warmup: int | float = 0.05
+    """Steps before the first interval begins; a float below 1 is a fraction of the run."""
+    final_warmup: int | float = 0.25
+    """The length of the last phase, without adjustments; a float below 1 is a fraction of the run."""
+    seed: int = 0
+    """Seed of what is drawn; it is never drawn from torch's global generator."""
+
+    def __post_init__(self) -> None:
+        for name in ("interval", "initial_warmup", "final_warmup"):
+            check_steps(name, getattr(self, name), least=1 if name == "interval" else 0)
+        check_count("seed", self.seed, 0)
+        check_count("min_rank", self.min_rank, 0)
+        for name in ("beta1", "beta2"):
+            check_number(name, getattr(self, name), least=0, below=1)
+        check_number("orth_weight", self.orth_weight, least=0)
+        if self.budget not in CHOICES["budget"]:
+            raise UserError(f"budget is {self.budget!r}; it must be one of {', '.join(map(repr, CHOICES['budget']))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeDyra(RankSettings, ScoredMethod):
     """The paper's method, and its settings: `pedyra.adapt(trainer, PeDyra())` moves ranks between the layers of a LoRA
     while it trains. Every field, with the paper's symbol, is one of `RankSettings`."""
 
@@ -165,7 +207,7 @@ class PeDyra(ScoredMethod):
         )
 
 
-def most_moves(settings: RankSettings, total_rank: int) -> int:
+def most_moves(settings: ScoredMethod, total_rank: int) -> int:
     """Return k of a run that begins with this sum of ranks."""
     return max(1, round(MOVED * total_rank)) if settings.moves is None else settings.moves
 
@@ -185,7 +227,7 @@ def growth_limits(layers: Sequence[AdaptedLayer], max_rank: int | None) -> dict[
     return limits
 
 
-def situated(now: Situation, settings: RankSettings, moves: int, max_ranks: dict[str, int]) -> ScoredSituation:
+def situated(now: Situation, settings: ScoredMethod, moves: int, max_ranks: dict[str, int]) -> ScoredSituation:
     """Return the situation with the limits that a plan keeps to."""
     known = {field.name: getattr(now, field.name) for field in fields(Situation)}
     return ScoredSituation(

@@ -13,7 +13,6 @@ from pedyra.allocate.contract import Run
 from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import Replacement, rows_kept
-from pedyra.pe_dyra.config import RankSettings
 from pedyra.pe_dyra.equations import (
     gradient_scores,
     gradient_weights,
@@ -43,7 +42,7 @@ class ScoreState:
     in_processes = False
     """Processes that see parts of a batch have the same scores."""
 
-    def __init__(self, run: Run, settings: RankSettings, names: Sequence[str] = ()) -> None:
+    def __init__(self, run: Run, settings: Any, names: Sequence[str] = ()) -> None:
         self.layers, self.settings = run.layers, settings
         device = self.layers[0].a.A.device
         self.skipped = torch.zeros((), dtype=torch.long, device=device)
@@ -122,7 +121,7 @@ class TripleScores(ScoreState):
 
     in_processes = True
 
-    def __init__(self, run: Run, settings: RankSettings) -> None:
+    def __init__(self, run: Run, settings: Any) -> None:
         super().__init__(run, settings)
         self.inputs = InputEnergy(run.model, run.layers, run.average) if settings.alpha < 1 else None
         self.restart()

@@ -1,8 +1,10 @@
-"""`pedyra.adapt(trainer, method)`: Trainer's events become calls of a RankAllocator. It knows no equation."""
+"""`pedyra.adapt(trainer, method)`: Trainer's events become calls of a method's `Work` and of a RankAllocator. It knows
+no equation and no method by name."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +18,20 @@ from transformers.trainer_utils import number_of_arguments
 
 from pedyra.allocate.allocation import stayed
 from pedyra.allocate.checkpoint import SideFileError, restore, restore_factors, save_state
-from pedyra.allocate.contract import RankMethod, method_of
+from pedyra.allocate.contract import Method, RankMethod, Work, acts, method_of
 from pedyra.allocate.distributed import wrap_again
 from pedyra.allocate.optimizer_state import adopt, rekey_state, unwrapped
 from pedyra.allocate.rank_allocator import RankAllocator, trainable
 from pedyra.errors import UserError
-from pedyra.lora.attach import attach, train_e
+from pedyra.fitting.modes import use_averaged
 from pedyra.lora.files import append_row, json_line, read_rows, write_file
-from pedyra.lora.layer import AdaptedLayer
+from pedyra.lora.layer import AdaptedLayer, adapted_layers
 from pedyra.lora.layer_names import layer_place
-from pedyra.trainer.changes import end_at_last_step, watch_batches, watch_training
+from pedyra.trainer.changes import end_at_last_step, put_around, watch_batches, watch_training
 from pedyra.trainer.checkpoint_folder import check_loaded
 from pedyra.trainer.checkpoints import save_whole
-from pedyra.trainer.engines import check_engine, data_parallel, keep_whole
+from pedyra.trainer.engines import check_engine, data_parallel, keep_whole, reshard
+from pedyra.trainer.upcoming import upcoming
 
 logger = logging.getLogger(__name__)
 
@@ -42,31 +45,35 @@ WHERE = "https://pedyra.github.io/pedyra/evidence"
 
 def adapt(
     trainer: Trainer,
-    method: RankMethod,
+    method: Method,
     *,
     adapter: str = "default",
     record_to: str | Path | None = None,
-) -> RankTraining:
-    """Make the LoRA training of a Trainer rank-adaptive. Call it once the Trainer is made, and before `train()`.
+) -> MethodTraining:
+    """Have a Trainer train its LoRA by a method. Call it once the Trainer is made, and before `train()`.
 
     Any Trainer of transformers or TRL will do, with `model_init` too. What is changed in it stands in
-    `pedyra.trainer.changes`. Every checkpoint gets pedyra's side file, from which `resume_from_checkpoint` continues
-    bit for bit.
+    `pedyra.trainer.changes`. The method begins with the LoRA that the model has, and gets what it needs before the
+    first step: slots, an optimizer, a search on rows of the training. When the training has ended the adapter is an
+    ordinary LoRA. From a checkpoint `resume_from_checkpoint` continues bit for bit; those of a method that moves ranks
+    have pedyra's side file.
 
     Args:
-        method: the method and its settings, such as `PeDyra()`.
+        method: the method and its settings, such as `PeDyra()`, `AdaLora(final_rank=8)` or `Sora()`.
         adapter: which of the model's adapters to adapt.
-        record_to: a JSON-lines file that gets the set-up, a snapshot at every log, and every adjustment; begun anew by
-            a training that is no resume.
+        record_to: a JSON-lines file that gets the set-up, a snapshot at every log, and every adjustment of a method
+            that moves ranks; begun anew by a training that is no resume.
 
     Returns:
-        A handle. When a training has ended, its `result` says what became of the ranks, and one line of it is printed.
+        A handle. When a training that moves ranks has ended, its `result` says what became of them, and one line of it
+        is printed.
 
     Raises:
-        ValueError: the model has no such adapter, the Trainer is adapted already, training has begun, an engine that
-            cuts the adapter into pieces. When training starts: a schedule in which nothing moves, an unsupported
-            optimizer or wrapper.
+        ValueError: the model has no such adapter, or one that the method cannot begin with; the Trainer is adapted
+            already, training has begun, arguments that the method cannot train under, an engine that cuts the adapter
+            into pieces. When training starts: a schedule in which nothing moves, an unsupported optimizer or wrapper.
     """
+    method = method_of(method)
     if not isinstance(trainer, Trainer):
         raise UserError(f"adapt takes a Trainer of transformers or TRL, and {type(trainer).__name__} is none")
     if trainer.state.global_step > 0:
@@ -74,17 +81,19 @@ def adapt(
             f"training has begun ({trainer.state.global_step} steps), so ranks cannot be adapted in it any more; call "
             f"adapt before train()"
         )
-    if any(isinstance(each, RankTraining) for each in trainer.callback_handler.callbacks):
+    if any(isinstance(each, MethodTraining) for each in trainer.callback_handler.callbacks):
         raise UserError("this Trainer is adapted already; call adapt once")
-    handle = RankTraining(trainer, method, adapter, record_to)
+    handle = MethodTraining(trainer, method, adapter, record_to)
     check_engine(trainer)
     # Before the optimizer is built and before a checkpoint is loaded: slots that take any rank must be there.
-    handle.attach(trainer.model)
+    handle.install(trainer.model)
     if trainer.model_init is not None:
-        trainer.model_init = handle.attaching(trainer.model_init)
+        trainer.model_init = handle.installing(trainer.model_init)
     for change in (end_at_last_step, save_whole):
         change(trainer)
     watch_batches(trainer, handle.first_batches)
+    if acts(handle.work, "make_optimizer"):
+        put_around(trainer, "create_optimizer", handle.create_optimizer)
     watch_training(trainer, handle.training_begins, handle.training_fails)
     trainer.callback_handler.callbacks.insert(0, handle)  # before the reporters, whose log gets its numbers
     return handle
@@ -140,19 +149,29 @@ class RankResult:
         return words
 
 
-class RankTraining(TrainerCallback):
-    """`adapt` returns it: it hands Trainer's events to the RankAllocator of each training."""
+class MethodTraining(TrainerCallback):
+    """`adapt` returns it: it hands Trainer's events to the method's work, and to the RankAllocator of each training
+    where the method moves ranks."""
 
-    def __init__(self, trainer: Trainer, method: RankMethod, adapter: str, record_to: str | Path | None) -> None:
-        self.trainer, self.method, self.adapter = trainer, method_of(method), adapter
+    work: Work
+    """The method acts by it in the Trainer's model."""
+    preparation_seconds: float
+    """To install the method took so long: AutoLoRA's search."""
+
+    def __init__(self, trainer: Trainer, method: Method, adapter: str, record_to: str | Path | None) -> None:
+        self.trainer, self.method, self.adapter = trainer, method, adapter
         self.record_to = None if record_to is None else Path(record_to)
         self.allocator: RankAllocator | None = None
-        """The last training has it; None before the first."""
+        """The last training has it; None before the first, and where ranks stay."""
+        self.trained_parameters = 0
+        """The last training changed so many at its end."""
         self._result: RankResult | None = None
         self._wrapper: DistributedDataParallel | None = None
         self._counts_labels = self._warns_of_ratio = False
         self._resumes_from: Path | None = None
         self._writes = True
+        self._over = False
+        """The method has made its adapter an ordinary one."""
         self._attached: list[tuple[AdaptedLayer, tuple[Tensor, ...]]] = []
         """Until training begins, the layers stand here with the triples that they had when they were attached."""
 
@@ -161,14 +180,22 @@ class RankTraining(TrainerCallback):
         """Return what the last training did to the ranks.
 
         Raises:
-            ValueError: no training has ended yet.
+            ValueError: no training that moves ranks has ended yet.
         """
         if self._result is None:
-            raise UserError("result is known when a training has ended; call trainer.train() first")
+            raise UserError("result is known when a training that moves ranks has ended; call trainer.train() first")
         return self._result
 
     def training_begins(self, checkpoint: Path | None) -> None:
-        """Remember the checkpoint from which a training goes on; None: it begins anew."""
+        """Remember the checkpoint from which a training goes on; None: it begins anew. Raises ValueError: the method
+        cannot begin a second time, or not from there."""
+        name = type(self.method).__name__
+        if self._over:
+            raise UserError(f"{name} has ended, and its adapter is an ordinary LoRA; make a new model and Trainer")
+        if checkpoint is not None and not self.work.resumable:
+            raise UserError(
+                f"{name} of PEFT's AdaLoRA cannot go on from a checkpoint; begin anew, or from a LoraConfig"
+            )
         self._resumes_from = checkpoint
 
     def training_fails(self) -> None:
@@ -182,11 +209,18 @@ class RankTraining(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self._wrapper = data_parallel(args, self.trainer.model_wrapped)
         self._writes = state.is_world_process_zero
-        model, optimizer = kwargs["model"], kwargs["optimizer"]
+        divides = self.trainer.model_accepts_loss_kwargs
+        if self.work.ranks is not None:
+            self._ranks_begin(self.work.ranks, args, state, kwargs["model"], kwargs["optimizer"])
+        # Trainer multiplies such a loss by their number, since the gradient is averaged over them.
+        processes = args.world_size if args.average_tokens_across_devices else 1
+        self.work.begin(state.max_steps, args.gradient_accumulation_steps * processes if divides else 1)
+
+    def _ranks_begin(self, method: RankMethod, args: Any, state: Any, model: Any, optimizer: Any) -> None:
         self._release()  # a second training may have loaded a checkpoint, which its optimizer has to follow
         self._follow_loaded(optimizer)
         group = None if self._wrapper is None else self._wrapper.process_group
-        self.allocator = RankAllocator(model, optimizer, self.method, state.max_steps, self.adapter, group)
+        self.allocator = RankAllocator(model, optimizer, method, state.max_steps, self.adapter, group)
         if args.torch_compile:
             self.allocator.expect_compilation()
         if self._resumes_from is not None and state.global_step > 0:
@@ -196,13 +230,19 @@ class RankTraining(TrainerCallback):
         self._counts_labels = self._warns_of_ratio = True
         self._start_record(self.allocator, state.global_step)
 
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        self.work.step_begins(state.global_step)
+
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
-        assert self.allocator is not None
-        self.allocator.before_step(loss_scale=_unscale(kwargs["optimizer"]))
+        if self.allocator is not None:
+            self.allocator.before_step(loss_scale=_unscale(kwargs["optimizer"]))
+
+    def on_optimizer_step(self, args, state, control, **kwargs) -> None:
+        skipped = bool(getattr(kwargs.get("optimizer"), "step_was_skipped", False))
+        self.work.stepped(state.global_step, skipped=skipped)  # Trainer counts the step only later
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        assert self.allocator is not None
-        record = self.allocator.after_step()
+        record = None if self.allocator is None else self.allocator.after_step()
         if record is not None:
             self._record(record)
         if record is not None and self._wrapper is not None and (record["pruned"] or record["added"]):
@@ -220,14 +260,24 @@ class RankTraining(TrainerCallback):
 
     def write_side_files(self, folder: Path) -> None:
         """Write ours, as `save_whole` asks once Trainer has written its own files into the folder of a checkpoint."""
-        assert self.allocator is not None
-        save_state(self.allocator, folder)
+        if self.allocator is not None:
+            save_state(self.allocator, folder)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
-        assert self.allocator is not None
+        model: Any = kwargs["model"]
+        if self.allocator is not None:
+            self._ranks_end(self.allocator, args, state, model)
+        self.trained_parameters = sum(each.numel() for each in model.parameters() if each.requires_grad)
+        if acts(self.work, "end"):
+            reshard(model)
+            use_averaged(kwargs.get("optimizer"))  # a schedule-free optimizer has two sets of weights
+            self.work.end()
+            self._over = True
+
+    def _ranks_end(self, allocator: RankAllocator, args: Any, state: Any, model: Any) -> None:
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            self._restore_best(kwargs["model"], Path(state.best_model_checkpoint))
-        self._result = self._conclude(self.allocator)
+            self._restore_best(model, Path(state.best_model_checkpoint))
+        self._result = self._conclude(allocator)
         self._release()
         self._tell(str(self._result))
 
@@ -284,28 +334,48 @@ class RankTraining(TrainerCallback):
             parameters=allocator.parameters,
         )
 
-    def attach(self, model: Any) -> None:
-        """Put triples into the adapter, and those that are trained into the Trainer's optimizer, if it has one."""
-        layers = attach(model, self.adapter, self.method.start, self.method.seed)
-        train_e(layers, self.method.trains_e)
+    def install(self, model: Any) -> None:
+        """Give the adapter what the method trains, and the triples that are trained to the Trainer's optimizer, if it
+        has one. Raises ValueError: as `adapt` does."""
+        before = time.perf_counter()
+        self.work, self._over = self.method.install(model, self.adapter, upcoming(self.trainer)), False
+        self.preparation_seconds = time.perf_counter() - before
+        name = type(self.method).__name__
         optimizer: Any = self.trainer.optimizer
+        for key, reason in self.work.refused.items():
+            if value := getattr(self.trainer.args, key):
+                raise UserError(f"the training has {key}={value!r}, but {reason}")
+        if optimizer is not None and acts(self.work, "make_optimizer"):
+            raise UserError(f"the Trainer has an optimizer, and {name} makes its own; leave out optimizers=")
+        layers = adapted_layers(model, self.adapter)
         if optimizer is not None:  # the user's own: before its state is loaded
-            for layer in trainable(layers):
-                adopt(unwrapped(optimizer), layer)
+            try:
+                for layer in trainable(layers) if layers else ():
+                    adopt(unwrapped(optimizer), layer)
+            except UserError as error:
+                raise UserError(f"{error}; {name} begins with parameters of its own: leave out optimizers=") from None
         keep_whole(self.trainer, model, layers)
         self._attached = [(layer, layer.factors) for layer in layers]
 
-    def attaching(self, model_init: Callable[..., Any]) -> Callable[..., Any]:
+    def installing(self, model_init: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap a Trainer's `model_init`, whose models take a checkpoint of any ranks."""
 
-        def attached(*args: Any) -> Any:
+        def installed(*args: Any) -> Any:
             model = model_init(*args)
             self.trainer.optimizer = None  # it was the model before's; Trainer makes it anew after this
-            self.attach(model)
+            self.install(model)
             return model
 
         # Trainer counts the arguments, those of a functools.partial otherwise than a signature does.
-        return (lambda: attached()) if number_of_arguments(model_init) == 0 else (lambda trial: attached(trial))
+        return (lambda: installed()) if number_of_arguments(model_init) == 0 else (lambda trial: installed(trial))
+
+    def create_optimizer(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Make the method's optimizer where Trainer would make its own."""
+        trainer: Any = self.trainer
+        if trainer.optimizer is None:
+            kind, arguments = Trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
+            trainer.optimizer = self.work.make_optimizer(kind, arguments, trainer.args.weight_decay)
+        return original(*args, **kwargs)
 
     def _follow_loaded(self, optimizer: Any) -> None:
         """A checkpoint of other ranks was loaded; an optimizer that the user made before still holds the triples that

@@ -115,6 +115,6 @@ def test_heads_of_several_parts_are_trained_whole(config: Any, heads: set[str], 
 
 def test_layers_of_another_rank_keep_the_scaling_of_r():
     config = lora_config(LoraSection(r=4, alpha=8, rank_pattern={"0": 6}), "causal_lm", nn.Module())
-    config.target_modules, config.task_type = {"0", "1"}, None
+    config.target_modules, config.task_type = {"0", "1"}, None  # type: ignore[assignment]
     layers: Any = get_peft_model(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), config).base_model.model
     assert [(layer.r["default"], layer.scaling["default"]) for layer in layers] == [(6, 2.0), (4, 2.0)]

@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from short_runs import RANK, RECIPE
+from short_runs import RECIPE, named
 
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.callbacks import MetricsLog
@@ -14,9 +14,7 @@ def recipe(tmp_path):
     """recipe(method=..., **sections): the small recipe above with changes, writing to tmp_path/run."""
 
     def make(method="lora", output="run", **changes):
-        content = {**RECIPE, "method": method, "output_dir": str(tmp_path / output)}
-        if method != "lora":
-            content["rank"] = RANK
+        content = {**RECIPE, "method": named(method), "output_dir": str(tmp_path / output)}
         for section, values in changes.items():
             content[section] = {**content.get(section, {}), **values} if isinstance(values, dict) else values
         return Recipe.model_validate(content)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from pedyra.app.runs.run import train_run
 from pedyra.lora.files import read_rows
+from pedyra.methods.names import setting_names
 
 RECIPE = {
     "name": "toy",
@@ -33,6 +34,12 @@ RANK = {
     **{"interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 3},
     **{"min_rank": 1, "start": "lora", "orth_weight": 0.0, "budget": "parameters"},
 }
+
+
+def named(method: str, **settings: Any) -> dict[str, Any]:
+    """The section `method`, with those of `RANK` that the method has."""
+    known = setting_names(method)
+    return {"name": method, **{key: value for key, value in RANK.items() if key in known}, **settings}
 
 
 def run(recipe, **flags) -> Any:

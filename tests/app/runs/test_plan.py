@@ -6,7 +6,7 @@ import pytest
 
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.plan import plan_run
-from pedyra.app.runs.setup import run_steps, set_up
+from pedyra.app.runs.setup import set_up
 
 RANK = {
     **{"interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 3},
@@ -18,11 +18,10 @@ def recipe(folder, method="lora", **training) -> Any:
     content = {
         "name": "toy",
         "output_dir": str(folder / "run"),
-        "method": method,
+        "method": {"name": method, **(RANK if method != "lora" else {})},
         "model": {"name": "tiny-bert"},
         "data": {"source": "toy", "max_length": 40, "train_rows": 30, "eval_rows": 8},
         "lora": {"r": 4},
-        "rank": RANK if method != "lora" else {},
         "training": {
             **{"per_device_train_batch_size": 4, "per_device_eval_batch_size": 4},
             "use_cpu": True,
@@ -47,7 +46,7 @@ def test_steps_are_those_trainer_takes(training, tmp_path):
     asked = recipe(tmp_path, eval_strategy="no", **training)
     trainer = set_up(asked).trainer(str(tmp_path))
     trainer.train()
-    assert plan_run(asked)[0]["total_steps"] == run_steps(30, asked) == trainer.state.global_step
+    assert plan_run(asked)[0]["total_steps"] == trainer.state.global_step
 
 
 def test_budget_and_adjustments_are_the_allocators(tmp_path):

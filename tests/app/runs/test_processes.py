@@ -21,11 +21,10 @@ from pedyra.lora.files import read_rows
 pytestmark = pytest.mark.skipif(not can_fork(), reason="forks are for Linux without an accelerator")
 
 RECIPE: dict[str, Any] = {
-    "method": "pedyra",
+    "method": {"name": "pedyra", "interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 2},
     "model": {"name": "tiny-llama"},
     "data": {"source": "toy", "kind": "causal_lm", "prompt": "prompt", "completion": "completion", "max_length": 40},
     "lora": {"r": 2, "alpha": 16, "target_modules": ["q_proj", "v_proj"]},
-    "rank": {"interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 2},
     "training": {
         **{"max_steps": 8, "learning_rate": 1e-2, "logging_steps": 4, "use_cpu": True},
         **{"eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps", "save_steps": 4},

@@ -17,11 +17,11 @@ def state(step, total=100) -> Any:
 
 def new_progress(*, terminal=False, history=()) -> Any:
     allocator = SimpleNamespace(ranks={"q": 5, "v": 3}, history=list(history), describe=lambda: {"schedule": {}})
-    ranks: Any = SimpleNamespace(allocator=allocator)
+    handle: Any = SimpleNamespace(allocator=allocator)
     screen = StringIO()
     console = Console(file=screen, width=120, force_terminal=terminal)
-    progress = TrainingProgress(console, "accuracy", 99)
-    progress.ranks = ranks
+    progress = TrainingProgress(console, "accuracy")
+    progress.handle, progress.total_rank = handle, 99
     return progress, screen
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from closeness import same_bits
+from short_runs import named
 
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.setup import set_up
@@ -64,7 +65,7 @@ def test_head_and_adapter_are_those_of_the_seed_for_every_method():
     for method in ("lora", "random", "pedyra"):
         torch.rand(7)  # whatever happened before must not matter
         weights[method] = set_up(
-            recipe(method=method, rank={"start": "lora"} if method == "random" else {})
+            recipe(method=named(method, start="svd") if method == "pedyra" else named(method))
         ).model.state_dict()
     own = [name for name in weights["lora"] if "lora_" in name or "classifier" in name]
     assert any("lora_A" in name for name in own) and any("classifier" in name for name in own)

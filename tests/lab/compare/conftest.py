@@ -21,13 +21,13 @@ import yaml
 recipe = yaml.safe_load(Path(sys.argv[2]).read_text())
 run, flags = Path(recipe["output_dir"]), sys.argv[3:]
 log = Path("calls.log").open("a")
-print(recipe["method"], recipe["seed"], recipe["training"]["learning_rate"], *flags, file=log, flush=True)
+print(recipe["method"]["name"], recipe["seed"], recipe["training"]["learning_rate"], *flags, file=log, flush=True)
 if "--resume" in flags and not list(run.glob("checkpoint-*")):
     print("Error: no complete checkpoint", file=sys.stderr)
     sys.exit(2)
 run.mkdir(parents=True, exist_ok=True)
 (run / "recipe.yaml").write_text("x")
-behaviour = recipe["training"]["fake"][recipe["method"]]
+behaviour = recipe["training"]["fake"][recipe["method"]["name"]]
 if "--resume" not in flags and behaviour in ("kill", "wait"):
     (run / "checkpoint-5").mkdir()
     if behaviour == "kill":

@@ -15,14 +15,14 @@ RECIPES = Path(__file__).parents[3] / "recipes"
 
 def test_reading_a_grid_loads_nothing_heavy():
     code = "import sys, pedyra.lab.compare.grid as g; g.load_grid(sys.argv[1]); print('torch' in sys.modules)"
-    path = str(RECIPES / "compare_smoke.yaml")
+    path = str(RECIPES / "compare_facts.yaml")
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
 
 def test_lists_are_short_for_rows_and_tasks_without_settings(make_grid):
     grid = make_grid(methods=["lora", "dora"], tasks=["toy", "cola"])
-    assert {name: row.method for name, row in grid.methods.items()} == {"lora": "lora", "dora": "dora"}
+    assert {name: row.method.name for name, row in grid.methods.items()} == {"lora": "lora", "dora": "dora"}
     assert grid.tasks == {"toy": {}, "cola": {}}
     assert (grid.name, grid.output_dir, grid.baseline, grid.all_budgets) == ("grid", "runs/grid", "lora", [2])
 
@@ -30,7 +30,7 @@ def test_lists_are_short_for_rows_and_tasks_without_settings(make_grid):
 def test_a_row_has_its_own_method_settings_and_rates(make_grid):
     rows = {"pedyra": {}, "pedyra on dora": {"method": "pedyra", "lora": {"use_dora": True}, "learning_rates": [3, 1]}}
     grid = make_grid(methods=rows)
-    assert grid.methods["pedyra on dora"].method == "pedyra"
+    assert grid.methods["pedyra on dora"].method.name == "pedyra"
     assert grid.rates("pedyra on dora") == [1, 3] and grid.rates("pedyra") == [0.01, 0.1]
     assert grid.baseline == "pedyra"  # the first, where there is no lora
 

@@ -23,7 +23,7 @@ def job(folder: Path):
         entry = Entry(method, "toy", 2)
         made = Job(entry, 0.1, seed, "jobs", Path("out"), {})
         training = {"learning_rate": 0.1, "fake": FAKE}
-        made.recipe.update(method=method, seed=seed, output_dir=str(made.run), training=training)
+        made.recipe.update(method={"name": method}, seed=seed, output_dir=str(made.run), training=training)
         return made
 
     return make
@@ -54,7 +54,7 @@ def test_the_reason_is_that_of_the_last_attempt(job):
     """The first one said why it failed. The second is killed without a word."""
     run_all([job("pedyra")])
     again = job("pedyra")
-    again.recipe["method"] = "dora"  # which is killed
+    again.recipe["method"] = {"name": "dora"}  # which is killed
     (again.run / "recipe.yaml").unlink()
     assert run_all([again])["pedyra", 0].message.startswith("it said nothing (killed by SIGKILL")
     assert "out of luck" in again.log.read_text()  # of the first

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pedyra.app.recipe import Recipe
-from pedyra.app.recipe_sections import LoraSection, ModelSection
+from pedyra.app.recipe_sections import LoraSection, MethodSection, ModelSection
 from pedyra.lab.compare.prepare import BareModel, match_parameters
 
 TARGETS = ["query", "value"]
@@ -66,8 +66,8 @@ def test_randlora_has_the_bases_with_the_nearest_count(count, shape):
 
 
 def test_randlora_with_bases_of_its_own_has_to_be_as_large_too(count):
-    own = recipe("randlora").model_copy(update={"method_settings": {"r": 1}})
-    with pytest.raises(ValueError, match="cannot match .*; remove methods.randlora.method_settings.r, or"):
+    own = recipe("randlora").model_copy(update={"method": MethodSection(name="randlora", r=1)})  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="cannot match .*; remove methods.randlora.method.r, or"):
         match_parameters("randlora", own, 4, recipe("lora"), count)
 
 

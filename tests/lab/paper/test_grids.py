@@ -19,7 +19,7 @@ def test_a_setting_that_the_recipe_has_too_makes_no_run_of_its_own(tmp_path):
     own = {}
     for scale in ("full", "small"):
         cells = planned("table14", scale, tmp_path, ["SST-2 (Acc.)"]).cells
-        own[scale] = {cell.column: cell.part.rank for cell in cells}
+        own[scale] = {cell.column: cell.part.settings for cell in cells}
     assert own["full"] == {"k=4": {"moves": 4}, "k=8": {"moves": 8}, "k=12": {}, "k=24": {"moves": 24}}
     assert own["small"]["k=12"] == {"moves": 12}  # its recipe moves 6
 

@@ -65,7 +65,7 @@ def test_a_cell_is_its_row_and_its_column_together():
         "mbpp",
         72.0,
     )
-    by_k = {cell.column: cell.part.rank for cell in get_item("table14").cells("full") if cell.row == "RTE (Acc.)"}
+    by_k = {cell.column: cell.part.settings for cell in get_item("table14").cells("full") if cell.row == "RTE (Acc.)"}
     assert by_k == {f"k={k}": {"moves": k} for k in (4, 8, 12, 24)}
 
 

@@ -84,11 +84,11 @@ def test_each_training_row_of_the_paper_has_one_recipe():
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_recipe_has_every_number_of_its_row(name):
-    one, rate, rank = recipe(name), ROWS[name], recipe(name).rank
+    one, rate, rank = recipe(name), ROWS[name], recipe(name).method.settings
     training = [one.training[k] for k in ("learning_rate", "per_device_train_batch_size", "num_train_epochs")]
     schedule = [rank[k] for k in ("orth_weight", "initial_warmup", "interval", "final_warmup", "moves")]
     assert (*training, *schedule) == rate[:8]
-    assert one.lora.r == rate[9] and one.method == "pedyra"
+    assert one.lora.r == rate[9] and one.method.name == "pedyra"
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name.startswith("llama")])

@@ -10,7 +10,7 @@ from transformers import ProgressCallback, TrainerCallback
 
 from pedyra.app.runs.processes import any_of_all
 from pedyra.lora.files import append_row, json_line, read_rows, sync_file, write_file
-from pedyra.trainer.adapt import RankTraining
+from pedyra.trainer.adapt import MethodTraining
 
 PLAIN_LINES = 20  # lines a whole run prints when stdout is no terminal, beside one per evaluation
 
@@ -72,15 +72,15 @@ class TrainingProgress(TrainerCallback):
     Args:
         console: where it prints; there is a bar if it is a terminal.
         metric: name of the task's metric, as Trainer logs it after `eval_`.
-        total_rank: the sum of all ranks at the start.
     """
 
-    ranks: RankTraining | None = None
-    """The training that moves the ranks; None if they stay."""
+    handle: MethodTraining | None = None
+    """`adapt` has returned it; None for a plain LoRA."""
+    total_rank = 0
+    """The sum of all ranks at the start."""
 
-    def __init__(self, console: Console, metric: str, total_rank: int) -> None:
+    def __init__(self, console: Console, metric: str) -> None:
         self.console, self.metric = console, metric
-        self._total_rank = total_rank
         self._logged: dict[str, float] = {}
         """Name -> the value that was logged last."""
         self._next_line = 0.0
@@ -88,8 +88,8 @@ class TrainingProgress(TrainerCallback):
     def status(self) -> str:
         """Tell loss, metric, total rank and last adjustment in one line, each once it is known."""
         parts = [f"{name} {value:.4f}" for name, value in self._logged.items()]
-        allocator = self.ranks.allocator if self.ranks else None
-        parts.append(f"rank {sum(allocator.ranks.values()) if allocator else self._total_rank}")
+        allocator = self.handle.allocator if self.handle else None
+        parts.append(f"rank {sum(allocator.ranks.values()) if allocator else self.total_rank}")
         if allocator and allocator.history:
             last = allocator.history[-1]
             counts = {"pruned": len(last["pruned"]), "added": sum(last["added"].values())}

@@ -32,16 +32,16 @@ def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -
         last_checkpoint(folder, recipe)
     setup, begun = set_up(recipe), _StopAtBegin()
     with TemporaryDirectory() as scratch:  # Trainer makes its output folder
-        trainer, ranks = setup.training(scratch, [begun], report_to="none")
+        trainer, handle = setup.training(scratch, [begun], report_to="none")
         with suppress(_StopAtBegin.Begun):
             trainer.train()
     recipe, task, layers = setup.recipe, setup.task, layer_rows(setup.model)
-    allocator = None if ranks is None else ranks.allocator
+    allocator = None if handle is None else handle.allocator
     told = {} if allocator is None else allocator.describe()
     budget, schedule = told.get("budget") or {}, told.get("schedule") or {}
     row = {
         "plan": recipe.name,
-        "method": recipe.method,
+        "method": recipe.method.name,
         "output_dir": recipe.output_dir,
         "trainable_parameters": trainable_parameters(setup.model),
         "total_parameters": sum(parameter.numel() for parameter in setup.model.parameters()),

@@ -28,8 +28,8 @@ def how_to_go_on(recipe: Recipe, folder: RunFolder) -> str:
 
 
 def _why_not_resumable(recipe: Recipe) -> str | None:
-    if not get_method(recipe.method).resumable:
-        return f"method {recipe.method} cannot continue from a checkpoint"
+    if not get_method(recipe.method.name).resumable:
+        return f"method {recipe.method.name} cannot continue from a checkpoint"
     if recipe.training.get("save_only_model"):
         return "training.save_only_model leaves the optimizer out of its checkpoints"
     if recipe.training.get("train_sampling_strategy") == "group_by_length":

@@ -31,6 +31,7 @@ from pedyra.lora.folder import save_adapter
 from pedyra.lora.inspection import inspect_adapter
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.registry import get_method
+from pedyra.trainer.adapt import MethodTraining
 from pedyra.trainer.checkpoint_folder import checkpoint_step
 from pedyra.trainer.engines import reshard
 from pedyra.trainer.fit import fit_trainer
@@ -71,14 +72,14 @@ class RunResult:
     @property
     def awaits_fit(self) -> bool:
         """Tell whether `pedyra fit` takes what was trained, and the run has not fitted it itself."""
-        is_lora = get_method(self.recipe.method).peft_type == "LORA"
+        is_lora = get_method(self.recipe.method.name).peft_type == "LORA"
         return is_lora and bool(self.layers) and self.found is None and not self.interrupted and not self.diverged
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the result as one row, then one row per layer."""
         shown = ("metric", "value", "eval_loss", "trainable_parameters", "seconds", "peak_memory_bytes")
         result = {key: (self.final or {}).get(key) for key in shown}
-        recipe = {"method": self.recipe.method, "task": self.recipe.name, "seed": self.recipe.seed}
+        recipe = {"method": self.recipe.method.name, "task": self.recipe.name, "seed": self.recipe.seed}
         return [{"run": str(self.folder.path), **recipe, "steps": self.step, **result}, *self.layers]
 
 
@@ -118,15 +119,16 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
 
 def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Console) -> RunResult:
     """Train in every process; what writes and draws is the first one's."""
-    start = layer_rows(setup.model)
     start_step = checkpoint_step(checkpoint) if checkpoint else 0
     log = MetricsLog(folder.metrics, start_step, writes=is_first())
-    progress = TrainingProgress(console, setup.task.metric, sum(layer["rank"] for layer in start))
+    progress = TrainingProgress(console, setup.task.metric)
     stop = StopOnInterrupt()
     callbacks: list[TrainerCallback] = [log, stop]
     if is_first():
         callbacks += [progress, *([TrainingBar(progress)] if console.is_terminal else [])]
-    trainer, progress.ranks = setup.training(str(folder.path), callbacks)
+    trainer, progress.handle = setup.training(str(folder.path), callbacks)
+    start = layer_rows(setup.model)
+    progress.total_rank = sum(layer["rank"] for layer in start)
     if asks_for_fsdp(setup.recipe) and not trainer.is_fsdp_enabled:
         where = "several processes on a CPU, where accelerate cuts nothing" if count_processes() > 1 else "one process"
         console.print(f"FSDP is left out in {where}", soft_wrap=True)
@@ -149,7 +151,7 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step, total_steps = trainer.state.global_step, trainer.state.max_steps
     is_over = step >= total_steps or not stop.requested
-    final = _finish(setup, folder, trainer, log) if is_over else None
+    final = _finish(setup, folder, trainer, log, progress.handle) if is_over else None
     layers = layer_rows(setup.model)
     result = RunResult(
         recipe=setup.recipe,
@@ -181,15 +183,14 @@ def _fit(recipe: Recipe, folder: RunFolder, trainer: Trainer, console: Console) 
     return found
 
 
-def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) -> dict[str, Any]:
+def _finish(
+    setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog, handle: MethodTraining | None
+) -> dict[str, Any]:
     """Save the adapter, judge it on the held-out rows, and close metrics.jsonl with the final line."""
-    trained = trainable_parameters(setup.model)
+    trained = trainable_parameters(setup.model) if handle is None else handle.trained_parameters
     reshard(setup.model)
     # A schedule-free optimizer has two sets of weights, of which this is the one that is judged.
     use_averaged(trainer.optimizer)
-    if setup.adaptation.finish is not None:
-        setup.adaptation.finish()
-        trainer.state.log_history.clear()  # those evaluations were of the model before
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
 
     if is_first():
@@ -199,7 +200,7 @@ def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) 
         "step": trainer.state.global_step,
         "final": True,
         **({} if best is None else {"best_step": checkpoint_step(Path(best))}),
-        "seconds": round(setup.preparation_seconds + log.seconds, 3),
+        "seconds": round(log.seconds + (0.0 if handle is None else handle.preparation_seconds), 3),
         "train_steps_per_second": round(log.steps_per_second(trainer.state.global_step), 4),
         "peak_memory_bytes": peak_memory_bytes(trainer.args.device),
         "trainable_parameters": trained,
@@ -222,7 +223,7 @@ def _card(setup: Setup, folder: RunFolder, final: dict[str, Any]) -> str:
     recipe, layers = setup.recipe, inspect_adapter(folder.adapter)[:-1] if layer_rows(setup.model) else []
     base, quantised = recipe.model.name, recipe.model.quantization
     rows = {
-        "method": f"`{recipe.method}`: {get_method(recipe.method).summary}",
+        "method": f"`{recipe.method.name}`: {get_method(recipe.method.name).summary}",
         "base model": shown_name(base) + ("" if quantised == "none" else f", in {quantised}"),
         "data": f"{shown_name(recipe.data.source)} ({recipe.data.kind})",
         "adapted": shown_ranks([layer["rank"] for layer in layers if layer["rank"] is not None]),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +20,9 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
-    set_seed,
 )
 
+from pedyra.allocate.contract import Method
 from pedyra.app.models.base import load_model, load_tokenizer, positions
 from pedyra.app.models.lora import check_drawn, check_names, lora_config
 from pedyra.app.recipe import Recipe
@@ -36,11 +34,8 @@ from pedyra.app.tasks.test_sets import load_test_sets
 from pedyra.errors import REFUSALS, UserError, telling
 from pedyra.fitting.calibration import lora_layers
 from pedyra.lora.layer import adapted_layers
-from pedyra.methods.data import rows_data
-from pedyra.methods.in_trainer import train_as, trainer_optimizer
-from pedyra.methods.method import Adaptation, Request
 from pedyra.methods.registry import get_method
-from pedyra.trainer.adapt import RankTraining
+from pedyra.trainer.adapt import MethodTraining, adapt
 from pedyra.trainer.changes import end_at_last_step
 from pedyra.trainer.checkpoints import save_whole
 from pedyra.trainer.engines import check_engine, keep_whole
@@ -54,29 +49,25 @@ class Setup:
     recipe: Recipe
     tokenizer: PreTrainedTokenizerBase
     task: Task
-    adaptation: Adaptation
+    model: PeftModel
+    method: Method | None = None
+    """None: PEFT's config is all of it."""
     record_to: Path | None = None
     """A training writes here what becomes of the ranks."""
-    preparation_seconds: float = 0.0
-    """The method took this long before the first step: AutoLoRA's search."""
-
-    @property
-    def model(self) -> PeftModel:
-        return self.adaptation.model
 
     def training(
         self, output_dir: str, callbacks: Sequence[TrainerCallback] = (), **overrides: Any
-    ) -> tuple[Trainer, RankTraining | None]:
-        """Give a Trainer of this run that trains as its method does, and writes to `output_dir`; and what moves ranks,
-        None where the method keeps every rank as it is."""
+    ) -> tuple[Trainer, MethodTraining | None]:
+        """Give a Trainer of this run that trains as its method does, and writes to `output_dir`; and the handle of
+        `adapt`, None where PEFT's config is all of the method."""
         trainer = self.trainer(output_dir, callbacks, **overrides)
-        ranks = train_as(self.adaptation, trainer, self.record_to)
-        if ranks is None:  # as `adapt` has it, so that the first process can save what any number of them can load
-            keep_whole(trainer, self.model, adapted_layers(self.model))
-            for change in (save_whole, end_at_last_step):
-                change(trainer)
-        trainer.optimizer = trainer_optimizer(self.adaptation, trainer.args)  # which Trainer does not take under FSDP2
-        return trainer, ranks
+        if self.method is not None:
+            return trainer, adapt(trainer, self.method, record_to=self.record_to)
+        # As `adapt` has it, so that the first process can save what any number of them can load.
+        keep_whole(trainer, self.model, adapted_layers(self.model))
+        for change in (save_whole, end_at_last_step):
+            change(trainer)
+        return trainer, None
 
     def trainer(self, output_dir: str, callbacks: Sequence[TrainerCallback] = (), **overrides: Any) -> Trainer:
         """Give a Trainer that evaluates this run's model as it is, and draws nothing on the screen itself.
@@ -138,7 +129,7 @@ def judging(
     Args:
         shown: with progress bars.
     """
-    setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=Adaptation(model=model))
+    setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, model=model)
     with TemporaryDirectory() as scratch:
         trainer = setup.trainer(scratch, report_to="none")
         trainer.args.disable_tqdm = not shown
@@ -159,7 +150,7 @@ def resolve(recipe: Recipe) -> Recipe:
     Raises:
         ValueError: an unknown method.
     """
-    method = get_method(recipe.method)
+    method = get_method(recipe.method.name)
     if method.quantization is None or recipe.model.quantization != "none":
         return recipe
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"quantization": method.quantization})})
@@ -186,21 +177,9 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
     check_names(base, recipe.lora)
     check_drawn(base, lora_config(recipe.lora, recipe.data.kind, base), recipe.model.name)
-    if recipe.model.quantization == "none" and not asks_for_fsdp(recipe):
-        # A method may look at data before there is a Trainer (AutoLoRA).
-        base.to(args.device)  # pyright: ignore[reportArgumentType]
-    set_seed(recipe.seed)
-    began = time.perf_counter()
-    adaptation = get_method(recipe.method).prepare(request(recipe, base, task))
-    widen_heads(args, adaptation.model)
-    setup = Setup(
-        recipe=recipe,
-        tokenizer=tokenizer,
-        task=task,
-        adaptation=adaptation,
-        preparation_seconds=time.perf_counter() - began,
-        record_to=record_to,
-    )
+    model, method = begun(recipe, base)
+    widen_heads(args, model)
+    setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, model=model, method=method, record_to=record_to)
     if recipe.fit is not None:
         _check_fit_rows(setup)
     return setup
@@ -239,41 +218,17 @@ def check_fit(recipe: Recipe) -> None:
         return
     if count_processes() > 1 or (is_launched() and asks_for_fsdp(recipe)):
         raise UserError(f"fit runs in one process; remove the section, and run: pedyra fit {recipe.output_dir}")
-    if (kind := get_method(recipe.method).peft_type) != "LORA":
+    if (kind := get_method(recipe.method.name).peft_type) != "LORA":
         raise UserError(
-            f"fit asks how small a LoRA may be, and method {recipe.method} trains an adapter of type {kind}; "
+            f"fit asks how small a LoRA may be, and method {recipe.method.name} trains an adapter of type {kind}; "
             f"remove the section fit"
         )
 
 
-def request(recipe: Recipe, base: PreTrainedModel, task: Task | None) -> Request:
-    """Put together what the recipe asks of its method; without a task only of one that looks at no data."""
-    data, steps = None, 1
-    if task is not None:
-        size = training_arguments(recipe).per_device_train_batch_size
-        data = rows_data(task.train, task.collator, batch_size=size, seed=recipe.seed)
-        steps = run_steps(len(task.train), recipe)
-    return Request(
-        method=recipe.method,
-        model=base,
-        lora=lora_config(recipe.lora, recipe.data.kind, base, recipe.model.revision),
-        rank=recipe.rank,
-        settings=recipe.method_settings,
-        seed=recipe.seed,
-        steps=steps,
-        data=data,
-    )
-
-
-def run_steps(rows: int, recipe: Recipe) -> int:
-    """Count optimizer steps of the recipe's run by Trainer's rule; some methods ask before there is a Trainer."""
-    args = training_arguments(recipe)
-    if args.max_steps > 0:
-        return args.max_steps
-    rounded = math.floor if args.dataloader_drop_last else math.ceil
-    batches = rounded(rows / (args.per_device_train_batch_size * count_processes()))
-    per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
-    return math.ceil(args.num_train_epochs * per_epoch)
+def begun(recipe: Recipe, base: PreTrainedModel) -> tuple[PeftModel, Method | None]:
+    """Give the base model the recipe's adapter, and return it with the method; see `Entry.begin`."""
+    lora = lora_config(recipe.lora, recipe.data.kind, base, recipe.model.revision)
+    return get_method(recipe.method.name).begin(base, lora, recipe.method.settings, recipe.seed)
 
 
 def trainable_parameters(model: nn.Module) -> int:

@@ -1,7 +1,7 @@
 """A comparison is a YAML file: methods x tasks x seeds x budgets under one protocol.
 
-A grid looks like a recipe (`model`, `lora`, `rank`, `training` mean the same and hold for all), with `methods`,
-`tasks`, `seeds` and `learning_rates` in the plural. Nothing heavy is imported here.
+A grid looks like a recipe (`model`, `lora`, `training` mean the same and hold for all), with `methods`, `tasks`,
+`seeds` and `learning_rates` in the plural. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 from pydantic_core import PydanticCustomError
 
 from pedyra.app.recipe import TRAINING_DEFAULTS
-from pedyra.app.recipe_sections import LARGEST_SEED, HomePath, LoraSection, Section
+from pedyra.app.recipe_sections import LARGEST_SEED, HomePath, LoraSection, MethodSection, Section
 from pedyra.app.yaml_file import one_line, read_settings, to_yaml
 from pedyra.errors import UserError
 from pedyra.lab.compare.named_tasks import task_data
-from pedyra.methods.names import check_method
+from pedyra.lora.spelling import did_you_mean
+from pedyra.methods.names import make_method, setting_names
 
 Match = Literal["parameters", "rank"]
 Judge = Literal["metric", "loss"]
@@ -52,8 +53,8 @@ class MethodRow(Section):
 
     # `training` is the grid's alone: the comparison is at equal steps and data order.
 
-    method: str
-    """Name of the method; default: the row's own name."""
+    method: MethodSection
+    """The method, with its settings; the default of its name is the row's own."""
     learning_rates: Rates | None = None
     """Rates to choose from; default: the grid's."""
     match: Match | None = None
@@ -61,8 +62,6 @@ class MethodRow(Section):
     quantization: Literal["none", "nf4", "int8"] | None = None
     """Bits of this row's frozen weights; default: the model's. `pedyra` with nf4 is pedyra on QLoRA."""
     lora: LoraSection = LoraSection()
-    rank: dict[str, Any] = Field(default_factory=dict)
-    method_settings: dict[str, Any] = Field(default_factory=dict)
 
 
 class TuningSection(Section):
@@ -83,7 +82,8 @@ class Grid(Section):
     """Folder of the comparison; default: runs/<name>."""
     model: dict[str, Any]
     lora: LoraSection = LoraSection()
-    rank: dict[str, Any] = Field(default_factory=dict)
+    shared: dict[str, Any] = Field(default_factory=dict)
+    """Settings of methods, such as their schedule: every row whose method has one takes it, if it has none itself."""
     training: dict[str, Any] = Field(default_factory=dict)
     generate: dict[str, Any] = Field(default_factory=dict)
     """As in a recipe: `pedyra eval` of a run has its model answer these test sets; training does not read them."""
@@ -123,7 +123,8 @@ class Grid(Section):
         methods = data.get("methods")
         if isinstance(methods, dict):
             data["methods"] = {
-                name: {"method": name, **row} if isinstance(row, dict) else row for name, row in methods.items()
+                name: {**row, "method": _named(row.get("method"), name)} if isinstance(row, dict) else row
+                for name, row in methods.items()
             }
         if "name" in data:
             data.setdefault("output_dir", f"runs/{data['name']}")
@@ -133,11 +134,21 @@ class Grid(Section):
     @classmethod
     def _known_methods(cls, methods: dict[str, MethodRow]) -> dict[str, MethodRow]:
         for name, row in methods.items():
-            check_method(row.method)
             for key in ("r", "alpha"):
                 if key in row.lora.model_fields_set:
                     raise UserError(f"methods.{name}.lora.{key} follows from budgets and match; remove it")
         return methods
+
+    @model_validator(mode="after")
+    def _shares_what_methods_have(self) -> Grid:
+        known = {key for row in self.methods.values() for key in setting_names(row.method.name) if self.shared}
+        for key in self.shared:
+            if key not in known:
+                raise UserError(f"shared.{key} is a setting of no method here; {did_you_mean(key, known)}")
+        for name, row in self.methods.items():
+            if self.shared:
+                make_method(row.method.name, self.settings_of(name))
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Grid:
@@ -174,6 +185,14 @@ class Grid(Section):
         """Return the learning rates of a row, lowest first; one alone is used as it is, without tuning."""
         return sorted(self.methods[method].learning_rates or self.learning_rates)
 
+    def settings_of(self, method: str) -> dict[str, Any]:
+        """Return the method's settings of a row: the shared ones that its class has, and the row's own over them."""
+        row = self.methods[method].method
+        if not self.shared:
+            return row.settings
+        known = setting_names(row.name)
+        return {key: value for key, value in self.shared.items() if key in known} | row.settings
+
     def match_of(self, method: str) -> Match:
         return self.methods[method].match or self.match
 
@@ -189,6 +208,11 @@ class Grid(Section):
     def to_yaml(self) -> str:
         """Write what is given of the grid; `load_grid` of it gives an equal grid."""
         return to_yaml(self.model_dump(mode="json", exclude_unset=True))
+
+
+def _named(method: Any, name: str) -> Any:
+    """Give a row's method the row's name, where it has none."""
+    return {"name": name, **(method or {})} if method is None or isinstance(method, dict) else method
 
 
 def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:

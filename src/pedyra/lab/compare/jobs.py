@@ -210,7 +210,7 @@ def _may_resume(job: Job) -> bool:
         last_complete_checkpoint(job.run, with_ranks=(job.run / "ranks.jsonl").is_file())
     except ValueError:
         return False
-    return get_method(job.recipe["method"]).resumable and not grouped
+    return get_method(job.recipe["method"]["name"]).resumable and not grouped
 
 
 def _wait(child: subprocess.Popen[bytes], stops: list[bool]) -> int:

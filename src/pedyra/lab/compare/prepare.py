@@ -26,9 +26,9 @@ import torch
 from pedyra.app.models.base import load_tokenizer, shape_of
 from pedyra.app.models.lora import check_names
 from pedyra.app.recipe import Recipe, check_recipe, identity
-from pedyra.app.recipe_sections import METRICS, DataSection
+from pedyra.app.recipe_sections import METRICS, DataSection, MethodSection
 from pedyra.app.runs.arguments import training_arguments
-from pedyra.app.runs.setup import request, resolve
+from pedyra.app.runs.setup import begun, resolve
 from pedyra.app.tasks.sources import Rows, check_apart, held_out, load_rows, sample
 from pedyra.app.tasks.text import known_labels
 from pedyra.app.yaml_file import first_difference, read_settings
@@ -37,6 +37,7 @@ from pedyra.lab.compare.grid import Grid
 from pedyra.lab.compare.jobs import Entry, Job, Purpose
 from pedyra.lab.compare.named_tasks import task_data
 from pedyra.lora.files import read_json, write_file
+from pedyra.methods.names import setting_names
 from pedyra.methods.registry import get_method
 
 SEED = 0
@@ -96,20 +97,23 @@ class Experiment:
         """Return a recipe: the grid's sections, the row's own over them, and what was matched."""
         grid, row = self.grid, self.grid.methods[entry.method]
         r = self.matched.get(entry, entry.budget)
-        lora, alpha = grid.lora_of(entry.method), grid.lora.alpha
+        lora, alpha, settings = grid.lora_of(entry.method), grid.lora.alpha, grid.settings_of(entry.method)
         if r != grid.lora.r:  # the scaling stays: alpha / r, or alpha / sqrt(r)
             ratio = r / grid.lora.r
             alpha *= math.sqrt(ratio) if lora.get("use_rslora") else ratio
-        # Or a method that moves ranks keeps their number, and ends with other parameters than it was matched by.
-        budget = {"budget": "parameters"} if (row.match or grid.match) == "parameters" else {}
+        if "final_rank" not in settings:  # a row that has one begins with the LoRA of the budget
+            beginning = get_method(row.method.name).at_budget(r)
+            r, alpha, settings = beginning.r, alpha * beginning.alpha, beginning.settings | settings
+        matched = (row.match or grid.match) == "parameters"
+        if matched and "budget" in setting_names(row.method.name):
+            # Or a method that moves ranks keeps their number, and ends with other parameters than it was matched by.
+            settings = {"budget": "parameters", **settings}
         bits = {} if row.quantization is None else {"quantization": row.quantization}
         content = {
-            "method": row.method,
+            "method": {"name": row.method.name, **settings},
             "model": grid.model | bits,
             "data": dict(self.splits[entry.task][purpose]),
             "lora": {**lora, "r": r, "alpha": alpha},
-            "rank": {**budget, **grid.rank, **row.rank},
-            "method_settings": dict(row.method_settings),
             "training": {**grid.training, "learning_rate": rate},
         }
         return {**content, "generate": grid.generate} if grid.generate else content
@@ -275,28 +279,23 @@ class BareModel:
             self.base = shape_of(section, kind, classes, tokenizer)
         self._known: dict[str, int] = {}
 
-    def request(self, recipe: Recipe) -> Any:
-        """Return what the recipe asks of its method, on this base model."""
-        return request(recipe, copy.deepcopy(self.base), None)
-
     def lora(self, recipe: Recipe, r: int) -> int:
         """Count the LoRA of the recipe and its method at rank r. E of the dynamic methods, r a layer, is left out."""
-        lora = recipe.lora.model_copy(update={"r": r, "init": True, **get_method(recipe.method).lora})
+        lora = recipe.lora.model_copy(update={"r": r, "init": True, **get_method(recipe.method.name).lora})
         key = lora.model_dump_json()
         if key not in self._known:
-            wanted = self.request(recipe.model_copy(update={"lora": lora}))
-            with torch.device("meta"):
-                self._known[key] = _trained(wanted.with_lora())
+            self._known[key] = self._begun(recipe.model_copy(update={"lora": lora, "method": MethodSection()}))
         return self._known[key]
 
     def trained(self, recipe: Recipe, r: int) -> int:
         """Count what the recipe's method trains at lora.r: that LoRA, or a RandLoRA, which is about as large."""
-        method = get_method(recipe.method)
-        if method.peft_type != "RANDLORA":
+        if get_method(recipe.method.name).peft_type != "RANDLORA":
             return self.lora(recipe, r)
-        recipe = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"r": r})})
+        return self._begun(recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"r": r})}))
+
+    def _begun(self, recipe: Recipe) -> int:
         with torch.device("meta"):
-            return _trained(method.prepare(self.request(recipe)).model)
+            return _trained(begun(recipe, copy.deepcopy(self.base))[0])
 
 
 def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, count: BareModel) -> int:
@@ -314,7 +313,7 @@ def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, c
     if abs(counts[ranks[0]] - target) <= TOLERANCE * target:
         return ranks[0]
     closest = " and ".join(f"{parameters:,} at lora.r {r}" for r, parameters in counts.items())
-    repair = f"remove methods.{name}.method_settings.r" if "r" in recipe.method_settings else "choose other budgets"
+    repair = f"remove methods.{name}.method.r" if "r" in recipe.method.settings else "choose other budgets"
     raise UserError(
         f"method {name} cannot match the baseline's {target:,} parameters within {TOLERANCE:.0%}: "
         f"the closest are {closest}; {repair}, or methods.{name}.match: rank to compare it as it is"

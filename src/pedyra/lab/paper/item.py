@@ -44,7 +44,8 @@ class CellPart(Section):
     """Make the trainable parameters LoRA's, for a method whose rank means another thing."""
     quantization: Literal["nf4"] | None = None
     lora: dict[str, Any] = Field(default_factory=dict)
-    rank: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the method's class."""
     group: str | None = None
     """A row is compared with the first of its group; default: what its name has before the last comma."""
     average: bool = False
@@ -54,7 +55,7 @@ class CellPart(Section):
 
     def with_column(self, column: CellPart) -> CellPart:
         """Return what both say; the column's where both have a key, and both where it is settings."""
-        settings = {key: {**getattr(self, key), **getattr(column, key)} for key in ("lora", "rank")}
+        settings = {key: {**getattr(self, key), **getattr(column, key)} for key in ("lora", "settings")}
         both = {**self.model_dump(exclude_unset=True), **column.model_dump(exclude_unset=True), **settings}
         return CellPart.model_validate(both)
 

@@ -4,7 +4,7 @@ items of a scale; and its numbers beside the published ones."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from pedyra.lab.paper.item import Cell, CellPart, Item, Scale, get_item
 from pedyra.lab.paper.item_results import Row, remarks, result_tables, results
 from pedyra.lab.paper.places import Places
 from pedyra.lora.files import json_line, read_json, write_file
+from pedyra.methods.names import setting_names
 
 RATES = (0.1, 0.3, 1.0, 3.0)
 """Each method chooses from these rates on tuning rows, with encoders at scale small; relative to the recipe's.
@@ -198,12 +199,13 @@ def measurements(item: Item, scale: Scale, out: Path, places: Places) -> list[Me
 
 
 def _without_the_recipes_own(cell: Cell, recipe: Recipe) -> Cell:
-    """Drop the rank settings that the recipe has too, so that one run serves both."""
-    rank = {key: value for key, value in cell.part.rank.items() if recipe.rank.get(key) != value}
-    return replace(cell, part=cell.part.model_copy(update={"rank": rank}))
+    """Drop the settings that the recipe's method has too, so that one run serves both."""
+    own = recipe.method.settings
+    settings = {key: value for key, value in cell.part.settings.items() if own.get(key) != value}
+    return replace(cell, part=cell.part.model_copy(update={"settings": settings}))
 
 
-def grid_content(recipe: Recipe, parts: Iterable[CellPart], scale: Scale, r: int, folder: Path) -> dict[str, Any]:
+def grid_content(recipe: Recipe, parts: Sequence[CellPart], scale: Scale, r: int, folder: Path) -> dict[str, Any]:
     """Return the grid with these rows, but for its seeds."""
     content = recipe.model_dump(mode="json", exclude_unset=True)
     training = dict(content["training"])
@@ -216,7 +218,7 @@ def grid_content(recipe: Recipe, parts: Iterable[CellPart], scale: Scale, r: int
         "output_dir": str(folder),
         "model": content["model"],
         "lora": {**content.get("lora", {}), "r": r, "alpha": alpha},
-        "rank": content.get("rank", {}),
+        "shared": _shared(recipe, parts),
         "training": training,
         "methods": {row_name(part): _row(part, rates, scale) for part in parts},
         "tasks": {recipe.name: content["data"]},
@@ -227,15 +229,22 @@ def grid_content(recipe: Recipe, parts: Iterable[CellPart], scale: Scale, r: int
     }
 
 
+def _shared(recipe: Recipe, parts: Sequence[CellPart]) -> dict[str, Any]:
+    """Return the settings of the recipe's method that some row's method has too: its schedule, say."""
+    known = {key for part in parts for key in setting_names(str(part.method))}
+    return {key: value for key, value in recipe.method.settings.items() if key in known}
+
+
 def row_name(part: CellPart) -> str:
     """Name a method with its settings in a grid: equal settings have one name, which can be a folder's."""
-    settings = {**part.lora, **part.rank, **({"quantization": part.quantization} if part.quantization else {})}
+    settings = {**part.lora, **part.settings, **({"quantization": part.quantization} if part.quantization else {})}
     return "_".join([str(part.method), *(f"{key}={settings[key]}" for key in sorted(settings))])
 
 
 def _row(part: CellPart, rates: list[float], scale: Scale) -> dict[str, Any]:
-    keys = ("method", "match", "quantization", "lora", "rank")
+    keys = ("match", "quantization", "lora")
     row = {key: value for key in keys if (value := getattr(part, key))}
+    row["method"] = {"name": part.method, **part.settings}
     slow = part.method in STARTS_FROM_ZERO and "init" not in part.lora
     if slow and scale == "small":
         row["learning_rates"] = [float(f"{rate * FROM_ZERO:g}") for rate in rates]  # not 0.0029999999999999996

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
+from peft import LoraConfig
 from torch import Tensor, nn
 
 from pedyra.errors import UserError
 from pedyra.lora.attach import attach, detach
 from pedyra.lora.factors import linear
-from pedyra.lora.layer import AdaptedLayer
+from pedyra.lora.layer import AdaptedLayer, holds_triples, peft_layers
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,37 @@ class Slot(nn.Module):
         return F.linear(x, self.weight)
 
 
-def linear_slots(model: PeftModel) -> list[AdaptedLayer]:
-    """List the LoRA layers of adapter "default", in the model's order, once every one is known to be linear and plain.
+def refuse_lora(model: Any, adapter: str, reason: str, *names: str) -> None:
+    """Raise ValueError, with the reason, if one of these fields of the adapter's LoraConfig is not at its default."""
+    for name in names:
+        default = LoraConfig.__dataclass_fields__[name].default
+        value = getattr(getattr(model, "peft_config", {}).get(adapter), name, default)
+        if value != default:
+            raise UserError(f"the LoRA has {name}={value!r}, but {reason}; leave it at {default!r}")
+
+
+def plain_ranks(model: nn.Module, adapter: str) -> list[int]:
+    """List the ranks of the LoRA layers that hold no triples yet: none where a method has begun with them."""
+    return [
+        layer.module.r[adapter]
+        for layer in peft_layers(model, adapter)
+        if adapter in layer.module.lora_A and not holds_triples(layer)
+    ]
+
+
+def linear_slots(model: nn.Module, adapter: str) -> list[AdaptedLayer]:
+    """List the LoRA layers of an adapter, in the model's order, once every one is known to be linear and plain.
 
     Their slots hold A and B as Parameters (`layer.a.A`, `layer.b.weight`), for the method to take over. Raises
     ValueError: a layer that is no linear one, or a bias of its own in B, which no slot here keeps.
     """
-    layers = attach(model)
+    for layer in peft_layers(model, adapter):
+        if adapter in layer.module.lora_A and isinstance(layer.module.lora_A[adapter], Slot):
+            raise UserError(
+                f"{layer.name} is as a method left it whose training broke off; make the model anew, or go on from a "
+                f"checkpoint in the Trainer that began"
+            )
+    layers = attach(model, adapter)
     for layer in layers:
         if layer.b.bias is not None:
             raise UserError(f"lora_bias is on, and {layer.name} would lose its bias; leave it out of the LoraConfig")
@@ -62,7 +87,21 @@ def fill(layer: AdaptedLayer, a: nn.Module, b: nn.Module) -> None:
 
 
 @torch.no_grad()
-def write_plain(model: PeftModel, layers: Mapping[AdaptedLayer, Factors]) -> None:
+def grow(model: nn.Module, adapter: str, num: int) -> None:
+    """Give every plain LoRA layer `num` more ranks that add nothing, at the scaling that it has."""
+    for layer in peft_layers(model, adapter):
+        slots = layer.module.lora_A, layer.module.lora_B
+        for slot, dim in zip(slots, (0, 1), strict=True):
+            weight = slot[adapter].weight
+            shape = [*weight.shape]
+            shape[dim] = num
+            grown = nn.Parameter(torch.cat([weight, weight.new_zeros(shape)], dim), weight.requires_grad)
+            slot[adapter] = linear(grown, slot[adapter].bias).train(slot[adapter].training)
+        layer.module.r[adapter] += num
+
+
+@torch.no_grad()
+def write_plain(model: nn.Module, adapter: str, layers: Mapping[AdaptedLayer, Factors]) -> None:
     """Turn these layers into ordinary LoRA, with new Parameters, and bring PEFT's config in line.
 
     As everywhere on disk, rank 0 is one zero row. What `save_pretrained` then writes loads without pedyra.
@@ -73,5 +112,5 @@ def write_plain(model: PeftModel, layers: Mapping[AdaptedLayer, Factors]) -> Non
             A, B = A.new_zeros(1, A.shape[1]), B.new_zeros(B.shape[0], 1)
         fill(layer, *(linear(nn.Parameter(each.detach().clone())) for each in (A, B)))
         layer.module.scaling[layer.adapter] = factors.scaling
-    attach(model)  # brings PEFT's config in line with ranks and scalings
-    detach(model)
+    attach(model, adapter)  # brings PEFT's config in line with ranks and scalings
+    detach(model, adapter)

@@ -1,0 +1,155 @@
+"""The paper's ablations share PE-DyRA's scores, and prune only, expand only, move at random, or mask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from random import Random
+
+from torch import nn
+
+from pedyra.allocate.allocation import RankPlan, Scores, layer_means, lowest, make_plan, prunable, round_robin, spent
+from pedyra.allocate.contract import Beginning, Training, Work
+from pedyra.allocate.schedule import check_count
+from pedyra.errors import UserError
+from pedyra.methods.adalora import check_shrinks, final_rank, prune_to
+from pedyra.methods.increlora import check_grows
+from pedyra.methods.slots import plain_ranks
+from pedyra.pe_dyra.config import RankSettings, Start
+from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune(RankSettings, ScoredMethod):
+    """PE-DyRA's scores, pruning only (Table 5): from the LoRA's r to the budget of `final_rank`.
+
+    The paper gives neither its initial rank nor its schedule; this one removes equally much at each adjustment, so
+    that the final phase runs at the budget of every other method. The other fields are PE-DyRA's.
+    """
+
+    final_rank: int | None = None
+    """Average rank at the end. None: two thirds of the LoRA's r."""
+    moves: None = field(default=None, init=False)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.final_rank is not None:
+            check_count("final_rank", self.final_rank, 1)
+
+    @classmethod
+    def at_budget(cls, rank: int) -> Beginning:
+        initial = max(rank + 1, round(1.5 * rank))
+        return Beginning(initial, {"final_rank": rank}, initial / rank)
+
+    def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
+        check_shrinks(self.final_rank, plain_ranks(model, adapter))
+        return super().install(model, adapter)
+
+    def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
+        """Prune the lowest triples of all layers, the same amount at every adjustment."""
+        first = spent(now.initial_ranks, now.units)
+        last = final_rank(self.final_rank, [*now.initial_ranks.values()]) * sum(now.units.values())
+        return prune_to(last + int((first - last) * (1 - now.part_done)), scores, now)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expand(RankSettings, ScoredMethod):
+    """PE-DyRA's scores, expansion only (Table 5): from the LoRA's r to the budget of `final_rank`.
+
+    The paper gives neither its initial rank, here half of the final one in comparisons, nor its schedule; this one adds
+    equally much at each adjustment, to the layers with the highest Eq. (7), one triple each. The other fields are
+    PE-DyRA's.
+    """
+
+    final_rank: int = 8
+    """Average rank at the end."""
+    moves: None = field(default=None, init=False)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("final_rank", self.final_rank, 2)
+
+    @classmethod
+    def at_budget(cls, rank: int) -> Beginning:
+        if rank < 2:
+            raise UserError("expand begins at half of the budget's rank, so nothing can grow at r = 1; raise r")
+        return Beginning(rank // 2, {"final_rank": rank}, rank // 2 / rank)
+
+    def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
+        if ranks := plain_ranks(model, adapter):
+            check_grows(self.final_rank, ranks)
+        return super().install(model, adapter)
+
+    def check_start(self, start: ScoredSituation) -> None:
+        """Any start will do: nothing is pruned."""
+
+    def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
+        units = now.units
+        first, last = spent(now.initial_ranks, units), self.final_rank * sum(units.values())
+        budget = first + int((last - first) * now.part_done)
+        layer_scores = layer_means(scores)
+        ranking = sorted(scores, key=lambda name: -layer_scores[name] / units[name])  # stable: ties in layer order
+        added = round_robin(ranking, now.ranks, now.max_ranks, units, budget - spent(now.ranks, units))
+        return make_plan(scores, {}, added, layer_scores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomMoves(RankSettings, ScoredMethod):
+    """PE-DyRA's moves, at random (Fig. 4a): the paper's causal control. k, schedule and budget are PE-DyRA's.
+
+    What is drawn depends on the seed and the step alone. The paper shuffles the order of importance; a uniform draw of
+    triples and of layers is the same in distribution. The scores are tracked and recorded all the same, so that a run
+    costs what PE-DyRA's does.
+    """
+
+    def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
+        random = Random(f"{self.seed}/{now.step}")
+        units = now.units
+        pruned = random_triples(now.ranks, now.moves, now.min_rank, random)
+        left = {name: rank - len(pruned.get(name, ())) for name, rank in now.ranks.items()}
+        freed = sum(len(indices) * units[name] for name, indices in pruned.items())
+        ranking = random.sample(list(left), len(left))
+        if now.budget == "parameters":  # `plan_adjustment` does so
+            ranking, freed = ranking[: max(now.moves, 1)], freed + now.spare
+        added = round_robin(ranking, left, now.max_ranks, units, freed) if now.moves else {}
+        return make_plan(scores, pruned, added, layer_means(scores))
+
+
+def random_triples(ranks: Mapping[str, int], moves: int, min_rank: int, random: Random) -> dict[str, tuple[int, ...]]:
+    """Draw `moves` triples, each equally likely, but for those that would leave a layer below `min_rank`."""
+    triples = [(name, index) for name, rank in ranks.items() for index in range(rank)]
+    random.shuffle(triples)
+    pruned: dict[str, list[int]] = {}
+    for name, index in triples:
+        if sum(map(len, pruned.values())) == moves:
+            break
+        if ranks[name] - len(pruned.get(name, ())) > min_rank:
+            pruned.setdefault(name, []).append(index)
+    return {name: tuple(sorted(indices)) for name, indices in pruned.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mask(RankSettings, ScoredMethod):
+    """PE-DyRA's scores, lowest ranks masked to zero (Fig. 8): the "temporary zero-masking strategy" of Appendix F.
+
+    The paper says no more of it. At the n-th adjustment the n k triples with the lowest scores are masked; a layer's
+    best `min_rank` never. Masking sets E of a triple to 0; it goes on being trained, and counts as come back when a
+    later adjustment no longer masks it. Nothing grows, because nothing is free. `omega` "uniform" is the linear
+    combination of Fig. 8a. Raises ValueError: E is not trained, so that a masked triple could never come back.
+    """
+
+    start: Start = "svd"
+    """As of PE-DyRA; Mask takes "svd" alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start != "svd":
+            raise UserError(f"start is {self.start!r}, but Mask sets E to 0 and lets it learn; use start='svd'")
+
+    def check_start(self, start: ScoredSituation) -> None:
+        """Any start will do: nothing is pruned."""
+
+    def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
+        count = now.moves * sum(at <= now.step for at in now.schedule.adjustments)
+        masked = lowest(prunable(scores, now.min_rank), count)
+        return replace(make_plan(scores, {}, {}, layer_means(scores)), masked=masked)
