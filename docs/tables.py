@@ -22,7 +22,7 @@ from pedyra.export.destinations import destinations
 from pedyra.fitting.wanted import Wanted
 from pedyra.lab.compare.statistics import interval, standard_error
 from pedyra.lora.supported import KINDS, VERBS
-from pedyra.methods.names import field_docs
+from pedyra.methods.names import class_of, field_docs
 from pedyra.methods.registry import METHODS
 from pedyra.pe_dyra.config import RankSettings
 
@@ -790,9 +790,56 @@ def _told(own: list[Row]) -> str:
 # What the package has.
 
 
+LINES = {
+    "lora": "`LoraConfig()`",
+    "pissa": '`LoraConfig(init_lora_weights="pissa")`',
+    "dora": "`LoraConfig(use_dora=True)`",
+    "qlora": "`LoraConfig()` on a model in 4 bits",
+    "randlora": "`RandLoraConfig()`",
+    "adalora": "`AdaLora()` on an `AdaLoraConfig`",
+}
+"""Name -> what stands in Python for it, where it is no class of its own."""
+SIZES = {
+    **dict.fromkeys(("adalora", "adalora-svd", "prune", "sora", "dylora"), "fall"),
+    **dict.fromkeys(("increlora", "triadaptlora", "expand"), "grow"),
+    **dict.fromkeys(("pedyra", "random", "elalora", "mask"), "move"),
+}
+
+
 @table("methods")
 def methods() -> Cells:
-    return [["method", "what it is"], *([f"`{name}`", method.summary] for name, method in METHODS.items())]
+    cells = [["in a recipe", "what it is", "in Python", "ranks", "resume", "`torch.compile`"]]
+    for name, method in METHODS.items():
+        kind = class_of(name)
+        line = LINES.get(name) or f"`{kind.__name__}()`"
+        compiles = "" if not method.moves_ranks or name == "adalora" else "yes" if kind().compiles else "no"
+        resumes = "yes" if method.resumable else "no"
+        cells.append([f"`{name}`", method.summary, line, SIZES.get(name, "stay"), resumes, compiles])
+    return cells
+
+
+@table("demo")
+def demo() -> Cells:
+    """What `make demo` says of its two trainings."""
+    every = {row["method"]: row for row in rows("demo")}
+    named = {
+        "accuracy": (".3f", "accuracy"),
+        "eval_loss": (".3f", "held-out loss"),
+        "parameters": (",", "trained parameters"),
+    }
+    lines = [
+        [name, *(f"{every[method][key]:{form}}" for method in ("pedyra", "lora"))]
+        for key, (form, name) in named.items()
+    ]
+    return [["", "PE-DyRA", "LoRA"], *lines]
+
+
+@table("methods in short")
+def methods_in_short() -> Cells:
+    """The first columns, for README, without the paper's ablations."""
+    head, *every = methods()
+    ours = ("`prune`", "`expand`", "`random`", "`mask`", "`adalora`")
+    return [[head[2], head[1]], *([cells[2], cells[1]] for cells in reversed(every) if cells[0] not in ours)]
 
 
 @table("PeDyra")

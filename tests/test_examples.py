@@ -38,6 +38,12 @@ def test_trainer_moves_ranks_and_fit_writes_a_smaller_adapter(tmp_path: Path, ca
     assert 0 < num_parameters(tmp_path / "smaller") < num_parameters(tmp_path / "adapter")
 
 
+def test_a_method_of_ones_own_gives_ranks_to_the_layers_whose_b_grows(tmp_path: Path):
+    assert len((EXAMPLES / "own_method.py").read_text().splitlines()) <= 40
+    ranks = run("own_method", str(tmp_path))
+    assert sum(ranks.values()) == 14 * 4 and len(set(ranks.values())) > 1
+
+
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")  # read by TRL
 def test_sft_trainer_ends_with_two_plain_adapters_of_which_one_is_smaller(tmp_path: Path):
     pytest.importorskip("trl", reason="needs pedyra[sft]")

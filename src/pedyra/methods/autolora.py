@@ -27,8 +27,7 @@ RATE = 3e-4
 
 @dataclass(frozen=True, kw_only=True)
 class AutoLora(Method):
-    """AutoLoRA (Zhang R. et al. 2024): a bilevel search weighs each layer's ranks, and LoRA is trained at those that
-    count.
+    """AutoLoRA (Zhang R. et al. 2024): a bilevel search weighs each layer's ranks, and LoRA trains those that count.
 
     The search sees dW = (alpha / r) B diag(softmax(a)) A of the LoRA's r, trains A and B (not the head) on 70 % of the
     training rows and a on the others. About half of the ranks count, so for the size of a LoRA of rank 8 begin with 16.

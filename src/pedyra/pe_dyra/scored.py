@@ -188,8 +188,11 @@ class ScheduledMethod(ScoredMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class PeDyra(RankSettings, ScoredMethod):
-    """The paper's method, and its settings: `pedyra.adapt(trainer, PeDyra())` moves ranks between the layers of a LoRA
-    while it trains. Every field, with the paper's symbol, is one of `RankSettings`."""
+    """PE-DyRA (the paper): the weakest triples of all layers go, and the layers with the strongest get as many.
+
+    `pedyra.adapt(trainer, PeDyra())` has the ranks of a LoRA move while it trains, at LoRA's own rate and alpha;
+    `PeDyra.as_published()` is the paper to the letter.
+    """
 
     conserves = True
 
