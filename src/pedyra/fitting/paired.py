@@ -83,8 +83,8 @@ def _studentised(t: float, skewness: float) -> float:
     symmetric one (Hall 1992, "On the removal of skewness by transformation").
 
     Rises that few rows bear make a sample of them look better than it is. Of rises that are just beyond the tolerance
-    and borne by one row in twenty, Student's bound accepts 16 % with 8 batches and 7.5 % with 60, and this one 4 % and
-    4 % (`tests/fitting/test_search.py`).
+    and borne by one row in twenty, this bound accepts about 5 % from 64 rows on, in the batches that a fit makes of
+    them (`tests/fitting/test_paired.py`), and more with fewer (`docs/fit.md`).
     """
     if abs(skewness) < 1e-6:
         return t
