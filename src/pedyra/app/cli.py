@@ -320,7 +320,7 @@ def prove(
         typer.Option(
             metavar="M",
             help="How much worse B may be: 1% of what A won, 0.01 of the loss, 0.5pt of the accuracy. Default: 1pt for "
-            "a classifier, 1% for others.",
+            "a classifier and for samples, 1% for others.",
         ),
     ] = None,
     changed: Annotated[
@@ -330,6 +330,16 @@ def prove(
             help="This share of the answers (classes of rows, next tokens) may be others than A's: it needs no labels. "
             "Default for rows without: 2%.",
         ),
+    ] = None,
+    samples: Annotated[
+        bool,
+        typer.Option("--samples", help="A and B are samples_*.jsonl of lm-evaluation-harness; no model is loaded."),
+    ] = False,
+    metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of --samples: the metric, where there are several.")
+    ] = None,
+    filter_name: Annotated[
+        str | None, typer.Option("--filter", metavar="NAME", help="Of --samples: the filter, where there are several.")
     ] = None,
     rows: Annotated[int | None, typer.Option(metavar="N", min=8, help="At most so many rows. Default: all.")] = None,
     base_b: Annotated[
@@ -346,17 +356,30 @@ def prove(
     confidence. Exit code 0: no worse; 1: worse; 3: these rows cannot tell."""
     from pedyra.fitting.prove import NO_WORSE, WORSE, Margin
 
-    limit = Margin.asked(margin, changed)
-    quiet_libraries()
-    from pedyra.app.runs.prove import prove_paths
-
-    console = new_console()
     given = {"name": base_b, "quantization": quantization_b}
     other = {key: value for key, value in given.items() if value is not None}
-    found = prove_paths(a, b, limit, source, other, rows=rows, shown=console.is_terminal)
+    console = new_console()
+    quiet_libraries()
+    if samples:
+        from pedyra.app.runs.samples import prove_samples
+
+        if other or changed or rows is not None or source != Source():
+            raise UserError(
+                "--samples loads no model and takes all documents; give beside it --margin, --metric, --filter"
+            )
+        found = prove_samples(Path(a), Path(b), margin, metric, filter_name)
+        verdict = found.proof.verdict
+    else:
+        if metric or filter_name:
+            raise UserError("--metric and --filter say what of --samples is compared; give --samples")
+        limit = Margin.asked(margin, changed)
+        from pedyra.app.runs.prove import prove_paths
+
+        found = prove_paths(a, b, limit, source, other, rows=rows, shown=console.is_terminal)
+        verdict = found.verdict
     console.print(str(found), soft_wrap=True, markup=False)
     write_json_lines(json_file, [found.row()])
-    raise typer.Exit({NO_WORSE: 0, WORSE: 1}.get(found.verdict, 3))
+    raise typer.Exit({NO_WORSE: 0, WORSE: 1}.get(verdict, 3))
 
 
 def main(arguments: list[str] | None = None, commands: typer.Typer = app, name: str = "pedyra") -> None:
