@@ -38,6 +38,7 @@ def test_trainer_moves_ranks_and_fit_writes_a_smaller_adapter(tmp_path: Path, ca
     assert 0 < num_parameters(tmp_path / "smaller") < num_parameters(tmp_path / "adapter")
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
 def test_a_method_of_ones_own_gives_ranks_to_the_layers_whose_b_grows(tmp_path: Path):
     assert len((EXAMPLES / "own_method.py").read_text().splitlines()) <= 40
     ranks = run("own_method", str(tmp_path))

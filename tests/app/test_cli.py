@@ -226,7 +226,7 @@ def test_a_missing_extra_is_the_users_to_install(call, monkeypatch):
     ("place", "command"),
     [
         ("pedyra.lora.inspection.inspect_adapter", ["inspect", "."]),
-        ("pedyra.app.recipe.check_method", ["train", "recipe.yaml"]),
+        ("pedyra.app.recipe_sections.check_method", ["train", "recipe.yaml"]),
         ("pedyra.app.runs.setup.load_task", ["train", "recipe.yaml", "--dry-run"]),
         ("transformers.Trainer.training_step", ["train", "recipe.yaml"]),
     ],

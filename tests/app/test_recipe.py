@@ -105,7 +105,7 @@ def test_a_method_is_a_name_or_a_name_with_settings(recipe_file: Path, method: s
     [
         ("data.sorce=x", "unknown key 'data.sorce'; did you mean 'data.source'?"),
         ("modl.name=x", "unknown key 'modl'; did you mean 'model'?"),
-        ("lora.rank=3", "unknown key 'lora.rank'; did you mean 'lora.rank_pattern'?"),
+        ("lora.rank=3", "unknown key 'lora.rank'; did you mean 'lora.r'?"),
         ("lora.zzz=3", "unknown key 'lora.zzz'; known are r, alpha, dropout"),
         ("learning_rate=1e-3", "unknown key 'learning_rate'; did you mean 'training.learning_rate'?"),
         ("lora.lora_alpha=3", "unknown key 'lora.lora_alpha'; did you mean 'lora.alpha'?"),

@@ -127,7 +127,7 @@ def test_a_copy_is_no_worse_and_the_trainer_stays_as_it_was(trained: Any):
     before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
     trains = {name: each.requires_grad for name, each in trainer.model.named_parameters()}
     state, active, log = torch.get_rng_state(), trainer.model.active_adapter, list(trainer.state.log_history)
-    found = pedyra.prove(trainer, "default", folders["same"])
+    found = pedyra.prove(trainer, "default", folders["same"], margin="1%")
     assert found.verdict == NO_WORSE and found.difference == pytest.approx(0, abs=1e-6)
     assert found.metric == "accuracy" and found.metric_a == found.metric_b and found.rows == 96
     assert [*trainer.model.peft_config] == ["default"] and trainer.model.active_adapter == active
@@ -155,21 +155,21 @@ def test_what_a_classifier_won_is_counted_from_a_head_that_is_fitted_to_the_base
     """So the loss of that base is what the Trainer's own evaluation says of it."""
     trainer = make_trainer(lora={"task_type": "SEQ_CLS"})
     trainer.model.save_pretrained(tmp_path / "same")
-    found = pedyra.prove(trainer, "default", tmp_path / "same")
+    found = pedyra.prove(trainer, "default", tmp_path / "same", margin="1%")
     probe = probed(trainer, trainer.model, training_rows(trainer), "default")
     assert probe is not None and found.won is not None and found.base.endswith("fitted to it")
     with probe():
         loss = trainer.evaluate()["eval_loss"]
     assert found.loss_a is not None and found.loss_a + found.won.mean == pytest.approx(loss, rel=1e-4)
     trainer.train_dataset = None  # to fit a head on
-    other = pedyra.prove(trainer, "default", tmp_path / "same")
+    other = pedyra.prove(trainer, "default", tmp_path / "same", margin="1%")
     assert other.won != found.won and other.base.endswith("untrained")
 
 
 def test_mistakes_are_told(trained: Any, make_trainer: Any, tmp_path: Path):
     trainer, folders = trained
     for told, (a, b), given in [
-        ("A is the base", ("base", "default"), {}),
+        ("A is the base", ("base", "default"), {"margin": "1%"}),
         ("margin is", ("default", "base"), {"margin": "much"}),
         ("does not exist", ("default", tmp_path / "nowhere"), {}),
         ("rows, and a proof takes", ("default", "base"), {"rows": 3}),

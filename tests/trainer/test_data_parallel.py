@@ -98,6 +98,7 @@ def by_trainer(rank: int, size: int, settings: dict[str, Any], out: str, resume:
         disable_tqdm=True, ddp_backend="gloo" if size > 1 else None,
     )  # fmt: skip
     trainer = Trainer(model, arguments, train_dataset=rows)
+    trainer.model_accepts_loss_kwargs = False  # BERT's loss is a mean of its own
     handle = adapt(trainer, given(settings)["config"], record_to=f"{out}/ranks.jsonl")
     trainer.train(resume_from_checkpoint=f"{out}/checkpoint-11" if resume else None)
     assert handle.allocator is not None

@@ -246,8 +246,8 @@ class ScoredRun(MethodRun):
         self.scores = method.scores(run, method)
         self.window = ema_window(max(method.beta1, method.beta2))
         """Steps before an adjustment that an EMA still remembers at it."""
-        self.ratios: list[Tensor] = []
-        """The norm of Eq. (2)'s gradient over that of the task's, `()` each, on the device."""
+        self.ratios = torch.zeros(RATIOS, device=run.layers[0].a.A.device)
+        """The norm of Eq. (2)'s gradient over that of the task's, of the last steps at which it was taken; else 0."""
         self.last_observed: int | None = None
         """The step that the scores were last told of; the next one goes on from it, and any other begins anew."""
 
@@ -275,7 +275,8 @@ class ScoredRun(MethodRun):
             ratio = add_orthogonality_gradient(
                 self.run.layers, weight=weight, form=self.method.orth_form, measure=step % RATIO_EVERY == 0
             )
-            self.ratios = [*self.ratios, *([] if ratio is None else [ratio])][-RATIOS:]
+            if ratio is not None:
+                self.ratios[step // RATIO_EVERY % RATIOS] = ratio
 
     def decide(self, now: Situation) -> Decision | None:
         if not self.scores.observed:
@@ -297,28 +298,24 @@ class ScoredRun(MethodRun):
     def snapshot(self, step: int) -> dict[str, Any]:
         form = self.method.orth_form
         shown = {**super().snapshot(step), "orthogonality": layer_orthogonality(self.run.layers, form=form)}
-        if self.ratios:
-            shown["orthogonality_ratio"] = float(torch.stack(self.ratios).median())
+        if len(taken := self.ratios[self.ratios > 0]):
+            shown["orthogonality_ratio"] = float(taken.median())
         if step == 0 or not self.observes(step):
             return shown
         means = layer_means(self.scores.triple_scores())
         return {**shown, "layer_scores": means, **self.scores.shown(means)}
 
     def tensors(self) -> dict[str, Tensor]:
-        return self.scores.tensors()
+        return {**self.scores.tensors(), "ratios": self.ratios}
 
     def values(self) -> dict[str, Any]:
         # The limits too: a layer that began above its width may come back to where it began.
-        ratios = torch.stack(self.ratios).tolist() if self.ratios else []
-        return {
-            **{"moves": self.moves, "max_ranks": self.max_ranks, "last_observed": self.last_observed},
-            "ratios": ratios,
-        }
+        return {"moves": self.moves, "max_ranks": self.max_ranks, "last_observed": self.last_observed}
 
     def load(self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.moves, self.max_ranks = values["moves"], values["max_ranks"]
         self.last_observed = values["last_observed"]
-        self.ratios = list(torch.tensor(values["ratios"], device=self.run.layers[0].a.A.device))
+        self.ratios = tensors["ratios"].to(self.ratios.device, copy=True)
         self.scores.load_tensors(tensors)
 
     def release(self) -> None:

@@ -123,13 +123,10 @@ def test_mistakes_are_one_line(run: Path, call: Any, tmp_path: Path):
     (other / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "another/base"}))
     own = changed(run, tmp_path / "own", 1.0)
     (own / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "one/base"}))
-    unlabelled = tmp_path / "rows.jsonl"
-    unlabelled.write_text("".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(40)))
     for told, arguments in [
         ("A is an adapter of the base", (own, other, "--run", run)),
-        ("label", (run, run, "--data", unlabelled)),
         ("margin is", (run, run, "--margin", "half")),
-        ("A is the base", ("base", run)),
+        ("A is the base", ("base", run, "--margin", "1%")),
         ("is no folder", (run, tmp_path / "nothing")),
         ("give --run RUN", ("base", "base", "--margin", "0.1")),
         ("takes no base", (run, _model_folder(tmp_path), "--base-b", "x")),

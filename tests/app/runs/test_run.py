@@ -7,9 +7,9 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
-from short_runs import run, steps_of
+from short_runs import named, run, steps_of
 
-from pedyra.app.recipe import load_recipe
+from pedyra.app.recipe import Recipe, load_recipe
 from pedyra.app.report.records import read_run
 from pedyra.app.runs.evaluate import evaluate_run
 from pedyra.app.tasks.toy import toy
@@ -107,7 +107,11 @@ def test_the_best_checkpoint_is_judged_by_the_metric_of_the_task(recipe):
 
 def test_a_run_that_fails_before_its_first_step_leaves_nothing(recipe, tmp_path):
     with pytest.raises(ValueError, match="no rank could ever move"):  # told by the allocator, once the folder is made
-        run(recipe("pedyra", rank={"interval": 12}, output="deep/run"))
+        late = {
+            **recipe("pedyra", output="deep/run").model_dump(exclude_unset=True),
+            "method": named("pedyra", interval=12),
+        }
+        run(Recipe.model_validate(late))
     assert list(tmp_path.iterdir()) == []
 
 

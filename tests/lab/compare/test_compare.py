@@ -120,11 +120,17 @@ def test_the_scaling_is_the_same_at_every_budget(use_rslora, make_grid, folder):
 
 def test_rows_of_equal_parameters_keep_their_number(make_grid, folder):
     """Where rows are made equal in their parameters, a method that moves ranks holds that number, not that of ranks."""
-    rows = {"lora": {}, "pedyra": {}, "prune": {"match": "rank"}, "expand": {"rank": {"budget": "ranks"}}}
+    rows = {
+        "lora": {},
+        "pedyra": {},
+        "prune": {"match": "rank"},
+        "expand": {"method": {"name": "expand", "budget": "ranks"}},
+    }
     experiment = prepare_experiment(make_grid(methods=rows, match="parameters"), folder)
-    found = {entry.method: experiment.content(entry, 0.1, "jobs")["rank"] for entry in experiment.entries}
-    assert found["pedyra"] == {"budget": "parameters"}
-    assert (found["prune"], found["expand"]) == ({}, {"budget": "ranks"})
+    found = {
+        entry.method: experiment.content(entry, 0.1, "jobs")["method"].get("budget") for entry in experiment.entries
+    }
+    assert found == {"lora": None, "pedyra": "parameters", "prune": None, "expand": "ranks"}
 
 
 @pytest.mark.parametrize(("seeds", "told"), [([0, 1, 2], ["4.3", "2.78"]), ([0, 1, 2, 3, 4], [])])

@@ -104,7 +104,7 @@ def test_shipped_grids_are_valid(path: Path):
 
 @pytest.mark.parametrize("name", ["compare_short", "compare_minilm"])
 def test_the_ablations_choose_from_the_rates_of_pedyra(name):
-    """All of them start from E = 0."""
+    """All of them start as it does."""
     grid = load_grid(RECIPES / f"{name}.yaml")
     for ablation in ("prune", "expand", "random"):
         assert grid.rates(ablation) == grid.rates("pedyra")

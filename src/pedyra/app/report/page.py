@@ -100,7 +100,7 @@ def description(run: RunRecords) -> dict[str, str]:
     model, data, lora = (value if isinstance(value := recipe.get(k), dict) else {} for k in ("model", "data", "lora"))
     steps = run.header["schedule"]["total_steps"] or run.final["step"]
     rows = {
-        "Method": (recipe.get("method") or {}).get("name"),
+        "Method": method["name"] if isinstance(method := recipe.get("method"), dict) else method,
         "Model": _words(model, "name", "quantization"),
         "Data": _words(data, "source", "kind"),
         "LoRA": f"rank {lora['r']}, alpha {lora.get('alpha', ABSENT)}" if "r" in lora else None,

@@ -20,6 +20,7 @@ from pedyra.errors import UserError
 from pedyra.lab.compare.named_tasks import task_data
 from pedyra.lora.spelling import did_you_mean
 from pedyra.methods.names import make_method, setting_names
+from pedyra.pe_dyra.config import RANK_FIELDS
 
 Match = Literal["parameters", "rank"]
 Judge = Literal["metric", "loss"]
@@ -141,10 +142,11 @@ class Grid(Section):
 
     @model_validator(mode="after")
     def _shares_what_methods_have(self) -> Grid:
-        known = {key for row in self.methods.values() for key in setting_names(row.method.name) if self.shared}
+        # Those of PE-DyRA too: a grid of which only some methods are asked for keeps what all of them share.
+        known = {*RANK_FIELDS, *(key for row in self.methods.values() for key in setting_names(row.method.name))}
         for key in self.shared:
             if key not in known:
-                raise UserError(f"shared.{key} is a setting of no method here; {did_you_mean(key, known)}")
+                raise UserError(f"shared.{key} is a setting of no method; {did_you_mean(key, known)}")
         for name, row in self.methods.items():
             if self.shared:
                 make_method(row.method.name, self.settings_of(name))

@@ -175,11 +175,12 @@ class Item(Section):
 
     def needs(self, scale: Scale) -> dict[str, list[str]]:
         """Return the models and data sets that a scale names."""
-        recipes = [recipe(name) for name in self.scales[scale].recipes.values()]
-        data = (each.data for each in recipes)
+        # As they are written: to check them takes torch, and a list is there at once.
+        recipes = [_written(name) for name in self.scales[scale].recipes.values()]
+        data = [each["data"]["source"] + (f"/{c}" if (c := each["data"].get("config")) else "") for each in recipes]
         return {
-            "model": list(dict.fromkeys(each.model.name for each in recipes)),
-            "data": list(dict.fromkeys(each.source + (f"/{each.config}" if each.config else "") for each in data)),
+            "model": list(dict.fromkeys(each["model"]["name"] for each in recipes)),
+            "data": list(dict.fromkeys(data)),
         }
 
     def cells(self, scale: Scale) -> Iterator[Cell]:
@@ -206,6 +207,11 @@ def get_item(name: str) -> Item:
     if name not in items():
         raise UserError(f"{name!r} is no table or figure that can be run; {did_you_mean(name, items())}")
     return items()[name]
+
+
+@cache
+def _written(name: str) -> dict[str, Any]:
+    return read_settings(RECIPES / f"{name}.yaml", (), what="recipe", starts_with="method")
 
 
 @cache
