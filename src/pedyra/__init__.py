@@ -1,5 +1,5 @@
-"""PE-DyRA, dynamic rank allocation for LoRA, whole and checkable; and Fit, which says how small a trained LoRA may be,
-proves it, and writes the smaller one."""
+"""The system of the PE-DyRA paper, and every method that it compares with, for any Trainer; and Fit, which says how
+small a trained LoRA may be, proves it, and writes the smaller one."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from pedyra.app.console import (
     new_console,
@@ -42,9 +43,21 @@ from pedyra.errors import UserError
 from pedyra.fitting.wanted import Wanted
 from pedyra.lora.files import is_disk_full
 
+ORDER = ("train", "fit", "prove", "compare", "paper", "report", "eval", "inspect", "export", "resize", "schema")
+
+
+class Ordered(TyperGroup):
+    """What most people want comes first in the help."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """Return the names in the order of `ORDER`."""
+        return sorted(super().list_commands(ctx), key=ORDER.index)
+
+
 app = typer.Typer(
     name="pedyra",
-    help="The rank of a LoRA: fit says how small a trained one may be, and PE-DyRA moves ranks while one trains.",
+    cls=Ordered,
+    help="The ranks of a LoRA: PE-DyRA and its rivals move them while it trains, and fit proves how few are enough.",
     epilog="A recipe is one training run as YAML: pedyra schema lists its keys, and the folder recipes of "
     "the repository has examples.",
     no_args_is_help=True,
