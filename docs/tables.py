@@ -436,7 +436,7 @@ def _fits(kind: str) -> Cells:
 
 @table("adapters")
 def adapters() -> Cells:
-    """What README shows of the classifiers that were trained to the end: ranks at two tolerances, and the accuracy; those
+    """What README shows of the classifiers that were trained to the end: ranks at two tolerances, and accuracy; those
     that got smallest first."""
     head = ["adapter", "base", "whole", "rank at 1 % of the loss", "rank at 1 point", "accuracy at 1 point"]
     cells = [[*head, "steps of training", "steps of the fit"]]
