@@ -186,6 +186,15 @@ def planted_forms() -> Cells:
     return cells
 
 
+@table("planted family")
+def planted_family() -> Cells:
+    cells = [["method", "with 0.1", "switched off"]]
+    for method in ("adalora-svd", "elalora"):
+        tried = [where(rows("planted_forms"), method=name) for name in (method, f"{method}:orth_weight=0")]
+        cells.append([f"`{method}`", *(f"{mean(row['relative_error'] for row in each):.3f}" for each in tried)])
+    return cells
+
+
 @table("forms")
 def forms() -> Cells:
     cells = [["task", "form", "rate", "accuracy", "held-out loss", "lower than LoRA's by"]]
