@@ -1,4 +1,4 @@
-"""RankSettings: the section `rank` of a recipe, and the fields of `PeDyra`. It loads no torch."""
+"""RankSettings has the fields of `PeDyra` and of its ablations. It loads no torch."""
 
 from __future__ import annotations
 
