@@ -298,8 +298,8 @@ class ScoredRun(MethodRun):
     def snapshot(self, step: int) -> dict[str, Any]:
         form = self.method.orth_form
         shown = {**super().snapshot(step), "orthogonality": layer_orthogonality(self.run.layers, form=form)}
-        if len(taken := self.ratios[self.ratios > 0]):
-            shown["orthogonality_ratio"] = float(taken.median())
+        if len(ratios := self.ratios[self.ratios > 0]):
+            shown["orthogonality_ratio"] = float(ratios.median())
         if step == 0 or not self.observes(step):
             return shown
         means = layer_means(self.scores.triple_scores())
