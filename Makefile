@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One torch thread a test worker: two workers with two threads each on two cores are slower than one.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test readers versions works-with lint docs dist gpu clean rooms
+.PHONY: demo test readers versions works-with lint docs notebook dist gpu clean rooms
 
 demo: $(VENV)/.demo
 	$(BIN)/pedyra train recipes/demo.yaml method=lora fit=null output_dir=runs/demo_lora --overwrite
@@ -39,6 +39,11 @@ lint: $(VENV)/.dev
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# What the cells of the notebook show, made anew.
+notebook: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet nbclient ipykernel
+	$(BIN)/python docs/notebook.py
 
 # On a machine with CUDA: parity with the CPU, step times and NCCL, into build/gpu. GPU="--model llama-1024x16" takes
 # another model; GPU=--cpu tries it without a GPU.

@@ -57,10 +57,10 @@ def main(output_dir: str = "runs/example_sft", steps: int = 300) -> pedyra.Fit:
     trainer.train()
     trainer.save_model(f"{output_dir}/adapter")
 
-    found = pedyra.fit(trainer, tolerance=0.05)
-    print(found)
-    found.save(f"{output_dir}/smaller", overwrite=True)  # an ordinary LoRA folder, as the first
-    return found
+    result = pedyra.fit(trainer, tolerance=0.05)
+    print(result)
+    result.save(f"{output_dir}/smaller", overwrite=True)  # an ordinary LoRA folder, as the first
+    return result
 
 
 if __name__ == "__main__":
