@@ -24,7 +24,6 @@ from pedyra.lab.compare.statistics import interval, standard_error
 from pedyra.lora.supported import KINDS, VERBS
 from pedyra.methods.names import class_of, field_docs
 from pedyra.methods.registry import METHODS
-from pedyra.pe_dyra.config import RankSettings
 
 DOCS = Path(__file__).parent
 RESEARCH = DOCS.parent / "research"
@@ -136,13 +135,9 @@ def places() -> Cells:
 
 @table("kinds")
 def kinds() -> Cells:
-    """What each verb takes, as `pedyra.lora.supported` says it to whoever asks for more."""
-    cells = [["kind of LoRA", "in LoraConfig", *VERBS, "why not, and what to do"]]
-    for kind in KINDS:
-        taken = ["no" if verb in kind.refused else "yes" for verb in VERBS]
-        told = f"{kind.why}; {kind.repair.format(layer='LAYER')}" if kind.refused else ""
-        cells.append([kind.name, kind.sign, *taken, told])
-    return cells
+    """What each verb takes; why not, and what to do, its message says to whoever asks for more."""
+    taken = ([kind.name, kind.sign, *("no" if verb in kind.refused else "yes" for verb in VERBS)] for kind in KINDS)
+    return [["kind of LoRA", "in LoraConfig", *VERBS], *taken]
 
 
 @table("planted")
@@ -445,10 +440,10 @@ def _fits(kind: str) -> Cells:
 
 @table("adapters")
 def adapters() -> Cells:
-    """What README shows of the classifiers that were trained to the end: ranks at two tolerances, and accuracy; those
-    that got smallest first."""
+    """The classifiers that were trained to the end: ranks at two tolerances, and accuracy; those that got smallest
+    first."""
     head = ["adapter", "base", "whole", "rank at 1 % of the loss", "rank at 1 point", "accuracy at 1 point"]
-    cells = [[*head, "steps of training", "steps of the fit"]]
+    cells = [[*head, "steps of the fit"]]
     every = where(rows("fit"), kind="trained")
     smallest = sorted(where(every, asked="1pt"), key=lambda row: row["rank"] / row["of_rank"])
     for adapter in dict.fromkeys(row["adapter"] for row in smallest):
@@ -459,9 +454,15 @@ def adapters() -> Cells:
             low, high = (100 * each for each in points["accuracy_interval"])
             smaller += f", {100 * points['accuracy_change']:+.1f} {ends(low, high, 1)}"
         ranks = [f"{row['rank']} of {row['of_rank']}" for row in (strict, points)]
-        took = [f"{points['training_steps']:,} of {points['training_rows']} rows", f"{points['steps']:.0f} of 8 rows"]
-        cells.append([adapter, base, whole, *ranks, smaller, *took])
+        cells.append([adapter, base, whole, *ranks, smaller, f"{points['steps']:.0f}"])
     return cells
+
+
+@table("adapters in short")
+def adapters_in_short() -> Cells:
+    """The columns of README."""
+    head, *every = adapters()
+    return [["adapter", "accuracy", head[4], "accuracy then"], *([row[0], row[2], row[4], row[5]] for row in every)]
 
 
 @table("an epoch")
@@ -847,15 +848,11 @@ def demo() -> Cells:
 
 @table("methods in short")
 def methods_in_short() -> Cells:
-    """The first columns, for README, without the paper's ablations."""
-    head, *every = methods()
-    ours = ("`prune`", "`expand`", "`random`", "`mask`", "`adalora`")
-    return [[head[2], head[1]], *([cells[2], cells[1]] for cells in reversed(every) if cells[0] not in ours)]
-
-
-@table("PeDyra")
-def settings_of_pedyra() -> Cells:
-    return _settings(RankSettings)
+    """For README: the line, the paper, and what ranks do; without the paper's ablations and PEFT's own configs."""
+    _, *every = methods()
+    ablations = ("`prune`", "`expand`", "`random`", "`mask`")
+    shown = (cells for cells in reversed(every) if cells[0] not in ablations and cells[0].strip("`") not in LINES)
+    return [["in Python", "method", "its ranks"], *([row[2], row[1].partition(":")[0], row[3]] for row in shown)]
 
 
 @table("Wanted")
@@ -922,13 +919,20 @@ def operations() -> Cells:
     ]
 
 
+UNABLE = ", which cannot follow a rank change"
+"""Every message of a refused optimizer has these words, and the page says them once."""
+
+
 def _works_with(kind: str) -> Cells:
+    """A line for all that behave the same, those first in which ranks move."""
     head = {"trainer": "Trainer", "optimizer": "optimizer", "engine": "engine"}[kind]
-    columns = ("ranks", "resume", "fit")
-    found = sorted(where(rows("works_with"), kind=kind), key=lambda row: row["ranks"] != "move")
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for row in sorted(where(rows("works_with"), kind=kind), key=lambda row: row["ranks"] != "move"):
+        cells = ((row[each] or "-").replace(UNABLE, "") for each in ("ranks", "resume", "fit"))
+        alike.setdefault((*cells,), []).append(row["name"])
     return [
         [head, "ranks", "a resume gives", "`pedyra.fit` afterwards"],
-        *([row["name"], *(row[each] or "-" for each in columns)] for row in found),
+        *(["; ".join(names), *cells] for cells, names in alike.items()),
     ]
 
 

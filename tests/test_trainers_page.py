@@ -1,4 +1,4 @@
-"""Every snippet of docs/works_with.md is run as it stands there, for a few steps, on a tiny Llama."""
+"""Every snippet of docs/trainers.md is run as it stands there, for a few steps, on a tiny Llama."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import transformers
 
 pytest.importorskip("trl")
@@ -20,7 +19,7 @@ from pedyra.lora.inspection import inspect_adapter  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's own
 
-PAGE = Path(__file__).parents[1] / "docs" / "works_with.md"
+PAGE = Path(__file__).parents[1] / "docs" / "trainers.md"
 BEGIN, END, *SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 ROWS = {"SFT": "completion", "KTO": "judged", "Reward": "whole pair", "GRPO": "question", "Training": "class"}
 """Config of a snippet -> kind of its rows, where they are no pairs of answers."""
@@ -48,11 +47,9 @@ def test_a_snippet_trains_and_fits(snippet: str, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(package, config, partial(getattr(package, config), **FEW, **short))
     monkeypatch.chdir(tmp_path)
 
-    rows = data(kind, 96, 1)
     space = {
-        **dict.fromkeys(("rows", "pairs", "judged", "prompts"), rows), "held_out": data(kind, 72, 2), "torch": torch,
-        "base": str(folder), "model": load.from_pretrained(folder), "tokenizer": tokenizer(), "reward": says_right,
-        "AutoModelForSequenceClassification": transformers.AutoModelForSequenceClassification,
+        "rows": data(kind, 96, 1), "heldout": data(kind, 72, 2), "base": str(folder),
+        "model": load.from_pretrained(folder), "tokenizer": tokenizer(), "reward": says_right,
     }  # fmt: skip
     exec(compile(f"{BEGIN}\n{snippet}\n{END}", f"{PAGE}: {name}", "exec"), space)
     assert space["handle"].result.adjustments > 0
