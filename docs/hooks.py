@@ -22,4 +22,5 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """The site holds the pages of docs: a link to another file of the repository leads to where that is kept."""
-    return markdown.replace("](../docs/", "](").replace("](../", f"]({config.repo_url}/blob/main/")
+    up = "../" * (page.file.src_uri.count("/") + 1)  # from the page to the root of the repository
+    return markdown.replace(f"]({up}docs/", "](").replace(f"]({up}", f"]({config.repo_url}/blob/main/")

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "pedyra"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES += sorted((ROOT / "research").glob("*.md"))
 MADE = ("recipe.md", "index.md")
 """Pages that docs/hooks.py makes when the site is built."""
@@ -57,7 +57,9 @@ def test_every_file_and_function_that_is_named_exists(page: Path):
 
 @pytest.mark.parametrize("name", ["walk_gradient", "walk_fit"])
 def test_every_stop_of_a_walk_names_its_function(name: str):
-    stops = re.findall(r"^\| \d+ \| (.+?) \|", (ROOT / "docs" / f"{name}.md").read_text(), re.MULTILINE)
+    stops = re.findall(
+        r"^\| \d+ \| (.+?) \|", (ROOT / "docs" / "contributing" / f"{name}.md").read_text(), re.MULTILINE
+    )
     assert stops and all(re.match(r"`[\w/]+\.py: [\w.]+`", stop) for stop in stops), stops
 
 
