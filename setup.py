@@ -10,7 +10,7 @@ REPOSITORY = "https://github.com/pedyra/pedyra"
 
 def for_an_index(readme: str) -> str:
     """The same text, with links to files of the repository, and its images, by their addresses there."""
-    readme = re.sub(r"(!\[[^\]]*\]\()(?!https?:)([^)\s]+)", rf"\1{REPOSITORY}/raw/main/\2", readme)
+    readme = re.sub(r"(!\[[^\]]*\]\(|src=\")(?!https?:)([^)\s\"]+)", rf"\1{REPOSITORY}/raw/main/\2", readme)
     return re.sub(r"(\]\()(?!https?:|#)([^)\s]+)", rf"\1{REPOSITORY}/blob/main/\2", readme)
 
 

@@ -15,7 +15,8 @@ from pedyra.app.recipe import recipe_schema
 def on_files(files: Files, config: Any) -> Files:
     """Add index.md and recipe.md."""
     readme = (Path(config.config_file_path).parent / "README.md").read_text(encoding="utf-8")
-    files.append(File.generated(config, "index.md", content=re.sub(r"\]\((?!https?:|#)", "](../", readme)))
+    start = re.sub(r"\]\((?!https?:|#)", "](../", readme).replace('src="docs/', 'src="')
+    files.append(File.generated(config, "index.md", content=start))
     files.append(File.generated(config, "recipe.md", content=recipe_page(recipe_schema())))
     return files
 

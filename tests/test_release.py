@@ -88,6 +88,7 @@ def test_the_metadata_is_that_of_the_project(wheel: zipfile.ZipFile):
     [
         ("[a](docs/a.md#b)", "[a](https://github.com/pedyra/pedyra/blob/main/docs/a.md#b)"),
         ("![a](docs/a.png)", "![a](https://github.com/pedyra/pedyra/raw/main/docs/a.png)"),
+        ('<img src="docs/a.png">', '<img src="https://github.com/pedyra/pedyra/raw/main/docs/a.png">'),
         ("[a](https://x.org/y) [b](#c)", "[a](https://x.org/y) [b](#c)"),
     ],
 )
