@@ -37,7 +37,7 @@ def training(model: Any, part: str) -> RankAllocator:
 
 def on_two_devices(model: Any) -> RankAllocator:
     layer = attach(model)[1]
-    layer.a.A = nn.Parameter(layer.a.A.detach().to("meta"))
+    layer.a.replace(nn.Parameter(layer.a.A.detach().to("meta")), layer.a.E)
     return allocate(model)
 
 

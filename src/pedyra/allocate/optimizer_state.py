@@ -252,10 +252,8 @@ class TrainedTriples:
         """Note that the optimizer has what is in the model."""
         self._held, self.renewed = self.now, True
         # Parameters by the dicts that modules keep them in: a tenth of the time of their attributes, in every step.
-        self._slots = [
-            (layer.a._parameters, "weight" if layer.a.e_fixed_at_one else "A", layer.a.A) for layer in self.layers
-        ]
-        self._slots += [(layer.b._parameters, "weight", layer.b.weight) for layer in self.layers]
+        self._slots = [(layer.a._parameters, layer.a.A) for layer in self.layers]
+        self._slots += [(layer.b._parameters, layer.b.weight) for layer in self.layers]
 
     def rekey(self) -> bool:
         """Point the optimizer at Parameters that a load has put in the place of those it holds.
@@ -263,7 +261,7 @@ class TrainedTriples:
         Returns whether there was any of another rank. What is loaded at the same ranks is the same Parameters, but
         where the rank is 0, which is loaded by way of a zero row.
         """
-        if all(slot.get(name) is held for slot, name, held in self._slots):
+        if all(slot["weight"] is held for slot, held in self._slots):
             return False
         loaded = {old: new for old, new in zip(self._held, self.now, strict=True) if old is not new}
         rekey_state(self.optimizer, loaded)

@@ -66,43 +66,27 @@ class AFactor(nn.Module):
     """The `origin` of a loaded state waits here until `start.follow_loaded` has brought the base weight in line."""
     bias = None  # an nn.Linear's attribute that PEFT reads
 
+    e_fixed_at_one = False
+    """E is 1 and not trained, so the forward leaves it out: to the last bit, and in its time, a plain LoRA's."""
+
     def __init__(self, A: nn.Parameter, E: nn.Parameter) -> None:
         super().__init__()
-        self._parameters["A"] = A
-        self.E = E
+        self.replace(A, E)
         self.register_buffer("origin", None, persistent=False)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "A":  # torch would register a Parameter of this name, past the property
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
+    def replace(self, A: nn.Parameter, E: Tensor) -> None:
+        """Put these in the place of A and E, at any rank.
+
+        The Parameter A is called `weight`, as in a plain LoRA, for those who take weights by the names of Parameters
+        (to save them, to keep the best, to copy an adapter); where E is trained, it stands beside it.
+        """
+        self._parameters["weight"] = A
+        self.E = E
 
     @property
     def A(self) -> nn.Parameter:
         """`(r, in)`."""
-        parameters = self._parameters
-        return parameters["weight" if "weight" in parameters else "A"]  # type: ignore[return-value]
-
-    @A.setter
-    def A(self, value: nn.Parameter) -> None:
-        self._parameters["weight" if self.e_fixed_at_one else "A"] = value
-
-    @property
-    def e_fixed_at_one(self) -> bool:
-        """E is 1 and not trained, so the forward leaves it out: to the last bit, and in its time, a plain LoRA's.
-
-        A then is the Parameter `weight`, as in a plain LoRA, for those who take weights by the names of Parameters (to
-        save them, to keep the best, to copy an adapter). Elsewhere it is `A`, which is no LoRA's without its E.
-        """
-        return "weight" in self._parameters
-
-    @e_fixed_at_one.setter
-    def e_fixed_at_one(self, on: bool) -> None:
-        if on != self.e_fixed_at_one:
-            A, others = self.A, {name: p for name, p in self._parameters.items() if name not in ("A", "weight")}
-            self._parameters.clear()
-            self._parameters.update({"weight" if on else "A": A, **others})
+        return self._parameters["weight"]  # type: ignore[return-value]
 
     def train_e(self, on: bool) -> None:
         """Have E trained where A is, or not at all.
@@ -163,6 +147,8 @@ class AFactor(nn.Module):
         if weight.shape[1] != self.in_features:
             error_msgs.append(f"{prefix}weight has {tuple(weight.shape)}, not (r, in) here")
             return
+        if prefix + "E" in state_dict:  # the Parameters by their names, not a state dict
+            weight = state_dict[prefix + "E"][:, None] * weight
         if self.start is not None:
             weight, self.loaded_origin = as_read(weight, dim=0)
             if self.loaded_origin is None:
@@ -172,7 +158,7 @@ class AFactor(nn.Module):
         if weight.shape == held.shape and torch.equal(weight, held.to(weight)):
             return  # what is there already, perhaps at rank 0; keep its split into A and E
         A, E = self.taken_apart(weight)
-        self.A, self.E = loaded(self.A, A, local_metadata), loaded(self.E, E, local_metadata)
+        self.replace(loaded(self.A, A, local_metadata), loaded(self.E, E, local_metadata))
 
     def taken_apart(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Split a loaded `weight` into A `(r, in)` and E `(r,)`, whose product it is up to rounding.

@@ -75,7 +75,8 @@ def put(factors: Iterable[tuple[AdaptedLayer, Sequence[Tensor]]]) -> None:
     """Put A, E and B into each layer's slots, whatever they were made from."""
     fixed: dict[AFactor, Tensor] = {}
     for layer, (A, E, B) in factors:
-        layer.a.A, layer.a.E, layer.b.weight = A, E, B  # type: ignore[assignment]
+        layer.a.replace(A, E)  # type: ignore[arg-type]
+        layer.b.weight = B  # type: ignore[assignment]
         if layer.a.e_fixed_at_one:
             fixed[layer.a] = (E == 1).all()
     still = torch.stack([*fixed.values()]).tolist() if fixed else []  # the host waits once for all layers
