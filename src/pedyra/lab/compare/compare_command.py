@@ -82,7 +82,7 @@ def engine(ray: str | None, workers: int, gpus: float | None, cpus: float, retri
     from pedyra.lab.compare.ray_engine import RayCluster
 
     cluster = RayCluster(ray, gpus=gpus, cpus=cpus, retries=retries)
-    console.print(f"ray         {cluster.told}", soft_wrap=True)
+    console.print(f"ray         {cluster.summary}", soft_wrap=True)
     return cluster
 
 
