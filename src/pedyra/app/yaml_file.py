@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
@@ -53,28 +52,7 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
     """Read YAML 1.2 text, of which JSON is a part. Raises ValueError, one line that begins with `where`."""
     kinds = (YAMLError, ValueError, RecursionError)  # ValueError: bytes that are no text, a date that cannot be
     with telling(f"{where} is not valid YAML", *kinds, reason=_reason):
-        content = _yaml().load(text if isinstance(text, str) else text.decode("utf-8-sig"))
-        if _size(content, {}) > MOST_VALUES:
-            raise ValueError(f"its aliases stand for more than {MOST_VALUES:,} values")
-        return content
-
-
-MOST_VALUES = 100_000
-"""The recipes of the repository have some 40 values. Few lines of aliases to aliases stand for billions, which would
-fill the memory when they are written out."""
-
-
-def _size(value: Any, known: dict[int, float]) -> float:
-    """Count the values inside, as often as aliases repeat them. Raises ValueError for text that no file can hold."""
-    if isinstance(value, str):
-        value.encode()  # half of a surrogate pair
-    if not isinstance(value, dict | list):
-        return 1
-    if id(value) not in known:
-        known[id(value)] = math.inf  # this one holds itself
-        parts = [*value, *value.values()] if isinstance(value, dict) else value
-        known[id(value)] = sum(_size(part, known) for part in parts)
-    return known[id(value)]
+        return _yaml().load(text if isinstance(text, str) else text.decode("utf-8-sig"))
 
 
 def _reason(error: Exception) -> str:
