@@ -65,7 +65,7 @@ def test_a_fit_that_ends_in_an_error_loses_nothing_of_the_run(tmp_path, monkeypa
     monkeypatch.setattr("pedyra.app.runs.run.fit_trainer", refuse)
     with pytest.raises(UserError, match="the run is whole, but it could not be fitted: no size is small enough"):
         train_run(recipe(tmp_path / "run"), console=Console(quiet=True))
-    assert RunFolder(tmp_path / "run").is_finished()
+    assert RunFolder(tmp_path / "run").final
     assert (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
 
 

@@ -26,8 +26,8 @@ from pedyra.errors import UserError
 from pedyra.lora.folder import find_adapter, load_adapter, read_adapter_config, read_tensors
 from pedyra.methods.adalora import NO_PENALTY
 
-# What Trainer adds to every evaluation that says nothing about the model.
-_TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+"""Trainer adds these to every evaluation, and they say nothing about the model."""
 
 
 def evaluate_run(
@@ -65,7 +65,7 @@ def evaluate_run(
         metrics = {
             key.removeprefix("eval_"): value
             for key, value in trainer.evaluate().items()
-            if key.startswith("eval_") and key.removeprefix("eval_") not in _TIMINGS
+            if key.startswith("eval_") and key.removeprefix("eval_") not in NO_METRICS
         }
     by_adapter = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
     for test_set in asked_sets:
@@ -110,7 +110,7 @@ def finished_run(run: Path) -> tuple[RunFolder, Recipe, Path]:
     folder = RunFolder(run)
     folder.check_holds_run()
     recipe = resolve(load_recipe(folder.recipe))
-    if not folder.is_finished() and not folder.adapter.is_dir():
+    if folder.final is None and not folder.adapter.is_dir():
         raise UserError(f"the run in {run} is not finished; {how_to_go_on(recipe, folder)}")
     adapter = find_adapter(run)
     read_adapter_config(adapter)  # a damaged file is told by its name

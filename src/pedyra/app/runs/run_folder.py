@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pedyra.errors import UserError
-from pedyra.lora.files import read_json, read_rows, refuse_link, refuse_unwritable, remove, write_file
+from pedyra.lora.files import check_shape, read_json, read_rows, refuse_link, refuse_unwritable, remove, write_file
 from pedyra.trainer.checkpoint_folder import ASIDE, list_checkpoints
 
 # What a run writes, and so all that `--overwrite` may remove. "runs" is where Trainer puts TensorBoard's files.
@@ -30,6 +30,11 @@ CONTENTS = (
     "runs",
     ASIDE,
 )
+
+_FINAL = {
+    **{"metric": str, "value": (float, None), "eval_loss": (float, None)},
+    **{"trainable_parameters": int, "seconds": float, "peak_memory_bytes": int},
+}
 
 logger = logging.getLogger(__name__)
 
@@ -80,17 +85,20 @@ class RunFolder:
                 f"training run"
             )
 
-    def result(self) -> dict[str, Any]:
-        """Return the last line of metrics of the finished run here. Raises ValueError: there is none."""
-        rows = read_rows(self.metrics) if self.metrics.is_file() else []
+    @property
+    def final(self) -> dict[str, Any] | None:
+        """Return the last line of metrics of the run here, which it writes after saving the adapter; None before."""
+        rows = read_rows(self.metrics, {"step": int})
         if not rows or not rows[-1].get("final"):
-            raise UserError(f"{self.path} holds no finished run; give the output_dir of one, or train it first")
+            return None
+        check_shape(rows[-1], _FINAL, f"{self.metrics}, its last line")
         return rows[-1]
 
-    def is_finished(self) -> bool:
-        """Tell whether the run here wrote its last line of metrics, which it does after saving the adapter."""
-        rows = read_rows(self.metrics)
-        return bool(rows) and bool(rows[-1].get("final"))
+    def result(self) -> dict[str, Any]:
+        """Return `final` of a finished run. Raises ValueError: there is none."""
+        if self.final is None:
+            raise UserError(f"{self.path} holds no finished run; give the output_dir of one, or train it first")
+        return self.final
 
     def check(self, *, overwrite: bool, resume: bool) -> None:
         """Refuse to start where this run must not write. Changes nothing.
@@ -106,7 +114,7 @@ class RunFolder:
         if resume:
             if not self.holds_run():
                 raise UserError(f"{self.path} holds no run to resume; train without --resume")
-            if self.is_finished():
+            if self.final is not None:
                 raise UserError(f"the run in {self.path} is finished; --overwrite starts it anew")
         elif self.holds_run():
             if not overwrite:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pedyra.errors import UserError
 from pedyra.lab.compare.grid import Grid
-from pedyra.lab.compare.jobs import HERE, Engine, Job, JobEnd, final_row, is_done, run_jobs
+from pedyra.lab.compare.jobs import HERE, Engine, Job, JobEnd, run_jobs
 from pedyra.lab.compare.prepare import Experiment, prepare_experiment
 from pedyra.lab.compare.results import Comparison, RateCurve, collect
 from pedyra.lab.compare.tables import comparison_tables, print_tables, write_tables
@@ -85,12 +85,12 @@ def _keep(comparison: Comparison) -> None:
 
 def _run_missing(jobs: Sequence[Job], engine: Engine, console: Console) -> list[JobEnd]:
     """Run the jobs that are not done, telling how each ends in a line; those that failed."""
-    missing = [job for job in jobs if not is_done(job)]
+    missing = [job for job in jobs if job.final is None]
     ends: list[JobEnd] = []
 
     def report(end: JobEnd) -> None:
         ends.append(end)
-        told, final = end.message or end.status, final_row(end.job.run)
+        told, final = end.message or end.status, end.job.final
         if end.status != "failed" and final is not None:
             finite = all(final[key] is not None and math.isfinite(final[key]) for key in ("eval_loss", "value"))
             told = f"{final['metric']} {final['value']:.4f}" if finite else "diverged"

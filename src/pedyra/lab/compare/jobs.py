@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pedyra.app.interrupts import on_interrupt
+from pedyra.app.runs.resume import why_not_resumable
+from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.yaml_file import to_yaml
-from pedyra.lora.files import check_shape, read_rows, refuse_link, write_file
-from pedyra.methods.registry import get_method
+from pedyra.lora.files import refuse_link, write_file
 from pedyra.trainer.checkpoint_folder import last_complete_checkpoint
 
 POLL_SECONDS = 0.5
@@ -71,6 +72,11 @@ class Job:
         return self.run.with_name(f"{self.run.name}.log")
 
     @property
+    def final(self) -> dict[str, Any] | None:
+        """Return the last line of the run's metrics; None for a run that has not come to its end."""
+        return RunFolder(self.run).final
+
+    @property
     def label(self) -> str:
         """Name the run in messages."""
         return f"{self.entry}, rate {self.rate:g}, {'' if self.purpose == 'jobs' else 'tuning '}seed {self.seed}"
@@ -84,27 +90,6 @@ class JobEnd:
     status: Literal["done", "failed", "stopped"]
     message: str = ""
     """The reason of a failure, in one line."""
-
-
-_FINAL = {
-    **{"metric": str, "value": (float, None), "eval_loss": (float, None)},
-    **{"trainable_parameters": int, "seconds": float, "peak_memory_bytes": int},
-}
-
-
-def final_row(run: Path) -> dict[str, Any] | None:
-    """Return the last line of a finished run's metrics; None for a run that has not come to its end."""
-    metrics = run / "metrics.jsonl"
-    rows = read_rows(metrics, {"step": int})
-    if not rows or not rows[-1].get("final"):
-        return None
-    check_shape(rows[-1], _FINAL, f"{metrics}, its last line")
-    return rows[-1]
-
-
-def is_done(job: Job) -> bool:
-    """Tell whether the run has come to its end."""
-    return final_row(job.run) is not None
 
 
 Stops = list[bool]
@@ -174,12 +159,12 @@ def run_job(job: Job, start: Callable[[list[str], Path], int], stops: Stops) -> 
             refuse_link(place)
         job.run.parent.mkdir(parents=True, exist_ok=True)
         write_file(job.recipe_file, to_yaml(job.recipe))
-        if not is_done(job):
+        if job.final is None:
             begins = job.log.stat().st_size if job.log.is_file() else 0
             code = start(_arguments(job), job.log)
     except (OSError, ValueError) as error:  # no process, no disk, a link: of this job, perhaps not of the next
         return JobEnd(job, "failed", str(error))
-    if is_done(job):
+    if job.final is not None:
         return JobEnd(job, "done")
     if stops or code == INTERRUPTED:
         return JobEnd(job, "stopped")
@@ -205,12 +190,11 @@ def _arguments(job: Job) -> list[str]:
 
 def _may_resume(job: Job) -> bool:
     """Tell whether the job can go on where it was stopped; one that cannot starts anew."""
-    grouped = job.recipe.get("training", {}).get("train_sampling_strategy") == "group_by_length"
     try:
         last_complete_checkpoint(job.run, with_ranks=(job.run / "ranks.jsonl").is_file())
     except ValueError:
         return False
-    return get_method(job.recipe["method"]["name"]).resumable and not grouped
+    return why_not_resumable(job.recipe["method"]["name"], job.recipe.get("training", {})) is None
 
 
 def _wait(child: subprocess.Popen[bytes], stops: list[bool]) -> int:

@@ -12,7 +12,7 @@ import torch
 from pedyra.app.models.base import positions
 from pedyra.app.recipe import check_recipe
 from pedyra.app.runs.arguments import training_arguments
-from pedyra.lab.compare.jobs import Job, is_done
+from pedyra.lab.compare.jobs import Job
 from pedyra.lab.compare.prepare import Experiment
 
 TERAFLOPS = 100
@@ -70,8 +70,8 @@ def plan_experiment(experiment: Experiment) -> Plan:
         rates = experiment.grid.rates(entry.method)
         # Done at whichever rate; else at the first.
         found = [experiment.reported_jobs(entry, {entry: rate}) for rate in rates]
-        jobs += tuning + max(found, key=lambda each: sum(map(is_done, each)))
-    missing = [job for job in jobs if not is_done(job)]
+        jobs += tuning + max(found, key=lambda each: sum(job.final is not None for job in each))
+    missing = [job for job in jobs if job.final is None]
     return Plan(len(jobs), len(jobs) - len(missing), sum(gpu_hours(experiment, job) for job in missing))
 
 

@@ -11,12 +11,12 @@ from statistics import fmean
 from typing import Any
 
 from pedyra.app.recipe_sections import LOWER_IS_BETTER
+from pedyra.app.runs.evaluate import NO_METRICS
 from pedyra.lab.compare.grid import Grid, Judge
-from pedyra.lab.compare.jobs import Entry, Job, JobEnd, final_row
+from pedyra.lab.compare.jobs import Entry, Job, JobEnd
 from pedyra.lab.compare.statistics import reach
 from pedyra.lora.files import read_rows
 
-NOT_A_METRIC = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 Row = dict[str, Any]
 """A line of comparison.jsonl, for one finished run; `result_row` makes it."""
 
@@ -28,7 +28,7 @@ def sign(metric: str) -> int:
 
 def collect(jobs: Iterable[Job], judge: Judge) -> list[Row]:
     """Return the rows of the jobs that are finished."""
-    return [result_row(job, final, judge) for job in jobs if (final := final_row(job.run)) is not None]
+    return [result_row(job, final, judge) for job in jobs if (final := job.final) is not None]
 
 
 def result_row(job: Job, final: Mapping[str, Any], judge: Judge) -> Row:
@@ -67,7 +67,7 @@ def _last_metrics(run: Path, final: Mapping[str, Any]) -> dict[str, float]:
     for row in reversed(read_rows(run / "metrics.jsonl")[:-1]):
         if row.get(f"eval_{own}") == final["value"] and row["step"] == final["step"]:
             names = {key: key.removeprefix("eval_") for key in row if key.startswith("eval_")}
-            return {name: _number(row[key]) for key, name in names.items() if name not in NOT_A_METRIC}
+            return {name: _number(row[key]) for key, name in names.items() if name not in ("loss", *NO_METRICS)}
     return {own: final["value"]}
 
 
