@@ -415,10 +415,6 @@ def _is_users(error: Exception) -> bool:
     return isinstance(error, UserError) or is_disk_full(error)
 
 
-LONGEST = 1000
-"""A message has so many letters at most."""
-
-
 def _one_line(error: Exception) -> str:
     from rich.markup import escape
 
@@ -426,8 +422,6 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:  # without "[Errno 28]"
         message = error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
     message = " ".join(message.split())
-    if len(message) > LONGEST:  # some echo what was given; the rule and the repair stand at the end
-        message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
     if is_disk_full(error):
         message = f"the disk is full ({message}); free space, and give the command again; a training takes --resume"
     return escape(message)

@@ -133,7 +133,7 @@ SUMS = "SHA256SUMS"
 
 def write_sums(folder: Path, names: Iterable[str]) -> None:
     """Write the digests of these files of `folder` to its SHA256SUMS."""
-    write_file(folder / SUMS, "".join(f"{_digest(folder / name)}  {name}\n" for name in sorted(names)))
+    write_file(folder / SUMS, "".join(f"{digest(folder / name)}  {name}\n" for name in sorted(names)))
 
 
 def read_sums(folder: Path) -> dict[str, str]:
@@ -155,16 +155,17 @@ def check_sums(folder: Path, names: Iterable[str]) -> None:
             raise UserError(f"{folder / name} is missing")
         if name not in sums:
             raise UserError(f"{folder / name} is not in {SUMS}: of another save")
-        if _digest(folder / name) != sums[name]:
+        if digest(folder / name) != sums[name]:
             raise UserError(f"{folder / name} does not match {SUMS}: damaged, or of another save")
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
+def digest(path: Path) -> str:
+    """Compute SHA-256 of the bytes of a file."""
+    result = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
+            result.update(part)
+    return result.hexdigest()
 
 
 def json_line(row: Mapping[str, Any]) -> str:

@@ -235,6 +235,7 @@ def copy_processing(folder: Path, out: Path) -> None:
 def load_adapter(base: nn.Module, folder: Path, title: str | None = None, **options: Any) -> PeftModel:
     """Load the adapter on `base` with PEFT. Raises ValueError: its files are damaged, or do not fit this model."""
     title = title or str(folder)
+    read_adapter_config(folder)
     try:
         _follow_vocabulary(base, folder)
         return PeftModel.from_pretrained(base, folder, **options)  # type: ignore[arg-type]
@@ -283,8 +284,8 @@ def _follow_vocabulary(base: Any, folder: Path) -> None:
                     base.resize_token_embeddings(rows, mean_resizing=False)
 
 
-MISFITS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, re.error)
-"""PEFT raises these for a config that was written by hand, or for another model."""
+MISFITS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, re.error, SafetensorError)
+"""PEFT raises these for a config that was written by hand, for another model, or for a damaged file."""
 
 
 def by_pattern(pattern: Mapping[str, Any] | None, name: str, otherwise: Any) -> Any:

@@ -47,10 +47,6 @@ def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
     return arguments
 
 
-LEAST = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "learning_rate": 0.0}
-"""TrainingArguments takes these below their least, and torch fails with a traceback."""
-
-
 def _checked(recipe: Recipe) -> dict[str, Any]:
     """Read numbers as numbers: TrainingArguments checks no types, and fails long after the start."""
     types = get_type_hints(TrainingArguments)
@@ -65,8 +61,6 @@ def _checked(recipe: Recipe) -> dict[str, Any]:
             checked[name] = TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
         except ValidationError as error:
             raise UserError(f"training.{name} is {value!r}: {error.errors()[0]['msg']}") from None
-        if name in LEAST and checked[name] < LEAST[name]:
-            raise UserError(f"training.{name} is {checked[name]}; it must be {LEAST[name]} or more")
     best, known = checked.get("metric_for_best_model"), ("loss", *METRICS[recipe.data.kind])
     if best is not None and best.removeprefix("eval_") not in known:  # Trainer tells it at the first evaluation
         raise UserError(f"training.metric_for_best_model is {best!r}; this task has {', '.join(known)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,8 @@ from pedyra.app.tasks.generation import WRITING, SampleFile, write_texts
 from pedyra.app.tasks.task import Task, load_task
 from pedyra.app.tasks.test_sets import TestSet, check_scorer, load_test_sets, score
 from pedyra.errors import UserError
-from pedyra.lora.folder import find_adapter, load_adapter, read_adapter_config, read_tensors
+from pedyra.lora.files import digest
+from pedyra.lora.folder import find_adapter, load_adapter
 from pedyra.methods.adalora import NO_PENALTY
 
 NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
@@ -67,7 +67,7 @@ def evaluate_run(
             for key, value in trainer.evaluate().items()
             if key.startswith("eval_") and key.removeprefix("eval_") not in NO_METRICS
         }
-    by_adapter = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
+    by_adapter = digest(adapter / "adapter_model.safetensors")
     for test_set in asked_sets:
         settings = test_set.settings.model_dump(mode="json", include=WRITING)
         # DoRA's norm of a weight is the same for every token. What caching takes is more than a whole 4-bit base.
@@ -112,10 +112,7 @@ def finished_run(run: Path) -> tuple[RunFolder, Recipe, Path]:
     recipe = resolve(load_recipe(folder.recipe))
     if folder.final is None and not folder.adapter.is_dir():
         raise UserError(f"the run in {run} is not finished; {how_to_go_on(recipe, folder)}")
-    adapter = find_adapter(run)
-    read_adapter_config(adapter)  # a damaged file is told by its name
-    read_tensors(adapter / "adapter_model.safetensors")
-    return folder, recipe, adapter
+    return folder, recipe, find_adapter(run)
 
 
 def adapted_model(

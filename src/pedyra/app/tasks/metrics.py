@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import EvalPrediction
 
@@ -31,8 +31,7 @@ def correlation(prediction: EvalPrediction) -> dict[str, float]:
     guesses, labels = _logits(prediction).reshape(-1), np.asarray(prediction.label_ids).reshape(-1)
     if np.ptp(guesses) == 0 or np.ptp(labels) == 0:
         return {"pearson": 0.0, "spearman": 0.0, "combined": 0.0}
-    pearson = float(np.corrcoef(guesses, labels)[0, 1])
-    spearman = float(np.corrcoef(rankdata(guesses), rankdata(labels))[0, 1])
+    pearson, spearman = (float(function(guesses, labels)[0]) for function in (pearsonr, spearmanr))  # pyright: ignore
     return {"pearson": pearson, "spearman": spearman, "combined": (pearson + spearman) / 2}
 
 

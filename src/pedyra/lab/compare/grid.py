@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 from pedyra.app.recipe import TRAINING_DEFAULTS
 from pedyra.app.recipe_sections import LARGEST_SEED, HomePath, LoraSection, MethodSection, Section
@@ -26,26 +25,15 @@ Match = Literal["parameters", "rank"]
 Judge = Literal["metric", "loss"]
 
 
-def _distinct(values: list[Any]) -> list[Any]:
-    """Refuse a value that stands twice; a run's folder is named by its rate in six digits."""
-    if len({value if isinstance(value, int) else f"{value:g}" for value in values}) < len(values):
-        raise PydanticCustomError("distinct", "Input should have each value once, of rates to six digits")
-    return values
-
-
 def _folder_name(name: str) -> str:
     if name in ("", ".", "..") or set(name) & {"/", "\\", "\0"}:
         raise UserError(f"{name!r} is the name of a folder too; give one without / and \\ that is not empty, . or ..")
     return name
 
 
-# Strict: true is no number.
-Seed = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SEED)]
-Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
-Budget = Annotated[int, Field(strict=True, ge=1)]
-Budgets = Annotated[list[Budget], Field(min_length=1), AfterValidator(_distinct)]
-Rate = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-Rates = Annotated[list[Rate], Field(min_length=1), AfterValidator(_distinct)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0, le=LARGEST_SEED)]], Field(min_length=1)]
+Budgets = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
+Rates = Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=1)]
 Name = Annotated[str, AfterValidator(_folder_name)]
 
 
@@ -115,10 +103,7 @@ class Grid(Section):
         data = dict(data)
         for key in ("methods", "tasks"):
             if isinstance(data.get(key), list):
-                names = [str(name) for name in data[key]]
-                if twice := next((name for name in names if names.count(name) > 1), None):
-                    raise UserError(f"{key} has {twice!r} twice; list each one once")
-                data[key] = dict.fromkeys(names)
+                data[key] = dict.fromkeys(data[key])
             if isinstance(data.get(key), dict):
                 data[key] = {str(name): value or {} for name, value in data[key].items()}
         methods = data.get("methods")

@@ -12,7 +12,6 @@ Equal is the number of trained parameters: each row gets the rank at which it ha
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -36,7 +35,7 @@ from pedyra.errors import UserError
 from pedyra.lab.compare.grid import Grid
 from pedyra.lab.compare.jobs import Entry, Job, Purpose
 from pedyra.lab.compare.named_tasks import task_data
-from pedyra.lora.files import read_json, write_file
+from pedyra.lora.files import digest, read_json, write_file
 from pedyra.methods.names import setting_names
 from pedyra.methods.registry import get_method
 
@@ -216,8 +215,8 @@ def split_task(label: str, data: DataSection, tuning_rows: int | None, folder: P
     found = read_json(summary, {"asked": dict, "files": dict, "data": dict})
     if (difference := first_difference(found["asked"], asked)) is not None:
         raise UserError(f"{folder} holds other rows: {difference}; choose another output_dir")
-    for file, digest in digests(data.source, data.validation).items():
-        if found["files"].get(file) != digest:
+    for file, sha256 in digests(data.source, data.validation).items():
+        if found["files"].get(file) != sha256:
             raise UserError(f"{file} has changed since {folder} was made of it; choose another output_dir")
     # Paths are not in the file, so that the folder can be moved.
     paths = {name: str(folder / f"{name}.jsonl") for name in ("train", "reported", "tuning-train", "tuning")}
@@ -229,8 +228,8 @@ def split_task(label: str, data: DataSection, tuning_rows: int | None, folder: P
 
 def digests(*sources: str | None) -> dict[str, str]:
     """Return those that are files here -> SHA-256 of their bytes. A file that is gone is left out."""
-    files = [file for file in sources if file is not None and Path(file).expanduser().is_file()]
-    return {file: hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest() for file in files}
+    files = {file: Path(file).expanduser() for file in sources if file is not None}
+    return {file: digest(path) for file, path in files.items() if path.is_file()}
 
 
 def _split(label: str, data: DataSection, tuning_rows: int | None, folder: Path) -> dict[str, Any]:
