@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pedyra.errors import UserError
 from pedyra.fitting.balance import Balance
 from pedyra.fitting.calibration import calibrate, lora_layers
-from pedyra.fitting.cut import CURVE, RECORD, check_out, cut_factors, cut_live, cut_to, write_cut
+from pedyra.fitting.cut import CURVE, FIT_RECORD, check_out, cut_factors, cut_live, cut_to, write_cut
 from pedyra.fitting.fit import NotWithin, Rows, fit_batches
 from pedyra.fitting.held import Answers, Held
 from pedyra.fitting.judge import Judge
@@ -101,7 +101,7 @@ def test_stock_peft_loads_what_was_judged(
         torch.testing.assert_close(loaded(x), expected, rtol=1e-4, atol=1e-5)
     tensors = tensors_of(out)
     assert [tensors[k].shape[0] for k in sorted(tensors) if "lora_A" in k] == [max(1, rank) for rank in ranks]
-    assert json.loads((out / RECORD).read_text()) == {"kept": sum(ranks)}
+    assert json.loads((out / FIT_RECORD).read_text()) == {"kept": sum(ranks)}
     assert json.loads((out / CURVE).read_text()) == {"share": 1.0}
 
 
@@ -362,7 +362,7 @@ def test_a_record_is_json_whatever_was_measured(two_used: Any, tmp_path: Path):
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
 
-    text = (tmp_path / "small" / RECORD).read_text()
+    text = (tmp_path / "small" / FIT_RECORD).read_text()
     assert json.loads(text, parse_constant=refuse)["metrics"]["base"]["pearson"] is None
 
 

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.lora.resize import Replacement, rows_kept
+from pedyra.lora.replacement import Replacement, select_rows
 
 REPAIR = (
     "use optim='adamw_torch' or 'paged_adamw_8bit' (docs/works_with.md lists what works), or train plain LoRA with it "
@@ -160,7 +160,7 @@ def move_state(optimizer: Optimizer, replacements: Sequence[Replacement]) -> Non
         if is_packed(optimizer, optimizer.state.get(replacement.new, {})):
             values = _without_overflow(optimizer, values)  # a block that has overflowed would spoil those of its rows
         moved = {
-            key: rows_kept(value, replacement.dim, replacement.kept, replacement.num_new)
+            key: select_rows(value, replacement.dim, replacement.kept, replacement.num_new)
             for key, value in values.items()
         }
         _put(optimizer, replacement.new, moved)
@@ -179,7 +179,7 @@ def row_state(optimizer: Optimizer, parameter: Tensor, shape: torch.Size) -> dic
     """Return the same state by name, in numbers: what bitsandbytes packed into bytes is unpacked."""
     state, keys = optimizer.state.get(parameter, {}), row_keys(optimizer, parameter, shape)
     packed = is_packed(optimizer, state)
-    return {key: unpack(state, key, parameter.device) if packed else state[key] for key in keys}
+    return {key: dequantize(state, key, parameter.device) if packed else state[key] for key in keys}
 
 
 def _put(optimizer: Optimizer, parameter: Tensor, values: Mapping[str, Tensor]) -> None:
@@ -282,7 +282,7 @@ def is_packed(optimizer: Optimizer, state: Mapping[str, Any]) -> bool:
     return is_bitsandbytes(optimizer) and "absmax1" in state
 
 
-def unpack(state: Mapping[str, Any], key: str, device: torch.device) -> Tensor:
+def dequantize(state: Mapping[str, Any], key: str, device: torch.device) -> Tensor:
     """Return the numbers of `state[key]`, in float32 on `device`: pages that CPU and GPU share are on neither to
     torch."""
     from bitsandbytes.functional import dequantize_blockwise

@@ -17,8 +17,6 @@ from pedyra.lora.layer_names import layer_place
 if TYPE_CHECKING:
     from pedyra.app.runs.run import RunResult
 
-Row = Mapping[str, Any]
-
 
 def new_console(*, stderr: bool = False, quiet: bool = False) -> Console:
     """Make a console that leaves numbers and paths as they are: no colour guesses, and [brackets] are no markup.
@@ -31,7 +29,7 @@ def new_console(*, stderr: bool = False, quiet: bool = False) -> Console:
     return console
 
 
-def write_json_lines(path: Path | None, rows: Iterable[Row]) -> None:
+def write_json_lines(path: Path | None, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line; NaN and infinities, which JSON does not have, become null.
 
     Without a path nothing is written.
@@ -50,7 +48,7 @@ def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequenc
     console.print(table)
 
 
-def print_rank_map(console: Console, layers: Sequence[Row]) -> None:
+def print_rank_map(console: Console, layers: Sequence[Mapping[str, Any]]) -> None:
     """Print ranks as module type (down, by name) x depth (across), in as many bands as the width asks for.
 
     `layers` are `{"layer", "rank"}`; nothing where there are none, as with methods that are no LoRA. Layers at one
@@ -79,7 +77,7 @@ def _mean(ranks: Sequence[int]) -> str:
     return f"{mean:.0f}" if mean.is_integer() else f"{mean:.1f}"
 
 
-def print_plan(console: Console, rows: Sequence[Row]) -> None:
+def print_plan(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     """Show the plan of a run, and the ranks that its layers begin with."""
     run, *layers = rows
     told = [[key.replace("_", " "), value] for key, value in run.items() if value is not None]
@@ -115,7 +113,7 @@ def print_result(console: Console, result: RunResult) -> None:
         _print_named(console, [("whole" if result.found.is_whole else "smaller", f"{smaller}, {format_bytes(size)}")])
 
 
-def print_beside(console: Console, finals: Mapping[str, Row]) -> None:
+def print_beside(console: Console, finals: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the last lines of runs' metrics side by side, by the methods' names."""
     names = {"value": str(next(iter(finals.values()))["metric"]), "eval_loss": "held-out loss"}
     names |= {"trainable_parameters": "trainable parameters", "seconds": "seconds of training"}
@@ -132,7 +130,7 @@ def _change(start: int, end: int) -> str:
     return f"{end:,} as at the start" if start == end else f"{start:,} at the start, {end:,} at the end"
 
 
-def print_adapter(console: Console, rows: Sequence[Row]) -> None:
+def print_adapter(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     """Show what `inspect_adapter` found: the layers as a table, their ranks as a map, and what they come to."""
     *layers, total = rows
     columns = ("layer", "rank", "parameters", "effective_rank")

@@ -60,7 +60,7 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
     check_supported("adapt", f"adapter {adapter_name!r}", vars(config), kinds)
     if merged := [layer.name for layer in layers if adapter_name in layer.module.merged_adapters]:
         raise UserError(f"adapter {adapter_name!r} is merged into {merged[0]}; call model.unmerge_adapter() first")
-    check_whole(layers)
+    check_unsharded(layers)
     if takes_from_weight(init):
         check_start(model, layers, init)
     if start == "svd":
@@ -79,7 +79,7 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
     return layers
 
 
-def check_whole(layers: Sequence[AdaptedLayer]) -> None:
+def check_unsharded(layers: Sequence[AdaptedLayer]) -> None:
     """Raise ValueError where a factor is cut into shards (a DTensor). The base may be, by FSDP2 or tensor parallelism.
 
     The layers may hold triples or not.

@@ -54,14 +54,14 @@ def find_adapter(path: Path) -> Path:
         if (folder / "adapter_config.json").is_file():
             if not (folder / "adapter_model.safetensors").is_file():
                 raise UserError(f"{folder} has no adapter_model.safetensors; save the adapter in that format")
-            _check_whole(folder)
+            _check_undamaged(folder)
             return folder
     checkpoints = sorted(path.glob("checkpoint-*"), key=lambda found: found.stat().st_mtime)
     hint = f"; its run is unfinished, try {checkpoints[-1]}" if checkpoints else ""
     raise UserError(f"{path} holds no adapter (adapter_config.json){hint}")
 
 
-def _check_whole(folder: Path) -> None:
+def _check_undamaged(folder: Path) -> None:
     """Raise ValueError where a file of the adapter is not the one that was written: a flipped bit would be served. A
     folder without sums, as PEFT writes it, is taken as it is."""
     if not (folder / SUMS).is_file():

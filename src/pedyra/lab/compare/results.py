@@ -17,7 +17,7 @@ from pedyra.lab.compare.jobs import Entry, Job, JobEnd
 from pedyra.lab.compare.statistics import reach
 from pedyra.lora.files import read_rows
 
-Row = dict[str, Any]
+RunRow = dict[str, Any]
 """A line of comparison.jsonl, for one finished run; `result_row` makes it."""
 
 
@@ -26,12 +26,12 @@ def sign(metric: str) -> int:
     return -1 if metric in LOWER_IS_BETTER else 1
 
 
-def collect(jobs: Iterable[Job], judge: Judge) -> list[Row]:
+def collect(jobs: Iterable[Job], judge: Judge) -> list[RunRow]:
     """Return the rows of the jobs that are finished."""
     return [result_row(job, final, judge) for job in jobs if (final := job.final) is not None]
 
 
-def result_row(job: Job, final: Mapping[str, Any], judge: Judge) -> Row:
+def result_row(job: Job, final: Mapping[str, Any], judge: Judge) -> RunRow:
     """Return what is known of a finished run, as it stands in comparison.jsonl.
 
     `metric` is what is judged, the task's own (`task_metric`) or "loss"; `metrics` has every one of the last
@@ -76,7 +76,7 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def choose_rate(rows: Sequence[Row]) -> float | None:
+def choose_rate(rows: Sequence[RunRow]) -> float | None:
     """Return the rate with the best mean value over the tuning runs of an entry; None where no run has ended.
 
     A tie goes to the lower loss, then to the lower rate. A rate whose runs diverged is chosen last. Only the rates with
@@ -101,7 +101,7 @@ class RateCurve:
     entry: Entry
     rates: Sequence[float]
     """All rates of the grid, lowest first."""
-    rows: Sequence[Row]
+    rows: Sequence[RunRow]
 
     @property
     def chosen(self) -> float | None:
@@ -120,7 +120,7 @@ class Comparison:
     """Everything that is known of a comparison, finished or not."""
 
     grid: Grid
-    rows: Sequence[Row]
+    rows: Sequence[RunRow]
     curves: Sequence[RateCurve]
     """Entries with a single rate have none."""
     failed: Sequence[JobEnd] = ()

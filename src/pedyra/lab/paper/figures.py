@@ -27,7 +27,7 @@ from pedyra.app.report.figures import (
 from pedyra.app.report.images import FORMATS, save_image, side_by_side
 from pedyra.app.report.records import Record, RunRecords, read_run
 from pedyra.lab.paper.item import Item
-from pedyra.lab.paper.item_results import Row
+from pedyra.lab.paper.item_results import CellRow
 
 Measure = Callable[[RunRecords], float | None]
 Series = list[tuple[int, float]]
@@ -207,13 +207,13 @@ MEASURES: dict[str, Measure] = {
 
 
 Runs = Mapping[str, RunRecords]
-"""Row -> its run with the first seed, which curves show."""
+"""CellRow -> its run with the first seed, which curves show."""
 Panels = Mapping[str, Chart]
 """Title -> chart, side by side."""
-Drawing = Callable[[Runs, Sequence[Row]], Panels]
+Drawing = Callable[[Runs, Sequence[CellRow]], Panels]
 
 
-def save_figure(item: Item, found: Sequence[Row], runs: Mapping[str, Path], folder: Path) -> list[Path]:
+def save_figure(item: Item, found: Sequence[CellRow], runs: Mapping[str, Path], folder: Path) -> list[Path]:
     """Write `<id>.svg` and `.png`, and return the files; none where no run is there to draw."""
     if not runs:
         return []
@@ -234,19 +234,19 @@ def _curves(several: Mapping[str, Series], y: str, **options: Any) -> Chart:
     return curves(drawn, Axes(STEP, y, **options))
 
 
-def utilised(runs: Runs, found: Sequence[Row]) -> Panels:
+def utilised(runs: Runs, found: Sequence[CellRow]) -> Panels:
     """Draw Fig. 1a: effective rank, and its share of the ranks, over the steps."""
     total = _lines("Effective rank", "sum over layers", effective_ranks, from_zero=True)
     share = _lines("Utilisation", "effective rank / rank", utilisations, from_zero=True)
     return {**total(runs, found), **share(runs, found)}
 
 
-def dynamics(runs: Runs, found: Sequence[Row]) -> Panels:
+def dynamics(runs: Runs, found: Sequence[CellRow]) -> Panels:
     """Draw Fig. 3: rank and place by importance, in colour the layers whose rank changed most."""
     return {panel.title: panel.chart for panel in history_panels(next(iter(runs.values())))}
 
 
-def bars(runs: Runs, found: Sequence[Row]) -> Panels:
+def bars(runs: Runs, found: Sequence[CellRow]) -> Panels:
     """Draw Figs. 4a and 6: a group of bars a column, a bar a row, with 95 % intervals."""
     rows = [row for row in found if row["measured"] is not None]
     names = list(dict.fromkeys(row["row"] for row in rows))
@@ -259,7 +259,7 @@ def bars(runs: Runs, found: Sequence[Row]) -> Panels:
     return {"Mean and 95 % interval": drawn + ends}
 
 
-def rank_against_importance(runs: Runs, found: Sequence[Row]) -> Panels:
+def rank_against_importance(runs: Runs, found: Sequence[CellRow]) -> Panels:
     """Draw Fig. 4b: mean rank of each layer against its mean importance."""
     run = next(iter(runs.values()))
     value = rank_importance_correlation(run)
@@ -276,7 +276,7 @@ def rank_against_importance(runs: Runs, found: Sequence[Row]) -> Panels:
     return {"Rank and importance" if value is None else f"Spearman's correlation {value:.2f}": drawn}
 
 
-def rank_maps(runs: Runs, found: Sequence[Row]) -> Panels:
+def rank_maps(runs: Runs, found: Sequence[CellRow]) -> Panels:
     """Draw Fig. 7: final rank by module type and depth, a map a row."""
     cells = {row: map_cells(run.places, [run.final_ranks]) for row, run in runs.items()}
     highest = max(rank for each in cells.values() for cell in each for rank in cell["ranks"])  # one colour, one rank
@@ -284,7 +284,7 @@ def rank_maps(runs: Runs, found: Sequence[Row]) -> Panels:
     return {f"({letter}) {row}": spec for letter, (row, spec) in zip("ab", maps.items(), strict=False)}
 
 
-def mask_maps(runs: Runs, found: Sequence[Row]) -> Panels:
+def mask_maps(runs: Runs, found: Sequence[CellRow]) -> Panels:
     """Draw Fig. 8: the triples that are masked after each adjustment, a panel a weighting, and how many come back."""
     maps = {f"({letter}) {row}": _mask_map(run) for letter, (row, run) in zip("ab", runs.items(), strict=False)}
     share = _lines("(c) Share that came back", "of the masked triples", reactivations, from_zero=True)
@@ -305,7 +305,7 @@ def _mask_map(run: RunRecords) -> Chart:
     )
 
 
-def losses(runs: Runs, found: Sequence[Row]) -> Panels:
+def losses(runs: Runs, found: Sequence[CellRow]) -> Panels:
     """Draw Fig. 9: the training losses, and between two rows their difference, which small models hide in the noise."""
     panels = dict(_lines("Training loss", "loss", training_losses)(runs, found))
     if len(runs) == 2:
@@ -316,7 +316,7 @@ def losses(runs: Runs, found: Sequence[Row]) -> Panels:
     return panels
 
 
-def orthogonality(runs: Runs, found: Sequence[Row]) -> Panels:
+def orthogonality(runs: Runs, found: Sequence[CellRow]) -> Panels:
     """Draw Fig. 10: the term of (a) one layer's A, the first feed-forward's as in the paper, and (b) all factors."""
     run = next(iter(runs.values()))
     layer = next((layer for layer in run.layers if "intermediate" in layer.name), run.layers[0])
@@ -327,7 +327,7 @@ def orthogonality(runs: Runs, found: Sequence[Row]) -> Panels:
     }
 
 
-def gradients(runs: Runs, found: Sequence[Row]) -> Panels:
+def gradients(runs: Runs, found: Sequence[CellRow]) -> Panels:
     """Draw Fig. 11: norms of the gradients of A, E and B, averaged over layers."""
     run = next(iter(runs.values()))
     points = {factor: gradient_norms(run, factor) for factor in FACTORS}

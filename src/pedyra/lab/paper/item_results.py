@@ -17,13 +17,13 @@ Values = Mapping[tuple[str, str], Mapping[int, float]]
 Rates = Mapping[tuple[str, str], float]
 """(row, column) -> the learning rate of its runs."""
 
-Row = dict[str, Any]
+CellRow = dict[str, Any]
 """A line of the JSON file, for one row x column of an item; `result_row` makes it."""
 
 
 def result_row(
     item: Item, scale: Scale, row: str, column: str, values: Mapping[int, float], learning_rate: float | None
-) -> Row:
+) -> CellRow:
     """Return what was published and measured, with the mean, its standard error and 95 % interval over the seeds.
 
     `values` by seed are empty, and what follows from them None, where nothing was measured. The learning rate of an
@@ -47,7 +47,7 @@ def result_row(
     }
 
 
-def results(item: Item, scale: Scale, values: Values, rates: Rates) -> list[Row]:
+def results(item: Item, scale: Scale, values: Values, rates: Rates) -> list[CellRow]:
     """Return every row x column of the item.
 
     An average is over the columns that every row has which has any of them: else rows would be compared over other
@@ -72,13 +72,13 @@ def _average(columns: list[Mapping[int, float]]) -> dict[int, float]:
     return {seed: fmean(column[seed] for column in columns) for seed in seeds}
 
 
-def result_tables(item: Item, scale: Scale, found: Sequence[Row]) -> list[TextTable]:
+def result_tables(item: Item, scale: Scale, found: Sequence[CellRow]) -> list[TextTable]:
     """Return the values, and the differences between rows."""
     between_rows = difference_table(item, scale, found)
     return [result_table(item, scale, found), *([between_rows] if between_rows else [])]
 
 
-def result_table(item: Item, scale: Scale, found: Sequence[Row]) -> TextTable:
+def result_table(item: Item, scale: Scale, found: Sequence[CellRow]) -> TextTable:
     """Return rows x columns; a cell has what was measured, and what was published in parentheses."""
     cells = {(each["row"], each["column"]): _text(each) for each in found}
     counts = sorted({each["seeds"] for each in found if each["seeds"]}) or [0]
@@ -90,7 +90,7 @@ def result_table(item: Item, scale: Scale, found: Sequence[Row]) -> TextTable:
     )
 
 
-def difference_table(item: Item, scale: Scale, found: Sequence[Row]) -> TextTable | None:
+def difference_table(item: Item, scale: Scale, found: Sequence[CellRow]) -> TextTable | None:
     """Return how far each row is from the first of its group; where each row is a task of its own, how far each column
     is from the baseline. None where nothing can be compared."""
     cells = {(each["row"], each["column"]): each for each in found}
@@ -125,7 +125,7 @@ def _group(item: Item, row: str) -> tuple[str, str | None]:
     return part.group or row.rpartition(", ")[0], part.recipe
 
 
-def _difference(ours: Row, theirs: Row) -> str:
+def _difference(ours: CellRow, theirs: CellRow) -> str:
     published = ""
     if ours["published"] is not None and theirs["published"] is not None:
         published = f" ({ours['published'] - theirs['published']:+.4g})"
@@ -137,7 +137,7 @@ def _difference(ours: Row, theirs: Row) -> str:
     return f"{'+' if mean > 0 else ''}{_number(mean)}{ends}{published}"
 
 
-def remarks(item: Item, scale: Scale, found: Sequence[Row]) -> list[str]:
+def remarks(item: Item, scale: Scale, found: Sequence[CellRow]) -> list[str]:
     """Tell the claim, what is not as published at this scale, and what else is to be known."""
     told = [f"The paper's claim: {item.claim}"]
     if scale == "smoke":
@@ -159,7 +159,7 @@ def remarks(item: Item, scale: Scale, found: Sequence[Row]) -> list[str]:
     return told + item.notes
 
 
-def _text(row: Row) -> str:
+def _text(row: CellRow) -> str:
     published = "" if row["published"] is None else f" ({row['published']:.10g})"
     if row["measured"] is None:
         return f"{NOTHING}{published}"

@@ -23,7 +23,7 @@ from pedyra.lab.compare.prepare import digests
 from pedyra.lab.compare.tables import write_tables
 from pedyra.lab.paper.figures import MEASURES, measure, save_figure
 from pedyra.lab.paper.item import Cell, CellPart, Item, Scale, get_item
-from pedyra.lab.paper.item_results import Row, remarks, result_tables, results
+from pedyra.lab.paper.item_results import CellRow, remarks, result_tables, results
 from pedyra.lab.paper.places import Places
 from pedyra.lora.files import json_line, read_json, write_file
 from pedyra.methods.names import setting_names
@@ -50,7 +50,7 @@ TUNING_ROWS = 1000
 class MeasuredItem(NamedTuple):
     """A run of an item has come to this."""
 
-    results: list[Row]
+    results: list[CellRow]
     files: list[Path]
     """Tables and figures."""
     failed: list[str]

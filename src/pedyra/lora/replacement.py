@@ -34,7 +34,7 @@ class NewTriples(NamedTuple):
 
 
 @torch.no_grad()
-def resized(layer: AdaptedLayer, pruned: Sequence[int], new: NewTriples | None) -> list[Replacement]:
+def replacements_of(layer: AdaptedLayer, pruned: Sequence[int], new: NewTriples | None) -> list[Replacement]:
     """Make the three factors that the layer would have without `pruned` and with `new`; it is not touched itself."""
     gone = set(pruned)
     assert not gone or layer.a.E.shape == (layer.rank,), "an E that is no diagonal can only grow"
@@ -45,12 +45,12 @@ def resized(layer: AdaptedLayer, pruned: Sequence[int], new: NewTriples | None) 
     replacements = []
     for old, dim, added in zip(layer.factors, (0, 0, 1), new or (None,) * 3, strict=True):
         kept, num_new = kept_of[old.shape[dim]], 0 if added is None else added.shape[dim]
-        value = rows_kept(old.detach(), dim, kept, num_new, added)
+        value = select_rows(old.detach(), dim, kept, num_new, added)
         replacements.append(Replacement(old, renewed(old, value), dim, kept, num_new))
     return replacements
 
 
-def rows_kept(value: Tensor, dim: int, kept: Tensor, num_new: int = 0, new: Tensor | None = None) -> Tensor:
+def select_rows(value: Tensor, dim: int, kept: Tensor, num_new: int = 0, new: Tensor | None = None) -> Tensor:
     """Take rows `kept` of `value` along `dim`, then `num_new` rows: `new`, or zeros."""
     rows = value.index_select(dim, kept)
     if not num_new:
@@ -60,18 +60,18 @@ def rows_kept(value: Tensor, dim: int, kept: Tensor, num_new: int = 0, new: Tens
     return torch.cat([rows, rows.new_zeros(shape) if new is None else new.to(rows)], dim)
 
 
-def install(changes: Iterable[tuple[AdaptedLayer, Sequence[Replacement]]]) -> None:
-    """Put what `resized` made into each layer's slots; `write_ranks` then brings PEFT's config in line.
+def put_replacements(changes: Iterable[tuple[AdaptedLayer, Sequence[Replacement]]]) -> None:
+    """Put what `replacements_of` made into each layer's slots; `write_ranks` then brings PEFT's config in line.
 
     Where the start took from the weight (PiSSA), a pruned triple's first value goes back into the base weight.
     """
     changes = list(changes)
-    put((layer, [replacement.new for replacement in replaced]) for layer, replaced in changes)
+    put_factors((layer, [replacement.new for replacement in replaced]) for layer, replaced in changes)
     for layer, (of_A, _, _) in changes:
         follow(layer, of_A.kept, of_A.num_new)
 
 
-def put(factors: Iterable[tuple[AdaptedLayer, Sequence[Tensor]]]) -> None:
+def put_factors(factors: Iterable[tuple[AdaptedLayer, Sequence[Tensor]]]) -> None:
     """Put A, E and B into each layer's slots, whatever they were made from."""
     fixed: dict[AFactor, Tensor] = {}
     for layer, (A, E, B) in factors:
