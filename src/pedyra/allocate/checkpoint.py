@@ -22,7 +22,7 @@ from pedyra.allocate.optimizer_state import rekey_state
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.errors import UserError
 from pedyra.lora.attach import write_ranks
-from pedyra.lora.factors import renewed
+from pedyra.lora.factors import successor
 from pedyra.lora.files import check_sums, read_json, read_sums, write_file, write_sums
 from pedyra.lora.folder import ADAPTER_FILES, read_tensors
 from pedyra.lora.layer import adapted_layers
@@ -179,7 +179,7 @@ def _restore_factors(
         olds = layer.factors
         values = (tensors[f"{kind}.{layer.name}"] for kind in "AEB")
         each = zip(olds, values, strict=True)
-        news = [renewed(old, value.to(old.device, old.dtype, copy=True)) for old, value in each]
+        news = [successor(old, value.to(old.device, old.dtype, copy=True)) for old, value in each]
         put_factors([(layer, news)])
         layer.rescale(record["scaling"][layer.name])
         if layer.a.start is not None:

@@ -1,7 +1,7 @@
 """One table says which kinds of LoRA each verb takes; whoever adapts, fits, exports or merges reads it.
 
-A kind that a verb does not take is refused with the reason and the repair, before anything is changed. What is wrong
-with one adapter alone (it is merged already, its file is damaged) is told where it is found.
+A kind that a verb does not take is refused with the reason and the repair, before anything is changed. Mistakes of one
+adapter alone (it is merged already, its file is damaged) are reported where they are detected.
 """
 
 from __future__ import annotations
@@ -195,8 +195,8 @@ def check_supported(verb: str, title: str, config: Mapping[str, Any], layers: Ma
         if verb in kind.refused:
             layer = next((name for name, each in layers.items() if each == kind.name), "")
             where = layer if kind.name in _OF_LAYERS else title
-            told = kind.name if kind.name in _OF_LAYERS else f"{kind.name} ({kind.sign})"
-            raise UserError(f"{where}: {told} {VERBS[verb]}: {kind.why}; {kind.repair.format(layer=layer)}")
+            kind_name = kind.name if kind.name in _OF_LAYERS else f"{kind.name} ({kind.sign})"
+            raise UserError(f"{where}: {kind_name} {VERBS[verb]}: {kind.why}; {kind.repair.format(layer=layer)}")
 
 
 def kind_of_module(module: Any, adapter: str) -> str | None:
@@ -211,8 +211,8 @@ def kind_of_module(module: Any, adapter: str) -> str | None:
     if hasattr(slot, "kernel_size"):
         return "convolution"
     variant = type(module.lora_variant[adapter]).__name__ if adapter in module.lora_variant else ""
-    known = any(each in variant for each in _KNOWN_VARIANTS)
-    if (variant and not known) or type(slot).__name__ not in ("Linear", "AFactor"):
+    is_variant = any(each in variant for each in _KNOWN_VARIANTS)
+    if (variant and not is_variant) or type(slot).__name__ not in ("Linear", "AFactor"):
         return "unknown layer"
     return None
 

@@ -49,7 +49,7 @@ class CoreFactor(AFactor):
         places = _places(rank)
         return torch.where(places % (rank + 1) == 0, 0.5, 0.0)
 
-    def taken_apart(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def split_weight(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         return weight, self.identity_e(weight.shape[0])  # nothing holds rows of A at a length here
 
 

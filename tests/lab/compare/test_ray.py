@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pedyra.lab.compare.compare import compare_experiment, prepared
+from pedyra.lab.compare.compare import compare_experiment, open_experiment
 from pedyra.lab.compare.grid import Grid, load_grid
 from pedyra.lab.compare.jobs import HERE
 from pedyra.lab.compare.ray_engine import RayCluster
@@ -36,7 +36,7 @@ def reached(comparison: Comparison) -> list[Any]:
 def expected(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """The runs come to this on this machine, with nothing in their way."""
     os.chdir(tmp_path_factory.mktemp("here"))
-    return reached(compare_experiment(prepared(grid("runs/x"))))
+    return reached(compare_experiment(open_experiment(grid("runs/x"))))
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_a_run_whose_node_dies_goes_on_on_another(expected: list[Any], cluster: 
         lambda: len(list(Path("runs/x").glob(both))) == 2,
         lambda: cluster.remove_node(cluster.other, allow_graceful=False),
     )
-    assert reached(compare_experiment(prepared(grid("runs/x")), RayCluster("auto"))) == expected
+    assert reached(compare_experiment(open_experiment(grid("runs/x")), RayCluster("auto"))) == expected
     begun = [log.read_text().count("step 24/120") for log in Path("runs").rglob("seed?.log")]
     assert begun == [1, 1]  # the one that had to move went on from its checkpoint
 
@@ -86,8 +86,8 @@ def test_a_run_whose_node_dies_goes_on_on_another(expected: list[Any], cluster: 
 def test_after_ctrl_c_the_next_call_goes_on(expected: list[Any], cluster: Any):
     when(lambda: any(Path("runs/x").rglob("checkpoint-40")), lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        compare_experiment(prepared(grid("runs/x")), RayCluster("auto"))
-    assert reached(compare_experiment(prepared(grid("runs/x")), HERE)) == expected
+        compare_experiment(open_experiment(grid("runs/x")), RayCluster("auto"))
+    assert reached(compare_experiment(open_experiment(grid("runs/x")), HERE)) == expected
     begun = [log.read_text().count("step 24/120") for log in Path("runs").rglob("seed?.log")]
     assert begun == [1, 1]
 

@@ -128,10 +128,10 @@ class Grid(Section):
     @model_validator(mode="after")
     def _shares_what_methods_have(self) -> Grid:
         # Those of PE-DyRA too: a grid of which only some methods are asked for keeps what all of them share.
-        known = {*RANK_FIELDS, *(key for row in self.methods.values() for key in setting_names(row.method.name))}
+        names = {*RANK_FIELDS, *(key for row in self.methods.values() for key in setting_names(row.method.name))}
         for key in self.shared:
-            if key not in known:
-                raise UserError(f"shared.{key} is a setting of no method; {did_you_mean(key, known)}")
+            if key not in names:
+                raise UserError(f"shared.{key} is a setting of no method; {did_you_mean(key, names)}")
         for name, row in self.methods.items():
             if self.shared:
                 make_method(row.method.name, self.settings_of(name))
@@ -177,8 +177,8 @@ class Grid(Section):
         row = self.methods[method].method
         if not self.shared:
             return row.settings
-        known = setting_names(row.name)
-        return {key: value for key, value in self.shared.items() if key in known} | row.settings
+        names = setting_names(row.name)
+        return {key: value for key, value in self.shared.items() if key in names} | row.settings
 
     def match_of(self, method: str) -> Match:
         return self.methods[method].match or self.match

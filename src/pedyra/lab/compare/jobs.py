@@ -151,7 +151,7 @@ def run_job(job: Job, start: Callable[[list[str], Path], int], stops: Stops) -> 
     """
     if stops:
         return None
-    code = begins = 0
+    code = offset = 0
     try:
         for place in job.run.parents:
             if place == job.folder:  # which the user chose, and may be a link
@@ -160,7 +160,7 @@ def run_job(job: Job, start: Callable[[list[str], Path], int], stops: Stops) -> 
         job.run.parent.mkdir(parents=True, exist_ok=True)
         write_file(job.recipe_file, to_yaml(job.recipe))
         if job.final is None:
-            begins = job.log.stat().st_size if job.log.is_file() else 0
+            offset = job.log.stat().st_size if job.log.is_file() else 0
             code = start(_arguments(job), job.log)
     except (OSError, ValueError) as error:  # no process, no disk, a link: of this job, perhaps not of the next
         return JobEnd(job, "failed", str(error))
@@ -168,7 +168,7 @@ def run_job(job: Job, start: Callable[[list[str], Path], int], stops: Stops) -> 
         return JobEnd(job, "done")
     if stops or code == INTERRUPTED:
         return JobEnd(job, "stopped")
-    return JobEnd(job, "failed", _reason(code, job.log, begins))
+    return JobEnd(job, "failed", _reason(code, job.log, offset))
 
 
 def _in_a_child(threads: int, stops: Stops, arguments: list[str], log: Path) -> int:
@@ -199,24 +199,24 @@ def _may_resume(job: Job) -> bool:
 
 def _wait(child: subprocess.Popen[bytes], stops: list[bool]) -> int:
     """Wait for the exit code. A Ctrl-C in the terminal reaches the comparison alone, which tells its children once."""
-    told = False
+    interrupted = False
     while True:
         try:
             return child.wait(timeout=POLL_SECONDS)
         except subprocess.TimeoutExpired:
-            if len(stops) == 1 and not told:
+            if len(stops) == 1 and not interrupted:
                 child.send_signal(signal.SIGINT)
-                told = True
+                interrupted = True
             elif len(stops) > 1:
                 child.kill()
 
 
-def _reason(code: int, log: Path, begins: int) -> str:
+def _reason(code: int, log: Path, offset: int) -> str:
     """Return the last thing that a job said in its last attempt, which begins at this byte, and where it says more."""
-    text = log.read_bytes()[begins:].decode(errors="replace") if log.is_file() else ""  # killed before it had one
+    text = log.read_bytes()[offset:].decode(errors="replace") if log.is_file() else ""  # killed before it had one
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = lines[-1].removeprefix("Error: ") if lines else "it said nothing"
-    ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    last_line = lines[-1].removeprefix("Error: ") if lines else "it said nothing"
+    ending = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     if code == -9:  # SIGKILL, a name that Windows lacks
-        ended += ", as where memory runs out"
-    return f"{said} ({ended}; {log})"
+        ending += ", as where memory runs out"
+    return f"{last_line} ({ending}; {log})"

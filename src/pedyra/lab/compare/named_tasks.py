@@ -102,8 +102,8 @@ def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | No
 
 
 def _local_source(folder: Path, held_out: str) -> dict[str, Any]:
-    held = {"validation": local_file(folder, held_out)} if held_out else {}
-    return {"source": local_file(folder, "train"), **held}
+    validation = {"validation": local_file(folder, held_out)} if held_out else {}
+    return {"source": local_file(folder, "train"), **validation}
 
 
 def local_file(folder: Path, split: str) -> str:

@@ -69,10 +69,10 @@ def plan_experiment(experiment: Experiment) -> Plan:
         tuning = experiment.tuning_jobs(entry)
         rates = experiment.grid.rates(entry.method)
         # Done at whichever rate; else at the first.
-        found = [experiment.reported_jobs(entry, {entry: rate}) for rate in rates]
-        jobs += tuning + max(found, key=lambda each: sum(job.final is not None for job in each))
-    missing = [job for job in jobs if job.final is None]
-    return Plan(len(jobs), len(jobs) - len(missing), sum(gpu_hours(experiment, job) for job in missing))
+        candidates = [experiment.reported_jobs(entry, {entry: rate}) for rate in rates]
+        jobs += tuning + max(candidates, key=lambda each: sum(job.final is not None for job in each))
+    pending = [job for job in jobs if job.final is None]
+    return Plan(len(jobs), len(jobs) - len(pending), sum(gpu_hours(experiment, job) for job in pending))
 
 
 def gpu_hours(experiment: Experiment, job: Job) -> float:

@@ -75,9 +75,9 @@ class Experiment:
         seeds = self.grid.tuning.seeds if len(rates) > 1 else []
         return [self.job(entry, rate, seed, "tuning") for rate in rates for seed in seeds]
 
-    def reported_jobs(self, entry: Entry, chosen: Mapping[Entry, float | None]) -> list[Job]:
+    def reported_jobs(self, entry: Entry, rate_by_entry: Mapping[Entry, float | None]) -> list[Job]:
         """Return a run per seed, at the chosen rate, or the only one; none where tuning chose none."""
-        rate = chosen.get(entry, self.grid.rates(entry.method)[0])
+        rate = rate_by_entry.get(entry, self.grid.rates(entry.method)[0])
         return [] if rate is None else [self.job(entry, rate, seed, "jobs") for seed in self.grid.seeds]
 
     def job(self, entry: Entry, rate: float, seed: int, purpose: Purpose) -> Job:
@@ -103,8 +103,8 @@ class Experiment:
         if "final_rank" not in settings:  # a row that has one begins with the LoRA of the budget
             beginning = get_method(row.method.name).at_budget(r)
             r, alpha, settings = beginning.r, alpha * beginning.alpha, beginning.settings | settings
-        matched = (row.match or grid.match) == "parameters"
-        if matched and "budget" in setting_names(row.method.name):
+        by_parameters = (row.match or grid.match) == "parameters"
+        if by_parameters and "budget" in setting_names(row.method.name):
             # Or a method that moves ranks keeps their number, and ends with other parameters than it was matched by.
             settings = {"budget": "parameters", **settings}
         bits = {} if row.quantization is None else {"quantization": row.quantization}
@@ -182,19 +182,19 @@ def _told_of(where: str) -> Iterator[None]:
 
 def _match(grid: Grid, recipes: Mapping[Entry, Recipe], models: Mapping[str, BareModel]) -> dict[Entry, int]:
     """Return the matched lora.r of every entry; tasks of one kind are matched alike, for the head is left out."""
-    known: dict[tuple[str, str, int], int] = {}
-    found = {}
+    ranks: dict[tuple[str, str, int], int] = {}
+    result = {}
     for entry, recipe in recipes.items():
         if grid.match_of(entry.method) == "rank":
-            found[entry] = entry.budget
+            result[entry] = entry.budget
             continue
         kind = recipe.data.kind
         key = (entry.method, kind, entry.budget)
-        if key not in known:
+        if key not in ranks:
             baseline = recipes[Entry(grid.baseline, entry.task, entry.budget)]
-            known[key] = match_parameters(entry.method, recipe, entry.budget, baseline, models[kind])
-        found[entry] = known[key]
-    return found
+            ranks[key] = match_parameters(entry.method, recipe, entry.budget, baseline, models[kind])
+        result[entry] = ranks[key]
+    return result
 
 
 def split_task(label: str, data: DataSection, tuning_rows: int | None, folder: Path) -> dict[str, Any]:
@@ -206,23 +206,23 @@ def split_task(label: str, data: DataSection, tuning_rows: int | None, folder: P
     Args:
         tuning_rows: at most this many judge tuning runs; None: as many as `data.eval_rows` says.
     """
-    summary, asked = folder / "splits.json", {**data.model_dump(mode="json"), "tuning_rows": tuning_rows}
+    summary, settings = folder / "splits.json", {**data.model_dump(mode="json"), "tuning_rows": tuning_rows}
     if not summary.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         files = digests(data.source, data.validation)
         section = _split(label, data, tuning_rows, folder)
-        write_file(summary, json.dumps({"asked": asked, "files": files, "data": section}, indent=2) + "\n")
-    found = read_json(summary, {"asked": dict, "files": dict, "data": dict})
-    if (difference := first_difference(found["asked"], asked)) is not None:
+        write_file(summary, json.dumps({"asked": settings, "files": files, "data": section}, indent=2) + "\n")
+    record = read_json(summary, {"asked": dict, "files": dict, "data": dict})
+    if (difference := first_difference(record["asked"], settings)) is not None:
         raise UserError(f"{folder} holds other rows: {difference}; choose another output_dir")
     for file, sha256 in digests(data.source, data.validation).items():
-        if found["files"].get(file) != sha256:
+        if record["files"].get(file) != sha256:
             raise UserError(f"{file} has changed since {folder} was made of it; choose another output_dir")
     # Paths are not in the file, so that the folder can be moved.
     paths = {name: str(folder / f"{name}.jsonl") for name in ("train", "reported", "tuning-train", "tuning")}
     return {
-        "jobs": {**found["data"], "source": paths["train"], "validation": paths["reported"]},
-        "tuning": {**found["data"], "source": paths["tuning-train"], "validation": paths["tuning"]},
+        "jobs": {**record["data"], "source": paths["train"], "validation": paths["reported"]},
+        "tuning": {**record["data"], "source": paths["tuning-train"], "validation": paths["tuning"]},
     }
 
 
@@ -234,14 +234,14 @@ def digests(*sources: str | None) -> dict[str, str]:
 
 def _split(label: str, data: DataSection, tuning_rows: int | None, folder: Path) -> dict[str, Any]:
     """Write the rows into the folder, and return what the `data` sections of all jobs have in common."""
-    train, reported, class_names = load_rows(data)
-    if reported is None:
-        train, reported = held_out(train, data.validation_fraction, data.group_by, SEED)
-    check_apart(train, reported, data.group_by)
+    train, test, class_names = load_rows(data)
+    if test is None:
+        train, test = held_out(train, data.validation_fraction, data.group_by, SEED)
+    check_apart(train, test, data.group_by)
     tuning_train, tuning = held_out(train, TUNING, data.group_by, SEED)
     files = {
         "train": train,
-        "reported": sample(reported, data.eval_rows, SEED, "validation"),
+        "reported": sample(test, data.eval_rows, SEED, "validation"),
         "tuning-train": tuning_train,
         "tuning": sample(tuning, tuning_rows or data.eval_rows, SEED, "validation"),
     }
@@ -278,7 +278,7 @@ class BareModel:
             self.base = shape_of(section, kind, classes, tokenizer)
         self._known: dict[str, int] = {}
 
-    def lora(self, recipe: Recipe, r: int) -> int:
+    def lora_parameters(self, recipe: Recipe, r: int) -> int:
         """Count the LoRA of the recipe and its method at rank r. E of the dynamic methods, r a layer, is left out."""
         lora = recipe.lora.model_copy(update={"r": r, "init": True, **get_method(recipe.method.name).lora})
         key = lora.model_dump_json()
@@ -286,10 +286,10 @@ class BareModel:
             self._known[key] = self._begun(recipe.model_copy(update={"lora": lora, "method": MethodSection()}))
         return self._known[key]
 
-    def trained(self, recipe: Recipe, r: int) -> int:
+    def method_parameters(self, recipe: Recipe, r: int) -> int:
         """Count what the recipe's method trains at lora.r: that LoRA, or a RandLoRA, which is about as large."""
         if get_method(recipe.method.name).peft_type != "RANDLORA":
-            return self.lora(recipe, r)
+            return self.lora_parameters(recipe, r)
         return self._begun(recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"r": r})}))
 
     def _begun(self, recipe: Recipe) -> int:
@@ -304,22 +304,22 @@ def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, c
     Counted at the start of training. A dynamic method keeps that count or ends at it by its own budget; what each run
     had at its end is in the results. Raises ValueError: the nearest count is more than 5 % off.
     """
-    target, at_budget = count.lora(baseline, budget), count.lora(recipe, budget)
+    target, at_budget = count.lora_parameters(baseline, budget), count.lora_parameters(recipe, budget)
     # The count grows linearly with the rank.
-    low = max(1, budget + (target - at_budget) // (count.lora(recipe, budget + 1) - at_budget))
-    ranks = sorted((low, low + 1), key=lambda r: (abs(count.lora(recipe, r) - target), r))
-    counts = {r: count.trained(recipe, r) for r in ranks}
+    low = max(1, budget + (target - at_budget) // (count.lora_parameters(recipe, budget + 1) - at_budget))
+    ranks = sorted((low, low + 1), key=lambda r: (abs(count.lora_parameters(recipe, r) - target), r))
+    counts = {r: count.method_parameters(recipe, r) for r in ranks}
     if abs(counts[ranks[0]] - target) <= TOLERANCE * target:
         return ranks[0]
     closest = " and ".join(f"{parameters:,} at lora.r {r}" for r, parameters in counts.items())
-    repair = f"remove methods.{name}.method.r" if "r" in recipe.method.settings else "choose other budgets"
+    repair_hint = f"remove methods.{name}.method.r" if "r" in recipe.method.settings else "choose other budgets"
     raise UserError(
         f"method {name} cannot match the baseline's {target:,} parameters within {TOLERANCE:.0%}: "
-        f"the closest are {closest}; {repair}, or methods.{name}.match: rank to compare it as it is"
+        f"the closest are {closest}; {repair_hint}, or methods.{name}.match: rank to compare it as it is"
     )
 
 
 def _trained(model: Any) -> int:
     """Count the parameters that are trained, but for a head."""
-    named = model.named_parameters()
-    return sum(each.numel() for name, each in named if each.requires_grad and "modules_to_save" not in name)
+    parameters = model.named_parameters()
+    return sum(each.numel() for name, each in parameters if each.requires_grad and "modules_to_save" not in name)

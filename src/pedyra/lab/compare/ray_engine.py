@@ -126,11 +126,11 @@ class RayCluster:
             answers = self.ray.get([each.remote(mark.absolute()) for each in looks])
         finally:
             mark.unlink()
-        for name, version, seen in answers:
+        for name, version, is_visible in answers:
             if version != pedyra.__version__:
                 has = "no pedyra[cli]" if version is None else f"pedyra {version}"
                 raise UserError(f"node {name} has {has}; install pedyra[cli] {pedyra.__version__} there")
-            if not seen:
+            if not is_visible:
                 raise UserError(f"node {name} does not see {folder}; give an output_dir on storage that all nodes see")
 
 

@@ -134,8 +134,8 @@ class Comparison:
 
     def mean_of(self, key: str, method: str, budget: int) -> float | None:
         """Return the mean of a number over the runs of a row; None where it has none."""
-        found = [row[key] for row in self.rows if (row["method"], row["budget"]) == (method, budget)]
-        return fmean(found) if found else None
+        values = [row[key] for row in self.rows if (row["method"], row["budget"]) == (method, budget)]
+        return fmean(values) if values else None
 
     def ratio(self, key: str, method: str, budget: int) -> float | None:
         """Return a number relative to the baseline's, summed over the tasks and seeds where both have runs."""
@@ -153,24 +153,24 @@ class Comparison:
 
     def remarks(self) -> list[str]:
         """Tell what a reader must know: few seeds, failures, missing runs, rates at an edge."""
-        found = []
+        lines = []
         if 1 < (seeds := len(self.grid.seeds)) < 5:
-            found.append(
+            lines.append(
                 f"{seeds} seeds: the 95 % intervals are wide, {reach(seeds):.3g} standard errors to each side; with "
                 f"five seeds they are {reach(5):.3g}"
             )
-        found += [f"failed: {end.job.label}: {end.message}" for end in self.failed]
+        lines += [f"failed: {end.job.label}: {end.message}" for end in self.failed]
         waiting = self.missing - sum(end.job.purpose == "jobs" for end in self.failed)
         if waiting > 0:
-            found.append(f"{waiting} reported runs are missing")
+            lines.append(f"{waiting} reported runs are missing")
         for row in self.rows:
             if not math.isfinite(row["value"]):
                 entry = Entry(row["method"], row["task"], row["budget"])
-                found.append(f"diverged: {entry}, seed {row['seed']}, rate {row['learning_rate']:g}")
+                lines.append(f"diverged: {entry}, seed {row['seed']}, rate {row['learning_rate']:g}")
         for curve in self.curves:
             if curve.chosen is None:
-                found.append(f"no learning rate could be chosen for {curve.entry}")
+                lines.append(f"no learning rate could be chosen for {curve.entry}")
             elif curve.edge:
                 best = f"the best rate, {curve.chosen:g}, is the {curve.edge} of its grid"
-                found.append(f"warning: {curve.entry}: {best}; widen it")
-        return found
+                lines.append(f"warning: {curve.entry}: {best}; widen it")
+        return lines

@@ -125,15 +125,15 @@ class Item(Section):
 
     def only(self, rows: Collection[str] = (), columns: Collection[str] = ()) -> Item:
         """Keep these rows and columns alone; none named: all. Raise ValueError with the nearest name."""
-        for what, names, known in (("row", rows, self.rows), ("column", columns, self.columns)):
+        for what, names, parts in (("row", rows, self.rows), ("column", columns, self.columns)):
             for name in names:
-                if name not in known:
-                    raise UserError(f"{self.id} has no {what} {name!r}; {did_you_mean(name, known)}")
-        kept = {
+                if name not in parts:
+                    raise UserError(f"{self.id} has no {what} {name!r}; {did_you_mean(name, parts)}")
+        selection = {
             "rows": {name: part for name, part in self.rows.items() if name in rows or not rows},
             "columns": {name: part for name, part in self.columns.items() if name in columns or not columns},
         }
-        return self.model_copy(update=kept)
+        return self.model_copy(update=selection)
 
     def check(self, scale: Scale, *, allow_code_execution: bool) -> None:
         """Refuse, before hours of training, what the scale measures nothing of, and a model's code without leave or
@@ -198,8 +198,8 @@ class Item(Section):
 def items() -> dict[str, Item]:
     """Return every table and figure by id: tables first, each in the paper's order."""
     contents = (read_settings(path, (), what="table", starts_with="id") for path in TABLES.glob("*.yaml"))
-    found = [Item.model_validate(content) for content in contents]
-    return {item.id: item for item in sorted(found, key=_order)}
+    result = [Item.model_validate(content) for content in contents]
+    return {item.id: item for item in sorted(result, key=_order)}
 
 
 def get_item(name: str) -> Item:

@@ -29,18 +29,18 @@ def result_row(
     `values` by seed are empty, and what follows from them None, where nothing was measured. The learning rate of an
     average over tasks is None.
     """
-    measured = list(values.values())
-    low, high = interval(measured) or (None, None)
+    numbers = list(values.values())
+    low, high = interval(numbers) or (None, None)
     return {
         "id": item.id,
         "row": row,
         "column": column,
         "published": item.value(row, column),
-        "measured": fmean(measured) if measured else None,
-        "standard_error": standard_error(measured),
+        "measured": fmean(numbers) if numbers else None,
+        "standard_error": standard_error(numbers),
         "interval_low": low,
         "interval_high": high,
-        "seeds": len(measured),
+        "seeds": len(numbers),
         "scale": scale,
         "learning_rate": learning_rate,
         "values": {str(seed): value for seed, value in values.items()},
@@ -53,7 +53,7 @@ def results(item: Item, scale: Scale, values: Values, rates: Rates) -> list[Cell
     An average is over the columns that every row has which has any of them: else rows would be compared over other
     tasks.
     """
-    found = []
+    cells = []
     for row in item.rows:
         for column, part in item.columns.items():
             mine = dict(values.get((row, column), {}))
@@ -62,8 +62,8 @@ def results(item: Item, scale: Scale, values: Values, rates: Rates) -> list[Cell
                 rows = [each for each in item.rows if any((each, name) in values for name in over)]
                 shared = [name for name in over if all((each, name) in values for each in rows)]
                 mine = _average([values[row, name] for name in shared]) if row in rows else {}
-            found.append(result_row(item, scale, row, column, mine, rates.get((row, column))))
-    return found
+            cells.append(result_row(item, scale, row, column, mine, rates.get((row, column))))
+    return cells
 
 
 def _average(columns: list[Mapping[int, float]]) -> dict[int, float]:
@@ -72,39 +72,41 @@ def _average(columns: list[Mapping[int, float]]) -> dict[int, float]:
     return {seed: fmean(column[seed] for column in columns) for seed in seeds}
 
 
-def result_tables(item: Item, scale: Scale, found: Sequence[CellRow]) -> list[TextTable]:
+def result_tables(item: Item, scale: Scale, cells: Sequence[CellRow]) -> list[TextTable]:
     """Return the values, and the differences between rows."""
-    between_rows = difference_table(item, scale, found)
-    return [result_table(item, scale, found), *([between_rows] if between_rows else [])]
+    between_rows = difference_table(item, scale, cells)
+    return [result_table(item, scale, cells), *([between_rows] if between_rows else [])]
 
 
-def result_table(item: Item, scale: Scale, found: Sequence[CellRow]) -> TextTable:
+def result_table(item: Item, scale: Scale, cells: Sequence[CellRow]) -> TextTable:
     """Return rows x columns; a cell has what was measured, and what was published in parentheses."""
-    cells = {(each["row"], each["column"]): _text(each) for each in found}
-    counts = sorted({each["seeds"] for each in found if each["seeds"]}) or [0]
+    texts = {(each["row"], each["column"]): _text(each) for each in cells}
+    counts = sorted({each["seeds"] for each in cells if each["seeds"]}) or [0]
     seeds = "one seed" if counts == [1] else f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds"
     return TextTable(
         title=f"{item.id}: {item.title}",
-        rows=[{"": row} | {column: cells[row, column] for column in item.columns} for row in item.rows],
+        rows=[{"": row} | {column: texts[row, column] for column in item.columns} for row in item.rows],
         note=f"Measured at scale {scale}: mean ± standard error, {seeds} [95 % interval]{_published(item)}",
     )
 
 
-def difference_table(item: Item, scale: Scale, found: Sequence[CellRow]) -> TextTable | None:
+def difference_table(item: Item, scale: Scale, cells: Sequence[CellRow]) -> TextTable | None:
     """Return how far each row is from the first of its group; where each row is a task of its own, how far each column
     is from the baseline. None where nothing can be compared."""
-    cells = {(each["row"], each["column"]): each for each in found}
+    by_place = {(each["row"], each["column"]): each for each in cells}
     first: dict[tuple[str, str | None], str] = {}
     for row in item.rows:
         first.setdefault(_group(item, row), row)
     others = {row: first[_group(item, row)] for row in item.rows if row != first[_group(item, row)]}
     if others:
         to = ", ".join(dict.fromkeys(others.values()))
-        pairs = {row: {c: (cells[row, c], cells[other, c]) for c in item.columns} for row, other in others.items()}
+        pairs = {
+            row: {c: (by_place[row, c], by_place[other, c]) for c in item.columns} for row, other in others.items()
+        }
     elif len(item.columns) > 1 and all(part.metric for part in item.rows.values()):  # columns are settings of a method
         to = item.baseline if item.baseline in item.columns else next(iter(item.columns))
         columns = [each for each in item.columns if each != to]
-        pairs = {row: {c: (cells[row, c], cells[row, to]) for c in columns} for row in item.rows}
+        pairs = {row: {c: (by_place[row, c], by_place[row, to]) for c in columns} for row in item.rows}
     else:
         return None
     return TextTable(
@@ -129,34 +131,34 @@ def _difference(ours: CellRow, theirs: CellRow) -> str:
     published = ""
     if ours["published"] is not None and theirs["published"] is not None:
         published = f" ({ours['published'] - theirs['published']:+.4g})"
-    found = differences(ours["values"], theirs["values"])
-    if not found:
+    values = differences(ours["values"], theirs["values"])
+    if not values:
         return f"{NOTHING}{published}"
-    mean, between = fmean(found), interval(found)
+    mean, between = fmean(values), interval(values)
     ends = "" if between is None else " [{}, {}]".format(*map(_number, between))
     return f"{'+' if mean > 0 else ''}{_number(mean)}{ends}{published}"
 
 
-def remarks(item: Item, scale: Scale, found: Sequence[CellRow]) -> list[str]:
+def remarks(item: Item, scale: Scale, cells: Sequence[CellRow]) -> list[str]:
     """Tell the claim, what is not as published at this scale, and what else is to be known."""
-    told = [f"The paper's claim: {item.claim}"]
+    lines = [f"The paper's claim: {item.claim}"]
     if scale == "smoke":
-        told.append(
+        lines.append(
             "Scale smoke shows that the commands work. Its tiny random models learn nothing: no method is better."
         )
     elif scale != "full":
         recipes = ", ".join(dict.fromkeys(item.scales[scale].recipes.values()))
-        told.append(f"Scale {scale} has other models, data and steps ({recipes}): compare rows, not levels.")
+        lines.append(f"Scale {scale} has other models, data and steps ({recipes}): compare rows, not levels.")
     unmeasured = [
-        column for column in item.columns if not any(each["seeds"] for each in found if each["column"] == column)
+        column for column in item.columns if not any(each["seeds"] for each in cells if each["column"] == column)
     ]
     if unmeasured:
-        told.append(f"Not measured: {', '.join(unmeasured)}.")
-    measured = {each["column"] for each in found if each["seeds"]}
+        lines.append(f"Not measured: {', '.join(unmeasured)}.")
+    columns = {each["column"] for each in cells if each["seeds"]}
     published = [name for name, part in get_item(item.id).columns.items() if not part.average]
-    if any(part.average and not measured.issuperset(part.over or published) for part in item.columns.values()):
-        told.append("Measured averages are over the measured columns.")
-    return told + item.notes
+    if any(part.average and not columns.issuperset(part.over or published) for part in item.columns.values()):
+        lines.append("Measured averages are over the measured columns.")
+    return lines + item.notes
 
 
 def _text(row: CellRow) -> str:

@@ -31,16 +31,16 @@ class Places:
             raise UserError(
                 f"--data-dir {data_dir} is no folder; it holds <task>/train.jsonl.gz, e.g. sst2/train.jsonl.gz"
             )
-        found, known = {}, []
+        paths, names = {}, []
         for pair in models:
             name, equals, path = pair.partition("=")
             if not (name and equals and path):
                 raise UserError(f"--model is {pair!r}; it is NAME=PATH, e.g. facebook/bart-large=models/bart")
-            known = known or sorted({recipe(file.stem).model.name for file in RECIPES.glob("*.yaml")})
-            if name not in known:  # the Hub's own model would be trained in its place
-                raise UserError(f"--model {pair}: no recipe trains {name!r}; {did_you_mean(name, known)}")
-            found[name] = path
-        return cls(data_dir, found)
+            names = names or sorted({recipe(file.stem).model.name for file in RECIPES.glob("*.yaml")})
+            if name not in names:  # the Hub's own model would be trained in its place
+                raise UserError(f"--model {pair}: no recipe trains {name!r}; {did_you_mean(name, names)}")
+            paths[name] = path
+        return cls(data_dir, paths)
 
     def resolve(self, name: str) -> Recipe:
         """Return the recipe of this name with its model and data where they are."""
@@ -61,7 +61,7 @@ class Places:
 def task_name(data: Mapping[str, Any]) -> str | None:
     """Return the known task whose Hub data set this is; None for any other."""
     for name in HUB:
-        known = task_data(name, None, None)
-        if (known["source"], known["config"]) == (data["source"], data.get("config")):
+        task = task_data(name, None, None)
+        if (task["source"], task["config"]) == (data["source"], data.get("config")):
             return name
     return None

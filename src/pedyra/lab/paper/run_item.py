@@ -15,7 +15,7 @@ from torch import OutOfMemoryError
 from pedyra.app.known_sets import TEST_SETS
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import GENERATED
-from pedyra.lab.compare.compare import compare_experiment, prepared
+from pedyra.lab.compare.compare import compare_experiment, open_experiment
 from pedyra.lab.compare.grid import Grid, check_grid
 from pedyra.lab.compare.jobs import HERE, Engine
 from pedyra.lab.compare.plan import Plan, plan_experiment
@@ -89,48 +89,50 @@ def run_item(
     failed: list[str] = []
     notes: list[str] = []
     measured_by = measurements(item, scale, out, places)
-    experiments = [prepared(each.grid) for each in measured_by]  # a mistake in the last is told before the first runs
+    experiments = [
+        open_experiment(each.grid) for each in measured_by
+    ]  # a mistake in the last is told before the first runs
     for each, experiment in zip(measured_by, experiments, strict=True):
         comparison = compare_experiment(experiment, engine, console)
         failed += [f"{end.job.label}: {end.message}" for end in comparison.failed]
         notes += comparison.remarks()
-        found = []
+        rows = []
         for row in comparison.rows:
             try:
-                found.append(with_generated(row, each, allow_code_execution, console))
+                rows.append(with_generated(row, each, allow_code_execution, console))
             except (ValueError, OSError, ImportError, OutOfMemoryError) as error:
                 # It is this run that cannot be asked; the others, and what was measured of it, are kept.
                 failed.append(f"{row['run']}: {error}")
-                found.append(row)
+                rows.append(row)
         for cell in each.cells:
-            mine = [row for row in found if row["method"] == row_name(cell.part)]
+            mine = [row for row in rows if row["method"] == row_name(cell.part)]
             if mine:
                 runs.setdefault(cell.row, Path(mine[0]["run"]))
-            measured = {row["seed"]: measure(row, cell.metric) for row in mine}
-            kept = {seed: value * cell.part.factor for seed, value in measured.items() if value is not None}
-            if kept:
-                values[cell.row, cell.column] = kept
+            numbers = {row["seed"]: measure(row, cell.metric) for row in mine}
+            published_numbers = {seed: value * cell.part.factor for seed, value in numbers.items() if value is not None}
+            if published_numbers:
+                values[cell.row, cell.column] = published_numbers
                 rates[cell.row, cell.column] = mine[0]["learning_rate"]  # one for all seeds
     whole, folder = get_item(item.id), out / scale / item.id
     if (item.rows.keys(), item.columns.keys()) != (whole.rows.keys(), whole.columns.keys()):
         folder /= "part"
     item = item.at(scale)
-    done = results(item, scale, values, rates)
+    cells = results(item, scale, values, rates)
     folder.mkdir(parents=True, exist_ok=True)
-    tables = result_tables(item, scale, done)
+    tables = result_tables(item, scale, cells)
     files = [
-        write_tables(folder / item.id, item.title, tables, [*remarks(item, scale, done), *notes]),
+        write_tables(folder / item.id, item.title, tables, [*remarks(item, scale, cells), *notes]),
         folder / f"{item.id}.jsonl",
     ]
-    write_file(files[-1], "".join(map(json_line, done)))
+    write_file(files[-1], "".join(map(json_line, cells)))
     if item.is_figure:
-        files += save_figure(item, done, runs, folder)
-    return MeasuredItem(done, files, failed)
+        files += save_figure(item, cells, runs, folder)
+    return MeasuredItem(cells, files, failed)
 
 
 def plan_item(item: Item, scale: Scale, out: Path, places: Places) -> Plan:
     """Check the comparisons of an item, and say what is left to run of them. Raises ValueError as `run_item` does."""
-    experiments = (prepared(each.grid) for each in measurements(item, scale, out, places))
+    experiments = (open_experiment(each.grid) for each in measurements(item, scale, out, places))
     return sum(map(plan_experiment, experiments), Plan(0, 0, 0.0))
 
 
@@ -143,26 +145,26 @@ def with_generated(
     from the files that are here now, are not again.
     """
     file = Path(row["run"]) / "evaluation.json"
-    asked = {
+    request = {
         "generate": each.recipe.model_dump(mode="json")["generate"],
         "files": digests(*(test_set.source for test_set in each.recipe.generate.values())),
     }
     before = read_json(file, {"generate": dict, "metrics": dict}) if file.is_file() else {}
-    kept = before["metrics"] if {key: before.get(key) for key in asked} == asked else {}
-    row = {**row, "metrics": {**row["metrics"], **kept}}
-    wanted = {cell.metric for cell in each.cells} - {*row["metrics"], *row, *MEASURES}
-    if not each.recipe.generate or not wanted:
+    earlier = before["metrics"] if {key: before.get(key) for key in request} == request else {}
+    row = {**row, "metrics": {**row["metrics"], **earlier}}
+    metrics = {cell.metric for cell in each.cells} - {*row["metrics"], *row, *MEASURES}
+    if not each.recipe.generate or not metrics:
         return row
     from pedyra.app.runs.evaluate import evaluate_run
 
-    found = evaluate_run(
+    result = evaluate_run(
         Path(row["run"]),
         console=console,
         allow_code_execution=allow_code_execution,
-        generate=_named(each.recipe.generate, wanted),
+        generate=_named(each.recipe.generate, metrics),
     )
-    write_file(file, json.dumps({**asked, "metrics": {**kept, **found}}, indent=2) + "\n")
-    return {**row, "metrics": {**row["metrics"], **found}}
+    write_file(file, json.dumps({**request, "metrics": {**earlier, **result}}, indent=2) + "\n")
+    return {**row, "metrics": {**row["metrics"], **result}}
 
 
 def _named(generate: Mapping[str, Any], metrics: Set[str]) -> Mapping[str, Any]:
@@ -184,7 +186,7 @@ def measurements(item: Item, scale: Scale, out: Path, places: Places) -> list[Me
     groups: dict[tuple[str, int | None], list[Cell]] = {}
     for cell in item.cells(scale):
         groups.setdefault((cell.recipe, cell.part.r), []).append(cell)
-    found = []
+    result = []
     for (name, r), cells in groups.items():
         recipe = places.resolve(name)
         cells = [_without_the_recipes_own(cell, recipe) for cell in cells]
@@ -194,8 +196,8 @@ def measurements(item: Item, scale: Scale, out: Path, places: Places) -> list[Me
         content["seeds"] = item.scales[scale].seeds
         # A run reads the test sets before it trains, so it is given those alone that are asked for, and looked for.
         content["generate"] = dict(_named(content["generate"], {cell.metric for cell in cells}))
-        found.append(Measurement(check_grid(content, item.id), recipe, cells))
-    return found
+        result.append(Measurement(check_grid(content, item.id), recipe, cells))
+    return result
 
 
 def _without_the_recipes_own(cell: Cell, recipe: Recipe) -> Cell:
@@ -231,8 +233,8 @@ def grid_content(recipe: Recipe, parts: Sequence[CellPart], scale: Scale, r: int
 
 def _shared(recipe: Recipe, parts: Sequence[CellPart]) -> dict[str, Any]:
     """Return the settings of the recipe's method that some row's method has too: its schedule, say."""
-    known = {key for part in parts for key in setting_names(str(part.method))}
-    return {key: value for key, value in recipe.method.settings.items() if key in known}
+    names = {key for part in parts for key in setting_names(str(part.method))}
+    return {key: value for key, value in recipe.method.settings.items() if key in names}
 
 
 def row_name(part: CellPart) -> str:
