@@ -58,11 +58,11 @@ def print_rank_map(console: Console, layers: Sequence[Mapping[str, Any]]) -> Non
         return
     places = {layer["layer"]: layer_place(layer["layer"]) for layer in layers}
     depths = sorted({depth for _, depth in places.values()})
-    found: dict[str, dict[int, list[int]]] = {}
+    by_kind: dict[str, dict[int, list[int]]] = {}
     for layer in layers:
         kind, depth = places[layer["layer"]]
-        found.setdefault(kind, {}).setdefault(depth, []).append(layer["rank"])
-    ranks = {kind: {depth: _mean(each) for depth, each in by_depth.items()} for kind, by_depth in found.items()}
+        by_kind.setdefault(kind, {}).setdefault(depth, []).append(layer["rank"])
+    ranks = {kind: {depth: _mean(each) for depth, each in by_depth.items()} for kind, by_depth in by_kind.items()}
     widest = max(len(rank) for by_depth in ranks.values() for rank in (*by_depth.values(), str(depths[-1])))
     room = console.width - max(len("rank by depth"), *map(len, ranks))
     per_band = max(1, room // (widest + 2))  # two blanks between columns
@@ -80,16 +80,16 @@ def _mean(ranks: Sequence[int]) -> str:
 def print_plan(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     """Show the plan of a run, and the ranks that its layers begin with."""
     run, *layers = rows
-    told = [[key.replace("_", " "), value] for key, value in run.items() if value is not None]
-    print_table(console, ["plan", ""], told[1:], title=run["plan"])
+    lines = [[key.replace("_", " "), value] for key, value in run.items() if value is not None]
+    print_table(console, ["plan", ""], lines[1:], title=run["plan"])
     print_rank_map(console, layers)
 
 
 def print_result(console: Console, result: RunResult) -> None:
     """Tell how a run ended: metric, ranks, parameters, files; of one that was interrupted, how to go on."""
     if result.final is None:
-        stopped = f"Stopped after step {result.step} of {result.total_steps}; a checkpoint is saved."
-        console.print(f"{stopped} To go on, {result.goes_on}", soft_wrap=True)
+        message = f"Stopped after step {result.step} of {result.total_steps}; a checkpoint is saved."
+        console.print(f"{message} To go on, {result.goes_on}", soft_wrap=True)
         return
     final = result.final
     print_rank_map(console, result.layers)
@@ -106,11 +106,11 @@ def print_result(console: Console, result: RunResult) -> None:
     size = sum(file.stat().st_size for file in result.folder.adapter.glob("adapter_model.*"))
     lines.append(("adapter", f"{result.folder.adapter}, {format_bytes(size)}"))
     _print_named(console, lines)
-    if result.found is not None:
-        console.print(f"\n{result.found}", soft_wrap=True, markup=False)
+    if result.fit is not None:
+        console.print(f"\n{result.fit}", soft_wrap=True, markup=False)
         smaller = result.folder.path / "fit"
         size = sum(file.stat().st_size for file in smaller.glob("adapter_model.*"))
-        _print_named(console, [("whole" if result.found.is_whole else "smaller", f"{smaller}, {format_bytes(size)}")])
+        _print_named(console, [("whole" if result.fit.is_whole else "smaller", f"{smaller}, {format_bytes(size)}")])
 
 
 def print_beside(console: Console, finals: Mapping[str, Mapping[str, Any]]) -> None:
@@ -122,8 +122,8 @@ def print_beside(console: Console, finals: Mapping[str, Mapping[str, Any]]) -> N
 
 def _print_named(console: Console, lines: Iterable[tuple[str, str]]) -> None:
     """Print lines of a name and what is told of it."""
-    for name, told in lines:
-        console.print(f"{name:12}{told}", soft_wrap=True)
+    for name, value in lines:
+        console.print(f"{name:12}{value}", soft_wrap=True)
 
 
 def _change(start: int, end: int) -> str:

@@ -114,9 +114,9 @@ class Recipe(Section):
 
 def identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Keep what decides the outcome of a run: neither where its files are, nor what it is asked when it has ended."""
-    kept = {key: value for key, value in recipe.items() if key not in ("output_dir", "generate")}
+    sections = {key: value for key, value in recipe.items() if key not in ("output_dir", "generate")}
     paths = ("source", "validation")
-    return {**kept, "data": {key: value for key, value in recipe["data"].items() if key not in paths}}
+    return {**sections, "data": {key: value for key, value in recipe["data"].items() if key not in paths}}
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -163,8 +163,8 @@ def method_schema(*, named: bool = True) -> dict[str, Any]:
     for name in NAMES:
         settings: dict[str, Any] = {}
         if name in CLASSES:
-            known, docs = TypeAdapter(class_of(name)).json_schema()["properties"], field_docs(class_of(name))
-            settings = {key: {**known[key], "description": docs[key]} for key in setting_names(name)}
+            fields, docs = TypeAdapter(class_of(name)).json_schema()["properties"], field_docs(class_of(name))
+            settings = {key: {**fields[key], "description": docs[key]} for key in setting_names(name)}
         properties = {"name": {"const": name}, **settings}
         forms.append({"type": "object", "properties": properties, "additionalProperties": False, "required": ["name"]})
     if not named:

@@ -83,8 +83,8 @@ class MethodSection(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _bare_name(cls, given: Any) -> Any:
-        return {"name": given} if isinstance(given, str) else given
+    def _bare_name(cls, content: Any) -> Any:
+        return {"name": content} if isinstance(content, str) else content
 
     @model_validator(mode="after")
     def _known(self) -> MethodSection:
@@ -199,8 +199,8 @@ class DataSection(Section):
     @model_validator(mode="after")
     def _kind_has_its_columns(self) -> DataSection:
         if self.metric is not None and self.metric not in METRICS[self.kind]:
-            known = ", ".join(METRICS[self.kind])
-            raise UserError(f"data.metric {self.metric} is none of data.kind {self.kind}; choose from {known}")
+            choices = ", ".join(METRICS[self.kind])
+            raise UserError(f"data.metric {self.metric} is none of data.kind {self.kind}; choose from {choices}")
         if self.kind == "pairs" and self.text_pair is None:
             raise UserError("data.kind pairs compares two text columns; name the second as data.text_pair")
         if self.kind == "question_answering" and self.doc_stride >= (self.max_length or 0):
@@ -212,9 +212,9 @@ class DataSection(Section):
             prompts = [key for key in ("prompt", "template", "messages") if getattr(self, key) is not None]
             whole_text = self.kind == "causal_lm" and not prompts and self.completion is not None
             if len(prompts) != 1 and not whole_text:
-                given, known = " and ".join(prompts) or "none", "prompt, template"
-                known += ", messages" if self.kind == "causal_lm" else ""
-                raise UserError(f"data.kind {self.kind} takes one of {known}; given: {given}")
+                keys, choices = " and ".join(prompts) or "none", "prompt, template"
+                choices += ", messages" if self.kind == "causal_lm" else ""
+                raise UserError(f"data.kind {self.kind} takes one of {choices}; given: {keys}")
             if self.completion is not None and prompts == ["messages"]:
                 raise UserError("data.completion goes with data.prompt or data.template, not with data.messages")
             check_template(self.template, "data.template")

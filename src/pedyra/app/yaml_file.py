@@ -23,8 +23,8 @@ def read_settings(path: Path, overrides: Sequence[str], *, what: str, starts_wit
     file that is missing or no YAML mapping, and an override without `=`.
     """
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"{what} {str(path)!r} {found}; give the path of a YAML file")
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{what} {str(path)!r} {problem}; give the path of a YAML file")
     content = parse_yaml(path.read_bytes(), str(path))
     if not isinstance(content, dict):
         raise UserError(f"{what} {str(path)!r} is no mapping of keys to values; it starts with e.g. `{starts_with}:`")
@@ -80,10 +80,10 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
 
 def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Make {"lora.r": 8} of {"lora": {"r": 8}}."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for key, value in section.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return found
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return result
 
 
 def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
@@ -110,17 +110,17 @@ def one_line(error: ValidationError, model: type[BaseModel], depth: int) -> str:
     for mistake in error.errors(include_url=False):
         mistakes.setdefault(mistake["loc"][:depth], []).append(mistake)
     (path, first), *others = mistakes.items()
-    told = " or ".join(_message(mistake, [str(part) for part in path], model) for mistake in first)
-    return told + (f" (and mistakes in {len(others)} more keys)" if others else "")
+    message = " or ".join(_message(mistake, [str(part) for part in path], model) for mistake in first)
+    return message + (f" (and mistakes in {len(others)} more keys)" if others else "")
 
 
 def _message(mistake: ErrorDetails, path: list[str], model: type[BaseModel]) -> str:
     key = ".".join(path)
     if mistake["type"] == "extra_forbidden":
-        known = _keys_at(model, path[:-1])
+        names = _keys_at(model, path[:-1])
         if elsewhere := getattr(model, "elsewhere", {}).get(key):
             return f"unknown key {key!r}; did you mean {elsewhere!r}?"
-        return f"unknown key {key!r}; {did_you_mean(path[-1], known, prefix=key.removesuffix(path[-1]))}"
+        return f"unknown key {key!r}; {did_you_mean(path[-1], names, prefix=key.removesuffix(path[-1]))}"
     if mistake["type"] == "missing":
         return f"key {key!r} is required"
     if mistake["type"] == "value_error":

@@ -14,7 +14,7 @@ from pedyra.app.models.base import load_tokenizer
 from pedyra.app.recipe import check_recipe
 from pedyra.app.recipe_sections import DataSection, GenerateSection, ModelSection
 from pedyra.app.tasks import causal_lm, test_sets
-from pedyra.app.tasks.generation import Written
+from pedyra.app.tasks.generation import Sample
 from pedyra.app.tasks.test_sets import TestSet, check_scorer, load_test_sets, score
 from pedyra.app.tasks.toy import toy
 
@@ -151,8 +151,8 @@ def test_a_mistake_in_the_section_is_one_line(section: dict[str, Any], told: str
         check_recipe({**content, "data": data, "generate": {"s": {}}}, "x.yaml")
 
 
-def written(*texts: str, finished: bool = True) -> list[Written]:
-    return [Written(row=row, text=text, finished=finished, tokens=1) for row, text in enumerate(texts)]
+def written(*texts: str, finished: bool = True) -> list[Sample]:
+    return [Sample(row=row, text=text, finished=finished, tokens=1) for row, text in enumerate(texts)]
 
 
 def of(score_name: str, references: list[str], *, own: bool = False, **settings: Any) -> TestSet:

@@ -85,11 +85,11 @@ def load_model(
             model = _from_pretrained(auto, folder, section, **_loading(section, kind))
     else:
         # A class that a repository carries may load in a way of its own, which tells nothing.
-        asked = {} if trusts_remote_code() else {"output_loading_info": True}
-        model = _from_pretrained(auto, _source(section), section, **_loading(section, kind), **asked, **head)
-        if asked:
-            model, told = model
-            model.drawn_anew = _drawn(model, told["missing_keys"])
+        options = {} if trusts_remote_code() else {"output_loading_info": True}
+        model = _from_pretrained(auto, _source(section), section, **_loading(section, kind), **options, **head)
+        if options:
+            model, loading_info = model
+            model.drawn_anew = _drawn(model, loading_info["missing_keys"])
     model.config.pad_token_id = tokenizer.pad_token_id
     if section.head_dropout is not None:
         _set_head_dropout(model, section)
@@ -182,14 +182,14 @@ def _loading(section: ModelSection, kind: str) -> dict[str, Any]:
 
 
 def _from_pretrained(auto: Any, source: str, section: ModelSection, *, key: str = "name", **arguments: Any) -> Any:
-    given = getattr(section, key)
-    revision = section.revision if given == section.name else None  # of the model, not of another repository
+    value = getattr(section, key)
+    revision = section.revision if value == section.name else None  # of the model, not of another repository
     if not Path(source).exists() and (reason := why_not_on_hub(source, "model", revision)) is not None:
-        hint = did_you_mean(given, [*PACKAGED, *TINY], otherwise="") if key == "name" else ""
-        raise UserError(f"model.{key} {given!r} is no folder from {Path.cwd()}, and {reason}{hint and '; '}{hint}")
+        hint = did_you_mean(value, [*PACKAGED, *TINY], otherwise="") if key == "name" else ""
+        raise UserError(f"model.{key} {value!r} is no folder from {Path.cwd()}, and {reason}{hint and '; '}{hint}")
     if auto in _WITH_HEAD and not trusts_remote_code():
         _check_head(auto, _from_pretrained(AutoConfig, source, section, key=key), section)
-    with telling(f"model.{key} {given!r} cannot be loaded", reason=why_not_loaded):
+    with telling(f"model.{key} {value!r} cannot be loaded", reason=why_not_loaded):
         return auto.from_pretrained(
             source, revision=revision or "main", trust_remote_code=trusts_remote_code(), **arguments
         )
@@ -214,10 +214,12 @@ def _check_head(auto: Any, config: PretrainedConfig, section: ModelSection) -> N
 def _set_head_dropout(model: PreTrainedModel, section: ModelSection) -> None:
     """Set it under one of two names: BERT and DeBERTa have it beside the head, RoBERTa inside."""
     modules: dict[str, Any] = dict(model.named_modules())
-    found = next((m for name in ("dropout", "classifier.dropout") if type(m := modules.get(name)) is nn.Dropout), None)
-    if found is None:
+    dropout = next(
+        (m for name in ("dropout", "classifier.dropout") if type(m := modules.get(name)) is nn.Dropout), None
+    )
+    if dropout is None:
         raise UserError(
             f"model.head_dropout is {section.head_dropout}, but {type(model).__name__} has no dropout before its head; "
             f"remove it"
         )
-    found.p = float(section.head_dropout)  # type: ignore[arg-type]
+    dropout.p = float(section.head_dropout)  # type: ignore[arg-type]

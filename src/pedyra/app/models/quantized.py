@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-from pedyra.app.packaged import needed
+from pedyra.app.packaged import import_extra
 
 
 def quantization_config(
@@ -18,7 +18,7 @@ def quantization_config(
 
     Raises ImportError with the line that installs bitsandbytes.
     """
-    needed("bitsandbytes", f"model.quantization {quantization} needs bitsandbytes", "quant")
+    import_extra("bitsandbytes", f"model.quantization {quantization} needs bitsandbytes", "quant")
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
     return BitsAndBytesConfig(

@@ -113,13 +113,13 @@ def _columns(rows: Rows, data: Mapping[str, Any], where: Path) -> dict[str, str 
     or not.
     """
     first = rows[0] if rows else {}
-    asked = [data[name] for name in ("prompt", "messages") if data.get(name)]
-    if data["kind"] == "causal_lm" and first and asked and asked[0] not in first:
-        if found := next((name for name in ("messages", "text") if name in first), None):
-            key = "messages" if found == "messages" else "completion"
-            return {"prompt": None, "messages": None, "completion": None, key: found}
+    names = [data[name] for name in ("prompt", "messages") if data.get(name)]
+    if data["kind"] == "causal_lm" and first and names and names[0] not in first:
+        if alternative := next((name for name in ("messages", "text") if name in first), None):
+            key = "messages" if alternative == "messages" else "completion"
+            return {"prompt": None, "messages": None, "completion": None, key: alternative}
         raise UserError(
-            f"the rows have the columns {', '.join(map(str, first))}, and not {asked[0]!r}; a language model takes "
+            f"the rows have the columns {', '.join(map(str, first))}, and not {names[0]!r}; a language model takes "
             f"prompt (and completion), messages or text: rename one, or give --run RUN, whose recipe names others"
         )
     key = "completion" if data["kind"] in GENERATED else "label"
@@ -136,9 +136,9 @@ def _check_labels(lora: SavedLora, rows: Rows, data: Path) -> None:
     if num_labels(lora) == 1:
         raise UserError(f"the head of {lora.title} has one output, which is a regression; give --run RUN, its run")
     labels = {row["label"] for row in rows if str(row.get("label", "")).strip()}  # one without is told by its number
-    if named := [str(label) for label in labels if class_number(label) is None]:
+    if class_names := [str(label) for label in labels if class_number(label) is None]:
         raise UserError(
-            f"the rows of {data} name their classes ({', '.join(sorted(named)):.200}), and nothing says which number "
-            f"each has in the head of {lora.title}; write the number, from 0 on, as label, or leave the column out, or "
-            f"give --run RUN"
+            f"the rows of {data} name their classes ({', '.join(sorted(class_names)):.200}), and nothing says which "
+            f"number each has in the head of {lora.title}; write the number, from 0 on, as label, or leave the column "
+            f"out, or give --run RUN"
         )

@@ -50,7 +50,7 @@ def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
 def _checked(recipe: Recipe) -> dict[str, Any]:
     """Read numbers as numbers: TrainingArguments checks no types, and fails long after the start."""
     types = get_type_hints(TrainingArguments)
-    checked = {}
+    arguments = {}
     for name, value in recipe.training.items():
         if name not in types:
             hint = did_you_mean(name, types, otherwise="see the documentation of transformers.TrainingArguments")
@@ -58,13 +58,13 @@ def _checked(recipe: Recipe) -> dict[str, Any]:
         try:
             # This one is said to be text, and takes true.
             kind = Any if name == "fsdp" else types[name]
-            checked[name] = TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
+            arguments[name] = TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
         except ValidationError as error:
             raise UserError(f"training.{name} is {value!r}: {error.errors()[0]['msg']}") from None
-    best, known = checked.get("metric_for_best_model"), ("loss", *METRICS[recipe.data.kind])
-    if best is not None and best.removeprefix("eval_") not in known:  # Trainer tells it at the first evaluation
-        raise UserError(f"training.metric_for_best_model is {best!r}; this task has {', '.join(known)}")
-    return checked
+    best, metrics = arguments.get("metric_for_best_model"), ("loss", *METRICS[recipe.data.kind])
+    if best is not None and best.removeprefix("eval_") not in metrics:  # Trainer tells it at the first evaluation
+        raise UserError(f"training.metric_for_best_model is {best!r}; this task has {', '.join(metrics)}")
+    return arguments
 
 
 def asks_for_fsdp(recipe: Recipe) -> bool:

@@ -26,12 +26,16 @@ class MetricsLog(TrainerCallback):
 
     def __init__(self, path: Path, resumed_step: int = 0, *, writes: bool = True) -> None:
         self.path, self.writes = path, writes
-        known = [row for row in read_rows(path, {"step": int, "seconds": (float, None)}) if row["step"] <= resumed_step]
-        rows = [row for row in known if "train_loss" not in row]  # without Trainer's summary of a run that was stopped
+        earlier = [
+            row for row in read_rows(path, {"step": int, "seconds": (float, None)}) if row["step"] <= resumed_step
+        ]
+        rows = [
+            row for row in earlier if "train_loss" not in row
+        ]  # without Trainer's summary of a run that was stopped
         if writes:
             write_file(path, "".join(map(json_line, rows)))
         self._resumed_step = resumed_step
-        self._seconds_before = max((row.get("seconds") or 0.0 for row in known), default=0.0)
+        self._seconds_before = max((row.get("seconds") or 0.0 for row in earlier), default=0.0)
         self._seconds_here = 0.0
         self._started: float | None = None
 
@@ -93,8 +97,8 @@ class TrainingProgress(TrainerCallback):
         if allocator and allocator.history:
             last = allocator.history[-1]
             counts = {"pruned": len(last["pruned"]), "added": sum(last["added"].values())}
-            told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-            parts.append(f"adjusted at {last['step']}" + (f" ({told})" if told else ""))
+            moves = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+            parts.append(f"adjusted at {last['step']}" + (f" ({moves})" if moves else ""))
         return "  ".join(parts)
 
     def on_log(self, args, state, control, logs=None, **kwargs):

@@ -53,8 +53,8 @@ def memory_bytes(device: torch.device) -> int:
 
 
 def _package_versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            versions[package] = version(package)
+    return versions

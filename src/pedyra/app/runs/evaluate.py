@@ -72,7 +72,7 @@ def evaluate_run(
         settings = test_set.settings.model_dump(mode="json", include=WRITING)
         # DoRA's norm of a weight is the same for every token. What caching takes is more than a whole 4-bit base.
         with DoraCaching(enabled=recipe.model.quantization == "none"):
-            written = write_texts(
+            texts = write_texts(
                 model.get_base_model(),  # pyright: ignore[reportArgumentType]
                 tokenizer,
                 test_set.prompts,
@@ -81,7 +81,7 @@ def evaluate_run(
                 console,
                 test_set.ends,
             )
-        scores = score(test_set, written, sandbox=sandbox)
+        scores = score(test_set, texts, sandbox=sandbox)
         for note in scores.notes:
             console.print(f"{test_set.name}: {note}", soft_wrap=True)
         metrics |= scores.metrics

@@ -24,8 +24,8 @@ def how_to_go_on(recipe: Recipe, folder: RunFolder) -> str:
     """Tell what to do about a run that has ended before its last step."""
     if why := why_not_resumable(recipe.method.name, recipe.training):
         return f"start it anew with --overwrite, for {why}"
-    moved = folder.path.absolute() != Path(recipe.output_dir).absolute()
-    there = f" output_dir={shlex.quote(str(folder.path))}" if moved else ""
+    elsewhere = folder.path.absolute() != Path(recipe.output_dir).absolute()
+    there = f" output_dir={shlex.quote(str(folder.path))}" if elsewhere else ""
     return f"continue with pedyra train {shlex.quote(str(folder.recipe))}{there} --resume"
 
 

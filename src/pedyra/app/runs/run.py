@@ -51,7 +51,7 @@ class RunResult:
     """The same before training."""
     final: dict[str, Any] | None
     """The last line of metrics.jsonl; None for a run that was interrupted."""
-    found: Fit | None = None
+    fit: Fit | None = None
     """The fit at the end of the run found this; None where the recipe asks for none."""
 
     @property
@@ -73,12 +73,12 @@ class RunResult:
     def awaits_fit(self) -> bool:
         """Tell whether `pedyra fit` takes what was trained, and the run has not fitted it itself."""
         is_lora = get_method(self.recipe.method.name).peft_type == "LORA"
-        return is_lora and bool(self.layers) and self.found is None and not self.interrupted and not self.diverged
+        return is_lora and bool(self.layers) and self.fit is None and not self.interrupted and not self.diverged
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the result as one row, then one row per layer."""
-        shown = ("metric", "value", "eval_loss", "trainable_parameters", "seconds", "peak_memory_bytes")
-        result = {key: (self.final or {}).get(key) for key in shown}
+        keys = ("metric", "value", "eval_loss", "trainable_parameters", "seconds", "peak_memory_bytes")
+        result = {key: (self.final or {}).get(key) for key in keys}
         recipe = {"method": self.recipe.method.name, "task": self.recipe.name, "seed": self.recipe.seed}
         return [{"run": str(self.folder.path), **recipe, "steps": self.step, **result}, *self.layers]
 
@@ -99,7 +99,7 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
     if not is_first():
         return _train(set_up(recipe), folder, from_first(None), console)  # which has made the folder ready by then
     folder.check(overwrite=overwrite, resume=resume)
-    with folder.held():
+    with folder.lock():
         checkpoint, broken = last_checkpoint(folder, recipe) if resume else (None, [])
         setup = set_up(recipe, record_to=folder.ranks)
         if resume:
@@ -164,7 +164,7 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
     )
     if setup.recipe.fit is None or final is None or result.diverged:
         return result
-    return replace(result, found=_fit(setup.recipe, folder, trainer, console))
+    return replace(result, fit=_fit(setup.recipe, folder, trainer, console))
 
 
 def _fit(recipe: Recipe, folder: RunFolder, trainer: Trainer, console: Console) -> Fit:
@@ -176,18 +176,18 @@ def _fit(recipe: Recipe, folder: RunFolder, trainer: Trainer, console: Console) 
     trainer.args.disable_tqdm = not console.is_terminal  # a fit draws its own bar, and says before how long it takes
     assert recipe.fit is not None
     try:
-        found = fit_trainer(trainer, recipe.fit)
+        result = fit_trainer(trainer, recipe.fit)
     except UserError as error:
         raise UserError(f"the run is whole, but it could not be fitted: {error}") from error
-    found.save(folder.path / "fit", overwrite=True)
-    return found
+    result.save(folder.path / "fit", overwrite=True)
+    return result
 
 
 def _finish(
     setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog, handle: MethodTraining | None
 ) -> dict[str, Any]:
     """Save the adapter, judge it on the held-out rows, and close metrics.jsonl with the final line."""
-    trained = trainable_parameters(setup.model) if handle is None else handle.trained_parameters
+    num_trainable = trainable_parameters(setup.model) if handle is None else handle.trained_parameters
     reshard(setup.model)
     # A schedule-free optimizer has two sets of weights, of which this is the one that is judged.
     use_averaged(trainer.optimizer)
@@ -203,7 +203,7 @@ def _finish(
         "seconds": round(log.seconds + (0.0 if handle is None else handle.preparation_seconds), 3),
         "train_steps_per_second": round(log.steps_per_second(trainer.state.global_step), 4),
         "peak_memory_bytes": peak_memory_bytes(trainer.args.device),
-        "trainable_parameters": trained,
+        "trainable_parameters": num_trainable,
         "total_parameters": sum(parameter.numel() for parameter in setup.model.parameters()),
         "metric": setup.task.metric,
         "value": evaluation[f"eval_{setup.task.metric}"],

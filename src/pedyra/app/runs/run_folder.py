@@ -138,14 +138,14 @@ class RunFolder:
             refuse_link(entry)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Keep other processes from training into this folder, which is made if it is not there, and taken away again
         if nothing is written into it. `check` has come before, so that no entry is a link.
 
         Raises:
             ValueError: another one does so now.
         """
-        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        new_folders = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / LOCK, timeout=0)
         try:
@@ -163,7 +163,7 @@ class RunFolder:
                 (self.path / LOCK).unlink()
             lock.release()
             with suppress(OSError):  # they are not empty
-                for folder in made:
+                for folder in new_folders:
                     folder.rmdir()
 
     def begin(self, recipe: str) -> None:
@@ -184,6 +184,6 @@ class RunFolder:
 
     def _entries(self) -> list[Path]:
         """List what a run has written here."""
-        found = [self.path / name for name in CONTENTS]
-        found += [*self.path.glob("checkpoint-*"), *self.path.glob(".*.part")]
-        return [entry for entry in found if entry.exists() or entry.is_symlink()]
+        paths = [self.path / name for name in CONTENTS]
+        paths += [*self.path.glob("checkpoint-*"), *self.path.glob(".*.part")]
+        return [entry for entry in paths if entry.exists() or entry.is_symlink()]

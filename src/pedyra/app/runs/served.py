@@ -24,20 +24,20 @@ def serving_lines(folder: Path, target: str) -> list[str]:
     return destination("llama.cpp" if target == "gguf" else "peft").commands({folder.name: read_lora(folder)})
 
 
-def served_lines(found: Fit, lora: SavedLora, place: Destination, out: Path) -> list[str]:
+def served_lines(result: Fit, lora: SavedLora, place: Destination, out: Path) -> list[str]:
     """Say at which rank the place holds the smaller adapter, what it reserves for it, and how it is served."""
-    before, after = (place.rank_for(rank) for rank in (max(layer.rank for layer in lora.layers), found.chosen.rank))
+    before, after = (place.rank_for(rank) for rank in (max(layer.rank for layer in lora.layers), result.chosen.rank))
     lines = [f"for         {place.title}, which held it at a rank of {_rank(before)}, and now at {_rank(after)}"]
     if place.pads and after is not None:
         names = [layer.name for layer in lora.layers]  # of all, since one that keeps nothing has a row of zeros
-        now = place.slot_bytes(_widths(found.model, names), after)
-        told = f"{now / 1e6:,.1f} MB a slot"
+        now = place.slot_bytes(_widths(result.model, names), after)
+        reservation = f"{now / 1e6:,.1f} MB a slot"
         if before is not None:
-            was = place.slot_bytes(_widths(found.model, names), before)
-            told = f"{was / 1e6:,.1f} MB a slot before, {told} now"
-        lines.append(f"reserves    {told}, in the layers of its own modules")
-    seen = f"seen with {place.title} {place.seen}" if place.seen else f"not run here; by {place.sources[0]}"
-    lines.append(f"seen        {seen}")
+            was = place.slot_bytes(_widths(result.model, names), before)
+            reservation = f"{was / 1e6:,.1f} MB a slot before, {reservation} now"
+        lines.append(f"reserves    {reservation}, in the layers of its own modules")
+    evidence = f"seen with {place.title} {place.seen}" if place.seen else f"not run here; by {place.sources[0]}"
+    lines.append(f"seen        {evidence}")
     return [*lines, *served_together(place, {out.name: out})]
 
 

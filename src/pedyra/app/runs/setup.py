@@ -81,8 +81,8 @@ class Setup:
             metric = training.get("metric_for_best_model") or self.task.metric
             # transformers knows it of a loss alone.
             lower = metric.endswith("loss") or metric.removeprefix("eval_") in LOWER_IS_BETTER
-            known = {"metric_for_best_model": metric, "greater_is_better": not lower}
-            overrides |= {name: value for name, value in known.items() if training.get(name) is None}
+            best_model = {"metric_for_best_model": metric, "greater_is_better": not lower}
+            overrides |= {name: value for name, value in best_model.items() if training.get(name) is None}
         args = training_arguments(self.recipe, **overrides)
         with telling("training", *REFUSALS):
             trainer = _Trainer(
@@ -108,12 +108,12 @@ class _Trainer(Trainer):
     """
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        given = {name: getattr(self.args, name) for name in _HELD_OUT}
+        training = {name: getattr(self.args, name) for name in _HELD_OUT}
         vars(self.args).update(_HELD_OUT)
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
-            vars(self.args).update(given)
+            vars(self.args).update(training)
 
 
 _HELD_OUT = {"dataloader_drop_last": False, "train_sampling_strategy": "random"}
@@ -169,15 +169,15 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     args = training_arguments(recipe)  # a misspelt argument is told before the data is read
     check_fit(recipe)
     if not recipe.data.labelled:
-        missing = "data.completion" if recipe.data.kind in GENERATED else "data.label"
-        raise UserError(f"{missing} is none, and a training needs to know what is right; name its column")
+        key = "data.completion" if recipe.data.kind in GENERATED else "data.label"
+        raise UserError(f"{key} is none, and a training needs to know what is right; name its column")
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
     load_test_sets(recipe.generate, recipe.data, tokenizer, task.held_out, recipe.seed)  # tells what it lacks
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
     check_names(base, recipe.lora)
     check_drawn(base, lora_config(recipe.lora, recipe.data.kind, base), recipe.model.name)
-    model, method = begun(recipe, base)
+    model, method = begin_method(recipe, base)
     widen_heads(args, model)
     setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, model=model, method=method, record_to=record_to)
     if recipe.fit is not None:
@@ -205,9 +205,9 @@ def _check_fit_rows(setup: Setup) -> None:
     """Raise ValueError, before anything is trained, where there are no LoRA layers, or too few rows for a fit."""
     lora_layers(setup.model)
     least = least_held_out(training_arguments(setup.recipe).per_device_eval_batch_size)
-    if (held := len(setup.task.eval)) < least:
+    if (count := len(setup.task.eval)) < least:
         raise UserError(
-            f"fit takes {least} held-out rows or more, and data has {held}; give more (data.eval_rows, "
+            f"fit takes {least} held-out rows or more, and data has {count}; give more (data.eval_rows, "
             f"data.validation_fraction), or remove the section fit"
         )
 
@@ -225,7 +225,7 @@ def check_fit(recipe: Recipe) -> None:
         )
 
 
-def begun(recipe: Recipe, base: PreTrainedModel) -> tuple[PeftModel, Method | None]:
+def begin_method(recipe: Recipe, base: PreTrainedModel) -> tuple[PeftModel, Method | None]:
     """Give the base model the recipe's adapter, and return it with the method; see `Entry.begin`."""
     lora = lora_config(recipe.lora, recipe.data.kind, base, recipe.model.revision)
     return get_method(recipe.method.name).begin(base, lora, recipe.method.settings, recipe.seed)
@@ -247,8 +247,8 @@ def layer_rows(model: nn.Module) -> list[dict[str, Any]]:
     config: Any = getattr(model, "peft_config", {}).get("default")
     pattern = getattr(config, "rank_pattern", None) or {}  # of AdaLoRA a parameter's name -> its mask
     masks = {key.partition(".lora_E.")[0]: mask for key, mask in pattern.items() if ".lora_E." in key}
-    found: list[dict[str, Any]] = []
-    seen: set[int] = set()
+    rows: list[dict[str, Any]] = []
+    earlier: set[int] = set()
     for name, module in base.named_modules():
         if isinstance(module, LoraLayer) and "default" in module.r:
             layer: Any = module
@@ -257,11 +257,11 @@ def layer_rows(model: nn.Module) -> list[dict[str, Any]]:
                 for path, parameter in layer.named_parameters()
                 if "lora_" in path and "default" in path.split(".") and parameter.requires_grad and path[-2:] != ".E"
             }
-            parameters = sum(count for key, count in own.items() if key not in seen)
-            seen |= own.keys()
+            parameters = sum(count for key, count in own.items() if key not in earlier)
+            earlier |= own.keys()
             whole: int = layer.r["default"]
             rank = sum(masks[name]) if name in masks else with_triples.get(name, whole)
             if name in masks:
                 parameters = parameters // whole * rank
-            found.append({"layer": name, "rank": rank, "parameters": parameters})
-    return found
+            rows.append({"layer": name, "rank": rank, "parameters": parameters})
+    return rows

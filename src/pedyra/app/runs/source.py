@@ -54,5 +54,5 @@ class Source:
     @property
     def loading(self) -> dict[str, str]:
         """Give what is asked of the base's weights, as keys of `model` in a recipe."""
-        asked = {"dtype": self.dtype, "quantization": self.quantization}
-        return {key: value for key, value in asked.items() if value is not None}
+        options = {"dtype": self.dtype, "quantization": self.quantization}
+        return {key: value for key, value in options.items() if value is not None}

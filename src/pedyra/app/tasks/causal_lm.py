@@ -27,17 +27,17 @@ def encode(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, si
     Rows whose answer lies wholly beyond max_length teach nothing; they are left out, and their number is logged.
     Raises ValueError if no row is left, and for chats without a chat template that can render them.
     """
-    encoded, cut = [], 0
+    encoded, num_long = [], 0
     if not data.labelled:
         return prompts(rows, data, tokenizer)
     for row in rows:
         ids, labels = _chat(row, data, tokenizer) if data.messages else _prompt_and_answer(row, data, tokenizer)
-        cut += data.max_length is not None and len(ids) > data.max_length
+        num_long += data.max_length is not None and len(ids) > data.max_length
         ids, labels = ids[: data.max_length], labels[: data.max_length]
         # A label is predicted from the tokens before it, so the first one never counts.
         if any(label != IGNORED for label in labels[1:]):
             encoded.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
-    tell_cut(cut, len(rows), side, data.max_length)
+    tell_cut(num_long, len(rows), side, data.max_length)
     if not encoded:
         raise UserError(
             f"no {side} row has an answer within data.max_length {data.max_length} tokens: every prompt is longer, so "

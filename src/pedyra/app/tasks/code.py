@@ -71,13 +71,13 @@ def _mbpp(row: dict[str, Any]) -> CodeProblem:
     first = row["test_list"][0]
     called = [node.func for node in ast.walk(_parse(first)) if isinstance(node, ast.Call)]
     defined = {getattr(node, "name", None) for node in _parse(row["code"].replace("\r\n", "\n")).body}
-    needed = [*row.get("test_imports", ()), row.get("test_setup_code", "").replace("\r\n", "\n")]
+    setup = [*row.get("test_imports", ()), row.get("test_setup_code", "").replace("\r\n", "\n")]
     return CodeProblem(
         # The form of MBPP+: the text and one test, in a docstring.
         prompt=f'"""\n{row["text"] if "text" in row else row["prompt"]}\n{first}\n"""\n',
         entry_point=next(each.id for each in called if isinstance(each, ast.Name) and each.id in defined),
         stop=STOP_WHOLE,
-        tests="\n".join([*needed, row.get("test") or "\n".join(row["test_list"])]),
+        tests="\n".join([*setup, row.get("test") or "\n".join(row["test_list"])]),
     )
 
 
@@ -108,8 +108,8 @@ def extract(text: str, problem: CodeProblem) -> str:
         if _defines(body, problem.entry_point):
             before = [node for node in _longest(problem.prompt + "    pass\n") if not _is_entry(node, problem)]
             return _unparse([*before, *body], problem.entry_point)
-    cut = min((at for stop in problem.stop if (at := text.find(stop)) >= 0), default=len(text))
-    for continuation in (text[:cut], *blocks):
+    end = min((at for stop in problem.stop if (at := text.find(stop)) >= 0), default=len(text))
+    for continuation in (text[:end], *blocks):
         body = _longest(problem.prompt + continuation)
         if _defines(body, problem.entry_point):
             return _unparse(body, problem.entry_point)
@@ -180,12 +180,12 @@ def _unparse(body: Sequence[ast.stmt], entry_point: str) -> str:
         return any(getattr(each, "id", None) in ("print", "input", entry_point) for each in called)
 
     whole = (*_FUNCTION, ast.ClassDef)
-    kept: list[ast.stmt] = [
+    statements: list[ast.stmt] = [
         node for node in body if isinstance(node, _KEPT) and (isinstance(node, whole) or not shows(node))
     ]
-    kept.sort(key=lambda node: getattr(node, "module", None) != "__future__")  # Python has them first
+    statements.sort(key=lambda node: getattr(node, "module", None) != "__future__")  # Python has them first
     try:
-        return ast.unparse(ast.Module(body=kept, type_ignores=[]))
+        return ast.unparse(ast.Module(body=statements, type_ignores=[]))
     except RecursionError:  # an expression thousands deep
         return ""
 

@@ -80,11 +80,11 @@ class Sandbox:
                 f"PATH; run apt install bubblewrap (dnf install bubblewrap)"
             )
         self._command = [bubblewrap, *_view(), str(Path(sys.executable).resolve()), "-I", "-S", "-B", "-c", _INSIDE]
-        tried = self._run([], stderr=subprocess.PIPE)
-        if tried.returncode != _DONE:
-            told = tried.stderr.decode(errors="replace").strip().splitlines() or ["it does not start"]
+        trial = self._run([], stderr=subprocess.PIPE)
+        if trial.returncode != _DONE:
+            lines = trial.stderr.decode(errors="replace").strip().splitlines() or ["it does not start"]
             raise SandboxRefused(
-                f"model-written code cannot be run here: {told[-1]}; bubblewrap needs user namespaces, which a "
+                f"model-written code cannot be run here: {lines[-1]}; bubblewrap needs user namespaces, which a "
                 f"container or the kernel may forbid"
             )
 
@@ -118,8 +118,8 @@ def _view() -> Iterator[str]:
     for path in dict.fromkeys(libraries):
         yield from ("--ro-bind-try", path, path)
     for name in IMPORTABLE:
-        found = importlib.util.find_spec(name)
-        for place in (found.submodule_search_locations or []) if found else []:
+        spec = importlib.util.find_spec(name)
+        for place in (spec.submodule_search_locations or []) if spec else []:
             for folder in (place, f"{place}.libs"):  # the second is where a wheel keeps its shared libraries
                 yield from ("--ro-bind-try", folder, f"{_PACKAGES}/{Path(folder).name}")
     yield from ("--dev", "/dev", "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp")

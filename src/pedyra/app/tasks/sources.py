@@ -61,18 +61,18 @@ def load_rows(data: DataSection) -> tuple[Rows, Rows | None, list[str] | None]:
     if data.source in PACKAGED:
         if data.validation is not None:
             raise UserError(f"data.source {data.source} has no other split; remove data.validation")
-        train, held = PACKAGED[data.source](), None
+        train, validation = PACKAGED[data.source](), None
     elif _format(data.source):
         train = _read_file(data.source, "data.source")
-        held = _read_file(data.validation, "data.validation") if data.validation else None
+        validation = _read_file(data.validation, "data.validation") if data.validation else None
     else:
         train, names = _read_hub(data.source, data.config, data.split, "data.source", data.label)
-        held = _read_hub(data.source, data.config, data.validation, "data.source")[0] if data.validation else None
+        validation = _read_hub(data.source, data.config, data.validation, "data.source")[0] if data.validation else None
     structured = (data.messages, "answers" if data.kind == "question_answering" else None)
     also = () if data.messages is None else ("tools",)
     return (
         _select(train, columns, data.source, structured, also),
-        None if held is None else _select(held, columns, data.validation or "", structured, also),
+        None if validation is None else _select(validation, columns, data.validation or "", structured, also),
         names,
     )
 
@@ -96,33 +96,33 @@ def held_out(rows: Rows, fraction: float, group_by: str | None, seed: int) -> tu
         groups.setdefault(row[group_by] if group_by else index, []).append(index)
     members = list(groups.values())
     Random(seed).shuffle(members)
-    held: set[int] = set()
+    indices: set[int] = set()
     for group in members:
-        if len(held) >= fraction * len(rows):
+        if len(indices) >= fraction * len(rows):
             break
-        held.update(group)
-    train = [row for index, row in enumerate(rows) if index not in held]
+        indices.update(group)
+    train = [row for index, row in enumerate(rows) if index not in indices]
     if not rows:
         raise UserError("the data holds no rows; check data.source")
-    if not train or not held:
+    if not train or not indices:
         what = f"{len(groups)} values of data.group_by {group_by}" if group_by else f"{len(rows)} rows"
         raise UserError(
             f"data.validation_fraction {fraction} of {what} leaves an empty side; give more rows or data.validation"
         )
-    return train, [rows[index] for index in sorted(held)]
+    return train, [rows[index] for index in sorted(indices)]
 
 
-def check_apart(train: Rows, held: Rows, group_by: str | None) -> None:
+def check_apart(train: Rows, validation: Rows, group_by: str | None) -> None:
     """Refuse held-out rows with a value of `group_by` that training rows have, and log how many rows are the same."""
-    shared = {row[group_by] for row in train} & {row[group_by] for row in held} if group_by else set()
+    shared = {row[group_by] for row in train} & {row[group_by] for row in validation} if group_by else set()
     if shared:
         raise UserError(
             f"data.group_by {group_by}: {len(shared)} of its values are in data.validation and in the training rows, "
             f"for example {min(map(str, shared))!r}; take their rows out of one of the two, or remove data.group_by"
         )
-    trained = {_content(row, group_by) for row in train}
-    if twins := sum(_content(row, group_by) in trained for row in held):
-        logger.warning("%d of %d validation rows stand among the training rows, too", twins, len(held))
+    contents = {_content(row, group_by) for row in train}
+    if twins := sum(_content(row, group_by) in contents for row in validation):
+        logger.warning("%d of %d validation rows stand among the training rows, too", twins, len(validation))
 
 
 def _content(row: dict[str, Any], group_by: str | None) -> str:
@@ -140,12 +140,12 @@ def sample(rows: Rows, count: int | None, seed: int, side: str) -> Rows:
 
 def _columns(data: DataSection) -> list[str]:
     if data.kind == "question_answering":
-        named = ["question", "context", "answers"]
+        columns = ["question", "context", "answers"]
     elif data.kind in GENERATED:
-        named = [data.prompt, data.completion, data.messages, *template_columns(data.template or "")]
+        columns = [data.prompt, data.completion, data.messages, *template_columns(data.template or "")]
     else:
-        named = [data.text, data.text_pair, data.label]
-    return list(dict.fromkeys(name for name in [*named, data.group_by] if name is not None))
+        columns = [data.text, data.text_pair, data.label]
+    return list(dict.fromkeys(name for name in [*columns, data.group_by] if name is not None))
 
 
 def _select(
@@ -202,8 +202,8 @@ def _read_file(source: str, key: str) -> Rows:
         if kind in TABLES:
             text_only: Any = {"dtype": str, "keep_default_na": False, "index_col": False, "encoding": "utf-8-sig"}
             return pandas.read_csv(path, **text_only, **TABLES[kind]).to_dict("records")  # pyright: ignore
-        opened: Any = fsspec.open(str(path), "rt", compression="infer", encoding="utf-8-sig", newline="")
-        with opened as file:
+        stream: Any = fsspec.open(str(path), "rt", compression="infer", encoding="utf-8-sig", newline="")
+        with stream as file:
             return _json_rows(file.read())
 
 

@@ -82,26 +82,26 @@ def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, 
     targets: tuple[str, ...] = ("labels",) if data.labelled else ()
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]] = DataCollatorWithPadding(tokenizer)
     if data.kind == "question_answering":
-        judged, parts = question_answering.encode(evaluation, data, tokenizer, "validation")
-        trained, _ = question_answering.encode(train, data, tokenizer, "training")
+        eval_features, parts = question_answering.encode(evaluation, data, tokenizer, "validation")
+        train_features, _ = question_answering.encode(train, data, tokenizer, "training")
         compute_metrics = question_answering.metrics(evaluation, parts)
         preprocess, targets = question_answering.start_and_end, tuple(question_answering.LABELS)
     elif data.kind in GENERATED:
         module = causal_lm if data.kind == "causal_lm" else seq2seq
-        judged = module.encode(evaluation, data, tokenizer, "validation")
-        trained = module.encode(train, data, tokenizer, "training")
+        eval_features = module.encode(evaluation, data, tokenizer, "validation")
+        train_features = module.encode(train, data, tokenizer, "training")
         collator, compute_metrics = DataCollatorForSeq2Seq(tokenizer), metrics.perplexity
         preprocess = module.answer_loss
     else:
         labels = text.known_labels(every, data, class_names)
-        judged = text.encode(evaluation, data, tokenizer, labels, "validation")
-        trained = text.encode(train, data, tokenizer, labels, "training")
+        eval_features = text.encode(evaluation, data, tokenizer, labels, "validation")
+        train_features = text.encode(train, data, tokenizer, labels, "training")
         compute_metrics = metrics.correlation if data.kind == "regression" else metrics.classification
         preprocess = metrics.first_output
     return Task(
         kind=data.kind,
-        train=Dataset.from_list(trained),
-        eval=Dataset.from_list(judged),
+        train=Dataset.from_list(train_features),
+        eval=Dataset.from_list(eval_features),
         collator=collator,
         num_labels=labels.count if labels else None,
         compute_metrics=compute_metrics,

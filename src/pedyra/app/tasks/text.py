@@ -37,13 +37,13 @@ class Labels:
         """Return the label as the head's target. Raises ValueError for what is no label of this task."""
         if not self.names:
             return _real(value)
-        found = self.numbers.get(_written(value))
-        if found is None:
+        result = self.numbers.get(_written(value))
+        if result is None:
             raise UserError(
                 f"label {value!r} is none of the classes {', '.join(self.names):.200}; correct the rows, data.labels "
                 f"or data.num_labels, or set data.kind regression"
             )
-        return found
+        return result
 
 
 def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) -> Labels:

@@ -56,10 +56,10 @@ def num_cut(columns: BatchEncoding) -> int:
     return sum(bool(row.overflowing) for row in columns.encodings or ())
 
 
-def tell_cut(cut: int, rows: int, side: str, limit: int | None) -> None:
+def tell_cut(count: int, rows: int, side: str, limit: int | None) -> None:
     """Log how many rows were longer than the limit, if any were."""
-    if cut:
-        logger.warning("%d of %d %s rows are longer than %s tokens and are cut there", cut, rows, side, limit)
+    if count:
+        logger.warning("%d of %d %s rows are longer than %s tokens and are cut there", count, rows, side, limit)
 
 
 def prompt_text(row: dict[str, Any], column: str | None, template: str | None) -> str:
@@ -88,8 +88,8 @@ def prompt_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def tools_of(row: Mapping[str, Any]) -> list[Any] | None:
     """Read the tools that a chat may call from the column of this name, a list or JSON; None: it has none."""
-    found = row.get("tools") or None
-    return json.loads(found) or None if isinstance(found, str) else found
+    tools = row.get("tools") or None
+    return json.loads(tools) or None if isinstance(tools, str) else tools
 
 
 def chat_text(
@@ -108,7 +108,7 @@ def chat_text(
         raise UserError("data.messages needs a chat template, and this tokenizer has none; give data.chat_template")
     try:
         template = tokenizer.get_chat_template(chat_template, tools)
-        template = _WRITES_DATE.sub(lambda found: repr(DAY.strftime(found[2])), template)
+        template = _WRITES_DATE.sub(lambda match: repr(DAY.strftime(match[2])), template)
         text = tokenizer.apply_chat_template(
             messages, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=ask
         )

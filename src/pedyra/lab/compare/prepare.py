@@ -27,7 +27,7 @@ from pedyra.app.models.lora import check_names
 from pedyra.app.recipe import Recipe, check_recipe, identity
 from pedyra.app.recipe_sections import METRICS, DataSection, MethodSection
 from pedyra.app.runs.arguments import training_arguments
-from pedyra.app.runs.setup import begun, resolve
+from pedyra.app.runs.setup import begin_method, resolve
 from pedyra.app.tasks.sources import Rows, check_apart, held_out, load_rows, sample
 from pedyra.app.tasks.text import known_labels
 from pedyra.app.yaml_file import first_difference, read_settings
@@ -283,18 +283,18 @@ class BareModel:
         lora = recipe.lora.model_copy(update={"r": r, "init": True, **get_method(recipe.method.name).lora})
         key = lora.model_dump_json()
         if key not in self._known:
-            self._known[key] = self._begun(recipe.model_copy(update={"lora": lora, "method": MethodSection()}))
+            self._known[key] = self._count_trained(recipe.model_copy(update={"lora": lora, "method": MethodSection()}))
         return self._known[key]
 
     def method_parameters(self, recipe: Recipe, r: int) -> int:
         """Count what the recipe's method trains at lora.r: that LoRA, or a RandLoRA, which is about as large."""
         if get_method(recipe.method.name).peft_type != "RANDLORA":
             return self.lora_parameters(recipe, r)
-        return self._begun(recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"r": r})}))
+        return self._count_trained(recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"r": r})}))
 
-    def _begun(self, recipe: Recipe) -> int:
+    def _count_trained(self, recipe: Recipe) -> int:
         with torch.device("meta"):
-            return _trained(begun(recipe, copy.deepcopy(self.base))[0])
+            return _trained(begin_method(recipe, copy.deepcopy(self.base))[0])
 
 
 def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, count: BareModel) -> int:
