@@ -105,10 +105,10 @@ def test_a_known_set_takes_the_template_of_training(tmp_path: Path):
     [
         (
             {"a": {}, "b": {}},
-            "generate: a and b are no known sets, and a run has its held-out rows once",
+            "generate: a and b both mean the run's held-out rows",
         ),
         ({"mine": {"score": "code"}}, "generate.mine has the score code, and held-out rows have no tests to run"),
-        ({"mine": {"source": "FILE"}}, "generate.mine is no known set, those are gsm8k, math, .* remove source"),
+        ({"mine": {"source": "FILE"}}, "generate.mine has a source, .*gsm8k, math, .* remove source"),
         ({"gsm8k": {"source": "FILE"}}, r"has no column 'question' \(row 1\); its columns are q, a"),
         ({"gsm8k": {"source": "none.jsonl"}}, "generate.gsm8k.source 'none.jsonl' does not exist"),
         ({"mine": {"score": "gsm8k"}}, "row 1 of the test set mine: the reference .* holds no number"),

@@ -1,7 +1,6 @@
-"""A model writes texts after prompts: in batches, up to their end, into a file as they are done.
+"""A model generates texts in batches, and each batch is saved when it is done.
 
-A killed call goes on where it stopped, and gives what it would have given: batches are the same whatever is finished
-already.
+An interrupted call resumes with the same results, because the batches do not depend on what is done.
 """
 
 from __future__ import annotations
@@ -37,25 +36,25 @@ WRITING = {"max_new_tokens", "stop", "beams", "batch_size"}
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A model wrote this after one prompt."""
+    """The text that a model generated for one prompt."""
 
     row: int
     """Index of the prompt."""
     text: str
-    """It ends before the stop string, and does not repeat the prompt."""
+    """Without the prompt, and up to the stop string."""
     finished: bool
-    """False where it was cut after max_new_tokens."""
+    """False where max_new_tokens ended it."""
     tokens: int
 
 
 class SampleFile:
-    """Keeps the texts of one test set in a run's samples.jsonl.
+    """The texts of one test set in a run's samples.jsonl.
 
-    Lines of the set that were made of something else are dropped. Those of another set that were made of the same serve
-    for both (HumanEval and HumanEval+).
+    Lines of this set with another key are removed; lines of another set with the same key are used for both (HumanEval
+    and HumanEval+).
 
     Args:
-        made_of: weights, prompts and settings, which decide on the texts.
+        made_of: weights, prompts and settings; their hash is the key.
     """
 
     def __init__(self, path: Path, name: str, made_of: Any) -> None:
@@ -83,12 +82,12 @@ def write_texts(
     console: Console,
     ends: Sequence[int] = (),
 ) -> list[Sample]:
-    """Write a text after each prompt, and return them in the prompts' order; the model is left in evaluation mode.
+    """Generate a text for each prompt, in the prompts' order; the model is left in evaluation mode.
 
     Args:
-        prompts: token ids. For an encoder-decoder they are the source, for a decoder what the text goes on from.
-        file: where texts are kept, and found if they were written before.
-        ends: tokens that end a text, beside those that the model and its tokenizer name.
+        prompts: token ids: the source of an encoder-decoder, the beginning of the text for a decoder.
+        file: where texts are saved, and read if they exist.
+        ends: end tokens beside those of the model and its tokenizer.
     """
     longest_first = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))  # little padding
     size, next_report = settings.batch_size, 0
@@ -116,7 +115,7 @@ def _batch(
     settings: GenerateSection,
     also: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """Write a text after each prompt; return it, whether it ended by itself, and its number of tokens."""
+    """Generate a text for each prompt; return the fields of `Sample` but for the row."""
     longest, pad = max(map(len, prompts)), tokenizer.pad_token_id
     decoder_only = not model.config.is_encoder_decoder  # a text goes on from the last token
     ids = torch.full((len(prompts), longest), 0 if pad is None else int(pad))  # pyright: ignore[reportArgumentType]
@@ -155,10 +154,10 @@ def _batch(
 
 
 class _Stops(StoppingCriteria):
-    """Ends a text at a stop string. Only what is written counts: the end of a prompt may be the beginning of one.
+    """Ends a text at a stop string, without those that begin in the prompt.
 
     Args:
-        start: how many tokens come before the text.
+        start: number of tokens before the text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: list[str], start: int) -> None:
@@ -169,7 +168,7 @@ class _Stops(StoppingCriteria):
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int]) -> str:
-    """Decode new tokens together with their prompt, as some tokenizers drop a text's first space."""
+    """Decode new tokens with their prompt, because some tokenizers drop the first space of a text."""
     plain: dict[str, Any] = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     before, whole = (str(tokenizer.decode(ids, **plain)) for ids in (prompt, [*prompt, *new]))
     if whole.startswith(before):
@@ -178,21 +177,21 @@ def _decode(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Find the tokens that end a text: the tokenizer's, and those that the model's authors name (Qwen, Llama 3)."""
+    """List the end tokens of the tokenizer and of the model's generation config (Qwen, Llama 3)."""
     of_model: Any = getattr(model.generation_config, "eos_token_id", None)
     own: Any = tokenizer.eos_token_id
     of_model = of_model if isinstance(of_model, list) else [of_model]
     return [int(token) for token in dict.fromkeys([*of_model, own]) if token is not None]
 
 
-# These of a model's own generation settings are no matter of taste.
+# These of a model's own generation settings are part of the architecture.
 _STRUCTURAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
 _STRUCTURAL = (*_STRUCTURAL, "forced_eos_token_id", "suppress_tokens", "bad_words_ids")
 
 
 @contextmanager
 def _plain_settings(model: PreTrainedModel) -> Iterator[None]:
-    """Take the authors' sampling, penalties and lengths away, which transformers would fill in."""
+    """Remove the model's own sampling, penalties and lengths, which transformers would add."""
     model.eval()
     own: Any = model.generation_config
     model.generation_config = GenerationConfig(**{key: getattr(own, key, None) for key in _STRUCTURAL})

@@ -28,10 +28,10 @@ LABELS = ["start_positions", "end_positions"]
 
 @dataclass(frozen=True)
 class ContextPart:
-    """A part knows where its tokens stand in the context, so that two scores a token become text again."""
+    """The places of a part's tokens in the context, by which a span of tokens becomes text."""
 
     row: int
-    """Index of the row that it is a part of."""
+    """Index of its row."""
     no_answer: int
     """Index of the token that stands for "no answer"."""
     spans: list[tuple[int, int] | None]
@@ -87,7 +87,7 @@ def encode(
 
 
 def _check(row: dict[str, Any], where: str) -> None:
-    """Refuse answers that are malformed, or do not stand where they say in the context: their labels would be wrong."""
+    """Refuse answers that are malformed, or not at their place in the context, because their labels would be wrong."""
     context, answers = row["context"], row["answers"]
     try:
         pairs = list(zip(answers["text"], answers["answer_start"], strict=True))
@@ -117,7 +117,7 @@ def _positions(part: ContextPart, answers: dict[str, list[Any]]) -> tuple[int, i
 
 
 def _cut(part: ContextPart, token: int, step: int) -> bool:
-    """Return whether the context of this part ends at the token; spaces, which belong to no token, do not end it."""
+    """Tell whether the context of this part ends at the token; spaces belong to no token, and do not end it."""
     neighbour = token + step
     return not 0 <= neighbour < len(part.spans) or part.spans[neighbour] is None
 

@@ -1,12 +1,11 @@
-"""Model-written code runs in a process of its own, which bubblewrap shuts off from the network and from the machine.
+"""Generated code runs in a process that bubblewrap isolates from the network and the machine.
 
-It sees the interpreter, its libraries and numpy, read-only, and an empty /tmp: no network, no other process, no file of
-the user's, no environment. Processor time, wall clock and memory are bounded, and when it ends, all that it started is
-gone.
+The process has the interpreter, its libraries and numpy, read-only, and an empty /tmp: no network, no other process, no
+file of the user, no environment. Processor time, wall clock and memory are bounded, and its children end with it.
 
-It contains mistakes, such as a loop without end or a removal of files. It does not hold code that someone wrote to
-break out through a hole in the kernel: for that, use a virtual machine. Nor does it keep code from forging its own
-verdict: as in the harnesses of HumanEval and EvalPlus, a solution and its tests share a process.
+The sandbox contains mistakes, such as an endless loop or a removal of files, but no exploit of the kernel: for that,
+use a virtual machine. Code can forge its own verdict, because a solution and its tests share a process, as in the
+harnesses of HumanEval and EvalPlus.
 """
 
 from __future__ import annotations

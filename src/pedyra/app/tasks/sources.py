@@ -1,7 +1,7 @@
-"""Rows come from packaged text, generated text, a local file or the Hub; some are trained on and some held out.
+"""Rows come from packaged text, generated text, a local file or the Hub, and are split into training and held-out rows.
 
-pandas reads tables with every cell as text, pyarrow reads Parquet, `datasets` the Hub. JSON is read by the standard
-library, since the reader of `datasets` makes times of texts that look like dates.
+pandas reads tables with every cell as text, pyarrow reads Parquet, `datasets` the Hub. `datasets` reads no local file,
+because it converts texts that look like dates or numbers ("2021-01-01", "007"), as of version 5.2.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pedyra.lora.spelling import did_you_mean
 logger = logging.getLogger(__name__)
 
 Rows = list[dict[str, Any]]
-"""A data set is kept in memory: one dict a row, from column name to value."""
+"""A data set in memory: one dict for each row, from column name to value."""
 
 
 def reviews() -> Rows:
@@ -47,7 +47,7 @@ def reviews() -> Rows:
 
 PACKAGED = {"reviews": reviews, "toy": toy}
 TABLES: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": {"sep": "\t", "quoting": csv.QUOTE_NONE}}
-"""pandas reads each kind of table with these. A quotation mark in a .tsv is a letter, as in GLUE's files."""
+"""Options of pandas for each kind of table. A quotation mark in a .tsv is a letter, as in GLUE's files."""
 FORMATS = (".jsonl", ".json", *TABLES, ".parquet")
 COMPRESSED = (".gz", ".bz2", ".xz")
 
@@ -55,7 +55,7 @@ COMPRESSED = (".gz", ".bz2", ".xz")
 def load_rows(data: DataSection) -> tuple[Rows, Rows | None, list[str] | None]:
     """Read training rows, validation rows (None: to be split off), and class names where the source declares them.
 
-    Rows hold the columns that `data` names and no others. Raises ValueError for a source or column that is not there.
+    Rows have the columns that `data` names and no others. Raises ValueError for a source or column that is not there.
     """
     columns, names = _columns(data), None
     if data.source in PACKAGED:
@@ -113,7 +113,7 @@ def held_out(rows: Rows, fraction: float, group_by: str | None, seed: int) -> tu
 
 
 def check_apart(train: Rows, validation: Rows, group_by: str | None) -> None:
-    """Refuse held-out rows with a value of `group_by` that training rows have, and log how many rows are the same."""
+    """Refuse a value of `group_by` on both sides of the split, and log how many rows are on both."""
     shared = {row[group_by] for row in train} & {row[group_by] for row in validation} if group_by else set()
     if shared:
         raise UserError(
@@ -155,8 +155,7 @@ def _select(
     structured: Sequence[str | None] = (),
     also: Sequence[str] = (),
 ) -> Rows:
-    """Keep these columns of the rows, and those of `also` that hold something; `structured` columns may hold more than
-    a text or a number."""
+    """Select these columns, and those of `also` that are not empty; `structured` columns may have lists and dicts."""
     selected = []
     for number, row in enumerate(rows, start=1):
         for column in columns:
@@ -178,7 +177,7 @@ def _select(
 
 
 def _format(source: str) -> str | None:
-    """Find the format that a file name ends in, whether compressed or not; None if it is no file name."""
+    """Return the format that the file name ends in, compressed or not; None for any other name."""
     suffixes = [suffix.lower() for suffix in Path(source).suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()

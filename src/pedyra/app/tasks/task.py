@@ -17,28 +17,28 @@ from pedyra.app.tasks.sources import Rows, check_apart, held_out, load_rows, sam
 from pedyra.app.tasks.tokens import with_limit
 
 Compute = Callable[[EvalPrediction], dict[str, float]]
-"""Trainer's compute_metrics: it makes metrics, by name, of predictions."""
+"""Trainer's compute_metrics: predictions -> metric -> value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A task has tokenised data, and knows how a model is judged on it. Batches are padded to their own longest row."""
+    """Tokenised data, and how a model is evaluated on it. Batches are padded to their own longest row."""
 
     kind: str
     train: Dataset
     eval: Dataset
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     num_labels: int | None
-    """Outputs of the head: classes, 1 for regression; None where the task brings no new classes."""
+    """Outputs of the head: classes, 1 for regression; None where the task has no classes."""
     compute_metrics: Compute
     preprocess_logits: Callable[[Any, Any], Any]
-    """Trainer's preprocess_logits_for_metrics: causal_lm keeps two numbers a row, not the logits."""
+    """Trainer's preprocess_logits_for_metrics; a causal LM keeps two numbers a row and no logits."""
     metric: str
-    """A run is judged by this key of what compute_metrics gives; Trainer logs it as eval_<metric>."""
+    """The key of compute_metrics by which a run is evaluated; Trainer logs it as eval_<metric>."""
     classes: list[str] | None = None
     """As `data.labels` they give the rows of another file the same numbers."""
     targets: tuple[str, ...] = ("labels",)
-    """Columns that are targets: Trainer cannot see through PEFT which they are."""
+    """Columns that are targets, which Trainer cannot find out from a PEFT model."""
     held_out: Rows = field(default_factory=list)
     """The rows of `eval` as they were read."""
 
@@ -64,7 +64,7 @@ class Task:
 def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, positions: int | None = None) -> Task:
     """Read, split, sample and tokenise the data of a recipe; the same seed gives the same rows in the same order.
 
-    positions: tokens that the base takes, `models.positions`; longer rows are cut there, and their number is logged.
+    positions: tokens that the base takes, `models.positions`; longer rows are truncated, and their number is logged.
 
     Raises ValueError, one line, for a source that does not exist, a column it does not have, labels that are
     missing or out of range, an empty split, and answers that all lie beyond max_length; ImportError where the

@@ -33,16 +33,16 @@ SCORERS = {"rouge": rouge_scorer, "math": math_verify}
 
 @dataclass(frozen=True, kw_only=True)
 class TestSet:
-    """A test set has prompts, and knows what the answers are compared with."""
+    """Prompts, and the references or tests that the answers are scored by."""
 
     __test__ = False  # pytest, this is no test
 
     name: str
     prompts: list[list[int]]
     settings: GenerateSection
-    """Everything in it is filled in."""
+    """No key is left out."""
     references: list[str]
-    """The right answers as text; code has none, as its problems carry tests."""
+    """The right answers as text; empty for code, whose problems have tests."""
     problems: list[Any]
     own: bool
     """True for the run's held-out rows, whose metrics need no name before them."""
@@ -52,11 +52,10 @@ class TestSet:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores say what texts came to."""
+    """The metrics of a test set, and lines about the texts that could not be scored."""
 
     metrics: dict[str, float]
     notes: list[str]
-    """People are told by these lines what could not be judged."""
 
 
 def load_test_sets(
@@ -76,8 +75,8 @@ def load_test_sets(
     own = [name for name in generate if name not in TEST_SETS]
     if len(own) > 1:
         raise UserError(
-            f"generate: {' and '.join(own)} are no known sets, and a run has its held-out rows once; known sets are "
-            f"{', '.join(TEST_SETS)}"
+            f"generate: {' and '.join(own)} both mean the run's held-out rows, which are answered once; keep one of them, "
+            f"or name known sets: {', '.join(TEST_SETS)}"
         )
     reader = _TestSetReader(data, tokenizer, held_out, seed)
     return [reader.load(name, section) for name, section in generate.items()]
@@ -91,7 +90,7 @@ def check_scorer(score: str | None) -> None:
 
 @dataclass(frozen=True)
 class _TestSetReader:
-    """A model is asked as it was trained, which its data, tokenizer and seed tell."""
+    """Makes prompts in the form of the training, by its data section, tokenizer and seed."""
 
     data: DataSection
     tokenizer: PreTrainedTokenizerBase
@@ -102,8 +101,8 @@ class _TestSetReader:
         own, defaults = name not in TEST_SETS, dict(TEST_SETS.get(name, {}))
         if own and section.source is not None:
             raise UserError(
-                f"generate.{name} is no known set, those are {', '.join(TEST_SETS)}; any other is made of the held-out "
-                f"rows, so give its rows as data.validation, and remove source"
+                f"generate.{name} has a source, and only known sets have one ({', '.join(TEST_SETS)}); any other name "
+                f"means the held-out rows, so give the rows as data.validation, and remove source"
             )
         defaults |= {} if own else self._as_trained(name, defaults)
         settings = self._settings(defaults, section)
@@ -134,7 +133,7 @@ class _TestSetReader:
         )  # fmt: skip
 
     def _settings(self, defaults: Mapping[str, Any], section: GenerateSection) -> GenerateSection:
-        """Fill everything in: as the recipe says, else as is usual for the set, else for the kind of model."""
+        """Fill in every key: from the recipe, else the defaults of the set, else those of the kind of model."""
         usual: dict[str, Any] = {"max_new_tokens": TOKENS, "beams": 1, "score": "exact"}
         if self.data.kind == "seq2seq":
             usual = {"max_new_tokens": self.data.max_target_length, "beams": 4, "score": "rouge"}
@@ -169,7 +168,7 @@ class _TestSetReader:
             if last < 0:
                 raise UserError(f"column {data.messages!r} holds {messages!r:.80}, in which no assistant answers")
             prompt = self._chat(messages[:last], row, ask=True)
-            # What the template makes of the answer, such as an empty thought before it, or a call: so it was trained.
+            # The template may add to the answer (an empty thought, a tool call), as it did in training.
             after = self._chat(messages[: last + 1], row, ask=False).removeprefix(prompt)
             return prompt, self._as_decoded(after)
         return prompt_text(row, data.prompt, data.template), str(row[data.completion or ""])
@@ -191,7 +190,7 @@ class _TestSetReader:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _ends(self) -> list[int]:
-        """Find the special token that closes an assistant's turn, which a base model does not know for an end."""
+        """Find the special token that closes an assistant's turn; the config of a base model does not name it."""
         if not self.data.messages:
             return []
         question = [{"role": "user", "content": "0"}]
@@ -214,7 +213,7 @@ class _TestSetReader:
 
 
 def _with_place(template: str, place: str) -> str:
-    """Put this text where the template has a place; braces that are no place stay written twice."""
+    """Replace the placeholder of the template by this text; literal braces stay doubled."""
     parts = []
     for text, column, _, _ in string.Formatter().parse(template):
         parts += [text.replace("{", "{{").replace("}", "}}"), "" if column is None else place]
@@ -222,7 +221,7 @@ def _with_place(template: str, place: str) -> str:
 
 
 def _check_references(name: str, settings: GenerateSection, references: Sequence[str]) -> None:
-    """Refuse right answers that hold none, before any text is written."""
+    """Refuse references that are empty or have no number, before any text is generated."""
     for number, reference in enumerate(references, start=1):
         try:
             if not reference.strip():
@@ -234,11 +233,11 @@ def _check_references(name: str, settings: GenerateSection, references: Sequence
 
 
 def score(test_set: TestSet, samples: Sequence[Sample], *, sandbox: Any = None) -> Scores:
-    """Score the texts of a set, by metric. A set of its own name has its one figure under it, as a fraction.
+    """Return metric -> value; the main metric of a known set has the set's name, and is a fraction.
 
     Args:
-        written: of every prompt.
-        sandbox: a `sandbox.Sandbox`, where code is to be run.
+        samples: one for every prompt.
+        sandbox: a `sandbox.Sandbox`, for code.
     """
     texts, references = [each.text for each in samples], test_set.references
     unfinished, notes = sum(not each.finished for each in samples), []
@@ -264,9 +263,9 @@ def score(test_set: TestSet, samples: Sequence[Sample], *, sandbox: Any = None) 
 
 
 def _math_scores(test_set: TestSet, texts: Sequence[str], notes: list[str]) -> dict[str, float]:
-    """Return the share of right answers, and how many texts hold no answer; these count as wrong.
+    """Return the share of right answers, and the number of texts without an answer, which count as wrong.
 
-    For GSM8K the right ones are given by the last number of a text, and by the number after "####" (strict match).
+    GSM8K is scored by the last number of a text, and by the number after "####" (strict match).
     """
     answers: list[Any]
     if test_set.settings.score == "gsm8k":
@@ -290,7 +289,7 @@ def _math_scores(test_set: TestSet, texts: Sequence[str], notes: list[str]) -> d
 
 
 def _code_scores(test_set: TestSet, texts: Sequence[str], sandbox: Any, notes: list[str]) -> dict[str, float]:
-    """Return pass@1 of one greedy text each, and how many texts hold no program."""
+    """Return pass@1 of one greedy text each, and the number of texts without a program."""
     programs = [extract(text, problem) for text, problem in zip(texts, test_set.problems, strict=True)]
     statuses = check_all(test_set.problems, programs, sandbox)
     notes.append(", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses))))
