@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 
 
 def new_console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """Make a console that leaves numbers and paths as they are: no colour guesses, and [brackets] are no markup.
-
-    What it prints into a file or a pipe, which have no width, is never folded.
-    """
+    """Make a console without highlighting and markup; in a file or a pipe its lines are never wrapped."""
     console = Console(stderr=stderr, quiet=quiet, highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 10_000
@@ -30,10 +27,7 @@ def new_console(*, stderr: bool = False, quiet: bool = False) -> Console:
 
 
 def write_json_lines(path: Path | None, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line; NaN and infinities, which JSON does not have, become null.
-
-    Without a path nothing is written.
-    """
+    """Write one JSON object a line, with null for NaN and infinities; without a path nothing is written."""
     if path is not None:
         path.write_text("".join(map(json_line, rows)), encoding="utf-8")
 
@@ -86,7 +80,7 @@ def print_plan(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def print_result(console: Console, result: RunResult) -> None:
-    """Tell how a run ended: metric, ranks, parameters, files; of one that was interrupted, how to go on."""
+    """Print the result of a run: metric, ranks, parameters, files; after an interruption, how to resume."""
     if result.final is None:
         message = f"Stopped after step {result.step} of {result.total_steps}; a checkpoint is saved."
         console.print(f"{message} To go on, {result.goes_on}", soft_wrap=True)
@@ -121,7 +115,7 @@ def print_beside(console: Console, finals: Mapping[str, Mapping[str, Any]]) -> N
 
 
 def _print_named(console: Console, lines: Iterable[tuple[str, str]]) -> None:
-    """Print lines of a name and what is told of it."""
+    """Print lines of a name and its value."""
     for name, value in lines:
         console.print(f"{name:12}{value}", soft_wrap=True)
 
@@ -131,7 +125,7 @@ def _change(start: int, end: int) -> str:
 
 
 def print_adapter(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Show what `inspect_adapter` found: the layers as a table, their ranks as a map, and what they come to."""
+    """Print the rows of `inspect_adapter`: the layers as a table, their ranks as a map, and the totals."""
     *layers, total = rows
     columns = ("layer", "rank", "parameters", "effective_rank")
     print_table(console, columns, [[row[column] for column in columns] for row in rows])
@@ -168,8 +162,8 @@ def _cell(value: Any) -> str:
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own progress bars and advice off the screen; errors still show."""
-    warnings.simplefilter("ignore", FutureWarning)  # libraries telling other libraries of their next release
+    """Turn off the progress bars and advice of libraries; errors still show."""
+    warnings.simplefilter("ignore", FutureWarning)  # for developers of libraries
     for chatty in ("bitsandbytes", "huggingface_hub"):  # advice on kernels, every retry of a download
         logging.getLogger(chatty).setLevel(logging.ERROR)
 

@@ -18,8 +18,8 @@ from pedyra.lora.files import write_folder
 def packaged_file(relative: str, *, install: str) -> Path:
     """Find a file of an installed package, `relative` to a folder of sys.path.
 
-    The package is not imported: some that carry a useful file need many others to be imported.
-    Raises ImportError with the line that installs it.
+    The package is not imported, because that may need many other packages. Raises ImportError with the line that
+    installs it.
     """
     for folder in sys.path:
         path = Path(folder or ".") / relative

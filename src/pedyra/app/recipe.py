@@ -1,7 +1,5 @@
-"""A recipe is one training run as a YAML file; it is read and checked here, and a mistake in it told in one line.
-
-Nothing heavy is imported here: a recipe is checked before torch, transformers or peft are loaded.
-"""
+"""A recipe is one training run as a YAML file; it is read and checked here, before torch, transformers or peft are
+imported."""
 
 from __future__ import annotations
 
@@ -55,7 +53,7 @@ NOT_HERE = {
     "hub_token": "would be written into the run folder and its report; log in with `hf auth login`, or set HF_TOKEN",
     "push_to_hub": "is not for a run, which pushes nothing; when it has ended: hf upload YOU/NAME OUTPUT_DIR/adapter",
 }
-"""A recipe does not take these of TrainingArguments; here stands why."""
+"""TrainingArguments that a recipe refuses, with the reason."""
 
 
 class Recipe(Section):
@@ -66,7 +64,7 @@ class Recipe(Section):
         "r": "lora.r",
         **{name: f"training.{name}" for name in (*TRAINING_DEFAULTS, "max_steps", "weight_decay", "warmup_steps")},
     }
-    """A key that was given in the wrong place -> where it is."""
+    """A key in the wrong place -> the right key."""
 
     name: str
     """Title of the run; default: the recipe's file name."""
@@ -113,7 +111,8 @@ class Recipe(Section):
 
 
 def identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep what decides the outcome of a run: neither where its files are, nor what it is asked when it has ended."""
+    """Select the settings that decide the outcome of a run, without the places of files and questions asked
+    afterwards."""
     sections = {key: value for key, value in recipe.items() if key not in ("output_dir", "generate")}
     paths = ("source", "validation")
     return {**sections, "data": {key: value for key, value in recipe["data"].items() if key not in paths}}

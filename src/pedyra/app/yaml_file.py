@@ -1,4 +1,4 @@
-"""Settings are read from YAML files and overridden on the command line, and a mistake in them is told in one line."""
+"""Settings are read from YAML files and overridden on the command line; a mistake in them is reported in one line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read_settings(path: Path, overrides: Sequence[str], *, what: str, starts_wit
 
 
 def _yaml() -> YAML:
-    """Make a reader of YAML 1.2: `no` is text, 1e-3 is a number, and a key that is given twice is a mistake."""
+    """Make a reader of YAML 1.2, in which `no` is text, 1e-3 a number, and a duplicate key an error."""
     yaml = YAML(typ="safe", pure=True)  # the other one, in C, reads YAML 1.1
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
@@ -87,24 +87,23 @@ def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Tell the first key whose value has changed, with both values, and how many others have; None if none has."""
+    """Describe the first key with another value, with both values and the number of other such keys; None if equal."""
     old, new = flat(before), flat(now)
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     if not changed:
         return None
-    # A section that was empty and has keys now is told by its keys.
+    # A section that was empty is described by its new keys.
     changed = [key for key in changed if {} not in (old.get(key), new.get(key))] or changed
     more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
     return f"{changed[0]} was {old.get(changed[0])!r} and is now {new.get(changed[0])!r}{more}"
 
 
 def one_line(error: ValidationError, model: type[BaseModel], depth: int) -> str:
-    """Tell the first mistake in one line with its full key path, and how many other keys have one.
+    """Describe the first mistake in one line with its full key path, and count the other keys with mistakes.
 
     Args:
-        model: the schema that was broken; it has the names of the keys.
-        depth: how many keys deep settings are where the first mistake is; pydantic's paths may go on below them, e.g.
-            into a union.
+        model: the schema, which has the names of the keys.
+        depth: the length of a key path at the first mistake; pydantic's own paths may be longer, e.g. in a union.
     """
     mistakes: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
     for mistake in error.errors(include_url=False):
@@ -125,13 +124,13 @@ def _message(mistake: ErrorDetails, path: list[str], model: type[BaseModel]) -> 
         return f"key {key!r} is required"
     if mistake["type"] == "value_error":
         if not isinstance(cause := mistake.get("ctx", {}).get("error"), UserError):
-            raise cause or AssertionError(mistake)  # a fault in a check of ours
+            raise cause or AssertionError(mistake)  # a bug in a validator of ours
         return mistake["msg"].removeprefix("Value error, ")
     return f"{key} is {mistake['input']!r}: {mistake['msg']}"
 
 
 def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
-    """Find the keys of the section at `path`; a part of the path may be a key of a dict of sections."""
+    """List the keys of the section at `path`, which may lead through a dict of sections."""
     section: Any = model
     for part in path:
         # dict[str, Section] -> Section

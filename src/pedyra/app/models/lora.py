@@ -1,4 +1,4 @@
-"""A recipe's LoRA becomes PEFT's LoraConfig; names in it that match nothing are refused."""
+"""A recipe's LoRA becomes PEFT's LoraConfig; names that match no module are refused."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def lora_config(section: LoraSection, kind: str, model: nn.Module, revision: str
 
 
 def _new_heads(model: nn.Module, kind: str) -> list[str]:
-    """Find heads of a classifier that PEFT does not know, such as DeBERTa's pooler. No checkpoint of a base has their
-    weights, so they have to be trained, and to be in the adapter's file."""
+    """List heads of a classifier that PEFT does not know, such as DeBERTa's pooler. A base's checkpoint lacks their
+    weights, so that they are trained, and saved with the adapter."""
     if task_type(kind) != TaskType.SEQ_CLS:
         return []
     random_weights, names = {*getattr(model, "drawn_anew", ())}, [name for name, _ in model.named_modules()]
     heads = []
     for name, child in model.named_children():
         weights = {f"{name}.{weight}" for weight, _ in child.named_parameters()}
-        # PEFT goes by how names end, so that one which others end in too would be more than this head.
+        # PEFT matches the ends of names, so that a name which other names end in would match more than this head.
         new = bool(weights) and weights <= random_weights and sum(each.endswith(name) for each in names) == 1
         is_other = name not in (*SEQ_CLS_HEAD_NAMES, getattr(model, "base_model_prefix", ""))
         if name in MORE_HEADS or (new and is_other):
@@ -58,8 +58,8 @@ def _new_heads(model: nn.Module, kind: str) -> list[str]:
 
 
 def check_drawn(model: nn.Module, config: LoraConfig, name: str) -> None:
-    """Refuse a base with weights that its checkpoint lacks, drawn at random, and that are neither trained nor saved
-    with the adapter: whoever loads it would draw others.
+    """Refuse a base with random weights, which its checkpoint lacks, that are not saved with the adapter: they would be
+    others wherever the adapter is loaded.
 
     Args:
         model: of `load_model`.
@@ -86,7 +86,7 @@ def check_drawn(model: nn.Module, config: LoraConfig, name: str) -> None:
 
 
 def _excluded(section: LoraSection, kind: str) -> str | list[str] | None:
-    """Exclude the head for answers, which is trained in full and which PEFT's all-linear alone would adapt."""
+    """Exclude the head of question answering, which is trained in full, from all-linear."""
     excluded = section.exclude_modules
     if kind != "question_answering" or section.target_modules != "all-linear" or isinstance(excluded, str):
         return excluded
@@ -94,7 +94,7 @@ def _excluded(section: LoraSection, kind: str) -> str | list[str] | None:
 
 
 def check_names(model: nn.Module, section: LoraSection) -> None:
-    """Refuse target modules, excluded ones, and modules to save, of which any matches nothing; PEFT overlooks them.
+    """Refuse a name of target_modules, exclude_modules or modules_to_save that matches no module; PEFT ignores it.
 
     Raises:
         ValueError: with the names that could have been meant.

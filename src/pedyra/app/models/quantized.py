@@ -31,11 +31,8 @@ def quantization_config(
 
 
 def keep_weight_layout(model: nn.Module) -> None:
-    """Stop bitsandbytes from repacking 4-bit weights on CPUs with AVX-512 at the first evaluation.
-
-    The repacked layout computes slightly different numbers, cannot be dequantised, and breaks the training steps that
-    follow the evaluation. Elsewhere this changes nothing.
-    """
+    """Stop bitsandbytes from repacking 4-bit weights on CPUs with AVX-512 at the first evaluation: the repacked weights
+    compute slightly other numbers, cannot be dequantised, and break the training steps after the evaluation."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""An adapter gets a recipe, which says on which base, and by which rows, it is fitted or proved."""
+"""The recipe of an adapter: the base and the rows of its fit or proof."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COLUMNS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def recipe_of(path: Path, lora: SavedLora, source: Source) -> Recipe:
-    """Return model and data: a run's, or those that the adapter and the rows name.
+    """Return the recipe of the run, or one of the adapter's base and the rows.
 
     Raises:
         ValueError: no rows; an adapter that does not name its base or its task.
@@ -49,9 +49,9 @@ def recipe_of(path: Path, lora: SavedLora, source: Source) -> Recipe:
     content["data"] |= {
         **_columns(rows, recipe.data.model_dump(), folder),
         "max_length": source.max_length or recipe.data.max_length,
-        "labels": recipe.data.labels or RunFolder(folder).recorded("classes"),  # else by the order of their names
+        "labels": recipe.data.labels or RunFolder(folder).recorded("classes"),  # else sorted by name
         "source": str(source.data),
-        # What the run took of its own data set, which may be one of the Hub.
+        # Settings of the run's own data set, which may be one of the Hub.
         "config": None,
         "split": "train",
         "validation": None,
@@ -79,7 +79,7 @@ def _recipe_of_rows(path: Path, lora: SavedLora, source: Source) -> Recipe:
     rows = read_test_rows(str(source.data), None, "train", None, "--data")
     columns = {**columns, **_columns(rows, {"kind": kind, **columns}, source.data)}
     model = {"name": name, "revision": lora.config.get("revision"), **source.loading}
-    if (lora.folder / "tokenizer_config.json").is_file():  # that of the training, whose template chats were written by
+    if (lora.folder / "tokenizer_config.json").is_file():  # the training's, with its chat template
         model["tokenizer"] = str(lora.folder)
     data = {"source": str(source.data), "kind": kind, **columns, "max_length": source.max_length}
     if kind == "classification":
@@ -132,10 +132,10 @@ def _columns(rows: Rows, data: Mapping[str, Any], where: Path) -> dict[str, str 
 
 
 def _check_labels(lora: SavedLora, rows: Rows, data: Path) -> None:
-    """Refuse names of classes in rows that no recipe tells of: nobody knows which number of the head each has."""
+    """Refuse class names in rows without a recipe, because the number of each in the head is unknown."""
     if num_labels(lora) == 1:
         raise UserError(f"the head of {lora.title} has one output, which is a regression; give --run RUN, its run")
-    labels = {row["label"] for row in rows if str(row.get("label", "")).strip()}  # one without is told by its number
+    labels = {row["label"] for row in rows if str(row.get("label", "")).strip()}  # an empty one is refused later
     if class_names := [str(label) for label in labels if class_number(label) is None]:
         raise UserError(
             f"the rows of {data} name their classes ({', '.join(sorted(class_names)):.200}), and nothing says which "

@@ -1,4 +1,4 @@
-"""`pedyra eval`: the saved adapter of a run is judged again on the run's held-out rows."""
+"""`pedyra eval`: the saved adapter of a run is evaluated again on the run's held-out rows."""
 
 from __future__ import annotations
 
@@ -37,18 +37,17 @@ def evaluate_run(
     allow_code_execution: bool = False,
     generate: Mapping[str, GenerateSection] | None = None,
 ) -> dict[str, float]:
-    """Return metric name -> value: those of the task, the loss, and those of the test sets that the model answers.
+    """Return metric -> value of the task, the loss and the test sets.
 
-    The adapter is loaded as any PEFT user would. Texts are kept in the run's samples.jsonl, so that a call that was
-    killed goes on where it stopped.
+    The adapter is loaded by PEFT. Texts are saved in the run's samples.jsonl, so that an interrupted call resumes.
 
     Args:
-        console: shows how far the texts are, and what of them could not be judged.
-        allow_code_execution: run, in a sandbox, what the model writes where a test set judges code.
+        console: shows the progress, and texts that could not be scored.
+        allow_code_execution: run generated code in a sandbox.
         generate: the test sets, by name; None: those of the run's recipe.
 
     Raises:
-        ValueError: `run` is no run folder, or holds no saved adapter yet; code would have to be run and may not.
+        ValueError: `run` is no run folder, or has no saved adapter; code would have to be run and may not.
     """
     folder, recipe, adapter = finished_run(run)
     tokenizer, task = load_rows(recipe, run)
@@ -70,7 +69,7 @@ def evaluate_run(
     by_adapter = digest(adapter / "adapter_model.safetensors")
     for test_set in asked_sets:
         settings = test_set.settings.model_dump(mode="json", include=WRITING)
-        # DoRA's norm of a weight is the same for every token. What caching takes is more than a whole 4-bit base.
+        # DoRA's weight norm is the same for every token. The cache is larger than a whole 4-bit base.
         with DoraCaching(enabled=recipe.model.quantization == "none"):
             texts = write_texts(
                 model.get_base_model(),  # pyright: ignore[reportArgumentType]
@@ -118,11 +117,11 @@ def finished_run(run: Path) -> tuple[RunFolder, Recipe, Path]:
 def adapted_model(
     recipe: Recipe, adapter: Path, num_labels: int | None, tokenizer: PreTrainedTokenizerBase
 ) -> PeftModel:
-    """Load the recipe's base model with the adapter, as any PEFT user would load it."""
+    """Load the recipe's base model with the adapter, by PEFT."""
     base = load_model(recipe.model, recipe.data.kind, num_labels, tokenizer, recipe.seed)
     # PEFT's AdaLoRA looks for its trainable adapter in any forward with labels, and adds its penalty to the loss.
     with warnings.catch_warnings():
-        # It keeps its masks as `rank_pattern`, which PEFT reads only after it has warned that they name no module.
+        # Its masks are stored as `rank_pattern`, and PEFT first warns that they name no module.
         warnings.filterwarnings("ignore", r"The following rank_pattern keys .*\.lora_E'", RuntimeWarning)
         model = load_adapter(base, adapter, is_trainable=True)
     for config in model.peft_config.values():
@@ -132,7 +131,7 @@ def adapted_model(
 
 
 def _sandbox(test_sets: Sequence[TestSet], allow_code_execution: bool) -> Any:
-    """Make the place where code will run; it is made before the texts are written, as it may refuse."""
+    """Make the sandbox for code, before texts are generated, because it may refuse."""
     code = [test_set.name for test_set in test_sets if test_set.problems]
     if not code:
         return None

@@ -1,4 +1,4 @@
-"""A plan says what a run will do: the run is set up and begun, and stopped before its first step."""
+"""A plan describes a run: the run is set up and started, and stopped before its first step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pedyra.app.runs.setup import layer_rows, set_up, trainable_parameters
 
 
 def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -> list[dict[str, Any]]:
-    """Begin the run as Trainer begins it, and read the plan off it; nothing is trained or stays on the disk.
+    """Start the run in a Trainer and read the plan from it; nothing is trained or saved.
 
     Returns:
         A row of the whole run, then one of each adapted layer: layer (its name), rank, parameters (of its factors). Of

@@ -1,4 +1,4 @@
-"""A run that was stopped goes on as what it was: by the same recipe, on the same rows, from a whole checkpoint."""
+"""A stopped run resumes by the same recipe, on the same rows, from a whole checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pedyra.trainer.checkpoint_folder import last_complete_checkpoint
 
 
 def how_to_go_on(recipe: Recipe, folder: RunFolder) -> str:
-    """Tell what to do about a run that has ended before its last step."""
+    """Tell how to continue a run that has ended before its last step."""
     if why := why_not_resumable(recipe.method.name, recipe.training):
         return f"start it anew with --overwrite, for {why}"
     elsewhere = folder.path.absolute() != Path(recipe.output_dir).absolute()
@@ -69,7 +69,7 @@ def last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple
 
 
 SHARING = ("per_device_train_batch_size", "gradient_accumulation_steps", "fsdp", "fsdp_config")
-"""Keys of `training` that say how the processes share the rows of a step, which a resume may do otherwise."""
+"""Keys of `training` by which processes share the rows of a step; a resume may change them."""
 
 
 def rows_per_step(args: TrainingArguments) -> int:

@@ -1,4 +1,4 @@
-"""`pedyra train`: a recipe is set up and trained, and what comes of it stands in its run folder."""
+"""`pedyra train`: a recipe is set up and trained into its run folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from pedyra.trainer.fit import fit_trainer
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """A run ends in this record."""
+    """The result of a run."""
 
     recipe: Recipe
     folder: RunFolder
@@ -52,7 +52,7 @@ class RunResult:
     final: dict[str, Any] | None
     """The last line of metrics.jsonl; None for a run that was interrupted."""
     fit: Fit | None = None
-    """The fit at the end of the run found this; None where the recipe asks for none."""
+    """The fit at the end of the run; None where the recipe has none."""
 
     @property
     def interrupted(self) -> bool:
@@ -84,7 +84,7 @@ class RunResult:
 
 
 def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, console: Console) -> RunResult:
-    """Train a recipe into its run folder, save the adapter and judge it on the held-out rows.
+    """Train a recipe into its run folder, save the adapter and evaluate it on the held-out rows.
 
     A run that ends before it has logged or saved anything leaves nothing. Progress goes to `console`.
 
@@ -97,18 +97,18 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
     """
     folder = RunFolder(Path(recipe.output_dir))
     if not is_first():
-        return _train(set_up(recipe), folder, from_first(None), console)  # which has made the folder ready by then
+        return _train(set_up(recipe), folder, from_first(None), console)  # which has prepared the folder by then
     folder.check(overwrite=overwrite, resume=resume)
     with folder.lock():
         checkpoint, broken = last_checkpoint(folder, recipe) if resume else (None, [])
         setup = set_up(recipe, record_to=folder.ranks)
         if resume:
             check_data(folder, setup)
-            for damaged, flaw in broken:  # Trainer would count it as the newest
+            for damaged, flaw in broken:  # or Trainer would take it for the newest
                 console.print(f"removing {damaged}, which is not whole: {flaw}", soft_wrap=True)
                 remove(damaged)
             console.print(f"continuing from {checkpoint}", soft_wrap=True)
-            write_file(folder.recipe, recipe.to_yaml())  # which may share the rows of a step among other processes
+            write_file(folder.recipe, recipe.to_yaml())  # the number of processes may have changed
         try:
             if not resume:
                 folder.begin(recipe.to_yaml())
@@ -118,7 +118,7 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
 
 
 def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Console) -> RunResult:
-    """Train in every process; what writes and draws is the first one's."""
+    """Train in every process; the first one writes and prints."""
     start_step = checkpoint_step(checkpoint) if checkpoint else 0
     log = MetricsLog(folder.metrics, start_step, writes=is_first())
     progress = TrainingProgress(console, setup.task.metric)
@@ -168,12 +168,12 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
 
 
 def _fit(recipe: Recipe, folder: RunFolder, trainer: Trainer, console: Console) -> Fit:
-    """Ask how small the adapter may be, and write the smaller one beside it."""
+    """Fit the adapter, and write the smaller one beside it."""
     model: Any = trainer.model
     ready_to_fit(recipe, trainer)
-    if adapted_layers(model):  # a start that took from the weight is then a part of the factors
+    if adapted_layers(model):  # a start that took a part of the weight then becomes a part of the factors
         detach(model)
-    trainer.args.disable_tqdm = not console.is_terminal  # a fit draws its own bar, and says before how long it takes
+    trainer.args.disable_tqdm = not console.is_terminal  # a fit has its own progress bar
     assert recipe.fit is not None
     try:
         result = fit_trainer(trainer, recipe.fit)
@@ -186,10 +186,10 @@ def _fit(recipe: Recipe, folder: RunFolder, trainer: Trainer, console: Console) 
 def _finish(
     setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog, handle: MethodTraining | None
 ) -> dict[str, Any]:
-    """Save the adapter, judge it on the held-out rows, and close metrics.jsonl with the final line."""
+    """Save the adapter, evaluate it on the held-out rows, and write the final line of metrics.jsonl."""
     num_trainable = trainable_parameters(setup.model) if handle is None else handle.trained_parameters
     reshard(setup.model)
-    # A schedule-free optimizer has two sets of weights, of which this is the one that is judged.
+    # A schedule-free optimizer has two sets of weights; the averaged one is evaluated.
     use_averaged(trainer.optimizer)
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
 
@@ -216,10 +216,8 @@ def _finish(
 
 
 def _card(setup: Setup, folder: RunFolder, final: dict[str, Any]) -> str:
-    """Write the model card of the adapter, as it was saved.
-
-    PEFT's own may name a path of this machine as the base, which the Hub refuses.
-    """
+    """Write the model card of the saved adapter. PEFT's own may name a local path as the base, which the Hub
+    refuses."""
     recipe, layers = setup.recipe, inspect_adapter(folder.adapter)[:-1] if layer_rows(setup.model) else []
     base, quantised = recipe.model.name, recipe.model.quantization
     rows = {
@@ -235,9 +233,9 @@ def _card(setup: Setup, folder: RunFolder, final: dict[str, Any]) -> str:
 
 
 def _final_evaluation(trainer: Trainer, silent: MetricsLog | None) -> dict[str, float]:
-    """Return metrics of the adapter as it was saved: those of the last step if it was evaluated, else a new evaluation.
+    """Return the metrics of the saved adapter: those of the last step if it was evaluated, else of a new evaluation.
 
-    `silent` is the log of a run whose best adapter is judged, which it would take for that of the last step.
+    `silent` is the log of a run whose best adapter is evaluated; it would record that as the last step's.
     """
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     if evaluations and evaluations[-1]["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end:

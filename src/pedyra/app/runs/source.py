@@ -1,7 +1,4 @@
-"""The rows and the base of a trained adapter come from here, where its own folder does not say them.
-
-Nothing heavy is imported here: `pedyra fit` and `pedyra prove` make their options of these fields.
-"""
+"""The rows and the base of a trained adapter whose folder does not name them; options of `pedyra fit` and `prove`."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from pedyra.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The command line asks for rows and base by these options."""
+    """The options for rows and base."""
 
     __pydantic_config__ = {"use_attribute_docstrings": True}  # for the help of the command line
 
@@ -53,6 +50,6 @@ class Source:
 
     @property
     def loading(self) -> dict[str, str]:
-        """Give what is asked of the base's weights, as keys of `model` in a recipe."""
+        """Return the options for the base's weights, as keys of `model` in a recipe."""
         options = {"dtype": self.dtype, "quantization": self.quantization}
         return {key: value for key, value in options.items() if value is not None}

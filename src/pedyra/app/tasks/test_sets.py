@@ -75,8 +75,8 @@ def load_test_sets(
     own = [name for name in generate if name not in TEST_SETS]
     if len(own) > 1:
         raise UserError(
-            f"generate: {' and '.join(own)} both mean the run's held-out rows, which are answered once; keep one of them, "
-            f"or name known sets: {', '.join(TEST_SETS)}"
+            f"generate: {' and '.join(own)} both mean the run's held-out rows, which are answered once; keep one of "
+            f"them, or name known sets: {', '.join(TEST_SETS)}"
         )
     reader = _TestSetReader(data, tokenizer, held_out, seed)
     return [reader.load(name, section) for name, section in generate.items()]
