@@ -17,12 +17,12 @@ from pedyra.lab.compare.tables import comparison_tables, print_tables, write_tab
 from pedyra.lora.files import json_line, write_file
 
 REPORTED, TUNING = "comparison.jsonl", "tuning.jsonl"
-"""The files have the rows of this grid's runs alone; runs of an earlier, wider call keep theirs in their folders."""
+"""Files of the rows of this grid's runs alone; runs of an earlier, wider call have theirs in their folders."""
 
 
 def open_experiment(grid: Grid) -> Experiment:
     """Check a comparison and split its data into its folder. Raises ValueError: a mistake in the grid, or a folder with
-    something else, or with runs of another grid."""
+    other files or with runs of another grid."""
     folder = Path(grid.output_dir)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "grid.yaml").is_file():
         raise UserError(f"{folder} holds no comparison (it has no grid.yaml); choose another output_dir")
@@ -31,13 +31,13 @@ def open_experiment(grid: Grid) -> Experiment:
 
 
 def compare_experiment(experiment: Experiment, engine: Engine = HERE, console: Console | None = None) -> Comparison:
-    """Run what is missing of a comparison, and write its tables into its folder.
+    """Run the missing runs of a comparison, and write its tables into its folder.
 
-    Finished runs are kept, interrupted ones go on from their checkpoint, failed ones are tried again.
+    Finished runs are kept, interrupted ones resume from their checkpoint, failed ones are tried again.
 
     Args:
-        engine: where runs are trained.
-        console: where progress and tables are shown; None: nowhere.
+        engine: trains the runs.
+        console: shows progress and tables, if there is one.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; running jobs have saved a checkpoint.
@@ -73,7 +73,7 @@ def _show(comparison: Comparison, console: Console) -> None:
 
 
 def _keep(comparison: Comparison) -> None:
-    """Write the rows into the folder. A run is named from the folder on, which can be moved."""
+    """Write the rows into the folder, with the runs' paths relative to it, so that it can be moved."""
     folder = Path(comparison.grid.output_dir)
     tuning_rows = [
         {**row, "chosen": row["learning_rate"] == curve.chosen} for curve in comparison.curves for row in curve.rows
@@ -84,7 +84,7 @@ def _keep(comparison: Comparison) -> None:
 
 
 def _run_missing(jobs: Sequence[Job], engine: Engine, console: Console) -> list[JobEnd]:
-    """Run the jobs that are not done, telling how each ends in a line; those that failed."""
+    """Run the jobs that are not done, print a line for each, and return those that failed."""
     pending = [job for job in jobs if job.final is None]
     ends: list[JobEnd] = []
 

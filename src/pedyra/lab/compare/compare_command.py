@@ -74,7 +74,7 @@ def compare(
 
 
 def engine(ray: str | None, workers: int, gpus: float | None, cpus: float, retries: int, console: Console) -> Engine:
-    """Return where runs are trained, as these options say; tell what a cluster has."""
+    """Return the engine of these options; print what a cluster has."""
     if ray is None:
         from pedyra.lab.compare.jobs import ThisMachine
 

@@ -1,7 +1,7 @@
 """A comparison is a YAML file: methods x tasks x seeds x budgets under one protocol.
 
-A grid looks like a recipe (`model`, `lora`, `training` mean the same and hold for all), with `methods`, `tasks`,
-`seeds` and `learning_rates` in the plural. Nothing heavy is imported here.
+A grid looks like a recipe (`model`, `lora`, `training` are those of all runs), with `methods`, `tasks`, `seeds` and
+`learning_rates` in the plural.
 """
 
 from __future__ import annotations
@@ -38,23 +38,21 @@ Name = Annotated[str, AfterValidator(_folder_name)]
 
 
 class MethodRow(Section):
-    """One row of the table: a method and what it has for itself."""
-
-    # `training` is the grid's alone: the comparison is at equal steps and data order.
+    """One row of the table: a method and its own settings; `training` is the grid's, for equal steps and data order."""
 
     method: MethodSection
     """The method, with its settings; the default of its name is the row's own."""
     learning_rates: Rates | None = None
     """Rates to choose from; default: the grid's."""
     match: Match | None = None
-    """The row is made equal to the baseline in this; default: the grid's. `rank` leaves lora.r as it is."""
+    """What the row has in common with the baseline; default: the grid's. `rank` leaves lora.r as it is."""
     quantization: Literal["none", "nf4", "int8"] | None = None
     """Bits of this row's frozen weights; default: the model's. `pedyra` with nf4 is pedyra on QLoRA."""
     lora: LoraSection = LoraSection()
 
 
 class TuningSection(Section):
-    """Learning rates are chosen so: on rows split off the training rows, never on the reported ones."""
+    """How learning rates are chosen: on rows split off the training rows, never on the reported ones."""
 
     seeds: Seeds = [1000]
     """Seeds of the tuning runs; none of them may be a reported seed."""
@@ -63,7 +61,7 @@ class TuningSection(Section):
 
 
 class Grid(Section):
-    """One comparison, as its file describes it."""
+    """One comparison."""
 
     name: str
     """Title; default: the grid's file name."""
@@ -72,12 +70,13 @@ class Grid(Section):
     model: dict[str, Any]
     lora: LoraSection = LoraSection()
     shared: dict[str, Any] = Field(default_factory=dict)
-    """Settings of methods, such as their schedule: every row whose method has one takes it, if it has none itself."""
+    """Settings of methods, such as their schedule, for every row whose method has them, unless the row says
+    otherwise."""
     training: dict[str, Any] = Field(default_factory=dict)
     generate: dict[str, Any] = Field(default_factory=dict)
-    """As in a recipe: `pedyra eval` of a run has its model answer these test sets; training does not read them."""
+    """As in a recipe: the test sets of `pedyra eval`; training does not read them."""
     methods: dict[Name, MethodRow] = Field(min_length=1)
-    """Rows of the table: a list of method names, or names with what each row has for itself."""
+    """Rows of the table: a list of method names, or names with each row's own settings."""
     tasks: dict[Name, dict[str, Any]] = Field(min_length=1)
     """A list of named tasks, or names with keys of `data`."""
     data_dir: str | None = None
@@ -90,7 +89,7 @@ class Grid(Section):
     """Rates to choose from, for every method without its own; one alone is used as it is."""
     tuning: TuningSection = TuningSection()
     match: Match = "parameters"
-    """All methods are made equal in this: trainable parameters (within 5 %), or lora.r."""
+    """All methods have the same number of trainable parameters (within 5 %), or the same lora.r."""
     judge: Judge = "metric"
     """Rates are chosen and rows compared by each task's own metric, or by the loss, which is far less noisy."""
 
@@ -127,7 +126,7 @@ class Grid(Section):
 
     @model_validator(mode="after")
     def _shares_what_methods_have(self) -> Grid:
-        # Those of PE-DyRA too: a grid of which only some methods are asked for keeps what all of them share.
+        # PE-DyRA's too, so that a grid can be cut to some of its methods and keep `shared`.
         names = {*RANK_FIELDS, *(key for row in self.methods.values() for key in setting_names(row.method.name))}
         for key in self.shared:
             if key not in names:
@@ -160,7 +159,7 @@ class Grid(Section):
 
     @property
     def baseline(self) -> str:
-        """Return the row that all others are matched with and compared with: lora, or the first."""
+        """Return the row that the others are matched and compared with: lora, or the first."""
         return "lora" if "lora" in self.methods else next(iter(self.methods))
 
     @property
@@ -184,7 +183,7 @@ class Grid(Section):
         return self.methods[method].match or self.match
 
     def lora_of(self, method: str) -> dict[str, Any]:
-        """Return what is given of `lora` for a row: the grid's, and the row's own over it."""
+        """Return the keys of `lora` that are set for a row: the grid's, and the row's own over them."""
         shared, own = (each.model_dump(exclude_unset=True) for each in (self.lora, self.methods[method].lora))
         return shared | own
 
@@ -193,7 +192,7 @@ class Grid(Section):
         return self.lora_of(method).get("modules_to_save") or []
 
     def to_yaml(self) -> str:
-        """Write what is given of the grid; `load_grid` of it gives an equal grid."""
+        """Write the keys that are set; `load_grid` reads an equal grid from them."""
         return to_yaml(self.model_dump(mode="json", exclude_unset=True))
 
 

@@ -1,4 +1,4 @@
-"""A comparison is made of runs; this says where each writes, how it comes to its end, and how they run side by side.
+"""The runs of a comparison: their folders, and how they are started, resumed and run side by side.
 
 A job is one call of `pedyra train`, with a run folder of its own:
 
@@ -28,13 +28,13 @@ from pedyra.trainer.checkpoint_folder import last_complete_checkpoint
 
 POLL_SECONDS = 0.5
 INTERRUPTED = 130
-"""`pedyra` ends with this exit code after Ctrl-C."""
+"""The exit code of `pedyra` after Ctrl-C."""
 Purpose = Literal["jobs", "tuning"]
 
 
 @dataclass(frozen=True, order=True)
 class Entry:
-    """One method on one task at one budget is compared, and a learning rate is chosen for it."""
+    """One method on one task at one budget, for which a learning rate is chosen."""
 
     method: str
     task: str
@@ -54,7 +54,7 @@ class Job:
     purpose: Purpose
     """Runs of `jobs` are reported, and those of `tuning` choose a rate."""
     folder: Path
-    """The whole comparison writes below this folder."""
+    """The folder of the whole comparison."""
     recipe: dict[str, Any]
 
     @property
@@ -84,7 +84,7 @@ class Job:
 
 @dataclass(frozen=True)
 class JobEnd:
-    """A job has ended so."""
+    """The end of a job."""
 
     job: Job
     status: Literal["done", "failed", "stopped"]
@@ -93,11 +93,12 @@ class JobEnd:
 
 
 Stops = list[bool]
-"""The list grows by one at each Ctrl-C or SIGTERM: at the first runs save a checkpoint and end; a second kills them."""
+"""The list grows by one at each Ctrl-C or SIGTERM: at the first, runs save a checkpoint and end; a second kills
+them."""
 
 
 class Engine(Protocol):
-    """An engine trains runs: on this machine, or on a cluster."""
+    """Trains runs on this machine, or on a cluster."""
 
     def __call__(self, jobs: Sequence[Job], report: Callable[[JobEnd], None], stops: Stops) -> None:
         """Run the jobs to their ends, and begin none once there is a stop; `report` gets each end, one at a time."""
@@ -116,7 +117,7 @@ class ThisMachine:
         with ThreadPoolExecutor(self.workers) as executor:
             pending = {executor.submit(run_job, job, partial(_in_a_child, threads, stops), stops) for job in jobs}
             while pending:
-                # Not for ever: a signal may wake another thread only.
+                # With a timeout, because a signal may wake another thread only.
                 done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
                 for future in done:
                     if (end := future.result()) is not None:
@@ -147,14 +148,14 @@ def run_job(job: Job, start: Callable[[list[str], Path], int], stops: Stops) -> 
     """Run a job to its end, from its last checkpoint if there is one; None if it did not begin.
 
     Args:
-        start: runs `pedyra` with these arguments, appends what it says to a log, and returns its exit code.
+        start: runs `pedyra` with these arguments, appends its output to a log, and returns its exit code.
     """
     if stops:
         return None
     code = offset = 0
     try:
         for place in job.run.parents:
-            if place == job.folder:  # which the user chose, and may be a link
+            if place == job.folder:  # the user's own, which may be a link
                 break
             refuse_link(place)
         job.run.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +163,7 @@ def run_job(job: Job, start: Callable[[list[str], Path], int], stops: Stops) -> 
         if job.final is None:
             offset = job.log.stat().st_size if job.log.is_file() else 0
             code = start(_arguments(job), job.log)
-    except (OSError, ValueError) as error:  # no process, no disk, a link: of this job, perhaps not of the next
+    except (OSError, ValueError) as error:  # no process, no disk, a link: the next job may have them
         return JobEnd(job, "failed", str(error))
     if job.final is not None:
         return JobEnd(job, "done")
@@ -181,7 +182,7 @@ def _in_a_child(threads: int, stops: Stops, arguments: list[str], log: Path) -> 
 
 
 def _arguments(job: Job) -> list[str]:
-    """Return the call of pedyra that brings a job to its end."""
+    """Return the arguments of pedyra that start or continue a job."""
     train = ["train", str(job.recipe_file)]
     if not (job.run / "recipe.yaml").is_file():
         return train
@@ -189,7 +190,7 @@ def _arguments(job: Job) -> list[str]:
 
 
 def _may_resume(job: Job) -> bool:
-    """Tell whether the job can go on where it was stopped; one that cannot starts anew."""
+    """Tell whether the job can resume; one that cannot starts anew."""
     try:
         last_complete_checkpoint(job.run, with_ranks=(job.run / "ranks.jsonl").is_file())
     except ValueError:
@@ -198,7 +199,7 @@ def _may_resume(job: Job) -> bool:
 
 
 def _wait(child: subprocess.Popen[bytes], stops: list[bool]) -> int:
-    """Wait for the exit code. A Ctrl-C in the terminal reaches the comparison alone, which tells its children once."""
+    """Wait for the exit code. Ctrl-C in the terminal reaches the comparison alone, which passes it on once."""
     interrupted = False
     while True:
         try:
@@ -212,7 +213,7 @@ def _wait(child: subprocess.Popen[bytes], stops: list[bool]) -> int:
 
 
 def _reason(code: int, log: Path, offset: int) -> str:
-    """Return the last thing that a job said in its last attempt, which begins at this byte, and where it says more."""
+    """Return the last line of a job's output since this byte of its log, and the place of the log."""
     text = log.read_bytes()[offset:].decode(errors="replace") if log.is_file() else ""  # killed before it had one
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     last_line = lines[-1].removeprefix("Error: ") if lines else "it said nothing"

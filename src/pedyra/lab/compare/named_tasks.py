@@ -1,7 +1,7 @@
-"""Some tasks are known by name: a grid or a recipe of the paper that names one gets its `data` section.
+"""The `data` sections of tasks that are known by name: the eight of GLUE, squad_v2, xsum, gsm8k, math, metamath,
+codefeedback, codealpaca, mbpp; reviews, toy.
 
-Known: the eight of GLUE, squad_v2, xsum, gsm8k, math, metamath, codefeedback, codealpaca, mbpp; reviews, toy.
-A task comes from the Hub, or from `<data_dir>/<task>/<split>.jsonl` (also .gz). Nothing heavy is imported here.
+A task comes from the Hub, or from `<data_dir>/<task>/<split>.jsonl` (also .gz).
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Before a comparison runs its data is split, its recipes are checked, and its rows are made equal.
+"""Before a comparison runs, its data is split, its recipes are checked, and its methods are matched.
 
-The rows of a task are split once and written down, equal for every job:
+The rows of a task are split once and saved, the same for every job:
 
 training rows ──┬── tuning-train ── what a tuning run trains on
                 └── tuning ──────── what it is judged on, to choose a learning rate
 reported rows ───────────────────── what a reported run is judged on; it trains on all training rows
 
-Equal is the number of trained parameters: each row gets the rank at which it has the baseline's.
+Methods are matched by the number of trained parameters: each gets the rank at which it has the baseline's.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from pedyra.methods.names import setting_names
 from pedyra.methods.registry import get_method
 
 SEED = 0
-"""Splits are drawn with this seed, so that they are the same for every method and seed of a run."""
+"""The seed of the splits, which are the same for every method and seed of a run."""
 TUNING = 0.1
 """The part of the training rows that judges tuning runs."""
 WHICH_ROWS = {"source", "validation", "config", "split", "validation_fraction", "group_by", "eval_rows"}
-"""Keys of `data` that have done their work once the rows are split."""
+"""Keys of `data` that the split has used up."""
 TOLERANCE = 0.05
-"""The number of parameters may be so far from the baseline's, relative to it."""
+"""The largest relative difference to the baseline's number of parameters."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Experiment:
         return job
 
     def content(self, entry: Entry, rate: float, purpose: Purpose) -> dict[str, Any]:
-        """Return a recipe: the grid's sections, the row's own over them, and what was matched."""
+        """Return a recipe: the grid's sections, the row's own over them, and the matched rank."""
         grid, row = self.grid, self.grid.methods[entry.method]
         r = self.matched.get(entry, entry.budget)
         lora, alpha, settings = grid.lora_of(entry.method), grid.lora.alpha, grid.settings_of(entry.method)
@@ -105,7 +105,7 @@ class Experiment:
             r, alpha, settings = beginning.r, alpha * beginning.alpha, beginning.settings | settings
         by_parameters = (row.match or grid.match) == "parameters"
         if by_parameters and "budget" in setting_names(row.method.name):
-            # Or a method that moves ranks keeps their number, and ends with other parameters than it was matched by.
+            # A budget of ranks would end with another number of parameters than the matched one.
             settings = {"budget": "parameters", **settings}
         bits = {} if row.quantization is None else {"quantization": row.quantization}
         content = {
@@ -119,15 +119,13 @@ class Experiment:
 
 
 def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
-    """Split the data, check every row's recipe, and match the rows.
-
-    The folder's grid.yaml becomes this grid when nothing in the folder speaks against it.
+    """Split the data, check every row's recipe, and match the rows; grid.yaml is replaced last.
 
     Raises:
         ValueError: a mistake in the grid, or a folder with other rows, or with one of its runs of another recipe.
     """
     sections = {label: _data_section(grid, label) for label in grid.tasks}
-    if not (folder / "grid.yaml").is_file():  # by which a folder is known as a comparison
+    if not (folder / "grid.yaml").is_file():  # marks the folder of a comparison
         write_file(folder / "grid.yaml", grid.to_yaml())
     splits = {
         label: split_task(label, section, grid.tuning.rows, folder / "data" / label)
@@ -151,13 +149,13 @@ def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
 
 
 def _data_section(grid: Grid, label: str) -> Any:
-    """Return the task's section, checked as part of a recipe, which tells a mistake in one line."""
+    """Return the task's section, checked as part of a recipe."""
     data = task_data(label, grid.tasks[label], grid.data_dir)
     return check_recipe({"name": label, "model": grid.model, "data": data}, f"tasks.{label}").data
 
 
 def _row_recipe(experiment: Experiment, entry: Entry) -> Recipe:
-    """Return the recipe of a row, as its method resolves it. Raise ValueError for what the recipe alone tells."""
+    """Return the resolved recipe of a row. Raise ValueError for a mistake in it."""
     where = _where(entry)
     content = experiment.content(entry, experiment.grid.rates(entry.method)[0], "jobs")
     recipe = check_recipe({"name": entry.task, **content}, where)
@@ -173,7 +171,7 @@ def _where(entry: Entry) -> str:
 
 @contextmanager
 def _told_of(where: str) -> Iterator[None]:
-    """Tell a mistake in one line that begins with the row that makes it, whoever has found it."""
+    """Begin the message of every mistake with the row that makes it."""
     try:
         yield
     except ValueError as error:
@@ -181,7 +179,7 @@ def _told_of(where: str) -> Iterator[None]:
 
 
 def _match(grid: Grid, recipes: Mapping[Entry, Recipe], models: Mapping[str, BareModel]) -> dict[Entry, int]:
-    """Return the matched lora.r of every entry; tasks of one kind are matched alike, for the head is left out."""
+    """Return the matched lora.r of every entry; tasks of one kind have the same, because heads are not counted."""
     ranks: dict[tuple[str, str, int], int] = {}
     result = {}
     for entry, recipe in recipes.items():
@@ -198,10 +196,10 @@ def _match(grid: Grid, recipes: Mapping[Entry, Recipe], models: Mapping[str, Bar
 
 
 def split_task(label: str, data: DataSection, tuning_rows: int | None, folder: Path) -> dict[str, Any]:
-    """Load and split a task, or find it split in `folder` from an earlier call; return the section of each purpose.
+    """Load and split a task, or read the split in `folder` of an earlier call; return the section of each purpose.
 
-    `data.validation` is what is reported; without it, `data.validation_fraction` of the rows is held out, the
-    same rows for every run. The tuning rows come off the training rows. `group_by` holds at both cuts.
+    The reported rows are `data.validation`, or `data.validation_fraction` of the rows, the same for every run. The
+    tuning rows come off the training rows. `group_by` is respected at both splits.
 
     Args:
         tuning_rows: at most this many judge tuning runs; None: as many as `data.eval_rows` says.
@@ -227,13 +225,13 @@ def split_task(label: str, data: DataSection, tuning_rows: int | None, folder: P
 
 
 def digests(*sources: str | None) -> dict[str, str]:
-    """Return those that are files here -> SHA-256 of their bytes. A file that is gone is left out."""
+    """Return file -> SHA-256 of those sources that are local files."""
     files = {file: Path(file).expanduser() for file in sources if file is not None}
     return {file: digest(path) for file, path in files.items() if path.is_file()}
 
 
 def _split(label: str, data: DataSection, tuning_rows: int | None, folder: Path) -> dict[str, Any]:
-    """Write the rows into the folder, and return what the `data` sections of all jobs have in common."""
+    """Write the rows into the folder, and return the keys of `data` that all jobs share."""
     train, test, class_names = load_rows(data)
     if test is None:
         train, test = held_out(train, data.validation_fraction, data.group_by, SEED)
@@ -254,24 +252,24 @@ def _split(label: str, data: DataSection, tuning_rows: int | None, folder: Path)
 
 
 def _classes(train: Rows, data: DataSection, class_names: list[str] | None) -> dict[str, Any]:
-    """Say what the classes are: a part of the rows might lack one, and a file does not carry the Hub's names."""
+    """Return the class names, because a part of the rows may lack one, and a file does not have the Hub's names."""
     if data.kind not in ("classification", "pairs"):
         return {}
     return {"labels": list(known_labels(train, data, class_names).names)}
 
 
 class BareModel:
-    """The base model of a comparison without its weights, on torch's meta device, tells how many parameters an adapter
-    trains, where a head is left out.
+    """The base model on torch's meta device, without weights, by which the parameters of adapters are counted, without
+    heads.
 
     Args:
-        recipe: any; for the model, its tokenizer and the kind of data.
+        recipe: one with the model, its tokenizer and the kind of data.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         kind = recipe.data.kind
         classes = {"causal_lm": None, "regression": 1}.get(kind, 2)
-        # Quantised weights are packed, but their adapter is the same.
+        # The adapter of a quantised model is the same.
         section = recipe.model.model_copy(update={"quantization": "none"})
         tokenizer = load_tokenizer(section)
         with torch.device("meta"):
@@ -279,7 +277,7 @@ class BareModel:
         self._known: dict[str, int] = {}
 
     def lora_parameters(self, recipe: Recipe, r: int) -> int:
-        """Count the LoRA of the recipe and its method at rank r. E of the dynamic methods, r a layer, is left out."""
+        """Count the parameters of the recipe's LoRA at rank r, without E of the dynamic methods, which is r a layer."""
         lora = recipe.lora.model_copy(update={"r": r, "init": True, **get_method(recipe.method.name).lora})
         key = lora.model_dump_json()
         if key not in self._known:
@@ -287,7 +285,7 @@ class BareModel:
         return self._known[key]
 
     def method_parameters(self, recipe: Recipe, r: int) -> int:
-        """Count what the recipe's method trains at lora.r: that LoRA, or a RandLoRA, which is about as large."""
+        """Count the parameters of the recipe's method at lora.r: of that LoRA, or of a RandLoRA of about its size."""
         if get_method(recipe.method.name).peft_type != "RANDLORA":
             return self.lora_parameters(recipe, r)
         return self._count_trained(recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"r": r})}))
@@ -298,11 +296,11 @@ class BareModel:
 
 
 def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, count: BareModel) -> int:
-    """Return the rank at which a row has the trainable parameters of the baseline at lora.r = budget; of two that are
-    equally near, the smaller.
+    """Return the rank at which a row has the trainable parameters of the baseline at lora.r = budget; of two equally
+    near ones, the smaller.
 
-    Counted at the start of training. A dynamic method keeps that count or ends at it by its own budget; what each run
-    had at its end is in the results. Raises ValueError: the nearest count is more than 5 % off.
+    They are counted at the start of training; a dynamic method keeps that count or ends at it by its own budget, and
+    the results have the count at the end. Raises ValueError: the nearest count is more than 5 % off.
     """
     target, at_budget = count.lora_parameters(baseline, budget), count.lora_parameters(recipe, budget)
     # The count grows linearly with the rank.
@@ -320,6 +318,6 @@ def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, c
 
 
 def _trained(model: Any) -> int:
-    """Count the parameters that are trained, but for a head."""
+    """Count the trainable parameters, without a head."""
     parameters = model.named_parameters()
     return sum(each.numel() for name, each in parameters if each.requires_grad and "modules_to_save" not in name)

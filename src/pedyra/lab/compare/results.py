@@ -1,4 +1,4 @@
-"""Runs of a comparison become results: a row for each, the learning rate that tuning chose, and remarks."""
+"""The results of a comparison: a row for each run, the chosen learning rates, and remarks."""
 
 from __future__ import annotations
 
@@ -32,13 +32,12 @@ def collect(jobs: Iterable[Job], judge: Judge) -> list[RunRow]:
 
 
 def result_row(job: Job, final: Mapping[str, Any], judge: Judge) -> RunRow:
-    """Return what is known of a finished run, as it stands in comparison.jsonl.
+    """Return the row of a finished run in comparison.jsonl.
 
-    `metric` is what is judged, the task's own (`task_metric`) or "loss"; `metrics` has every one of the last
-    evaluation.
+    `metric` is the task's own (`task_metric`) or "loss", as `judge` says; `metrics` has all of the last evaluation.
     """
     loss, own, metrics = _number(final["eval_loss"]), _number(final["value"]), _last_metrics(job.run, final)
-    if not math.isfinite(loss):  # a model whose loss is no number still has an accuracy, of the class it always says
+    if not math.isfinite(loss):  # a diverged model still has an accuracy, of the one class it predicts
         own, metrics = math.nan, dict.fromkeys(metrics, math.nan)
     return {
         "method": job.entry.method,
@@ -57,10 +56,8 @@ def result_row(job: Job, final: Mapping[str, Any], judge: Judge) -> RunRow:
 
 
 def _last_metrics(run: Path, final: Mapping[str, Any]) -> dict[str, float]:
-    """Return all metrics of the evaluation that the final line is from; the task's own alone if it was not logged.
-
-    A method may change the model after its last logged evaluation (SoRA cuts ranks), which is then not the final one.
-    """
+    """Return all metrics of the final evaluation; the task's own alone if it was not logged, as where a method changes
+    the model after the last logged one (SoRA prunes ranks)."""
     own = final["metric"]
     if final["value"] is None:
         return {own: math.nan}
@@ -72,7 +69,7 @@ def _last_metrics(run: Path, final: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _number(value: float | None) -> float:
-    """Read null, which JSON has for what is no finite number."""
+    """Read null, which stands for NaN and infinities in JSON."""
     return math.nan if value is None else value
 
 
@@ -96,7 +93,7 @@ def choose_rate(rows: Sequence[RunRow]) -> float | None:
 
 @dataclass(frozen=True)
 class RateCurve:
-    """The tuning runs of an entry, and which rate they choose."""
+    """The tuning runs of an entry, and the rate that they choose."""
 
     entry: Entry
     rates: Sequence[float]
@@ -109,7 +106,8 @@ class RateCurve:
 
     @property
     def edge(self) -> str:
-        """Say lowest or highest, where the best rate ends the grid, so that a better one may lie outside of it."""
+        """Return "lowest" or "highest" where the best rate is at an end of the grid, beyond which a better one may
+        lie."""
         if len(self.rates) == 1:
             return ""
         return {self.rates[0]: "lowest", self.rates[-1]: "highest"}.get(self.chosen or 0.0, "")
@@ -117,7 +115,7 @@ class RateCurve:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that is known of a comparison, finished or not."""
+    """The results of a comparison, finished or not."""
 
     grid: Grid
     rows: Sequence[RunRow]
@@ -152,7 +150,7 @@ class Comparison:
         return sum(ours[run] for run in shared) / total if total else None
 
     def remarks(self) -> list[str]:
-        """Tell what a reader must know: few seeds, failures, missing runs, rates at an edge."""
+        """List few seeds, failures, missing runs, and rates at an edge."""
         lines = []
         if 1 < (seeds := len(self.grid.seeds)) < 5:
             lines.append(

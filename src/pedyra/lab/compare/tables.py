@@ -19,7 +19,7 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class TextTable:
-    """A reader sees this: column -> text for each row. The first column names the row."""
+    """A table of text, column -> text for each row; the first column names the row."""
 
     title: str
     rows: Sequence[Mapping[str, str]]
@@ -54,7 +54,7 @@ def number(value: float, *, signed: bool = False) -> str:
 
 
 def comparison_tables(comparison: Comparison) -> list[TextTable]:
-    """Return values and what they take, then differences, for each budget; then the learning-rate curves."""
+    """Return values and costs, then differences, for each budget; then the learning-rate curves."""
     grid, tables = comparison.grid, []
     for budget in grid.all_budgets:
         tables.append(_values_table(comparison, budget))
@@ -64,7 +64,7 @@ def comparison_tables(comparison: Comparison) -> list[TextTable]:
 
 
 def _values_table(comparison: Comparison, budget: int) -> TextTable:
-    """Show what is judged, the tasks' own metrics where that is the loss, and what each row takes."""
+    """Make the table of the values, of the tasks' own metrics where the values are losses, and of the costs."""
     grid, rows = comparison.grid, []
     own = {row["task"]: row["task_metric"] for row in comparison.rows} if grid.judge == "loss" else {}
     for method in grid.methods:
@@ -83,7 +83,7 @@ def _values_table(comparison: Comparison, budget: int) -> TextTable:
 
 
 def _resources(comparison: Comparison, method: str, budget: int) -> dict[str, str]:
-    """Show what a row takes, and its factor to the baseline."""
+    """Return the costs of a row, with their ratio to the baseline's."""
     columns: dict[str, tuple[str, Callable[[float], str]]] = {
         "parameters": ("trainable_parameters", lambda count: f"{count:,.0f}"),
         "time": ("seconds", format_seconds),
@@ -111,7 +111,7 @@ def _differences_table(comparison: Comparison, budget: int) -> TextTable:
 
 
 def _difference(comparison: Comparison, method: str, task: str, budget: int) -> str:
-    """Say how much better a row is than the baseline."""
+    """Return how much better a row is than the baseline."""
     better = sign(_metric(comparison, task))
     ours, theirs = (
         {seed: better * value for seed, value in comparison.values(name, task, budget).items()}
@@ -143,7 +143,7 @@ def _curves_table(comparison: Comparison) -> TextTable:
 
 
 def _mean_and_error(values: Sequence[float], count: int = 0) -> str:
-    """Write both of a row's values, and how many there are where more were wanted."""
+    """Write mean and standard error of the values, and their number where there are fewer than `count`."""
     if not values:
         return NOTHING
     error = standard_error(values)

@@ -1,7 +1,6 @@
-"""The paper's figures and Table 10 are made of runs: as one number, and in the paper's layout.
+"""The paper's figures and Table 10 from runs: as one number, and as charts in the paper's layout.
 
-A measure takes the records of a run folder; `None` stands for "this run has no such number". Names are those of
-`metric` in tables/. Figures are charts of `pedyra.app.report`.
+A measure takes the records of a run folder, and is None where the run lacks them; its name is a `metric` in tables/.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ FACTORS = ("A", "E", "B")
 
 
 def measure(row: Mapping[str, Any], metric: str) -> float | None:
-    """Return a metric of a comparison's row: of its evaluation, a cost, or one of `MEASURES` on its run folder."""
+    """Return a metric of a comparison's row: of its evaluation, a cost, or one of `MEASURES`."""
     for source in (row["metrics"], row):
         if metric in source:
             return source[metric]
@@ -90,7 +89,7 @@ def gradient_norms(run: RunRecords, factor: str) -> Series:
 
 
 def masks(run: RunRecords) -> list[tuple[int, set[tuple[str, int]]]]:
-    """Return (step, the triples that are masked from there on) of a run whose method masks (Fig. 8)."""
+    """Return (step, masked triples after it) of a run whose method masks (Fig. 8)."""
     return [(r["step"], {(name, i) for name, i in r["masked"]}) for r in run.adjustments if "masked" in r]
 
 
@@ -112,7 +111,7 @@ def _trainable_share(run: RunRecords) -> float | None:
 
 
 def _peak_memory_difference(run: RunRecords) -> float | None:
-    """Return the peak memory in bytes less what was held when training began (Table 10)."""
+    """Return the peak memory in bytes less the memory before training (Table 10)."""
     before = run.environment.get("memory_before_bytes")
     return run.final["peak_memory_bytes"] - before if before is not None else None
 

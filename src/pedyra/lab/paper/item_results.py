@@ -1,4 +1,4 @@
-"""Measured numbers of an item stand beside the published ones, as rows for JSON and as tables for people."""
+"""Measured and published numbers of an item, as rows for JSON and as tables for people."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ CellRow = dict[str, Any]
 def result_row(
     item: Item, scale: Scale, row: str, column: str, values: Mapping[int, float], learning_rate: float | None
 ) -> CellRow:
-    """Return what was published and measured, with the mean, its standard error and 95 % interval over the seeds.
+    """Return the published number and the measured mean, with its standard error and 95 % interval over the seeds.
 
-    `values` by seed are empty, and what follows from them None, where nothing was measured. The learning rate of an
-    average over tasks is None.
+    Without `values` (by seed) the measured numbers are None. The learning rate of an average over tasks is None.
     """
     numbers = list(values.values())
     low, high = interval(numbers) or (None, None)
@@ -50,8 +49,7 @@ def result_row(
 def results(item: Item, scale: Scale, values: Values, rates: Rates) -> list[CellRow]:
     """Return every row x column of the item.
 
-    An average is over the columns that every row has which has any of them: else rows would be compared over other
-    tasks.
+    An average is over the columns that all measured rows have, so that rows are compared over the same tasks.
     """
     cells = []
     for row in item.rows:
@@ -79,7 +77,7 @@ def result_tables(item: Item, scale: Scale, cells: Sequence[CellRow]) -> list[Te
 
 
 def result_table(item: Item, scale: Scale, cells: Sequence[CellRow]) -> TextTable:
-    """Return rows x columns; a cell has what was measured, and what was published in parentheses."""
+    """Return rows x columns; a cell has the measured number, and the published one in parentheses."""
     texts = {(each["row"], each["column"]): _text(each) for each in cells}
     counts = sorted({each["seeds"] for each in cells if each["seeds"]}) or [0]
     seeds = "one seed" if counts == [1] else f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds"
@@ -91,8 +89,8 @@ def result_table(item: Item, scale: Scale, cells: Sequence[CellRow]) -> TextTabl
 
 
 def difference_table(item: Item, scale: Scale, cells: Sequence[CellRow]) -> TextTable | None:
-    """Return how far each row is from the first of its group; where each row is a task of its own, how far each column
-    is from the baseline. None where nothing can be compared."""
+    """Return the difference of each row to the first of its group; where each row is a task, of each column to the
+    baseline. None where nothing can be compared."""
     by_place = {(each["row"], each["column"]): each for each in cells}
     first: dict[tuple[str, str | None], str] = {}
     for row in item.rows:
@@ -122,7 +120,7 @@ def _published(item: Item) -> str:
 
 
 def _group(item: Item, row: str) -> tuple[str, str | None]:
-    """Name what compared rows have in common: their group, or "LLaMA2-7B" of "LLaMA2-7B, DoRA", and the task."""
+    """Return what compared rows share: their group, or "LLaMA2-7B" of "LLaMA2-7B, DoRA", and the task."""
     part = item.rows[row]
     return part.group or row.rpartition(", ")[0], part.recipe
 
@@ -140,7 +138,7 @@ def _difference(ours: CellRow, theirs: CellRow) -> str:
 
 
 def remarks(item: Item, scale: Scale, cells: Sequence[CellRow]) -> list[str]:
-    """Tell the claim, what is not as published at this scale, and what else is to be known."""
+    """List the claim, the differences to the published setting at this scale, and other remarks."""
     lines = [f"The paper's claim: {item.claim}"]
     if scale == "smoke":
         lines.append(

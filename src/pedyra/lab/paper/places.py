@@ -1,4 +1,4 @@
-"""Models and data of the recipes are on the Hub, or where the user says. Nothing heavy is imported here."""
+"""The places of the recipes' models and data: the Hub, or the user's folders."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from pedyra.lora.spelling import did_you_mean
 
 @dataclass(frozen=True)
 class Places:
-    """Where the user has models and data."""
+    """The user's folders of models and data."""
 
     data_dir: Path | None = None
-    """Data is read from <task>/<split>.jsonl there, also .gz, and not from the Hub."""
+    """Folder of <task>/<split>.jsonl, also .gz; None: the Hub."""
     models: Mapping[str, str] = field(default_factory=dict)
-    """Name in a recipe -> what to load in its place: a folder, or another name."""
+    """Name in a recipe -> the folder, or the name, that is loaded."""
 
     @classmethod
     def parse(cls, data_dir: Path | None, models: Iterable[str]) -> Places:
-        """Read the command line, where models are NAME=PATH. Raise ValueError for what is not there."""
+        """Read the options, where models are NAME=PATH. Raises ValueError for a folder or a name that does not
+        exist."""
         if data_dir is not None and not data_dir.is_dir():
             raise UserError(
                 f"--data-dir {data_dir} is no folder; it holds <task>/train.jsonl.gz, e.g. sst2/train.jsonl.gz"
@@ -43,7 +44,7 @@ class Places:
         return cls(data_dir, paths)
 
     def resolve(self, name: str) -> Recipe:
-        """Return the recipe of this name with its model and data where they are."""
+        """Return the recipe of this name with the places of its model and data."""
         content = recipe(name).model_dump(mode="json", exclude_unset=True)
         content["model"]["name"] = self.models.get(content["model"]["name"], content["model"]["name"])
         task = task_name(content["data"])
