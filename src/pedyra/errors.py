@@ -15,7 +15,7 @@ class UserError(ValueError):
 
 
 @contextmanager
-def telling(what: str, *kinds: type[Exception], reason: Callable[[Exception], str] = str) -> Iterator[None]:
+def as_user_error(what: str, *kinds: type[Exception], reason: Callable[[Exception], str] = str) -> Iterator[None]:
     """Convert a library's error to a UserError that begins with `what`: the section or the file of the user.
 
     Only the call of that library stands inside, or a bug of ours would be hidden.

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from pedyra.errors import UserError, telling
+from pedyra.errors import UserError, as_user_error
 from pedyra.lora.spelling import did_you_mean
 
 
@@ -51,7 +51,7 @@ def to_yaml(content: Any) -> str:
 def parse_yaml(text: str | bytes, where: str) -> Any:
     """Read YAML 1.2 text, of which JSON is a part. Raises ValueError, one line that begins with `where`."""
     kinds = (YAMLError, ValueError, RecursionError)  # ValueError: bytes that are no text, a date that cannot be
-    with telling(f"{where} is not valid YAML", *kinds, reason=_reason):
+    with as_user_error(f"{where} is not valid YAML", *kinds, reason=_reason):
         return _yaml().load(text if isinstance(text, str) else text.decode("utf-8-sig"))
 
 

@@ -31,7 +31,7 @@ from pedyra.app.models.quantized import keep_weight_layout, quantization_config
 from pedyra.app.models.tiny import TINY, tiny_config, tiny_tokenizer
 from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.tasks.tokens import positions_of
-from pedyra.errors import UserError, telling
+from pedyra.errors import UserError, as_user_error
 from pedyra.lora.spelling import did_you_mean
 
 PACKAGED = {"minilm": minilm_folder, "smollm2": smollm2_folder}
@@ -129,7 +129,7 @@ def shape_of(
         dtype = "float32"  # so `prepare_model_for_kbit_training` leaves what is not quantised
     elif dtype == "auto":
         dtype = getattr(config, "dtype", None) or "float32"
-    with telling(f"model.name {section.name!r} cannot be loaded", reason=why_not_loaded):
+    with as_user_error(f"model.name {section.name!r} cannot be loaded", reason=why_not_loaded):
         model = auto.from_config(config, dtype=dtype, trust_remote_code=trusts_remote_code(), **arguments)
     model.config.pad_token_id = tokenizer.pad_token_id
     if section.head_dropout is not None:
@@ -189,7 +189,7 @@ def _from_pretrained(auto: Any, source: str, section: ModelSection, *, key: str 
         raise UserError(f"model.{key} {value!r} is no folder from {Path.cwd()}, and {reason}{hint and '; '}{hint}")
     if auto in _WITH_HEAD and not trusts_remote_code():
         _check_head(auto, _from_pretrained(AutoConfig, source, section, key=key), section)
-    with telling(f"model.{key} {value!r} cannot be loaded", reason=why_not_loaded):
+    with as_user_error(f"model.{key} {value!r} cannot be loaded", reason=why_not_loaded):
         return auto.from_pretrained(
             source, revision=revision or "main", trust_remote_code=trusts_remote_code(), **arguments
         )

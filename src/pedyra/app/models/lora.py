@@ -10,7 +10,7 @@ from torch import nn
 
 from pedyra.app.models.base import MORE_HEADS, task_type
 from pedyra.app.recipe_sections import LoraSection
-from pedyra.errors import REFUSALS, UserError, telling
+from pedyra.errors import REFUSALS, UserError, as_user_error
 
 
 def lora_config(section: LoraSection, kind: str, model: nn.Module, revision: str | None = None) -> LoraConfig:
@@ -21,7 +21,7 @@ def lora_config(section: LoraSection, kind: str, model: nn.Module, revision: str
         revision: of the base model, which whoever loads the adapter has to load too.
     """
     modules_to_save = [*(section.modules_to_save or ()), *_new_heads(model, kind)]
-    with telling("lora", *REFUSALS):
+    with as_user_error("lora", *REFUSALS):
         return LoraConfig(
             revision=revision,
             task_type=task_type(kind),

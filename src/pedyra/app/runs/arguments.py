@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import METRICS
 from pedyra.app.runs.processes import count_processes, is_launched
-from pedyra.errors import REFUSALS, UserError, telling
+from pedyra.errors import REFUSALS, UserError, as_user_error
 from pedyra.lora.spelling import did_you_mean
 
 
@@ -35,7 +35,7 @@ def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
     }
     if not is_launched():
         settings.pop("fsdp", None)
-    with telling("training", KeyError, *REFUSALS):
+    with as_user_error("training", KeyError, *REFUSALS):
         arguments = TrainingArguments(**settings)
     if arguments.world_size != count_processes():
         raise UserError(

@@ -21,7 +21,7 @@ from pedyra.app.runs.processes import count_processes, from_first, is_first
 from pedyra.app.runs.resume import check_data, how_to_go_on, last_checkpoint, rows_per_step
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import Setup, layer_rows, ready_to_fit, set_up, trainable_parameters
-from pedyra.errors import UserError, telling
+from pedyra.errors import UserError, as_user_error
 from pedyra.fitting.modes import use_averaged
 from pedyra.fitting.result import Fit
 from pedyra.lora.attach import detach
@@ -147,7 +147,7 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
         write_file(folder.environment, json.dumps(environment, indent=2) + "\n")
     what = f"--resume: a file in {checkpoint} holds more than tensors and numbers, which is not run"
     repair = "remove that checkpoint, or start anew with --overwrite"
-    with on_interrupt(stop.request), telling(what, UnpicklingError, reason=lambda error: repair):
+    with on_interrupt(stop.request), as_user_error(what, UnpicklingError, reason=lambda error: repair):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step, total_steps = trainer.state.global_step, trainer.state.max_steps
     is_over = step >= total_steps or not stop.requested

@@ -31,7 +31,7 @@ from pedyra.app.runs.arguments import asks_for_fsdp, training_arguments
 from pedyra.app.runs.processes import count_processes, is_launched
 from pedyra.app.tasks.task import Task, load_task
 from pedyra.app.tasks.test_sets import load_test_sets
-from pedyra.errors import REFUSALS, UserError, telling
+from pedyra.errors import REFUSALS, UserError, as_user_error
 from pedyra.fitting.calibration import lora_layers
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.registry import get_method
@@ -84,7 +84,7 @@ class Setup:
             best_model = {"metric_for_best_model": metric, "greater_is_better": not lower}
             overrides |= {name: value for name, value in best_model.items() if training.get(name) is None}
         args = training_arguments(self.recipe, **overrides)
-        with telling("training", *REFUSALS):
+        with as_user_error("training", *REFUSALS):
             trainer = _Trainer(
                 model=self.model,
                 args=args,

@@ -22,7 +22,7 @@ from pedyra.app.hub import why_not_loaded, why_not_on_hub
 from pedyra.app.packaged import packaged_file
 from pedyra.app.recipe_sections import GENERATED, DataSection, template_columns
 from pedyra.app.tasks.toy import toy
-from pedyra.errors import UserError, telling
+from pedyra.errors import UserError, as_user_error
 from pedyra.lora.spelling import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -195,7 +195,7 @@ def _read_file(source: str, key: str) -> Rows:
     check_file(source, key)
     if kind is None:
         raise UserError(f"{key} {source!r} has no known format; a file ends in {', '.join(FORMATS)}")
-    with telling(f"{key} {source!r} cannot be read as {kind[1:]}"):
+    with as_user_error(f"{key} {source!r} cannot be read as {kind[1:]}"):
         if kind == ".parquet":
             return pyarrow.parquet.read_table(path).to_pylist()
         if kind in TABLES:
@@ -237,7 +237,7 @@ def _read_hub(
             f"{key} {source!r} is no packaged data set and no file that ends in {', '.join(FORMATS)}, and {reason}"
         )
         raise UserError("; ".join(filter(None, (nowhere, did_you_mean(source, PACKAGED, otherwise="")))))
-    with telling(f"{key} {source!r} was not given by the Hub", reason=why_not_loaded):
+    with as_user_error(f"{key} {source!r} was not given by the Hub", reason=why_not_loaded):
         dataset = load_dataset(source, config, split=split)
     feature = dataset.features.get(label or "")
     return dataset.to_list(), list(feature.names) if isinstance(feature, ClassLabel) else None

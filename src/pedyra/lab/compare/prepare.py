@@ -136,7 +136,7 @@ def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
     of_kinds = {recipe.data.kind: recipe for recipe in recipes.values()}
     models = {kind: BareModel(recipe) for kind, recipe in of_kinds.items()}
     for entry, recipe in recipes.items():
-        with _told_of(_where(entry)):
+        with _naming_row(_where(entry)):
             check_names(models[recipe.data.kind].base, recipe.lora)
     weights = {kind: sum(each.numel() for each in model.base.parameters()) for kind, model in models.items()}
     experiment = Experiment(grid, folder, splits, _match(grid, recipes, models), weights)
@@ -159,7 +159,7 @@ def _row_recipe(experiment: Experiment, entry: Entry) -> Recipe:
     where = _where(entry)
     content = experiment.content(entry, experiment.grid.rates(entry.method)[0], "jobs")
     recipe = check_recipe({"name": entry.task, **content}, where)
-    with _told_of(where):
+    with _naming_row(where):
         recipe = resolve(recipe)
         training_arguments(recipe)
     return recipe
@@ -170,7 +170,7 @@ def _where(entry: Entry) -> str:
 
 
 @contextmanager
-def _told_of(where: str) -> Iterator[None]:
+def _naming_row(where: str) -> Iterator[None]:
     """Begin the message of every mistake with the row that makes it."""
     try:
         yield
