@@ -80,7 +80,7 @@ class Recipe(Section):
     generate: dict[str, GenerateSection] = Field(default_factory=dict)
     """Test set -> how the model answers it in its own words; see `pedyra eval`. seq2seq has ROUGE without it."""
     fit: Wanted | None = None
-    """Ask at the end of the run how small the adapter may be: both adapters are kept. None: it is not asked."""
+    """Fit the adapter at the end of the run, and keep both. None: no fit."""
     training: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     """Arguments of transformers.TrainingArguments, by name."""
 

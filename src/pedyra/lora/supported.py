@@ -20,7 +20,7 @@ VERBS = {
     "gguf": "cannot be exported to target gguf",
     "merged": "cannot be merged from a folder",
 }
-"""A verb, and what a refusal says of it: ranks move, a LoRA is made smaller, or is exported to one of the targets."""
+"""A verb and its words in a refusal: ranks move, a LoRA is made smaller, or is exported to one of the targets."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,10 @@ class Kind:
 
     name: str
     sign: str
-    """The place in LoraConfig where a person finds it, or "a layer"."""
+    """Its field of LoraConfig, or "a layer"."""
     is_in: Callable[[Mapping[str, Any]], bool] = field(default=lambda config: False, repr=False)
-    """Tells by LoraConfig's fields; a kind of layer is told by `kind_of_module` or by the file instead."""
+    """Recognises the kind by LoraConfig's fields; kinds of layers are recognised by `kind_of_module`, or by the
+    file."""
     refused: tuple[str, ...] = ()
     why: str = ""
     repair: str = ""
@@ -181,10 +182,10 @@ def kinds_of(config: Mapping[str, Any], layers: Iterable[str] = ()) -> list[Kind
 
 
 def check_supported(verb: str, title: str, config: Mapping[str, Any], layers: Mapping[str, str] | None = None) -> None:
-    """Refuse an adapter that is of a kind which this verb does not take.
+    """Refuse an adapter of a kind that this verb does not take.
 
     Args:
-        title: what the message calls the adapter.
+        title: the adapter's name in the message.
         layers: layer -> its kind, as `kind_of_module` says it, of the layers that are not plainly linear.
 
     Raises:
@@ -218,4 +219,4 @@ def kind_of_module(module: Any, adapter: str) -> str | None:
 
 
 _KNOWN_VARIANTS = ("Dora", "Arrow", "BdLora", "ALora", "Velora", "Monteclora", "MiCA", "Kasa", "QALora")
-"""The names of PEFT's classes have these in them; which of them the adapter is of stands in its config."""
+"""Parts of the names of PEFT's variant classes; the config says which of them the adapter has."""

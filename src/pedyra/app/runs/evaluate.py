@@ -53,7 +53,7 @@ def evaluate_run(
     tokenizer, task = load_rows(recipe, run)
     console = console or Console(quiet=True)
     if folder.recorded("data_sha256") not in (None, task.digest()):
-        console.print("the held-out rows are not those that the run was judged on", soft_wrap=True)
+        console.print("the held-out rows are not those of the run's own evaluation", soft_wrap=True)
     generate = recipe.generate if generate is None else generate
     asked_sets = load_test_sets(generate, recipe.data, tokenizer, task.held_out, recipe.seed)
     for test_set in asked_sets:

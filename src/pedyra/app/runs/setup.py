@@ -161,7 +161,7 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     data, are the same for every method.
 
     Raises:
-        ValueError: an unknown method, data or model that cannot be had, names in `lora` that match no module.
+        ValueError: an unknown method, data or a model that does not exist, names in `lora` that match no module.
     """
     recipe = resolve(recipe)
     args = training_arguments(recipe)  # refuses a misspelt argument before the data is read

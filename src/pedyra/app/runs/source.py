@@ -35,7 +35,7 @@ class Source:
     def folder(self, path: Path) -> Path | None:
         """Find the run folder that says model and data of the adapter in `path`, if there is one.
 
-        Raises ValueError where `run` is none, or where a run says how its base is loaded and that is asked for too.
+        Raises ValueError where `run` is none, or where an option contradicts the run's own loading of its base.
         """
         if self.run is not None and not (self.run / "recipe.yaml").is_file():
             raise UserError(

@@ -1,4 +1,4 @@
-"""Tasks are judged by these functions of transformers.EvalPrediction."""
+"""The metrics of tasks, as functions of transformers.EvalPrediction."""
 
 from __future__ import annotations
 
@@ -50,6 +50,6 @@ def _logits(prediction: EvalPrediction) -> np.ndarray:
 
 
 def first_output(outputs: Any, labels: Any) -> Any:
-    """Serve as Trainer's preprocess_logits_for_metrics: BART and T5 give the encoder's states behind the logits, which
-    take many gigabytes over all held-out rows."""
+    """Keep the logits alone, as Trainer's preprocess_logits_for_metrics: the encoder's states of BART and T5 would take
+    many gigabytes over all held-out rows."""
     return outputs[0] if isinstance(outputs, tuple) else outputs

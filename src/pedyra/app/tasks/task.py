@@ -43,7 +43,7 @@ class Task:
     """The rows of `eval` as they were read."""
 
     def digest(self, *, train_only: bool = False) -> str:
-        """Compute SHA-256 of the tokens and labels that are trained on and judged by."""
+        """Compute SHA-256 of the tokens and labels."""
         digest = hashlib.sha256()
         for rows in (self.train,) if train_only else (self.train, self.eval):
             for batch in rows.iter(batch_size=1000):

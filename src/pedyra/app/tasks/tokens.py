@@ -65,7 +65,7 @@ def tell_cut(count: int, rows: int, side: str, limit: int | None) -> None:
 def prompt_text(row: dict[str, Any], column: str | None, template: str | None) -> str:
     """Fill the template from the row's columns, or read the row's prompt column.
 
-    Raises ValueError where a place asks for more than a column, or in a way that its value has not.
+    Raises ValueError for a placeholder that is no column, or has a format that its value does not take.
     """
     if not template:
         return str(row[column or ""])

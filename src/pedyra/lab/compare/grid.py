@@ -57,7 +57,7 @@ class TuningSection(Section):
     seeds: Seeds = [1000]
     """Seeds of the tuning runs; none of them may be a reported seed."""
     rows: int | None = Field(default=None, ge=1)
-    """A tuning run trains on nine tenths of the training rows, and is judged on at most so many of the others."""
+    """A tuning run trains on nine tenths of the training rows, and is evaluated on at most so many of the others."""
 
 
 class Grid(Section):

@@ -38,7 +38,7 @@ ALPACA = (
     "### Instruction:\n{%s}\n\n### Response:"
 )
 
-# Judged on held-out rows by the perplexity of the answers alone; what the model writes is judged on TEST_SETS.
+# Evaluated on held-out rows by the perplexity of the answers alone; generated text is scored on TEST_SETS.
 OTHERS: dict[str, dict[str, Any]] = {
     "squad_v2": {"kind": "question_answering", "max_length": 384, "metric": "f1"},
     "xsum": {"kind": "seq2seq", "prompt": "document", "completion": "summary", "max_length": 768},
@@ -80,8 +80,8 @@ def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | No
         label: the task's name in the grid; the name of a known task unless `settings` say otherwise.
         settings: keys of `data`. With `source` they are a task of their own; without, they change the named task
             `task` (default: the label), whose local files are in the folder `folder` (default: that name).
-        data_dir: where local files of named tasks are; None: from the Hub. Whether they are there is seen when they
-            are read.
+        data_dir: where local files of named tasks are; None: from the Hub. They are checked
+            when they are read.
     """
     changes = dict(settings or {})
     if "source" in changes:
