@@ -85,13 +85,13 @@ def fit_folder(path: Path, out: Path, asked: Asked, told: Told = lambda line: No
     if asked.wanted.rank is None:
         _refuse_second_fit(path)
     with opened(path, asked.source, shown=asked.shown) as (trainer, lora):
-        found = fit_trainer(trainer, asked.wanted, place=asked.place)
-        found = replace(found, seconds=time.perf_counter() - began)
-        told(str(found))
-        found.write(lora, out)
-        for line in () if asked.place is None else served_lines(found, lora, asked.place, out):
+        result = fit_trainer(trainer, asked.wanted, place=asked.place)
+        result = replace(result, seconds=time.perf_counter() - began)
+        told(str(result))
+        result.write(lora, out)
+        for line in () if asked.place is None else served_lines(result, lora, asked.place, out):
             told(line)
-    return found
+    return result
 
 
 def _refuse_second_fit(path: Path) -> None:
@@ -100,11 +100,11 @@ def _refuse_second_fit(path: Path) -> None:
     folder = find_adapter(path)
     if not (folder / FIT_RECORD).is_file():
         return
-    told = f"{path} was made smaller by a fit already, and another one adds its tolerance to that"
+    message = f"{path} was made smaller by a fit already, and another one adds its tolerance to that"
     whole = folder.resolve().parent
     if any((place / "adapter_config.json").is_file() for place in (whole, whole / "adapter")):
-        raise UserError(f"{told}; fit the whole adapter, {whole}, or give --rank")
-    warnings.warn(f"{told}; fit the whole adapter if you have it", stacklevel=3)
+        raise UserError(f"{message}; fit the whole adapter, {whole}, or give --rank")
+    warnings.warn(f"{message}; fit the whole adapter if you have it", stacklevel=3)
 
 
 @contextmanager
