@@ -141,25 +141,12 @@ class AFactor(nn.Module):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ) -> None:
-        weight = state_dict.get(prefix + "weight")
-        if weight is None:
-            missing_keys.append(prefix + "weight")
-            return
-        if weight.shape[1] != self.in_features:
-            error_msgs.append(f"{prefix}weight has {tuple(weight.shape)}, not (r, in) here")
-            return
-        if prefix + "E" in state_dict:  # the Parameters by their names, not a state dict
-            weight = state_dict[prefix + "E"][:, None] * weight
-        if self.start is not None:
-            weight, self.loaded_origin = as_read(weight, dim=0)
-            if self.loaded_origin is None:
-                error_msgs.append(f"{prefix}weight: {ANOTHER_START}")
-                return
-        current = as_saved(self.weight.detach(), None, dim=0)
-        if weight.shape == current.shape and torch.equal(weight, current.to(weight)):
-            return  # the same weight, perhaps at rank 0; its split into A and E stays
-        A, E = self.split_weight(weight)
-        self.replace(load_into(self.A, A, local_metadata), load_into(self.E, E, local_metadata))
+        weight = loaded_weight(self, 0, state_dict, prefix, missing_keys, error_msgs)
+        if weight is not None:
+            # Parameters that were kept by their names have E beside A, and a state dict has their product.
+            E = state_dict.get(prefix + "E") if isinstance(self.E, nn.Parameter) else None
+            A, E = self.split_weight(weight) if E is None else (weight, E)
+            self.replace(load_into(self.A, A, local_metadata), load_into(self.E, E, local_metadata))
 
     def split_weight(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Split a loaded `weight` `(r, in)` into A `(r, in)` and E `(r,)` with weight = E A, up to rounding.
@@ -210,24 +197,32 @@ class BFactor(nn.Linear):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ) -> None:
-        weight = state_dict.get(prefix + "weight")
-        if weight is None:
-            missing_keys.append(prefix + "weight")
-            return
-        if weight.shape[0] != self.out_features:
-            error_msgs.append(f"{prefix}weight has {tuple(weight.shape)}, not (out, r) here")
-            return
-        if self.start is not None:
-            weight, negative = as_read(weight, dim=1)
-            if negative is None:
-                error_msgs.append(f"{prefix}weight: {ANOTHER_START}")
-                return
-            self.loaded_origin = -negative
-        current = as_saved(self.weight.detach(), None, dim=1)
-        if weight.shape != current.shape or not torch.equal(weight, current.to(weight)):
+        weight = loaded_weight(self, 1, state_dict, prefix, missing_keys, error_msgs)
+        if weight is not None:
             self.weight = load_into(self.weight, weight, local_metadata)
         if self.bias is not None and prefix + "bias" in state_dict:
             self.bias = load_into(self.bias, state_dict[prefix + "bias"], local_metadata)
+
+
+def loaded_weight(
+    factor: AFactor | BFactor, dim: int, state_dict: Any, prefix: str, missing_keys: list[str], error_msgs: list[str]
+) -> Tensor | None:
+    """Read the `weight` of a slot, whose ranks are along `dim`, without its initial values, which become the slot's
+    `loaded_origin`; None where it is missing, does not fit, or is that of the slot, whose split into A and E stays."""
+    weight, current = state_dict.get(prefix + "weight"), as_saved(factor.weight.detach(), None, dim)
+    if weight is None:
+        missing_keys.append(prefix + "weight")
+        return None
+    if weight.shape[1 - dim] != current.shape[1 - dim]:
+        error_msgs.append(f"{prefix}weight has {tuple(weight.shape)}, not {('(r, in)', '(out, r)')[dim]} here")
+        return None
+    if factor.start is not None:
+        weight, origin = as_read(weight, dim)
+        if origin is None:
+            error_msgs.append(f"{prefix}weight: {ANOTHER_START}")
+            return None
+        factor.loaded_origin = -origin if dim else origin
+    return None if weight.shape == current.shape and torch.equal(weight, current.to(weight)) else weight
 
 
 def linear(weight: nn.Parameter, bias: nn.Parameter | None = None) -> nn.Linear:
