@@ -122,7 +122,7 @@ def test_a_method_is_a_name_or_a_name_with_settings(recipe_file: Path, method: s
         ("lora=4", "lora is 4: Input should be a valid dictionary"),
         ("data.kind=pairs", "name the second as data.text_pair"),
         ("data.kind=causal_lm", "takes one of prompt, template, messages; given: none"),
-        ("data.metric=pearson", "data.metric pearson is none of data.kind classification; choose from accuracy"),
+        ("data.metric=pearson", "data.metric pearson is no metric of data.kind classification; choose from accuracy"),
         ("training.seed=3", "training.seed is set by the recipe's top-level key 'seed'"),
         ("data={kind: pairs}", "key 'data.source' is required"),
         ("lora.r.x=3", "override 'lora.r.x=3': r is a value, not a section"),

@@ -200,7 +200,7 @@ class DataSection(Section):
     def _kind_has_its_columns(self) -> DataSection:
         if self.metric is not None and self.metric not in METRICS[self.kind]:
             choices = ", ".join(METRICS[self.kind])
-            raise UserError(f"data.metric {self.metric} is none of data.kind {self.kind}; choose from {choices}")
+            raise UserError(f"data.metric {self.metric} is no metric of data.kind {self.kind}; choose from {choices}")
         if self.kind == "pairs" and self.text_pair is None:
             raise UserError("data.kind pairs compares two text columns; name the second as data.text_pair")
         if self.kind == "question_answering" and self.doc_stride >= (self.max_length or 0):

@@ -237,7 +237,7 @@ def _read_hub(
             f"{key} {source!r} is no packaged data set and no file that ends in {', '.join(FORMATS)}, and {reason}"
         )
         raise UserError("; ".join(filter(None, (nowhere, did_you_mean(source, PACKAGED, otherwise="")))))
-    with as_user_error(f"{key} {source!r} was not given by the Hub", reason=why_not_loaded):
+    with as_user_error(f"{key} {source!r} cannot be loaded from the Hub", reason=why_not_loaded):
         dataset = load_dataset(source, config, split=split)
     feature = dataset.features.get(label or "")
     return dataset.to_list(), list(feature.names) if isinstance(feature, ClassLabel) else None
