@@ -163,7 +163,7 @@ def test_a_fresh_interpreter_loads_nothing_heavy(statement, absent):
 def test_every_public_name_resolves():
     for name in pedyra.__all__:
         assert getattr(pedyra, name).__name__ == name
-    assert set(pedyra.__all__) <= set(dir(pedyra))
+    assert dir(pedyra) == sorted(pedyra.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = pedyra.nonsense  # type: ignore[attr-defined]
 

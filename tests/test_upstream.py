@@ -180,7 +180,7 @@ def test_torch_no_longer_tells_that_a_backward_pass_runs():
 
 
 def test_torch_keeps_the_hooks_of_a_parameter_elsewhere():
-    """`factors.renewed` hands them on."""
+    """`factors.successor` hands them on."""
     parameter, calls = nn.Parameter(torch.ones(2)), []
     parameter.register_hook(lambda gradient: calls.append("before"))
     parameter.register_post_accumulate_grad_hook(lambda of: calls.append("after"))
@@ -216,7 +216,9 @@ def test_torch_compile_marks_models_or_ranks_otherwise():
     assert hasattr(torch._dynamo.config, "force_parameter_static_shapes")
     parameter = nn.Parameter(torch.ones(3, 2))
     torch._dynamo.mark_dynamic(parameter, 0)
-    assert all("dynamo" in name or name == "_specialize_on" for name in parameter.__dict__)  # what `renewed` leaves out
+    assert all(
+        "dynamo" in name or name == "_specialize_on" for name in parameter.__dict__
+    )  # what `successor` leaves out
     module = nn.Linear(2, 2)
     assert torch.compile(module, backend="eager")._orig_mod is module
     module.compile(backend="eager")

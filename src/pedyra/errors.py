@@ -1,4 +1,4 @@
-"""A mistake of whoever uses pedyra, told in one line: the value, the rule, the repair."""
+"""A user's mistake is reported in one line: the value, the rule, the repair."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """What was given cannot be done, and the message says what to give instead.
+    """The input cannot be used, and the message says what to give instead.
 
     The command line prints it and ends with exit code 2. Any other exception is a fault of the code, here or in a
     library below, and keeps its traceback.
@@ -15,23 +15,23 @@ class UserError(ValueError):
 
 
 @contextmanager
-def telling(what: str, *kinds: type[Exception], reason: Callable[[Exception], str] = str) -> Iterator[None]:
-    """Make an error a UserError that begins with `what`: the section or the file that a user gave to a library.
+def as_user_error(what: str, *kinds: type[Exception], reason: Callable[[Exception], str] = str) -> Iterator[None]:
+    """Convert a library's error to a UserError that begins with `what`: the section or the file of the user.
 
-    It is entered around a call of that library alone, or a fault of ours would be hidden.
+    Only the call of that library stands inside, or a bug of ours would be hidden.
 
     Args:
-        kinds: classes of the errors; none: any, as of a library that reads files by others, whose errors share none.
-        reason: what of the error is told, where its own text is not the clearest.
+        kinds: classes of the errors; none: any, for a library that reads files, whose errors share no class.
+        reason: makes the text of the message where the error's own text is unclear.
     """
     try:
         yield
     except Exception as error:
         if isinstance(error, UserError) or not isinstance(error, kinds or Exception):
             raise
-        told = " ".join(reason(error).split()) or type(error).__name__
-        raise UserError(f"{what}: {told}") from error
+        text = " ".join(reason(error).split()) or type(error).__name__
+        raise UserError(f"{what}: {text}") from error
 
 
 REFUSALS = (TypeError, ValueError, ImportError)
-"""Libraries refuse what they are given by these; any other error of theirs is a fault."""
+"""Libraries reject an input by these errors; any other error is a bug."""

@@ -15,7 +15,7 @@ from windows import forced, trainable
 from pedyra import RankAllocator, attach
 from pedyra.allocate.checkpoint import restore, save_state
 from pedyra.allocate.optimizer_state import check_optimizer, check_state, drop_unfit_state, move_state
-from pedyra.lora.resize import Replacement
+from pedyra.lora.replacement import Replacement
 
 # What bitsandbytes says without a GPU: of its import, and that a processor has no pages.
 pytestmark = [

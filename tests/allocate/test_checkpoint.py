@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from windows import SCHEDULE, STEPS, allocate, forced
 
 from pedyra.allocate import checkpoint
-from pedyra.allocate.checkpoint import RECORD, TENSORS
+from pedyra.allocate.checkpoint import STATE_RECORD, TENSORS
 from pedyra.lora.files import SUMS, write_file, write_sums
 
 EVERY_4 = {"save_strategy": "steps", "save_steps": 4}
@@ -66,18 +66,21 @@ def write_pair(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 def _side_file_of(other: str):
     def copy(folder: Path) -> None:
-        for name in (TENSORS, RECORD):
+        for name in (TENSORS, STATE_RECORD):
             shutil.copy(folder.parent / other / name, folder / name)
 
     return copy
 
 
 DAMAGE: dict[str, tuple[Any, str]] = {
-    "no record": (lambda f: (f / RECORD).unlink(), rf"checkpoint-8/{RECORD} is missing"),
+    "no record": (lambda f: (f / STATE_RECORD).unlink(), rf"checkpoint-8/{STATE_RECORD} is missing"),
     "no tensors": (lambda f: (f / TENSORS).unlink(), rf"checkpoint-8/{TENSORS} is missing"),
-    "cut record": (lambda f: (f / RECORD).write_text((f / RECORD).read_text()[:99]), rf"{RECORD} is damaged"),
-    "a list": (lambda f: (f / RECORD).write_text("[]"), rf"{RECORD}: the whole is \[\], must be an object"),
-    "other format": (lambda f: _edit(f / RECORD, format=99), "has format 99; this version of pedyra reads ."),
+    "cut record": (
+        lambda f: (f / STATE_RECORD).write_text((f / STATE_RECORD).read_text()[:99]),
+        rf"{STATE_RECORD} is damaged",
+    ),
+    "a list": (lambda f: (f / STATE_RECORD).write_text("[]"), rf"{STATE_RECORD}: the whole is \[\], must be an object"),
+    "other format": (lambda f: _edit(f / STATE_RECORD, format=99), "has format 99; this version of pedyra reads ."),
     "flipped bit": (
         lambda f: (f / TENSORS).write_bytes((f / TENSORS).read_bytes()[:-1] + b"\x55"),
         rf"checkpoint-8/{TENSORS} does not match {SUMS}: damaged",
@@ -88,10 +91,15 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     ),
     "another model": (_of_another_model, rf"{TENSORS} is of another model: layer '.*' is not in both"),
     "other widths": (_of_other_widths, rf"{TENSORS} is of another model: .* has shapes"),
-    "another checkpoint's": (_side_file_of("checkpoint-4"), rf"{RECORD} does not match {SUMS}: .* of another save"),
-    "another adapter": (lambda f: _edit(f / RECORD, adapter="second"), "of adapter 'second', not"),
+    "another checkpoint's": (
+        _side_file_of("checkpoint-4"),
+        rf"{STATE_RECORD} does not match {SUMS}: .* of another save",
+    ),
+    "another adapter": (lambda f: _edit(f / STATE_RECORD, adapter="second"), "of adapter 'second', not"),
     "other settings": (
-        lambda f: _edit(f / RECORD, config={**json.loads((f / RECORD).read_text())["config"], "orth_weight": 0.25}),
+        lambda f: _edit(
+            f / STATE_RECORD, config={**json.loads((f / STATE_RECORD).read_text())["config"], "orth_weight": 0.25}
+        ),
         r"other rank settings \(orth_weight 0.25 -> 0.0\); resume with the same",
     ),
 }

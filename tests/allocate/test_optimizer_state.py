@@ -14,7 +14,7 @@ from windows import on_lora, trainable
 from pedyra import RankAllocator
 from pedyra.allocate.optimizer_state import adopt, move_state
 from pedyra.lora.attach import attach
-from pedyra.lora.resize import Replacement
+from pedyra.lora.replacement import Replacement
 
 LR = 0.01
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {

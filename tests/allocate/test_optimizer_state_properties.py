@@ -20,7 +20,7 @@ from pedyra.allocate.optimizer_state import adopt
 from pedyra.allocate.rank_allocator import resize_layers
 from pedyra.lora.attach import attach, train_e
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.lora.resize import NewTriples, Replacement
+from pedyra.lora.replacement import NewTriples, Replacement
 
 Draw = Callable[[st.SearchStrategy], Any]
 

@@ -200,12 +200,6 @@ def test_a_mistake_is_one_line_and_exit_code_2(call, tmp_path, arguments, parts)
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
-def test_a_long_value_is_not_echoed_whole(call):
-    code, _, err = call("train", "recipe.yaml", "x" * 5000)
-    assert code == 2 and len(err) < 1200
-    assert_one_line(err, "override 'xxx", "is not of the form key=value")
-
-
 @pytest.mark.parametrize("arguments", [["train", "recipe.yaml", "--json", "absent/rows"], ["inspect", "absent"]])
 def test_a_path_that_is_not_there_is_told_before_any_work(call, arguments):
     code, _, err = call(*arguments)

@@ -10,7 +10,7 @@ from time import sleep
 
 import pytest
 
-from pedyra.app.packaged import cache_dir, packaged_file, prepared
+from pedyra.app.packaged import cache_dir, cached_folder, packaged_file
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def test_a_failed_preparation_leaves_nothing():
         raise RuntimeError("disk full")
 
     with pytest.raises(RuntimeError):
-        prepared("thing", prepare)
+        cached_folder("thing", prepare)
     assert not (cache_dir() / "thing").exists()
 
 
@@ -53,13 +53,13 @@ def test_of_two_preparations_at_once_the_second_waits_and_takes_the_first():
         (folder / "a").write_text("ready")
 
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(prepared, "thing", prepare)
+        first = pool.submit(cached_folder, "thing", prepare)
         begun.wait()
-        second = pool.submit(prepared, "thing", prepare)
+        second = pool.submit(cached_folder, "thing", prepare)
     assert (first.result() / "a").read_text() == "ready" and second.result() == first.result() and len(calls) == 1
 
 
 def test_a_cache_that_cannot_be_made_is_told_with_the_repair(tmp_path: Path):
     (tmp_path / "cache").write_text("a file where the folder would be")
     with pytest.raises(ValueError, match="set PEDYRA_CACHE to a folder that can"):
-        prepared("thing", lambda folder: None)
+        cached_folder("thing", lambda folder: None)

@@ -122,7 +122,7 @@ def test_a_method_is_a_name_or_a_name_with_settings(recipe_file: Path, method: s
         ("lora=4", "lora is 4: Input should be a valid dictionary"),
         ("data.kind=pairs", "name the second as data.text_pair"),
         ("data.kind=causal_lm", "takes one of prompt, template, messages; given: none"),
-        ("data.metric=pearson", "data.metric pearson is none of data.kind classification; choose from accuracy"),
+        ("data.metric=pearson", "data.metric pearson is no metric of data.kind classification; choose from accuracy"),
         ("training.seed=3", "training.seed is set by the recipe's top-level key 'seed'"),
         ("data={kind: pairs}", "key 'data.source' is required"),
         ("lora.r.x=3", "override 'lora.r.x=3': r is a value, not a section"),
@@ -133,12 +133,12 @@ def test_a_method_is_a_name_or_a_name_with_settings(recipe_file: Path, method: s
         ("training.resume_from_checkpoint=runs/a", "is not read; pedyra train --resume continues a run"),
         ("training.push_to_hub=true", "which pushes nothing"),
         ("training.hub_token=secret", "training.hub_token would be written into the run folder"),
-        ("lora.init=lora_ga", "lora.init 'lora_ga' looks at the data first, which a recipe cannot ask for"),
+        ("lora.init=lora_ga", "lora.init 'lora_ga' needs a pass over the data, which a recipe does not do"),
         (
             "lora.init=loftq",
             "lora.init: LoftQ (init_lora_weights) cannot be adapted: its factors belong to",
         ),
-        ("lora.init=eva", "lora.init 'eva' looks at the data first, which a recipe cannot ask for"),
+        ("lora.init=eva", "lora.init 'eva' needs a pass over the data, which a recipe does not do"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(recipe_file: Path, override: str, told: str):

@@ -45,11 +45,8 @@ def test_the_nearest_known_name_is_meant(name, more, told):
         ("{{question}}", "is not valid YAML: .*found unhashable key"),
         ("lora: {}\nseed: 1\nseed: 2\n", 'is not valid YAML: .*duplicate key "seed".*line 3'),
         (b"\x84\xff", "is not valid YAML: .*codec"),
-        ("a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60)), "is .*aliases"),
-        ("a: &a [*a]", "is not valid YAML: its aliases"),
-        ('name: "a\\ud800"', "is not valid YAML: .*surrogates not allowed"),
     ],
-    ids=["deep", "date", "number", "open", "unhashable", "twice", "binary", "bomb", "circle", "surrogate"],
+    ids=["deep", "date", "number", "open", "unhashable", "twice", "binary"],
 )
 def test_what_is_no_yaml_is_told_by_the_name_of_its_file(text: str | bytes, told: str):
     with pytest.raises(ValueError, match=f"^recipe.yaml {told}"):

@@ -33,7 +33,7 @@ from transformers import (
 import pedyra
 from pedyra.errors import UserError
 from pedyra.fitting.calibration import lora_layers
-from pedyra.fitting.cut import CURVE, RECORD
+from pedyra.fitting.cut import CURVE, FIT_RECORD
 from pedyra.fitting.paired import Pairs
 from pedyra.fitting.wanted import Wanted
 from pedyra.trainer.judge import TrainerJudge
@@ -70,7 +70,7 @@ def test_a_classifier_ends_smaller_with_a_proof_and_its_metric(make_trainer: Any
     one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("small", "applied"))
     assert one.keys() == other.keys() and all(same_bits(one[key], other[key]) for key in one)
     again = found.save(tmp_path / "again")  # after it was applied, too
-    assert (again / RECORD).read_text() == (tmp_path / "small" / RECORD).read_text()
+    assert (again / FIT_RECORD).read_text() == (tmp_path / "small" / FIT_RECORD).read_text()
     assert len((again / CURVE).read_text().splitlines()) == len(found.curve_rows())
 
 

@@ -13,7 +13,7 @@ import torch
 def set_ranks() -> Callable[..., None]:
     """set_ranks(model, ranks): attach, and give each layer in turn this rank, with random triples."""
     from pedyra.lora.attach import attach, write_ranks
-    from pedyra.lora.resize import NewTriples, install, resized
+    from pedyra.lora.replacement import NewTriples, put_replacements, replacements_of
 
     def change(model: Any, ranks: Sequence[int]) -> None:
         generator = torch.Generator().manual_seed(9)
@@ -24,7 +24,7 @@ def set_ranks() -> Callable[..., None]:
             if num > 0:
                 draw = lambda *shape: torch.randn(*shape, generator=generator) * 0.3  # noqa: E731
                 new = NewTriples(draw(num, layer.a.in_features), draw(num), draw(layer.b.out_features, num))
-            install([(layer, resized(layer, range(rank, layer.rank), new))])
+            put_replacements([(layer, replacements_of(layer, range(rank, layer.rank), new))])
         write_ranks(model)
 
     return change

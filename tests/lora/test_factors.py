@@ -115,3 +115,13 @@ def test_e_moves_with_its_model_whether_trained_or_not(trained, make_net):
     assert layer.a.E.dtype == copied.E.dtype == torch.float64 and layer.a.E.requires_grad == trained
     train_e([layer], True)
     assert isinstance(layer.a.E, torch.nn.Parameter) and layer.a.E.requires_grad
+
+
+def test_parameters_kept_by_their_names_come_back_where_e_is_trained():
+    a = a_factor()
+    best = {name: parameter.detach().clone() for name, parameter in a.named_parameters()}
+    with torch.no_grad():
+        for parameter in a.parameters():
+            parameter.mul_(3)
+    a.load_state_dict(best)
+    assert [*best] == ["weight", "E"] and same_bits(a.A, best["weight"]) and same_bits(a.E, best["E"])

@@ -16,7 +16,7 @@ from pedyra import PeDyra, RankAllocator
 from pedyra.allocate.checkpoint import SideFileError, restore, save_state
 from pedyra.lora.attach import attach, detach, write_ranks
 from pedyra.lora.layer import adapted_layers, peft_layers
-from pedyra.lora.resize import NewTriples, install, resized
+from pedyra.lora.replacement import NewTriples, put_replacements, replacements_of
 
 STARTS = ("pissa", "pissa_niter_4", "OLoRA")  # PEFT takes the last in any case of letters
 
@@ -25,7 +25,7 @@ def prune(model: Any, *pruned: int, new: int = 0) -> None:
     """Prune these triples of each layer, and append `new` ones that contribute nothing yet."""
     for layer in adapted_layers(model):
         A, B = torch.randn(new, layer.a.in_features), torch.zeros(layer.b.out_features, new)
-        install([(layer, resized(layer, pruned, NewTriples(A, torch.ones(new), B)))])
+        put_replacements([(layer, replacements_of(layer, pruned, NewTriples(A, torch.ones(new), B)))])
     write_ranks(model)
 
 
@@ -152,8 +152,8 @@ def test_the_weight_does_not_depend_on_the_order_in_which_triples_went(make_net)
     for order in ((0, 2), (2, 0)):
         model = make_net(init_lora_weights="pissa")
         layer = attach(model)[0]
-        install([(layer, resized(layer, (order[0],), None))])
-        install([(layer, resized(layer, (1 if order[0] == 0 else 0,), None))])
+        put_replacements([(layer, replacements_of(layer, (order[0],), None))])
+        put_replacements([(layer, replacements_of(layer, (1 if order[0] == 0 else 0,), None))])
         weights.append(layer.module.base_layer.weight.clone())
     assert same_bits(*weights)
 

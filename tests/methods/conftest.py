@@ -18,7 +18,7 @@ from pedyra.allocate.schedule import Schedule
 from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.arguments import training_arguments
-from pedyra.app.runs.setup import begun, resolve
+from pedyra.app.runs.setup import begin_method, resolve
 from pedyra.app.tasks.task import Task, load_task
 from pedyra.methods.names import setting_names
 from pedyra.methods.registry import get_method
@@ -138,7 +138,7 @@ def prepare(make_recipe: Any, make_base: Any) -> Callable[..., Run]:
     def make(method: str, kind: str = "classification", **sections: Any) -> Run:
         recipe = make_recipe(method, kind, **sections)
         base, task, tokenizer = make_base(recipe)
-        model, own = begun(recipe, base)
+        model, own = begin_method(recipe, base)
         trainer = Trainer(
             model=model,
             args=training_arguments(recipe),

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from pedyra import AutoLora, adapt
-from pedyra.app.runs.setup import begun
+from pedyra.app.runs.setup import begin_method
 from pedyra.methods.autolora import WeighedB, hypergradient, rank_of, search
 from pedyra.methods.slots import linear_slots
 from pedyra.trainer.upcoming import total_steps, upcoming
@@ -216,7 +216,7 @@ def fast_search(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_is_plain_lora_from_scratch_at_the_ranks_of_the_search(prepare, make_base, kind: str, fast_search):
     run = prepare("autolora", kind, settings={"search_steps": 3})
     base, _, _ = make_base(run.recipe)
-    fresh, _ = begun(run.recipe, base)
+    fresh, _ = begin_method(run.recipe, base)
     weights = dict(fresh.named_parameters())
     for name, parameter in run.model.named_parameters():
         if "lora_B" in name:

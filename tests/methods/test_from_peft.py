@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
-from pedyra.app.runs.setup import begun
+from pedyra.app.runs.setup import begin_method
 from pedyra.methods.registry import get_method
 
 
@@ -69,4 +69,4 @@ def test_qlora_is_nf4_unless_the_recipe_says_int8(make_recipe: Any):
 def test_qlora_refuses_a_model_in_full_precision(make_recipe: Any, make_base: Any):
     base, _, _ = make_base(make_recipe("lora"))
     with pytest.raises(ValueError, match="qlora needs a quantised model; set model.quantization"):
-        begun(make_recipe("qlora"), base)
+        begin_method(make_recipe("qlora"), base)

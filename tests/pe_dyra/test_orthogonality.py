@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.lora.resize import install, resized
+from pedyra.lora.replacement import put_replacements, replacements_of
 from pedyra.pe_dyra.orthogonality import (
     add_orthogonality_gradient,
     layer_orthogonality,
@@ -112,7 +112,7 @@ def test_a_missing_gradient_becomes_the_penaltys_alone(make_net):
 
 def test_layers_of_rank_zero_have_no_penalty(make_net):
     layers = attach(make_net(trained=True))
-    install([(layers[0], resized(layers[0], range(4), None))])
+    put_replacements([(layers[0], replacements_of(layers[0], range(4), None))])
     add_orthogonality_gradient(layers, weight=1.0, form="norm")
     # The mean is over the matrices of all layers, the empty one's too, whose norm is 0.
     (expected,) = torch.autograd.grad(penalty(layers[1:], "norm") * 4 / 6, [layers[1].a.A])

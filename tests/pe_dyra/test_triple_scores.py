@@ -15,7 +15,7 @@ from windows import run_of
 
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.lora.resize import NewTriples, install, resized
+from pedyra.lora.replacement import NewTriples, put_replacements, replacements_of
 from pedyra.pe_dyra.config import RankSettings
 from pedyra.pe_dyra.triple_scores import TripleScores
 
@@ -242,9 +242,9 @@ def test_after_a_resize_kept_triples_keep_their_averages_and_new_ones_start_at_z
     scores.observe_gradients()
     before = [part.clone() for part in scores._by_factor(scores.sensitivity)]
     new = NewTriples(torch.randn(2, 12), torch.ones(2), torch.zeros(6, 2))
-    changes = {"layers.0": resized(layers[0], (1,), None), "layers.1": resized(layers[1], (0, 2), new)}
+    changes = {"layers.0": replacements_of(layers[0], (1,), None), "layers.1": replacements_of(layers[1], (0, 2), new)}
     for layer in layers[:2]:
-        install([(layer, changes[layer.name])])
+        put_replacements([(layer, changes[layer.name])])
     scores.resize(changes)
     after = list(scores._by_factor(scores.sensitivity))
     zeros: Callable[..., Tensor] = torch.zeros

@@ -265,7 +265,7 @@ def refusals(rank: int, size: int) -> list[str]:
 
 def test_sharded_factors_are_refused_by_name():
     for whole, pissa, parallel in together(refusals, 2):
-        assert "lora_B of model.layers.1.mlp.up_proj is cut into shards" in parallel
-        assert "lora_A of model.layers.0.self_attn.q_proj is cut into shards" in whole
+        assert "lora_B of model.layers.1.mlp.up_proj is sharded" in parallel
+        assert "lora_A of model.layers.0.self_attn.q_proj is sharded" in whole
         assert "fully_shard(..., ignored_params=)" in whole and len(whole) < 300
         assert "a part of its weight, which is" in pissa and "(DTensor)" in pissa and len(pissa) < 300

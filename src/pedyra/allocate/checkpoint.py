@@ -22,16 +22,16 @@ from pedyra.allocate.optimizer_state import rekey_state
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.errors import UserError
 from pedyra.lora.attach import write_ranks
-from pedyra.lora.factors import renewed
+from pedyra.lora.factors import successor
 from pedyra.lora.files import check_sums, read_json, read_sums, write_file, write_sums
 from pedyra.lora.folder import ADAPTER_FILES, read_tensors
 from pedyra.lora.layer import adapted_layers
-from pedyra.lora.resize import put
+from pedyra.lora.replacement import put_factors
 from pedyra.lora.start import set_origin
 
 logger = logging.getLogger(__name__)
 
-TENSORS, RECORD = "pedyra_state.safetensors", "pedyra_state.json"
+TENSORS, STATE_RECORD = "pedyra_state.safetensors", "pedyra_state.json"
 FORMAT = 12
 
 
@@ -51,8 +51,8 @@ def save_state(allocator: RankAllocator, folder: Path | str) -> None:
         if layer.a.origin is not None and layer.b.origin is not None:
             tensors[f"origin_A.{layer.name}"], tensors[f"origin_B.{layer.name}"] = layer.a.origin, layer.b.origin
     write_file(folder / TENSORS, save({name: value.contiguous().cpu() for name, value in tensors.items()}))
-    write_file(folder / RECORD, json.dumps({"format": FORMAT, **run_record(allocator)}))
-    write_sums(folder, [TENSORS, RECORD, *(name for name in ADAPTER_FILES if (folder / name).is_file())])
+    write_file(folder / STATE_RECORD, json.dumps({"format": FORMAT, **run_record(allocator)}))
+    write_sums(folder, [TENSORS, STATE_RECORD, *(name for name in ADAPTER_FILES if (folder / name).is_file())])
 
 
 def run_record(allocator: RankAllocator) -> dict[str, Any]:
@@ -85,11 +85,15 @@ def restore(allocator: RankAllocator, folder: Path | str) -> None:
     folder = _own_folder(folder, allocator.adapter_name)
     record, tensors = read_state(folder)
     if record["adapter"] != allocator.adapter_name:
-        raise SideFileError(f"{folder / RECORD} is of adapter {record['adapter']!r}, not {allocator.adapter_name!r}")
+        raise SideFileError(
+            f"{folder / STATE_RECORD} is of adapter {record['adapter']!r}, not {allocator.adapter_name!r}"
+        )
     old, new = record["config"], allocator.method.to_dict()
     if old != new:
         changed = ", ".join(f"{key} {old.get(key)!r} -> {new[key]!r}" for key in new if old.get(key) != new[key])
-        raise SideFileError(f"{folder / RECORD} was written with other rank settings ({changed}); resume with the same")
+        raise SideFileError(
+            f"{folder / STATE_RECORD} was written with other rank settings ({changed}); resume with the same"
+        )
     before, now = record["total_steps"], allocator.schedule
     if before != now.total_steps:
         left = [step for step in now.adjustments if step > record["step"]]
@@ -105,7 +109,9 @@ def restore(allocator: RankAllocator, folder: Path | str) -> None:
     try:
         allocator.load_state(record, scores)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"{folder / RECORD}: 'method' is not what {allocator.method} has saved: {error!r}") from error
+        raise UserError(
+            f"{folder / STATE_RECORD}: 'method' is not what {allocator.method} has saved: {error!r}"
+        ) from error
 
 
 def restore_factors(model: nn.Module, folder: Path, adapter_name: str = "default") -> None:
@@ -119,7 +125,7 @@ def restore_factors(model: nn.Module, folder: Path, adapter_name: str = "default
 def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Read the record and the tensors of a side file, checked against each other and the adapter by their digests.
     Raises SideFileError: missing, unreadable, of another format, or the pair does not belong together."""
-    record_path, tensors_path = folder / RECORD, folder / TENSORS
+    record_path, tensors_path = folder / STATE_RECORD, folder / TENSORS
     for path in (record_path, tensors_path):
         if not path.is_file():
             raise SideFileError(f"{path} is missing")
@@ -127,7 +133,7 @@ def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         record = read_json(record_path, {"format": int})
         if record["format"] != FORMAT:
             raise UserError(f"{record_path} has format {record['format']}; this version of pedyra reads {FORMAT}")
-        check_sums(folder, [RECORD, TENSORS, *(name for name in ADAPTER_FILES if name in read_sums(folder))])
+        check_sums(folder, [STATE_RECORD, TENSORS, *(name for name in ADAPTER_FILES if name in read_sums(folder))])
         return record, read_tensors(tensors_path)
     except ValueError as error:
         raise SideFileError(str(error)) from None
@@ -173,8 +179,8 @@ def _restore_factors(
         olds = layer.factors
         values = (tensors[f"{kind}.{layer.name}"] for kind in "AEB")
         each = zip(olds, values, strict=True)
-        news = [renewed(old, value.to(old.device, old.dtype, copy=True)) for old, value in each]
-        put([(layer, news)])
+        news = [successor(old, value.to(old.device, old.dtype, copy=True)) for old, value in each]
+        put_factors([(layer, news)])
         layer.rescale(record["scaling"][layer.name])
         if layer.a.start is not None:
             set_origin(layer, *(tensors[f"origin_{kind}.{layer.name}"] for kind in "AB"))

@@ -22,7 +22,7 @@ from pedyra.allocate.schedule import Schedule
 from pedyra.errors import UserError
 from pedyra.lora.attach import attach, train_e
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.lora.resize import NewTriples, Replacement
+from pedyra.lora.replacement import NewTriples, Replacement
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.lora.resize import Replacement, rows_kept
+from pedyra.lora.replacement import Replacement, select_rows
 
 REPAIR = (
     "use optim='adamw_torch' or 'paged_adamw_8bit' (docs/works_with.md lists what works), or train plain LoRA with it "
@@ -160,7 +160,7 @@ def move_state(optimizer: Optimizer, replacements: Sequence[Replacement]) -> Non
         if is_packed(optimizer, optimizer.state.get(replacement.new, {})):
             values = _without_overflow(optimizer, values)  # a block that has overflowed would spoil those of its rows
         moved = {
-            key: rows_kept(value, replacement.dim, replacement.kept, replacement.num_new)
+            key: select_rows(value, replacement.dim, replacement.kept, replacement.num_new)
             for key, value in values.items()
         }
         _put(optimizer, replacement.new, moved)
@@ -179,7 +179,7 @@ def row_state(optimizer: Optimizer, parameter: Tensor, shape: torch.Size) -> dic
     """Return the same state by name, in numbers: what bitsandbytes packed into bytes is unpacked."""
     state, keys = optimizer.state.get(parameter, {}), row_keys(optimizer, parameter, shape)
     packed = is_packed(optimizer, state)
-    return {key: unpack(state, key, parameter.device) if packed else state[key] for key in keys}
+    return {key: dequantize(state, key, parameter.device) if packed else state[key] for key in keys}
 
 
 def _put(optimizer: Optimizer, parameter: Tensor, values: Mapping[str, Tensor]) -> None:
@@ -252,10 +252,8 @@ class TrainedTriples:
         """Note that the optimizer has what is in the model."""
         self._held, self.renewed = self.now, True
         # Parameters by the dicts that modules keep them in: a tenth of the time of their attributes, in every step.
-        self._slots = [
-            (layer.a._parameters, "weight" if layer.a.e_fixed_at_one else "A", layer.a.A) for layer in self.layers
-        ]
-        self._slots += [(layer.b._parameters, "weight", layer.b.weight) for layer in self.layers]
+        self._slots = [(layer.a._parameters, layer.a.A) for layer in self.layers]
+        self._slots += [(layer.b._parameters, layer.b.weight) for layer in self.layers]
 
     def rekey(self) -> bool:
         """Point the optimizer at Parameters that a load has put in the place of those it holds.
@@ -263,7 +261,7 @@ class TrainedTriples:
         Returns whether there was any of another rank. What is loaded at the same ranks is the same Parameters, but
         where the rank is 0, which is loaded by way of a zero row.
         """
-        if all(slot.get(name) is held for slot, name, held in self._slots):
+        if all(slot["weight"] is held for slot, held in self._slots):
             return False
         loaded = {old: new for old, new in zip(self._held, self.now, strict=True) if old is not new}
         rekey_state(self.optimizer, loaded)
@@ -284,7 +282,7 @@ def is_packed(optimizer: Optimizer, state: Mapping[str, Any]) -> bool:
     return is_bitsandbytes(optimizer) and "absmax1" in state
 
 
-def unpack(state: Mapping[str, Any], key: str, device: torch.device) -> Tensor:
+def dequantize(state: Mapping[str, Any], key: str, device: torch.device) -> Tensor:
     """Return the numbers of `state[key]`, in float32 on `device`: pages that CPU and GPU share are on neither to
     torch."""
     from bitsandbytes.functional import dequantize_blockwise

@@ -27,11 +27,11 @@ from pedyra.allocate.optimizer_state import (
 )
 from pedyra.allocate.schedule import Schedule
 from pedyra.errors import UserError
-from pedyra.lora.attach import check_whole, write_ranks
+from pedyra.lora.attach import check_unsharded, write_ranks
 from pedyra.lora.factors import AFactor
 from pedyra.lora.layer import AdaptedLayer, adapted_layers, holds_triples
 from pedyra.lora.layer_names import layer_place
-from pedyra.lora.resize import Replacement, install, resized
+from pedyra.lora.replacement import Replacement, put_replacements, replacements_of
 from pedyra.lora.singular import effective_rank, singular_values
 
 logger = logging.getLogger(__name__)
@@ -366,10 +366,10 @@ def resize_layers(
         pruned, num_new = plan.pruned.get(layer.name, ()), plan.added.get(layer.name, 0)
         if pruned or num_new:
             new = decision.new_triples(layer, num_new, generator) if decision.new_triples and num_new else None
-            changes[layer.name] = resized(layer, pruned, new)
+            changes[layer.name] = replacements_of(layer, pruned, new)
     replacements = [replacement for change in changes.values() for replacement in change]
     check_state(optimizer, [replacement.old for replacement in replacements])
-    install((layer, changes[layer.name]) for layer in layers if layer.name in changes)
+    put_replacements((layer, changes[layer.name]) for layer in layers if layer.name in changes)
     for layer in layers:
         layer.rescale(layer.scaling * plan.rescale.get(layer.name, 1.0))
     move_state(optimizer, replacements)
@@ -401,7 +401,7 @@ def check_device(layers: Sequence[AdaptedLayer]) -> None:
 
     What is compared is computed over all of them.
     """
-    check_whole(layers)
+    check_unsharded(layers)
     devices = {str(layer.a.A.device) for layer in layers}
     if len(devices) > 1:
         raise UserError(

@@ -27,15 +27,24 @@ from pedyra.app.console import (
     write_json_lines,
 )
 from pedyra.app.options import (
+    Changed,
+    Curve,
+    Data,
+    Dtype,
     FolderArgument,
     ForPlace,
     JsonFile,
+    MaxLength,
     Overrides,
     Overwrite,
+    Quantization,
+    Rank,
+    Rows,
+    Run,
     RunArgument,
+    Tolerance,
     TrustRemoteCode,
     place_of,
-    spread,
 )
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.source import Source
@@ -112,34 +121,34 @@ def train(
     from pedyra.app.runs.processes import is_first
 
     console = new_console(quiet=not is_first())
-    checked = load_recipe(recipe, overrides or [])
+    content = load_recipe(recipe, overrides or [])
     # Before the seconds that torch takes to load.
-    RunFolder(Path(checked.output_dir)).check(overwrite=overwrite, resume=resume)
+    RunFolder(Path(content.output_dir)).check(overwrite=overwrite, resume=resume)
     others = {} if beside is None else {load_recipe(beside / "recipe.yaml").method.name: RunFolder(beside).result()}
 
     quiet_libraries()
     if dry_run:
         from pedyra.app.runs.plan import plan_run
 
-        plan = plan_run(checked, overwrite=overwrite, resume=resume)
+        plan = plan_run(content, overwrite=overwrite, resume=resume)
         print_plan(console, plan)
         return write_json_lines(json_file if is_first() else None, plan)
 
     from pedyra.app.report.page import build_report
     from pedyra.app.runs.run import train_run
 
-    result = train_run(checked, overwrite=overwrite, resume=resume, console=console)
+    result = train_run(content, overwrite=overwrite, resume=resume, console=console)
     print_result(console, result)
     if result.interrupted:
         raise typer.Exit(130)
     if others and result.final is not None:
-        print_beside(console, {checked.method.name: result.final, **others})
+        print_beside(console, {content.method.name: result.final, **others})
     if is_first():
         console.print(f"report      {build_report(result.folder.path)}", soft_wrap=True)
         write_json_lines(json_file, result.rows())
     if result.awaits_fit:
-        told = f"pedyra fit {shlex.quote(str(result.folder.path))}   finds out how small the adapter may be"
-        console.print(f"next        {told}", soft_wrap=True)
+        command = f"pedyra fit {shlex.quote(str(result.folder.path))}   finds out how small the adapter may be"
+        console.print(f"next        {command}", soft_wrap=True)
     if result.diverged:
         console.print("The loss is no finite number: this run diverged. Lower training.learning_rate.", soft_wrap=True)
         raise typer.Exit(1)
@@ -159,8 +168,8 @@ def evaluate(
     from pedyra.app.runs.evaluate import evaluate_run
 
     console = new_console()
-    found = evaluate_run(run, console=console, allow_code_execution=allow_code_execution)
-    rows = [{"metric": name, "value": value} for name, value in found.items()]
+    metrics = evaluate_run(run, console=console, allow_code_execution=allow_code_execution)
+    rows = [{"metric": name, "value": value} for name, value in metrics.items()]
     print_table(console, ["metric", "value"], [list(row.values()) for row in rows])
     write_json_lines(json_file, rows)
 
@@ -245,11 +254,11 @@ def resize(
     place = place_of(destination)
     if place is not None and rank is None and energy is None and mb is None:
         rank = place.rank
-    found = resize_adapter(adapter, out or adapter / "resized", Size(rank, energy, mb), place, overwrite=overwrite)
+    result = resize_adapter(adapter, out or adapter / "resized", Size(rank, energy, mb), place, overwrite=overwrite)
     console = new_console()
-    for line in found.lines():
+    for line in result.lines():
         console.print(line, soft_wrap=True, markup=False)
-    write_json_lines(json_file, [*found.rows, found.summary()])
+    write_json_lines(json_file, [*result.rows, result.summary()])
 
 
 @app.command()
@@ -272,7 +281,6 @@ def report(
 
 
 @app.command()
-@spread
 def fit(
     adapters: Annotated[
         list[Path],
@@ -284,8 +292,16 @@ def fit(
             file_okay=False,
         ),
     ],
-    wanted: Wanted,
-    source: Source,
+    tolerance: Tolerance = None,
+    changed: Changed = None,
+    rank: Rank = None,
+    rows: Rows = None,
+    curve: Curve = False,
+    data: Data = None,
+    run: Run = None,
+    max_length: MaxLength = None,
+    dtype: Dtype = None,
+    quantization: Quantization = None,
     destination: ForPlace = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: ADAPTER/fit.")] = None,
     overwrite: Overwrite = False,
@@ -302,6 +318,8 @@ def fit(
         raise UserError(
             "several adapters are fitted for one server, each into its own folder; give --for, and no --out"
         )
+    wanted = Wanted(tolerance=tolerance, changed=changed, rank=rank, rows=rows, curve=curve)
+    source = Source(data=data, run=run, max_length=max_length, dtype=dtype, quantization=quantization)
     place = place_of(destination)
     quiet_libraries()
     from pedyra.app.runs.fit import Asked, fit_folders
@@ -310,15 +328,14 @@ def fit(
     shown = console.is_terminal
     asked = Asked(wanted=wanted, source=source, place=place, overwrite=overwrite, began=began, shown=shown)
     outs = {adapter: out or adapter / "fit" for adapter in adapters}
-    rows = []
-    for found in fit_folders(outs, asked, partial(console.print, soft_wrap=True, markup=False)):
-        took = {"seconds": found.seconds, "steps": found.steps}
-        rows += [{**found.row(), **took}, *found.curve_rows()]
-    write_json_lines(json_file, rows)
+    lines = []
+    for result in fit_folders(outs, asked, partial(console.print, soft_wrap=True, markup=False)):
+        cost = {"seconds": result.seconds, "steps": result.steps}
+        lines += [{**result.row(), **cost}, *result.curve_rows()]
+    write_json_lines(json_file, lines)
 
 
 @app.command()
-@spread
 def prove(
     a: Annotated[
         str,
@@ -327,7 +344,11 @@ def prove(
         ),
     ],
     b: Annotated[str, typer.Argument(metavar="B", help="Another of these.", show_default=False)],
-    source: Source,
+    data: Data = None,
+    run: Run = None,
+    max_length: MaxLength = None,
+    dtype: Dtype = None,
+    quantization: Quantization = None,
     margin: Annotated[
         str | None,
         typer.Option(
@@ -369,8 +390,9 @@ def prove(
     confidence. Exit code 0: no worse; 1: worse; 3: these rows cannot tell."""
     from pedyra.fitting.prove import NO_WORSE, WORSE, Margin
 
-    given = {"name": base_b, "quantization": quantization_b}
-    other = {key: value for key, value in given.items() if value is not None}
+    source = Source(data=data, run=run, max_length=max_length, dtype=dtype, quantization=quantization)
+    of_b = {"name": base_b, "quantization": quantization_b}
+    other = {key: value for key, value in of_b.items() if value is not None}
     console = new_console()
     quiet_libraries()
     if samples:
@@ -380,18 +402,18 @@ def prove(
             raise UserError(
                 "--samples loads no model and takes all documents; give beside it --margin, --metric, --filter"
             )
-        found = prove_samples(Path(a), Path(b), margin, metric, filter_name)
-        verdict = found.proof.verdict
+        proof = prove_samples(Path(a), Path(b), margin, metric, filter_name)
+        verdict = proof.proof.verdict
     else:
         if metric or filter_name:
             raise UserError("--metric and --filter say what of --samples is compared; give --samples")
         limit = Margin.asked(margin, changed)
         from pedyra.app.runs.prove import prove_paths
 
-        found = prove_paths(a, b, limit, source, other, rows=rows, shown=console.is_terminal)
-        verdict = found.verdict
-    console.print(str(found), soft_wrap=True, markup=False)
-    write_json_lines(json_file, [found.row()])
+        proof = prove_paths(a, b, limit, source, other, rows=rows, shown=console.is_terminal)
+        verdict = proof.verdict
+    console.print(str(proof), soft_wrap=True, markup=False)
+    write_json_lines(json_file, [proof.row()])
     raise typer.Exit({NO_WORSE: 0, WORSE: 1}.get(verdict, 3))
 
 
@@ -415,10 +437,6 @@ def _is_users(error: Exception) -> bool:
     return isinstance(error, UserError) or is_disk_full(error)
 
 
-LONGEST = 1000
-"""A message has so many letters at most."""
-
-
 def _one_line(error: Exception) -> str:
     from rich.markup import escape
 
@@ -426,8 +444,6 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:  # without "[Errno 28]"
         message = error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
     message = " ".join(message.split())
-    if len(message) > LONGEST:  # some echo what was given; the rule and the repair stand at the end
-        message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
     if is_disk_full(error):
         message = f"the disk is full ({message}); free space, and give the command again; a training takes --resume"
     return escape(message)

@@ -17,25 +17,17 @@ from pedyra.lora.layer_names import layer_place
 if TYPE_CHECKING:
     from pedyra.app.runs.run import RunResult
 
-Row = Mapping[str, Any]
-
 
 def new_console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """Make a console that leaves numbers and paths as they are: no colour guesses, and [brackets] are no markup.
-
-    What it prints into a file or a pipe, which have no width, is never folded.
-    """
+    """Make a console without highlighting and markup; in a file or a pipe its lines are never wrapped."""
     console = Console(stderr=stderr, quiet=quiet, highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 10_000
     return console
 
 
-def write_json_lines(path: Path | None, rows: Iterable[Row]) -> None:
-    """Write one JSON object a line; NaN and infinities, which JSON does not have, become null.
-
-    Without a path nothing is written.
-    """
+def write_json_lines(path: Path | None, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line, with null for NaN and infinities; without a path nothing is written."""
     if path is not None:
         path.write_text("".join(map(json_line, rows)), encoding="utf-8")
 
@@ -50,7 +42,7 @@ def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequenc
     console.print(table)
 
 
-def print_rank_map(console: Console, layers: Sequence[Row]) -> None:
+def print_rank_map(console: Console, layers: Sequence[Mapping[str, Any]]) -> None:
     """Print ranks as module type (down, by name) x depth (across), in as many bands as the width asks for.
 
     `layers` are `{"layer", "rank"}`; nothing where there are none, as with methods that are no LoRA. Layers at one
@@ -60,11 +52,11 @@ def print_rank_map(console: Console, layers: Sequence[Row]) -> None:
         return
     places = {layer["layer"]: layer_place(layer["layer"]) for layer in layers}
     depths = sorted({depth for _, depth in places.values()})
-    found: dict[str, dict[int, list[int]]] = {}
+    by_kind: dict[str, dict[int, list[int]]] = {}
     for layer in layers:
         kind, depth = places[layer["layer"]]
-        found.setdefault(kind, {}).setdefault(depth, []).append(layer["rank"])
-    ranks = {kind: {depth: _mean(each) for depth, each in by_depth.items()} for kind, by_depth in found.items()}
+        by_kind.setdefault(kind, {}).setdefault(depth, []).append(layer["rank"])
+    ranks = {kind: {depth: _mean(each) for depth, each in by_depth.items()} for kind, by_depth in by_kind.items()}
     widest = max(len(rank) for by_depth in ranks.values() for rank in (*by_depth.values(), str(depths[-1])))
     room = console.width - max(len("rank by depth"), *map(len, ranks))
     per_band = max(1, room // (widest + 2))  # two blanks between columns
@@ -79,19 +71,19 @@ def _mean(ranks: Sequence[int]) -> str:
     return f"{mean:.0f}" if mean.is_integer() else f"{mean:.1f}"
 
 
-def print_plan(console: Console, rows: Sequence[Row]) -> None:
+def print_plan(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     """Show the plan of a run, and the ranks that its layers begin with."""
     run, *layers = rows
-    told = [[key.replace("_", " "), value] for key, value in run.items() if value is not None]
-    print_table(console, ["plan", ""], told[1:], title=run["plan"])
+    lines = [[key.replace("_", " "), value] for key, value in run.items() if value is not None]
+    print_table(console, ["plan", ""], lines[1:], title=run["plan"])
     print_rank_map(console, layers)
 
 
 def print_result(console: Console, result: RunResult) -> None:
-    """Tell how a run ended: metric, ranks, parameters, files; of one that was interrupted, how to go on."""
+    """Print the result of a run: metric, ranks, parameters, files; after an interruption, how to resume."""
     if result.final is None:
-        stopped = f"Stopped after step {result.step} of {result.total_steps}; a checkpoint is saved."
-        console.print(f"{stopped} To go on, {result.goes_on}", soft_wrap=True)
+        message = f"Stopped after step {result.step} of {result.total_steps}; a checkpoint is saved."
+        console.print(f"{message} To go on, {result.goes_on}", soft_wrap=True)
         return
     final = result.final
     print_rank_map(console, result.layers)
@@ -108,14 +100,14 @@ def print_result(console: Console, result: RunResult) -> None:
     size = sum(file.stat().st_size for file in result.folder.adapter.glob("adapter_model.*"))
     lines.append(("adapter", f"{result.folder.adapter}, {format_bytes(size)}"))
     _print_named(console, lines)
-    if result.found is not None:
-        console.print(f"\n{result.found}", soft_wrap=True, markup=False)
+    if result.fit is not None:
+        console.print(f"\n{result.fit}", soft_wrap=True, markup=False)
         smaller = result.folder.path / "fit"
         size = sum(file.stat().st_size for file in smaller.glob("adapter_model.*"))
-        _print_named(console, [("whole" if result.found.is_whole else "smaller", f"{smaller}, {format_bytes(size)}")])
+        _print_named(console, [("whole" if result.fit.is_whole else "smaller", f"{smaller}, {format_bytes(size)}")])
 
 
-def print_beside(console: Console, finals: Mapping[str, Row]) -> None:
+def print_beside(console: Console, finals: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the last lines of runs' metrics side by side, by the methods' names."""
     names = {"value": str(next(iter(finals.values()))["metric"]), "eval_loss": "held-out loss"}
     names |= {"trainable_parameters": "trainable parameters", "seconds": "seconds of training"}
@@ -123,17 +115,17 @@ def print_beside(console: Console, finals: Mapping[str, Row]) -> None:
 
 
 def _print_named(console: Console, lines: Iterable[tuple[str, str]]) -> None:
-    """Print lines of a name and what is told of it."""
-    for name, told in lines:
-        console.print(f"{name:12}{told}", soft_wrap=True)
+    """Print lines of a name and its value."""
+    for name, value in lines:
+        console.print(f"{name:12}{value}", soft_wrap=True)
 
 
 def _change(start: int, end: int) -> str:
     return f"{end:,} as at the start" if start == end else f"{start:,} at the start, {end:,} at the end"
 
 
-def print_adapter(console: Console, rows: Sequence[Row]) -> None:
-    """Show what `inspect_adapter` found: the layers as a table, their ranks as a map, and what they come to."""
+def print_adapter(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the rows of `inspect_adapter`: the layers as a table, their ranks as a map, and the totals."""
     *layers, total = rows
     columns = ("layer", "rank", "parameters", "effective_rank")
     print_table(console, columns, [[row[column] for column in columns] for row in rows])
@@ -170,8 +162,8 @@ def _cell(value: Any) -> str:
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own progress bars and advice off the screen; errors still show."""
-    warnings.simplefilter("ignore", FutureWarning)  # libraries telling other libraries of their next release
+    """Turn off the progress bars and advice of libraries; errors still show."""
+    warnings.simplefilter("ignore", FutureWarning)  # for developers of libraries
     for chatty in ("bitsandbytes", "huggingface_hub"):  # advice on kernels, every retry of a download
         logging.getLogger(chatty).setLevel(logging.ERROR)
 

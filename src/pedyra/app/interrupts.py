@@ -1,4 +1,4 @@
-"""SIGINT (Ctrl-C) calls a function here; an exception would be dropped by a finalizer or a library."""
+"""SIGINT (Ctrl-C) calls a function, because a finalizer or a library may swallow an exception."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def on_interrupt(act: Callable[[], None], *, also: Sequence[signal.Signals] = ()) -> Iterator[None]:
-    """Let every SIGINT call `act` while entered, in the main thread, and raise nothing.
+    """Call `act` at every SIGINT inside the block, and raise nothing; `also` lists signals with the same meaning.
 
-    Entered in another thread, where Python allows no signal handler, it does nothing. `also`: other signals that mean
-    the same, as SIGTERM does to a process whose children would outlive it.
+    Outside of the main thread, where Python allows no signal handler, it does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""Some test sets are known by name, so that `generate.<name>` needs no keys. Nothing heavy is imported here."""
+"""Test sets that are known by name, so that `generate.<name>` needs no keys."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ TEST_SETS: dict[str, dict[str, Any]] = {
     "mbpp": {"source": "google-research-datasets/mbpp", "config": "full", "score": "code", "max_new_tokens": 512},
     "mbppplus": {"source": "evalplus/mbppplus", "score": "code", "max_new_tokens": 512},
 }
-"""A known test set is asked so; `generate.<name>` may say otherwise. Its split is test.
+"""The defaults of each known test set, whose split is `test`; `generate.<name>` may override them.
 
-Where the recipe was trained on a template with one place, a set's question takes that place, and its own template is
-for a model that was trained on none.
+Where the training had a template with one column, the question takes the place of that column; the set's own template
+is for a model that was trained without one.
 """
 
 COMPLETED = ("humaneval", "humanevalplus")
-"""The prompts of these sets are heads of functions, which a model trained on instructions is asked to complete."""
+"""The prompts of these sets are signatures of functions; a model trained on instructions is asked to complete them."""
 COMPLETE = ("Complete the function.\n\n{prompt}", "\n{prompt}")
-"""The first takes the instruction's place there, and the answer begins with the second. Left to itself,
-Qwen2.5-Coder-0.5B with a LoRA repeats the docstring until the limit, or stops behind it. It solved 1 of 20 problems,
-and 8 with the head."""
+"""The instruction, and the beginning of the answer. Without that beginning Qwen2.5-Coder-0.5B with a LoRA repeats the
+docstring up to the limit, or stops after it; it solved 1 of 20 problems, and 8 with it."""
 COMPLETE_STOP = ["\ndef ", "\nclass ", "\nif __name__", "\nprint(", "\n#", "\n```"]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import fields, is_dataclass
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import TypeAdapter
 
 from pedyra.app.runs.run_folder import RunFolder
+from pedyra.app.runs.source import Source
+from pedyra.fitting.wanted import Wanted
 
 if TYPE_CHECKING:
     from pedyra.export.destinations import Destination
@@ -83,49 +81,25 @@ def place_of(name: str | None) -> Destination | None:
     return None if name is None else destination(name)
 
 
-METAVARS = {"tolerance": "PART", "changed": "SHARE", "rank": "R", "data": "ROWS", "run": "RUN", "max_length": "N"}
-"""The command line calls the values of these so."""
+_HELP: dict[str, str] = {
+    name: " ".join(field["description"].split())
+    for record in (Wanted, Source)
+    for name, field in TypeAdapter(record).json_schema()["properties"].items()
+}
+"""The docstrings of the fields of both records, which recipes show too."""
 
 
-def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """Make an option of each field of the parameters that are records (`Wanted`, `Source`)."""
-    signature = inspect.signature(command, eval_str=True)
-    records: dict[str, Any] = {
-        name: each.annotation for name, each in signature.parameters.items() if is_dataclass(each.annotation)
-    }
-    parameters: list[inspect.Parameter] = []
-    for name, each in signature.parameters.items():
-        parameters += _options(records[name]) if name in records else [each.replace(kind=each.KEYWORD_ONLY)]
-
-    @wraps(command)
-    def wrapped(**given: Any) -> None:
-        made = {
-            name: record(**{field.name: given.pop(field.name) for field in fields(record)})
-            for name, record in records.items()
-        }
-        command(**made, **given)
-
-    vars(wrapped)["__signature__"] = signature.replace(parameters=parameters)
-    wrapped.__annotations__ = {each.name: each.annotation for each in parameters}
-    return wrapped
+def _field(name: str, metavar: str | None = None) -> Any:
+    return typer.Option(f"--{name.replace('_', '-')}", help=_HELP[name], metavar=metavar)
 
 
-def _options(record: Any) -> list[inspect.Parameter]:
-    """Make options of a record; their help is its fields' own."""
-    told, kinds = TypeAdapter(record).json_schema()["properties"], get_type_hints(record)
-    options = []
-    for each in fields(record):
-        kind, default = kinds[each.name], each.default
-        if kind == float | str | None:  # which the command line does not know, and the record reads from text
-            kind = str | None
-        option = typer.Option(
-            f"--{each.name.replace('_', '-')}",
-            help=" ".join(told[each.name]["description"].split()),
-            show_default=default not in (None, False),
-            metavar=METAVARS.get(each.name),
-        )
-        annotation = Annotated[kind, option]
-        options.append(
-            inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        )
-    return options
+Tolerance = Annotated[str | None, _field("tolerance", "PART")]
+Changed = Annotated[str | None, _field("changed", "SHARE")]
+Rank = Annotated[int | None, _field("rank", "R")]
+Rows = Annotated[int | None, _field("rows")]
+Curve = Annotated[bool, _field("curve")]
+Data = Annotated[Path | None, _field("data", "ROWS")]
+Run = Annotated[Path | None, _field("run", "RUN")]
+MaxLength = Annotated[int | None, _field("max_length", "N")]
+Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"] | None, _field("dtype")]
+Quantization = Annotated[Literal["nf4", "int8"] | None, _field("quantization")]

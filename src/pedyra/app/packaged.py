@@ -18,8 +18,8 @@ from pedyra.lora.files import write_folder
 def packaged_file(relative: str, *, install: str) -> Path:
     """Find a file of an installed package, `relative` to a folder of sys.path.
 
-    The package is not imported: some that carry a useful file need many others to be imported.
-    Raises ImportError with the line that installs it.
+    The package is not imported, because that may need many other packages. Raises ImportError with the line that
+    installs it.
     """
     for folder in sys.path:
         path = Path(folder or ".") / relative
@@ -28,7 +28,7 @@ def packaged_file(relative: str, *, install: str) -> Path:
     raise ImportError(f"{relative} is carried by a package that is not installed; run: {install}")
 
 
-def needed(module: str, what: str, extra: str) -> Any:
+def import_extra(module: str, what: str, extra: str) -> Any:
     """Import the module of an optional package. Raises ImportError: `what` needs it, with the line that installs it."""
     try:
         return import_module(module)
@@ -41,7 +41,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("PEDYRA_CACHE") or Path.home() / ".cache" / "pedyra").expanduser()
 
 
-def prepared(name: str, prepare: Callable[[Path], None]) -> Path:
+def cached_folder(name: str, prepare: Callable[[Path], None]) -> Path:
     """Return the cached folder `name`; when absent, `prepare` fills it. It appears complete or not at all.
 
     Raises:

@@ -1,7 +1,5 @@
-"""A recipe is one training run as a YAML file; it is read and checked here, and a mistake in it told in one line.
-
-Nothing heavy is imported here: a recipe is checked before torch, transformers or peft are loaded.
-"""
+"""A recipe is one training run as a YAML file; it is read and checked here, before torch, transformers or peft are
+imported."""
 
 from __future__ import annotations
 
@@ -55,7 +53,7 @@ NOT_HERE = {
     "hub_token": "would be written into the run folder and its report; log in with `hf auth login`, or set HF_TOKEN",
     "push_to_hub": "is not for a run, which pushes nothing; when it has ended: hf upload YOU/NAME OUTPUT_DIR/adapter",
 }
-"""A recipe does not take these of TrainingArguments; here stands why."""
+"""TrainingArguments that a recipe refuses, with the reason."""
 
 
 class Recipe(Section):
@@ -66,7 +64,7 @@ class Recipe(Section):
         "r": "lora.r",
         **{name: f"training.{name}" for name in (*TRAINING_DEFAULTS, "max_steps", "weight_decay", "warmup_steps")},
     }
-    """A key that was given in the wrong place -> where it is."""
+    """A key in the wrong place -> the right key."""
 
     name: str
     """Title of the run; default: the recipe's file name."""
@@ -82,7 +80,7 @@ class Recipe(Section):
     generate: dict[str, GenerateSection] = Field(default_factory=dict)
     """Test set -> how the model answers it in its own words; see `pedyra eval`. seq2seq has ROUGE without it."""
     fit: Wanted | None = None
-    """Ask at the end of the run how small the adapter may be: both adapters are kept. None: it is not asked."""
+    """Fit the adapter at the end of the run, and keep both. None: no fit."""
     training: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     """Arguments of transformers.TrainingArguments, by name."""
 
@@ -113,10 +111,11 @@ class Recipe(Section):
 
 
 def identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep what decides the outcome of a run: neither where its files are, nor what it is asked when it has ended."""
-    kept = {key: value for key, value in recipe.items() if key not in ("output_dir", "generate")}
+    """Select the settings that decide the outcome of a run, without the places of files and questions asked
+    afterwards."""
+    sections = {key: value for key, value in recipe.items() if key not in ("output_dir", "generate")}
     paths = ("source", "validation")
-    return {**kept, "data": {key: value for key, value in recipe["data"].items() if key not in paths}}
+    return {**sections, "data": {key: value for key, value in recipe["data"].items() if key not in paths}}
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -163,8 +162,8 @@ def method_schema(*, named: bool = True) -> dict[str, Any]:
     for name in NAMES:
         settings: dict[str, Any] = {}
         if name in CLASSES:
-            known, docs = TypeAdapter(class_of(name)).json_schema()["properties"], field_docs(class_of(name))
-            settings = {key: {**known[key], "description": docs[key]} for key in setting_names(name)}
+            fields, docs = TypeAdapter(class_of(name)).json_schema()["properties"], field_docs(class_of(name))
+            settings = {key: {**fields[key], "description": docs[key]} for key in setting_names(name)}
         properties = {"name": {"const": name}, **settings}
         forms.append({"type": "object", "properties": properties, "additionalProperties": False, "required": ["name"]})
     if not named:

@@ -32,10 +32,10 @@ METRICS: dict[str, tuple[str, ...]] = {
 """Kind of data -> its metrics on held-out rows; the first is the default of `data.metric`."""
 
 LOWER_IS_BETTER = ("loss", "perplexity")
-"""The best of these numbers of an evaluation is the lowest."""
+"""Metrics of which lower is better."""
 
 GENERATED = ("causal_lm", "seq2seq")
-"""The models of these kinds write text, so that `generate` can judge what they write."""
+"""The kinds whose models generate text, for `generate`."""
 
 LARGEST_SEED = 2**32 - 1
 """NumPy takes no larger one."""
@@ -50,7 +50,7 @@ HomePath = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class ModelSection(Section):
-    """A recipe names its base model here, and says how it is loaded."""
+    """The base model, and how it is loaded."""
 
     name: HomePath
     """Hub id, local folder, or a packaged name: minilm, smollm2, tiny-<bert|bart|...>."""
@@ -83,8 +83,8 @@ class MethodSection(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _bare_name(cls, given: Any) -> Any:
-        return {"name": given} if isinstance(given, str) else given
+    def _bare_name(cls, content: Any) -> Any:
+        return {"name": content} if isinstance(content, str) else content
 
     @model_validator(mode="after")
     def _known(self) -> MethodSection:
@@ -95,7 +95,7 @@ class MethodSection(BaseModel):
 
 
 class LoraSection(Section):
-    """Every method begins with this LoRA; the names are PEFT's, without the prefix `lora_`."""
+    """The LoRA that every method begins with; the names are PEFT's, without the prefix `lora_`."""
 
     r: int = Field(default=8, ge=1, le=65_536)  # more would fill the memory before PEFT could tell
     """Rank of each layer at the start."""
@@ -122,10 +122,10 @@ class LoraSection(Section):
 
     @model_validator(mode="after")
     def _can_start(self) -> LoraSection:
-        # PEFT would start like any LoRA until it is handed data, or, for CorDA, tell of one of its own functions.
+        # Without data PEFT would use the default start, or, for CorDA, raise an error about one of its functions.
         if self.init in ("eva", "lora_ga", "corda"):
             raise UserError(
-                f"lora.init {self.init!r} looks at the data first, which a recipe cannot ask for; use another start, "
+                f"lora.init {self.init!r} needs a pass over the data, which a recipe does not do; use another start, "
                 f"or initialise the adapter with PEFT and train it by pedyra.adapt"
             )
         if self.init == "loftq":  # PEFT fails with a KeyError
@@ -134,17 +134,17 @@ class LoraSection(Section):
 
 
 class DataSection(Section):
-    """A recipe names its data set here, and says what the columns mean and how it is split."""
+    """The data set, the meaning of its columns, and its split."""
 
     source: str
     """reviews (packaged), toy (generated), a .jsonl/.json/.csv/.tsv/.parquet file (or .gz/.bz2), a Hub id."""
     kind: Literal["classification", "pairs", "regression", "question_answering", "causal_lm", "seq2seq"] = (
         "classification"
     )
-    """A model learns this from each row.
+    """The task of each row.
 
-    A class, a class of two texts, a number, the span of a text that answers a question, or text that goes on after a
-    prompt (decoders) or that is made of one (encoder-decoders). Questions have the columns of SQuAD: question, context,
+    A class, a class of two texts, a number, the span of a text that answers a question, the continuation of a prompt
+    (decoders) or a text made of one (encoder-decoders). Questions have the columns of SQuAD: question, context,
     and answers, {text: [...], answer_start: [...]} with empty lists where there is no answer.
     """
     config: str | None = None
@@ -194,13 +194,13 @@ class DataSection(Section):
     eval_rows: int | None = Field(default=None, ge=1)
     """At most this many held-out rows, drawn with the seed."""
     metric: str | None = None
-    """A run is judged by this on held-out rows; default: accuracy, pearson, f1 (of answers), perplexity, by kind."""
+    """The metric of a run on held-out rows; default: accuracy, pearson, f1 (of answers), perplexity, by kind."""
 
     @model_validator(mode="after")
     def _kind_has_its_columns(self) -> DataSection:
         if self.metric is not None and self.metric not in METRICS[self.kind]:
-            known = ", ".join(METRICS[self.kind])
-            raise UserError(f"data.metric {self.metric} is none of data.kind {self.kind}; choose from {known}")
+            choices = ", ".join(METRICS[self.kind])
+            raise UserError(f"data.metric {self.metric} is no metric of data.kind {self.kind}; choose from {choices}")
         if self.kind == "pairs" and self.text_pair is None:
             raise UserError("data.kind pairs compares two text columns; name the second as data.text_pair")
         if self.kind == "question_answering" and self.doc_stride >= (self.max_length or 0):
@@ -212,9 +212,9 @@ class DataSection(Section):
             prompts = [key for key in ("prompt", "template", "messages") if getattr(self, key) is not None]
             whole_text = self.kind == "causal_lm" and not prompts and self.completion is not None
             if len(prompts) != 1 and not whole_text:
-                given, known = " and ".join(prompts) or "none", "prompt, template"
-                known += ", messages" if self.kind == "causal_lm" else ""
-                raise UserError(f"data.kind {self.kind} takes one of {known}; given: {given}")
+                keys, choices = " and ".join(prompts) or "none", "prompt, template"
+                choices += ", messages" if self.kind == "causal_lm" else ""
+                raise UserError(f"data.kind {self.kind} takes one of {choices}; given: {keys}")
             if self.completion is not None and prompts == ["messages"]:
                 raise UserError("data.completion goes with data.prompt or data.template, not with data.messages")
             check_template(self.template, "data.template")
@@ -222,7 +222,7 @@ class DataSection(Section):
 
     @property
     def labelled(self) -> bool:
-        """Tell whether the rows say what is right: a label, an answer, a text that goes on."""
+        """Tell whether the rows have labels: a class, an answer, a completion."""
         if self.kind in GENERATED:
             return self.completion is not None or self.messages is not None
         return self.label is not None or self.kind == "question_answering"
@@ -246,7 +246,7 @@ Score = Literal["rouge", "exact", "gsm8k", "math", "code"]
 
 
 class GenerateSection(Section):
-    """The model answers this test set in its own words; `pedyra eval` does it after training.
+    """A test set that the model answers by generated text, in `pedyra eval`.
 
     A known set (gsm8k, math, humaneval, humanevalplus, mbpp, mbppplus) needs no keys: what is left out is as usual for
     it. A set of any other name is made of the run's own held-out rows.
@@ -257,7 +257,7 @@ class GenerateSection(Section):
     rows: int | None = Field(default=None, ge=1)
     """At most this many rows, drawn with the seed."""
     score: Score | None = None
-    """Texts are judged so: rouge, exact (equal but for spaces), gsm8k, math, or code, which is run."""
+    """How texts are scored: rouge, exact (equal but for spaces), gsm8k, math, or code, which is run."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Tokens after which a text that has not ended is cut, and counted as unfinished; default: the set's, or 128."""
     stop: list[Annotated[str, Field(min_length=1)]] | None = None

@@ -1,8 +1,7 @@
-"""Settings are read from YAML files and overridden on the command line, and a mistake in them is told in one line."""
+"""Settings are read from YAML files and overridden on the command line; a mistake in them is reported in one line."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
@@ -13,7 +12,7 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from pedyra.errors import UserError, telling
+from pedyra.errors import UserError, as_user_error
 from pedyra.lora.spelling import did_you_mean
 
 
@@ -24,8 +23,8 @@ def read_settings(path: Path, overrides: Sequence[str], *, what: str, starts_wit
     file that is missing or no YAML mapping, and an override without `=`.
     """
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"{what} {str(path)!r} {found}; give the path of a YAML file")
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{what} {str(path)!r} {problem}; give the path of a YAML file")
     content = parse_yaml(path.read_bytes(), str(path))
     if not isinstance(content, dict):
         raise UserError(f"{what} {str(path)!r} is no mapping of keys to values; it starts with e.g. `{starts_with}:`")
@@ -35,7 +34,7 @@ def read_settings(path: Path, overrides: Sequence[str], *, what: str, starts_wit
 
 
 def _yaml() -> YAML:
-    """Make a reader of YAML 1.2: `no` is text, 1e-3 is a number, and a key that is given twice is a mistake."""
+    """Make a reader of YAML 1.2, in which `no` is text, 1e-3 a number, and a duplicate key an error."""
     yaml = YAML(typ="safe", pure=True)  # the other one, in C, reads YAML 1.1
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
@@ -52,29 +51,8 @@ def to_yaml(content: Any) -> str:
 def parse_yaml(text: str | bytes, where: str) -> Any:
     """Read YAML 1.2 text, of which JSON is a part. Raises ValueError, one line that begins with `where`."""
     kinds = (YAMLError, ValueError, RecursionError)  # ValueError: bytes that are no text, a date that cannot be
-    with telling(f"{where} is not valid YAML", *kinds, reason=_reason):
-        content = _yaml().load(text if isinstance(text, str) else text.decode("utf-8-sig"))
-        if _size(content, {}) > MOST_VALUES:
-            raise ValueError(f"its aliases stand for more than {MOST_VALUES:,} values")
-        return content
-
-
-MOST_VALUES = 100_000
-"""The recipes of the repository have some 40 values. Few lines of aliases to aliases stand for billions, which would
-fill the memory when they are written out."""
-
-
-def _size(value: Any, known: dict[int, float]) -> float:
-    """Count the values inside, as often as aliases repeat them. Raises ValueError for text that no file can hold."""
-    if isinstance(value, str):
-        value.encode()  # half of a surrogate pair
-    if not isinstance(value, dict | list):
-        return 1
-    if id(value) not in known:
-        known[id(value)] = math.inf  # this one holds itself
-        parts = [*value, *value.values()] if isinstance(value, dict) else value
-        known[id(value)] = sum(_size(part, known) for part in parts)
-    return known[id(value)]
+    with as_user_error(f"{where} is not valid YAML", *kinds, reason=_reason):
+        return _yaml().load(text if isinstance(text, str) else text.decode("utf-8-sig"))
 
 
 def _reason(error: Exception) -> str:
@@ -102,58 +80,57 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
 
 def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Make {"lora.r": 8} of {"lora": {"r": 8}}."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for key, value in section.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return found
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return result
 
 
 def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Tell the first key whose value has changed, with both values, and how many others have; None if none has."""
+    """Describe the first key with another value, with both values and the number of other such keys; None if equal."""
     old, new = flat(before), flat(now)
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     if not changed:
         return None
-    # A section that was empty and has keys now is told by its keys.
+    # A section that was empty is described by its new keys.
     changed = [key for key in changed if {} not in (old.get(key), new.get(key))] or changed
     more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
     return f"{changed[0]} was {old.get(changed[0])!r} and is now {new.get(changed[0])!r}{more}"
 
 
 def one_line(error: ValidationError, model: type[BaseModel], depth: int) -> str:
-    """Tell the first mistake in one line with its full key path, and how many other keys have one.
+    """Describe the first mistake in one line with its full key path, and count the other keys with mistakes.
 
     Args:
-        model: the schema that was broken; it has the names of the keys.
-        depth: how many keys deep settings are where the first mistake is; pydantic's paths may go on below them, e.g.
-            into a union.
+        model: the schema, which has the names of the keys.
+        depth: the length of a key path at the first mistake; pydantic's own paths may be longer, e.g. in a union.
     """
     mistakes: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
     for mistake in error.errors(include_url=False):
         mistakes.setdefault(mistake["loc"][:depth], []).append(mistake)
     (path, first), *others = mistakes.items()
-    told = " or ".join(_message(mistake, [str(part) for part in path], model) for mistake in first)
-    return told + (f" (and mistakes in {len(others)} more keys)" if others else "")
+    message = " or ".join(_message(mistake, [str(part) for part in path], model) for mistake in first)
+    return message + (f" (and mistakes in {len(others)} more keys)" if others else "")
 
 
 def _message(mistake: ErrorDetails, path: list[str], model: type[BaseModel]) -> str:
     key = ".".join(path)
     if mistake["type"] == "extra_forbidden":
-        known = _keys_at(model, path[:-1])
+        names = _keys_at(model, path[:-1])
         if elsewhere := getattr(model, "elsewhere", {}).get(key):
             return f"unknown key {key!r}; did you mean {elsewhere!r}?"
-        return f"unknown key {key!r}; {did_you_mean(path[-1], known, prefix=key.removesuffix(path[-1]))}"
+        return f"unknown key {key!r}; {did_you_mean(path[-1], names, prefix=key.removesuffix(path[-1]))}"
     if mistake["type"] == "missing":
         return f"key {key!r} is required"
     if mistake["type"] == "value_error":
         if not isinstance(cause := mistake.get("ctx", {}).get("error"), UserError):
-            raise cause or AssertionError(mistake)  # a fault in a check of ours
+            raise cause or AssertionError(mistake)  # a bug in a validator of ours
         return mistake["msg"].removeprefix("Value error, ")
     return f"{key} is {mistake['input']!r}: {mistake['msg']}"
 
 
 def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
-    """Find the keys of the section at `path`; a part of the path may be a key of a dict of sections."""
+    """List the keys of the section at `path`, which may lead through a dict of sections."""
     section: Any = model
     for part in path:
         # dict[str, Section] -> Section

@@ -26,7 +26,7 @@ from pedyra.lora.layer_names import rank_fields, whole_number
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 """Layer -> A `(r, in)` and B `(out, r)`; a layer of rank 0 adds nothing."""
-RECORD = "pedyra_fit.json"
+FIT_RECORD = "pedyra_fit.json"
 """It lies beside the adapter: how it was chosen, and by how much the loss rises."""
 CURVE = "pedyra_fit_curve.jsonl"
 """It lies beside the adapter: one row for each size that was measured."""
@@ -139,7 +139,7 @@ def write_cut(
     def fill(part: Path) -> None:
         save_lora(part, tensors, config)
         copy_processing(lora.folder, part)
-        write_file(part / RECORD, json.dumps(without_nan(record), indent=2, allow_nan=False) + "\n")
+        write_file(part / FIT_RECORD, json.dumps(without_nan(record), indent=2, allow_nan=False) + "\n")
         for name, text in (beside or {}).items():
             write_file(part / name, text)
 
@@ -175,4 +175,4 @@ def cut_live(model: Any, factors: Factors, adapter: str = "default") -> None:
 def check_out(out: Path, overwrite: bool = False) -> None:
     """Raise ValueError where `out` may not be written: a link, a place without permission, or a folder that holds
     anything but, with `overwrite`, an earlier fit."""
-    refuse_occupied(out, [RECORD], "fit", overwrite)
+    refuse_occupied(out, [FIT_RECORD], "fit", overwrite)

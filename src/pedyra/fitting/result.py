@@ -15,7 +15,7 @@ from accelerate import PartialState
 from pedyra.errors import UserError
 from pedyra.export.destinations import Destination, destination
 from pedyra.export.readers import export_lora
-from pedyra.fitting.cut import CURVE, RECORD, Factors, check_out, cut_live, write_cut
+from pedyra.fitting.cut import CURVE, FIT_RECORD, Factors, check_out, cut_live, write_cut
 from pedyra.fitting.held import Against, Metrics
 from pedyra.fitting.sizes import Candidate
 from pedyra.fitting.verdict import FLAT, Tolerance
@@ -223,7 +223,7 @@ class Fit:
             place.check(smaller, max(layer.rank for layer in smaller.layers))
             if place.form != "peft":
                 formed = export_lora(plain, place.form, Path(scratch, "formed"))
-                for name in (RECORD, CURVE, CARD):
+                for name in (FIT_RECORD, CURVE, CARD):
                     shutil.copy2(plain / name, formed / name)
             out.parent.mkdir(parents=True, exist_ok=True)
             write_folder(out, lambda part: shutil.copytree(formed, part, dirs_exist_ok=True))

@@ -60,7 +60,7 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
     check_supported("adapt", f"adapter {adapter_name!r}", vars(config), kinds)
     if merged := [layer.name for layer in layers if adapter_name in layer.module.merged_adapters]:
         raise UserError(f"adapter {adapter_name!r} is merged into {merged[0]}; call model.unmerge_adapter() first")
-    check_whole(layers)
+    check_unsharded(layers)
     if takes_from_weight(init):
         check_start(model, layers, init)
     if start == "svd":
@@ -79,8 +79,8 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
     return layers
 
 
-def check_whole(layers: Sequence[AdaptedLayer]) -> None:
-    """Raise ValueError where a factor is cut into shards (a DTensor). The base may be, by FSDP2 or tensor parallelism.
+def check_unsharded(layers: Sequence[AdaptedLayer]) -> None:
+    """Raise ValueError where a factor is sharded (a DTensor); the base may be, by FSDP2 or tensor parallelism.
 
     The layers may hold triples or not.
     """
@@ -88,14 +88,14 @@ def check_whole(layers: Sequence[AdaptedLayer]) -> None:
         for slot in ("lora_A", "lora_B"):
             if any(hasattr(each, "placements") for each in getattr(layer.module, slot)[layer.adapter].parameters()):
                 raise UserError(
-                    f"{slot} of {layer.name} is cut into shards, and ranks cannot move across shards; keep what is "
-                    f"trained whole: fully_shard(..., ignored_params=), or no tensor parallel plan for this layer"
+                    f"{slot} of {layer.name} is sharded, and ranks cannot move across shards; leave the trained "
+                    f"parameters out: fully_shard(..., ignored_params=), or no tensor parallel plan for this layer"
                 )
 
 
 def train_e(layers: Iterable[AdaptedLayer], on: bool) -> None:
-    """Train E where A is, or not at all. Then it is folded into A, so that E = 1: the layer gives what it gave, and its
-    triples learn as a plain LoRA of the same ranks."""
+    """Train E where A is trained, or never. In the second case E is folded into A, so that E = 1: the function stays
+    the same, and the triples learn as a plain LoRA of the same ranks."""
     for layer in layers:
         layer.a.train_e(on)
         if not on and not layer.a.E.is_meta and not (layer.a.E == 1).all():
@@ -106,10 +106,10 @@ def train_e(layers: Iterable[AdaptedLayer], on: bool) -> None:
 
 
 def _ranks_as_loaded(model: nn.Module, incompatible_keys: Any) -> None:
-    """After `load_state_dict`: PEFT's config says what ranks the adapters have now, and saves what it says."""
+    """Bring PEFT's config, which is saved beside the weights, in line with the ranks of a loaded state dict."""
     suffix = ".base_layer.weight"
-    missing = (key for key in incompatible_keys.missing_keys if key.endswith(suffix))
-    without = {key.removesuffix(suffix).removeprefix("base_model.model.") for key in missing}
+    keys = (key for key in incompatible_keys.missing_keys if key.endswith(suffix))
+    without = {key.removesuffix(suffix).removeprefix("base_model.model.") for key in keys}
     for name in getattr(model, "peft_config", {}):
         layers = adapted_layers(model, name)
         for layer in layers:
@@ -119,7 +119,7 @@ def _ranks_as_loaded(model: nn.Module, incompatible_keys: Any) -> None:
 
 
 def _watch_loading(model: nn.Module) -> None:
-    """Have `_ranks_as_loaded` called while some adapter holds triples, and not otherwise."""
+    """Register `_ranks_as_loaded` while an adapter holds triples, and remove it afterwards."""
     holds = any(adapted_layers(model, name) for name in getattr(model, "peft_config", {}))
     hooks = model._load_state_dict_post_hooks
     ours = [key for key, hook in hooks.items() if hook is _ranks_as_loaded]
@@ -132,8 +132,8 @@ def _watch_loading(model: nn.Module) -> None:
 def detach(model: nn.Module, adapter_name: str = "default") -> None:
     """Undo `attach`: the slots become ordinary `nn.Linear` with E folded into A, and the function stays the same.
 
-    The slots hold what goes to disk: a layer of rank 0 becomes one zero row, and where PEFT's start took from the
-    base weight (PiSSA) that weight is what it was before, and the start joins the factors. All are new Parameters.
+    The slots then hold what is saved: a layer of rank 0 has one row of zeros. Where PEFT's start took a part of the
+    base weight (PiSSA), the weight is restored, and the factors contain the start. All are new Parameters.
 
     Raises:
         ValueError: nothing is attached under this name.
@@ -149,8 +149,7 @@ def detach(model: nn.Module, adapter_name: str = "default") -> None:
 def write_ranks(model: nn.Module, adapter_name: str = "default") -> None:
     """Bring the live PEFT config, and each layer's `r` and `lora_alpha`, in line with the ranks as they are.
 
-    The fields are those of `rank_fields`, by which the scaling stays what it is; rank 0 counts as the one zero row it
-    has on disk.
+    The fields are those of `rank_fields`, which keep the scaling; rank 0 counts as the one row of zeros that is saved.
     """
     config: Any = model.peft_config[adapter_name]  # type: ignore[index]
     sizes = {}
@@ -165,7 +164,7 @@ def write_ranks(model: nn.Module, adapter_name: str = "default") -> None:
 
 def _attach_layer(layer: AdaptedLayer) -> None:
     linear_A, linear_B = layer.module.lora_A[layer.adapter], layer.module.lora_B[layer.adapter]
-    A, B = linear_A.weight, linear_B.weight  # the same Parameters: an optimizer that holds them stays right
+    A, B = linear_A.weight, linear_B.weight  # the same Parameters, because an optimizer may hold them
     E = nn.Parameter(torch.ones(A.shape[0], dtype=A.dtype, device=A.device), requires_grad=A.requires_grad)
     a = AFactor(A, E).train(linear_A.training)
     b = BFactor(B, linear_B.bias).train(linear_B.training)
@@ -177,8 +176,8 @@ def _detach_layer(layer: AdaptedLayer) -> None:
     a, b, module, adapter = layer.a, layer.b, layer.module, layer.adapter
     on_disk = [factor.state_dict()["weight"] for factor in (a, b)]
     set_origin(layer, a.A[:0], b.weight[:, :0])
-    trained = a.A.requires_grad, b.weight.requires_grad
-    for slots, factor, weight, trainable in zip((module.lora_A, module.lora_B), (a, b), on_disk, trained, strict=True):
+    flags = a.A.requires_grad, b.weight.requires_grad
+    for slots, factor, weight, trainable in zip((module.lora_A, module.lora_B), (a, b), on_disk, flags, strict=True):
         slots[adapter] = linear(nn.Parameter(weight, requires_grad=trainable), factor.bias).train(factor.training)
     module.r[adapter] = module.lora_A[adapter].out_features
     module.lora_alpha[adapter] = layer.scaling * module.r[adapter]

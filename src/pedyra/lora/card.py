@@ -41,7 +41,7 @@ def adapter_card(
         metrics=list(metrics) or None,
         tags=["pedyra", "lora"],
     )
-    table = [f"| {name} | {' '.join(told.split()).replace('|', ' ')} |" for name, told in rows.items() if told]
+    table = [f"| {name} | {' '.join(value.split()).replace('|', ' ')} |" for name, value in rows.items() if value]
     body = "\n".join([f"# {title}", "", _LOADING, "| | |", "| --- | --- |", *table, *(["", text] if text else []), ""])
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
 

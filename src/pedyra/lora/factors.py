@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 
 def as_saved(weight: Tensor, origin: Tensor | None, dim: int) -> Tensor:
-    """Return what goes to disk: the rows, then what they began as; or a row of zeros, since PEFT loads no rank 0."""
+    """Return the tensor that is saved: the rows, then their initial values; a row of zeros for rank 0, which PEFT
+    cannot load."""
     if origin is not None and origin.shape[dim]:
         return torch.cat([weight, origin.to(weight)], dim)
     if weight.shape[dim] == 0:
@@ -28,7 +29,7 @@ ANOTHER_START = "the weight does not end with the start (PiSSA, OLoRA) of this m
 
 
 def as_read(weight: Tensor, dim: int) -> tuple[Tensor, Tensor | None]:
-    """Undo `as_saved` for triples with an origin: values and origin, which is None where the file has none."""
+    """Undo `as_saved` for triples with an origin: the values and their initial values, None where the file has none."""
     count = weight.shape[dim]
     if count == 1 and not weight.any():
         return weight.narrow(dim, 0, 0), weight.narrow(dim, 0, 0)
@@ -38,16 +39,16 @@ def as_read(weight: Tensor, dim: int) -> tuple[Tensor, Tensor | None]:
 
 @dataclass
 class Start:
-    """The triples of one layer began as these, beside this weight."""
+    """A start of PEFT (PiSSA) gave one layer these triples, and took them from its weight."""
 
     A: Tensor
     """`(r, in)`, with E in it."""
     B: Tensor
     """`(out, r)`, with the scaling in it."""
     weight: Tensor | None = None
-    """The base weight beside them is kept on the host once the layer's own is another one, which is always made from
-    it: so it depends on which triples are left and not on the order in which others went, and a resumed run has it to
-    the last bit."""
+    """A copy on the host of the base weight that the start left, made when the first triple is pruned. Every later
+    weight is computed from this copy, so that it does not depend on the order of pruning, and a resumed run has the
+    same bits."""
 
 
 class AFactor(nn.Module):
@@ -60,56 +61,40 @@ class AFactor(nn.Module):
     E: Tensor
     """A Parameter where it is trained, else a plain tensor; see `train_e`."""
     origin: Tensor | None
-    """A0 `(r, in)`, what each row began as, with E in it; see `lora.start`."""
+    """A0 `(r, in)`, the initial value of each row, with E in it; see `lora.start`."""
     start: Start | None = None
     loaded_origin: Tensor | None = None
-    """The `origin` of a loaded state waits here until `start.follow_loaded` has brought the base weight in line."""
+    """The `origin` of a loaded state dict, until `start.follow_loaded` has adjusted the base weight to it."""
     bias = None  # an nn.Linear's attribute that PEFT reads
+
+    e_fixed_at_one = False
+    """E is 1 and not trained, so that the forward leaves it out and has the bits and the time of a plain LoRA."""
 
     def __init__(self, A: nn.Parameter, E: nn.Parameter) -> None:
         super().__init__()
-        self._parameters["A"] = A
-        self.E = E
+        self.replace(A, E)
         self.register_buffer("origin", None, persistent=False)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "A":  # torch would register a Parameter of this name, past the property
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
+    def replace(self, A: nn.Parameter, E: Tensor) -> None:
+        """Set A and E, at any rank.
+
+        A is registered as the Parameter `weight`, as in a plain LoRA, for code that reads weights by the names of
+        Parameters (to save them, to keep the best, to copy an adapter); where E is trained, it is registered beside it.
+        """
+        self._parameters["weight"] = A
+        self.E = E
 
     @property
     def A(self) -> nn.Parameter:
         """`(r, in)`."""
-        parameters = self._parameters
-        return parameters["weight" if "weight" in parameters else "A"]  # type: ignore[return-value]
-
-    @A.setter
-    def A(self, value: nn.Parameter) -> None:
-        self._parameters["weight" if self.e_fixed_at_one else "A"] = value
-
-    @property
-    def e_fixed_at_one(self) -> bool:
-        """E is 1 and not trained, so the forward leaves it out: to the last bit, and in its time, a plain LoRA's.
-
-        A then is the Parameter `weight`, as in a plain LoRA, for those who take weights by the names of Parameters (to
-        save them, to keep the best, to copy an adapter). Elsewhere it is `A`, which is no LoRA's without its E.
-        """
-        return "weight" in self._parameters
-
-    @e_fixed_at_one.setter
-    def e_fixed_at_one(self, on: bool) -> None:
-        if on != self.e_fixed_at_one:
-            A, others = self.A, {name: p for name, p in self._parameters.items() if name not in ("A", "weight")}
-            self._parameters.clear()
-            self._parameters.update({"weight" if on else "A": A, **others})
+        return self._parameters["weight"]  # type: ignore[return-value]
 
     def train_e(self, on: bool) -> None:
-        """Have E trained where A is, or not at all.
+        """Train E where A is trained, or never.
 
-        It is a plain tensor then: PEFT makes every Parameter of an adapter trainable, frozen or not, when it is made
-        active (`set_adapter`) and at the end of `with model.disable_adapter()`, as in each step of a preference loss;
-        and buffers are broadcast in every forward under DistributedDataParallel.
+        An E that is never trained is a plain tensor: PEFT makes every Parameter of an adapter trainable, frozen or not,
+        when it is made active (`set_adapter`) and at the end of `with model.disable_adapter()`, as in each step of a
+        preference loss; and buffers are broadcast in every forward under DistributedDataParallel.
         """
         if on == isinstance(self.E, nn.Parameter):
             self.E.requires_grad_(on and self.A.requires_grad)
@@ -126,10 +111,10 @@ class AFactor(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """E A, `(r, in)`: what an ordinary LoRA would hold. Differentiable.
+        """E A, `(r, in)`, the weight of the ordinary LoRA; differentiable.
 
-        A itself where E is fixed at 1, so that writing into it (hot-swapping, averages of weights) does what it does to
-        an ordinary LoRA. Elsewhere it is computed, and writing into it changes nothing.
+        Where E is fixed at 1 this is A itself, so that writing into it (hot-swapping, averages of weights) works as in
+        an ordinary LoRA. Elsewhere it is computed at each access, and writing into it changes nothing.
         """
         return self.A if self.e_fixed_at_one else self.E.unsqueeze(1) * self.A
 
@@ -156,42 +141,31 @@ class AFactor(nn.Module):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ) -> None:
-        weight = state_dict.get(prefix + "weight")
-        if weight is None:
-            missing_keys.append(prefix + "weight")
-            return
-        if weight.shape[1] != self.in_features:
-            error_msgs.append(f"{prefix}weight has {tuple(weight.shape)}, not (r, in) here")
-            return
-        if self.start is not None:
-            weight, self.loaded_origin = as_read(weight, dim=0)
-            if self.loaded_origin is None:
-                error_msgs.append(f"{prefix}weight: {ANOTHER_START}")
-                return
-        held = as_saved(self.weight.detach(), None, dim=0)
-        if weight.shape == held.shape and torch.equal(weight, held.to(weight)):
-            return  # what is there already, perhaps at rank 0; keep its split into A and E
-        A, E = self.taken_apart(weight)
-        self.A, self.E = loaded(self.A, A, local_metadata), loaded(self.E, E, local_metadata)
+        weight = loaded_weight(self, 0, state_dict, prefix, missing_keys, error_msgs)
+        if weight is not None:
+            # Parameters that were kept by their names have E beside A, and a state dict has their product.
+            E = state_dict.get(prefix + "E") if isinstance(self.E, nn.Parameter) else None
+            A, E = self.split_weight(weight) if E is None else (weight, E)
+            self.replace(load_into(self.A, A, local_metadata), load_into(self.E, E, local_metadata))
 
-    def taken_apart(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Split a loaded `weight` into A `(r, in)` and E `(r,)`, whose product it is up to rounding.
+    def split_weight(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Split a loaded `weight` `(r, in)` into A `(r, in)` and E `(r,)` with weight = E A, up to rounding.
 
-        Where E is a Parameter, rows of A keep the length that they have, and E its sign: Eq. (2) holds rows at one
-        length, and the optimizer's averages are of factors of this size. So a weight that is put in for an evaluation,
-        and the own one again, leave the run as it was. A row of zeros is E = 0, and of A what is there; only what had
-        E = 0 before does not get its own A back. At another rank, or where a row has diverged, E is 1.
+        Where E is trained, each row of A keeps its current norm, and E its current sign, because Eq. (2) and the
+        optimizer's moving averages depend on the norms. A callback may therefore load other weights for an evaluation
+        and then the original ones, and the training goes on as before. A row of zeros gives E = 0 and keeps the current
+        row of A. At another rank, and for rows that are not finite, E is 1 and A is the weight.
         """
         live = self.A.detach()
         if not isinstance(self.E, nn.Parameter) or live.is_meta or len(weight) != len(live):
             return weight, self.identity_e(len(weight))
         weight = weight.to(live)
-        lengths, found = (torch.linalg.vector_norm(rows.float(), dim=1) for rows in (live, weight))
-        E = (torch.where(torch.signbit(self.E.detach()), -1.0, 1.0) * found / lengths).to(self.E)
-        empty = found == 0
-        known = lengths.isfinite() & E.isfinite() & ((E != 0) | empty)
+        lengths, new_lengths = (torch.linalg.vector_norm(rows.float(), dim=1) for rows in (live, weight))
+        E = (torch.where(torch.signbit(self.E.detach()), -1.0, 1.0) * new_lengths / lengths).to(self.E)
+        empty = new_lengths == 0
+        valid = lengths.isfinite() & E.isfinite() & ((E != 0) | empty)
         A = torch.where(empty[:, None], live, weight / E[:, None].to(live))
-        return torch.where(known[:, None], A, weight), E.where(known, 1.0)
+        return torch.where(valid[:, None], A, weight), E.where(valid, 1.0)
 
 
 class BFactor(nn.Linear):
@@ -223,38 +197,46 @@ class BFactor(nn.Linear):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ) -> None:
-        weight = state_dict.get(prefix + "weight")
-        if weight is None:
-            missing_keys.append(prefix + "weight")
-            return
-        if weight.shape[0] != self.out_features:
-            error_msgs.append(f"{prefix}weight has {tuple(weight.shape)}, not (out, r) here")
-            return
-        if self.start is not None:
-            weight, negative = as_read(weight, dim=1)
-            if negative is None:
-                error_msgs.append(f"{prefix}weight: {ANOTHER_START}")
-                return
-            self.loaded_origin = -negative
-        held = as_saved(self.weight.detach(), None, dim=1)
-        if weight.shape != held.shape or not torch.equal(weight, held.to(weight)):
-            self.weight = loaded(self.weight, weight, local_metadata)
+        weight = loaded_weight(self, 1, state_dict, prefix, missing_keys, error_msgs)
+        if weight is not None:
+            self.weight = load_into(self.weight, weight, local_metadata)
         if self.bias is not None and prefix + "bias" in state_dict:
-            self.bias = loaded(self.bias, state_dict[prefix + "bias"], local_metadata)
+            self.bias = load_into(self.bias, state_dict[prefix + "bias"], local_metadata)
+
+
+def loaded_weight(
+    factor: AFactor | BFactor, dim: int, state_dict: Any, prefix: str, missing_keys: list[str], error_msgs: list[str]
+) -> Tensor | None:
+    """Read the `weight` of a slot, whose ranks are along `dim`, without its initial values, which become the slot's
+    `loaded_origin`; None where it is missing, does not fit, or is that of the slot, whose split into A and E stays."""
+    weight, current = state_dict.get(prefix + "weight"), as_saved(factor.weight.detach(), None, dim)
+    if weight is None:
+        missing_keys.append(prefix + "weight")
+        return None
+    if weight.shape[1 - dim] != current.shape[1 - dim]:
+        error_msgs.append(f"{prefix}weight has {tuple(weight.shape)}, not {('(r, in)', '(out, r)')[dim]} here")
+        return None
+    if factor.start is not None:
+        weight, origin = as_read(weight, dim)
+        if origin is None:
+            error_msgs.append(f"{prefix}weight: {ANOTHER_START}")
+            return None
+        factor.loaded_origin = -origin if dim else origin
+    return None if weight.shape == current.shape and torch.equal(weight, current.to(weight)) else weight
 
 
 def linear(weight: nn.Parameter, bias: nn.Parameter | None = None) -> nn.Linear:
-    """Make an ordinary slot that holds these very Parameters; its rank is 1 or more."""
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    made.weight = weight
+    """Make an ordinary `nn.Linear` of these very Parameters; the rank is 1 or more."""
+    module = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    module.weight = weight
     if bias is not None:
-        made.bias = bias
-    return made
+        module.bias = bias
+    return module
 
 
-def renewed(old: Tensor, value: Tensor) -> Tensor:
-    """Make a new Parameter with `value`, trained or not as the old one, with its hooks and whatever else a user hung on
-    it; a plain tensor is followed by the value itself."""
+def successor(old: Tensor, value: Tensor) -> Tensor:
+    """Make a new Parameter of `value` with the old one's `requires_grad`, hooks and attributes; where `old` is a plain
+    tensor, return the value itself."""
     if not isinstance(old, nn.Parameter):
         return value
     new: Any = nn.Parameter(value, requires_grad=old.requires_grad)
@@ -266,12 +248,12 @@ def renewed(old: Tensor, value: Tensor) -> Tensor:
     return new
 
 
-def loaded(old: Tensor, value: Tensor, local_metadata: dict) -> Any:
-    """Put the value into the old tensor where it fits, as torch's modules load, for an optimizer holds it;
-    else `renewed`, on the old one's device (or the value's, when assigning) and of its dtype."""
+def load_into(old: Tensor, value: Tensor, local_metadata: dict) -> Any:
+    """Copy the value into the old tensor where the shapes agree, as torch's modules do, because an optimizer holds that
+    tensor; else return its `successor`, on the old device (the value's, when assigning) and of the old dtype."""
     assign = local_metadata.get("assign_to_params_buffers", False) or old.device.type == "meta"
     if not assign and value.shape == old.shape:
         with torch.no_grad():
             return old.copy_(value)
     device = value.device if assign else old.device
-    return renewed(old, value.detach().to(device=device, dtype=old.dtype, copy=True))
+    return successor(old, value.detach().to(device=device, dtype=old.dtype, copy=True))

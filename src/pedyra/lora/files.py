@@ -35,12 +35,12 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 
 def write_folder(path: Path, save: Callable[[Path], Any]) -> None:
-    """Let `save` fill a folder that appears as `path` whole or not at all; what was there is replaced.
+    """Let `save` fill a folder that appears as `path` whole or not at all, and replaces an old folder.
 
-    The old folder is renamed before it is removed, so that a kill leaves the old one or the new one whole: the old one
-    may then be called `.<name>.old`, and the next call brings it back before it begins.
+    The old folder is renamed to `.<name>.old` before it is removed, so that a kill leaves one of the two whole; the
+    next call renames it back first.
     """
-    # The way to it is followed, but not the last part; only "." and ".." have no name of their own.
+    # Links above the folder are followed, and the folder itself is none; "." and ".." have no name of their own.
     path = path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
     part, old = (path.with_name(f".{path.name}.{state}") for state in ("part", "old"))
     if old.is_dir() and not old.is_symlink() and not path.exists():
@@ -59,7 +59,7 @@ def write_folder(path: Path, save: Callable[[Path], Any]) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a folder with all that is in it, or a link, but never what a link leads to."""
+    """Remove a file, a folder with its contents, or a link, but never the target of a link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)  # which removes the links inside it, too
     else:
@@ -67,23 +67,22 @@ def remove(path: Path) -> None:
 
 
 def refuse_link(path: Path) -> None:
-    """Raise ValueError where `path` is a link, through which a write would land in another place."""
+    """Raise ValueError where `path` is a link, because a write would follow it to another place."""
     if path.is_symlink():
         raise UserError(f"{path} is a link, and nothing is written through one; remove the link")
 
 
 def refuse_mount(path: Path) -> None:
-    """Raise ValueError where another disk is mounted at `path`: a folder that is made whole beside it cannot take its
-    place."""
+    """Raise ValueError where another disk is mounted at `path`: a folder cannot be renamed over a mount point."""
     if os.path.ismount(path):
-        raise UserError(f"{path} is a mount point, whose place no finished folder can take; give a folder inside it")
+        raise UserError(f"{path} is a mount point, and a folder cannot be renamed over one; give a folder inside it")
 
 
 def refuse_unwritable(path: Path, name: str) -> None:
     """Raise ValueError, beginning with `name`, where no file can be made at `path`: in the nearest folder above it that
     exists there is no permission, or the disk is read-only."""
     nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not os.access(nearest, os.W_OK) and nearest.exists():  # it may be gone by now
+    if not os.access(nearest, os.W_OK) and nearest.exists():  # another process may have removed it
         raise UserError(f"{name} cannot be written: no permission in {nearest}; choose another folder")
 
 
@@ -98,7 +97,7 @@ def refuse_occupied(out: Path, records: Collection[str], what: str, overwrite: b
     if out.is_symlink():
         raise UserError(f"{out} is a link, which is not followed; remove it, or choose another folder")
     refuse_mount(out)
-    refuse_unwritable(out.absolute().parent, str(out))  # a folder is made beside it, and then takes its name
+    refuse_unwritable(out.absolute().parent, str(out))  # a new folder is written beside it and then renamed
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not any((out / record).is_file() for record in records):
@@ -107,12 +106,12 @@ def refuse_occupied(out: Path, records: Collection[str], what: str, overwrite: b
         raise UserError(f"{out} already holds an earlier {what}; give --overwrite to replace it, or another folder")
 
 
-# So do safetensors, and torch's writer of zip archives, tell that a write failed; neither raises OSError.
+# safetensors and torch's zip writer report a failed write by these words, and raise no OSError.
 _FAILED_WRITES = ("No space left on device", "PytorchStreamWriter", "inline_container", "iostream error")
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Tell whether a write that found no space is at the bottom of it."""
+    """Tell whether a full disk is the cause of this error."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     if any(sign in str(error) for sign in _FAILED_WRITES):
@@ -122,18 +121,18 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """See to it that every file in `folder` is on the disk, and not only on its way there."""
+    """Flush every file in `folder` to the disk (fsync)."""
     for file in folder.rglob("*"):
         sync_file(file)
 
 
 SUMS = "SHA256SUMS"
-"""This file has the digests of those beside it; `sha256sum -c SHA256SUMS` checks them too."""
+"""This file lists the digests of the files beside it; `sha256sum -c SHA256SUMS` checks them too."""
 
 
 def write_sums(folder: Path, names: Iterable[str]) -> None:
     """Write the digests of these files of `folder` to its SHA256SUMS."""
-    write_file(folder / SUMS, "".join(f"{_digest(folder / name)}  {name}\n" for name in sorted(names)))
+    write_file(folder / SUMS, "".join(f"{digest(folder / name)}  {name}\n" for name in sorted(names)))
 
 
 def read_sums(folder: Path) -> dict[str, str]:
@@ -141,40 +140,41 @@ def read_sums(folder: Path) -> dict[str, str]:
     if not (folder / SUMS).is_file():
         raise UserError(f"{folder / SUMS} is missing")
     lines = (folder / SUMS).read_bytes().decode(errors="replace").splitlines()
-    found = [re.fullmatch(r"([0-9a-f]{64})  (.+)", line) for line in lines]
-    if not all(found):
+    matches = [re.fullmatch(r"([0-9a-f]{64})  (.+)", line) for line in lines]
+    if not all(matches):
         raise UserError(f"{folder / SUMS} is damaged")
-    return {line[2]: line[1] for line in found if line}
+    return {line[2]: line[1] for line in matches if line}
 
 
 def check_sums(folder: Path, names: Iterable[str]) -> None:
-    """Raise ValueError, which names the file, where one of these of `folder` is not what its SHA256SUMS says it is."""
+    """Raise ValueError, with the file, where one of these files of `folder` does not match its SHA256SUMS."""
     sums = read_sums(folder)
     for name in names:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing")
         if name not in sums:
             raise UserError(f"{folder / name} is not in {SUMS}: of another save")
-        if _digest(folder / name) != sums[name]:
+        if digest(folder / name) != sums[name]:
             raise UserError(f"{folder / name} does not match {SUMS}: damaged, or of another save")
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
+def digest(path: Path) -> str:
+    """Compute SHA-256 of the bytes of a file."""
+    result = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
+            result.update(part)
+    return result.hexdigest()
 
 
 def json_line(row: Mapping[str, Any]) -> str:
-    """Write the row as a line of JSON, which has no NaN and no infinities: null takes their place."""
+    """Write the row as a line of JSON; NaN and infinities, which JSON lacks, become null."""
     return json.dumps(without_nan(row), allow_nan=False) + "\n"
 
 
 def sync_file(path: Path) -> None:
-    """See to it that a file, where it is there, is on the disk, and not only on its way there."""
-    how = "r+b" if os.name == "nt" else "rb"  # Windows brings only what is open for writing to the disk
+    """Flush a file to the disk (fsync), if it exists."""
+    how = "r+b" if os.name == "nt" else "rb"  # Windows flushes only files that are open for writing
     if path.is_file():
         with path.open(how) as handle:
             os.fsync(handle.fileno())
@@ -229,10 +229,10 @@ def check_shape(value: Any, shape: Mapping[str, Any], where: str) -> None:
     if not isinstance(value, dict):
         raise UserError(f"{where}: the whole is {repr(value)[:40]}, must be an object")
     for field, types in shape.items():
-        types, found = types if isinstance(types, tuple) else (types,), value.get(field, _ABSENT)
-        if not any(_fits(found, each) for each in types):
-            told = "nothing" if found is _ABSENT else repr(found)[:40]
-            raise UserError(f"{where}: {field} is {told}, must be {' or '.join(_TYPES[each] for each in types)}")
+        types, content = types if isinstance(types, tuple) else (types,), value.get(field, _ABSENT)
+        if not any(_fits(content, each) for each in types):
+            shown_value = "nothing" if content is _ABSENT else repr(content)[:40]
+            raise UserError(f"{where}: {field} is {shown_value}, must be {' or '.join(_TYPES[each] for each in types)}")
 
 
 def _fits(value: Any, kind: type | None) -> bool:
@@ -253,7 +253,7 @@ _TYPES = {
 
 
 def without_nan(value: Any) -> Any:
-    """Make the value one that JSON can hold: None takes the place of each NaN and infinity."""
+    """Replace every NaN and infinity in the value, which JSON lacks, by None."""
     if isinstance(value, Mapping):
         return {key: without_nan(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

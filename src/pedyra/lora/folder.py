@@ -45,25 +45,25 @@ def find_adapter(path: Path) -> Path:
 
     Raises:
         ValueError: neither, and for an unfinished run it names the checkpoint to use instead; or a file of it is not
-            the one that pedyra wrote.
+            the one that was written.
     """
     if not path.is_dir():
-        found = "is a file" if path.is_file() else "does not exist"
-        raise UserError(f"{path} {found}; give a run folder or an adapter folder")
+        problem = "is a file" if path.is_file() else "does not exist"
+        raise UserError(f"{path} {problem}; give a run folder or an adapter folder")
     for folder in (path / "adapter", path):
         if (folder / "adapter_config.json").is_file():
             if not (folder / "adapter_model.safetensors").is_file():
                 raise UserError(f"{folder} has no adapter_model.safetensors; save the adapter in that format")
-            _check_whole(folder)
+            _check_undamaged(folder)
             return folder
-    checkpoints = sorted(path.glob("checkpoint-*"), key=lambda found: found.stat().st_mtime)
+    checkpoints = sorted(path.glob("checkpoint-*"), key=lambda problem: problem.stat().st_mtime)
     hint = f"; its run is unfinished, try {checkpoints[-1]}" if checkpoints else ""
     raise UserError(f"{path} holds no adapter (adapter_config.json){hint}")
 
 
-def _check_whole(folder: Path) -> None:
-    """Raise ValueError where a file of the adapter is not the one that was written: a flipped bit would be served. A
-    folder without sums, as PEFT writes it, is taken as it is."""
+def _check_undamaged(folder: Path) -> None:
+    """Raise ValueError where a file of the adapter does not match its digest, because a flipped bit would be served. A
+    folder without digests, as PEFT writes it, is accepted."""
     if not (folder / SUMS).is_file():
         return
     try:
@@ -96,13 +96,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def keys_by_layer(keys: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Sort the keys: layer name in the base model -> slot (A, B, E, bias, magnitude) -> key of its tensor."""
-    found: dict[str, dict[str, str]] = {}
+    """Group the keys: layer name in the base model -> slot (A, B, E, bias, magnitude) -> key of its tensor."""
+    result: dict[str, dict[str, str]] = {}
     for key in keys:
         name, separator, slot = key.removeprefix(PREFIX).rpartition(".lora_")
         if separator and slot in _SLOTS:
-            found.setdefault(name, {})[_SLOTS[slot]] = key
-    return found
+            result.setdefault(name, {})[_SLOTS[slot]] = key
+    return result
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class SavedLayer:
     """A layer adds scaling * B A to its weight, with A `(rank, in)` and B `(out, rank)` under their keys."""
 
     name: str
-    """The base model calls it so."""
+    """Its name in the base model."""
     keys: dict[str, str]
     """Slot (A, B, bias, magnitude) -> the key of its tensor."""
     rank: int
@@ -119,10 +119,10 @@ class SavedLayer:
 
 @dataclass(frozen=True)
 class SavedLora:
-    """An adapter folder that was read: `adapter_config.json` and the tensors of `adapter_model.safetensors`."""
+    """The contents of an adapter folder: `adapter_config.json` and the tensors of `adapter_model.safetensors`."""
 
     title: str
-    """Messages call it so: by the folder's path, or by the name of a live adapter."""
+    """Its name in messages: the folder's path, or the name of a live adapter."""
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -131,13 +131,13 @@ class SavedLora:
     @property
     def kinds(self) -> dict[str, str]:
         """Give each layer that is not plainly linear its kind in `lora.supported`, and the first tensor beside them."""
-        found = {}
+        result = {}
         for layer in self.layers:
             if ".lora_embedding_" in layer.keys["A"]:
-                found[layer.name] = "embedding"
+                result[layer.name] = "embedding"
             elif self.tensors[layer.keys["A"]].dim() > 2:
-                found[layer.name] = "convolution"
-        return {**found, **dict.fromkeys(self.others[:1], BESIDE)}
+                result[layer.name] = "convolution"
+        return {**result, **dict.fromkeys(self.others[:1], BESIDE)}
 
     def check_supported(self, verb: str) -> None:
         """Refuse an adapter of a kind that this verb does not take; ValueError."""
@@ -219,10 +219,10 @@ _PROCESSING = (
 
 
 def copy_processing(folder: Path, out: Path) -> None:
-    """Copy the tokenizer, or another processor, that was saved beside an adapter: its prompts are written by it.
+    """Copy the tokenizer, or another processor, that was saved beside an adapter, because prompts are written by it.
 
-    A link is followed inside the folder, or inside a repository in the Hub's cache, whose files are links. Elsewhere it
-    would carry a file of this machine into what is published.
+    A link is followed inside the folder, or inside a repository of the Hub's cache, whose files are links. Elsewhere a
+    link would publish a file of this machine.
     """
     repository = folder.resolve().parent.parent if folder.resolve().parent.name == "snapshots" else folder.resolve()
     for file in folder.iterdir():
@@ -235,43 +235,44 @@ def copy_processing(folder: Path, out: Path) -> None:
 def load_adapter(base: nn.Module, folder: Path, title: str | None = None, **options: Any) -> PeftModel:
     """Load the adapter on `base` with PEFT. Raises ValueError: its files are damaged, or do not fit this model."""
     title = title or str(folder)
+    read_adapter_config(folder)
     try:
         _follow_vocabulary(base, folder)
         return PeftModel.from_pretrained(base, folder, **options)  # type: ignore[arg-type]
     except MISFITS as error:
-        told = " ".join(str(error).split())[:300]
-        raise UserError(f"{title} does not fit the base model {type(base).__name__}: {told}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{title} does not fit the base model {type(base).__name__}: {reason}") from error
 
 
 def check_layers(lora: SavedLora, model: Any, adapter: str = "default") -> None:
-    """Refuse a file whose layers are not those that PEFT made of it, which leaves out what the base lacks and begins
-    anew what the file lacks: ValueError."""
-    saved, made = [layer.name for layer in lora.layers], [layer.name for layer in peft_layers(model, adapter)]
+    """Raise ValueError where the file and the model have different LoRA layers: PEFT skips layers that the base lacks,
+    and initialises those that the file lacks."""
+    in_file, in_model = [layer.name for layer in lora.layers], [layer.name for layer in peft_layers(model, adapter)]
     base = type(model.get_base_model()).__name__
-    for some, others, told in ((saved, made, "is in the file and not in"), (made, saved, "is not in the file but in")):
-        if gone := [name for name in some if name not in others]:
+    for some, others, where in ((in_file, in_model, "the file alone"), (in_model, in_file, "the model alone")):
+        if absent := [name for name in some if name not in others]:
             raise UserError(
-                f"{lora.title} does not fit the base model {base}: the layer {gone[0]} {told} the model; give the run "
-                f"whose base it was trained on, or, where another version of transformers calls the layer otherwise, "
-                f"load the adapter with PEFT and save it again"
+                f"{lora.title} does not fit the base model {base}: the layer {absent[0]} is in {where}; give the run "
+                f"whose base it was trained on, or, where another version of transformers renamed the layer, load the "
+                f"adapter with PEFT and save it again"
             )
 
 
 def check_finite(lora: SavedLora) -> None:
-    """Refuse factors that are no numbers, of which every loss would be none: ValueError."""
+    """Raise ValueError for a factor that is not finite."""
     for layer in lora.layers:
         if not all(lora.tensors[layer.keys[factor]].isfinite().all() for factor in "AB"):
             raise UserError(f"the adapter's {layer.name} has a weight that is not finite; it diverged, or is damaged")
 
 
 def _follow_vocabulary(base: Any, folder: Path) -> None:
-    """Give the base as many token embeddings as the file has, which holds those of a vocabulary that was resized."""
+    """Resize the base's token embeddings to the file's, which has those of a resized vocabulary."""
     file = folder / "adapter_model.safetensors"
     if not hasattr(base, "resize_token_embeddings") or not file.is_file():
         return
     try:
         embeddings: Any = base.get_input_embeddings()
-    except NotImplementedError:  # of sound, which is no tokens
+    except NotImplementedError:  # an audio model has no token embeddings
         return
     names = {f"{name}.weight" for name, module in base.named_modules() if module is embeddings}
     with safe_open(file, "pt") as tensors:
@@ -283,8 +284,8 @@ def _follow_vocabulary(base: Any, folder: Path) -> None:
                     base.resize_token_embeddings(rows, mean_resizing=False)
 
 
-MISFITS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, re.error)
-"""PEFT raises these for a config that was written by hand, or for another model."""
+MISFITS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, re.error, SafetensorError)
+"""PEFT raises these for a config that was written by hand, for another model, or for a damaged file."""
 
 
 def by_pattern(pattern: Mapping[str, Any] | None, name: str, otherwise: Any) -> Any:

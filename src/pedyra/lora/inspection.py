@@ -14,13 +14,13 @@ from pedyra.lora.singular import effective_rank, singular_values
 
 
 def inspect_adapter(path: Path) -> list[dict[str, Any]]:
-    """Make a row for each layer of a run folder's adapter, or of any PEFT LoRA folder (a checkpoint is one too). They
-    go by name, block 2 before block 10; then comes the row `total`.
+    """List the layers of a run folder's adapter, or of any PEFT LoRA folder (a checkpoint is one too), by name, with
+    block 2 before block 10; the last row is `total`.
 
-    A layer of rank 0 is one triple of zeros on disk, and counts as what it is. The effective rank (`lora.singular`) is
-    that of the update B A. It is None of the experts of a MoE block, which have an update each, and so is their rank
-    where the config has a `rank_pattern`. `total` also has the number of parameters that are saved beside the
-    factors (a classification head, biases), and the bytes of all tensors.
+    A layer of rank 0, which is saved as one triple of zeros, has rank 0 and no parameters. The effective rank
+    (`lora.singular`) is that of the update B A. It is None for the experts of a MoE block, which have an update each,
+    and so is their rank where the config has a `rank_pattern`. `total` also has the number of parameters that are saved
+    beside the factors (a classification head, biases), and the bytes of all tensors.
 
     Raises:
         ValueError: no adapter is there, it is no LoRA, or its file is damaged.
@@ -57,7 +57,7 @@ def _row(name: str, parts: Mapping[str, Tensor], config: Mapping[str, Any]) -> d
     if "E" in parts:
         A = parts["E"].reshape(-1, 1) * A
     empty = len(A) == 1 and not A.any() and not B.any()
-    # The file does not say which parameter of the experts these are, whose factors stand one after the other.
+    # The factors of all experts are stacked, and the file does not say which parameter of the experts they adapt.
     expected = by_pattern(config.get("rank_pattern"), name, config.get("r"))
     stacked = bool(config.get("target_parameters")) and len(A) != expected
     of_experts = None if config.get("rank_pattern") else config.get("r")

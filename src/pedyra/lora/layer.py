@@ -20,8 +20,8 @@ def rank_parameters(in_features: int, out_features: int) -> int:
 
 @dataclass(frozen=True)
 class AdaptedLayer:
-    """A LoRA layer of PEFT under the name that it has in the base model; its factors are asked for at each use, since a
-    resize replaces them."""
+    """A LoRA layer of PEFT, with its name in the base model. Its factors are looked up at each use, because a change of
+    rank replaces them."""
 
     name: str
     module: Any
@@ -30,7 +30,7 @@ class AdaptedLayer:
 
     @cached_property
     def _slots(self) -> tuple[Any, Any]:
-        """PEFT's `lora_A` and `lora_B` stay; what they hold may not."""
+        """PEFT's `lora_A` and `lora_B` never change, but the modules in them may."""
         return self.module.lora_A, self.module.lora_B
 
     @property
@@ -53,7 +53,7 @@ class AdaptedLayer:
 
     @property
     def scaling(self) -> float:
-        """Return alpha / r at attach, which stays for the whole run: a rank change never rescales what stays."""
+        """Return alpha / r at attach; it is constant, so that a change of rank never rescales the triples that stay."""
         return self.module.scaling[self.adapter]
 
     @property
@@ -70,7 +70,7 @@ class AdaptedLayer:
 
     def rescale(self, scaling: float) -> None:
         """Set the scaling, for the methods that define it by the current rank; see `write_ranks`."""
-        if self.b.origin is not None:  # what the base weight is without does not change
+        if self.b.origin is not None:  # the part that the start took from the base weight stays the same
             self.b.origin = self.b.origin / (scaling / self.scaling)
         self.module.scaling[self.adapter] = scaling
 

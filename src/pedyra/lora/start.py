@@ -1,9 +1,9 @@
 """Triples begin as A, B and E of `start="svd"`, or by a start of PEFT that takes a part of the weight W.
 
-PiSSA, OLoRA, CorDA and LoRA-GA leave W - s B0 A0 in the layer. Were a triple pruned as it is, its part of the
-pre-trained weight would go with it. So its first value is kept beside it, and goes back into the weight when it is
-pruned: what pruning removes is what training added. On disk is the update of the weight as it was before the start,
-s (B E A - B0 A0), which loads without pedyra.
+PiSSA, OLoRA, CorDA and LoRA-GA leave W - s B0 A0 in the layer. Pruning a triple would therefore remove a part of the
+pre-trained weight. So the initial value of each triple is kept, and is added back to the weight when the triple is
+pruned: pruning removes what training added, and no more. The file holds the update of the original weight,
+s (B E A - B0 A0), and loads without pedyra.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ def takes_from_weight(init: object) -> bool:
 
 
 def check_start(model: nn.Module, layers: Sequence[AdaptedLayer], init: str) -> None:
-    """Refuse layers whose weight cannot take back what a triple began as, or is saved with the adapter, and triples
-    that are no start any more: what training had added to them would be taken for a part of it, and lost on saving.
+    """Refuse a layer whose weight cannot take an initial triple back (quantised, sharded), or is saved with the adapter
+    (PEFT saves those of its `EMBEDDING_LAYER_NAMES`); and triples that were trained before, because that training
+    would be mistaken for a part of the start and lost on saving.
 
-    PEFT saves heads where one of its `EMBEDDING_LAYER_NAMES` is adapted; what we save is relative to the weight before
-    the start. Raises ValueError: naming the layer and the repair.
+    Raises:
+        ValueError: with the layer and the repair.
     """
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     heads = EMBEDDING_LAYER_NAMES if hasattr(base, "get_input_embeddings") else ()
@@ -60,19 +61,19 @@ def check_start(model: nn.Module, layers: Sequence[AdaptedLayer], init: str) -> 
 
 
 ROUNDED, TF32 = 2 * torch.finfo(torch.bfloat16).eps, 2.0**-10
-"""16 bits may have rounded a factor or a weight, and TF32 a product of two, by so much, relative to each; doubled, so
-that no fresh start is refused. A training that moved the factors by less is not seen."""
+"""Relative rounding errors of a factor or a weight in 16 bits, and of a product in TF32; doubled, so that no fresh
+start is refused. A training that changed the factors by less goes unnoticed."""
 
 
 @torch.no_grad()
 def is_start(layer: AdaptedLayer, init: str) -> bool:
-    """Tell whether the factors A `(r, in)` and B `(out, r)` of a layer are still those of its start, as far as can be
-    seen from the rest of its weight, R = W - s B A.
+    """Tell whether the factors A `(r, in)` and B `(out, r)` of a layer are still those of its start, by what the start
+    left of its weight, R = W - s B A.
 
-    PiSSA's are singular vectors of W, so that Bᵀ R = 0 and R Aᵀ = 0; with `niter` PEFT has one of the two exactly.
-    OLoRA's B is orthonormal with Bᵀ W = A, so that Bᵀ R = (1 - s) A. This does not see a training of one factor alone
-    of which R says nothing: with `niter` it may be either, and of OLoRA with s = 1 it is A. Of CorDA and LoRA-GA
-    nothing is known.
+    PiSSA's factors are singular vectors of W, so that Bᵀ R = 0 and R Aᵀ = 0; with `niter` only one of the two is exact
+    in PEFT. OLoRA's B is orthonormal with Bᵀ W = A, so that Bᵀ R = (1 - s) A. The test misses a training of one factor
+    alone that R does not depend on: either factor with `niter`, A of OLoRA with s = 1. CorDA and LoRA-GA are not
+    tested.
     """
     A, B = layer.module.lora_A[layer.adapter].weight, layer.module.lora_B[layer.adapter].weight
     weight: Any = layer.module.get_base_layer().weight
@@ -92,9 +93,9 @@ def is_start(layer: AdaptedLayer, init: str) -> bool:
 
 
 def check_svd_start(layers: Sequence[AdaptedLayer], init: object) -> None:
-    """Refuse to discard a start that is no plain one; ValueError."""
+    """Raise ValueError where start="svd" would discard a start of PEFT other than the default and the Gaussian one."""
     weights = [layer.module.lora_B[layer.adapter].weight for layer in layers]
-    # A plan of a model without numbers has no B to look at. That of PiSSA, or of an orthogonal start, is not zero.
+    # On the meta device B has no values. B of PiSSA, and of an orthogonal start, is not zero.
     fresh = any(not weight.is_meta and not weight.any() for weight in weights)
     if fresh and isinstance(init, str) and init.lower() != "gaussian":
         raise UserError(
@@ -104,24 +105,24 @@ def check_svd_start(layers: Sequence[AdaptedLayer], init: object) -> None:
 
 @torch.no_grad()
 def start_svd(layer: AdaptedLayer, generator: torch.Generator) -> None:
-    """Begin with A, B ~ N(0, 0.02^2), E = 0, as AdaLoRA; or with the singular triples of an update that is there."""
+    """Draw A, B ~ N(0, 0.02^2) with E = 0, as AdaLoRA; where B is not zero, take the singular triples of the update."""
     a, b = layer.a, layer.b
     if a.A.is_meta:
-        return  # nothing but its shape is there
+        return  # the meta device has shapes alone
     update = None
-    if b.weight.any():  # already an update: its exact singular triples, same function
+    if b.weight.any():  # the singular triples of the update give the same function
         update = singular(a.A, b.weight, torch.float32)
     for parameter in (a.A, b.weight):  # 0.02: AdaLoRA's initial std
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
     a.E.zero_()
     if update is not None:
-        found = len(update.values)  # fewer than r where the layer is narrower; the others stay as new ones
-        b.weight[:, :found], a.E[:found], a.A[:found] = update
+        count = len(update.values)  # fewer than r where the layer is narrower; the others are new triples
+        b.weight[:, :count], a.E[:count], a.A[:count] = update
 
 
 @torch.no_grad()
 def keep_start(layer: AdaptedLayer) -> None:
-    """Take the triples as they are now, and the weight beside them, for the start."""
+    """Record the current triples as the initial ones, and the current base weight as the one that the start left."""
     A, E, B = (factor.detach() for factor in layer.factors)
     _begin(layer, E[:, None] * A, B.clone())
 
@@ -133,9 +134,10 @@ def _begin(layer: AdaptedLayer, A: Tensor, B: Tensor) -> None:
 
 @torch.no_grad()
 def set_origin(layer: AdaptedLayer, A: Tensor, B: Tensor) -> None:
-    """Say what the triples of the layer began as: A `(r, in)` with E in it, and B `(out, r)`.
+    """Set the initial values of the layer's triples: A `(r, in)` with E in it, and B `(out, r)`.
 
-    What is no longer among it goes back into the base weight, in place; nothing, where the layer keeps no start.
+    The initial values of triples that are no longer there are added to the base weight, in place. A layer without a
+    recorded start is left as it is.
     """
     a, b, start = layer.a, layer.b, layer.a.start
     if start is None or a.origin is None or b.origin is None:
@@ -153,14 +155,15 @@ def set_origin(layer: AdaptedLayer, A: Tensor, B: Tensor) -> None:
 
 
 def _product(B: Tensor, A: Tensor, dtype: torch.dtype) -> Tensor:
-    """Multiply B A of the triples that have any: those that were added later do not change how it is summed."""
-    held = A.any(1) & B.any(0)
-    return B[:, held].to(dtype) @ A[held].to(dtype)
+    """Multiply B A over the triples that are not zero, so that triples added later do not change the rounding."""
+    nonzero = A.any(1) & B.any(0)
+    return B[:, nonzero].to(dtype) @ A[nonzero].to(dtype)
 
 
 @torch.no_grad()
 def follow(layer: AdaptedLayer, kept: Tensor, num_new: int) -> None:
-    """After a resize: the triples `kept` keep what they began as, and the last `num_new` begin as A with B = 0."""
+    """Carry the initial values through a change of rank: the triples `kept` keep theirs, and those of the last
+    `num_new` are A with B = 0."""
     a, b = layer.a, layer.b
     if a.origin is None or b.origin is None:
         return
@@ -170,8 +173,14 @@ def follow(layer: AdaptedLayer, kept: Tensor, num_new: int) -> None:
 
 @torch.no_grad()
 def follow_loaded(layer: AdaptedLayer, weight_too: bool) -> None:
-    """After a load: the weight becomes the one that the loaded triples belong to, or (`weight_too`) already is. Raises
-    RuntimeError: as torch's for a state that does not fit: what they began as is no part of this model's start."""
+    """Adjust the base weight to the initial triples of a loaded state dict.
+
+    Args:
+        weight_too: the state dict had the base weight too, so that only the record of the start changes.
+
+    Raises:
+        RuntimeError: as torch for a state dict that does not fit: the initial triples are none of this model's start.
+    """
     A, B, start = layer.a.loaded_origin, layer.b.loaded_origin, layer.a.start
     layer.a.loaded_origin = layer.b.loaded_origin = None
     if A is None or B is None or start is None or A.shape[0] != B.shape[1]:
@@ -179,10 +188,10 @@ def follow_loaded(layer: AdaptedLayer, weight_too: bool) -> None:
     A, B = A.to(layer.a.A), B.to(layer.a.A)
     if weight_too:
         return _begin(layer, A, B)
-    # Some of the start's triples, or another basis of them, lie in their span; with nothing from triples added later.
+    # A subset of the start's triples, or another basis of it, lies in their span; triples added later are zero here.
     part = _product(B, A, torch.float32)
-    left, right = start.B.to(part), start.A.to(part)
-    within = left @ (torch.linalg.pinv(left) @ part @ torch.linalg.pinv(right)) @ right
+    left_factor, right_factor = start.B.to(part), start.A.to(part)
+    within = left_factor @ (torch.linalg.pinv(left_factor) @ part @ torch.linalg.pinv(right_factor)) @ right_factor
     if (within - part).norm() > max(1e-3, 4 * torch.finfo(A.dtype).eps) * part.norm():
         raise RuntimeError(f"{layer.name}: {ANOTHER_START}")
     set_origin(layer, A, B)

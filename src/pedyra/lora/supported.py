@@ -1,7 +1,7 @@
 """One table says which kinds of LoRA each verb takes; whoever adapts, fits, exports or merges reads it.
 
-A kind that a verb does not take is refused with the reason and the repair, before anything is changed. What is wrong
-with one adapter alone (it is merged already, its file is damaged) is told where it is found.
+A kind that a verb does not take is refused with the reason and the repair, before anything is changed. Mistakes of one
+adapter alone (it is merged already, its file is damaged) are reported where they are detected.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ VERBS = {
     "gguf": "cannot be exported to target gguf",
     "merged": "cannot be merged from a folder",
 }
-"""A verb, and what a refusal says of it: ranks move, a LoRA is made smaller, or is exported to one of the targets."""
+"""A verb and its words in a refusal: ranks move, a LoRA is made smaller, or is exported to one of the targets."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,10 @@ class Kind:
 
     name: str
     sign: str
-    """The place in LoraConfig where a person finds it, or "a layer"."""
+    """Its field of LoraConfig, or "a layer"."""
     is_in: Callable[[Mapping[str, Any]], bool] = field(default=lambda config: False, repr=False)
-    """Tells by LoraConfig's fields; a kind of layer is told by `kind_of_module` or by the file instead."""
+    """Recognises the kind by LoraConfig's fields; kinds of layers are recognised by `kind_of_module`, or by the
+    file."""
     refused: tuple[str, ...] = ()
     why: str = ""
     repair: str = ""
@@ -181,10 +182,10 @@ def kinds_of(config: Mapping[str, Any], layers: Iterable[str] = ()) -> list[Kind
 
 
 def check_supported(verb: str, title: str, config: Mapping[str, Any], layers: Mapping[str, str] | None = None) -> None:
-    """Refuse an adapter that is of a kind which this verb does not take.
+    """Refuse an adapter of a kind that this verb does not take.
 
     Args:
-        title: what the message calls the adapter.
+        title: the adapter's name in the message.
         layers: layer -> its kind, as `kind_of_module` says it, of the layers that are not plainly linear.
 
     Raises:
@@ -195,8 +196,8 @@ def check_supported(verb: str, title: str, config: Mapping[str, Any], layers: Ma
         if verb in kind.refused:
             layer = next((name for name, each in layers.items() if each == kind.name), "")
             where = layer if kind.name in _OF_LAYERS else title
-            told = kind.name if kind.name in _OF_LAYERS else f"{kind.name} ({kind.sign})"
-            raise UserError(f"{where}: {told} {VERBS[verb]}: {kind.why}; {kind.repair.format(layer=layer)}")
+            kind_name = kind.name if kind.name in _OF_LAYERS else f"{kind.name} ({kind.sign})"
+            raise UserError(f"{where}: {kind_name} {VERBS[verb]}: {kind.why}; {kind.repair.format(layer=layer)}")
 
 
 def kind_of_module(module: Any, adapter: str) -> str | None:
@@ -211,11 +212,11 @@ def kind_of_module(module: Any, adapter: str) -> str | None:
     if hasattr(slot, "kernel_size"):
         return "convolution"
     variant = type(module.lora_variant[adapter]).__name__ if adapter in module.lora_variant else ""
-    known = any(each in variant for each in _KNOWN_VARIANTS)
-    if (variant and not known) or type(slot).__name__ not in ("Linear", "AFactor"):
+    is_variant = any(each in variant for each in _KNOWN_VARIANTS)
+    if (variant and not is_variant) or type(slot).__name__ not in ("Linear", "AFactor"):
         return "unknown layer"
     return None
 
 
 _KNOWN_VARIANTS = ("Dora", "Arrow", "BdLora", "ALora", "Velora", "Monteclora", "MiCA", "Kasa", "QALora")
-"""The names of PEFT's classes have these in them; which of them the adapter is of stands in its config."""
+"""Parts of the names of PEFT's variant classes; the config says which of them the adapter has."""

@@ -13,7 +13,7 @@ from pedyra.allocate.contract import Training, Work
 from pedyra.allocate.schedule import check_count
 from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.lora.resize import NewTriples
+from pedyra.lora.replacement import NewTriples
 from pedyra.methods.slots import plain_ranks, refuse_lora
 from pedyra.pe_dyra.config import Budget
 from pedyra.pe_dyra.scored import ScheduledMethod, ScoredSituation

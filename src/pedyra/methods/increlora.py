@@ -16,7 +16,7 @@ from pedyra.allocate.schedule import check_count
 from pedyra.errors import UserError
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.lora.resize import NewTriples
+from pedyra.lora.replacement import NewTriples
 from pedyra.methods.slots import grow, plain_ranks, refuse_lora
 from pedyra.pe_dyra.equations import update_sensitivity_
 from pedyra.pe_dyra.scored import ScheduledMethod, ScoredRun, ScoredSituation

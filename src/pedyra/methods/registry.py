@@ -16,7 +16,7 @@ from torch import nn
 from transformers import set_seed
 
 from pedyra.allocate.contract import Beginning, Method, RankMethod
-from pedyra.errors import REFUSALS, UserError, telling
+from pedyra.errors import REFUSALS, UserError, as_user_error
 from pedyra.lora.attach import attach, train_e
 from pedyra.lora.layer import peft_layers
 from pedyra.lora.layer_names import pattern_keys
@@ -89,7 +89,7 @@ class Entry:
         elif self.name == "randlora":
             config = _randlora(base, lora, method, seed)
         set_seed(seed)
-        with telling(f"method {self.name}: PEFT cannot adapt this model", *REFUSALS):
+        with as_user_error(f"method {self.name}: PEFT cannot adapt this model", *REFUSALS):
             model = get_peft_model(base, config)  # type: ignore[arg-type]
         assert isinstance(model, PeftModel)
         if (method is None or self.name == "lora+") and takes_from_weight(lora.init_lora_weights):

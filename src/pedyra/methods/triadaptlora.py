@@ -17,7 +17,7 @@ from pedyra.errors import UserError
 from pedyra.lora.attach import attach
 from pedyra.lora.factors import AFactor
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.lora.resize import NewTriples, Replacement
+from pedyra.lora.replacement import NewTriples, Replacement
 from pedyra.methods.increlora import check_grows, grown_from_one, growth
 from pedyra.methods.slots import plain_ranks, refuse_lora
 from pedyra.pe_dyra.scored import ScheduledMethod, ScoredSituation
@@ -49,7 +49,7 @@ class CoreFactor(AFactor):
         places = _places(rank)
         return torch.where(places % (rank + 1) == 0, 0.5, 0.0)
 
-    def taken_apart(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def split_weight(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         return weight, self.identity_e(weight.shape[0])  # nothing holds rows of A at a length here
 
 

@@ -16,7 +16,7 @@ from pedyra.allocate.distributed import one_process
 from pedyra.allocate.schedule import Schedule, check_count, check_number, check_steps, resolve_schedule
 from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.lora.resize import NewTriples, Replacement
+from pedyra.lora.replacement import NewTriples, Replacement
 from pedyra.pe_dyra.config import CHOICES, RankSettings
 from pedyra.pe_dyra.equations import plan_adjustment
 from pedyra.pe_dyra.orthogonality import add_orthogonality_gradient, layer_orthogonality

@@ -12,7 +12,7 @@ from torch import Tensor
 from pedyra.allocate.contract import Run
 from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.lora.resize import Replacement, rows_kept
+from pedyra.lora.replacement import Replacement, select_rows
 from pedyra.pe_dyra.equations import (
     gradient_scores,
     gradient_weights,
@@ -316,6 +316,6 @@ def _resized(flat: Tensor, layers: Sequence[AdaptedLayer], replacements: Mapping
         values = flat[at : at + old.numel()]
         at += old.numel()
         if change is not None:
-            values = rows_kept(values.view(old.shape), change.dim, change.kept, change.num_new)
+            values = select_rows(values.view(old.shape), change.dim, change.kept, change.num_new)
         parts.append(values.reshape(-1))
     return torch.cat(parts)

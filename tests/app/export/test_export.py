@@ -18,7 +18,7 @@ from pedyra import attach, detach, export_adapter
 from pedyra.fitting.cut import check_out
 from pedyra.lora.attach import write_ranks
 from pedyra.lora.layer import adapted_layers
-from pedyra.lora.resize import NewTriples, install, resized
+from pedyra.lora.replacement import NewTriples, put_replacements, replacements_of
 
 FLAVOURS: dict[str, dict[str, Any]] = {
     "plain": {"r": 3, "lora_alpha": 6},
@@ -41,7 +41,7 @@ def mixed_ranks(model: Any) -> Any:
         rank = (1, 3, 6, 0)[index % 4]
         shapes = ((rank, layer.a.in_features), (rank,), (layer.b.out_features, rank))
         new = NewTriples(*(torch.randn(shape, generator=generator) / 4 for shape in shapes))
-        install([(layer, resized(layer, range(layer.rank), new))])
+        put_replacements([(layer, replacements_of(layer, range(layer.rank), new))])
     for name, parameter in model.named_parameters():
         if "magnitude" in name or "modules_to_save" in name:
             parameter.data *= 1 + torch.rand(parameter.shape, generator=generator)

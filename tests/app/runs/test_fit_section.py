@@ -37,8 +37,8 @@ def test_the_run_folder_has_both_adapters(method, tmp_path):
     result = train_run(made, console=Console(quiet=True))
     whole, smaller = (tmp_path / "run" / name / "adapter_model.safetensors" for name in ("adapter", "fit"))
     numbers = [sum(x.numel() for k, x in read_tensors(file).items() if "lora_" in k) for file in (whole, smaller)]
-    assert result.found is not None and 0 < numbers[1] <= numbers[0]
-    assert numbers[1] == result.found.row()["parameters"]
+    assert result.fit is not None and 0 < numbers[1] <= numbers[0]
+    assert numbers[1] == result.fit.row()["parameters"]
     record = json.loads((tmp_path / "run" / "fit" / "pedyra_fit.json").read_text())
     assert record["tolerance"] == pytest.approx(0.2 * record["won"])
     base = load_model(made.model, made.data.kind, 2, load_tokenizer(made.model), made.seed)
@@ -65,14 +65,14 @@ def test_a_fit_that_ends_in_an_error_loses_nothing_of_the_run(tmp_path, monkeypa
     monkeypatch.setattr("pedyra.app.runs.run.fit_trainer", refuse)
     with pytest.raises(UserError, match="the run is whole, but it could not be fitted: no size is small enough"):
         train_run(recipe(tmp_path / "run"), console=Console(quiet=True))
-    assert RunFolder(tmp_path / "run").is_finished()
+    assert RunFolder(tmp_path / "run").final
     assert (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
 
 
 def test_a_run_that_diverged_is_not_fitted(tmp_path):
     training = {"max_steps": 8, "learning_rate": 1e30, "max_grad_norm": 0, "save_strategy": "no"}
     result = train_run(recipe(tmp_path / "run", training=training), console=Console(quiet=True))
-    assert result.diverged and result.found is None
+    assert result.diverged and result.fit is None
 
 
 @pytest.mark.parametrize("given", [{"tolerance": "101%"}, {"tolerance": "much"}, {"rank": 0}, {"tolerence": 0.1}])

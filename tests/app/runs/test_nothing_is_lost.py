@@ -51,7 +51,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(recipe, monkeypatch, metho
 
 
 def test_two_processes_do_not_train_into_one_folder(recipe):
-    with RunFolder(Path(recipe().output_dir)).held():
+    with RunFolder(Path(recipe().output_dir)).lock():
         with pytest.raises(ValueError, match="another process trains into .* now; wait for it, or choose another"):
             run(recipe())
     assert run(recipe()).step == 12  # what is left of a lock is no foreign file

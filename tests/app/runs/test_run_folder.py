@@ -37,12 +37,13 @@ def project(folder):
 
 
 NEW_RUN, RESUME, OVERWRITE = ({"overwrite": over, "resume": go} for over, go in ((0, 0), (0, 1), (1, 0)))
+FINAL = {"step": 3, "final": True, "metric": "f1", "seconds": 1.0, "trainable_parameters": 2, "peak_memory_bytes": 3}
 REFUSED = [
     (lambda run: run.path, NEW_RUN, "holds another run.*--resume.*--overwrite"),
     (lambda run: run.path, {"overwrite": True, "resume": True}, "exclude each other"),
     (lambda run: run.recipe, OVERWRITE, "is a file"),
     (lambda run: run.path.with_name("new"), RESUME, "holds no run to resume"),
-    (lambda run: append_row(run.metrics, {"step": 3, "final": True}) or run.path, RESUME, "is finished"),
+    (lambda run: append_row(run.metrics, FINAL) or run.path, RESUME, "is finished"),
     (lambda run: foreign(run.path.with_name("new")) or run.path.with_name("new"), OVERWRITE, "no run of pedyra"),
     (lambda run: project(run.path.with_name("new")) or run.path.with_name("new"), OVERWRITE, "no run of pedyra"),
 ]

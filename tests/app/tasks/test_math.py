@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pedyra.app.tasks.math import equivalent, gsm8k_reference, last_number, marked_number, parsed
+from pedyra.app.tasks.math import equivalent, gsm8k_reference, last_number, marked_number, parse_answer
 
 # What gsm8k.yaml of lm-evaluation-harness extracts: strict-match takes the first number behind the mark, and
 # flexible-extract the last one, from both of which commas, $ and a full stop are removed before they are compared.
@@ -55,10 +55,10 @@ def test_the_reference_of_gsm8k_is_what_follows_its_mark() -> None:
 )
 def test_two_answers_are_one_value(text: str, reference: str, same: bool) -> None:
     pytest.importorskip("math_verify")
-    assert equivalent(parsed(text), parsed(reference)) is same
+    assert equivalent(parse_answer(text), parse_answer(reference)) is same
 
 
 def test_without_math_verify_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "math_verify", None)
     with pytest.raises(ImportError, match=r'pip install "\.\[tasks\]"'):
-        parsed("0.5")
+        parse_answer("0.5")

@@ -10,7 +10,7 @@ import pytest
 from pedyra.app.models.base import load_tokenizer
 from pedyra.app.recipe_sections import DataSection, ModelSection
 from pedyra.app.tasks import question_answering
-from pedyra.app.tasks.question_answering import ContextPart, answers_of, encode, normalised, squad_scores, token_f1
+from pedyra.app.tasks.question_answering import ContextPart, answers_of, encode, normalise, squad_scores, token_f1
 
 CONTEXT = "the plot is good. the cast is dull. the score is warm. the film is cold. the scene is fine."
 
@@ -96,8 +96,8 @@ def test_an_answer_is_no_longer_than_allowed(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_texts_are_compared_without_case_articles_punctuation_and_spaces():
-    assert normalised("The  Norman's, an  island!") == "normans island"
-    assert normalised("a") == ""
+    assert normalise("The  Norman's, an  island!") == "normans island"
+    assert normalise("a") == ""
     # Two of three given words, two of four right ones: 2 * 2/3 * 2/4 / (2/3 + 2/4).
     assert token_f1("tall red brick house", "the red house fell") == pytest.approx(4 / 7)
     assert (token_f1("", ""), token_f1("", "x"), token_f1("x", "y")) == (1.0, 0.0, 0.0)

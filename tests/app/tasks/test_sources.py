@@ -158,7 +158,9 @@ def test_the_hub_gives_rows_and_class_names(hub: list[tuple[Any, ...]]):
 
 @pytest.mark.usefixtures("hub")
 def test_what_the_hub_lacks_is_one_line():
-    with pytest.raises(ValueError, match="'owner/other' was not given by the Hub: owner/other is not there and more"):
+    with pytest.raises(
+        ValueError, match="'owner/other' cannot be loaded from the Hub: owner/other is not there and more"
+    ):
         rows("owner/other")
     with pytest.raises(ValueError, match="owner/data has no column 'body' .row 1.; its columns are text, label, idx"):
         rows("owner/data", text="body")

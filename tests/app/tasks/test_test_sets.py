@@ -14,7 +14,7 @@ from pedyra.app.models.base import load_tokenizer
 from pedyra.app.recipe import check_recipe
 from pedyra.app.recipe_sections import DataSection, GenerateSection, ModelSection
 from pedyra.app.tasks import causal_lm, test_sets
-from pedyra.app.tasks.generation import Written
+from pedyra.app.tasks.generation import Sample
 from pedyra.app.tasks.test_sets import TestSet, check_scorer, load_test_sets, score
 from pedyra.app.tasks.toy import toy
 
@@ -105,10 +105,10 @@ def test_a_known_set_takes_the_template_of_training(tmp_path: Path):
     [
         (
             {"a": {}, "b": {}},
-            "generate: a and b are no known sets, and a run has its held-out rows once",
+            "generate: a and b both mean the run's held-out rows",
         ),
         ({"mine": {"score": "code"}}, "generate.mine has the score code, and held-out rows have no tests to run"),
-        ({"mine": {"source": "FILE"}}, "generate.mine is no known set, those are gsm8k, math, .* remove source"),
+        ({"mine": {"source": "FILE"}}, "generate.mine has a source, .*gsm8k, math, .* remove source"),
         ({"gsm8k": {"source": "FILE"}}, r"has no column 'question' \(row 1\); its columns are q, a"),
         ({"gsm8k": {"source": "none.jsonl"}}, "generate.gsm8k.source 'none.jsonl' does not exist"),
         ({"mine": {"score": "gsm8k"}}, "row 1 of the test set mine: the reference .* holds no number"),
@@ -151,8 +151,8 @@ def test_a_mistake_in_the_section_is_one_line(section: dict[str, Any], told: str
         check_recipe({**content, "data": data, "generate": {"s": {}}}, "x.yaml")
 
 
-def written(*texts: str, finished: bool = True) -> list[Written]:
-    return [Written(row=row, text=text, finished=finished, tokens=1) for row, text in enumerate(texts)]
+def written(*texts: str, finished: bool = True) -> list[Sample]:
+    return [Sample(row=row, text=text, finished=finished, tokens=1) for row, text in enumerate(texts)]
 
 
 def of(score_name: str, references: list[str], *, own: bool = False, **settings: Any) -> TestSet:

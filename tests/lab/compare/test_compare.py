@@ -11,13 +11,13 @@ import pytest
 import yaml
 from rich.console import Console
 
-from pedyra.lab.compare.compare import compare_experiment, prepared
+from pedyra.lab.compare.compare import compare_experiment, open_experiment
 from pedyra.lab.compare.prepare import prepare_experiment
 from pedyra.lab.compare.results import Comparison
 
 
 def compare_grid(grid: Any, *where: Any, **more: Any) -> Comparison:
-    return compare_experiment(prepared(grid), *where, **more)
+    return compare_experiment(open_experiment(grid), *where, **more)
 
 
 def rows(path: Path) -> list[dict]:

@@ -53,7 +53,7 @@ def test_a_grid_from_nothing_to_its_tables(call, tmp_path, monkeypatch):
         ([SMOKE, "tasks.toy.text=txt"], "no column 'txt'"),
         ([SMOKE, "tasks.mine={source: a.jsonl, folder: x}"], "tasks.mine: unknown key 'data.folder'"),
         ([SMOKE, "training.max_stepz=4"], "methods.lora on toy: training.max_stepz is no argument"),
-        ([SMOKE, "tasks.toy.metric=pearson"], "data.metric pearson is none of data.kind classification"),
+        ([SMOKE, "tasks.toy.metric=pearson"], "data.metric pearson is no metric of data.kind classification"),
         ([SMOKE, "tasks={cola: {}}", "data_dir=nowhere"], "nowhere/cola/train.jsonl.gz' does not exist"),
         ([SMOKE, "model.name=absent/model", "tasks.toy.text=text"], "model.name 'absent/model' is no folder"),
     ],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pedyra.lab.compare.compare import compare_experiment, prepared
+from pedyra.lab.compare.compare import compare_experiment, open_experiment
 from pedyra.lab.compare.grid import load_grid
 from pedyra.lab.compare.plan import START_SECONDS, TERAFLOPS, Plan, plan_experiment, teraflops_here
 
@@ -15,7 +15,7 @@ SMOKE = Path(__file__).parents[3] / "recipes" / "compare_smoke.yaml"
 
 def plan(tmp_path: Path, *overrides: str) -> Plan:
     folder = tmp_path / str(len(list(tmp_path.iterdir())))
-    return plan_experiment(prepared(load_grid(SMOKE, [f"output_dir={folder}", *overrides])))
+    return plan_experiment(open_experiment(load_grid(SMOKE, [f"output_dir={folder}", *overrides])))
 
 
 def test_the_runs_are_counted_and_their_hours_go_with_steps_rows_and_tokens(tmp_path):
@@ -42,5 +42,5 @@ def test_the_rate_of_this_machine_is_one():
 
 
 def test_what_is_done_takes_nothing(make_grid):
-    compare_experiment(prepared(make_grid()))
-    assert plan_experiment(prepared(make_grid())) == Plan(10, 10, 0.0)
+    compare_experiment(open_experiment(make_grid()))
+    assert plan_experiment(open_experiment(make_grid())) == Plan(10, 10, 0.0)

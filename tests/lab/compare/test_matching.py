@@ -33,9 +33,9 @@ def shape(count) -> tuple[int, int]:
 
 def test_lora_and_dora_are_counted_without_the_head(count, shape):
     layers, width = shape
-    assert count.lora(recipe("lora"), 8) == layers * 8 * 2 * width
-    assert count.lora(recipe("dora"), 8) == layers * (8 * 2 * width + width)
-    assert count.lora(recipe("pedyra", use_dora=True), 8) == count.lora(recipe("dora"), 8)
+    assert count.lora_parameters(recipe("lora"), 8) == layers * 8 * 2 * width
+    assert count.lora_parameters(recipe("dora"), 8) == layers * (8 * 2 * width + width)
+    assert count.lora_parameters(recipe("pedyra", use_dora=True), 8) == count.lora_parameters(recipe("dora"), 8)
 
 
 def test_dora_is_matched_where_its_magnitudes_are_few(count):
@@ -61,7 +61,7 @@ def test_randlora_has_the_bases_with_the_nearest_count(count, shape):
     counts = [layers * -(-width // r) * (r + width) for r in range(1, width + 1)]
     nearest = min(counts, key=lambda each: abs(each - layers * 4 * 2 * width))
     assert abs(nearest / (layers * 4 * 2 * width) - 1) <= 0.05
-    assert count.trained(recipe("randlora"), 4) == nearest
+    assert count.method_parameters(recipe("randlora"), 4) == nearest
     assert match_parameters("randlora", recipe("randlora"), 4, recipe("lora"), count) == 4
 
 
@@ -83,11 +83,11 @@ def test_randlora_is_counted_beside_a_head_of_several_layers(model):
 
     base = BareModel(of("lora"))
     r = match_parameters("randlora", of("randlora"), 4, of("lora"), base)
-    assert base.trained(of("randlora"), r) == pytest.approx(base.lora(of("lora"), 4), rel=0.05)
+    assert base.method_parameters(of("randlora"), r) == pytest.approx(base.lora_parameters(of("lora"), 4), rel=0.05)
 
 
 def test_counting_leaves_the_model_as_it_was(count):
     names = [name for name, _ in count.base.named_parameters()]
-    count.lora(recipe("dora"), 3)
-    count.trained(recipe("randlora"), 7)
+    count.lora_parameters(recipe("dora"), 3)
+    count.method_parameters(recipe("randlora"), 7)
     assert [name for name, _ in count.base.named_parameters()] == names

@@ -8,13 +8,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pedyra.lab.compare.compare import compare_experiment, prepared
+from pedyra.lab.compare.compare import compare_experiment, open_experiment
 from pedyra.lab.compare.grid import Grid, load_grid
 from pedyra.lab.compare.jobs import HERE
 from pedyra.lab.compare.ray_engine import RayCluster
@@ -37,7 +36,7 @@ def reached(comparison: Comparison) -> list[Any]:
 def expected(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """The runs come to this on this machine, with nothing in their way."""
     os.chdir(tmp_path_factory.mktemp("here"))
-    return reached(compare_experiment(prepared(grid("runs/x"))))
+    return reached(compare_experiment(open_experiment(grid("runs/x"))))
 
 
 @pytest.fixture
@@ -78,44 +77,32 @@ def test_a_run_whose_node_dies_goes_on_on_another(expected: list[Any], cluster: 
         lambda: len(list(Path("runs/x").glob(both))) == 2,
         lambda: cluster.remove_node(cluster.other, allow_graceful=False),
     )
-    assert reached(compare_experiment(prepared(grid("runs/x")), RayCluster("auto"))) == expected
+    assert reached(compare_experiment(open_experiment(grid("runs/x")), RayCluster("auto"))) == expected
     begun = [log.read_text().count("step 24/120") for log in Path("runs").rglob("seed?.log")]
     assert begun == [1, 1]  # the one that had to move went on from its checkpoint
 
 
 @pytest.mark.slow
-def test_ctrl_c_brings_home_what_was_carried_and_the_next_call_goes_on(expected: list[Any], cluster: Any, monkeypatch):
-    monkeypatch.setattr(RayCluster, "_is_seen", lambda self, folder: False)
-    engine = RayCluster("auto")
-    keeper = engine._keeper()
-    monkeypatch.setattr(engine, "_keeper", lambda: keeper)
-    label = "pedyra on toy, r = 2, rate 0.01, seed 0"
-
-    def carried() -> bool:
-        with suppress(engine.ray.exceptions.RayError):  # nothing is kept of it yet
-            return b"checkpoint-" in engine.ray.get(keeper.get.remote(label))
-        return False
-
-    when(carried, lambda: os.kill(os.getpid(), signal.SIGINT))
+def test_after_ctrl_c_the_next_call_goes_on(expected: list[Any], cluster: Any):
+    when(lambda: any(Path("runs/x").rglob("checkpoint-40")), lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        compare_experiment(prepared(grid("runs/x")), engine)
-    assert list(Path("runs").rglob("checkpoint-*"))
-    assert reached(compare_experiment(prepared(grid("runs/x")), HERE)) == expected
-    assert next(Path("runs").rglob("seed0.log")).read_text().count("step 24/120") == 1
+        compare_experiment(open_experiment(grid("runs/x")), RayCluster("auto"))
+    assert reached(compare_experiment(open_experiment(grid("runs/x")), HERE)) == expected
+    begun = [log.read_text().count("step 24/120") for log in Path("runs").rglob("seed?.log")]
+    assert begun == [1, 1]
 
 
 @pytest.mark.slow
 def test_what_a_node_lacks_is_told_in_one_line(cluster: Any, tmp_path: Path, monkeypatch):
     engine = RayCluster("auto")
-    assert engine._is_seen(tmp_path)
+    engine._check_nodes(tmp_path)
     monkeypatch.setattr(Path, "touch", lambda path: None)  # as if the folder were another one on the nodes
     monkeypatch.setattr(Path, "unlink", lambda path: None)
-    with pytest.raises(ValueError, match=f"{tmp_path} is not seen by .*; give an output_dir on storage that all"):
-        engine._is_seen(tmp_path)
-    assert not engine._is_seen(Path("."))  # it can be carried
+    with pytest.raises(ValueError, match=f"does not see {tmp_path}; give an output_dir on storage that all nodes see"):
+        engine._check_nodes(tmp_path)
     monkeypatch.setattr("pedyra.__version__", "7.0")
     with pytest.raises(ValueError, match=r"has pedyra \S+; install pedyra\[cli\] 7.0 there"):
-        engine._is_seen(tmp_path)
+        engine._check_nodes(tmp_path)
 
 
 def test_what_is_no_address_is_refused():

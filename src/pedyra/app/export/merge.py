@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pedyra.app.hub import trusts_remote_code, why_not_loaded
-from pedyra.errors import UserError, telling
+from pedyra.errors import UserError, as_user_error
 from pedyra.export.loading import TASKS, num_labels
 from pedyra.lora.folder import SavedLora, load_adapter
 from pedyra.lora.layer import peft_layers
@@ -101,7 +101,7 @@ def base_by_name(lora: SavedLora, name: str | None) -> tuple[PreTrainedModel, Pr
         head = {"num_labels": labels, "ignore_mismatched_sizes": True}  # the saved head takes the base's place
     auto: Any = getattr(transformers, _class_name(lora))
     which: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trusts_remote_code()}
-    with telling(f"the base model {name!r} of {lora.title} cannot be loaded", reason=why_not_loaded):
+    with as_user_error(f"the base model {name!r} of {lora.title} cannot be loaded", reason=why_not_loaded):
         model = auto.from_pretrained(name, dtype="auto", **which, **head)
     return model, _find_tokenizer(str(lora.folder)) or _find_tokenizer(name, **which)
 

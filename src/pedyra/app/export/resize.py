@@ -13,8 +13,7 @@ from pedyra.errors import UserError
 from pedyra.export.destinations import Destination
 from pedyra.export.readers import RECORD as EXPORTED
 from pedyra.export.readers import check_convertible, export_lora
-from pedyra.fitting.cut import RECORD as CUT
-from pedyra.fitting.cut import Factors, write_cut
+from pedyra.fitting.cut import FIT_RECORD, Factors, write_cut
 from pedyra.lora.files import refuse_occupied
 from pedyra.lora.folder import SavedLora, read_lora
 from pedyra.lora.singular import Singular, singular
@@ -107,7 +106,7 @@ def resize_adapter(
     `place` it is written in the form that this destination reads. Raises ValueError: it is no plain LoRA, the size is
     none, the place refuses it, or `out` holds anything but, with `overwrite`, an earlier one.
     """
-    refuse_occupied(out, [CUT, EXPORTED], "resized adapter", overwrite)
+    refuse_occupied(out, [FIT_RECORD, EXPORTED], "resized adapter", overwrite)
     lora = read_lora(source)
     check_convertible(lora, "peft" if place is None else place.form)
     if size.megabytes is not None:

@@ -1,4 +1,4 @@
-"""A recipe's base model and its tokenizer are made ready for PEFT."""
+"""A recipe's base model and its tokenizer are loaded for PEFT."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from pedyra.app.models.quantized import keep_weight_layout, quantization_config
 from pedyra.app.models.tiny import TINY, tiny_config, tiny_tokenizer
 from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.tasks.tokens import positions_of
-from pedyra.errors import UserError, telling
+from pedyra.errors import UserError, as_user_error
 from pedyra.lora.spelling import did_you_mean
 
 PACKAGED = {"minilm": minilm_folder, "smollm2": smollm2_folder}
@@ -43,12 +43,12 @@ HEADS: dict[str, tuple[Any, TaskType | None]] = {
 }
 """A kind of data has this model class of transformers and task type of PEFT; any other kind is a classifier."""
 MORE_HEADS = ("classification_head", "logits_proj", "pooler", "pre_classifier", "sequence_summary")
-"""Some classifiers draw these anew beside the heads that PEFT knows: BART, T5, XLNet, DeBERTa, DistilBERT and XLM."""
+"""Heads that PEFT does not know, of the classifiers BART, T5, XLNet, DeBERTa, DistilBERT and XLM."""
 _WITH_HEAD = [auto for auto, _ in (*HEADS.values(), _CLASSIFIER)]
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
-    """Load the model's tokenizer; it pads and cuts on the right, with the end token as padding where it has none.
+    """Load the model's tokenizer; it pads and truncates on the right, with the end token where it has no padding token.
 
     Raises ValueError if there is no such model, or none of this revision, ImportError if the package that carries it is
     missing.
@@ -78,30 +78,30 @@ def load_model(
     if section.name in TINY and section.quantization == "none":
         return shape_of(section, kind, num_labels, tokenizer)
     auto, head = HEADS.get(kind, _CLASSIFIER)[0], _head(kind, num_labels)
-    if section.name in TINY:  # by way of a folder, since weights are quantised as they are read
+    if section.name in TINY:  # weights are quantised while they are loaded from a folder
         plain = section.model_copy(update={"quantization": "none", "dtype": "float32"})
         with TemporaryDirectory() as folder:
             shape_of(plain, kind, num_labels, tokenizer).save_pretrained(folder)
             model = _from_pretrained(auto, folder, section, **_loading(section, kind))
     else:
-        # A class that a repository carries may load in a way of its own, which tells nothing.
-        asked = {} if trusts_remote_code() else {"output_loading_info": True}
-        model = _from_pretrained(auto, _source(section), section, **_loading(section, kind), **asked, **head)
-        if asked:
-            model, told = model
-            model.drawn_anew = _drawn(model, told["missing_keys"])
+        # A class of the model's repository may not return the loading info.
+        options = {} if trusts_remote_code() else {"output_loading_info": True}
+        model = _from_pretrained(auto, _source(section), section, **_loading(section, kind), **options, **head)
+        if options:
+            model, loading_info = model
+            model.drawn_anew = _drawn(model, loading_info["missing_keys"])
     model.config.pad_token_id = tokenizer.pad_token_id
     if section.head_dropout is not None:
         _set_head_dropout(model, section)
     if section.quantization != "none":
-        # Trainer turns gradient checkpointing on where `training` asks for it.
+        # Trainer turns gradient checkpointing on, where `training` has it.
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         keep_weight_layout(model)
     return model
 
 
 def _drawn(model: PreTrainedModel, missing: Iterable[str]) -> list[str]:
-    """Name the weights that the checkpoint lacks and that were drawn: no buffers, and no sine waves (Pegasus)."""
+    """List the parameters that the checkpoint lacks and that are random: no buffers, no sine tables (Pegasus)."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     owners = {name: type(model.get_submodule(name.rpartition(".")[0])).__name__ for name in parameters}
     return sorted(name for name in missing if name in owners and "Sinusoidal" not in owners[name])
@@ -110,7 +110,7 @@ def _drawn(model: PreTrainedModel, missing: Iterable[str]) -> list[str]:
 def shape_of(
     section: ModelSection, kind: str, num_labels: int | None, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
-    """Make the model of `load_model` from its config alone, on the device in force; no file of weights is read.
+    """Make the model of `load_model` from its config alone, on the current device; no weights are read.
 
     Raises ValueError as `load_tokenizer`, and for a model that cannot do the task.
     """
@@ -129,7 +129,7 @@ def shape_of(
         dtype = "float32"  # so `prepare_model_for_kbit_training` leaves what is not quantised
     elif dtype == "auto":
         dtype = getattr(config, "dtype", None) or "float32"
-    with telling(f"model.name {section.name!r} cannot be loaded", reason=why_not_loaded):
+    with as_user_error(f"model.name {section.name!r} cannot be loaded", reason=why_not_loaded):
         model = auto.from_config(config, dtype=dtype, trust_remote_code=trusts_remote_code(), **arguments)
     model.config.pad_token_id = tokenizer.pad_token_id
     if section.head_dropout is not None:
@@ -156,7 +156,7 @@ def _head(kind: str, num_labels: int | None) -> dict[str, Any]:
 
 
 def names_model(recorded: str, section: ModelSection) -> bool:
-    """Tell whether the base that an adapter records is this model: by its name, or as the same folder."""
+    """Tell whether the base that an adapter records is this model, by its name or its folder."""
     source = section.name if section.name in TINY else _source(section)
     return recorded in (section.name, source) or Path(recorded).resolve() == Path(source).resolve()
 
@@ -182,21 +182,21 @@ def _loading(section: ModelSection, kind: str) -> dict[str, Any]:
 
 
 def _from_pretrained(auto: Any, source: str, section: ModelSection, *, key: str = "name", **arguments: Any) -> Any:
-    given = getattr(section, key)
-    revision = section.revision if given == section.name else None  # of the model, not of another repository
+    value = getattr(section, key)
+    revision = section.revision if value == section.name else None  # of the model, not of another repository
     if not Path(source).exists() and (reason := why_not_on_hub(source, "model", revision)) is not None:
-        hint = did_you_mean(given, [*PACKAGED, *TINY], otherwise="") if key == "name" else ""
-        raise UserError(f"model.{key} {given!r} is no folder from {Path.cwd()}, and {reason}{hint and '; '}{hint}")
+        hint = did_you_mean(value, [*PACKAGED, *TINY], otherwise="") if key == "name" else ""
+        raise UserError(f"model.{key} {value!r} is no folder from {Path.cwd()}, and {reason}{hint and '; '}{hint}")
     if auto in _WITH_HEAD and not trusts_remote_code():
         _check_head(auto, _from_pretrained(AutoConfig, source, section, key=key), section)
-    with telling(f"model.{key} {given!r} cannot be loaded", reason=why_not_loaded):
+    with as_user_error(f"model.{key} {value!r} cannot be loaded", reason=why_not_loaded):
         return auto.from_pretrained(
             source, revision=revision or "main", trust_remote_code=trusts_remote_code(), **arguments
         )
 
 
 def _check_head(auto: Any, config: PretrainedConfig, section: ModelSection) -> None:
-    """Refuse what transformers makes a causal model of although it is none, and would train in silence."""
+    """Refuse an encoder, or an encoder-decoder, that transformers would silently train as a causal LM."""
     if auto is not AutoModelForCausalLM:
         return
     kind, where = config.model_type, f"model.name {section.name!r}"
@@ -212,12 +212,14 @@ def _check_head(auto: Any, config: PretrainedConfig, section: ModelSection) -> N
 
 
 def _set_head_dropout(model: PreTrainedModel, section: ModelSection) -> None:
-    """Set it under one of two names: BERT and DeBERTa have it beside the head, RoBERTa inside."""
+    """Set the dropout before the head, which BERT and DeBERTa have beside it and RoBERTa inside."""
     modules: dict[str, Any] = dict(model.named_modules())
-    found = next((m for name in ("dropout", "classifier.dropout") if type(m := modules.get(name)) is nn.Dropout), None)
-    if found is None:
+    dropout = next(
+        (m for name in ("dropout", "classifier.dropout") if type(m := modules.get(name)) is nn.Dropout), None
+    )
+    if dropout is None:
         raise UserError(
             f"model.head_dropout is {section.head_dropout}, but {type(model).__name__} has no dropout before its head; "
             f"remove it"
         )
-    found.p = float(section.head_dropout)  # type: ignore[arg-type]
+    dropout.p = float(section.head_dropout)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A recipe's LoRA becomes PEFT's LoraConfig; names in it that match nothing are refused."""
+"""A recipe's LoRA becomes PEFT's LoraConfig; names that match no module are refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from pedyra.app.models.base import MORE_HEADS, task_type
 from pedyra.app.recipe_sections import LoraSection
-from pedyra.errors import REFUSALS, UserError, telling
+from pedyra.errors import REFUSALS, UserError, as_user_error
 
 
 def lora_config(section: LoraSection, kind: str, model: nn.Module, revision: str | None = None) -> LoraConfig:
@@ -20,8 +20,8 @@ def lora_config(section: LoraSection, kind: str, model: nn.Module, revision: str
         model: the base that it is for.
         revision: of the base model, which whoever loads the adapter has to load too.
     """
-    saved = [*(section.modules_to_save or ()), *_new_heads(model, kind)]
-    with telling("lora", *REFUSALS):
+    modules_to_save = [*(section.modules_to_save or ()), *_new_heads(model, kind)]
+    with as_user_error("lora", *REFUSALS):
         return LoraConfig(
             revision=revision,
             task_type=task_type(kind),
@@ -36,30 +36,30 @@ def lora_config(section: LoraSection, kind: str, model: nn.Module, revision: str
             use_dora=section.use_dora,
             use_rslora=section.use_rslora,
             bias=section.bias,
-            modules_to_save=saved or None,
+            modules_to_save=modules_to_save or None,
         )
 
 
 def _new_heads(model: nn.Module, kind: str) -> list[str]:
-    """Find heads of a classifier that PEFT does not know, such as DeBERTa's pooler. No checkpoint of a base has their
-    weights, so they have to be trained, and to be in the adapter's file."""
+    """List heads of a classifier that PEFT does not know, such as DeBERTa's pooler. A base's checkpoint lacks their
+    weights, so that they are trained, and saved with the adapter."""
     if task_type(kind) != TaskType.SEQ_CLS:
         return []
-    drawn, names = {*getattr(model, "drawn_anew", ())}, [name for name, _ in model.named_modules()]
-    found = []
+    random_weights, names = {*getattr(model, "drawn_anew", ())}, [name for name, _ in model.named_modules()]
+    heads = []
     for name, child in model.named_children():
         weights = {f"{name}.{weight}" for weight, _ in child.named_parameters()}
-        # PEFT goes by how names end, so that one which others end in too would be more than this head.
-        new = bool(weights) and weights <= drawn and sum(each.endswith(name) for each in names) == 1
+        # PEFT matches the ends of names, so that a name which other names end in would match more than this head.
+        new = bool(weights) and weights <= random_weights and sum(each.endswith(name) for each in names) == 1
         is_other = name not in (*SEQ_CLS_HEAD_NAMES, getattr(model, "base_model_prefix", ""))
         if name in MORE_HEADS or (new and is_other):
-            found.append(name)
-    return found
+            heads.append(name)
+    return heads
 
 
 def check_drawn(model: nn.Module, config: LoraConfig, name: str) -> None:
-    """Refuse a base with weights that its checkpoint lacks, drawn at random, and that are neither trained nor saved
-    with the adapter: whoever loads it would draw others.
+    """Refuse a base with random weights, which its checkpoint lacks, that are not saved with the adapter: they would be
+    others wherever the adapter is loaded.
 
     Args:
         model: of `load_model`.
@@ -68,49 +68,49 @@ def check_drawn(model: nn.Module, config: LoraConfig, name: str) -> None:
     Raises:
         ValueError: naming the weights, and what to train in full.
     """
-    given = [*(config.modules_to_save or ())]
-    trained = {*given, *(SEQ_CLS_HEAD_NAMES if config.task_type == TaskType.SEQ_CLS else ())}
-    trained |= {"qa_outputs"} if config.task_type == TaskType.QUESTION_ANS else set()
-    lost: dict[str, str] = {}
+    modules_to_save = [*(config.modules_to_save or ())]
+    trainable = {*modules_to_save, *(SEQ_CLS_HEAD_NAMES if config.task_type == TaskType.SEQ_CLS else ())}
+    trainable |= {"qa_outputs"} if config.task_type == TaskType.QUESTION_ANS else set()
+    unsaved: dict[str, str] = {}
     for weight in getattr(model, "drawn_anew", ()):
         parts = weight.split(".")[:-1]
         modules = [".".join(parts[: count + 1]) for count in range(len(parts))]
-        if not any(_is_called(module, wanted) for module in modules for wanted in trained):
-            lost.setdefault(".".join(parts), weight)
-    if lost:
+        if not any(_is_called(module, key) for module in modules for key in trainable):
+            unsaved.setdefault(".".join(parts), weight)
+    if unsaved:
         raise UserError(
-            f"the checkpoint of model.name {name!r} has no {' and no '.join(lost.values()):.300}, drawn at random "
+            f"the checkpoint of model.name {name!r} has no {' and no '.join(unsaved.values()):.300}, drawn at random "
             f"here; a LoRA would not save it, so that it would be another one elsewhere; take another checkpoint, or "
-            f"train it whole: lora.modules_to_save=[{', '.join([*given, *lost]):.300}]"
+            f"train it whole: lora.modules_to_save=[{', '.join([*modules_to_save, *unsaved]):.300}]"
         )
 
 
 def _excluded(section: LoraSection, kind: str) -> str | list[str] | None:
-    """Exclude the head for answers, which is trained in full and which PEFT's all-linear alone would adapt."""
-    given = section.exclude_modules
-    if kind != "question_answering" or section.target_modules != "all-linear" or isinstance(given, str):
-        return given
-    return [*(given or ()), "qa_outputs"]
+    """Exclude the head of question answering, which is trained in full, from all-linear."""
+    excluded = section.exclude_modules
+    if kind != "question_answering" or section.target_modules != "all-linear" or isinstance(excluded, str):
+        return excluded
+    return [*(excluded or ()), "qa_outputs"]
 
 
 def check_names(model: nn.Module, section: LoraSection) -> None:
-    """Refuse target modules, excluded ones, and modules to save, of which any matches nothing; PEFT overlooks them.
+    """Refuse a name of target_modules, exclude_modules or modules_to_save that matches no module; PEFT ignores it.
 
     Raises:
         ValueError: with the names that could have been meant.
     """
     names = [name for name, _ in model.named_modules()]
     for key in ("target_modules", "exclude_modules", "modules_to_save"):
-        given = getattr(section, key)
-        if given is None or given == "all-linear":
+        patterns = getattr(section, key)
+        if patterns is None or patterns == "all-linear":
             continue
-        if isinstance(given, str):
+        if isinstance(patterns, str):
             try:
-                unmatched = [] if any(re.fullmatch(given, name) for name in names) else [given]
+                unmatched = [] if any(re.fullmatch(patterns, name) for name in names) else [patterns]
             except re.error as error:
-                raise UserError(f"lora.{key}: {given!r} is no regular expression: {error}") from None
+                raise UserError(f"lora.{key}: {patterns!r} is no regular expression: {error}") from None
         else:
-            unmatched = [wanted for wanted in given if not any(_is_called(name, wanted) for name in names)]
+            unmatched = [pattern for pattern in patterns if not any(_is_called(name, pattern) for name in names)]
         if unmatched:
             linear = [
                 name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-from pedyra.app.packaged import needed
+from pedyra.app.packaged import import_extra
 
 
 def quantization_config(
@@ -18,7 +18,7 @@ def quantization_config(
 
     Raises ImportError with the line that installs bitsandbytes.
     """
-    needed("bitsandbytes", f"model.quantization {quantization} needs bitsandbytes", "quant")
+    import_extra("bitsandbytes", f"model.quantization {quantization} needs bitsandbytes", "quant")
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
     return BitsAndBytesConfig(
@@ -31,11 +31,8 @@ def quantization_config(
 
 
 def keep_weight_layout(model: nn.Module) -> None:
-    """Stop bitsandbytes from repacking 4-bit weights on CPUs with AVX-512 at the first evaluation.
-
-    The repacked layout computes slightly different numbers, cannot be dequantised, and breaks the training steps that
-    follow the evaluation. Elsewhere this changes nothing.
-    """
+    """Stop bitsandbytes from repacking 4-bit weights on CPUs with AVX-512 at the first evaluation: the repacked weights
+    compute slightly other numbers, cannot be dequantised, and break the training steps after the evaluation."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

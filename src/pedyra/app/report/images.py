@@ -9,7 +9,7 @@ from typing import Any
 
 import altair as alt
 
-from pedyra.app.packaged import needed, prepared
+from pedyra.app.packaged import cached_folder, import_extra
 from pedyra.app.report.chart import Chart, spec_of, theme
 from pedyra.app.report.figures import make_figures
 from pedyra.app.report.records import read_run
@@ -63,8 +63,8 @@ def vega_script() -> str:
     def bundle(folder: Path) -> None:
         write_file(folder / "vega.js", _vl_convert().javascript_bundle("window.vegaEmbed = vegaEmbed;"))
 
-    return (prepared(f"vega-embed-{version('vl-convert-python')}", bundle) / "vega.js").read_text(encoding="utf-8")
+    return (cached_folder(f"vega-embed-{version('vl-convert-python')}", bundle) / "vega.js").read_text(encoding="utf-8")
 
 
 def _vl_convert() -> Any:
-    return needed("vl_convert", "figures are drawn by vl-convert", "cli")
+    return import_extra("vl_convert", "figures are drawn by vl-convert", "cli")

@@ -1,1 +1,1 @@
-"""A recipe becomes a run folder: set up, planned, trained, judged. The only part that knows recipe, data and method."""
+"""A recipe becomes a run folder: it is set up, planned, trained and evaluated."""

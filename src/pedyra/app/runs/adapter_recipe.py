@@ -1,4 +1,4 @@
-"""An adapter gets a recipe, which says on which base, and by which rows, it is fitted or proved."""
+"""The recipe of an adapter: the base and the rows of its fit or proof."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COLUMNS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def recipe_of(path: Path, lora: SavedLora, source: Source) -> Recipe:
-    """Return model and data: a run's, or those that the adapter and the rows name.
+    """Return the recipe of the run, or one of the adapter's base and the rows.
 
     Raises:
         ValueError: no rows; an adapter that does not name its base or its task.
@@ -49,9 +49,9 @@ def recipe_of(path: Path, lora: SavedLora, source: Source) -> Recipe:
     content["data"] |= {
         **_columns(rows, recipe.data.model_dump(), folder),
         "max_length": source.max_length or recipe.data.max_length,
-        "labels": recipe.data.labels or RunFolder(folder).recorded("classes"),  # else by the order of their names
+        "labels": recipe.data.labels or RunFolder(folder).recorded("classes"),  # else sorted by name
         "source": str(source.data),
-        # What the run took of its own data set, which may be one of the Hub.
+        # Settings of the run's own data set, which may be one of the Hub.
         "config": None,
         "split": "train",
         "validation": None,
@@ -79,7 +79,7 @@ def _recipe_of_rows(path: Path, lora: SavedLora, source: Source) -> Recipe:
     rows = read_test_rows(str(source.data), None, "train", None, "--data")
     columns = {**columns, **_columns(rows, {"kind": kind, **columns}, source.data)}
     model = {"name": name, "revision": lora.config.get("revision"), **source.loading}
-    if (lora.folder / "tokenizer_config.json").is_file():  # that of the training, whose template chats were written by
+    if (lora.folder / "tokenizer_config.json").is_file():  # the training's, with its chat template
         model["tokenizer"] = str(lora.folder)
     data = {"source": str(source.data), "kind": kind, **columns, "max_length": source.max_length}
     if kind == "classification":
@@ -113,13 +113,13 @@ def _columns(rows: Rows, data: Mapping[str, Any], where: Path) -> dict[str, str 
     or not.
     """
     first = rows[0] if rows else {}
-    asked = [data[name] for name in ("prompt", "messages") if data.get(name)]
-    if data["kind"] == "causal_lm" and first and asked and asked[0] not in first:
-        if found := next((name for name in ("messages", "text") if name in first), None):
-            key = "messages" if found == "messages" else "completion"
-            return {"prompt": None, "messages": None, "completion": None, key: found}
+    names = [data[name] for name in ("prompt", "messages") if data.get(name)]
+    if data["kind"] == "causal_lm" and first and names and names[0] not in first:
+        if alternative := next((name for name in ("messages", "text") if name in first), None):
+            key = "messages" if alternative == "messages" else "completion"
+            return {"prompt": None, "messages": None, "completion": None, key: alternative}
         raise UserError(
-            f"the rows have the columns {', '.join(map(str, first))}, and not {asked[0]!r}; a language model takes "
+            f"the rows have the columns {', '.join(map(str, first))}, and not {names[0]!r}; a language model takes "
             f"prompt (and completion), messages or text: rename one, or give --run RUN, whose recipe names others"
         )
     key = "completion" if data["kind"] in GENERATED else "label"
@@ -132,13 +132,13 @@ def _columns(rows: Rows, data: Mapping[str, Any], where: Path) -> dict[str, str 
 
 
 def _check_labels(lora: SavedLora, rows: Rows, data: Path) -> None:
-    """Refuse names of classes in rows that no recipe tells of: nobody knows which number of the head each has."""
+    """Refuse class names in rows without a recipe, because the number of each in the head is unknown."""
     if num_labels(lora) == 1:
         raise UserError(f"the head of {lora.title} has one output, which is a regression; give --run RUN, its run")
-    labels = {row["label"] for row in rows if str(row.get("label", "")).strip()}  # one without is told by its number
-    if named := [str(label) for label in labels if class_number(label) is None]:
+    labels = {row["label"] for row in rows if str(row.get("label", "")).strip()}  # an empty one is refused later
+    if class_names := [str(label) for label in labels if class_number(label) is None]:
         raise UserError(
-            f"the rows of {data} name their classes ({', '.join(sorted(named)):.200}), and nothing says which number "
-            f"each has in the head of {lora.title}; write the number, from 0 on, as label, or leave the column out, or "
-            f"give --run RUN"
+            f"the rows of {data} name their classes ({', '.join(sorted(class_names)):.200}), and nothing says which "
+            f"number each has in the head of {lora.title}; write the number, from 0 on, as label, or leave the column "
+            f"out, or give --run RUN"
         )

@@ -12,23 +12,21 @@ from transformers import TrainingArguments
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import METRICS
 from pedyra.app.runs.processes import count_processes, is_launched
-from pedyra.errors import REFUSALS, UserError, telling
+from pedyra.errors import REFUSALS, UserError, as_user_error
 from pedyra.lora.spelling import did_you_mean
 
 
 def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
     """Make TrainingArguments of a recipe: its `training` section, output_dir and seed, then `overrides`.
 
-    `fsdp` is for processes that a launcher has started, and is left out in a process by itself.
-
-    Raises ValueError for a name TrainingArguments does not have (with the nearest one), a value of another type, and
-    whatever TrainingArguments refuses itself.
+    `fsdp` is left out where no launcher has started the process. Raises ValueError for an unknown name (with the
+    nearest one), a value of another type, and the errors of TrainingArguments itself.
     """
     settings = {
         # Pinning without an accelerator does nothing but warn.
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "logging_nan_inf_filter": False,  # a loss that is no number is shown as it is, not as 0
-        # Without it each of several processes on a CPU would train alone, and write into the same folder.
+        "logging_nan_inf_filter": False,  # a NaN loss is logged as NaN, and not as 0
+        # Without it several processes on a CPU would each train alone, and write into the same folder.
         "use_cpu": is_launched() and not torch.accelerator.is_available(),
         **_checked(recipe),
         "output_dir": recipe.output_dir,
@@ -37,7 +35,7 @@ def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
     }
     if not is_launched():
         settings.pop("fsdp", None)
-    with telling("training", KeyError, *REFUSALS):
+    with as_user_error("training", KeyError, *REFUSALS):
         arguments = TrainingArguments(**settings)
     if arguments.world_size != count_processes():
         raise UserError(
@@ -47,33 +45,27 @@ def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
     return arguments
 
 
-LEAST = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "learning_rate": 0.0}
-"""TrainingArguments takes these below their least, and torch fails with a traceback."""
-
-
 def _checked(recipe: Recipe) -> dict[str, Any]:
-    """Read numbers as numbers: TrainingArguments checks no types, and fails long after the start."""
+    """Check names and types, because TrainingArguments checks no types and fails long after the start."""
     types = get_type_hints(TrainingArguments)
-    checked = {}
+    arguments = {}
     for name, value in recipe.training.items():
         if name not in types:
             hint = did_you_mean(name, types, otherwise="see the documentation of transformers.TrainingArguments")
             raise UserError(f"training.{name} is no argument of transformers.TrainingArguments; {hint}")
         try:
-            # This one is said to be text, and takes true.
+            # Its annotation is text, but it takes true.
             kind = Any if name == "fsdp" else types[name]
-            checked[name] = TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
+            arguments[name] = TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
         except ValidationError as error:
             raise UserError(f"training.{name} is {value!r}: {error.errors()[0]['msg']}") from None
-        if name in LEAST and checked[name] < LEAST[name]:
-            raise UserError(f"training.{name} is {checked[name]}; it must be {LEAST[name]} or more")
-    best, known = checked.get("metric_for_best_model"), ("loss", *METRICS[recipe.data.kind])
-    if best is not None and best.removeprefix("eval_") not in known:  # Trainer tells it at the first evaluation
-        raise UserError(f"training.metric_for_best_model is {best!r}; this task has {', '.join(known)}")
-    return checked
+    best, metrics = arguments.get("metric_for_best_model"), ("loss", *METRICS[recipe.data.kind])
+    if best is not None and best.removeprefix("eval_") not in metrics:  # or Trainer fails at the first evaluation
+        raise UserError(f"training.metric_for_best_model is {best!r}; this task has {', '.join(metrics)}")
+    return arguments
 
 
 def asks_for_fsdp(recipe: Recipe) -> bool:
-    """Tell whether the recipe or `accelerate launch` asks that the base model be cut over the processes."""
+    """Tell whether the recipe or `accelerate launch` asks for FSDP."""
     launched = is_launched() and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     return launched or bool(recipe.training.get("fsdp"))

@@ -16,22 +16,26 @@ PLAIN_LINES = 20  # lines a whole run prints when stdout is no terminal, beside 
 
 
 class MetricsLog(TrainerCallback):
-    """Writes `{"step", "epoch", "seconds", ...}` into `path` at each log; `seconds` are of training, in all.
+    """Appends `{"step", "epoch", "seconds", ...}` to `path` at each log; `seconds` are those of the whole training.
 
     Args:
-        path: the metrics.jsonl to append to.
-        resumed_step: step of the checkpoint the run continues from; later lines are dropped. 0 starts anew.
-        writes: False: another process writes the file, and this one only takes the time.
+        path: the metrics.jsonl.
+        resumed_step: step of the checkpoint that the run resumes from; later lines are dropped. 0 for a new run.
+        writes: False where another process writes the file, and this one only measures the time.
     """
 
     def __init__(self, path: Path, resumed_step: int = 0, *, writes: bool = True) -> None:
         self.path, self.writes = path, writes
-        known = [row for row in read_rows(path, {"step": int, "seconds": (float, None)}) if row["step"] <= resumed_step]
-        rows = [row for row in known if "train_loss" not in row]  # without Trainer's summary of a run that was stopped
+        earlier = [
+            row for row in read_rows(path, {"step": int, "seconds": (float, None)}) if row["step"] <= resumed_step
+        ]
+        rows = [
+            row for row in earlier if "train_loss" not in row
+        ]  # without Trainer's summary of a run that was stopped
         if writes:
             write_file(path, "".join(map(json_line, rows)))
         self._resumed_step = resumed_step
-        self._seconds_before = max((row.get("seconds") or 0.0 for row in known), default=0.0)
+        self._seconds_before = max((row.get("seconds") or 0.0 for row in earlier), default=0.0)
         self._seconds_here = 0.0
         self._started: float | None = None
 
@@ -53,7 +57,7 @@ class MetricsLog(TrainerCallback):
         self._seconds_here, self._started = self.seconds - self._seconds_before, None
 
     def write_side_files(self, folder: Path) -> None:
-        """Bring the rows of the run to the disk before the checkpoint `folder` that they lead to."""
+        """Flush the rows of the run to the disk (fsync) before the checkpoint in `folder`."""
         for name in ("metrics.jsonl", "ranks.jsonl"):
             sync_file(self.path.with_name(name))
 
@@ -67,44 +71,45 @@ class MetricsLog(TrainerCallback):
 
 
 class TrainingProgress(TrainerCallback):
-    """Tells step, loss, held-out metric, total rank and last adjustment: beside Trainer's bar, or in plain lines.
+    """Shows step, loss, held-out metric, total rank and last adjustment, beside Trainer's progress bar or in plain
+    lines.
 
     Args:
-        console: where it prints; there is a bar if it is a terminal.
+        console: a terminal shows the progress bar.
         metric: name of the task's metric, as Trainer logs it after `eval_`.
     """
 
     handle: MethodTraining | None = None
-    """`adapt` has returned it; None for a plain LoRA."""
+    """The handle of `adapt`; None for a plain LoRA."""
     total_rank = 0
     """The sum of all ranks at the start."""
 
     def __init__(self, console: Console, metric: str) -> None:
         self.console, self.metric = console, metric
         self._logged: dict[str, float] = {}
-        """Name -> the value that was logged last."""
+        """Name -> the last value that was logged."""
         self._next_line = 0.0
 
     def status(self) -> str:
-        """Tell loss, metric, total rank and last adjustment in one line, each once it is known."""
+        """Return loss, metric, total rank and last adjustment in one line, as far as they are known."""
         parts = [f"{name} {value:.4f}" for name, value in self._logged.items()]
         allocator = self.handle.allocator if self.handle else None
         parts.append(f"rank {sum(allocator.ranks.values()) if allocator else self.total_rank}")
         if allocator and allocator.history:
             last = allocator.history[-1]
             counts = {"pruned": len(last["pruned"]), "added": sum(last["added"].values())}
-            told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-            parts.append(f"adjusted at {last['step']}" + (f" ({told})" if told else ""))
+            moves = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+            parts.append(f"adjusted at {last['step']}" + (f" ({moves})" if moves else ""))
         return "  ".join(parts)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs, step = logs or {}, state.global_step
         if "train_loss" in logs:
-            return  # Trainer's summary, which says nothing new
+            return  # Trainer's summary of the whole training
         for name, key in (("loss", "loss"), (self.metric, f"eval_{self.metric}")):
             if key in logs:
                 self._logged[name] = logs[key]
-        # One line tells both where an evaluation follows.
+        # Where an evaluation follows, its line has the loss too.
         due = "eval_loss" in logs or (step >= self._next_line and not control.should_evaluate)
         if due and not self.console.is_terminal:
             self.console.print(f"step {step}/{state.max_steps}  {self.status()}", soft_wrap=True)
@@ -112,7 +117,7 @@ class TrainingProgress(TrainerCallback):
 
 
 class TrainingBar(ProgressCallback):
-    """Shows Trainer's own bar, with the status behind it in the place of all that is logged."""
+    """Shows Trainer's progress bar with the status behind it, and not the logs."""
 
     def __init__(self, progress: TrainingProgress) -> None:
         super().__init__()
@@ -124,9 +129,9 @@ class TrainingBar(ProgressCallback):
 
 
 class StopOnInterrupt(TrainerCallback):
-    """The first `request`, which is what Ctrl-C means, asks Trainer to save and stop after the current step.
+    """At the first `request` (Ctrl-C) Trainer saves and stops after the current step; a second one aborts at once.
 
-    `requested` tells afterwards whether that happened; a second request aborts at once.
+    `requested` tells afterwards whether there was a request.
     """
 
     def __init__(self) -> None:
@@ -138,19 +143,19 @@ class StopOnInterrupt(TrainerCallback):
         self.requested = True
 
     def on_step_end(self, args, state, control, **kwargs):
-        # Processes that stop after different steps would wait for ever.
+        # All processes stop after the same step, or they would wait for each other.
         self.requested = any_of_all(self.requested)
         if self.requested:
-            control.should_save = True  # after an evaluation that is due: a resume would never make up for it
+            control.should_save = True  # after an evaluation that is due, which a resume would skip
             control.should_training_stop = True
         return control
 
     def on_save(self, args, state, control, **kwargs):
-        if self.requested:  # Trainer would end by removing all but the best, and with them this one
+        if self.requested:  # or Trainer would at last remove this checkpoint with all but the best
             args.save_total_limit = None
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        # Trainer ends the epoch on its way out. If it is not over, the checkpoint that is written already is all.
+        # Trainer ends the epoch when it stops; in the middle of one, the checkpoint has been written already.
         over = float(state.epoch).is_integer() or state.global_step >= state.max_steps
         if self.requested and not over:
             control.should_save = control.should_evaluate = control.should_log = False

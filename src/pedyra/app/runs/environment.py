@@ -1,4 +1,4 @@
-"""environment.json tells where and how a run was made; peak memory is measured here too."""
+"""environment.json records versions and machine of a run; peak memory is measured here too."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGES = (
 
 
 def describe_environment(seed: int, device: torch.device) -> dict[str, Any]:
-    """Tell versions, seed, device, threads and the command."""
+    """Return versions, seed, device, threads and the command."""
     return {
         "seed": seed,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -34,10 +34,10 @@ def describe_environment(seed: int, device: torch.device) -> dict[str, Any]:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory held so far: on a GPU that of torch's allocator, on a CPU the process's resident set."""
+    """Return the peak memory: on a GPU that of torch's allocator, on a CPU the resident set of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # Where Linux keeps it, VmHWM: its ru_maxrss begins at the peak of the process that started this one.
+    # On Linux ru_maxrss begins at the peak of the parent process, and VmHWM does not.
     status = Path("/proc/self/status")
     if status.is_file() and (peak := re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)):
         return int(peak[1]) * 1024
@@ -46,15 +46,15 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Return the memory held now, told as `peak_memory_bytes` tells its peak."""
+    """Return the current memory, measured as in `peak_memory_bytes`."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return psutil.Process().memory_info().rss
 
 
 def _package_versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            versions[package] = version(package)
+    return versions

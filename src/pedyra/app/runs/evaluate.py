@@ -1,8 +1,7 @@
-"""`pedyra eval`: the saved adapter of a run is judged again on the run's held-out rows."""
+"""`pedyra eval`: the saved adapter of a run is evaluated again on the run's held-out rows."""
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,11 +22,12 @@ from pedyra.app.tasks.generation import WRITING, SampleFile, write_texts
 from pedyra.app.tasks.task import Task, load_task
 from pedyra.app.tasks.test_sets import TestSet, check_scorer, load_test_sets, score
 from pedyra.errors import UserError
-from pedyra.lora.folder import find_adapter, load_adapter, read_adapter_config, read_tensors
+from pedyra.lora.files import digest
+from pedyra.lora.folder import find_adapter, load_adapter
 from pedyra.methods.adalora import NO_PENALTY
 
-# What Trainer adds to every evaluation that says nothing about the model.
-_TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+"""Trainer adds these to every evaluation, and they say nothing about the model."""
 
 
 def evaluate_run(
@@ -37,24 +37,23 @@ def evaluate_run(
     allow_code_execution: bool = False,
     generate: Mapping[str, GenerateSection] | None = None,
 ) -> dict[str, float]:
-    """Return metric name -> value: those of the task, the loss, and those of the test sets that the model answers.
+    """Return metric -> value of the task, the loss and the test sets.
 
-    The adapter is loaded as any PEFT user would. Texts are kept in the run's samples.jsonl, so that a call that was
-    killed goes on where it stopped.
+    The adapter is loaded by PEFT. Texts are saved in the run's samples.jsonl, so that an interrupted call resumes.
 
     Args:
-        console: shows how far the texts are, and what of them could not be judged.
-        allow_code_execution: run, in a sandbox, what the model writes where a test set judges code.
+        console: shows the progress, and texts that could not be scored.
+        allow_code_execution: run generated code in a sandbox.
         generate: the test sets, by name; None: those of the run's recipe.
 
     Raises:
-        ValueError: `run` is no run folder, or holds no saved adapter yet; code would have to be run and may not.
+        ValueError: `run` is no run folder, or has no saved adapter; code would have to be run and may not.
     """
     folder, recipe, adapter = finished_run(run)
     tokenizer, task = load_rows(recipe, run)
     console = console or Console(quiet=True)
     if folder.recorded("data_sha256") not in (None, task.digest()):
-        console.print("the held-out rows are not those that the run was judged on", soft_wrap=True)
+        console.print("the held-out rows are not those of the run's own evaluation", soft_wrap=True)
     generate = recipe.generate if generate is None else generate
     asked_sets = load_test_sets(generate, recipe.data, tokenizer, task.held_out, recipe.seed)
     for test_set in asked_sets:
@@ -65,14 +64,14 @@ def evaluate_run(
         metrics = {
             key.removeprefix("eval_"): value
             for key, value in trainer.evaluate().items()
-            if key.startswith("eval_") and key.removeprefix("eval_") not in _TIMINGS
+            if key.startswith("eval_") and key.removeprefix("eval_") not in NO_METRICS
         }
-    by_adapter = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
+    by_adapter = digest(adapter / "adapter_model.safetensors")
     for test_set in asked_sets:
         settings = test_set.settings.model_dump(mode="json", include=WRITING)
-        # DoRA's norm of a weight is the same for every token. What caching takes is more than a whole 4-bit base.
+        # DoRA's weight norm is the same for every token. The cache is larger than a whole 4-bit base.
         with DoraCaching(enabled=recipe.model.quantization == "none"):
-            written = write_texts(
+            texts = write_texts(
                 model.get_base_model(),  # pyright: ignore[reportArgumentType]
                 tokenizer,
                 test_set.prompts,
@@ -81,7 +80,7 @@ def evaluate_run(
                 console,
                 test_set.ends,
             )
-        scores = score(test_set, written, sandbox=sandbox)
+        scores = score(test_set, texts, sandbox=sandbox)
         for note in scores.notes:
             console.print(f"{test_set.name}: {note}", soft_wrap=True)
         metrics |= scores.metrics
@@ -110,22 +109,19 @@ def finished_run(run: Path) -> tuple[RunFolder, Recipe, Path]:
     folder = RunFolder(run)
     folder.check_holds_run()
     recipe = resolve(load_recipe(folder.recipe))
-    if not folder.is_finished() and not folder.adapter.is_dir():
+    if folder.final is None and not folder.adapter.is_dir():
         raise UserError(f"the run in {run} is not finished; {how_to_go_on(recipe, folder)}")
-    adapter = find_adapter(run)
-    read_adapter_config(adapter)  # a damaged file is told by its name
-    read_tensors(adapter / "adapter_model.safetensors")
-    return folder, recipe, adapter
+    return folder, recipe, find_adapter(run)
 
 
 def adapted_model(
     recipe: Recipe, adapter: Path, num_labels: int | None, tokenizer: PreTrainedTokenizerBase
 ) -> PeftModel:
-    """Load the recipe's base model with the adapter, as any PEFT user would load it."""
+    """Load the recipe's base model with the adapter, by PEFT."""
     base = load_model(recipe.model, recipe.data.kind, num_labels, tokenizer, recipe.seed)
     # PEFT's AdaLoRA looks for its trainable adapter in any forward with labels, and adds its penalty to the loss.
     with warnings.catch_warnings():
-        # It keeps its masks as `rank_pattern`, which PEFT reads only after it has warned that they name no module.
+        # Its masks are stored as `rank_pattern`, and PEFT first warns that they name no module.
         warnings.filterwarnings("ignore", r"The following rank_pattern keys .*\.lora_E'", RuntimeWarning)
         model = load_adapter(base, adapter, is_trainable=True)
     for config in model.peft_config.values():
@@ -135,7 +131,7 @@ def adapted_model(
 
 
 def _sandbox(test_sets: Sequence[TestSet], allow_code_execution: bool) -> Any:
-    """Make the place where code will run; it is made before the texts are written, as it may refuse."""
+    """Make the sandbox for code, before texts are generated, because it may refuse."""
     code = [test_set.name for test_set in test_sets if test_set.problems]
     if not code:
         return None

@@ -19,7 +19,7 @@ from pedyra.app.runs.setup import judging, ready_to_fit
 from pedyra.app.runs.source import Source
 from pedyra.errors import UserError
 from pedyra.export.destinations import Destination, base_name
-from pedyra.fitting.cut import RECORD, check_out
+from pedyra.fitting.cut import FIT_RECORD, check_out
 from pedyra.fitting.result import Fit
 from pedyra.fitting.wanted import Wanted
 from pedyra.lora.folder import SavedLora, check_finite, check_layers, find_adapter, load_adapter, read_lora
@@ -83,28 +83,28 @@ def fit_folder(path: Path, out: Path, asked: Asked, told: Told = lambda line: No
     check_out(out, asked.overwrite)
     check_asked(asked.wanted, asked.place)
     if asked.wanted.rank is None:
-        _check_whole(path)
+        _refuse_second_fit(path)
     with opened(path, asked.source, shown=asked.shown) as (trainer, lora):
-        found = fit_trainer(trainer, asked.wanted, place=asked.place)
-        found = replace(found, seconds=time.perf_counter() - began)
-        told(str(found))
-        found.write(lora, out)
-        for line in () if asked.place is None else served_lines(found, lora, asked.place, out):
+        result = fit_trainer(trainer, asked.wanted, place=asked.place)
+        result = replace(result, seconds=time.perf_counter() - began)
+        told(str(result))
+        result.write(lora, out)
+        for line in () if asked.place is None else served_lines(result, lora, asked.place, out):
             told(line)
-    return found
+    return result
 
 
-def _check_whole(path: Path) -> None:
+def _refuse_second_fit(path: Path) -> None:
     """Refuse what a fit has made smaller already, where the whole adapter is there too: the tolerance of a second fit
     would be added to that of the first. Where it is gone, that is a warning."""
     folder = find_adapter(path)
-    if not (folder / RECORD).is_file():
+    if not (folder / FIT_RECORD).is_file():
         return
-    told = f"{path} was made smaller by a fit already, and another one adds its tolerance to that"
+    message = f"{path} was made smaller by a fit already, and another one adds its tolerance to that"
     whole = folder.resolve().parent
     if any((place / "adapter_config.json").is_file() for place in (whole, whole / "adapter")):
-        raise UserError(f"{told}; fit the whole adapter, {whole}, or give --rank")
-    warnings.warn(f"{told}; fit the whole adapter if you have it", stacklevel=3)
+        raise UserError(f"{message}; fit the whole adapter, {whole}, or give --rank")
+    warnings.warn(f"{message}; fit the whole adapter if you have it", stacklevel=3)
 
 
 @contextmanager

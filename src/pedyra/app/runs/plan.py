@@ -1,4 +1,4 @@
-"""A plan says what a run will do: the run is set up and begun, and stopped before its first step."""
+"""A plan describes a run: the run is set up and started, and stopped before its first step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pedyra.app.runs.setup import layer_rows, set_up, trainable_parameters
 
 
 def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -> list[dict[str, Any]]:
-    """Begin the run as Trainer begins it, and read the plan off it; nothing is trained or stays on the disk.
+    """Start the run in a Trainer and read the plan from it; nothing is trained or saved.
 
     Returns:
         A row of the whole run, then one of each adapted layer: layer (its name), rank, parameters (of its factors). Of
@@ -30,15 +30,15 @@ def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -
     folder.check(overwrite=overwrite, resume=resume)
     if resume:
         last_checkpoint(folder, recipe)
-    setup, begun = set_up(recipe), _StopAtBegin()
+    setup, stop = set_up(recipe), _StopAtBegin()
     with TemporaryDirectory() as scratch:  # Trainer makes its output folder
-        trainer, handle = setup.training(scratch, [begun], report_to="none")
+        trainer, handle = setup.training(scratch, [stop], report_to="none")
         with suppress(_StopAtBegin.Begun):
             trainer.train()
     recipe, task, layers = setup.recipe, setup.task, layer_rows(setup.model)
     allocator = None if handle is None else handle.allocator
-    told = {} if allocator is None else allocator.describe()
-    budget, schedule = told.get("budget") or {}, told.get("schedule") or {}
+    description = {} if allocator is None else allocator.describe()
+    budget, schedule = description.get("budget") or {}, description.get("schedule") or {}
     row = {
         "plan": recipe.name,
         "method": recipe.method.name,
@@ -48,7 +48,7 @@ def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -
         "train_rows": len(task.train),
         "eval_rows": len(task.eval),
         "classes": task.num_labels if task.kind in ("classification", "pairs") else None,
-        "total_steps": begun.total_steps,
+        "total_steps": stop.total_steps,
         "layers": len(layers),
         "total_rank": sum(layer["rank"] for layer in layers),
         "budget": budget.get("kind"),

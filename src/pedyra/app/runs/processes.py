@@ -1,4 +1,4 @@
-"""A run has one process, or several that a launcher starts: all train, the first writes and prints."""
+"""A run has one process, or several of a launcher: all train, and the first writes and prints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 def is_launched() -> bool:
     """Tell whether a launcher has started this process, of one or several."""
-    # WORLD_SIZE alone may be left over from a job scheduler, and Trainer does not go by it either.
+    # A job scheduler may set WORLD_SIZE alone, and Trainer ignores that too.
     return "LOCAL_RANK" in os.environ
 
 
@@ -23,7 +23,7 @@ def is_first() -> bool:
 
 
 def from_first(value: Any) -> Any:
-    """Return the first process's value, in all, which must all ask."""
+    """Return the first process's value in every process; all must call this."""
     if count_processes() == 1:
         return value
     from accelerate.utils import broadcast_object_list
@@ -32,7 +32,7 @@ def from_first(value: Any) -> Any:
 
 
 def any_of_all(here: bool) -> bool:
-    """Tell whether it is so in any process; the same answer in all, which must all ask."""
+    """Tell whether the flag is set in any process; all must call this."""
     if count_processes() == 1:
         return here
     import torch

@@ -112,39 +112,39 @@ def prove_paths(
     recipe, folder = _recipe(sides, source)
     models = [side.section(recipe.model, keys) for side, keys in zip(sides, ({}, other), strict=True)]
     proving = _Proving(recipe, source, folder, rows, shown)
-    found: dict[str, Measured] = {}
+    measures: dict[str, Measured] = {}
     with ExitStack() as stack:
         in_a = proving.opened(stack, sides[0], models[0])
         heldout = proving.taken(in_a)
         if not heldout.unlabelled:
-            found["a"] = proving.measure(in_a, a)
-        margin = settled(margin, heldout, found.get("a"))
+            measures["a"] = proving.measure(in_a, a)
+        margin = settled(margin, heldout, measures.get("a"))
         check_margin(margin, a == BASE)
-        kept = None if in_a.answer(heldout.held[0]) is None else in_a
+        first = None if in_a.answer(heldout.held[0]) is None else in_a
         del in_a
-        if kept is None:
+        if first is None:
             stack.close()
         shares = models[0] == models[1] and sides[0].is_plain and (sides[1].is_plain or b == BASE)
-        if kept is not None and shares:
-            in_b = kept.beside(stack, sides[1])
+        if first is not None and shares:
+            in_b = first.beside(stack, sides[1])
         else:
             in_b = proving.opened(stack, sides[1], models[1])
         if not heldout.unlabelled:
-            found["b"] = proving.measure(in_b, b)
+            measures["b"] = proving.measure(in_b, b)
         answers = Against()
-        if kept is not None:
+        if first is not None:
             counted = shown_as(in_b.judge, "answers", heldout.held)
-            answers = answers_beside(kept.answer, in_b.answer, counted(heldout.held), kept.judge.writes)
-        del kept, in_b
-    known = {"a": a, "b": b, "rows": heldout.counts[1], "weights": proving.weights, "answers": answers}
+            answers = answers_beside(first.answer, in_b.answer, counted(heldout.held), first.judge.writes)
+        del first, in_b
+    details = {"a": a, "b": b, "rows": heldout.counts[1], "weights": proving.weights, "answers": answers}
     if margin.of == "won":
         with ExitStack() as stack:
             in_base = proving.opened(stack, _Side(BASE), recipe.model, is_won_from=True)
-            found["base"] = proving.measure(in_base, BASE)
+            measures["base"] = proving.measure(in_base, BASE)
             del in_base
-        known["base"] = proving.base
+        details["base"] = proving.base
     none = Measured()
-    return compare(found.get("a", none), found.get("b", none), margin, found.get("base"), **known)
+    return compare(measures.get("a", none), measures.get("b", none), margin, measures.get("base"), **details)
 
 
 def _check_bases(sides: Sequence[_Side]) -> None:
@@ -226,8 +226,8 @@ class _Proving:
 
     def measure(self, opened: _Opened, name: str) -> Measured:
         with opened.using():
-            found, self.weights = measured(opened.judge, self._batches, name)
-        return found
+            result, self.weights = measured(opened.judge, self._batches, name)
+        return result
 
     def _loaded(self, side: _Side, section: ModelSection) -> Any:
         kind = self._recipe.data.kind

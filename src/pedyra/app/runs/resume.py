@@ -1,9 +1,11 @@
-"""A run that was stopped goes on as what it was: by the same recipe, on the same rows, from a whole checkpoint."""
+"""A stopped run resumes by the same recipe, on the same rows, from a whole checkpoint."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -19,20 +21,21 @@ from pedyra.trainer.checkpoint_folder import last_complete_checkpoint
 
 
 def how_to_go_on(recipe: Recipe, folder: RunFolder) -> str:
-    """Tell what to do about a run that has ended before its last step."""
-    if why := _why_not_resumable(recipe):
+    """Tell how to continue a run that has ended before its last step."""
+    if why := why_not_resumable(recipe.method.name, recipe.training):
         return f"start it anew with --overwrite, for {why}"
-    moved = folder.path.absolute() != Path(recipe.output_dir).absolute()
-    there = f" output_dir={shlex.quote(str(folder.path))}" if moved else ""
+    elsewhere = folder.path.absolute() != Path(recipe.output_dir).absolute()
+    there = f" output_dir={shlex.quote(str(folder.path))}" if elsewhere else ""
     return f"continue with pedyra train {shlex.quote(str(folder.recipe))}{there} --resume"
 
 
-def _why_not_resumable(recipe: Recipe) -> str | None:
-    if not get_method(recipe.method.name).resumable:
-        return f"method {recipe.method.name} cannot continue from a checkpoint"
-    if recipe.training.get("save_only_model"):
+def why_not_resumable(method: str, training: Mapping[str, Any]) -> str | None:
+    """Tell why a run of this method with these arguments cannot go on from a checkpoint; None where it can."""
+    if not get_method(method).resumable:
+        return f"method {method} cannot continue from a checkpoint"
+    if training.get("save_only_model"):
         return "training.save_only_model leaves the optimizer out of its checkpoints"
-    if recipe.training.get("train_sampling_strategy") == "group_by_length":
+    if training.get("train_sampling_strategy") == "group_by_length":
         return "training.train_sampling_strategy group_by_length draws its order anew, and the rows would be others"
     return None
 
@@ -53,7 +56,7 @@ def last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple
         raise UserError(
             f"--resume: {changed}; continue with the run's own recipe, {folder.recipe}, or start anew with --overwrite"
         )
-    if why := _why_not_resumable(recipe):
+    if why := why_not_resumable(recipe.method.name, recipe.training):
         raise UserError(f"--resume: {why}; --overwrite starts anew")
     rows, here = folder.recorded("rows_per_step"), rows_per_step(training_arguments(recipe))
     if rows not in (None, here):
@@ -66,7 +69,7 @@ def last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple
 
 
 SHARING = ("per_device_train_batch_size", "gradient_accumulation_steps", "fsdp", "fsdp_config")
-"""Keys of `training` that say how the processes share the rows of a step, which a resume may do otherwise."""
+"""Keys of `training` by which processes share the rows of a step; a resume may change them."""
 
 
 def rows_per_step(args: TrainingArguments) -> int:

@@ -1,4 +1,4 @@
-"""`pedyra train`: a recipe is set up and trained, and what comes of it stands in its run folder."""
+"""`pedyra train`: a recipe is set up and trained into its run folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pedyra.app.runs.processes import count_processes, from_first, is_first
 from pedyra.app.runs.resume import check_data, how_to_go_on, last_checkpoint, rows_per_step
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import Setup, layer_rows, ready_to_fit, set_up, trainable_parameters
-from pedyra.errors import UserError, telling
+from pedyra.errors import UserError, as_user_error
 from pedyra.fitting.modes import use_averaged
 from pedyra.fitting.result import Fit
 from pedyra.lora.attach import detach
@@ -39,7 +39,7 @@ from pedyra.trainer.fit import fit_trainer
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """A run ends in this record."""
+    """The result of a run."""
 
     recipe: Recipe
     folder: RunFolder
@@ -51,8 +51,8 @@ class RunResult:
     """The same before training."""
     final: dict[str, Any] | None
     """The last line of metrics.jsonl; None for a run that was interrupted."""
-    found: Fit | None = None
-    """The fit at the end of the run found this; None where the recipe asks for none."""
+    fit: Fit | None = None
+    """The fit at the end of the run; None where the recipe has none."""
 
     @property
     def interrupted(self) -> bool:
@@ -73,18 +73,18 @@ class RunResult:
     def awaits_fit(self) -> bool:
         """Tell whether `pedyra fit` takes what was trained, and the run has not fitted it itself."""
         is_lora = get_method(self.recipe.method.name).peft_type == "LORA"
-        return is_lora and bool(self.layers) and self.found is None and not self.interrupted and not self.diverged
+        return is_lora and bool(self.layers) and self.fit is None and not self.interrupted and not self.diverged
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the result as one row, then one row per layer."""
-        shown = ("metric", "value", "eval_loss", "trainable_parameters", "seconds", "peak_memory_bytes")
-        result = {key: (self.final or {}).get(key) for key in shown}
+        keys = ("metric", "value", "eval_loss", "trainable_parameters", "seconds", "peak_memory_bytes")
+        result = {key: (self.final or {}).get(key) for key in keys}
         recipe = {"method": self.recipe.method.name, "task": self.recipe.name, "seed": self.recipe.seed}
         return [{"run": str(self.folder.path), **recipe, "steps": self.step, **result}, *self.layers]
 
 
 def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, console: Console) -> RunResult:
-    """Train a recipe into its run folder, save the adapter and judge it on the held-out rows.
+    """Train a recipe into its run folder, save the adapter and evaluate it on the held-out rows.
 
     A run that ends before it has logged or saved anything leaves nothing. Progress goes to `console`.
 
@@ -97,18 +97,18 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
     """
     folder = RunFolder(Path(recipe.output_dir))
     if not is_first():
-        return _train(set_up(recipe), folder, from_first(None), console)  # which has made the folder ready by then
+        return _train(set_up(recipe), folder, from_first(None), console)  # which has prepared the folder by then
     folder.check(overwrite=overwrite, resume=resume)
-    with folder.held():
+    with folder.lock():
         checkpoint, broken = last_checkpoint(folder, recipe) if resume else (None, [])
         setup = set_up(recipe, record_to=folder.ranks)
         if resume:
             check_data(folder, setup)
-            for damaged, flaw in broken:  # Trainer would count it as the newest
+            for damaged, flaw in broken:  # or Trainer would take it for the newest
                 console.print(f"removing {damaged}, which is not whole: {flaw}", soft_wrap=True)
                 remove(damaged)
             console.print(f"continuing from {checkpoint}", soft_wrap=True)
-            write_file(folder.recipe, recipe.to_yaml())  # which may share the rows of a step among other processes
+            write_file(folder.recipe, recipe.to_yaml())  # the number of processes may have changed
         try:
             if not resume:
                 folder.begin(recipe.to_yaml())
@@ -118,7 +118,7 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
 
 
 def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Console) -> RunResult:
-    """Train in every process; what writes and draws is the first one's."""
+    """Train in every process; the first one writes and prints."""
     start_step = checkpoint_step(checkpoint) if checkpoint else 0
     log = MetricsLog(folder.metrics, start_step, writes=is_first())
     progress = TrainingProgress(console, setup.task.metric)
@@ -147,7 +147,7 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
         write_file(folder.environment, json.dumps(environment, indent=2) + "\n")
     what = f"--resume: a file in {checkpoint} holds more than tensors and numbers, which is not run"
     repair = "remove that checkpoint, or start anew with --overwrite"
-    with on_interrupt(stop.request), telling(what, UnpicklingError, reason=lambda error: repair):
+    with on_interrupt(stop.request), as_user_error(what, UnpicklingError, reason=lambda error: repair):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step, total_steps = trainer.state.global_step, trainer.state.max_steps
     is_over = step >= total_steps or not stop.requested
@@ -164,32 +164,32 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
     )
     if setup.recipe.fit is None or final is None or result.diverged:
         return result
-    return replace(result, found=_fit(setup.recipe, folder, trainer, console))
+    return replace(result, fit=_fit(setup.recipe, folder, trainer, console))
 
 
 def _fit(recipe: Recipe, folder: RunFolder, trainer: Trainer, console: Console) -> Fit:
-    """Ask how small the adapter may be, and write the smaller one beside it."""
+    """Fit the adapter, and write the smaller one beside it."""
     model: Any = trainer.model
     ready_to_fit(recipe, trainer)
-    if adapted_layers(model):  # a start that took from the weight is then a part of the factors
+    if adapted_layers(model):  # a start that took a part of the weight then becomes a part of the factors
         detach(model)
-    trainer.args.disable_tqdm = not console.is_terminal  # a fit draws its own bar, and says before how long it takes
+    trainer.args.disable_tqdm = not console.is_terminal  # a fit has its own progress bar
     assert recipe.fit is not None
     try:
-        found = fit_trainer(trainer, recipe.fit)
+        result = fit_trainer(trainer, recipe.fit)
     except UserError as error:
         raise UserError(f"the run is whole, but it could not be fitted: {error}") from error
-    found.save(folder.path / "fit", overwrite=True)
-    return found
+    result.save(folder.path / "fit", overwrite=True)
+    return result
 
 
 def _finish(
     setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog, handle: MethodTraining | None
 ) -> dict[str, Any]:
-    """Save the adapter, judge it on the held-out rows, and close metrics.jsonl with the final line."""
-    trained = trainable_parameters(setup.model) if handle is None else handle.trained_parameters
+    """Save the adapter, evaluate it on the held-out rows, and write the final line of metrics.jsonl."""
+    num_trainable = trainable_parameters(setup.model) if handle is None else handle.trained_parameters
     reshard(setup.model)
-    # A schedule-free optimizer has two sets of weights, of which this is the one that is judged.
+    # A schedule-free optimizer has two sets of weights; the averaged one is evaluated.
     use_averaged(trainer.optimizer)
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
 
@@ -203,7 +203,7 @@ def _finish(
         "seconds": round(log.seconds + (0.0 if handle is None else handle.preparation_seconds), 3),
         "train_steps_per_second": round(log.steps_per_second(trainer.state.global_step), 4),
         "peak_memory_bytes": peak_memory_bytes(trainer.args.device),
-        "trainable_parameters": trained,
+        "trainable_parameters": num_trainable,
         "total_parameters": sum(parameter.numel() for parameter in setup.model.parameters()),
         "metric": setup.task.metric,
         "value": evaluation[f"eval_{setup.task.metric}"],
@@ -216,10 +216,8 @@ def _finish(
 
 
 def _card(setup: Setup, folder: RunFolder, final: dict[str, Any]) -> str:
-    """Write the model card of the adapter, as it was saved.
-
-    PEFT's own may name a path of this machine as the base, which the Hub refuses.
-    """
+    """Write the model card of the saved adapter. PEFT's own may name a local path as the base, which the Hub
+    refuses."""
     recipe, layers = setup.recipe, inspect_adapter(folder.adapter)[:-1] if layer_rows(setup.model) else []
     base, quantised = recipe.model.name, recipe.model.quantization
     rows = {
@@ -235,9 +233,9 @@ def _card(setup: Setup, folder: RunFolder, final: dict[str, Any]) -> str:
 
 
 def _final_evaluation(trainer: Trainer, silent: MetricsLog | None) -> dict[str, float]:
-    """Return metrics of the adapter as it was saved: those of the last step if it was evaluated, else a new evaluation.
+    """Return the metrics of the saved adapter: those of the last step if it was evaluated, else of a new evaluation.
 
-    `silent` is the log of a run whose best adapter is judged, which it would take for that of the last step.
+    `silent` is the log of a run whose best adapter is evaluated; it would record that as the last step's.
     """
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     if evaluations and evaluations[-1]["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end:

@@ -1,4 +1,4 @@
-"""A run has a folder: here stands what is in it, and whether a run may write there."""
+"""The folder of a run: its files, and whether a run may write there."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pedyra.errors import UserError
-from pedyra.lora.files import read_json, read_rows, refuse_link, refuse_unwritable, remove, write_file
+from pedyra.lora.files import check_shape, read_json, read_rows, refuse_link, refuse_unwritable, remove, write_file
 from pedyra.trainer.checkpoint_folder import ASIDE, list_checkpoints
 
-# What a run writes, and so all that `--overwrite` may remove. "runs" is where Trainer puts TensorBoard's files.
+# The entries that a run writes, and that `--overwrite` may remove. "runs" has Trainer's TensorBoard files.
 CONTENTS = (
     "recipe.yaml",
     "metrics.jsonl",
@@ -31,17 +31,19 @@ CONTENTS = (
     ASIDE,
 )
 
+_FINAL = {
+    **{"metric": str, "value": (float, None), "eval_loss": (float, None)},
+    **{"trainable_parameters": int, "seconds": float, "peak_memory_bytes": int},
+}
+
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
-"""The process that trains here locks it."""
+"""The training process holds the lock of this file."""
 
 
 def run_of(path: Path) -> Path | None:
-    """Find the run folder that `path` is, or is the adapter, the fit or a checkpoint of.
-
-    None where there is none: others write files of the name recipe.yaml, too.
-    """
+    """Return `path` if it is a run folder, or the run folder of this adapter, fit or checkpoint; None for others."""
     place = path.resolve()
     of_run = place.name in ("adapter", "fit") or place.name.startswith("checkpoint-")
     for folder in (path, *((place.parent,) if of_run else ())):
@@ -51,7 +53,7 @@ def run_of(path: Path) -> Path | None:
 
 
 class RunFolder:
-    """A run folder knows the paths inside it, and when a run may write there."""
+    """The paths inside a run folder, and the checks before a run writes there."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -59,17 +61,17 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.ranks = path / "ranks.jsonl"
         self.samples = path / "samples.jsonl"
-        """The model wrote these texts in `pedyra eval`."""
+        """The texts of `pedyra eval`."""
         self.environment = path / "environment.json"
         self.adapter = path / "adapter"
         self.report = path / "report.html"
 
     def recorded(self, key: str) -> Any:
-        """Read what environment.json says of the run here; None where it says nothing."""
+        """Read a field of environment.json; None where there is none."""
         return read_json(self.environment).get(key) if self.environment.is_file() else None
 
     def holds_run(self) -> bool:
-        """Tell whether a run was started here: others write a recipe.yaml too, but no environment.json."""
+        """Tell whether a run was started here, by recipe.yaml and environment.json."""
         return self.recipe.is_file() and self.environment.is_file()
 
     def check_holds_run(self) -> None:
@@ -80,17 +82,20 @@ class RunFolder:
                 f"training run"
             )
 
-    def result(self) -> dict[str, Any]:
-        """Return the last line of metrics of the finished run here. Raises ValueError: there is none."""
-        rows = read_rows(self.metrics) if self.metrics.is_file() else []
+    @property
+    def final(self) -> dict[str, Any] | None:
+        """Return the last line of metrics, which a run writes after it has saved the adapter; None before."""
+        rows = read_rows(self.metrics, {"step": int})
         if not rows or not rows[-1].get("final"):
-            raise UserError(f"{self.path} holds no finished run; give the output_dir of one, or train it first")
+            return None
+        check_shape(rows[-1], _FINAL, f"{self.metrics}, its last line")
         return rows[-1]
 
-    def is_finished(self) -> bool:
-        """Tell whether the run here wrote its last line of metrics, which it does after saving the adapter."""
-        rows = read_rows(self.metrics)
-        return bool(rows) and bool(rows[-1].get("final"))
+    def result(self) -> dict[str, Any]:
+        """Return `final` of a finished run. Raises ValueError: there is none."""
+        if self.final is None:
+            raise UserError(f"{self.path} holds no finished run; give the output_dir of one, or train it first")
+        return self.final
 
     def check(self, *, overwrite: bool, resume: bool) -> None:
         """Refuse to start where this run must not write. Changes nothing.
@@ -106,7 +111,7 @@ class RunFolder:
         if resume:
             if not self.holds_run():
                 raise UserError(f"{self.path} holds no run to resume; train without --resume")
-            if self.is_finished():
+            if self.final is not None:
                 raise UserError(f"the run in {self.path} is finished; --overwrite starts it anew")
         elif self.holds_run():
             if not overwrite:
@@ -121,23 +126,20 @@ class RunFolder:
         refuse_unwritable(self.path, f"output_dir {self.path}")
 
     def refuse_links(self) -> None:
-        """Raise ValueError where an entry of the folder is a symbolic link.
-
-        The folder may come from somebody else, and what a run writes, moves or removes through a link would be outside
-        of it. The folder itself may be reached by a link: that one is the user's.
-        """
+        """Raise ValueError where an entry of the folder is a symbolic link, through which a run would write, move or
+        remove files outside of it: the folder may come from somebody else. The folder's own path may have links."""
         for entry in sorted(self.path.glob("*")):
             refuse_link(entry)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other processes from training into this folder, which is made if it is not there, and taken away again
-        if nothing is written into it. `check` has come before, so that no entry is a link.
+    def lock(self) -> Iterator[None]:
+        """Lock the folder against other processes. It is created if it does not exist, and removed again if it stays
+        empty. `check` comes first, so that no entry is a link.
 
         Raises:
-            ValueError: another one does so now.
+            ValueError: another process trains into this folder.
         """
-        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        new_folders = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / LOCK, timeout=0)
         try:
@@ -155,19 +157,19 @@ class RunFolder:
                 (self.path / LOCK).unlink()
             lock.release()
             with suppress(OSError):  # they are not empty
-                for folder in made:
+                for folder in new_folders:
                     folder.rmdir()
 
     def begin(self, recipe: str) -> None:
-        """Remove the run that is here, and write the recipe of a new one; `settle` follows in any case."""
+        """Remove the earlier run, and write the recipe of the new one; `settle` follows in any case."""
         for entry in self._entries():
-            if entry not in (self.recipe, self.environment):  # by which a kill leaves a run that can be replaced
+            if entry not in (self.recipe, self.environment):  # after a kill, these two mark a run that may be replaced
                 remove(entry)
-        write_file(self.environment, "{}\n")  # until there is a device to tell of
+        write_file(self.environment, "{}\n")  # until the device is known
         write_file(self.recipe, recipe)
 
     def settle(self) -> None:
-        """Remove a run that has logged and saved nothing, so that the next one finds the folder free."""
+        """Remove a run that has logged and saved nothing, so that the folder is free again."""
         if self.metrics.is_file() and self.metrics.stat().st_size > 0:
             return
         if not list_checkpoints(self.path):
@@ -175,7 +177,7 @@ class RunFolder:
                 remove(entry)
 
     def _entries(self) -> list[Path]:
-        """List what a run has written here."""
-        found = [self.path / name for name in CONTENTS]
-        found += [*self.path.glob("checkpoint-*"), *self.path.glob(".*.part")]
-        return [entry for entry in found if entry.exists() or entry.is_symlink()]
+        """List the entries of a run."""
+        paths = [self.path / name for name in CONTENTS]
+        paths += [*self.path.glob("checkpoint-*"), *self.path.glob(".*.part")]
+        return [entry for entry in paths if entry.exists() or entry.is_symlink()]

@@ -1,4 +1,4 @@
-"""An adapter is served by the lines that are printed here; of a smaller one they say what its place saves."""
+"""The command lines that serve an adapter, and what a destination saves by a smaller one."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from pedyra.lora.folder import SavedLora, read_lora
 
 
 def serving_lines(folder: Path, target: str) -> list[str]:
-    """Write the lines of a shell that load what an export for this target left in `folder`, where no destination was
-    named: llama.cpp's for gguf, transformers' for merged weights, else PEFT's."""
+    """Write the command lines that load an export without a destination: llama.cpp's for gguf, transformers' for merged
+    weights, else PEFT's."""
     if target == "merged":
         architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
         return [python_line(f"from transformers import {architectures[0] or 'AutoModel'} as Model", folder)]
     return destination("llama.cpp" if target == "gguf" else "peft").commands({folder.name: read_lora(folder)})
 
 
-def served_lines(found: Fit, lora: SavedLora, place: Destination, out: Path) -> list[str]:
-    """Say at which rank the place holds the smaller adapter, what it reserves for it, and how it is served."""
-    before, after = (place.rank_for(rank) for rank in (max(layer.rank for layer in lora.layers), found.chosen.rank))
+def served_lines(result: Fit, lora: SavedLora, place: Destination, out: Path) -> list[str]:
+    """Write the rank of the smaller adapter at the destination, the memory that it reserves, and the command lines."""
+    before, after = (place.rank_for(rank) for rank in (max(layer.rank for layer in lora.layers), result.chosen.rank))
     lines = [f"for         {place.title}, which held it at a rank of {_rank(before)}, and now at {_rank(after)}"]
     if place.pads and after is not None:
         names = [layer.name for layer in lora.layers]  # of all, since one that keeps nothing has a row of zeros
-        now = place.slot_bytes(_widths(found.model, names), after)
-        told = f"{now / 1e6:,.1f} MB a slot"
+        now = place.slot_bytes(_widths(result.model, names), after)
+        reservation = f"{now / 1e6:,.1f} MB a slot"
         if before is not None:
-            was = place.slot_bytes(_widths(found.model, names), before)
-            told = f"{was / 1e6:,.1f} MB a slot before, {told} now"
-        lines.append(f"reserves    {told}, in the layers of its own modules")
-    seen = f"seen with {place.title} {place.seen}" if place.seen else f"not run here; by {place.sources[0]}"
-    lines.append(f"seen        {seen}")
+            was = place.slot_bytes(_widths(result.model, names), before)
+            reservation = f"{was / 1e6:,.1f} MB a slot before, {reservation} now"
+        lines.append(f"reserves    {reservation}, in the layers of its own modules")
+    evidence = f"seen with {place.title} {place.seen}" if place.seen else f"not run here; by {place.sources[0]}"
+    lines.append(f"seen        {evidence}")
     return [*lines, *served_together(place, {out.name: out})]
 
 
 def served_together(place: Destination, folders: Mapping[str, Path]) -> list[str]:
-    """Write the lines that serve the adapters in these folders, by their names, on one server: at the largest of the
-    ranks at which the place holds them, which is what it reserves for each."""
+    """Write the command lines that serve these adapters (name -> folder) on one server, at the largest of their ranks,
+    which the server reserves for each."""
     commands = place.commands({name: read_lora(folder) for name, folder in folders.items()})
     return [f"{'' if number else 'serve':12}{line}" for number, line in enumerate(commands)]
 
@@ -53,7 +53,7 @@ def _rank(rank: int | None) -> str:
 
 
 def _widths(model: Any, names: Collection[str]) -> Iterator[tuple[int, int]]:
-    """Yield (inputs, outputs) of every layer that a server wraps where it is told the modules of these layers."""
+    """Yield (inputs, outputs) of every layer that a server wraps for the modules of these layers."""
     ends = {name.rpartition(".")[2] for name in names}
     modules: Mapping[str, nn.Module] = dict(model.get_base_model().named_modules())
     for name, module in modules.items():

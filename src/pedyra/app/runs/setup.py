@@ -31,7 +31,7 @@ from pedyra.app.runs.arguments import asks_for_fsdp, training_arguments
 from pedyra.app.runs.processes import count_processes, is_launched
 from pedyra.app.tasks.task import Task, load_task
 from pedyra.app.tasks.test_sets import load_test_sets
-from pedyra.errors import REFUSALS, UserError, telling
+from pedyra.errors import REFUSALS, UserError, as_user_error
 from pedyra.fitting.calibration import lora_layers
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.registry import get_method
@@ -44,47 +44,47 @@ from pedyra.trainer.rows import least_held_out
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A run is ready here to be planned and trained. The model is the only part that training changes."""
+    """A run before its training or its plan. Training changes the model alone."""
 
     recipe: Recipe
     tokenizer: PreTrainedTokenizerBase
     task: Task
     model: PeftModel
     method: Method | None = None
-    """None: PEFT's config is all of it."""
+    """None where PEFT's config is the whole method."""
     record_to: Path | None = None
-    """A training writes here what becomes of the ranks."""
+    """The ranks are recorded in this file."""
 
     def training(
         self, output_dir: str, callbacks: Sequence[TrainerCallback] = (), **overrides: Any
     ) -> tuple[Trainer, MethodTraining | None]:
-        """Give a Trainer of this run that trains as its method does, and writes to `output_dir`; and the handle of
-        `adapt`, None where PEFT's config is all of the method."""
+        """Return a Trainer of this run and its method, which writes to `output_dir`, and the handle of `adapt`, None
+        where PEFT's config is the whole method."""
         trainer = self.trainer(output_dir, callbacks, **overrides)
         if self.method is not None:
             return trainer, adapt(trainer, self.method, record_to=self.record_to)
-        # As `adapt` has it, so that the first process can save what any number of them can load.
+        # As in `adapt`: the first process saves a checkpoint that any number of processes can load.
         keep_whole(trainer, self.model, adapted_layers(self.model))
         for change in (save_whole, end_at_last_step):
             change(trainer)
         return trainer, None
 
     def trainer(self, output_dir: str, callbacks: Sequence[TrainerCallback] = (), **overrides: Any) -> Trainer:
-        """Give a Trainer that evaluates this run's model as it is, and draws nothing on the screen itself.
+        """Return a Trainer that evaluates this run's model, without progress bars.
 
         Args:
-            overrides: TrainingArguments that are not the recipe's.
+            overrides: TrainingArguments that replace the recipe's.
         """
         overrides |= {"output_dir": output_dir, "disable_tqdm": True, "label_names": list(self.task.targets)}
         training = self.recipe.training
         if training.get("load_best_model_at_end") or training.get("save_strategy") == "best":
             metric = training.get("metric_for_best_model") or self.task.metric
-            # transformers knows it of a loss alone.
+            # transformers knows this of losses alone.
             lower = metric.endswith("loss") or metric.removeprefix("eval_") in LOWER_IS_BETTER
-            known = {"metric_for_best_model": metric, "greater_is_better": not lower}
-            overrides |= {name: value for name, value in known.items() if training.get(name) is None}
+            best_model = {"metric_for_best_model": metric, "greater_is_better": not lower}
+            overrides |= {name: value for name, value in best_model.items() if training.get(name) is None}
         args = training_arguments(self.recipe, **overrides)
-        with telling("training", *REFUSALS):
+        with as_user_error("training", *REFUSALS):
             trainer = _Trainer(
                 model=self.model,
                 args=args,
@@ -94,26 +94,24 @@ class Setup:
             )
         check_engine(trainer)
         if self.recipe.data.kind != "causal_lm":
-            # A head whose forward takes any keyword makes Trainer believe that it divides its loss by the rows of all
-            # micro-batches. A classifier's is the mean of one, and would count as often as there are.
+            # Trainer takes a forward with **kwargs for one that divides its loss by the rows of all micro-batches. A
+            # classifier's loss is the mean of one micro-batch, so that their sum would be too large.
             trainer.model_accepts_loss_kwargs = False
         trainer.remove_callback(PrinterCallback)
         return trainer
 
 
 class _Trainer(Trainer):
-    """Keeps Trainer from doing with held-out rows what `training` asks for those of training.
-
-    It would leave out the last batch, and take them by their lengths, though answers are found by their place.
-    """
+    """Evaluates all held-out rows in their order, whatever `training` says of the training rows: Trainer would drop the
+    last batch or sort by length, and answers are matched to rows by their place."""
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        given = {name: getattr(self.args, name) for name in _HELD_OUT}
+        training = {name: getattr(self.args, name) for name in _HELD_OUT}
         vars(self.args).update(_HELD_OUT)
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
-            vars(self.args).update(given)
+            vars(self.args).update(training)
 
 
 _HELD_OUT = {"dataloader_drop_last": False, "train_sampling_strategy": "random"}
@@ -124,7 +122,7 @@ _HELD_OUT = {"dataloader_drop_last": False, "train_sampling_strategy": "random"}
 def judging(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, task: Task, model: PeftModel, *, shown: bool = False
 ) -> Iterator[Trainer]:
-    """Give a Trainer that judges this model, as it is, on the rows of `task`, and leaves nothing on the disk.
+    """Give a Trainer that evaluates this model on the rows of `task`, and writes no files.
 
     Args:
         shown: with progress bars.
@@ -137,8 +135,8 @@ def judging(
 
 
 def ready_to_fit(recipe: Recipe, trainer: Trainer) -> None:
-    """Have a fit take its gradients of the loss that it is proved by, and leave out metrics that know all held-out rows
-    together and no part of them."""
+    """Remove label smoothing, so that a fit's gradients are of the loss that is proved, and metrics that are computed
+    over all held-out rows and no part of them."""
     trainer.label_smoother = None
     if recipe.data.kind == "question_answering":
         trainer.compute_metrics = None
@@ -157,27 +155,27 @@ def resolve(recipe: Recipe) -> Recipe:
 
 
 def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
-    """Load data and model, and let the recipe's method adapt the model; `record_to` is its ranks.jsonl.
+    """Load data and model, and attach the adapter of the recipe's method; `record_to` is its ranks.jsonl.
 
-    The seed is set before the head is drawn and again before the adapter is, so that both, and the order of the
-    data, are equal for every method.
+    The seed is set before the head is initialised and again before the adapter is, so that both, and the order of the
+    data, are the same for every method.
 
     Raises:
-        ValueError: an unknown method, data or model that cannot be had, names in `lora` that match no module.
+        ValueError: an unknown method, data or a model that does not exist, names in `lora` that match no module.
     """
     recipe = resolve(recipe)
-    args = training_arguments(recipe)  # a misspelt argument is told before the data is read
+    args = training_arguments(recipe)  # refuses a misspelt argument before the data is read
     check_fit(recipe)
     if not recipe.data.labelled:
-        missing = "data.completion" if recipe.data.kind in GENERATED else "data.label"
-        raise UserError(f"{missing} is none, and a training needs to know what is right; name its column")
+        key = "data.completion" if recipe.data.kind in GENERATED else "data.label"
+        raise UserError(f"{key} is null, and a training needs labels; name their column")
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
-    load_test_sets(recipe.generate, recipe.data, tokenizer, task.held_out, recipe.seed)  # tells what it lacks
+    load_test_sets(recipe.generate, recipe.data, tokenizer, task.held_out, recipe.seed)  # refuses mistakes in time
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
     check_names(base, recipe.lora)
     check_drawn(base, lora_config(recipe.lora, recipe.data.kind, base), recipe.model.name)
-    model, method = begun(recipe, base)
+    model, method = begin_method(recipe, base)
     widen_heads(args, model)
     setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, model=model, method=method, record_to=record_to)
     if recipe.fit is not None:
@@ -186,8 +184,8 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
 
 
 def widen_heads(args: TrainingArguments, model: nn.Module) -> None:
-    """Train what is trained whole in float32, as PEFT has it for the adapter: in half precision small steps are rounded
-    away. Raises ValueError where nothing casts what goes into it."""
+    """Convert modules that are trained in full to float32, as PEFT does with the adapter, because half precision rounds
+    small steps away. Raises ValueError without mixed precision, which casts their inputs."""
     for name, parameter in model.named_parameters():
         whole = parameter.requires_grad and ".modules_to_save." in name
         if not whole or parameter.dtype not in (torch.bfloat16, torch.float16):
@@ -202,18 +200,18 @@ def widen_heads(args: TrainingArguments, model: nn.Module) -> None:
 
 
 def _check_fit_rows(setup: Setup) -> None:
-    """Raise ValueError, before anything is trained, where there are no LoRA layers, or too few rows for a fit."""
+    """Raise ValueError, before the training, where there are no LoRA layers, or too few rows for a fit."""
     lora_layers(setup.model)
     least = least_held_out(training_arguments(setup.recipe).per_device_eval_batch_size)
-    if (held := len(setup.task.eval)) < least:
+    if (count := len(setup.task.eval)) < least:
         raise UserError(
-            f"fit takes {least} held-out rows or more, and data has {held}; give more (data.eval_rows, "
+            f"fit takes {least} held-out rows or more, and data has {count}; give more (data.eval_rows, "
             f"data.validation_fraction), or remove the section fit"
         )
 
 
 def check_fit(recipe: Recipe) -> None:
-    """Raise ValueError where a fit is asked for of a method that trains no LoRA, or in several processes."""
+    """Raise ValueError for a fit of a method that trains no LoRA, or in several processes."""
     if recipe.fit is None:
         return
     if count_processes() > 1 or (is_launched() and asks_for_fsdp(recipe)):
@@ -225,30 +223,30 @@ def check_fit(recipe: Recipe) -> None:
         )
 
 
-def begun(recipe: Recipe, base: PreTrainedModel) -> tuple[PeftModel, Method | None]:
+def begin_method(recipe: Recipe, base: PreTrainedModel) -> tuple[PeftModel, Method | None]:
     """Give the base model the recipe's adapter, and return it with the method; see `Entry.begin`."""
     lora = lora_config(recipe.lora, recipe.data.kind, base, recipe.model.revision)
     return get_method(recipe.method.name).begin(base, lora, recipe.method.settings, recipe.seed)
 
 
 def trainable_parameters(model: nn.Module) -> int:
-    """Count the parameters that training changes, now: triples and whatever else is unfrozen, such as a head."""
+    """Count the trainable parameters at present: triples and other unfrozen ones, such as a head."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def layer_rows(model: nn.Module) -> list[dict[str, Any]]:
-    """List name, rank and parameters of every LoRA layer now, as they are saved; empty for an adapter of another kind.
+    """List name, rank and parameters of every LoRA layer as they would be saved; empty for other adapters.
 
-    E is folded away on disk. Parameters that several layers share (RaSA's pools) are counted at the first. Of PEFT's
-    AdaLoRA, which keeps all ranks in memory, those that its mask has left are counted: only they are saved.
+    E is not saved. Parameters that several layers share (RaSA's pools) are counted at the first layer, and of PEFT's
+    AdaLoRA the ranks that its mask keeps, because the others are not saved.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     with_triples = {layer.name: layer.rank for layer in adapted_layers(model)}
     config: Any = getattr(model, "peft_config", {}).get("default")
     pattern = getattr(config, "rank_pattern", None) or {}  # of AdaLoRA a parameter's name -> its mask
     masks = {key.partition(".lora_E.")[0]: mask for key, mask in pattern.items() if ".lora_E." in key}
-    found: list[dict[str, Any]] = []
-    seen: set[int] = set()
+    rows: list[dict[str, Any]] = []
+    earlier: set[int] = set()
     for name, module in base.named_modules():
         if isinstance(module, LoraLayer) and "default" in module.r:
             layer: Any = module
@@ -257,11 +255,11 @@ def layer_rows(model: nn.Module) -> list[dict[str, Any]]:
                 for path, parameter in layer.named_parameters()
                 if "lora_" in path and "default" in path.split(".") and parameter.requires_grad and path[-2:] != ".E"
             }
-            parameters = sum(count for key, count in own.items() if key not in seen)
-            seen |= own.keys()
+            parameters = sum(count for key, count in own.items() if key not in earlier)
+            earlier |= own.keys()
             whole: int = layer.r["default"]
             rank = sum(masks[name]) if name in masks else with_triples.get(name, whole)
             if name in masks:
                 parameters = parameters // whole * rank
-            found.append({"layer": name, "rank": rank, "parameters": parameters})
-    return found
+            rows.append({"layer": name, "rank": rank, "parameters": parameters})
+    return rows

@@ -1,7 +1,4 @@
-"""The rows and the base of a trained adapter come from here, where its own folder does not say them.
-
-Nothing heavy is imported here: `pedyra fit` and `pedyra prove` make their options of these fields.
-"""
+"""The rows and the base of a trained adapter whose folder does not name them; options of `pedyra fit` and `prove`."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from pedyra.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The command line asks for rows and base by these options."""
+    """The options for rows and base."""
 
     __pydantic_config__ = {"use_attribute_docstrings": True}  # for the help of the command line
 
@@ -38,7 +35,7 @@ class Source:
     def folder(self, path: Path) -> Path | None:
         """Find the run folder that says model and data of the adapter in `path`, if there is one.
 
-        Raises ValueError where `run` is none, or where a run says how its base is loaded and that is asked for too.
+        Raises ValueError where `run` is none, or where an option contradicts the run's own loading of its base.
         """
         if self.run is not None and not (self.run / "recipe.yaml").is_file():
             raise UserError(
@@ -53,6 +50,6 @@ class Source:
 
     @property
     def loading(self) -> dict[str, str]:
-        """Give what is asked of the base's weights, as keys of `model` in a recipe."""
-        asked = {"dtype": self.dtype, "quantization": self.quantization}
-        return {key: value for key, value in asked.items() if value is not None}
+        """Return the options for the base's weights, as keys of `model` in a recipe."""
+        options = {"dtype": self.dtype, "quantization": self.quantization}
+        return {key: value for key, value in options.items() if value is not None}

@@ -15,7 +15,7 @@ from pedyra.app.tasks.tokens import chat_text, prompt_text, prompt_tokens, tell_
 from pedyra.errors import UserError
 
 IGNORED = -100
-"""torch's cross entropy leaves this label out."""
+"""torch's cross entropy ignores this label."""
 
 logger = logging.getLogger(__name__)
 
@@ -24,20 +24,20 @@ def encode(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, si
     """Make input_ids, attention_mask and labels of each row, cut to max_length tokens; labels are -100 off the answers.
     Prompts alone have no labels.
 
-    Rows whose answer lies wholly beyond max_length teach nothing; they are left out, and their number is logged.
+    Rows whose answer lies wholly beyond max_length are left out, and their number is logged.
     Raises ValueError if no row is left, and for chats without a chat template that can render them.
     """
-    encoded, cut = [], 0
+    encoded, num_long = [], 0
     if not data.labelled:
         return prompts(rows, data, tokenizer)
     for row in rows:
         ids, labels = _chat(row, data, tokenizer) if data.messages else _prompt_and_answer(row, data, tokenizer)
-        cut += data.max_length is not None and len(ids) > data.max_length
+        num_long += data.max_length is not None and len(ids) > data.max_length
         ids, labels = ids[: data.max_length], labels[: data.max_length]
         # A label is predicted from the tokens before it, so the first one never counts.
         if any(label != IGNORED for label in labels[1:]):
             encoded.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
-    tell_cut(cut, len(rows), side, data.max_length)
+    tell_cut(num_long, len(rows), side, data.max_length)
     if not encoded:
         raise UserError(
             f"no {side} row has an answer within data.max_length {data.max_length} tokens: every prompt is longer, so "
@@ -82,7 +82,7 @@ def _prompt_and_answer(
 
 
 def _chat(row: dict[str, Any], data: DataSection, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Tokenise a chat; an answer is what an assistant's turn adds to the text that asks for it."""
+    """Tokenise a chat; an answer is the text that an assistant's turn adds to the prompt before it."""
     messages, tools = messages_of(row, data), tools_of(row)
     whole = chat_text(messages, tokenizer, data.chat_template, ask=False, tools=tools)
     spans = []
@@ -97,7 +97,7 @@ def _chat(row: dict[str, Any], data: DataSection, tokenizer: PreTrainedTokenizer
                 )
             spans.append((len(before), len(after)))
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-    # Some tokenizers leave spaces out of a token's place; a token of spaces alone then has only its end.
+    # Some tokenizers leave spaces out of a token's offsets, so that a token of spaces has an empty span.
     labels = [
         token if any(start <= first - (first == last) and last <= end for start, end in spans) else IGNORED
         for token, (first, last) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
@@ -120,8 +120,8 @@ def messages_of(row: dict[str, Any], data: DataSection) -> list[dict[str, Any]]:
 
 
 def _content(message: dict[str, Any], data: DataSection) -> str | None:
-    """Read a message's text; there may be none where it calls a tool. Parts that are texts are joined, since a template
-    that does not know parts would write them as Python does."""
+    """Read a message's text, None where it calls a tool. Text parts are joined, because a template that has no parts
+    would render them as Python lists."""
     content = message["content"]
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         content = "".join(str(part.get("text", "")) for part in content)

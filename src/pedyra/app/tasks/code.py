@@ -1,6 +1,6 @@
-"""Written code is scored: a program is found in a model's text, and the tests of its problem judge it in a sandbox.
+"""Generated code is scored: a program is extracted from a text, and the tests of its problem run in a sandbox.
 
-The problems are HumanEval(+) and MBPP(+), as the Hub has them, and files like them.
+The problems are those of HumanEval(+) and MBPP(+), from the Hub or from files of the same columns.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ Status = Literal["passed", "failed", "timeout", "unparsable"]
 """failed: a test failed, or the program raised or ended; unparsable: no program was found."""
 
 STOP = ("\nclass ", "\ndef ", "\n#", "\n@", "\nif ", "\nprint(", "\nassert ", "\nimport ", "\nfrom ", "\n```", "\n<")
-"""A continuation of a function's head ends at the next thing at the margin (Chen et al. 2021, and EvalPlus)."""
+"""The completion of a function ends at the next statement without indentation (Chen et al. 2021, and EvalPlus)."""
 STOP_WHOLE = ('\n"""', "\nassert ", "\nif __name__", "\nprint(", "\n```", "\n<")
-"""A function ends here that the model writes from its head on."""
+"""The same for a function whose signature the model writes too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodeProblem:
-    """A problem has the same fields, whichever set it is of."""
+    """A problem of any of the sets."""
 
     prompt: str
-    """A model completes it: a function's head with its docstring (HumanEval), or a docstring before it (MBPP)."""
+    """A signature with its docstring (HumanEval), or a docstring before the function (MBPP)."""
     entry_point: str
     stop: tuple[str, ...]
     """Strings that end a completion of the prompt."""
     tests: str
-    """Source that asserts what the entry point gives."""
+    """Source with assertions about the entry point."""
 
 
 def problems_of(rows: Sequence[dict[str, Any]], where: str) -> list[CodeProblem]:
@@ -71,13 +71,13 @@ def _mbpp(row: dict[str, Any]) -> CodeProblem:
     first = row["test_list"][0]
     called = [node.func for node in ast.walk(_parse(first)) if isinstance(node, ast.Call)]
     defined = {getattr(node, "name", None) for node in _parse(row["code"].replace("\r\n", "\n")).body}
-    needed = [*row.get("test_imports", ()), row.get("test_setup_code", "").replace("\r\n", "\n")]
+    setup = [*row.get("test_imports", ()), row.get("test_setup_code", "").replace("\r\n", "\n")]
     return CodeProblem(
         # The form of MBPP+: the text and one test, in a docstring.
         prompt=f'"""\n{row["text"] if "text" in row else row["prompt"]}\n{first}\n"""\n',
         entry_point=next(each.id for each in called if isinstance(each, ast.Name) and each.id in defined),
         stop=STOP_WHOLE,
-        tests="\n".join([*needed, row.get("test") or "\n".join(row["test_list"])]),
+        tests="\n".join([*setup, row.get("test") or "\n".join(row["test_list"])]),
     )
 
 
@@ -96,20 +96,20 @@ _KEPT = (*_FUNCTION, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.A
 
 
 def extract(text: str, problem: CodeProblem) -> str:
-    """Find the program in what a model wrote after the problem's prompt, or in reply to it; "" where there is none.
+    """Extract the program from a completion of the problem's prompt, or from a reply to it; "" where there is none.
 
-    Three readings are tried in this order: the fenced blocks up to the first that defines the entry point and gives it
-    a body; the text from an import, a function, a class or a constant on; the text as a continuation of the prompt, up
-    to a stop string. What does not parse at the end (a function that was cut short, or prose) is left out, and so are
-    demonstrations. Imports and helper functions of the prompt are put before a reply.
+    It is looked for in this order: the fenced blocks up to the first that defines the entry point with a body; the text
+    from an import, a function, a class or a constant on; the prompt and the text, up to a stop string. Lines at the end
+    that do not parse (a truncated function, prose) are dropped, and so are demonstrations. Imports and helper functions
+    of the prompt are put before a reply.
     """
     blocks = [block for language, block in _FENCE.findall(text) if _PYTHON.match(language)]
     for body in _replies(text, blocks):
         if _defines(body, problem.entry_point):
             before = [node for node in _longest(problem.prompt + "    pass\n") if not _is_entry(node, problem)]
             return _unparse([*before, *body], problem.entry_point)
-    cut = min((at for stop in problem.stop if (at := text.find(stop)) >= 0), default=len(text))
-    for continuation in (text[:cut], *blocks):
+    end = min((at for stop in problem.stop if (at := text.find(stop)) >= 0), default=len(text))
+    for continuation in (text[:end], *blocks):
         body = _longest(problem.prompt + continuation)
         if _defines(body, problem.entry_point):
             return _unparse(body, problem.entry_point)
@@ -117,22 +117,21 @@ def extract(text: str, problem: CodeProblem) -> str:
 
 
 def _replies(text: str, blocks: Sequence[str]) -> Iterator[list[ast.stmt]]:
-    """Yield what may be a whole program in a reply: the blocks up to each, else the text from each line on that may
-    begin one."""
+    """Yield candidates for a whole program: the blocks up to each one, else the text from each possible first line."""
     if blocks:
         before: list[ast.stmt] = []
         for block in blocks[:_MOST_STARTS]:
             before = [*before, *_longest(dedent(block))]
             yield before
         return
-    # Tokenizers that begin a text with a space (Llama 2) teach the model to begin with one.
+    # The tokenizer of Llama 2 begins a text with a space, and so does its model.
     text = text[1:] if re.match(r" \S", text) else text
     for begin, _ in zip(_BEGINS.finditer(text), range(_MOST_STARTS), strict=False):
         yield _longest(text[begin.start() :])
 
 
 def _longest(source: str) -> list[ast.stmt]:
-    """Parse the longest run of first lines that can be parsed."""
+    """Parse as many of the first lines as can be parsed."""
     lines = source.splitlines()[:_MOST_LINES]
     for end in range(len(lines), 0, -1):
         try:
@@ -143,7 +142,7 @@ def _longest(source: str) -> list[ast.stmt]:
 
 
 def _parse(source: str) -> ast.Module:
-    """Make the syntax tree. Raises SyntaxError for all that Python does not read."""
+    """Parse the source. Raises SyntaxError for every failure of the parser."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -157,7 +156,7 @@ def _is_entry(node: ast.stmt, problem: CodeProblem) -> bool:
 
 
 def _defines(body: Sequence[ast.stmt], entry_point: str) -> bool:
-    """Return whether the program gives this name a value, a class, or a function that does something."""
+    """Tell whether the program assigns this name, or defines it as a class or as a function with a body."""
     for node in body:
         if isinstance(node, ast.Assign) and any(getattr(target, "id", None) == entry_point for target in node.targets):
             return True
@@ -173,19 +172,19 @@ def _is_idle(node: ast.stmt) -> bool:
 
 
 def _unparse(body: Sequence[ast.stmt], entry_point: str) -> str:
-    """Write the program without what prints, asks for something, or tries the entry point at the margin."""
+    """Write the program without top-level statements that print, read input, or call the entry point."""
 
     def shows(node: ast.AST) -> bool:
         called = [call.func for call in ast.walk(node) if isinstance(call, ast.Call)]
         return any(getattr(each, "id", None) in ("print", "input", entry_point) for each in called)
 
     whole = (*_FUNCTION, ast.ClassDef)
-    kept: list[ast.stmt] = [
+    statements: list[ast.stmt] = [
         node for node in body if isinstance(node, _KEPT) and (isinstance(node, whole) or not shows(node))
     ]
-    kept.sort(key=lambda node: getattr(node, "module", None) != "__future__")  # Python has them first
+    statements.sort(key=lambda node: getattr(node, "module", None) != "__future__")  # Python has them first
     try:
-        return ast.unparse(ast.Module(body=kept, type_ignores=[]))
+        return ast.unparse(ast.Module(body=statements, type_ignores=[]))
     except RecursionError:  # an expression thousands deep
         return ""
 
@@ -194,7 +193,7 @@ def _unparse(body: Sequence[ast.stmt], entry_point: str) -> str:
 
 
 def check_all(problems: Sequence[CodeProblem], programs: Sequence[str], sandbox: Sandbox) -> list[Status]:
-    """Judge the program (of `extract`) of every problem by its tests, as many at once as there are processors."""
+    """Run the tests of every problem on its program (of `extract`), in parallel on all processors."""
 
     def check(problem: CodeProblem, program: str) -> Status:
         return sandbox.run([program, problem.tests]) if program else "unparsable"

@@ -1,7 +1,6 @@
-"""A model writes texts after prompts: in batches, up to their end, into a file as they are done.
+"""A model generates texts in batches, and each batch is saved when it is done.
 
-A killed call goes on where it stopped, and gives what it would have given: batches are the same whatever is finished
-already.
+An interrupted call resumes with the same results, because the batches do not depend on what is done.
 """
 
 from __future__ import annotations
@@ -36,26 +35,26 @@ WRITING = {"max_new_tokens", "stop", "beams", "batch_size"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
-    """A model wrote this after one prompt."""
+class Sample:
+    """The text that a model generated for one prompt."""
 
     row: int
     """Index of the prompt."""
     text: str
-    """It ends before the stop string, and does not repeat the prompt."""
+    """Without the prompt, and up to the stop string."""
     finished: bool
-    """False where it was cut after max_new_tokens."""
+    """False where max_new_tokens ended it."""
     tokens: int
 
 
 class SampleFile:
-    """Keeps the texts of one test set in a run's samples.jsonl.
+    """The texts of one test set in a run's samples.jsonl.
 
-    Lines of the set that were made of something else are dropped. Those of another set that were made of the same serve
-    for both (HumanEval and HumanEval+).
+    Lines of this set with another key are removed; lines of another set with the same key are used for both (HumanEval
+    and HumanEval+).
 
     Args:
-        made_of: weights, prompts and settings, which decide on the texts.
+        made_of: weights, prompts and settings; their hash is the key.
     """
 
     def __init__(self, path: Path, name: str, made_of: Any) -> None:
@@ -67,11 +66,11 @@ class SampleFile:
         whole = "".join(map(json_line, useful))
         if path.is_file() and path.read_text(encoding="utf-8") != whole:  # also where a line was cut short
             write_file(path, whole)
-        self.done = {row["row"]: Written(**{key: row[key] for key in shape}) for row in useful if row["of"] == self._of}
+        self.done = {row["row"]: Sample(**{key: row[key] for key in shape}) for row in useful if row["of"] == self._of}
 
-    def add(self, prompt: Any, written: Written) -> None:
-        append_row(self.path, {"set": self.name, "of": self._of, "prompt": prompt, **asdict(written)})
-        self.done[written.row] = written
+    def add(self, prompt: Any, sample: Sample) -> None:
+        append_row(self.path, {"set": self.name, "of": self._of, "prompt": prompt, **asdict(sample)})
+        self.done[sample.row] = sample
 
 
 def write_texts(
@@ -82,30 +81,30 @@ def write_texts(
     file: SampleFile,
     console: Console,
     ends: Sequence[int] = (),
-) -> list[Written]:
-    """Write a text after each prompt, and return them in the prompts' order; the model is left in evaluation mode.
+) -> list[Sample]:
+    """Generate a text for each prompt, in the prompts' order; the model is left in evaluation mode.
 
     Args:
-        prompts: token ids. For an encoder-decoder they are the source, for a decoder what the text goes on from.
-        file: where texts are kept, and found if they were written before.
-        ends: tokens that end a text, beside those that the model and its tokenizer name.
+        prompts: token ids: the source of an encoder-decoder, the beginning of the text for a decoder.
+        file: where texts are saved, and read if they exist.
+        ends: end tokens beside those of the model and its tokenizer.
     """
     longest_first = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))  # little padding
-    size, shown = settings.batch_size, 0
+    size, next_report = settings.batch_size, 0
     batches = [longest_first[start : start + size] for start in range(0, len(prompts), size)]
     with _plain_settings(model):
         for batch in track(batches, file.name, console=console, disable=not console.is_terminal):
             if any(row not in file.done for row in batch):
-                for row, written in zip(
+                for row, sample in zip(
                     batch, _batch(model, tokenizer, [prompts[row] for row in batch], settings, ends), strict=True
                 ):
                     if row not in file.done:
                         prompt = tokenizer.decode(list(prompts[row]), skip_special_tokens=True)
-                        file.add(prompt, Written(row=row, **written))
+                        file.add(prompt, Sample(row=row, **sample))
             count = sum(row in file.done for row in longest_first)
-            if not console.is_terminal and (count >= shown or count == len(prompts)):
+            if not console.is_terminal and (count >= next_report or count == len(prompts)):
                 console.print(f"{file.name}  {count}/{len(prompts)} texts", soft_wrap=True)
-                shown = count + len(prompts) / PLAIN_LINES
+                next_report = count + len(prompts) / PLAIN_LINES
     return [file.done[row] for row in range(len(prompts))]
 
 
@@ -116,13 +115,13 @@ def _batch(
     settings: GenerateSection,
     also: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """Write a text after each prompt; return it, whether it ended by itself, and its number of tokens."""
+    """Generate a text for each prompt; return the fields of `Sample` but for the row."""
     longest, pad = max(map(len, prompts)), tokenizer.pad_token_id
-    left = not model.config.is_encoder_decoder  # a text goes on from the last token
+    decoder_only = not model.config.is_encoder_decoder  # a text goes on from the last token
     ids = torch.full((len(prompts), longest), 0 if pad is None else int(pad))  # pyright: ignore[reportArgumentType]
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
-        place = slice(longest - len(prompt), longest) if left else slice(0, len(prompt))
+        place = slice(longest - len(prompt), longest) if decoder_only else slice(0, len(prompt))
         ids[row, place], mask[row, place] = torch.tensor(prompt), 1
     ends = [*_end_tokens(model, tokenizer), *also]
     config: Any = GenerationConfig(
@@ -133,43 +132,43 @@ def _batch(
         pad_token_id=pad,
         use_cache=True,
     )
-    stops = [_Stops(tokenizer, settings.stop, longest if left else 1)] if settings.stop else []
+    stops = [_Stops(tokenizer, settings.stop, longest if decoder_only else 1)] if settings.stop else []
     with torch.no_grad():
-        made: Any = model.generate(  # pyright: ignore[reportCallIssue]
+        output: Any = model.generate(  # pyright: ignore[reportCallIssue]
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config,
             stopping_criteria=StoppingCriteriaList(stops),
         )  # fmt: skip
     results = []
     # BART's settings end a text that is cut, too.
     forced = getattr(model.generation_config, "forced_eos_token_id", None) is not None
-    for prompt, row in zip(prompts, made.tolist(), strict=True):
-        new = row[longest:] if left else row[1:]  # a decoder begins with its start token
+    for prompt, row in zip(prompts, output.tolist(), strict=True):
+        new = row[longest:] if decoder_only else row[1:]  # a decoder begins with its start token
         end = next((index for index, token in enumerate(new) if token in ends), None)
-        kept = new[: settings.max_new_tokens if end is None else end]
-        text = _decode(tokenizer, list(prompt) if left else [], kept)
-        cut = min((at for stop in settings.stop or () if (at := text.find(stop)) >= 0), default=None)
-        by_itself = end is not None and not (forced and len(kept) + 1 == settings.max_new_tokens)
-        finished = by_itself or cut is not None
-        results.append({"text": text[:cut], "finished": finished, "tokens": len(kept)})
+        tokens = new[: settings.max_new_tokens if end is None else end]
+        text = _decode(tokenizer, list(prompt) if decoder_only else [], tokens)
+        stop_at = min((at for stop in settings.stop or () if (at := text.find(stop)) >= 0), default=None)
+        by_itself = end is not None and not (forced and len(tokens) + 1 == settings.max_new_tokens)
+        finished = by_itself or stop_at is not None
+        results.append({"text": text[:stop_at], "finished": finished, "tokens": len(tokens)})
     return results
 
 
 class _Stops(StoppingCriteria):
-    """Ends a text at a stop string. Only what is written counts: the end of a prompt may be the beginning of one.
+    """Ends a text at a stop string, without those that begin in the prompt.
 
     Args:
-        begins: how many tokens come before the text.
+        start: number of tokens before the text.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: list[str], begins: int) -> None:
-        self.strings, self.begins = StopStringCriteria(tokenizer, stop), begins
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: list[str], start: int) -> None:
+        self.strings, self.start = StopStringCriteria(tokenizer, stop), start
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        return self.strings(input_ids[:, self.begins :], scores, **kwargs)
+        return self.strings(input_ids[:, self.start :], scores, **kwargs)
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int]) -> str:
-    """Decode new tokens together with their prompt, as some tokenizers drop a text's first space."""
+    """Decode new tokens with their prompt, because some tokenizers drop the first space of a text."""
     plain: dict[str, Any] = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     before, whole = (str(tokenizer.decode(ids, **plain)) for ids in (prompt, [*prompt, *new]))
     if whole.startswith(before):
@@ -178,21 +177,21 @@ def _decode(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Find the tokens that end a text: the tokenizer's, and those that the model's authors name (Qwen, Llama 3)."""
-    named: Any = getattr(model.generation_config, "eos_token_id", None)
+    """List the end tokens of the tokenizer and of the model's generation config (Qwen, Llama 3)."""
+    of_model: Any = getattr(model.generation_config, "eos_token_id", None)
     own: Any = tokenizer.eos_token_id
-    named = named if isinstance(named, list) else [named]
-    return [int(token) for token in dict.fromkeys([*named, own]) if token is not None]
+    of_model = of_model if isinstance(of_model, list) else [of_model]
+    return [int(token) for token in dict.fromkeys([*of_model, own]) if token is not None]
 
 
-# These of a model's own generation settings are no matter of taste.
+# These of a model's own generation settings are part of the architecture.
 _STRUCTURAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
 _STRUCTURAL = (*_STRUCTURAL, "forced_eos_token_id", "suppress_tokens", "bad_words_ids")
 
 
 @contextmanager
 def _plain_settings(model: PreTrainedModel) -> Iterator[None]:
-    """Take the authors' sampling, penalties and lengths away, which transformers would fill in."""
+    """Remove the model's own sampling, penalties and lengths, which transformers would add."""
     model.eval()
     own: Any = model.generation_config
     model.generation_config = GenerationConfig(**{key: getattr(own, key, None) for key in _STRUCTURAL})

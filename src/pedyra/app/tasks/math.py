@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pedyra.app.packaged import needed
+from pedyra.app.packaged import import_extra
 from pedyra.errors import UserError
 
 _MARKED = re.compile(r"#### (-?[0-9.,]+)")
@@ -15,14 +15,14 @@ _IGNORED = (",", r"\$", "(?s).*#### ", r"\.$")
 
 def marked_number(text: str) -> str | None:
     """Find the number after "#### ", the harness's "strict match"; None if there is none."""
-    found = _MARKED.search(text)
-    return found and _plain(found[1])
+    match = _MARKED.search(text)
+    return match and _plain(match[1])
 
 
 def last_number(text: str) -> str | None:
     """Find the last number of the text, the harness's "flexible extract"; None if there is none."""
-    found = _NUMBER.findall(text)
-    return _plain(found[-1]) if found else None
+    numbers = _NUMBER.findall(text)
+    return _plain(numbers[-1]) if numbers else None
 
 
 def gsm8k_reference(answer: str) -> str:
@@ -39,7 +39,7 @@ def _plain(text: str) -> str:
     return text.strip()
 
 
-def parsed(text: str) -> list[Any]:
+def parse_answer(text: str) -> list[Any]:
     r"""Read the answer of a text in LaTeX: what its \boxed{} holds, else what it states; empty if there is none.
 
     math-verify bounds its time by a signal, so only the main thread may call this and `equivalent`.
@@ -54,4 +54,4 @@ def equivalent(answer: list[Any], reference: list[Any]) -> bool:
 
 def math_verify() -> Any:
     """Import the package that compares answers. Raises ImportError with the line that installs it."""
-    return needed("math_verify", "the equivalence of answers needs math-verify", "tasks")
+    return import_extra("math_verify", "the equivalence of answers needs math-verify", "tasks")

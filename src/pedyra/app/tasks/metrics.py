@@ -1,4 +1,4 @@
-"""Tasks are judged by these functions of transformers.EvalPrediction."""
+"""The metrics of tasks, as functions of transformers.EvalPrediction."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import EvalPrediction
 
@@ -31,8 +31,7 @@ def correlation(prediction: EvalPrediction) -> dict[str, float]:
     guesses, labels = _logits(prediction).reshape(-1), np.asarray(prediction.label_ids).reshape(-1)
     if np.ptp(guesses) == 0 or np.ptp(labels) == 0:
         return {"pearson": 0.0, "spearman": 0.0, "combined": 0.0}
-    pearson = float(np.corrcoef(guesses, labels)[0, 1])
-    spearman = float(np.corrcoef(rankdata(guesses), rankdata(labels))[0, 1])
+    pearson, spearman = (float(function(guesses, labels)[0]) for function in (pearsonr, spearmanr))  # pyright: ignore
     return {"pearson": pearson, "spearman": spearman, "combined": (pearson + spearman) / 2}
 
 
@@ -51,6 +50,6 @@ def _logits(prediction: EvalPrediction) -> np.ndarray:
 
 
 def first_output(outputs: Any, labels: Any) -> Any:
-    """Serve as Trainer's preprocess_logits_for_metrics: BART and T5 give the encoder's states behind the logits, which
-    take many gigabytes over all held-out rows."""
+    """Keep the logits alone, as Trainer's preprocess_logits_for_metrics: the encoder's states of BART and T5 would take
+    many gigabytes over all held-out rows."""
     return outputs[0] if isinstance(outputs, tuple) else outputs

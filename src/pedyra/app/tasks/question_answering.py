@@ -28,10 +28,10 @@ LABELS = ["start_positions", "end_positions"]
 
 @dataclass(frozen=True)
 class ContextPart:
-    """A part knows where its tokens stand in the context, so that two scores a token become text again."""
+    """The places of a part's tokens in the context, by which a span of tokens becomes text."""
 
     row: int
-    """Index of the row that it is a part of."""
+    """Index of its row."""
     no_answer: int
     """Index of the token that stands for "no answer"."""
     spans: list[tuple[int, int] | None]
@@ -87,11 +87,11 @@ def encode(
 
 
 def _check(row: dict[str, Any], where: str) -> None:
-    """Refuse answers that are malformed, or do not stand where they say in the context: their labels would be wrong."""
+    """Refuse answers that are malformed, or not at their place in the context, because their labels would be wrong."""
     context, answers = row["context"], row["answers"]
     try:
-        found = list(zip(answers["text"], answers["answer_start"], strict=True))
-        right = all(text and start >= 0 and context[start : start + len(text)] == text for text, start in found)
+        pairs = list(zip(answers["text"], answers["answer_start"], strict=True))
+        right = all(text and start >= 0 and context[start : start + len(text)] == text for text, start in pairs)
     except (TypeError, LookupError, ValueError):
         right = False
     if not right or not isinstance(context, str):
@@ -109,15 +109,15 @@ def _positions(part: ContextPart, answers: dict[str, list[Any]]) -> tuple[int, i
     inside = [i for i, span in enumerate(part.spans) if span and span[0] < last and span[1] > first]
     if not inside:
         return part.no_answer, part.no_answer
-    begins, ends = part.spans[inside[0]], part.spans[inside[-1]]
-    assert begins and ends
-    if begins[0] > first and _cut(part, inside[0], -1) or ends[1] < last and _cut(part, inside[-1], 1):
+    start_span, end_span = part.spans[inside[0]], part.spans[inside[-1]]
+    assert start_span and end_span
+    if start_span[0] > first and _cut(part, inside[0], -1) or end_span[1] < last and _cut(part, inside[-1], 1):
         return part.no_answer, part.no_answer  # a part of the answer is in another feature
     return inside[0], inside[-1]
 
 
 def _cut(part: ContextPart, token: int, step: int) -> bool:
-    """Return whether the context of this part ends at the token; spaces, which belong to no token, do not end it."""
+    """Tell whether the context of this part ends at the token; spaces belong to no token, and do not end it."""
     neighbour = token + step
     return not 0 <= neighbour < len(part.spans) or part.spans[neighbour] is None
 
@@ -144,7 +144,7 @@ def answers_of(start: np.ndarray, end: np.ndarray, parts: Sequence[ContextPart],
             opens, closes = part.spans[int(firsts[first, 0])], part.spans[int(lasts[0, last])]
             assert opens and closes
             best[part.row] = float(scores[first, last]), contexts[part.row][opens[0] : closes[1]].strip()
-    return ["" if lost > found else text for lost, (found, text) in zip(null, best, strict=True)]
+    return ["" if no_answer > score else text for no_answer, (score, text) in zip(null, best, strict=True)]
 
 
 def start_and_end(outputs: Any, labels: Any) -> Any:
@@ -176,32 +176,32 @@ def squad_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> d
     """
     exact, f1 = [], []
     for text, accepted in zip(texts, references, strict=True):
-        golds = [gold for gold in accepted if normalised(gold)] or [""]
-        exact.append(max(float(normalised(gold) == normalised(text)) for gold in golds))
+        golds = [gold for gold in accepted if normalise(gold)] or [""]
+        exact.append(max(float(normalise(gold) == normalise(text)) for gold in golds))
         f1.append(max(token_f1(gold, text) for gold in golds))
     answerable = np.array([bool(accepted) for accepted in references])
     scores: dict[str, float] = {}
-    for prefix, chosen in (("", np.full(len(texts), True)), ("HasAns_", answerable), ("NoAns_", ~answerable)):
-        if chosen.any():
-            scores[f"{prefix}exact"] = 100.0 * float(np.array(exact)[chosen].mean())
-            scores[f"{prefix}f1"] = 100.0 * float(np.array(f1)[chosen].mean())
-            scores[f"{prefix}total"] = int(chosen.sum())
+    for prefix, rows in (("", np.full(len(texts), True)), ("HasAns_", answerable), ("NoAns_", ~answerable)):
+        if rows.any():
+            scores[f"{prefix}exact"] = 100.0 * float(np.array(exact)[rows].mean())
+            scores[f"{prefix}f1"] = 100.0 * float(np.array(f1)[rows].mean())
+            scores[f"{prefix}total"] = int(rows.sum())
     return scores
 
 
-def normalised(text: str) -> str:
+def normalise(text: str) -> str:
     """Write the text in lower case, without punctuation, the articles a, an, the, and surplus spaces."""
-    kept = "".join(letter for letter in text.lower() if letter not in set(string.punctuation))
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+    letters = "".join(letter for letter in text.lower() if letter not in set(string.punctuation))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", letters).split())
 
 
 def token_f1(reference: str, text: str) -> float:
-    """Compute F1 of the words that both have, after `normalised`; 1 where both are empty, 0 where one is."""
-    gold, given = normalised(reference).split(), normalised(text).split()
-    if not gold or not given:
-        return float(gold == given)
-    common = sum((Counter(gold) & Counter(given)).values())
+    """Compute F1 of the words that both have, after `normalise`; 1 where both are empty, 0 where one is."""
+    gold, words = normalise(reference).split(), normalise(text).split()
+    if not gold or not words:
+        return float(gold == words)
+    common = sum((Counter(gold) & Counter(words)).values())
     if not common:
         return 0.0
-    precision, recall = common / len(given), common / len(gold)
+    precision, recall = common / len(words), common / len(gold)
     return 2 * precision * recall / (precision + recall)

@@ -1,12 +1,11 @@
-"""Model-written code runs in a process of its own, which bubblewrap shuts off from the network and from the machine.
+"""Generated code runs in a process that bubblewrap isolates from the network and the machine.
 
-It sees the interpreter, its libraries and numpy, read-only, and an empty /tmp: no network, no other process, no file of
-the user's, no environment. Processor time, wall clock and memory are bounded, and when it ends, all that it started is
-gone.
+The process has the interpreter, its libraries and numpy, read-only, and an empty /tmp: no network, no other process, no
+file of the user, no environment. Processor time, wall clock and memory are bounded, and its children end with it.
 
-It contains mistakes, such as a loop without end or a removal of files. It does not hold code that someone wrote to
-break out through a hole in the kernel: for that, use a virtual machine. Nor does it keep code from forging its own
-verdict: as in the harnesses of HumanEval and EvalPlus, a solution and its tests share a process.
+The sandbox contains mistakes, such as an endless loop or a removal of files, but no exploit of the kernel: for that,
+use a virtual machine. Code can forge its own verdict, because a solution and its tests share a process, as in the
+harnesses of HumanEval and EvalPlus.
 """
 
 from __future__ import annotations
@@ -80,11 +79,11 @@ class Sandbox:
                 f"PATH; run apt install bubblewrap (dnf install bubblewrap)"
             )
         self._command = [bubblewrap, *_view(), str(Path(sys.executable).resolve()), "-I", "-S", "-B", "-c", _INSIDE]
-        tried = self._run([], stderr=subprocess.PIPE)
-        if tried.returncode != _DONE:
-            told = tried.stderr.decode(errors="replace").strip().splitlines() or ["it does not start"]
+        trial = self._run([], stderr=subprocess.PIPE)
+        if trial.returncode != _DONE:
+            lines = trial.stderr.decode(errors="replace").strip().splitlines() or ["it does not start"]
             raise SandboxRefused(
-                f"model-written code cannot be run here: {told[-1]}; bubblewrap needs user namespaces, which a "
+                f"model-written code cannot be run here: {lines[-1]}; bubblewrap needs user namespaces, which a "
                 f"container or the kernel may forbid"
             )
 
@@ -118,8 +117,8 @@ def _view() -> Iterator[str]:
     for path in dict.fromkeys(libraries):
         yield from ("--ro-bind-try", path, path)
     for name in IMPORTABLE:
-        found = importlib.util.find_spec(name)
-        for place in (found.submodule_search_locations or []) if found else []:
+        spec = importlib.util.find_spec(name)
+        for place in (spec.submodule_search_locations or []) if spec else []:
             for folder in (place, f"{place}.libs"):  # the second is where a wheel keeps its shared libraries
                 yield from ("--ro-bind-try", folder, f"{_PACKAGES}/{Path(folder).name}")
     yield from ("--dev", "/dev", "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp")

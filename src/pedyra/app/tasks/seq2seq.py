@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pedyra.app.packaged import needed
+from pedyra.app.packaged import import_extra
 from pedyra.app.recipe_sections import DataSection
 from pedyra.app.tasks.causal_lm import prompts, token_losses
 from pedyra.app.tasks.sources import Rows
@@ -56,5 +56,5 @@ def rouge(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
 
 def rouge_scorer() -> Any:
     """Make what compares two texts. Raises ImportError with the line that installs rouge-score."""
-    module = needed("rouge_score.rouge_scorer", "ROUGE needs rouge-score", "tasks")
+    module = import_extra("rouge_score.rouge_scorer", "ROUGE needs rouge-score", "tasks")
     return module.RougeScorer(list(ROUGE), use_stemmer=True)

@@ -1,7 +1,7 @@
-"""Rows come from packaged text, generated text, a local file or the Hub; some are trained on and some held out.
+"""Rows come from packaged text, generated text, a local file or the Hub, and are split into training and held-out rows.
 
-pandas reads tables with every cell as text, pyarrow reads Parquet, `datasets` the Hub. JSON is read by the standard
-library, since the reader of `datasets` makes times of texts that look like dates.
+pandas reads tables with every cell as text, pyarrow reads Parquet, `datasets` the Hub. `datasets` reads no local file,
+because it converts texts that look like dates or numbers ("2021-01-01", "007"), as of version 5.2.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pedyra.app.hub import why_not_loaded, why_not_on_hub
 from pedyra.app.packaged import packaged_file
 from pedyra.app.recipe_sections import GENERATED, DataSection, template_columns
 from pedyra.app.tasks.toy import toy
-from pedyra.errors import UserError, telling
+from pedyra.errors import UserError, as_user_error
 from pedyra.lora.spelling import did_you_mean
 
 logger = logging.getLogger(__name__)
 
 Rows = list[dict[str, Any]]
-"""A data set is kept in memory: one dict a row, from column name to value."""
+"""A data set in memory: one dict for each row, from column name to value."""
 
 
 def reviews() -> Rows:
@@ -47,7 +47,7 @@ def reviews() -> Rows:
 
 PACKAGED = {"reviews": reviews, "toy": toy}
 TABLES: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": {"sep": "\t", "quoting": csv.QUOTE_NONE}}
-"""pandas reads each kind of table with these. A quotation mark in a .tsv is a letter, as in GLUE's files."""
+"""Options of pandas for each kind of table. A quotation mark in a .tsv is a letter, as in GLUE's files."""
 FORMATS = (".jsonl", ".json", *TABLES, ".parquet")
 COMPRESSED = (".gz", ".bz2", ".xz")
 
@@ -55,24 +55,24 @@ COMPRESSED = (".gz", ".bz2", ".xz")
 def load_rows(data: DataSection) -> tuple[Rows, Rows | None, list[str] | None]:
     """Read training rows, validation rows (None: to be split off), and class names where the source declares them.
 
-    Rows hold the columns that `data` names and no others. Raises ValueError for a source or column that is not there.
+    Rows have the columns that `data` names and no others. Raises ValueError for a source or column that is not there.
     """
     columns, names = _columns(data), None
     if data.source in PACKAGED:
         if data.validation is not None:
             raise UserError(f"data.source {data.source} has no other split; remove data.validation")
-        train, held = PACKAGED[data.source](), None
+        train, validation = PACKAGED[data.source](), None
     elif _format(data.source):
         train = _read_file(data.source, "data.source")
-        held = _read_file(data.validation, "data.validation") if data.validation else None
+        validation = _read_file(data.validation, "data.validation") if data.validation else None
     else:
         train, names = _read_hub(data.source, data.config, data.split, "data.source", data.label)
-        held = _read_hub(data.source, data.config, data.validation, "data.source")[0] if data.validation else None
+        validation = _read_hub(data.source, data.config, data.validation, "data.source")[0] if data.validation else None
     structured = (data.messages, "answers" if data.kind == "question_answering" else None)
     also = () if data.messages is None else ("tools",)
     return (
         _select(train, columns, data.source, structured, also),
-        None if held is None else _select(held, columns, data.validation or "", structured, also),
+        None if validation is None else _select(validation, columns, data.validation or "", structured, also),
         names,
     )
 
@@ -96,33 +96,33 @@ def held_out(rows: Rows, fraction: float, group_by: str | None, seed: int) -> tu
         groups.setdefault(row[group_by] if group_by else index, []).append(index)
     members = list(groups.values())
     Random(seed).shuffle(members)
-    held: set[int] = set()
+    indices: set[int] = set()
     for group in members:
-        if len(held) >= fraction * len(rows):
+        if len(indices) >= fraction * len(rows):
             break
-        held.update(group)
-    train = [row for index, row in enumerate(rows) if index not in held]
+        indices.update(group)
+    train = [row for index, row in enumerate(rows) if index not in indices]
     if not rows:
         raise UserError("the data holds no rows; check data.source")
-    if not train or not held:
+    if not train or not indices:
         what = f"{len(groups)} values of data.group_by {group_by}" if group_by else f"{len(rows)} rows"
         raise UserError(
             f"data.validation_fraction {fraction} of {what} leaves an empty side; give more rows or data.validation"
         )
-    return train, [rows[index] for index in sorted(held)]
+    return train, [rows[index] for index in sorted(indices)]
 
 
-def check_apart(train: Rows, held: Rows, group_by: str | None) -> None:
-    """Refuse held-out rows with a value of `group_by` that training rows have, and log how many rows are the same."""
-    shared = {row[group_by] for row in train} & {row[group_by] for row in held} if group_by else set()
+def check_apart(train: Rows, validation: Rows, group_by: str | None) -> None:
+    """Refuse a value of `group_by` on both sides of the split, and log how many rows are on both."""
+    shared = {row[group_by] for row in train} & {row[group_by] for row in validation} if group_by else set()
     if shared:
         raise UserError(
             f"data.group_by {group_by}: {len(shared)} of its values are in data.validation and in the training rows, "
             f"for example {min(map(str, shared))!r}; take their rows out of one of the two, or remove data.group_by"
         )
-    trained = {_content(row, group_by) for row in train}
-    if twins := sum(_content(row, group_by) in trained for row in held):
-        logger.warning("%d of %d validation rows stand among the training rows, too", twins, len(held))
+    contents = {_content(row, group_by) for row in train}
+    if twins := sum(_content(row, group_by) in contents for row in validation):
+        logger.warning("%d of %d validation rows stand among the training rows, too", twins, len(validation))
 
 
 def _content(row: dict[str, Any], group_by: str | None) -> str:
@@ -140,12 +140,12 @@ def sample(rows: Rows, count: int | None, seed: int, side: str) -> Rows:
 
 def _columns(data: DataSection) -> list[str]:
     if data.kind == "question_answering":
-        named = ["question", "context", "answers"]
+        columns = ["question", "context", "answers"]
     elif data.kind in GENERATED:
-        named = [data.prompt, data.completion, data.messages, *template_columns(data.template or "")]
+        columns = [data.prompt, data.completion, data.messages, *template_columns(data.template or "")]
     else:
-        named = [data.text, data.text_pair, data.label]
-    return list(dict.fromkeys(name for name in [*named, data.group_by] if name is not None))
+        columns = [data.text, data.text_pair, data.label]
+    return list(dict.fromkeys(name for name in [*columns, data.group_by] if name is not None))
 
 
 def _select(
@@ -155,8 +155,7 @@ def _select(
     structured: Sequence[str | None] = (),
     also: Sequence[str] = (),
 ) -> Rows:
-    """Keep these columns of the rows, and those of `also` that hold something; `structured` columns may hold more than
-    a text or a number."""
+    """Select these columns, and those of `also` that are not empty; `structured` columns may have lists and dicts."""
     selected = []
     for number, row in enumerate(rows, start=1):
         for column in columns:
@@ -178,7 +177,7 @@ def _select(
 
 
 def _format(source: str) -> str | None:
-    """Find the format that a file name ends in, whether compressed or not; None if it is no file name."""
+    """Return the format that the file name ends in, compressed or not; None for any other name."""
     suffixes = [suffix.lower() for suffix in Path(source).suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
@@ -196,14 +195,14 @@ def _read_file(source: str, key: str) -> Rows:
     check_file(source, key)
     if kind is None:
         raise UserError(f"{key} {source!r} has no known format; a file ends in {', '.join(FORMATS)}")
-    with telling(f"{key} {source!r} cannot be read as {kind[1:]}"):
+    with as_user_error(f"{key} {source!r} cannot be read as {kind[1:]}"):
         if kind == ".parquet":
             return pyarrow.parquet.read_table(path).to_pylist()
         if kind in TABLES:
             text_only: Any = {"dtype": str, "keep_default_na": False, "index_col": False, "encoding": "utf-8-sig"}
             return pandas.read_csv(path, **text_only, **TABLES[kind]).to_dict("records")  # pyright: ignore
-        opened: Any = fsspec.open(str(path), "rt", compression="infer", encoding="utf-8-sig", newline="")
-        with opened as file:
+        stream: Any = fsspec.open(str(path), "rt", compression="infer", encoding="utf-8-sig", newline="")
+        with stream as file:
             return _json_rows(file.read())
 
 
@@ -238,7 +237,7 @@ def _read_hub(
             f"{key} {source!r} is no packaged data set and no file that ends in {', '.join(FORMATS)}, and {reason}"
         )
         raise UserError("; ".join(filter(None, (nowhere, did_you_mean(source, PACKAGED, otherwise="")))))
-    with telling(f"{key} {source!r} was not given by the Hub", reason=why_not_loaded):
+    with as_user_error(f"{key} {source!r} cannot be loaded from the Hub", reason=why_not_loaded):
         dataset = load_dataset(source, config, split=split)
     feature = dataset.features.get(label or "")
     return dataset.to_list(), list(feature.names) if isinstance(feature, ClassLabel) else None

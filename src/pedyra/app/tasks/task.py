@@ -17,33 +17,33 @@ from pedyra.app.tasks.sources import Rows, check_apart, held_out, load_rows, sam
 from pedyra.app.tasks.tokens import with_limit
 
 Compute = Callable[[EvalPrediction], dict[str, float]]
-"""Trainer's compute_metrics: it makes metrics, by name, of predictions."""
+"""Trainer's compute_metrics: predictions -> metric -> value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A task has tokenised data, and knows how a model is judged on it. Batches are padded to their own longest row."""
+    """Tokenised data, and how a model is evaluated on it. Batches are padded to their own longest row."""
 
     kind: str
     train: Dataset
     eval: Dataset
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     num_labels: int | None
-    """Outputs of the head: classes, 1 for regression; None where the task brings no new classes."""
+    """Outputs of the head: classes, 1 for regression; None where the task has no classes."""
     compute_metrics: Compute
     preprocess_logits: Callable[[Any, Any], Any]
-    """Trainer's preprocess_logits_for_metrics: causal_lm keeps two numbers a row, not the logits."""
+    """Trainer's preprocess_logits_for_metrics; a causal LM keeps two numbers a row and no logits."""
     metric: str
-    """A run is judged by this key of what compute_metrics gives; Trainer logs it as eval_<metric>."""
+    """The key of compute_metrics by which a run is evaluated; Trainer logs it as eval_<metric>."""
     classes: list[str] | None = None
     """As `data.labels` they give the rows of another file the same numbers."""
     targets: tuple[str, ...] = ("labels",)
-    """Columns that are targets: Trainer cannot see through PEFT which they are."""
+    """Columns that are targets, which Trainer cannot find out from a PEFT model."""
     held_out: Rows = field(default_factory=list)
     """The rows of `eval` as they were read."""
 
     def digest(self, *, train_only: bool = False) -> str:
-        """Compute SHA-256 of the tokens and labels that are trained on and judged by."""
+        """Compute SHA-256 of the tokens and labels."""
         digest = hashlib.sha256()
         for rows in (self.train,) if train_only else (self.train, self.eval):
             for batch in rows.iter(batch_size=1000):
@@ -64,7 +64,7 @@ class Task:
 def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, positions: int | None = None) -> Task:
     """Read, split, sample and tokenise the data of a recipe; the same seed gives the same rows in the same order.
 
-    positions: tokens that the base takes, `models.positions`; longer rows are cut there, and their number is logged.
+    positions: tokens that the base takes, `models.positions`; longer rows are truncated, and their number is logged.
 
     Raises ValueError, one line, for a source that does not exist, a column it does not have, labels that are
     missing or out of range, an empty split, and answers that all lie beyond max_length; ImportError where the
@@ -82,26 +82,26 @@ def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, 
     targets: tuple[str, ...] = ("labels",) if data.labelled else ()
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]] = DataCollatorWithPadding(tokenizer)
     if data.kind == "question_answering":
-        judged, parts = question_answering.encode(evaluation, data, tokenizer, "validation")
-        trained, _ = question_answering.encode(train, data, tokenizer, "training")
+        eval_features, parts = question_answering.encode(evaluation, data, tokenizer, "validation")
+        train_features, _ = question_answering.encode(train, data, tokenizer, "training")
         compute_metrics = question_answering.metrics(evaluation, parts)
         preprocess, targets = question_answering.start_and_end, tuple(question_answering.LABELS)
     elif data.kind in GENERATED:
         module = causal_lm if data.kind == "causal_lm" else seq2seq
-        judged = module.encode(evaluation, data, tokenizer, "validation")
-        trained = module.encode(train, data, tokenizer, "training")
+        eval_features = module.encode(evaluation, data, tokenizer, "validation")
+        train_features = module.encode(train, data, tokenizer, "training")
         collator, compute_metrics = DataCollatorForSeq2Seq(tokenizer), metrics.perplexity
         preprocess = module.answer_loss
     else:
         labels = text.known_labels(every, data, class_names)
-        judged = text.encode(evaluation, data, tokenizer, labels, "validation")
-        trained = text.encode(train, data, tokenizer, labels, "training")
+        eval_features = text.encode(evaluation, data, tokenizer, labels, "validation")
+        train_features = text.encode(train, data, tokenizer, labels, "training")
         compute_metrics = metrics.correlation if data.kind == "regression" else metrics.classification
         preprocess = metrics.first_output
     return Task(
         kind=data.kind,
-        train=Dataset.from_list(trained),
-        eval=Dataset.from_list(judged),
+        train=Dataset.from_list(train_features),
+        eval=Dataset.from_list(eval_features),
         collator=collator,
         num_labels=labels.count if labels else None,
         compute_metrics=compute_metrics,

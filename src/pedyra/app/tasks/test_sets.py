@@ -17,8 +17,8 @@ from pedyra.app.known_sets import COMPLETE, COMPLETE_STOP, COMPLETED, TEST_SETS
 from pedyra.app.recipe_sections import DataSection, GenerateSection, template_columns
 from pedyra.app.tasks.causal_lm import messages_of
 from pedyra.app.tasks.code import check_all, extract, problems_of
-from pedyra.app.tasks.generation import Written
-from pedyra.app.tasks.math import equivalent, gsm8k_reference, last_number, marked_number, math_verify, parsed
+from pedyra.app.tasks.generation import Sample
+from pedyra.app.tasks.math import equivalent, gsm8k_reference, last_number, marked_number, math_verify, parse_answer
 from pedyra.app.tasks.seq2seq import rouge, rouge_scorer
 from pedyra.app.tasks.sources import Rows, read_test_rows, sample
 from pedyra.app.tasks.tokens import chat_text, prompt_text, prompt_tokens, tools_of
@@ -33,16 +33,16 @@ SCORERS = {"rouge": rouge_scorer, "math": math_verify}
 
 @dataclass(frozen=True, kw_only=True)
 class TestSet:
-    """A test set has prompts, and knows what the answers are compared with."""
+    """Prompts, and the references or tests that the answers are scored by."""
 
     __test__ = False  # pytest, this is no test
 
     name: str
     prompts: list[list[int]]
     settings: GenerateSection
-    """Everything in it is filled in."""
+    """No key is left out."""
     references: list[str]
-    """The right answers as text; code has none, as its problems carry tests."""
+    """The right answers as text; empty for code, whose problems have tests."""
     problems: list[Any]
     own: bool
     """True for the run's held-out rows, whose metrics need no name before them."""
@@ -52,11 +52,10 @@ class TestSet:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores say what texts came to."""
+    """The metrics of a test set, and lines about the texts that could not be scored."""
 
     metrics: dict[str, float]
     notes: list[str]
-    """People are told by these lines what could not be judged."""
 
 
 def load_test_sets(
@@ -76,11 +75,11 @@ def load_test_sets(
     own = [name for name in generate if name not in TEST_SETS]
     if len(own) > 1:
         raise UserError(
-            f"generate: {' and '.join(own)} are no known sets, and a run has its held-out rows once; known sets are "
-            f"{', '.join(TEST_SETS)}"
+            f"generate: {' and '.join(own)} both mean the run's held-out rows, which are answered once; keep one of "
+            f"them, or name known sets: {', '.join(TEST_SETS)}"
         )
-    trained = _Trained(data, tokenizer, held_out, seed)
-    return [trained.load(name, section) for name, section in generate.items()]
+    reader = _TestSetReader(data, tokenizer, held_out, seed)
+    return [reader.load(name, section) for name, section in generate.items()]
 
 
 def check_scorer(score: str | None) -> None:
@@ -90,8 +89,8 @@ def check_scorer(score: str | None) -> None:
 
 
 @dataclass(frozen=True)
-class _Trained:
-    """A model is asked as it was trained, which its data, tokenizer and seed tell."""
+class _TestSetReader:
+    """Makes prompts in the form of the training, by its data section, tokenizer and seed."""
 
     data: DataSection
     tokenizer: PreTrainedTokenizerBase
@@ -99,31 +98,31 @@ class _Trained:
     seed: int
 
     def load(self, name: str, section: GenerateSection) -> TestSet:
-        own, known = name not in TEST_SETS, dict(TEST_SETS.get(name, {}))
+        own, defaults = name not in TEST_SETS, dict(TEST_SETS.get(name, {}))
         if own and section.source is not None:
             raise UserError(
-                f"generate.{name} is no known set, those are {', '.join(TEST_SETS)}; any other is made of the held-out "
-                f"rows, so give its rows as data.validation, and remove source"
+                f"generate.{name} has a source, and only known sets have one ({', '.join(TEST_SETS)}); any other name "
+                f"means the held-out rows, so give the rows as data.validation, and remove source"
             )
-        known |= {} if own else self._as_trained(name, known)
-        settings = self._settings(known, section)
+        defaults |= {} if own else self._as_trained(name, defaults)
+        settings = self._settings(defaults, section)
         problems: list[Any] = []
         if own:
             if settings.score == "code":
                 raise UserError(f"generate.{name} has the score code, and held-out rows have no tests to run")
             rows = sample(self.held_out, settings.rows, self.seed, "validation")
             texts, references = map(list, zip(*map(self._own, rows), strict=True))
-        elif known["score"] == "code":
-            problems = problems_of(self._rows(name, known, settings, None), f"generate.{name}")
-            template = known.get("template")
+        elif defaults["score"] == "code":
+            problems = problems_of(self._rows(name, defaults, settings, None), f"generate.{name}")
+            template = defaults.get("template")
             if settings.stop is None and not self.data.messages and template is None:
                 # A reply to an instruction may well hold a def at the margin.
                 settings = settings.model_copy(update={"stop": list(problems[0].stop)})
-            asked = [prompt_text({"prompt": problem.prompt}, "prompt", template) for problem in problems]
-            texts, references = [self._question(text) for text in asked], []
+            questions = [prompt_text({"prompt": problem.prompt}, "prompt", template) for problem in problems]
+            texts, references = [self._question(text) for text in questions], []
         else:
-            template, reference = known["template"], known["reference"]
-            rows = self._rows(name, known, settings, [*template_columns(template), reference])
+            template, reference = defaults["template"], defaults["reference"]
+            rows = self._rows(name, defaults, settings, [*template_columns(template), reference])
             texts = [self._question(prompt_text(row, None, template)) for row in rows]
             references = [str(row[reference]) for row in rows]
         _check_references(name, settings, references)
@@ -133,28 +132,30 @@ class _Trained:
             ends=self._ends(),
         )  # fmt: skip
 
-    def _settings(self, known: Mapping[str, Any], section: GenerateSection) -> GenerateSection:
-        """Fill everything in: as the recipe says, else as is usual for the set, else for the kind of model."""
+    def _settings(self, defaults: Mapping[str, Any], section: GenerateSection) -> GenerateSection:
+        """Fill in every key: from the recipe, else the defaults of the set, else those of the kind of model."""
         usual: dict[str, Any] = {"max_new_tokens": TOKENS, "beams": 1, "score": "exact"}
         if self.data.kind == "seq2seq":
             usual = {"max_new_tokens": self.data.max_target_length, "beams": 4, "score": "rouge"}
-        of_set = {key: value for key, value in known.items() if key in GenerateSection.model_fields}
+        of_set = {key: value for key, value in defaults.items() if key in GenerateSection.model_fields}
         return GenerateSection(**{**usual, **of_set, **section.model_dump(exclude_none=True)})
 
-    def _as_trained(self, name: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    def _as_trained(self, name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
         """Put the set's question into the template of training, if that has a single place."""
-        trained = self.data.template or ""
-        columns = template_columns(trained)
+        training_template = self.data.template or ""
+        columns = template_columns(training_template)
         if len(columns) != 1:
             return {}
         if name in COMPLETED:
-            question, begins = COMPLETE
-            return {"template": _with_place(trained, question) + begins, "stop": COMPLETE_STOP}
-        question = template_columns(known.get("template", "{prompt}"))[0]
-        return {"template": _with_place(trained, "{" + question + "}")}
+            question, answer_prefix = COMPLETE
+            return {"template": _with_place(training_template, question) + answer_prefix, "stop": COMPLETE_STOP}
+        question = template_columns(defaults.get("template", "{prompt}"))[0]
+        return {"template": _with_place(training_template, "{" + question + "}")}
 
-    def _rows(self, name: str, known: Mapping[str, Any], settings: GenerateSection, columns: list[str] | None) -> Rows:
-        config = known.get("config") if settings.source == known["source"] else None
+    def _rows(
+        self, name: str, defaults: Mapping[str, Any], settings: GenerateSection, columns: list[str] | None
+    ) -> Rows:
+        config = defaults.get("config") if settings.source == defaults["source"] else None
         rows = read_test_rows(str(settings.source), config, "test", columns, f"generate.{name}.source")
         return sample(rows, settings.rows, self.seed, f"generate.{name}")
 
@@ -167,7 +168,7 @@ class _Trained:
             if last < 0:
                 raise UserError(f"column {data.messages!r} holds {messages!r:.80}, in which no assistant answers")
             prompt = self._chat(messages[:last], row, ask=True)
-            # What the template makes of the answer, such as an empty thought before it, or a call: so it was trained.
+            # The template may add to the answer (an empty thought, a tool call), as it did in training.
             after = self._chat(messages[: last + 1], row, ask=False).removeprefix(prompt)
             return prompt, self._as_decoded(after)
         return prompt_text(row, data.prompt, data.template), str(row[data.completion or ""])
@@ -185,22 +186,22 @@ class _Trained:
         """Write an answer as a model's is decoded: to the token that ends it, without special tokens."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         ends = [self.tokenizer.eos_token_id, *self._ends()]
-        kept = ids[: next((place for place, token in enumerate(ids) if token in ends), None)]
-        return str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        tokens = ids[: next((place for place, token in enumerate(ids) if token in ends), None)]
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _ends(self) -> list[int]:
-        """Find the special token that closes an assistant's turn, which a base model does not know for an end."""
+        """Find the special token that closes an assistant's turn; the config of a base model does not name it."""
         if not self.data.messages:
             return []
-        asked = [{"role": "user", "content": "0"}]
+        question = [{"role": "user", "content": "0"}]
         try:
-            before = self._chat(asked, {}, ask=True)
-            after = self._chat([*asked, {"role": "assistant", "content": "12345"}], {}, ask=False)
+            before = self._chat(question, {}, ask=True)
+            after = self._chat([*question, {"role": "assistant", "content": "12345"}], {}, ask=False)
         except ValueError:  # a template that takes no such chat
             return []
         ids = self.tokenizer(after.removeprefix(before).partition("12345")[2], add_special_tokens=False)["input_ids"]
-        known = self.tokenizer.added_tokens_decoder.get(ids[0]) if ids else None
-        return ids[:1] if known is not None and known.special else []
+        token = self.tokenizer.added_tokens_decoder.get(ids[0]) if ids else None
+        return ids[:1] if token is not None and token.special else []
 
     def _tokens(self, text: str) -> list[int]:
         most = self.data.max_length
@@ -212,7 +213,7 @@ class _Trained:
 
 
 def _with_place(template: str, place: str) -> str:
-    """Put this text where the template has a place; braces that are no place stay written twice."""
+    """Replace the placeholder of the template by this text; literal braces stay doubled."""
     parts = []
     for text, column, _, _ in string.Formatter().parse(template):
         parts += [text.replace("{", "{{").replace("}", "}}"), "" if column is None else place]
@@ -220,7 +221,7 @@ def _with_place(template: str, place: str) -> str:
 
 
 def _check_references(name: str, settings: GenerateSection, references: Sequence[str]) -> None:
-    """Refuse right answers that hold none, before any text is written."""
+    """Refuse references that are empty or have no number, before any text is generated."""
     for number, reference in enumerate(references, start=1):
         try:
             if not reference.strip():
@@ -231,58 +232,64 @@ def _check_references(name: str, settings: GenerateSection, references: Sequence
             raise UserError(f"row {number} of the test set {name}: {error}") from None
 
 
-def score(test_set: TestSet, written: Sequence[Written], *, sandbox: Any = None) -> Scores:
-    """Score the texts of a set, by metric. A set of its own name has its one figure under it, as a fraction.
+def score(test_set: TestSet, samples: Sequence[Sample], *, sandbox: Any = None) -> Scores:
+    """Return metric -> value; the main metric of a known set has the set's name, and is a fraction.
 
     Args:
-        written: of every prompt.
-        sandbox: a `sandbox.Sandbox`, where code is to be run.
+        samples: one for every prompt.
+        sandbox: a `sandbox.Sandbox`, for code.
     """
-    texts, references = [each.text for each in written], test_set.references
-    unfinished, notes = sum(not each.finished for each in written), []
+    texts, references = [each.text for each in samples], test_set.references
+    unfinished, notes = sum(not each.finished for each in samples), []
     if unfinished:
         most = test_set.settings.max_new_tokens
         notes.append(f"{unfinished} of {len(texts)} texts did not end within {most} tokens")
     kind = test_set.settings.score
     if kind == "rouge":
-        found = rouge(texts, references)
+        scores = rouge(texts, references)
         if empty := sum(re.search("[a-z0-9]", right.lower()) is None for right in references):
             notes.append(f"{empty} of {len(references)} references have no letter from a to z: ROUGE reads no others")
     elif kind == "exact":
         same = [text.split() == right.split() for text, right in zip(texts, references, strict=True)]
-        found = {"": sum(same) / len(same)}
+        scores = {"": sum(same) / len(same)}
     elif kind == "code":
-        found = _code_scores(test_set, texts, sandbox, notes)
+        scores = _code_scores(test_set, texts, sandbox, notes)
     else:
-        found = _math_scores(test_set, texts, notes)
-    found["unfinished"] = float(unfinished)
+        scores = _math_scores(test_set, texts, notes)
+    scores["unfinished"] = float(unfinished)
     prefix = "" if test_set.own else f"{test_set.name}_"
     single = "exact_match" if test_set.own and kind == "exact" else "accuracy" if test_set.own else test_set.name
-    return Scores({single if not key else prefix + key: value for key, value in found.items()}, notes)
+    return Scores({single if not key else prefix + key: value for key, value in scores.items()}, notes)
 
 
 def _math_scores(test_set: TestSet, texts: Sequence[str], notes: list[str]) -> dict[str, float]:
-    """Return the share of right answers, and how many texts hold no answer; these count as wrong.
+    """Return the share of right answers, and the number of texts without an answer, which count as wrong.
 
-    For GSM8K the right ones are given by the last number of a text, and by the number after "####" (strict match).
+    GSM8K is scored by the last number of a text, and by the number after "####" (strict match).
     """
-    found: list[Any]
+    answers: list[Any]
     if test_set.settings.score == "gsm8k":
-        found, right = [last_number(text) for text in texts], [gsm8k_reference(each) for each in test_set.references]
-        strict = [marked_number(text) == number for text, number in zip(texts, right, strict=True)]
-        same = [number == each for number, each in zip(found, right, strict=True)]
+        answers, references = (
+            [last_number(text) for text in texts],
+            [gsm8k_reference(each) for each in test_set.references],
+        )
+        strict = [marked_number(text) == number for text, number in zip(texts, references, strict=True)]
+        same = [number == each for number, each in zip(answers, references, strict=True)]
         more = {"strict_match": sum(strict) / len(strict)}
     else:
-        found, right = [parsed(text) for text in texts], [parsed(each) for each in test_set.references]
-        same, more = [equivalent(*sides) for sides in zip(found, right, strict=True)], {}
-    lost = [row for row, answer in enumerate(found) if not answer]
-    for row in lost[:3]:
+        answers, references = (
+            [parse_answer(text) for text in texts],
+            [parse_answer(each) for each in test_set.references],
+        )
+        same, more = [equivalent(*sides) for sides in zip(answers, references, strict=True)], {}
+    unparsed = [row for row, answer in enumerate(answers) if not answer]
+    for row in unparsed[:3]:
         notes.append(f"no answer was found in the text of row {row + 1}: {texts[row][-120:]!r}")
-    return {"": sum(same) / len(same), **more, "unparsable": float(len(lost))}
+    return {"": sum(same) / len(same), **more, "unparsable": float(len(unparsed))}
 
 
 def _code_scores(test_set: TestSet, texts: Sequence[str], sandbox: Any, notes: list[str]) -> dict[str, float]:
-    """Return pass@1 of one greedy text each, and how many texts hold no program."""
+    """Return pass@1 of one greedy text each, and the number of texts without a program."""
     programs = [extract(text, problem) for text, problem in zip(texts, test_set.problems, strict=True)]
     statuses = check_all(test_set.problems, programs, sandbox)
     notes.append(", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses))))

@@ -18,7 +18,7 @@ from pedyra.errors import UserError
 
 @dataclass(frozen=True)
 class Labels:
-    """A task knows its labels by name and by number."""
+    """The classes of a task by name and by number."""
 
     names: tuple[str, ...] = ()
     """Names of the classes, in the order of their numbers; a regression has none.
@@ -37,17 +37,17 @@ class Labels:
         """Return the label as the head's target. Raises ValueError for what is no label of this task."""
         if not self.names:
             return _real(value)
-        found = self.numbers.get(_written(value))
-        if found is None:
+        result = self.numbers.get(_written(value))
+        if result is None:
             raise UserError(
                 f"label {value!r} is none of the classes {', '.join(self.names):.200}; correct the rows, data.labels "
                 f"or data.num_labels, or set data.kind regression"
             )
-        return found
+        return result
 
 
 def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) -> Labels:
-    """Find the labels that `data` or the source declares; where neither does, those of the training rows."""
+    """Return the labels that `data` or the source declares, else those of the training rows."""
     if data.kind == "regression":
         return Labels()
     if data.label is None:
@@ -57,7 +57,7 @@ def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) 
     for number, value in enumerate(values, start=1):
         if isinstance(value, str) and not value.strip():
             raise UserError(f"training row {number} has no label (column {data.label!r}); remove the row or fill it")
-    # The rows of a source that calls its classes "1" and "2" have 0 and 1.
+    # A source whose class names are "1" and "2" has the numbers 0 and 1 in its rows.
     declared = None if class_names is None or _has_numbers(class_names) else class_names
     if names := data.labels or declared:
         numbered = not _has_numbers(names)  # else a number in the data is a name

@@ -1,4 +1,4 @@
-"""Texts of a row become tokens: its prompt and its chat, as far as the base takes them."""
+"""The prompt and the chat of a row are tokenised, up to the length that the base takes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ NO_LIMIT = 1_000_000
 """Tokenizers without a limit say 1e30."""
 
 DAY = date(2026, 1, 1)
-"""Chats are said to be on this day: templates that write the date (Llama 3.2, SmolLM3, gpt-oss) would give other tokens
-on the next day, and a run could be neither resumed nor fitted."""
+"""The date in every chat: templates that write today's (Llama 3.2, SmolLM3, gpt-oss) would give other tokens on the
+next day, and a run could be neither resumed nor fitted."""
 _WRITES_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 logger = logging.getLogger(__name__)
@@ -52,20 +52,20 @@ def with_limit(data: DataSection, tokenizer: PreTrainedTokenizerBase, positions:
 
 
 def num_cut(columns: BatchEncoding) -> int:
-    """Count the rows of which a fast tokenizer left something out; the slow ones do not say."""
+    """Count the rows that a fast tokenizer truncated; slow ones do not report it."""
     return sum(bool(row.overflowing) for row in columns.encodings or ())
 
 
-def tell_cut(cut: int, rows: int, side: str, limit: int | None) -> None:
-    """Log how many rows were longer than the limit, if any were."""
-    if cut:
-        logger.warning("%d of %d %s rows are longer than %s tokens and are cut there", cut, rows, side, limit)
+def tell_cut(count: int, rows: int, side: str, limit: int | None) -> None:
+    """Log how many rows were truncated, if any were."""
+    if count:
+        logger.warning("%d of %d %s rows are longer than %s tokens and are cut there", count, rows, side, limit)
 
 
 def prompt_text(row: dict[str, Any], column: str | None, template: str | None) -> str:
     """Fill the template from the row's columns, or read the row's prompt column.
 
-    Raises ValueError where a place asks for more than a column, or in a way that its value has not.
+    Raises ValueError for a placeholder that is no column, or has a format that its value does not take.
     """
     if not template:
         return str(row[column or ""])
@@ -79,7 +79,7 @@ def prompt_text(row: dict[str, Any], column: str | None, template: str | None) -
 
 
 def prompt_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokenise a prompt that an answer goes on from, without the end token with which some tokenizers close texts."""
+    """Tokenise the prompt of an answer, without the end token that some tokenizers append."""
     ids = tokenizer(text)["input_ids"]
     if ids and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         ids = ids[:-1]
@@ -88,8 +88,8 @@ def prompt_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def tools_of(row: Mapping[str, Any]) -> list[Any] | None:
     """Read the tools that a chat may call from the column of this name, a list or JSON; None: it has none."""
-    found = row.get("tools") or None
-    return json.loads(found) or None if isinstance(found, str) else found
+    tools = row.get("tools") or None
+    return json.loads(tools) or None if isinstance(tools, str) else tools
 
 
 def chat_text(
@@ -100,7 +100,7 @@ def chat_text(
     ask: bool,
     tools: list[Any] | None = None,
 ) -> str:
-    """Write a chat by its template, on `DAY`; with `ask`, up to where the assistant begins to answer.
+    """Render a chat by its template, on `DAY`; with `ask`, up to the beginning of the assistant's answer.
 
     Raises ValueError where there is no chat template, or it refuses the messages or is no whole one.
     """
@@ -108,7 +108,7 @@ def chat_text(
         raise UserError("data.messages needs a chat template, and this tokenizer has none; give data.chat_template")
     try:
         template = tokenizer.get_chat_template(chat_template, tools)
-        template = _WRITES_DATE.sub(lambda found: repr(DAY.strftime(found[2])), template)
+        template = _WRITES_DATE.sub(lambda match: repr(DAY.strftime(match[2])), template)
         text = tokenizer.apply_chat_template(
             messages, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=ask
         )

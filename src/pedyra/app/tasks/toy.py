@@ -18,9 +18,9 @@ def toy() -> list[dict[str, Any]]:
     same as a chat; question, context and answers, where half of the questions have no answer; document and summary,
     which is its first sentence; group.
     """
-    random, asked = Random(0), Random(1)
+    random, question_random = Random(0), Random(1)
     rows = [_row(random, index % 32) for index in range(ROWS)]
-    return [{**row, **_question(asked, row), **_document(row)} for row in rows]
+    return [{**row, **_question(question_random, row), **_document(row)} for row in rows]
 
 
 def _row(random: Random, group: int) -> dict[str, Any]:
@@ -43,9 +43,9 @@ def _row(random: Random, group: int) -> dict[str, Any]:
 def _question(random: Random, row: dict[str, Any]) -> dict[str, Any]:
     """Ask what is good in "the plot is good": the plot. What is bad in it has no answer."""
     noun, quality = row["text"].split()[1], row["text"].split()[3]
-    asked = quality if random.randrange(2) else random.choice(WORDS[1 - row["label"]])
-    answers = {"text": [noun], "answer_start": [4]} if asked == quality else {"text": [], "answer_start": []}
-    return {"question": f"what is {asked}?", "context": row["text"], "answers": answers}
+    adjective = quality if random.randrange(2) else random.choice(WORDS[1 - row["label"]])
+    answers = {"text": [noun], "answer_start": [4]} if adjective == quality else {"text": [], "answer_start": []}
+    return {"question": f"what is {adjective}?", "context": row["text"], "answers": answers}
 
 
 def _document(row: dict[str, Any]) -> dict[str, Any]:

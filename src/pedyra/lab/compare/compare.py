@@ -10,19 +10,19 @@ from rich.console import Console
 
 from pedyra.errors import UserError
 from pedyra.lab.compare.grid import Grid
-from pedyra.lab.compare.jobs import HERE, Engine, Job, JobEnd, final_row, is_done, run_jobs
+from pedyra.lab.compare.jobs import HERE, Engine, Job, JobEnd, run_jobs
 from pedyra.lab.compare.prepare import Experiment, prepare_experiment
 from pedyra.lab.compare.results import Comparison, RateCurve, collect
 from pedyra.lab.compare.tables import comparison_tables, print_tables, write_tables
 from pedyra.lora.files import json_line, write_file
 
 REPORTED, TUNING = "comparison.jsonl", "tuning.jsonl"
-"""The files have the rows of this grid's runs alone; runs of an earlier, wider call keep theirs in their folders."""
+"""Files of the rows of this grid's runs alone; runs of an earlier, wider call have theirs in their folders."""
 
 
-def prepared(grid: Grid) -> Experiment:
+def open_experiment(grid: Grid) -> Experiment:
     """Check a comparison and split its data into its folder. Raises ValueError: a mistake in the grid, or a folder with
-    something else, or with runs of another grid."""
+    other files or with runs of another grid."""
     folder = Path(grid.output_dir)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "grid.yaml").is_file():
         raise UserError(f"{folder} holds no comparison (it has no grid.yaml); choose another output_dir")
@@ -31,32 +31,32 @@ def prepared(grid: Grid) -> Experiment:
 
 
 def compare_experiment(experiment: Experiment, engine: Engine = HERE, console: Console | None = None) -> Comparison:
-    """Run what is missing of a comparison, and write its tables into its folder.
+    """Run the missing runs of a comparison, and write its tables into its folder.
 
-    Finished runs are kept, interrupted ones go on from their checkpoint, failed ones are tried again.
+    Finished runs are kept, interrupted ones resume from their checkpoint, failed ones are tried again.
 
     Args:
-        engine: where runs are trained.
-        console: where progress and tables are shown; None: nowhere.
+        engine: trains the runs.
+        console: shows progress and tables, if there is one.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; running jobs have saved a checkpoint.
     """
     console, grid = console or Console(quiet=True), experiment.grid
     tuning = {entry: jobs for entry in experiment.entries if (jobs := experiment.tuning_jobs(entry))}
-    reported = len(experiment.entries) * len(grid.seeds)
+    num_reported = len(experiment.entries) * len(grid.seeds)
     console.print(f"{grid.name}: {len(experiment.entries)} rows x tasks x budgets")
-    console.print(f"runs        {sum(map(len, tuning.values()))} to choose rates, {reported} reported")
+    console.print(f"runs        {sum(map(len, tuning.values()))} to choose rates, {num_reported} reported")
     changed = {(each.method, each.budget, r) for each, r in experiment.matched.items() if r != each.budget}
     for method, budget, r in sorted(changed):
         console.print(f"matched     {method}, r = {budget}: lora.r = {r}", soft_wrap=True, markup=False)
     failed = _run_missing([job for jobs in tuning.values() for job in jobs], engine, console)
     curves = [RateCurve(entry, grid.rates(entry.method), collect(jobs, grid.judge)) for entry, jobs in tuning.items()]
-    chosen = {curve.entry: curve.chosen for curve in curves}
-    jobs = [job for entry in experiment.entries for job in experiment.reported_jobs(entry, chosen)]
+    rate_by_entry = {curve.entry: curve.chosen for curve in curves}
+    jobs = [job for entry in experiment.entries for job in experiment.reported_jobs(entry, rate_by_entry)]
     failed += _run_missing(jobs, engine, console)
     rows = collect(jobs, grid.judge)
-    comparison = Comparison(grid, rows, curves, failed, reported - len(rows))
+    comparison = Comparison(grid, rows, curves, failed, num_reported - len(rows))
     _show(comparison, console)
     _keep(comparison)
     return comparison
@@ -73,28 +73,28 @@ def _show(comparison: Comparison, console: Console) -> None:
 
 
 def _keep(comparison: Comparison) -> None:
-    """Write the rows into the folder. A run is named from the folder on, which can be moved."""
+    """Write the rows into the folder, with the runs' paths relative to it, so that it can be moved."""
     folder = Path(comparison.grid.output_dir)
-    tuned = [
+    tuning_rows = [
         {**row, "chosen": row["learning_rate"] == curve.chosen} for curve in comparison.curves for row in curve.rows
     ]
-    for name, rows in ((REPORTED, comparison.rows), (TUNING, tuned)):
-        named = ({**row, "run": str(Path(row["run"]).relative_to(folder))} for row in rows)
-        write_file(folder / name, "".join(map(json_line, named)))
+    for name, rows in ((REPORTED, comparison.rows), (TUNING, tuning_rows)):
+        relative_rows = ({**row, "run": str(Path(row["run"]).relative_to(folder))} for row in rows)
+        write_file(folder / name, "".join(map(json_line, relative_rows)))
 
 
 def _run_missing(jobs: Sequence[Job], engine: Engine, console: Console) -> list[JobEnd]:
-    """Run the jobs that are not done, telling how each ends in a line; those that failed."""
-    missing = [job for job in jobs if not is_done(job)]
+    """Run the jobs that are not done, print a line for each, and return those that failed."""
+    pending = [job for job in jobs if job.final is None]
     ends: list[JobEnd] = []
 
     def report(end: JobEnd) -> None:
         ends.append(end)
-        told, final = end.message or end.status, final_row(end.job.run)
+        outcome, final = end.message or end.status, end.job.final
         if end.status != "failed" and final is not None:
             finite = all(final[key] is not None and math.isfinite(final[key]) for key in ("eval_loss", "value"))
-            told = f"{final['metric']} {final['value']:.4f}" if finite else "diverged"
-        console.print(f"[{len(ends)}/{len(missing)}] {end.job.label}: {told}", soft_wrap=True, markup=False)
+            outcome = f"{final['metric']} {final['value']:.4f}" if finite else "diverged"
+        console.print(f"[{len(ends)}/{len(pending)}] {end.job.label}: {outcome}", soft_wrap=True, markup=False)
 
-    run_jobs(missing, report, engine)
+    run_jobs(pending, report, engine)
     return [end for end in ends if end.status == "failed"]

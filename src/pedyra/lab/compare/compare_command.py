@@ -56,14 +56,14 @@ def compare(
     """Compare methods x tasks x seeds under one protocol; the same command goes on where it was stopped."""
     from pedyra.lab.compare.grid import load_grid
 
-    checked = load_grid(grid, overrides or [])
+    content = load_grid(grid, overrides or [])
     quiet_libraries()
-    from pedyra.lab.compare.compare import compare_experiment, prepared
+    from pedyra.lab.compare.compare import compare_experiment, open_experiment
     from pedyra.lab.compare.plan import plan_experiment
 
-    console, experiment = new_console(), prepared(checked)
+    console, experiment = new_console(), open_experiment(content)
     if dry_run:
-        console.print(f"{checked.name}: {plan_experiment(experiment)}", soft_wrap=True)
+        console.print(f"{content.name}: {plan_experiment(experiment)}", soft_wrap=True)
         return
     with stoppable(console):
         comparison = compare_experiment(experiment, engine(ray, workers, gpus, cpus, retries, console), console)
@@ -74,7 +74,7 @@ def compare(
 
 
 def engine(ray: str | None, workers: int, gpus: float | None, cpus: float, retries: int, console: Console) -> Engine:
-    """Return where runs are trained, as these options say; tell what a cluster has."""
+    """Return the engine of these options; print what a cluster has."""
     if ray is None:
         from pedyra.lab.compare.jobs import ThisMachine
 
@@ -82,7 +82,7 @@ def engine(ray: str | None, workers: int, gpus: float | None, cpus: float, retri
     from pedyra.lab.compare.ray_engine import RayCluster
 
     cluster = RayCluster(ray, gpus=gpus, cpus=cpus, retries=retries)
-    console.print(f"ray         {cluster.told}", soft_wrap=True)
+    console.print(f"ray         {cluster.summary}", soft_wrap=True)
     return cluster
 
 

@@ -1,7 +1,7 @@
 """A comparison is a YAML file: methods x tasks x seeds x budgets under one protocol.
 
-A grid looks like a recipe (`model`, `lora`, `training` mean the same and hold for all), with `methods`, `tasks`,
-`seeds` and `learning_rates` in the plural. Nothing heavy is imported here.
+A grid looks like a recipe (`model`, `lora`, `training` are those of all runs), with `methods`, `tasks`, `seeds` and
+`learning_rates` in the plural.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 from pedyra.app.recipe import TRAINING_DEFAULTS
 from pedyra.app.recipe_sections import LARGEST_SEED, HomePath, LoraSection, MethodSection, Section
@@ -26,56 +25,43 @@ Match = Literal["parameters", "rank"]
 Judge = Literal["metric", "loss"]
 
 
-def _distinct(values: list[Any]) -> list[Any]:
-    """Refuse a value that stands twice; a run's folder is named by its rate in six digits."""
-    if len({value if isinstance(value, int) else f"{value:g}" for value in values}) < len(values):
-        raise PydanticCustomError("distinct", "Input should have each value once, of rates to six digits")
-    return values
-
-
 def _folder_name(name: str) -> str:
     if name in ("", ".", "..") or set(name) & {"/", "\\", "\0"}:
         raise UserError(f"{name!r} is the name of a folder too; give one without / and \\ that is not empty, . or ..")
     return name
 
 
-# Strict: true is no number.
-Seed = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SEED)]
-Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
-Budget = Annotated[int, Field(strict=True, ge=1)]
-Budgets = Annotated[list[Budget], Field(min_length=1), AfterValidator(_distinct)]
-Rate = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-Rates = Annotated[list[Rate], Field(min_length=1), AfterValidator(_distinct)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0, le=LARGEST_SEED)]], Field(min_length=1)]
+Budgets = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
+Rates = Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=1)]
 Name = Annotated[str, AfterValidator(_folder_name)]
 
 
 class MethodRow(Section):
-    """One row of the table: a method and what it has for itself."""
-
-    # `training` is the grid's alone: the comparison is at equal steps and data order.
+    """One row of the table: a method and its own settings; `training` is the grid's, for equal steps and data order."""
 
     method: MethodSection
     """The method, with its settings; the default of its name is the row's own."""
     learning_rates: Rates | None = None
     """Rates to choose from; default: the grid's."""
     match: Match | None = None
-    """The row is made equal to the baseline in this; default: the grid's. `rank` leaves lora.r as it is."""
+    """What the row has in common with the baseline; default: the grid's. `rank` leaves lora.r as it is."""
     quantization: Literal["none", "nf4", "int8"] | None = None
     """Bits of this row's frozen weights; default: the model's. `pedyra` with nf4 is pedyra on QLoRA."""
     lora: LoraSection = LoraSection()
 
 
 class TuningSection(Section):
-    """Learning rates are chosen so: on rows split off the training rows, never on the reported ones."""
+    """How learning rates are chosen: on rows split off the training rows, never on the reported ones."""
 
     seeds: Seeds = [1000]
     """Seeds of the tuning runs; none of them may be a reported seed."""
     rows: int | None = Field(default=None, ge=1)
-    """A tuning run trains on nine tenths of the training rows, and is judged on at most so many of the others."""
+    """A tuning run trains on nine tenths of the training rows, and is evaluated on at most so many of the others."""
 
 
 class Grid(Section):
-    """One comparison, as its file describes it."""
+    """One comparison."""
 
     name: str
     """Title; default: the grid's file name."""
@@ -84,12 +70,13 @@ class Grid(Section):
     model: dict[str, Any]
     lora: LoraSection = LoraSection()
     shared: dict[str, Any] = Field(default_factory=dict)
-    """Settings of methods, such as their schedule: every row whose method has one takes it, if it has none itself."""
+    """Settings of methods, such as their schedule, for every row whose method has them, unless the row says
+    otherwise."""
     training: dict[str, Any] = Field(default_factory=dict)
     generate: dict[str, Any] = Field(default_factory=dict)
-    """As in a recipe: `pedyra eval` of a run has its model answer these test sets; training does not read them."""
+    """As in a recipe: the test sets of `pedyra eval`; training does not read them."""
     methods: dict[Name, MethodRow] = Field(min_length=1)
-    """Rows of the table: a list of method names, or names with what each row has for itself."""
+    """Rows of the table: a list of method names, or names with each row's own settings."""
     tasks: dict[Name, dict[str, Any]] = Field(min_length=1)
     """A list of named tasks, or names with keys of `data`."""
     data_dir: str | None = None
@@ -102,7 +89,7 @@ class Grid(Section):
     """Rates to choose from, for every method without its own; one alone is used as it is."""
     tuning: TuningSection = TuningSection()
     match: Match = "parameters"
-    """All methods are made equal in this: trainable parameters (within 5 %), or lora.r."""
+    """All methods have the same number of trainable parameters (within 5 %), or the same lora.r."""
     judge: Judge = "metric"
     """Rates are chosen and rows compared by each task's own metric, or by the loss, which is far less noisy."""
 
@@ -115,10 +102,7 @@ class Grid(Section):
         data = dict(data)
         for key in ("methods", "tasks"):
             if isinstance(data.get(key), list):
-                names = [str(name) for name in data[key]]
-                if twice := next((name for name in names if names.count(name) > 1), None):
-                    raise UserError(f"{key} has {twice!r} twice; list each one once")
-                data[key] = dict.fromkeys(names)
+                data[key] = dict.fromkeys(data[key])
             if isinstance(data.get(key), dict):
                 data[key] = {str(name): value or {} for name, value in data[key].items()}
         methods = data.get("methods")
@@ -142,11 +126,11 @@ class Grid(Section):
 
     @model_validator(mode="after")
     def _shares_what_methods_have(self) -> Grid:
-        # Those of PE-DyRA too: a grid of which only some methods are asked for keeps what all of them share.
-        known = {*RANK_FIELDS, *(key for row in self.methods.values() for key in setting_names(row.method.name))}
+        # PE-DyRA's too, so that a grid can be cut to some of its methods and keep `shared`.
+        names = {*RANK_FIELDS, *(key for row in self.methods.values() for key in setting_names(row.method.name))}
         for key in self.shared:
-            if key not in known:
-                raise UserError(f"shared.{key} is a setting of no method; {did_you_mean(key, known)}")
+            if key not in names:
+                raise UserError(f"shared.{key} is a setting of no method; {did_you_mean(key, names)}")
         for name, row in self.methods.items():
             if self.shared:
                 make_method(row.method.name, self.settings_of(name))
@@ -175,7 +159,7 @@ class Grid(Section):
 
     @property
     def baseline(self) -> str:
-        """Return the row that all others are matched with and compared with: lora, or the first."""
+        """Return the row that the others are matched and compared with: lora, or the first."""
         return "lora" if "lora" in self.methods else next(iter(self.methods))
 
     @property
@@ -192,14 +176,14 @@ class Grid(Section):
         row = self.methods[method].method
         if not self.shared:
             return row.settings
-        known = setting_names(row.name)
-        return {key: value for key, value in self.shared.items() if key in known} | row.settings
+        names = setting_names(row.name)
+        return {key: value for key, value in self.shared.items() if key in names} | row.settings
 
     def match_of(self, method: str) -> Match:
         return self.methods[method].match or self.match
 
     def lora_of(self, method: str) -> dict[str, Any]:
-        """Return what is given of `lora` for a row: the grid's, and the row's own over it."""
+        """Return the keys of `lora` that are set for a row: the grid's, and the row's own over them."""
         shared, own = (each.model_dump(exclude_unset=True) for each in (self.lora, self.methods[method].lora))
         return shared | own
 
@@ -208,7 +192,7 @@ class Grid(Section):
         return self.lora_of(method).get("modules_to_save") or []
 
     def to_yaml(self) -> str:
-        """Write what is given of the grid; `load_grid` of it gives an equal grid."""
+        """Write the keys that are set; `load_grid` reads an equal grid from them."""
         return to_yaml(self.model_dump(mode="json", exclude_unset=True))
 
 

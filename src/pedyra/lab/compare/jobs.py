@@ -1,4 +1,4 @@
-"""A comparison is made of runs; this says where each writes, how it comes to its end, and how they run side by side.
+"""The runs of a comparison: their folders, and how they are started, resumed and run side by side.
 
 A job is one call of `pedyra train`, with a run folder of its own:
 
@@ -20,20 +20,21 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pedyra.app.interrupts import on_interrupt
+from pedyra.app.runs.resume import why_not_resumable
+from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.yaml_file import to_yaml
-from pedyra.lora.files import check_shape, read_rows, refuse_link, write_file
-from pedyra.methods.registry import get_method
+from pedyra.lora.files import refuse_link, write_file
 from pedyra.trainer.checkpoint_folder import last_complete_checkpoint
 
 POLL_SECONDS = 0.5
 INTERRUPTED = 130
-"""`pedyra` ends with this exit code after Ctrl-C."""
+"""The exit code of `pedyra` after Ctrl-C."""
 Purpose = Literal["jobs", "tuning"]
 
 
 @dataclass(frozen=True, order=True)
 class Entry:
-    """One method on one task at one budget is compared, and a learning rate is chosen for it."""
+    """One method on one task at one budget, for which a learning rate is chosen."""
 
     method: str
     task: str
@@ -53,7 +54,7 @@ class Job:
     purpose: Purpose
     """Runs of `jobs` are reported, and those of `tuning` choose a rate."""
     folder: Path
-    """The whole comparison writes below this folder."""
+    """The folder of the whole comparison."""
     recipe: dict[str, Any]
 
     @property
@@ -71,6 +72,11 @@ class Job:
         return self.run.with_name(f"{self.run.name}.log")
 
     @property
+    def final(self) -> dict[str, Any] | None:
+        """Return the last line of the run's metrics; None for a run that has not come to its end."""
+        return RunFolder(self.run).final
+
+    @property
     def label(self) -> str:
         """Name the run in messages."""
         return f"{self.entry}, rate {self.rate:g}, {'' if self.purpose == 'jobs' else 'tuning '}seed {self.seed}"
@@ -78,7 +84,7 @@ class Job:
 
 @dataclass(frozen=True)
 class JobEnd:
-    """A job has ended so."""
+    """The end of a job."""
 
     job: Job
     status: Literal["done", "failed", "stopped"]
@@ -86,33 +92,13 @@ class JobEnd:
     """The reason of a failure, in one line."""
 
 
-_FINAL = {
-    **{"metric": str, "value": (float, None), "eval_loss": (float, None)},
-    **{"trainable_parameters": int, "seconds": float, "peak_memory_bytes": int},
-}
-
-
-def final_row(run: Path) -> dict[str, Any] | None:
-    """Return the last line of a finished run's metrics; None for a run that has not come to its end."""
-    metrics = run / "metrics.jsonl"
-    rows = read_rows(metrics, {"step": int})
-    if not rows or not rows[-1].get("final"):
-        return None
-    check_shape(rows[-1], _FINAL, f"{metrics}, its last line")
-    return rows[-1]
-
-
-def is_done(job: Job) -> bool:
-    """Tell whether the run has come to its end."""
-    return final_row(job.run) is not None
-
-
 Stops = list[bool]
-"""The list grows by one at each Ctrl-C or SIGTERM: at the first runs save a checkpoint and end; a second kills them."""
+"""The list grows by one at each Ctrl-C or SIGTERM: at the first, runs save a checkpoint and end; a second kills
+them."""
 
 
 class Engine(Protocol):
-    """An engine trains runs: on this machine, or on a cluster."""
+    """Trains runs on this machine, or on a cluster."""
 
     def __call__(self, jobs: Sequence[Job], report: Callable[[JobEnd], None], stops: Stops) -> None:
         """Run the jobs to their ends, and begin none once there is a stop; `report` gets each end, one at a time."""
@@ -131,7 +117,7 @@ class ThisMachine:
         with ThreadPoolExecutor(self.workers) as executor:
             pending = {executor.submit(run_job, job, partial(_in_a_child, threads, stops), stops) for job in jobs}
             while pending:
-                # Not for ever: a signal may wake another thread only.
+                # With a timeout, because a signal may wake another thread only.
                 done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
                 for future in done:
                     if (end := future.result()) is not None:
@@ -162,28 +148,28 @@ def run_job(job: Job, start: Callable[[list[str], Path], int], stops: Stops) -> 
     """Run a job to its end, from its last checkpoint if there is one; None if it did not begin.
 
     Args:
-        start: runs `pedyra` with these arguments, appends what it says to a log, and returns its exit code.
+        start: runs `pedyra` with these arguments, appends its output to a log, and returns its exit code.
     """
     if stops:
         return None
-    code = begins = 0
+    code = offset = 0
     try:
         for place in job.run.parents:
-            if place == job.folder:  # which the user chose, and may be a link
+            if place == job.folder:  # the user's own, which may be a link
                 break
             refuse_link(place)
         job.run.parent.mkdir(parents=True, exist_ok=True)
         write_file(job.recipe_file, to_yaml(job.recipe))
-        if not is_done(job):
-            begins = job.log.stat().st_size if job.log.is_file() else 0
+        if job.final is None:
+            offset = job.log.stat().st_size if job.log.is_file() else 0
             code = start(_arguments(job), job.log)
-    except (OSError, ValueError) as error:  # no process, no disk, a link: of this job, perhaps not of the next
+    except (OSError, ValueError) as error:  # no process, no disk, a link: the next job may have them
         return JobEnd(job, "failed", str(error))
-    if is_done(job):
+    if job.final is not None:
         return JobEnd(job, "done")
     if stops or code == INTERRUPTED:
         return JobEnd(job, "stopped")
-    return JobEnd(job, "failed", _reason(code, job.log, begins))
+    return JobEnd(job, "failed", _reason(code, job.log, offset))
 
 
 def _in_a_child(threads: int, stops: Stops, arguments: list[str], log: Path) -> int:
@@ -196,7 +182,7 @@ def _in_a_child(threads: int, stops: Stops, arguments: list[str], log: Path) -> 
 
 
 def _arguments(job: Job) -> list[str]:
-    """Return the call of pedyra that brings a job to its end."""
+    """Return the arguments of pedyra that start or continue a job."""
     train = ["train", str(job.recipe_file)]
     if not (job.run / "recipe.yaml").is_file():
         return train
@@ -204,35 +190,34 @@ def _arguments(job: Job) -> list[str]:
 
 
 def _may_resume(job: Job) -> bool:
-    """Tell whether the job can go on where it was stopped; one that cannot starts anew."""
-    grouped = job.recipe.get("training", {}).get("train_sampling_strategy") == "group_by_length"
+    """Tell whether the job can resume; one that cannot starts anew."""
     try:
         last_complete_checkpoint(job.run, with_ranks=(job.run / "ranks.jsonl").is_file())
     except ValueError:
         return False
-    return get_method(job.recipe["method"]["name"]).resumable and not grouped
+    return why_not_resumable(job.recipe["method"]["name"], job.recipe.get("training", {})) is None
 
 
 def _wait(child: subprocess.Popen[bytes], stops: list[bool]) -> int:
-    """Wait for the exit code. A Ctrl-C in the terminal reaches the comparison alone, which tells its children once."""
-    told = False
+    """Wait for the exit code. Ctrl-C in the terminal reaches the comparison alone, which passes it on once."""
+    interrupted = False
     while True:
         try:
             return child.wait(timeout=POLL_SECONDS)
         except subprocess.TimeoutExpired:
-            if len(stops) == 1 and not told:
+            if len(stops) == 1 and not interrupted:
                 child.send_signal(signal.SIGINT)
-                told = True
+                interrupted = True
             elif len(stops) > 1:
                 child.kill()
 
 
-def _reason(code: int, log: Path, begins: int) -> str:
-    """Return the last thing that a job said in its last attempt, which begins at this byte, and where it says more."""
-    text = log.read_bytes()[begins:].decode(errors="replace") if log.is_file() else ""  # killed before it had one
+def _reason(code: int, log: Path, offset: int) -> str:
+    """Return the last line of a job's output since this byte of its log, and the place of the log."""
+    text = log.read_bytes()[offset:].decode(errors="replace") if log.is_file() else ""  # killed before it had one
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = lines[-1].removeprefix("Error: ") if lines else "it said nothing"
-    ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    last_line = lines[-1].removeprefix("Error: ") if lines else "it said nothing"
+    ending = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     if code == -9:  # SIGKILL, a name that Windows lacks
-        ended += ", as where memory runs out"
-    return f"{said} ({ended}; {log})"
+        ending += ", as where memory runs out"
+    return f"{last_line} ({ending}; {log})"

@@ -1,7 +1,7 @@
-"""Some tasks are known by name: a grid or a recipe of the paper that names one gets its `data` section.
+"""The `data` sections of tasks that are known by name: the eight of GLUE, squad_v2, xsum, gsm8k, math, metamath,
+codefeedback, codealpaca, mbpp; reviews, toy.
 
-Known: the eight of GLUE, squad_v2, xsum, gsm8k, math, metamath, codefeedback, codealpaca, mbpp; reviews, toy.
-A task comes from the Hub, or from `<data_dir>/<task>/<split>.jsonl` (also .gz). Nothing heavy is imported here.
+A task comes from the Hub, or from `<data_dir>/<task>/<split>.jsonl` (also .gz).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ALPACA = (
     "### Instruction:\n{%s}\n\n### Response:"
 )
 
-# Judged on held-out rows by the perplexity of the answers alone; what the model writes is judged on TEST_SETS.
+# Evaluated on held-out rows by the perplexity of the answers alone; generated text is scored on TEST_SETS.
 OTHERS: dict[str, dict[str, Any]] = {
     "squad_v2": {"kind": "question_answering", "max_length": 384, "metric": "f1"},
     "xsum": {"kind": "seq2seq", "prompt": "document", "completion": "summary", "max_length": 768},
@@ -80,8 +80,8 @@ def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | No
         label: the task's name in the grid; the name of a known task unless `settings` say otherwise.
         settings: keys of `data`. With `source` they are a task of their own; without, they change the named task
             `task` (default: the label), whose local files are in the folder `folder` (default: that name).
-        data_dir: where local files of named tasks are; None: from the Hub. Whether they are there is seen when they
-            are read.
+        data_dir: where local files of named tasks are; None: from the Hub. They are checked
+            when they are read.
     """
     changes = dict(settings or {})
     if "source" in changes:
@@ -102,8 +102,8 @@ def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | No
 
 
 def _local_source(folder: Path, held_out: str) -> dict[str, Any]:
-    held = {"validation": local_file(folder, held_out)} if held_out else {}
-    return {"source": local_file(folder, "train"), **held}
+    validation = {"validation": local_file(folder, held_out)} if held_out else {}
+    return {"source": local_file(folder, "train"), **validation}
 
 
 def local_file(folder: Path, split: str) -> str:

@@ -1,4 +1,4 @@
-"""A plan tells what a comparison would take: the runs that are left, and an estimate of their hours on a GPU."""
+"""A plan counts the runs of a comparison that are left, and estimates their hours on a GPU."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import torch
 from pedyra.app.models.base import positions
 from pedyra.app.recipe import check_recipe
 from pedyra.app.runs.arguments import training_arguments
-from pedyra.lab.compare.jobs import Job, is_done
+from pedyra.lab.compare.jobs import Job
 from pedyra.lab.compare.prepare import Experiment
 
 TERAFLOPS = 100
 """An A100 reaches about this rate in bfloat16, a third of its peak."""
 
 START_SECONDS = 15
-"""A run takes about this long beside its training: `pedyra train` of a tiny model, 24 steps in 1.3 s, took 16 and 18 s
-on two cores that others used too."""
+"""A run takes about so long beside its training: `pedyra train` of a tiny model, 24 steps in 1.3 s, took 16 and 18 s on
+two busy cores."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan counts what is left of a comparison, or of several."""
+    """The runs of a comparison, or of several, and the cost of those that are left."""
 
     runs: int
     done: int
@@ -36,7 +36,7 @@ class Plan:
 
     @property
     def seconds_here(self) -> float:
-        """Estimate what the missing runs take on this machine, one after the other."""
+        """Estimate the time of the missing runs on this machine, one after the other."""
         return (self.runs - self.done) * START_SECONDS + self.gpu_hours * 3600 * TERAFLOPS / teraflops_here()
 
     def __str__(self) -> str:
@@ -60,19 +60,17 @@ def teraflops_here() -> float:
 
 
 def plan_experiment(experiment: Experiment) -> Plan:
-    """Count the runs of a comparison, those that choose rates included, and add up what the missing ones take.
-
-    A reported run that waits for its rate costs what it costs at any other.
-    """
+    """Count the runs of a comparison, tuning runs included, and add up the cost of the missing ones, which is the same
+    at every rate."""
     jobs: list[Job] = []
     for entry in experiment.entries:
         tuning = experiment.tuning_jobs(entry)
         rates = experiment.grid.rates(entry.method)
-        # Done at whichever rate; else at the first.
-        found = [experiment.reported_jobs(entry, {entry: rate}) for rate in rates]
-        jobs += tuning + max(found, key=lambda each: sum(map(is_done, each)))
-    missing = [job for job in jobs if not is_done(job)]
-    return Plan(len(jobs), len(jobs) - len(missing), sum(gpu_hours(experiment, job) for job in missing))
+        # At the rate at which most runs are done, else at the first.
+        candidates = [experiment.reported_jobs(entry, {entry: rate}) for rate in rates]
+        jobs += tuning + max(candidates, key=lambda each: sum(job.final is not None for job in each))
+    pending = [job for job in jobs if job.final is None]
+    return Plan(len(jobs), len(jobs) - len(pending), sum(gpu_hours(experiment, job) for job in pending))
 
 
 def gpu_hours(experiment: Experiment, job: Job) -> float:

@@ -1,18 +1,17 @@
-"""Before a comparison runs its data is split, its recipes are checked, and its rows are made equal.
+"""Before a comparison runs, its data is split, its recipes are checked, and its methods are matched.
 
-The rows of a task are split once and written down, equal for every job:
+The rows of a task are split once and saved, the same for every job:
 
 training rows ──┬── tuning-train ── what a tuning run trains on
                 └── tuning ──────── what it is judged on, to choose a learning rate
 reported rows ───────────────────── what a reported run is judged on; it trains on all training rows
 
-Equal is the number of trained parameters: each row gets the rank at which it has the baseline's.
+Methods are matched by the number of trained parameters: each gets the rank at which it has the baseline's.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -28,7 +27,7 @@ from pedyra.app.models.lora import check_names
 from pedyra.app.recipe import Recipe, check_recipe, identity
 from pedyra.app.recipe_sections import METRICS, DataSection, MethodSection
 from pedyra.app.runs.arguments import training_arguments
-from pedyra.app.runs.setup import begun, resolve
+from pedyra.app.runs.setup import begin_method, resolve
 from pedyra.app.tasks.sources import Rows, check_apart, held_out, load_rows, sample
 from pedyra.app.tasks.text import known_labels
 from pedyra.app.yaml_file import first_difference, read_settings
@@ -36,18 +35,18 @@ from pedyra.errors import UserError
 from pedyra.lab.compare.grid import Grid
 from pedyra.lab.compare.jobs import Entry, Job, Purpose
 from pedyra.lab.compare.named_tasks import task_data
-from pedyra.lora.files import read_json, write_file
+from pedyra.lora.files import digest, read_json, write_file
 from pedyra.methods.names import setting_names
 from pedyra.methods.registry import get_method
 
 SEED = 0
-"""Splits are drawn with this seed, so that they are the same for every method and seed of a run."""
+"""The seed of the splits, which are the same for every method and seed of a run."""
 TUNING = 0.1
 """The part of the training rows that judges tuning runs."""
 WHICH_ROWS = {"source", "validation", "config", "split", "validation_fraction", "group_by", "eval_rows"}
-"""Keys of `data` that have done their work once the rows are split."""
+"""Keys of `data` that the split has used up."""
 TOLERANCE = 0.05
-"""The number of parameters may be so far from the baseline's, relative to it."""
+"""The largest relative difference to the baseline's number of parameters."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,9 @@ class Experiment:
         seeds = self.grid.tuning.seeds if len(rates) > 1 else []
         return [self.job(entry, rate, seed, "tuning") for rate in rates for seed in seeds]
 
-    def reported_jobs(self, entry: Entry, chosen: Mapping[Entry, float | None]) -> list[Job]:
+    def reported_jobs(self, entry: Entry, rate_by_entry: Mapping[Entry, float | None]) -> list[Job]:
         """Return a run per seed, at the chosen rate, or the only one; none where tuning chose none."""
-        rate = chosen.get(entry, self.grid.rates(entry.method)[0])
+        rate = rate_by_entry.get(entry, self.grid.rates(entry.method)[0])
         return [] if rate is None else [self.job(entry, rate, seed, "jobs") for seed in self.grid.seeds]
 
     def job(self, entry: Entry, rate: float, seed: int, purpose: Purpose) -> Job:
@@ -94,7 +93,7 @@ class Experiment:
         return job
 
     def content(self, entry: Entry, rate: float, purpose: Purpose) -> dict[str, Any]:
-        """Return a recipe: the grid's sections, the row's own over them, and what was matched."""
+        """Return a recipe: the grid's sections, the row's own over them, and the matched rank."""
         grid, row = self.grid, self.grid.methods[entry.method]
         r = self.matched.get(entry, entry.budget)
         lora, alpha, settings = grid.lora_of(entry.method), grid.lora.alpha, grid.settings_of(entry.method)
@@ -104,9 +103,9 @@ class Experiment:
         if "final_rank" not in settings:  # a row that has one begins with the LoRA of the budget
             beginning = get_method(row.method.name).at_budget(r)
             r, alpha, settings = beginning.r, alpha * beginning.alpha, beginning.settings | settings
-        matched = (row.match or grid.match) == "parameters"
-        if matched and "budget" in setting_names(row.method.name):
-            # Or a method that moves ranks keeps their number, and ends with other parameters than it was matched by.
+        by_parameters = (row.match or grid.match) == "parameters"
+        if by_parameters and "budget" in setting_names(row.method.name):
+            # A budget of ranks would end with another number of parameters than the matched one.
             settings = {"budget": "parameters", **settings}
         bits = {} if row.quantization is None else {"quantization": row.quantization}
         content = {
@@ -120,15 +119,13 @@ class Experiment:
 
 
 def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
-    """Split the data, check every row's recipe, and match the rows.
-
-    The folder's grid.yaml becomes this grid when nothing in the folder speaks against it.
+    """Split the data, check every row's recipe, and match the rows; grid.yaml is replaced last.
 
     Raises:
         ValueError: a mistake in the grid, or a folder with other rows, or with one of its runs of another recipe.
     """
     sections = {label: _data_section(grid, label) for label in grid.tasks}
-    if not (folder / "grid.yaml").is_file():  # by which a folder is known as a comparison
+    if not (folder / "grid.yaml").is_file():  # marks the folder of a comparison
         write_file(folder / "grid.yaml", grid.to_yaml())
     splits = {
         label: split_task(label, section, grid.tuning.rows, folder / "data" / label)
@@ -139,7 +136,7 @@ def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
     of_kinds = {recipe.data.kind: recipe for recipe in recipes.values()}
     models = {kind: BareModel(recipe) for kind, recipe in of_kinds.items()}
     for entry, recipe in recipes.items():
-        with _told_of(_where(entry)):
+        with _naming_row(_where(entry)):
             check_names(models[recipe.data.kind].base, recipe.lora)
     weights = {kind: sum(each.numel() for each in model.base.parameters()) for kind, model in models.items()}
     experiment = Experiment(grid, folder, splits, _match(grid, recipes, models), weights)
@@ -152,17 +149,17 @@ def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
 
 
 def _data_section(grid: Grid, label: str) -> Any:
-    """Return the task's section, checked as part of a recipe, which tells a mistake in one line."""
+    """Return the task's section, checked as part of a recipe."""
     data = task_data(label, grid.tasks[label], grid.data_dir)
     return check_recipe({"name": label, "model": grid.model, "data": data}, f"tasks.{label}").data
 
 
 def _row_recipe(experiment: Experiment, entry: Entry) -> Recipe:
-    """Return the recipe of a row, as its method resolves it. Raise ValueError for what the recipe alone tells."""
+    """Return the resolved recipe of a row. Raise ValueError for a mistake in it."""
     where = _where(entry)
     content = experiment.content(entry, experiment.grid.rates(entry.method)[0], "jobs")
     recipe = check_recipe({"name": entry.task, **content}, where)
-    with _told_of(where):
+    with _naming_row(where):
         recipe = resolve(recipe)
         training_arguments(recipe)
     return recipe
@@ -173,8 +170,8 @@ def _where(entry: Entry) -> str:
 
 
 @contextmanager
-def _told_of(where: str) -> Iterator[None]:
-    """Tell a mistake in one line that begins with the row that makes it, whoever has found it."""
+def _naming_row(where: str) -> Iterator[None]:
+    """Begin the message of every mistake with the row that makes it."""
     try:
         yield
     except ValueError as error:
@@ -182,67 +179,67 @@ def _told_of(where: str) -> Iterator[None]:
 
 
 def _match(grid: Grid, recipes: Mapping[Entry, Recipe], models: Mapping[str, BareModel]) -> dict[Entry, int]:
-    """Return the matched lora.r of every entry; tasks of one kind are matched alike, for the head is left out."""
-    known: dict[tuple[str, str, int], int] = {}
-    found = {}
+    """Return the matched lora.r of every entry; tasks of one kind have the same, because heads are not counted."""
+    ranks: dict[tuple[str, str, int], int] = {}
+    result = {}
     for entry, recipe in recipes.items():
         if grid.match_of(entry.method) == "rank":
-            found[entry] = entry.budget
+            result[entry] = entry.budget
             continue
         kind = recipe.data.kind
         key = (entry.method, kind, entry.budget)
-        if key not in known:
+        if key not in ranks:
             baseline = recipes[Entry(grid.baseline, entry.task, entry.budget)]
-            known[key] = match_parameters(entry.method, recipe, entry.budget, baseline, models[kind])
-        found[entry] = known[key]
-    return found
+            ranks[key] = match_parameters(entry.method, recipe, entry.budget, baseline, models[kind])
+        result[entry] = ranks[key]
+    return result
 
 
 def split_task(label: str, data: DataSection, tuning_rows: int | None, folder: Path) -> dict[str, Any]:
-    """Load and split a task, or find it split in `folder` from an earlier call; return the section of each purpose.
+    """Load and split a task, or read the split in `folder` of an earlier call; return the section of each purpose.
 
-    `data.validation` is what is reported; without it, `data.validation_fraction` of the rows is held out, the
-    same rows for every run. The tuning rows come off the training rows. `group_by` holds at both cuts.
+    The reported rows are `data.validation`, or `data.validation_fraction` of the rows, the same for every run. The
+    tuning rows come off the training rows. `group_by` is respected at both splits.
 
     Args:
         tuning_rows: at most this many judge tuning runs; None: as many as `data.eval_rows` says.
     """
-    summary, asked = folder / "splits.json", {**data.model_dump(mode="json"), "tuning_rows": tuning_rows}
+    summary, settings = folder / "splits.json", {**data.model_dump(mode="json"), "tuning_rows": tuning_rows}
     if not summary.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         files = digests(data.source, data.validation)
         section = _split(label, data, tuning_rows, folder)
-        write_file(summary, json.dumps({"asked": asked, "files": files, "data": section}, indent=2) + "\n")
-    found = read_json(summary, {"asked": dict, "files": dict, "data": dict})
-    if (difference := first_difference(found["asked"], asked)) is not None:
+        write_file(summary, json.dumps({"asked": settings, "files": files, "data": section}, indent=2) + "\n")
+    record = read_json(summary, {"asked": dict, "files": dict, "data": dict})
+    if (difference := first_difference(record["asked"], settings)) is not None:
         raise UserError(f"{folder} holds other rows: {difference}; choose another output_dir")
-    for file, digest in digests(data.source, data.validation).items():
-        if found["files"].get(file) != digest:
+    for file, sha256 in digests(data.source, data.validation).items():
+        if record["files"].get(file) != sha256:
             raise UserError(f"{file} has changed since {folder} was made of it; choose another output_dir")
     # Paths are not in the file, so that the folder can be moved.
     paths = {name: str(folder / f"{name}.jsonl") for name in ("train", "reported", "tuning-train", "tuning")}
     return {
-        "jobs": {**found["data"], "source": paths["train"], "validation": paths["reported"]},
-        "tuning": {**found["data"], "source": paths["tuning-train"], "validation": paths["tuning"]},
+        "jobs": {**record["data"], "source": paths["train"], "validation": paths["reported"]},
+        "tuning": {**record["data"], "source": paths["tuning-train"], "validation": paths["tuning"]},
     }
 
 
 def digests(*sources: str | None) -> dict[str, str]:
-    """Return those that are files here -> SHA-256 of their bytes. A file that is gone is left out."""
-    files = [file for file in sources if file is not None and Path(file).expanduser().is_file()]
-    return {file: hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest() for file in files}
+    """Return file -> SHA-256 of those sources that are local files."""
+    files = {file: Path(file).expanduser() for file in sources if file is not None}
+    return {file: digest(path) for file, path in files.items() if path.is_file()}
 
 
 def _split(label: str, data: DataSection, tuning_rows: int | None, folder: Path) -> dict[str, Any]:
-    """Write the rows into the folder, and return what the `data` sections of all jobs have in common."""
-    train, reported, class_names = load_rows(data)
-    if reported is None:
-        train, reported = held_out(train, data.validation_fraction, data.group_by, SEED)
-    check_apart(train, reported, data.group_by)
+    """Write the rows into the folder, and return the keys of `data` that all jobs share."""
+    train, test, class_names = load_rows(data)
+    if test is None:
+        train, test = held_out(train, data.validation_fraction, data.group_by, SEED)
+    check_apart(train, test, data.group_by)
     tuning_train, tuning = held_out(train, TUNING, data.group_by, SEED)
     files = {
         "train": train,
-        "reported": sample(reported, data.eval_rows, SEED, "validation"),
+        "reported": sample(test, data.eval_rows, SEED, "validation"),
         "tuning-train": tuning_train,
         "tuning": sample(tuning, tuning_rows or data.eval_rows, SEED, "validation"),
     }
@@ -255,72 +252,72 @@ def _split(label: str, data: DataSection, tuning_rows: int | None, folder: Path)
 
 
 def _classes(train: Rows, data: DataSection, class_names: list[str] | None) -> dict[str, Any]:
-    """Say what the classes are: a part of the rows might lack one, and a file does not carry the Hub's names."""
+    """Return the class names, because a part of the rows may lack one, and a file does not have the Hub's names."""
     if data.kind not in ("classification", "pairs"):
         return {}
     return {"labels": list(known_labels(train, data, class_names).names)}
 
 
 class BareModel:
-    """The base model of a comparison without its weights, on torch's meta device, tells how many parameters an adapter
-    trains, where a head is left out.
+    """The base model on torch's meta device, without weights, by which the parameters of adapters are counted, without
+    heads.
 
     Args:
-        recipe: any; for the model, its tokenizer and the kind of data.
+        recipe: one with the model, its tokenizer and the kind of data.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         kind = recipe.data.kind
         classes = {"causal_lm": None, "regression": 1}.get(kind, 2)
-        # Quantised weights are packed, but their adapter is the same.
+        # The adapter of a quantised model is the same.
         section = recipe.model.model_copy(update={"quantization": "none"})
         tokenizer = load_tokenizer(section)
         with torch.device("meta"):
             self.base = shape_of(section, kind, classes, tokenizer)
         self._known: dict[str, int] = {}
 
-    def lora(self, recipe: Recipe, r: int) -> int:
-        """Count the LoRA of the recipe and its method at rank r. E of the dynamic methods, r a layer, is left out."""
+    def lora_parameters(self, recipe: Recipe, r: int) -> int:
+        """Count the parameters of the recipe's LoRA at rank r, without E of the dynamic methods, which is r a layer."""
         lora = recipe.lora.model_copy(update={"r": r, "init": True, **get_method(recipe.method.name).lora})
         key = lora.model_dump_json()
         if key not in self._known:
-            self._known[key] = self._begun(recipe.model_copy(update={"lora": lora, "method": MethodSection()}))
+            self._known[key] = self._count_trained(recipe.model_copy(update={"lora": lora, "method": MethodSection()}))
         return self._known[key]
 
-    def trained(self, recipe: Recipe, r: int) -> int:
-        """Count what the recipe's method trains at lora.r: that LoRA, or a RandLoRA, which is about as large."""
+    def method_parameters(self, recipe: Recipe, r: int) -> int:
+        """Count the parameters of the recipe's method at lora.r: of that LoRA, or of a RandLoRA of about its size."""
         if get_method(recipe.method.name).peft_type != "RANDLORA":
-            return self.lora(recipe, r)
-        return self._begun(recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"r": r})}))
+            return self.lora_parameters(recipe, r)
+        return self._count_trained(recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"r": r})}))
 
-    def _begun(self, recipe: Recipe) -> int:
+    def _count_trained(self, recipe: Recipe) -> int:
         with torch.device("meta"):
-            return _trained(begun(recipe, copy.deepcopy(self.base))[0])
+            return _trained(begin_method(recipe, copy.deepcopy(self.base))[0])
 
 
 def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, count: BareModel) -> int:
-    """Return the rank at which a row has the trainable parameters of the baseline at lora.r = budget; of two that are
-    equally near, the smaller.
+    """Return the rank at which a row has the trainable parameters of the baseline at lora.r = budget; of two equally
+    near ones, the smaller.
 
-    Counted at the start of training. A dynamic method keeps that count or ends at it by its own budget; what each run
-    had at its end is in the results. Raises ValueError: the nearest count is more than 5 % off.
+    They are counted at the start of training; a dynamic method keeps that count or ends at it by its own budget, and
+    the results have the count at the end. Raises ValueError: the nearest count is more than 5 % off.
     """
-    target, at_budget = count.lora(baseline, budget), count.lora(recipe, budget)
+    target, at_budget = count.lora_parameters(baseline, budget), count.lora_parameters(recipe, budget)
     # The count grows linearly with the rank.
-    low = max(1, budget + (target - at_budget) // (count.lora(recipe, budget + 1) - at_budget))
-    ranks = sorted((low, low + 1), key=lambda r: (abs(count.lora(recipe, r) - target), r))
-    counts = {r: count.trained(recipe, r) for r in ranks}
+    low = max(1, budget + (target - at_budget) // (count.lora_parameters(recipe, budget + 1) - at_budget))
+    ranks = sorted((low, low + 1), key=lambda r: (abs(count.lora_parameters(recipe, r) - target), r))
+    counts = {r: count.method_parameters(recipe, r) for r in ranks}
     if abs(counts[ranks[0]] - target) <= TOLERANCE * target:
         return ranks[0]
     closest = " and ".join(f"{parameters:,} at lora.r {r}" for r, parameters in counts.items())
-    repair = f"remove methods.{name}.method.r" if "r" in recipe.method.settings else "choose other budgets"
+    repair_hint = f"remove methods.{name}.method.r" if "r" in recipe.method.settings else "choose other budgets"
     raise UserError(
         f"method {name} cannot match the baseline's {target:,} parameters within {TOLERANCE:.0%}: "
-        f"the closest are {closest}; {repair}, or methods.{name}.match: rank to compare it as it is"
+        f"the closest are {closest}; {repair_hint}, or methods.{name}.match: rank to compare it as it is"
     )
 
 
 def _trained(model: Any) -> int:
-    """Count the parameters that are trained, but for a head."""
-    named = model.named_parameters()
-    return sum(each.numel() for name, each in named if each.requires_grad and "modules_to_save" not in name)
+    """Count the trainable parameters, without a head."""
+    parameters = model.named_parameters()
+    return sum(each.numel() for name, each in parameters if each.requires_grad and "modules_to_save" not in name)

@@ -1,4 +1,4 @@
-"""Runs of a comparison become results: a row for each, the learning rate that tuning chose, and remarks."""
+"""The results of a comparison: a row for each run, the chosen learning rates, and remarks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from statistics import fmean
 from typing import Any
 
 from pedyra.app.recipe_sections import LOWER_IS_BETTER
+from pedyra.app.runs.evaluate import NO_METRICS
 from pedyra.lab.compare.grid import Grid, Judge
-from pedyra.lab.compare.jobs import Entry, Job, JobEnd, final_row
+from pedyra.lab.compare.jobs import Entry, Job, JobEnd
 from pedyra.lab.compare.statistics import reach
 from pedyra.lora.files import read_rows
 
-NOT_A_METRIC = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-Row = dict[str, Any]
+RunRow = dict[str, Any]
 """A line of comparison.jsonl, for one finished run; `result_row` makes it."""
 
 
@@ -26,19 +26,18 @@ def sign(metric: str) -> int:
     return -1 if metric in LOWER_IS_BETTER else 1
 
 
-def collect(jobs: Iterable[Job], judge: Judge) -> list[Row]:
+def collect(jobs: Iterable[Job], judge: Judge) -> list[RunRow]:
     """Return the rows of the jobs that are finished."""
-    return [result_row(job, final, judge) for job in jobs if (final := final_row(job.run)) is not None]
+    return [result_row(job, final, judge) for job in jobs if (final := job.final) is not None]
 
 
-def result_row(job: Job, final: Mapping[str, Any], judge: Judge) -> Row:
-    """Return what is known of a finished run, as it stands in comparison.jsonl.
+def result_row(job: Job, final: Mapping[str, Any], judge: Judge) -> RunRow:
+    """Return the row of a finished run in comparison.jsonl.
 
-    `metric` is what is judged, the task's own (`task_metric`) or "loss"; `metrics` has every one of the last
-    evaluation.
+    `metric` is the task's own (`task_metric`) or "loss", as `judge` says; `metrics` has all of the last evaluation.
     """
     loss, own, metrics = _number(final["eval_loss"]), _number(final["value"]), _last_metrics(job.run, final)
-    if not math.isfinite(loss):  # a model whose loss is no number still has an accuracy, of the class it always says
+    if not math.isfinite(loss):  # a diverged model still has an accuracy, of the one class it predicts
         own, metrics = math.nan, dict.fromkeys(metrics, math.nan)
     return {
         "method": job.entry.method,
@@ -57,26 +56,24 @@ def result_row(job: Job, final: Mapping[str, Any], judge: Judge) -> Row:
 
 
 def _last_metrics(run: Path, final: Mapping[str, Any]) -> dict[str, float]:
-    """Return all metrics of the evaluation that the final line is from; the task's own alone if it was not logged.
-
-    A method may change the model after its last logged evaluation (SoRA cuts ranks), which is then not the final one.
-    """
+    """Return all metrics of the final evaluation; the task's own alone if it was not logged, as where a method changes
+    the model after the last logged one (SoRA prunes ranks)."""
     own = final["metric"]
     if final["value"] is None:
         return {own: math.nan}
     for row in reversed(read_rows(run / "metrics.jsonl")[:-1]):
         if row.get(f"eval_{own}") == final["value"] and row["step"] == final["step"]:
             names = {key: key.removeprefix("eval_") for key in row if key.startswith("eval_")}
-            return {name: _number(row[key]) for key, name in names.items() if name not in NOT_A_METRIC}
+            return {name: _number(row[key]) for key, name in names.items() if name not in ("loss", *NO_METRICS)}
     return {own: final["value"]}
 
 
 def _number(value: float | None) -> float:
-    """Read null, which JSON has for what is no finite number."""
+    """Read null, which stands for NaN and infinities in JSON."""
     return math.nan if value is None else value
 
 
-def choose_rate(rows: Sequence[Row]) -> float | None:
+def choose_rate(rows: Sequence[RunRow]) -> float | None:
     """Return the rate with the best mean value over the tuning runs of an entry; None where no run has ended.
 
     A tie goes to the lower loss, then to the lower rate. A rate whose runs diverged is chosen last. Only the rates with
@@ -96,12 +93,12 @@ def choose_rate(rows: Sequence[Row]) -> float | None:
 
 @dataclass(frozen=True)
 class RateCurve:
-    """The tuning runs of an entry, and which rate they choose."""
+    """The tuning runs of an entry, and the rate that they choose."""
 
     entry: Entry
     rates: Sequence[float]
     """All rates of the grid, lowest first."""
-    rows: Sequence[Row]
+    rows: Sequence[RunRow]
 
     @property
     def chosen(self) -> float | None:
@@ -109,7 +106,8 @@ class RateCurve:
 
     @property
     def edge(self) -> str:
-        """Say lowest or highest, where the best rate ends the grid, so that a better one may lie outside of it."""
+        """Return "lowest" or "highest" where the best rate is at an end of the grid, beyond which a better one may
+        lie."""
         if len(self.rates) == 1:
             return ""
         return {self.rates[0]: "lowest", self.rates[-1]: "highest"}.get(self.chosen or 0.0, "")
@@ -117,10 +115,10 @@ class RateCurve:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that is known of a comparison, finished or not."""
+    """The results of a comparison, finished or not."""
 
     grid: Grid
-    rows: Sequence[Row]
+    rows: Sequence[RunRow]
     curves: Sequence[RateCurve]
     """Entries with a single rate have none."""
     failed: Sequence[JobEnd] = ()
@@ -134,8 +132,8 @@ class Comparison:
 
     def mean_of(self, key: str, method: str, budget: int) -> float | None:
         """Return the mean of a number over the runs of a row; None where it has none."""
-        found = [row[key] for row in self.rows if (row["method"], row["budget"]) == (method, budget)]
-        return fmean(found) if found else None
+        values = [row[key] for row in self.rows if (row["method"], row["budget"]) == (method, budget)]
+        return fmean(values) if values else None
 
     def ratio(self, key: str, method: str, budget: int) -> float | None:
         """Return a number relative to the baseline's, summed over the tasks and seeds where both have runs."""
@@ -152,25 +150,25 @@ class Comparison:
         return sum(ours[run] for run in shared) / total if total else None
 
     def remarks(self) -> list[str]:
-        """Tell what a reader must know: few seeds, failures, missing runs, rates at an edge."""
-        found = []
+        """List few seeds, failures, missing runs, and rates at an edge."""
+        lines = []
         if 1 < (seeds := len(self.grid.seeds)) < 5:
-            found.append(
+            lines.append(
                 f"{seeds} seeds: the 95 % intervals are wide, {reach(seeds):.3g} standard errors to each side; with "
                 f"five seeds they are {reach(5):.3g}"
             )
-        found += [f"failed: {end.job.label}: {end.message}" for end in self.failed]
+        lines += [f"failed: {end.job.label}: {end.message}" for end in self.failed]
         waiting = self.missing - sum(end.job.purpose == "jobs" for end in self.failed)
         if waiting > 0:
-            found.append(f"{waiting} reported runs are missing")
+            lines.append(f"{waiting} reported runs are missing")
         for row in self.rows:
             if not math.isfinite(row["value"]):
                 entry = Entry(row["method"], row["task"], row["budget"])
-                found.append(f"diverged: {entry}, seed {row['seed']}, rate {row['learning_rate']:g}")
+                lines.append(f"diverged: {entry}, seed {row['seed']}, rate {row['learning_rate']:g}")
         for curve in self.curves:
             if curve.chosen is None:
-                found.append(f"no learning rate could be chosen for {curve.entry}")
+                lines.append(f"no learning rate could be chosen for {curve.entry}")
             elif curve.edge:
                 best = f"the best rate, {curve.chosen:g}, is the {curve.edge} of its grid"
-                found.append(f"warning: {curve.entry}: {best}; widen it")
-        return found
+                lines.append(f"warning: {curve.entry}: {best}; widen it")
+        return lines

@@ -1,4 +1,4 @@
-"""A few runs tell this: the standard error of a mean, Student's interval, and differences paired by seed."""
+"""Statistics of a few runs: standard error, Student's interval, and differences paired by seed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def standard_error(values: Sequence[float]) -> float | None:
-    """Return that of the mean; None for fewer than two values, or one that is not finite."""
+    """Return the standard error of the mean; None for fewer than two values, or one that is not finite."""
     if len(values) < 2 or not all(map(math.isfinite, values)):
         return None
     return float(stats.sem(values))
@@ -22,8 +22,8 @@ def standard_error(values: Sequence[float]) -> float | None:
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Return Student's 95 % interval of the mean; None where there is no standard error.
 
-    It is right for few values that are about normal. The percentile bootstrap is not: with three values it ends at the
-    lowest and the highest, which hold the mean in 75 % of cases.
+    It is valid for few values that are about normal. The percentile bootstrap of three values covers the mean in 75 %
+    of cases.
     """
     error = standard_error(values)
     if error is None:

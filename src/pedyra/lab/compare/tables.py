@@ -19,7 +19,7 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class TextTable:
-    """A reader sees this: column -> text for each row. The first column names the row."""
+    """A table of text, column -> text for each row; the first column names the row."""
 
     title: str
     rows: Sequence[Mapping[str, str]]
@@ -32,8 +32,8 @@ def write_tables(stem: Path, title: str, tables: Sequence[TextTable], remarks: S
     for table in tables:
         columns = list(table.rows[0])
         lines = [columns, [":--"] + ["--:"] * (len(columns) - 1), *(row.values() for row in table.rows)]
-        shown = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-        parts += [f"## {table.title}", shown, *([table.note] if table.note else [])]
+        body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        parts += [f"## {table.title}", body, *([table.note] if table.note else [])]
     if remarks:
         parts += ["## Remarks", "\n".join(f"- {remark}" for remark in remarks)]
     file = stem.with_suffix(".md")
@@ -54,17 +54,17 @@ def number(value: float, *, signed: bool = False) -> str:
 
 
 def comparison_tables(comparison: Comparison) -> list[TextTable]:
-    """Return values and what they take, then differences, for each budget; then the learning-rate curves."""
-    grid, found = comparison.grid, []
+    """Return values and costs, then differences, for each budget; then the learning-rate curves."""
+    grid, tables = comparison.grid, []
     for budget in grid.all_budgets:
-        found.append(_values_table(comparison, budget))
+        tables.append(_values_table(comparison, budget))
         if len(grid.methods) > 1:
-            found.append(_differences_table(comparison, budget))
-    return [*found, *([_curves_table(comparison)] if comparison.curves else [])]
+            tables.append(_differences_table(comparison, budget))
+    return [*tables, *([_curves_table(comparison)] if comparison.curves else [])]
 
 
 def _values_table(comparison: Comparison, budget: int) -> TextTable:
-    """Show what is judged, the tasks' own metrics where that is the loss, and what each row takes."""
+    """Make the table of the values, of the tasks' own metrics where the values are losses, and of the costs."""
     grid, rows = comparison.grid, []
     own = {row["task"]: row["task_metric"] for row in comparison.rows} if grid.judge == "loss" else {}
     for method in grid.methods:
@@ -73,8 +73,8 @@ def _values_table(comparison: Comparison, budget: int) -> TextTable:
             values = list(comparison.values(method, task, budget).values())
             row[_task_title(comparison, task)] = _mean_and_error(values, len(grid.seeds))
         for task, metric in own.items():
-            found = comparison.values(method, task, budget, "metrics").values()
-            row[f"{task} ({metric})"] = _mean_and_error([metrics[metric] for metrics in found])
+            metrics_by_seed = comparison.values(method, task, budget, "metrics").values()
+            row[f"{task} ({metric})"] = _mean_and_error([metrics[metric] for metrics in metrics_by_seed])
         rows.append(row | _resources(comparison, method, budget))
     note = f"Mean ± standard error over seeds {_listed(grid.seeds)}. Factors are relative to {grid.baseline}."
     if own:
@@ -83,14 +83,14 @@ def _values_table(comparison: Comparison, budget: int) -> TextTable:
 
 
 def _resources(comparison: Comparison, method: str, budget: int) -> dict[str, str]:
-    """Show what a row takes, and its factor to the baseline."""
-    shown: dict[str, tuple[str, Callable[[float], str]]] = {
+    """Return the costs of a row, with their ratio to the baseline's."""
+    columns: dict[str, tuple[str, Callable[[float], str]]] = {
         "parameters": ("trainable_parameters", lambda count: f"{count:,.0f}"),
         "time": ("seconds", format_seconds),
         "peak memory": ("peak_memory_bytes", format_bytes),
     }
     cells = {}
-    for title, (key, text) in shown.items():
+    for title, (key, text) in columns.items():
         value = comparison.mean_of(key, method, budget)
         cells[title] = NOTHING if value is None else text(value)
         if (ratio := comparison.ratio(key, method, budget)) is not None:
@@ -111,19 +111,19 @@ def _differences_table(comparison: Comparison, budget: int) -> TextTable:
 
 
 def _difference(comparison: Comparison, method: str, task: str, budget: int) -> str:
-    """Say how much better a row is than the baseline."""
+    """Return how much better a row is than the baseline."""
     better = sign(_metric(comparison, task))
     ours, theirs = (
         {seed: better * value for seed, value in comparison.values(name, task, budget).items()}
         for name in (method, comparison.grid.baseline)
     )
-    found = differences(ours, theirs)
-    if not found:
+    values = differences(ours, theirs)
+    if not values:
         return NOTHING
-    between = "[one seed]" if len(found) == 1 else "[diverged]"
-    if (ends := interval(found)) is not None:
+    between = "[one seed]" if len(values) == 1 else "[diverged]"
+    if (ends := interval(values)) is not None:
         between = "[{}, {}]".format(*(number(end, signed=True) for end in ends))
-    return f"{number(fmean(found), signed=True)} {between}"
+    return f"{number(fmean(values), signed=True)} {between}"
 
 
 def _curves_table(comparison: Comparison) -> TextTable:
@@ -131,9 +131,9 @@ def _curves_table(comparison: Comparison) -> TextTable:
     for curve in comparison.curves:
         values = {rate: [row["value"] for row in curve.rows if row["learning_rate"] == rate] for rate in curve.rates}
         points = (f"{rate:g}: {number(fmean(each)) if each else 'no run'}" for rate, each in values.items())
-        chosen = "none" if curve.chosen is None else f"{curve.chosen:g}{' (edge)' if curve.edge else ''}"
+        choice = "none" if curve.chosen is None else f"{curve.chosen:g}{' (edge)' if curve.edge else ''}"
         entry = curve.entry
-        row = {"method": entry.method, "task": entry.task, "budget": str(entry.budget), "chosen": chosen}
+        row = {"method": entry.method, "task": entry.task, "budget": str(entry.budget), "chosen": choice}
         rows.append({**row, "mean value at each rate": ", ".join(points)})
     note = (
         "Judged on rows split off the training rows, with seeds "
@@ -142,12 +142,12 @@ def _curves_table(comparison: Comparison) -> TextTable:
     return TextTable("Learning rates", rows, note)
 
 
-def _mean_and_error(values: Sequence[float], wanted: int = 0) -> str:
-    """Write both of a row's values, and how many there are where more were wanted."""
+def _mean_and_error(values: Sequence[float], count: int = 0) -> str:
+    """Write mean and standard error of the values, and their number where there are fewer than `count`."""
     if not values:
         return NOTHING
     error = standard_error(values)
-    part = f" ({len(values)} of {wanted} seeds)" if len(values) < wanted else ""
+    part = f" ({len(values)} of {count} seeds)" if len(values) < count else ""
     return number(fmean(values)) + (f" ± {number(error)}" if error is not None else "") + part
 
 

@@ -1,1 +1,1 @@
-"""The paper's tables and figures stand here as they were published, and are measured again."""
+"""The paper's published tables and figures, and the runs that measure them again."""

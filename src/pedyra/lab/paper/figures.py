@@ -1,7 +1,6 @@
-"""The paper's figures and Table 10 are made of runs: as one number, and in the paper's layout.
+"""The paper's figures and Table 10 from runs: as one number, and as charts in the paper's layout.
 
-A measure takes the records of a run folder; `None` stands for "this run has no such number". Names are those of
-`metric` in tables/. Figures are charts of `pedyra.app.report`.
+A measure takes the records of a run folder, and is None where the run lacks them; its name is a `metric` in tables/.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from pedyra.app.report.figures import (
 from pedyra.app.report.images import FORMATS, save_image, side_by_side
 from pedyra.app.report.records import Record, RunRecords, read_run
 from pedyra.lab.paper.item import Item
-from pedyra.lab.paper.item_results import Row
+from pedyra.lab.paper.item_results import CellRow
 
 Measure = Callable[[RunRecords], float | None]
 Series = list[tuple[int, float]]
@@ -36,16 +35,16 @@ FACTORS = ("A", "E", "B")
 
 
 def measure(row: Mapping[str, Any], metric: str) -> float | None:
-    """Return a metric of a comparison's row: of its evaluation, a cost, or one of `MEASURES` on its run folder."""
-    for known in (row["metrics"], row):
-        if metric in known:
-            return known[metric]
+    """Return a metric of a comparison's row: of its evaluation, a cost, or one of `MEASURES`."""
+    for source in (row["metrics"], row):
+        if metric in source:
+            return source[metric]
     return MEASURES[metric](read_run(Path(row["run"]))) if metric in MEASURES else None
 
 
 def series(records: Iterable[Record], value: Callable[[Record], float | None]) -> Series:
     """Return the records that have the value."""
-    return [(record["step"], found) for record in records if (found := value(record)) is not None]
+    return [(record["step"], number) for record in records if (number := value(record)) is not None]
 
 
 def effective_ranks(run: RunRecords) -> Series:
@@ -60,11 +59,11 @@ def utilisations(run: RunRecords) -> Series:
 
 def stabilities(run: RunRecords) -> Series:
     """Correlate the layers' scores by Spearman with those of the adjustment before (Fig. 1b)."""
-    found = []
+    points = []
     for before, now in pairwise(run.adjustments):
         old, new = before["layer_scores"], now["layer_scores"]
-        found.append({"step": now["step"], "value": spearman([old[name] for name in new], list(new.values()))})
-    return series(found, lambda record: record["value"])
+        points.append({"step": now["step"], "value": spearman([old[name] for name in new], list(new.values()))})
+    return series(points, lambda record: record["value"])
 
 
 def log_variances(run: RunRecords) -> Series:
@@ -90,7 +89,7 @@ def gradient_norms(run: RunRecords, factor: str) -> Series:
 
 
 def masks(run: RunRecords) -> list[tuple[int, set[tuple[str, int]]]]:
-    """Return (step, the triples that are masked from there on) of a run whose method masks (Fig. 8)."""
+    """Return (step, masked triples after it) of a run whose method masks (Fig. 8)."""
     return [(r["step"], {(name, i) for name, i in r["masked"]}) for r in run.adjustments if "masked" in r]
 
 
@@ -112,7 +111,7 @@ def _trainable_share(run: RunRecords) -> float | None:
 
 
 def _peak_memory_difference(run: RunRecords) -> float | None:
-    """Return the peak memory in bytes less what was held when training began (Table 10)."""
+    """Return the peak memory in bytes less the memory before training (Table 10)."""
     before = run.environment.get("memory_before_bytes")
     return run.final["peak_memory_bytes"] - before if before is not None else None
 
@@ -207,17 +206,17 @@ MEASURES: dict[str, Measure] = {
 
 
 Runs = Mapping[str, RunRecords]
-"""Row -> its run with the first seed, which curves show."""
+"""CellRow -> its run with the first seed, which curves show."""
 Panels = Mapping[str, Chart]
 """Title -> chart, side by side."""
-Drawing = Callable[[Runs, Sequence[Row]], Panels]
+Drawing = Callable[[Runs, Sequence[CellRow]], Panels]
 
 
-def save_figure(item: Item, found: Sequence[Row], runs: Mapping[str, Path], folder: Path) -> list[Path]:
+def save_figure(item: Item, rows: Sequence[CellRow], runs: Mapping[str, Path], folder: Path) -> list[Path]:
     """Write `<id>.svg` and `.png`, and return the files; none where no run is there to draw."""
     if not runs:
         return []
-    panels = FIGURES[item.id]({row: read_run(path) for row, path in runs.items()}, found)
+    panels = FIGURES[item.id]({row: read_run(path) for row, path in runs.items()}, rows)
     files = [folder / f"{item.id}.{suffix}" for suffix in FORMATS]
     for file in files:
         save_image(side_by_side(panels.items()), file)
@@ -226,40 +225,40 @@ def save_figure(item: Item, found: Sequence[Row], runs: Mapping[str, Path], fold
 
 def _lines(title: str, y: str, of: Callable[[RunRecords], Series], **options: Any) -> Drawing:
     """Draw a panel with a curve for each row."""
-    return lambda runs, found: {title: _curves({row: of(run) for row, run in runs.items()}, y, **options)}
+    return lambda runs, cells: {title: _curves({row: of(run) for row, run in runs.items()}, y, **options)}
 
 
 def _curves(several: Mapping[str, Series], y: str, **options: Any) -> Chart:
-    drawn = [Curve(name, [x for x, _ in points], [y for _, y in points]) for name, points in several.items() if points]
-    return curves(drawn, Axes(STEP, y, **options))
+    lines = [Curve(name, [x for x, _ in points], [y for _, y in points]) for name, points in several.items() if points]
+    return curves(lines, Axes(STEP, y, **options))
 
 
-def utilised(runs: Runs, found: Sequence[Row]) -> Panels:
+def utilised(runs: Runs, cells: Sequence[CellRow]) -> Panels:
     """Draw Fig. 1a: effective rank, and its share of the ranks, over the steps."""
     total = _lines("Effective rank", "sum over layers", effective_ranks, from_zero=True)
     share = _lines("Utilisation", "effective rank / rank", utilisations, from_zero=True)
-    return {**total(runs, found), **share(runs, found)}
+    return {**total(runs, cells), **share(runs, cells)}
 
 
-def dynamics(runs: Runs, found: Sequence[Row]) -> Panels:
+def dynamics(runs: Runs, cells: Sequence[CellRow]) -> Panels:
     """Draw Fig. 3: rank and place by importance, in colour the layers whose rank changed most."""
     return {panel.title: panel.chart for panel in history_panels(next(iter(runs.values())))}
 
 
-def bars(runs: Runs, found: Sequence[Row]) -> Panels:
+def bars(runs: Runs, cells: Sequence[CellRow]) -> Panels:
     """Draw Figs. 4a and 6: a group of bars a column, a bar a row, with 95 % intervals."""
-    rows = [row for row in found if row["measured"] is not None]
+    rows = [row for row in cells if row["measured"] is not None]
     names = list(dict.fromkeys(row["row"] for row in rows))
     groups = alt.Chart(alt.InlineData(values=rows)).encode(
         x=alt.X("column:N", sort=None, title=None, axis=alt.Axis(labelAngle=0)),
         xOffset=alt.XOffset("row:N", sort=names),
     )
-    drawn = groups.mark_bar().encode(alt.Y("measured:Q", title="score"), alt.Color("row:N", title=None, sort=names))
+    marks = groups.mark_bar().encode(alt.Y("measured:Q", title="score"), alt.Color("row:N", title=None, sort=names))
     ends = groups.mark_rule().encode(alt.Y("interval_low:Q", title="score"), alt.Y2("interval_high"))
-    return {"Mean and 95 % interval": drawn + ends}
+    return {"Mean and 95 % interval": marks + ends}
 
 
-def rank_against_importance(runs: Runs, found: Sequence[Row]) -> Panels:
+def rank_against_importance(runs: Runs, cells: Sequence[CellRow]) -> Panels:
     """Draw Fig. 4b: mean rank of each layer against its mean importance."""
     run = next(iter(runs.values()))
     value = rank_importance_correlation(run)
@@ -267,16 +266,16 @@ def rank_against_importance(runs: Runs, found: Sequence[Row]) -> Panels:
     ranks = mean_ranks(run)
     rows = [{"x": scores[each.name], "y": ranks[each.name], "type": each.type} for each in run.layers]
     scale = alt.Scale(type="log" if min(scores.values()) > 0 else "linear")
-    drawn = alt.Chart(alt.InlineData(values=rows)).mark_point(filled=True, size=70)
-    drawn = drawn.encode(
+    chart = alt.Chart(alt.InlineData(values=rows)).mark_point(filled=True, size=70)
+    chart = chart.encode(
         alt.X("x:Q", title="mean importance of the layer", scale=scale),
         alt.Y("y:Q", title="mean rank"),
         alt.Color("type:N", title=None),
     )
-    return {"Rank and importance" if value is None else f"Spearman's correlation {value:.2f}": drawn}
+    return {"Rank and importance" if value is None else f"Spearman's correlation {value:.2f}": chart}
 
 
-def rank_maps(runs: Runs, found: Sequence[Row]) -> Panels:
+def rank_maps(runs: Runs, results: Sequence[CellRow]) -> Panels:
     """Draw Fig. 7: final rank by module type and depth, a map a row."""
     cells = {row: map_cells(run.places, [run.final_ranks]) for row, run in runs.items()}
     highest = max(rank for each in cells.values() for cell in each for rank in cell["ranks"])  # one colour, one rank
@@ -284,11 +283,11 @@ def rank_maps(runs: Runs, found: Sequence[Row]) -> Panels:
     return {f"({letter}) {row}": spec for letter, (row, spec) in zip("ab", maps.items(), strict=False)}
 
 
-def mask_maps(runs: Runs, found: Sequence[Row]) -> Panels:
+def mask_maps(runs: Runs, cells: Sequence[CellRow]) -> Panels:
     """Draw Fig. 8: the triples that are masked after each adjustment, a panel a weighting, and how many come back."""
     maps = {f"({letter}) {row}": _mask_map(run) for letter, (row, run) in zip("ab", runs.items(), strict=False)}
     share = _lines("(c) Share that came back", "of the masked triples", reactivations, from_zero=True)
-    return {**maps, **share(runs, found)}
+    return {**maps, **share(runs, cells)}
 
 
 def _mask_map(run: RunRecords) -> Chart:
@@ -297,17 +296,17 @@ def _mask_map(run: RunRecords) -> Chart:
     for (_, before), (step, now) in pairwise(masked):
         cells += [{"step": step, "triple": f"{name} {i}", "state": "came back"} for name, i in before - now]
     shades = alt.Scale(domain=["masked", "came back"], range=["#b4bac0", "#C8500A"])
-    drawn = alt.Chart(alt.InlineData(values=cells)).mark_rect()
-    return drawn.encode(
+    chart = alt.Chart(alt.InlineData(values=cells)).mark_rect()
+    return chart.encode(
         alt.X("step:O", title="adjustment after step", axis=alt.Axis(labelAngle=0)),
         alt.Y("triple:N", title="triple", axis=alt.Axis(labels=False, ticks=False)),
         alt.Color("state:N", title=None, scale=shades),
     )
 
 
-def losses(runs: Runs, found: Sequence[Row]) -> Panels:
+def losses(runs: Runs, cells: Sequence[CellRow]) -> Panels:
     """Draw Fig. 9: the training losses, and between two rows their difference, which small models hide in the noise."""
-    panels = dict(_lines("Training loss", "loss", training_losses)(runs, found))
+    panels = dict(_lines("Training loss", "loss", training_losses)(runs, cells))
     if len(runs) == 2:
         (first, before), (second, after) = ((row, dict(training_losses(run))) for row, run in runs.items())
         steps = sorted(before.keys() & after.keys())
@@ -316,7 +315,7 @@ def losses(runs: Runs, found: Sequence[Row]) -> Panels:
     return panels
 
 
-def orthogonality(runs: Runs, found: Sequence[Row]) -> Panels:
+def orthogonality(runs: Runs, cells: Sequence[CellRow]) -> Panels:
     """Draw Fig. 10: the term of (a) one layer's A, the first feed-forward's as in the paper, and (b) all factors."""
     run = next(iter(runs.values()))
     layer = next((layer for layer in run.layers if "intermediate" in layer.name), run.layers[0])
@@ -327,7 +326,7 @@ def orthogonality(runs: Runs, found: Sequence[Row]) -> Panels:
     }
 
 
-def gradients(runs: Runs, found: Sequence[Row]) -> Panels:
+def gradients(runs: Runs, cells: Sequence[CellRow]) -> Panels:
     """Draw Fig. 11: norms of the gradients of A, E and B, averaged over layers."""
     run = next(iter(runs.values()))
     points = {factor: gradient_norms(run, factor) for factor in FACTORS}

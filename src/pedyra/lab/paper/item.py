@@ -1,4 +1,4 @@
-"""A table or figure of the paper says what was published, and which run measures which cell: a YAML in tables/."""
+"""A table or figure of the paper, by a YAML in tables/: the published numbers, and the run that measures each cell."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ SCALES: tuple[Scale, ...] = get_args(Scale)
 _HERE = Path(__file__).parent
 TABLES, RECIPES = _HERE / "tables", _HERE / "recipes"
 CODE = {"humaneval", "humanevalplus", "mbpp", "mbppplus"}
-"""Metrics that are found by running what a model wrote."""
+"""Metrics that run generated code."""
 
 
 class CellPart(Section):
-    """A row or a column says this of its cells; a cell is its row's part and its column's together."""
+    """The settings of a row or a column; a cell has those of both."""
 
     method: str | None = None
     recipe: str | None = None
@@ -54,28 +54,28 @@ class CellPart(Section):
     """The columns it is the mean of; default: all."""
 
     def with_column(self, column: CellPart) -> CellPart:
-        """Return what both say; the column's where both have a key, and both where it is settings."""
+        """Merge the two: the column's value wins, and mappings are merged."""
         settings = {key: {**getattr(self, key), **getattr(column, key)} for key in ("lora", "settings")}
         both = {**self.model_dump(exclude_unset=True), **column.model_dump(exclude_unset=True), **settings}
         return CellPart.model_validate(both)
 
 
 DATA_SETS = {"sst2": "SST-2", "cola": "CoLA"}
-"""Key of a recipe -> the name of its data set in rows and columns, of those that scale smoke measures."""
+"""Key of a recipe -> the name of its data set in rows and columns, of those at scale smoke."""
 
 
 class AtScale(Section):
-    """An item is measured so at one scale."""
+    """How an item is measured at one scale."""
 
     recipes: dict[str, str]
     """Key -> recipe in recipes/. Cells whose key is missing are not measured at this scale."""
     seeds: list[int] = [0]
     columns: dict[str, CellPart] | None = None
-    """Measured in the place of the item's columns, for which tiny models are too poor; None: the item's."""
+    """Columns in place of the item's, for which tiny models are too poor; None: the item's."""
     gpu_gb: float | None = None
-    """The GPU needs about so much memory; None: no GPU is needed."""
+    """About the GPU memory in GB; None: no GPU is needed."""
     hours: float
-    """All runs of one seed take about so long."""
+    """About the hours of all runs of one seed."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Item(Section):
     id: str
     title: str
     claim: str
-    """The paper says in one sentence what it shows."""
+    """What it shows according to the paper, in one sentence."""
     rows: dict[str, CellPart]
     columns: dict[str, CellPart]
     published: dict[str, dict[str, float | None]] = Field(default_factory=dict)
@@ -125,19 +125,19 @@ class Item(Section):
 
     def only(self, rows: Collection[str] = (), columns: Collection[str] = ()) -> Item:
         """Keep these rows and columns alone; none named: all. Raise ValueError with the nearest name."""
-        for what, names, known in (("row", rows, self.rows), ("column", columns, self.columns)):
+        for what, names, parts in (("row", rows, self.rows), ("column", columns, self.columns)):
             for name in names:
-                if name not in known:
-                    raise UserError(f"{self.id} has no {what} {name!r}; {did_you_mean(name, known)}")
-        kept = {
+                if name not in parts:
+                    raise UserError(f"{self.id} has no {what} {name!r}; {did_you_mean(name, parts)}")
+        selection = {
             "rows": {name: part for name, part in self.rows.items() if name in rows or not rows},
             "columns": {name: part for name, part in self.columns.items() if name in columns or not columns},
         }
-        return self.model_copy(update=kept)
+        return self.model_copy(update=selection)
 
     def check(self, scale: Scale, *, allow_code_execution: bool) -> None:
-        """Refuse, before hours of training, what the scale measures nothing of, and a model's code without leave or
-        without a sandbox."""
+        """Refuse, before the training, a scale that measures no cell, and generated code without permission or
+        sandbox."""
         metrics = {cell.metric for cell in self.cells(scale)}
         if not metrics:
             raise UserError(f"{self.id} measures no such cell at scale {scale}; name other rows or columns, or a scale")
@@ -153,8 +153,8 @@ class Item(Section):
             Sandbox()
 
     def at(self, scale: Scale) -> Item:
-        """Return the item as the scale measures it: with its columns; at scale smoke, whose tiny random models learn
-        nothing, beside no published number, and with the data under its own name."""
+        """Return the item with the columns of the scale; at scale smoke, whose tiny random models learn nothing,
+        without published numbers, and with the names of the data sets that are used."""
         columns = self.scales[scale].columns or self.columns
         if scale != "smoke":
             return self if columns is self.columns else self.model_copy(update={"columns": columns})
@@ -175,7 +175,7 @@ class Item(Section):
 
     def needs(self, scale: Scale) -> dict[str, list[str]]:
         """Return the models and data sets that a scale names."""
-        # As they are written: to check them takes torch, and a list is there at once.
+        # Unchecked, because a check imports torch.
         recipes = [_written(name) for name in self.scales[scale].recipes.values()]
         data = [each["data"]["source"] + (f"/{c}" if (c := each["data"].get("config")) else "") for each in recipes]
         return {
@@ -198,8 +198,8 @@ class Item(Section):
 def items() -> dict[str, Item]:
     """Return every table and figure by id: tables first, each in the paper's order."""
     contents = (read_settings(path, (), what="table", starts_with="id") for path in TABLES.glob("*.yaml"))
-    found = [Item.model_validate(content) for content in contents]
-    return {item.id: item for item in sorted(found, key=_order)}
+    result = [Item.model_validate(content) for content in contents]
+    return {item.id: item for item in sorted(result, key=_order)}
 
 
 def get_item(name: str) -> Item:

@@ -1,4 +1,4 @@
-"""Measured numbers of an item stand beside the published ones, as rows for JSON and as tables for people."""
+"""Measured and published numbers of an item, as rows for JSON and as tables for people."""
 
 from __future__ import annotations
 
@@ -17,43 +17,41 @@ Values = Mapping[tuple[str, str], Mapping[int, float]]
 Rates = Mapping[tuple[str, str], float]
 """(row, column) -> the learning rate of its runs."""
 
-Row = dict[str, Any]
+CellRow = dict[str, Any]
 """A line of the JSON file, for one row x column of an item; `result_row` makes it."""
 
 
 def result_row(
     item: Item, scale: Scale, row: str, column: str, values: Mapping[int, float], learning_rate: float | None
-) -> Row:
-    """Return what was published and measured, with the mean, its standard error and 95 % interval over the seeds.
+) -> CellRow:
+    """Return the published number and the measured mean, with its standard error and 95 % interval over the seeds.
 
-    `values` by seed are empty, and what follows from them None, where nothing was measured. The learning rate of an
-    average over tasks is None.
+    Without `values` (by seed) the measured numbers are None. The learning rate of an average over tasks is None.
     """
-    measured = list(values.values())
-    low, high = interval(measured) or (None, None)
+    numbers = list(values.values())
+    low, high = interval(numbers) or (None, None)
     return {
         "id": item.id,
         "row": row,
         "column": column,
         "published": item.value(row, column),
-        "measured": fmean(measured) if measured else None,
-        "standard_error": standard_error(measured),
+        "measured": fmean(numbers) if numbers else None,
+        "standard_error": standard_error(numbers),
         "interval_low": low,
         "interval_high": high,
-        "seeds": len(measured),
+        "seeds": len(numbers),
         "scale": scale,
         "learning_rate": learning_rate,
         "values": {str(seed): value for seed, value in values.items()},
     }
 
 
-def results(item: Item, scale: Scale, values: Values, rates: Rates) -> list[Row]:
+def results(item: Item, scale: Scale, values: Values, rates: Rates) -> list[CellRow]:
     """Return every row x column of the item.
 
-    An average is over the columns that every row has which has any of them: else rows would be compared over other
-    tasks.
+    An average is over the columns that all measured rows have, so that rows are compared over the same tasks.
     """
-    found = []
+    cells = []
     for row in item.rows:
         for column, part in item.columns.items():
             mine = dict(values.get((row, column), {}))
@@ -62,8 +60,8 @@ def results(item: Item, scale: Scale, values: Values, rates: Rates) -> list[Row]
                 rows = [each for each in item.rows if any((each, name) in values for name in over)]
                 shared = [name for name in over if all((each, name) in values for each in rows)]
                 mine = _average([values[row, name] for name in shared]) if row in rows else {}
-            found.append(result_row(item, scale, row, column, mine, rates.get((row, column))))
-    return found
+            cells.append(result_row(item, scale, row, column, mine, rates.get((row, column))))
+    return cells
 
 
 def _average(columns: list[Mapping[int, float]]) -> dict[int, float]:
@@ -72,39 +70,41 @@ def _average(columns: list[Mapping[int, float]]) -> dict[int, float]:
     return {seed: fmean(column[seed] for column in columns) for seed in seeds}
 
 
-def result_tables(item: Item, scale: Scale, found: Sequence[Row]) -> list[TextTable]:
+def result_tables(item: Item, scale: Scale, cells: Sequence[CellRow]) -> list[TextTable]:
     """Return the values, and the differences between rows."""
-    between_rows = difference_table(item, scale, found)
-    return [result_table(item, scale, found), *([between_rows] if between_rows else [])]
+    between_rows = difference_table(item, scale, cells)
+    return [result_table(item, scale, cells), *([between_rows] if between_rows else [])]
 
 
-def result_table(item: Item, scale: Scale, found: Sequence[Row]) -> TextTable:
-    """Return rows x columns; a cell has what was measured, and what was published in parentheses."""
-    cells = {(each["row"], each["column"]): _text(each) for each in found}
-    counts = sorted({each["seeds"] for each in found if each["seeds"]}) or [0]
+def result_table(item: Item, scale: Scale, cells: Sequence[CellRow]) -> TextTable:
+    """Return rows x columns; a cell has the measured number, and the published one in parentheses."""
+    texts = {(each["row"], each["column"]): _text(each) for each in cells}
+    counts = sorted({each["seeds"] for each in cells if each["seeds"]}) or [0]
     seeds = "one seed" if counts == [1] else f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds"
     return TextTable(
         title=f"{item.id}: {item.title}",
-        rows=[{"": row} | {column: cells[row, column] for column in item.columns} for row in item.rows],
+        rows=[{"": row} | {column: texts[row, column] for column in item.columns} for row in item.rows],
         note=f"Measured at scale {scale}: mean ± standard error, {seeds} [95 % interval]{_published(item)}",
     )
 
 
-def difference_table(item: Item, scale: Scale, found: Sequence[Row]) -> TextTable | None:
-    """Return how far each row is from the first of its group; where each row is a task of its own, how far each column
-    is from the baseline. None where nothing can be compared."""
-    cells = {(each["row"], each["column"]): each for each in found}
+def difference_table(item: Item, scale: Scale, cells: Sequence[CellRow]) -> TextTable | None:
+    """Return the difference of each row to the first of its group; where each row is a task, of each column to the
+    baseline. None where nothing can be compared."""
+    by_place = {(each["row"], each["column"]): each for each in cells}
     first: dict[tuple[str, str | None], str] = {}
     for row in item.rows:
         first.setdefault(_group(item, row), row)
     others = {row: first[_group(item, row)] for row in item.rows if row != first[_group(item, row)]}
     if others:
         to = ", ".join(dict.fromkeys(others.values()))
-        pairs = {row: {c: (cells[row, c], cells[other, c]) for c in item.columns} for row, other in others.items()}
+        pairs = {
+            row: {c: (by_place[row, c], by_place[other, c]) for c in item.columns} for row, other in others.items()
+        }
     elif len(item.columns) > 1 and all(part.metric for part in item.rows.values()):  # columns are settings of a method
         to = item.baseline if item.baseline in item.columns else next(iter(item.columns))
         columns = [each for each in item.columns if each != to]
-        pairs = {row: {c: (cells[row, c], cells[row, to]) for c in columns} for row in item.rows}
+        pairs = {row: {c: (by_place[row, c], by_place[row, to]) for c in columns} for row in item.rows}
     else:
         return None
     return TextTable(
@@ -120,46 +120,46 @@ def _published(item: Item) -> str:
 
 
 def _group(item: Item, row: str) -> tuple[str, str | None]:
-    """Name what compared rows have in common: their group, or "LLaMA2-7B" of "LLaMA2-7B, DoRA", and the task."""
+    """Return what compared rows share: their group, or "LLaMA2-7B" of "LLaMA2-7B, DoRA", and the task."""
     part = item.rows[row]
     return part.group or row.rpartition(", ")[0], part.recipe
 
 
-def _difference(ours: Row, theirs: Row) -> str:
+def _difference(ours: CellRow, theirs: CellRow) -> str:
     published = ""
     if ours["published"] is not None and theirs["published"] is not None:
         published = f" ({ours['published'] - theirs['published']:+.4g})"
-    found = differences(ours["values"], theirs["values"])
-    if not found:
+    values = differences(ours["values"], theirs["values"])
+    if not values:
         return f"{NOTHING}{published}"
-    mean, between = fmean(found), interval(found)
+    mean, between = fmean(values), interval(values)
     ends = "" if between is None else " [{}, {}]".format(*map(_number, between))
     return f"{'+' if mean > 0 else ''}{_number(mean)}{ends}{published}"
 
 
-def remarks(item: Item, scale: Scale, found: Sequence[Row]) -> list[str]:
-    """Tell the claim, what is not as published at this scale, and what else is to be known."""
-    told = [f"The paper's claim: {item.claim}"]
+def remarks(item: Item, scale: Scale, cells: Sequence[CellRow]) -> list[str]:
+    """List the claim, the differences to the published setting at this scale, and other remarks."""
+    lines = [f"The paper's claim: {item.claim}"]
     if scale == "smoke":
-        told.append(
+        lines.append(
             "Scale smoke shows that the commands work. Its tiny random models learn nothing: no method is better."
         )
     elif scale != "full":
         recipes = ", ".join(dict.fromkeys(item.scales[scale].recipes.values()))
-        told.append(f"Scale {scale} has other models, data and steps ({recipes}): compare rows, not levels.")
+        lines.append(f"Scale {scale} has other models, data and steps ({recipes}): compare rows, not levels.")
     unmeasured = [
-        column for column in item.columns if not any(each["seeds"] for each in found if each["column"] == column)
+        column for column in item.columns if not any(each["seeds"] for each in cells if each["column"] == column)
     ]
     if unmeasured:
-        told.append(f"Not measured: {', '.join(unmeasured)}.")
-    measured = {each["column"] for each in found if each["seeds"]}
+        lines.append(f"Not measured: {', '.join(unmeasured)}.")
+    columns = {each["column"] for each in cells if each["seeds"]}
     published = [name for name, part in get_item(item.id).columns.items() if not part.average]
-    if any(part.average and not measured.issuperset(part.over or published) for part in item.columns.values()):
-        told.append("Measured averages are over the measured columns.")
-    return told + item.notes
+    if any(part.average and not columns.issuperset(part.over or published) for part in item.columns.values()):
+        lines.append("Measured averages are over the measured columns.")
+    return lines + item.notes
 
 
-def _text(row: Row) -> str:
+def _text(row: CellRow) -> str:
     published = "" if row["published"] is None else f" ({row['published']:.10g})"
     if row["measured"] is None:
         return f"{NOTHING}{published}"

@@ -47,8 +47,8 @@ def list_items(json_file: JsonFile = None) -> None:
             row = {"id": item.id, "title": item.title, "scale": scale, **item.needs(scale)}
             rows.append({**row, "gpu_gb": at.gpu_gb, "hours": at.hours, "seeds": len(at.seeds)})
         full, small = item.scales["full"], item.scales["small"]
-        needed = ", ".join(item.needs("full")["model"])
-        lines.append([item.id, needed, f"{full.gpu_gb:g}", f"{full.hours:g}", f"{small.hours:g}", item.title])
+        models = ", ".join(item.needs("full")["model"])
+        lines.append([item.id, models, f"{full.gpu_gb:g}", f"{full.hours:g}", f"{small.hours:g}", item.title])
     columns = ["id", "models, full", "GPU GB, full", "hours a seed, full", "hours a seed, small", "title"]
     print_table(new_console(), columns, lines, title="What each needs; costs are estimates")
     if json_file:
@@ -99,16 +99,16 @@ def run(
         return
     with stoppable(console):
         where = engine(ray, workers, gpus, cpus, retries, console)
-        found = run_item(item, scale, out, places, where, allow_code_execution, console)
+        measurement = run_item(item, scale, out, places, where, allow_code_execution, console)
     item = item.at(scale)
-    print_tables(console, result_tables(item, scale, found.results))
-    for remark in remarks(item, scale, found.results):
+    print_tables(console, result_tables(item, scale, measurement.results))
+    for remark in remarks(item, scale, measurement.results):
         console.print(f"- {remark}", soft_wrap=True)
-    for file in found.files:
+    for file in measurement.files:
         console.print(f"written     {file}", soft_wrap=True)
     if json_file:
-        write_json_lines(json_file, found.results)
-    for failure in found.failed:
+        write_json_lines(json_file, measurement.results)
+    for failure in measurement.failed:
         console.print(f"failed      {failure}", soft_wrap=True)
-    if found.failed:
+    if measurement.failed:
         raise typer.Exit(1)

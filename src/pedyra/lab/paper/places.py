@@ -1,4 +1,4 @@
-"""Models and data of the recipes are on the Hub, or where the user says. Nothing heavy is imported here."""
+"""The places of the recipes' models and data: the Hub, or the user's folders."""
 
 from __future__ import annotations
 
@@ -17,33 +17,34 @@ from pedyra.lora.spelling import did_you_mean
 
 @dataclass(frozen=True)
 class Places:
-    """Where the user has models and data."""
+    """The user's folders of models and data."""
 
     data_dir: Path | None = None
-    """Data is read from <task>/<split>.jsonl there, also .gz, and not from the Hub."""
+    """Folder of <task>/<split>.jsonl, also .gz; None: the Hub."""
     models: Mapping[str, str] = field(default_factory=dict)
-    """Name in a recipe -> what to load in its place: a folder, or another name."""
+    """Name in a recipe -> the folder, or the name, that is loaded."""
 
     @classmethod
     def parse(cls, data_dir: Path | None, models: Iterable[str]) -> Places:
-        """Read the command line, where models are NAME=PATH. Raise ValueError for what is not there."""
+        """Read the options, where models are NAME=PATH. Raises ValueError for a folder or a name that does not
+        exist."""
         if data_dir is not None and not data_dir.is_dir():
             raise UserError(
                 f"--data-dir {data_dir} is no folder; it holds <task>/train.jsonl.gz, e.g. sst2/train.jsonl.gz"
             )
-        found, known = {}, []
+        paths, names = {}, []
         for pair in models:
             name, equals, path = pair.partition("=")
             if not (name and equals and path):
                 raise UserError(f"--model is {pair!r}; it is NAME=PATH, e.g. facebook/bart-large=models/bart")
-            known = known or sorted({recipe(file.stem).model.name for file in RECIPES.glob("*.yaml")})
-            if name not in known:  # the Hub's own model would be trained in its place
-                raise UserError(f"--model {pair}: no recipe trains {name!r}; {did_you_mean(name, known)}")
-            found[name] = path
-        return cls(data_dir, found)
+            names = names or sorted({recipe(file.stem).model.name for file in RECIPES.glob("*.yaml")})
+            if name not in names:  # the Hub's own model would be trained in its place
+                raise UserError(f"--model {pair}: no recipe trains {name!r}; {did_you_mean(name, names)}")
+            paths[name] = path
+        return cls(data_dir, paths)
 
     def resolve(self, name: str) -> Recipe:
-        """Return the recipe of this name with its model and data where they are."""
+        """Return the recipe of this name with the places of its model and data."""
         content = recipe(name).model_dump(mode="json", exclude_unset=True)
         content["model"]["name"] = self.models.get(content["model"]["name"], content["model"]["name"])
         task = task_name(content["data"])
@@ -61,7 +62,7 @@ class Places:
 def task_name(data: Mapping[str, Any]) -> str | None:
     """Return the known task whose Hub data set this is; None for any other."""
     for name in HUB:
-        known = task_data(name, None, None)
-        if (known["source"], known["config"]) == (data["source"], data.get("config")):
+        task = task_data(name, None, None)
+        if (task["source"], task["config"]) == (data["source"], data.get("config")):
             return name
     return None

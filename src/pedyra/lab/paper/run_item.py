@@ -15,7 +15,7 @@ from torch import OutOfMemoryError
 from pedyra.app.known_sets import TEST_SETS
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import GENERATED
-from pedyra.lab.compare.compare import compare_experiment, prepared
+from pedyra.lab.compare.compare import compare_experiment, open_experiment
 from pedyra.lab.compare.grid import Grid, check_grid
 from pedyra.lab.compare.jobs import HERE, Engine
 from pedyra.lab.compare.plan import Plan, plan_experiment
@@ -23,20 +23,20 @@ from pedyra.lab.compare.prepare import digests
 from pedyra.lab.compare.tables import write_tables
 from pedyra.lab.paper.figures import MEASURES, measure, save_figure
 from pedyra.lab.paper.item import Cell, CellPart, Item, Scale, get_item
-from pedyra.lab.paper.item_results import Row, remarks, result_tables, results
+from pedyra.lab.paper.item_results import CellRow, remarks, result_tables, results
 from pedyra.lab.paper.places import Places
 from pedyra.lora.files import json_line, read_json, write_file
 from pedyra.methods.names import setting_names
 
 RATES = (0.1, 0.3, 1.0, 3.0)
-"""Each method chooses from these rates on tuning rows, with encoders at scale small; relative to the recipe's.
+"""The rates that each method chooses from on tuning rows, relative to the recipe's, with encoders at scale small.
 
-At scale full there is one rate, as the paper gives one a task and none for its baselines; language models, whose runs
-are long, have one at every scale.
+At scale full there is one rate, because the paper gives one for each task and none for its baselines; language models,
+whose runs are long, have one at every scale.
 """
 
 FROM_ZERO = 10.0
-"""Times the rates at scale small, for a method that starts with no gradient in A and B (found by
+"""A factor of the rates at scale small, for a method that starts with no gradient in A and B (measured by
 `recipes/compare_short.yaml`). At LoRA's rate PE-DyRA learns nothing in 50 steps of Qwen2.5-Coder-0.5B: perplexity 2.55,
 LoRA's 1.74."""
 
@@ -44,17 +44,17 @@ STARTS_FROM_ZERO = (  # but where `lora.init` gives them an update to begin with
     "adalora", "adalora-svd", "increlora", "triadaptlora", "pedyra", "prune", "expand", "random", "mask",
 )  # fmt: skip
 TUNING_ROWS = 1000
-"""Tuning runs are judged on so many rows: a tenth of SST-2 would take longer to read than the training."""
+"""The rows of a tuning run's evaluation: a tenth of SST-2 would take longer than the training."""
 
 
 class MeasuredItem(NamedTuple):
-    """A run of an item has come to this."""
+    """The results of an item."""
 
-    results: list[Row]
+    results: list[CellRow]
     files: list[Path]
     """Tables and figures."""
     failed: list[str]
-    """Runs that failed, or could not be asked to write, and why."""
+    """Runs whose training or generation failed, and why."""
 
 
 def run_item(
@@ -66,21 +66,20 @@ def run_item(
     allow_code_execution: bool = False,
     console: Console | None = None,
 ) -> MeasuredItem:
-    """Run what is missing of an item's comparisons and write its table, and its figure, into `out/<scale>/<id>`.
+    """Run the missing runs of an item's comparisons and write its table, and its figure, into `out/<scale>/<id>`.
 
-    Of some rows or columns alone (`Item.only`) they go into the folder `part` there, so that a whole table stays.
-
-    Finished runs are kept, for every item of the scale that shares them; interrupted ones go on.
+    A part of its rows or columns (`Item.only`) goes into the folder `part` there, beside the whole table. Finished runs
+    are kept, for every item of the scale that shares them; interrupted ones resume.
 
     Args:
         out: folder of runs, which all items of a scale share, and of tables.
-        places: where models and data are.
-        engine: where runs are trained.
-        allow_code_execution: run the programs that a model wrote, for HumanEval and MBPP.
-        console: where progress is shown; None: nowhere.
+        places: the places of models and data.
+        engine: trains the runs.
+        allow_code_execution: run generated code, for HumanEval and MBPP.
+        console: shows progress, if there is one.
 
     Raises:
-        ValueError: a model or data that cannot be had, before anything runs.
+        ValueError: a model or data that does not exist, before anything runs.
         KeyboardInterrupt: Ctrl-C; running jobs have saved a checkpoint.
     """
     values: dict[tuple[str, str], dict[int, float]] = {}
@@ -89,84 +88,83 @@ def run_item(
     failed: list[str] = []
     notes: list[str] = []
     measured_by = measurements(item, scale, out, places)
-    experiments = [prepared(each.grid) for each in measured_by]  # a mistake in the last is told before the first runs
+    experiments = [open_experiment(each.grid) for each in measured_by]  # all are checked before the first runs
     for each, experiment in zip(measured_by, experiments, strict=True):
         comparison = compare_experiment(experiment, engine, console)
         failed += [f"{end.job.label}: {end.message}" for end in comparison.failed]
         notes += comparison.remarks()
-        found = []
+        rows = []
         for row in comparison.rows:
             try:
-                found.append(with_generated(row, each, allow_code_execution, console))
+                rows.append(with_generated(row, each, allow_code_execution, console))
             except (ValueError, OSError, ImportError, OutOfMemoryError) as error:
-                # It is this run that cannot be asked; the others, and what was measured of it, are kept.
+                # This run's generation failed; its other metrics, and the other runs, are kept.
                 failed.append(f"{row['run']}: {error}")
-                found.append(row)
+                rows.append(row)
         for cell in each.cells:
-            mine = [row for row in found if row["method"] == row_name(cell.part)]
+            mine = [row for row in rows if row["method"] == row_name(cell.part)]
             if mine:
                 runs.setdefault(cell.row, Path(mine[0]["run"]))
-            measured = {row["seed"]: measure(row, cell.metric) for row in mine}
-            kept = {seed: value * cell.part.factor for seed, value in measured.items() if value is not None}
-            if kept:
-                values[cell.row, cell.column] = kept
+            numbers = {row["seed"]: measure(row, cell.metric) for row in mine}
+            published_numbers = {seed: value * cell.part.factor for seed, value in numbers.items() if value is not None}
+            if published_numbers:
+                values[cell.row, cell.column] = published_numbers
                 rates[cell.row, cell.column] = mine[0]["learning_rate"]  # one for all seeds
     whole, folder = get_item(item.id), out / scale / item.id
     if (item.rows.keys(), item.columns.keys()) != (whole.rows.keys(), whole.columns.keys()):
         folder /= "part"
     item = item.at(scale)
-    done = results(item, scale, values, rates)
+    cells = results(item, scale, values, rates)
     folder.mkdir(parents=True, exist_ok=True)
-    tables = result_tables(item, scale, done)
+    tables = result_tables(item, scale, cells)
     files = [
-        write_tables(folder / item.id, item.title, tables, [*remarks(item, scale, done), *notes]),
+        write_tables(folder / item.id, item.title, tables, [*remarks(item, scale, cells), *notes]),
         folder / f"{item.id}.jsonl",
     ]
-    write_file(files[-1], "".join(map(json_line, done)))
+    write_file(files[-1], "".join(map(json_line, cells)))
     if item.is_figure:
-        files += save_figure(item, done, runs, folder)
-    return MeasuredItem(done, files, failed)
+        files += save_figure(item, cells, runs, folder)
+    return MeasuredItem(cells, files, failed)
 
 
 def plan_item(item: Item, scale: Scale, out: Path, places: Places) -> Plan:
-    """Check the comparisons of an item, and say what is left to run of them. Raises ValueError as `run_item` does."""
-    experiments = (prepared(each.grid) for each in measurements(item, scale, out, places))
+    """Check the comparisons of an item, and count the runs that are left. Raises ValueError as `run_item` does."""
+    experiments = (open_experiment(each.grid) for each in measurements(item, scale, out, places))
     return sum(map(plan_experiment, experiments), Plan(0, 0, 0.0))
 
 
 def with_generated(
     row: dict[str, Any], each: Measurement, allow_code_execution: bool, console: Console | None = None
 ) -> dict[str, Any]:
-    """Return the row with the metrics of what the model wrote, if the recipe has it write; they stay in the run folder.
+    """Return the row with the metrics of the test sets that the cells name; they are saved in the run folder.
 
-    Only the test sets that the cells name are answered. Those that were answered before, as the recipe asks now and
-    from the files that are here now, are not again.
+    A test set is answered once, unless its settings or files have changed.
     """
     file = Path(row["run"]) / "evaluation.json"
-    asked = {
+    request = {
         "generate": each.recipe.model_dump(mode="json")["generate"],
         "files": digests(*(test_set.source for test_set in each.recipe.generate.values())),
     }
     before = read_json(file, {"generate": dict, "metrics": dict}) if file.is_file() else {}
-    kept = before["metrics"] if {key: before.get(key) for key in asked} == asked else {}
-    row = {**row, "metrics": {**row["metrics"], **kept}}
-    wanted = {cell.metric for cell in each.cells} - {*row["metrics"], *row, *MEASURES}
-    if not each.recipe.generate or not wanted:
+    earlier = before["metrics"] if {key: before.get(key) for key in request} == request else {}
+    row = {**row, "metrics": {**row["metrics"], **earlier}}
+    metrics = {cell.metric for cell in each.cells} - {*row["metrics"], *row, *MEASURES}
+    if not each.recipe.generate or not metrics:
         return row
     from pedyra.app.runs.evaluate import evaluate_run
 
-    found = evaluate_run(
+    result = evaluate_run(
         Path(row["run"]),
         console=console,
         allow_code_execution=allow_code_execution,
-        generate=_named(each.recipe.generate, wanted),
+        generate=_named(each.recipe.generate, metrics),
     )
-    write_file(file, json.dumps({**asked, "metrics": {**kept, **found}}, indent=2) + "\n")
-    return {**row, "metrics": {**row["metrics"], **found}}
+    write_file(file, json.dumps({**request, "metrics": {**earlier, **result}}, indent=2) + "\n")
+    return {**row, "metrics": {**row["metrics"], **result}}
 
 
 def _named(generate: Mapping[str, Any], metrics: Set[str]) -> Mapping[str, Any]:
-    """Return the test sets that these metrics are of, and the recipe's own, whose metrics have other names."""
+    """Select the test sets of these metrics, and the recipe's own, whose metrics have other names."""
     return {name: of for name, of in generate.items() if name in metrics or name not in TEST_SETS}
 
 
@@ -184,7 +182,7 @@ def measurements(item: Item, scale: Scale, out: Path, places: Places) -> list[Me
     groups: dict[tuple[str, int | None], list[Cell]] = {}
     for cell in item.cells(scale):
         groups.setdefault((cell.recipe, cell.part.r), []).append(cell)
-    found = []
+    result = []
     for (name, r), cells in groups.items():
         recipe = places.resolve(name)
         cells = [_without_the_recipes_own(cell, recipe) for cell in cells]
@@ -192,10 +190,10 @@ def measurements(item: Item, scale: Scale, out: Path, places: Places) -> list[Me
         folder = out / scale / "runs" / f"{name}_r{r}"
         content = grid_content(recipe, [cell.part for cell in cells], scale, r, folder)
         content["seeds"] = item.scales[scale].seeds
-        # A run reads the test sets before it trains, so it is given those alone that are asked for, and looked for.
+        # A run checks its test sets before it trains, so that it gets only those that are measured.
         content["generate"] = dict(_named(content["generate"], {cell.metric for cell in cells}))
-        found.append(Measurement(check_grid(content, item.id), recipe, cells))
-    return found
+        result.append(Measurement(check_grid(content, item.id), recipe, cells))
+    return result
 
 
 def _without_the_recipes_own(cell: Cell, recipe: Recipe) -> Cell:
@@ -231,8 +229,8 @@ def grid_content(recipe: Recipe, parts: Sequence[CellPart], scale: Scale, r: int
 
 def _shared(recipe: Recipe, parts: Sequence[CellPart]) -> dict[str, Any]:
     """Return the settings of the recipe's method that some row's method has too: its schedule, say."""
-    known = {key for part in parts for key in setting_names(str(part.method))}
-    return {key: value for key, value in recipe.method.settings.items() if key in known}
+    names = {key for part in parts for key in setting_names(str(part.method))}
+    return {key: value for key, value in recipe.method.settings.items() if key in names}
 
 
 def row_name(part: CellPart) -> str:

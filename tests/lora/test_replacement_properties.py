@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from pedyra.lora.attach import attach, train_e
-from pedyra.lora.resize import NewTriples, install, resized
+from pedyra.lora.replacement import NewTriples, put_replacements, replacements_of
 
 
 class Triple(NamedTuple):
@@ -60,8 +60,8 @@ def test_survivors_keep_their_bits_order_and_function_and_the_pruned_are_gone(da
             new = NewTriples(*(torch.randn(shape, generator=generator).to(A) for shape in shapes))
         before = layer.factors
         values = [factor.detach().clone() for factor in before]
-        replaced = resized(layer, pruned, new)
-        install([(layer, replaced)])
+        replaced = replacements_of(layer, pruned, new)
+        put_replacements([(layer, replaced)])
 
         kept = [i for i in range(len(triples)) if i not in pruned]
         triples = [triples[i] for i in kept]

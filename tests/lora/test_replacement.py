@@ -8,11 +8,11 @@ from closeness import same_bits
 
 from pedyra.lora.attach import attach, train_e
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.lora.resize import NewTriples, install, put, resized
+from pedyra.lora.replacement import NewTriples, put_factors, put_replacements, replacements_of
 
 
 def resize(layer: AdaptedLayer, pruned=(), new: NewTriples | None = None) -> None:
-    install([(layer, resized(layer, pruned, new))])
+    put_replacements([(layer, replacements_of(layer, pruned, new))])
 
 
 def fresh(layer: AdaptedLayer, num: int, start: str) -> NewTriples:
@@ -42,6 +42,6 @@ def test_an_e_that_is_not_one_is_part_of_the_forward_again(make_net):
     x = torch.randn(3, 8)
     at_one = layer.module(x)
     E = torch.full((layer.rank,), 3.0)
-    put([(layer, (layer.a.A, E, layer.b.weight))])
+    put_factors([(layer, (layer.a.A, E, layer.b.weight))])
     base = layer.module.base_layer(x)
     assert not layer.a.e_fixed_at_one and torch.allclose(layer.module(x) - base, 3 * (at_one - base), atol=1e-5)

@@ -1,0 +1,86 @@
+"""Drop and append triples of one layer: always new Parameters, never `p.data = ...`, which breaks autograd and DDP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pedyra.lora.factors import AFactor, successor
+from pedyra.lora.layer import AdaptedLayer
+from pedyra.lora.start import follow
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A new factor has the rows `kept` of the old one along `dim`, then `num_new` new rows."""
+
+    old: Tensor
+    new: Tensor
+    dim: int
+    kept: Tensor
+    num_new: int
+
+
+class NewTriples(NamedTuple):
+    """Triples to append: A `(n, in)`, E `(n,)` (longer where E is no diagonal), B `(out, n)`."""
+
+    A: Tensor
+    E: Tensor
+    B: Tensor
+
+
+@torch.no_grad()
+def replacements_of(layer: AdaptedLayer, pruned: Sequence[int], new: NewTriples | None) -> list[Replacement]:
+    """Compute the three factors of the layer without `pruned` and with `new`; the layer itself stays as it is."""
+    removed_rows = set(pruned)
+    assert not removed_rows or layer.a.E.shape == (layer.rank,), "an E that is no diagonal can only grow"
+    kept_of = {
+        count: torch.tensor(
+            [i for i in range(count) if i not in removed_rows], dtype=torch.long, device=layer.a.A.device
+        )
+        for count in {layer.rank, len(layer.a.E)}
+    }
+    replacements = []
+    for old, dim, new_rows in zip(layer.factors, (0, 0, 1), new or (None,) * 3, strict=True):
+        kept, num_new = kept_of[old.shape[dim]], 0 if new_rows is None else new_rows.shape[dim]
+        value = select_rows(old.detach(), dim, kept, num_new, new_rows)
+        replacements.append(Replacement(old, successor(old, value), dim, kept, num_new))
+    return replacements
+
+
+def select_rows(value: Tensor, dim: int, kept: Tensor, num_new: int = 0, new: Tensor | None = None) -> Tensor:
+    """Take rows `kept` of `value` along `dim`, then `num_new` rows: `new`, or zeros."""
+    rows = value.index_select(dim, kept)
+    if not num_new:
+        return rows
+    shape = list(rows.shape)
+    shape[dim] = num_new
+    return torch.cat([rows, rows.new_zeros(shape) if new is None else new.to(rows)], dim)
+
+
+def put_replacements(changes: Iterable[tuple[AdaptedLayer, Sequence[Replacement]]]) -> None:
+    """Put the new factors into each layer's slots; `write_ranks` then brings PEFT's config in line.
+
+    Where the start took a part of the weight (PiSSA), the initial value of a pruned triple returns to the base weight.
+    """
+    changes = list(changes)
+    put_factors((layer, [replacement.new for replacement in replaced]) for layer, replaced in changes)
+    for layer, (of_A, _, _) in changes:
+        follow(layer, of_A.kept, of_A.num_new)
+
+
+def put_factors(factors: Iterable[tuple[AdaptedLayer, Sequence[Tensor]]]) -> None:
+    """Put A, E and B into each layer's slots."""
+    unit_scales: dict[AFactor, Tensor] = {}
+    for layer, (A, E, B) in factors:
+        layer.a.replace(A, E)  # type: ignore[arg-type]
+        layer.b.weight = B  # type: ignore[assignment]
+        if layer.a.e_fixed_at_one:
+            unit_scales[layer.a] = (E == 1).all()
+    still = torch.stack([*unit_scales.values()]).tolist() if unit_scales else []  # the host waits once for all layers
+    for factor, at_one in zip(unit_scales, still, strict=True):
+        factor.e_fixed_at_one = at_one
