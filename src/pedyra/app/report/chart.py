@@ -196,8 +196,7 @@ def _of(kind: str) -> alt.Chart:
 
 def _x(axes: Axes, rows: Sequence[Row]) -> alt.X:
     scale = {"type": "log", "nice": False, "padding": 20} if axes.log_x else {"zero": True, "nice": False}
-    # Of a logarithmic axis Vega itself would leave most labels out.
-    axis = alt.Axis(values=[*axes.x_ticks], labelExpr="format(datum.value, 'd')") if axes.x_ticks else alt.Undefined
+    axis = _ticks(axes.x_ticks, "d") if axes.x_ticks else alt.Undefined
     return alt.X("x:Q", title=axes.x, axis=axis, scale=_scale(scale, [row["x"] for row in rows]))
 
 
@@ -209,14 +208,19 @@ def _y(axes: Axes, rows: Sequence[Row], field: str = "y") -> alt.Y:
         decades = math.ceil(math.log10(far / axes.linear_to))
         ticks = [axes.linear_to * part * 10**power for power in range(decades + 1) for part in (1, 2, 5)]
         ticks = [tick for tick in ticks if tick <= far]
-        ticks = [*(-tick for tick in ticks if -tick >= min(values)), 0, *ticks]
+        ticks = sorted([*(-tick for tick in ticks if -tick >= min(values)), 0, *ticks])
         scale = alt.Scale(type="symlog", constant=axes.linear_to, nice=False, padding=8)
-        return alt.Y(f"{field}:Q", title=axes.y, scale=scale, axis=alt.Axis(values=ticks, format=".2~g"))
+        return alt.Y(f"{field}:Q", title=axes.y, scale=scale, axis=_ticks(ticks, ".2~g"))
     whole = axes.from_zero or axes.reverse
     scale = {"zero": axes.from_zero, "reverse": axes.reverse, "nice": not axes.reverse, "padding": 0 if whole else 4}
     if axes.log_y:
         scale = {"type": "log", "nice": False, "padding": 8}
     return alt.Y(f"{field}:Q", title=axes.y, scale=_scale(scale, values))
+
+
+def _ticks(values: Sequence[float], format: str) -> alt.Axis:
+    """Label these values alone, and, where there is room, all of them: Vega thins them to the count of the theme."""
+    return alt.Axis(values=[*values], tickCount=len(values), labelExpr=f"format(datum.value, '{format}')")
 
 
 def _scale(scale: Row, values: Sequence[float]) -> alt.Scale:
