@@ -14,8 +14,9 @@ PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 WITHOUT = """
 import sys
 
-# What the extra brings and torch, peft and transformers do not.
+# What the extras bring and torch, peft and transformers do not.
 ABSENT = set("altair datasets pydantic pydantic_core rich ruamel scipy sklearn typer vl_convert".split())
+ABSENT |= set("bitsandbytes gguf math_verify ray rouge_score tensorboard trl".split())
 
 class Without:
     def __init__(self, finder):
@@ -49,6 +50,29 @@ model.save_pretrained(sys.argv[1])
 PeftModel.from_pretrained(base(), sys.argv[1])
 print(sum(handle.allocator.ranks.values()), sorted(ABSENT & set(sys.modules)))
 """
+VERBS = (
+    TRAIN
+    + """
+import warnings
+from pathlib import Path
+import pedyra
+
+for name in pedyra.__all__:
+    getattr(pedyra, name)
+out = Path(sys.argv[1]) / "written"
+base().save_pretrained(out / "base")
+warnings.simplefilter("ignore")  # of few rows
+pedyra.detach(model)
+result = pedyra.fit(trainer, data=rows * 6, rank=1)
+result.save(out / "fit", for_="vllm")
+proof = pedyra.prove(trainer, "default", out / "fit", data=rows * 6, margin="1%")
+for target in ("peft", "padded", "merged"):
+    source = model if target == "peft" else out / "fit"
+    pedyra.export_adapter(source, target, out / target, **({"base": out / "base"} if target == "merged" else {}))
+merged = BertForSequenceClassification.from_pretrained(out / "merged")
+print(result.chosen.rank, sorted(path.name for path in out.iterdir()), sorted(ABSENT & set(sys.modules)))
+"""
+)
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -59,6 +83,12 @@ def test_adapt_trains_and_saves_without_what_the_command_line_adds(tmp_path):
     done = run(TRAIN, str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "4 []"
+
+
+def test_every_public_name_and_verb_is_there_without_the_extras(tmp_path):
+    done = run(VERBS, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "1 ['base', 'fit', 'merged', 'padded', 'peft'] []"
 
 
 def test_the_command_line_tells_how_it_is_installed():

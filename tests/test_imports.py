@@ -31,8 +31,8 @@ BELOW: dict[str, set[str]] = {
 }
 # The rooms of app, from the lowest up; each may import those before it.
 APP = (
-    *("hub", "interrupts", "known_sets", "packaged", "yaml_file", "console", "recipe_sections", "recipe"),
-    *("tasks", "models", "runs", "export", "report", "options", "cli"),
+    *("interrupts", "known_sets", "packaged", "yaml_file", "console", "recipe_sections", "recipe"),
+    *("tasks", "models", "runs", "report", "options", "cli"),
 )
 # Roots that a place must not import, not even inside a function.
 FOREIGN = {

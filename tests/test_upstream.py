@@ -37,7 +37,7 @@ def test_peft_moved_the_dicts_by_adapter_of_a_lora_layer(make_net):
 
 
 def test_peft_computes_a_lora_otherwise_than_base_plus_scaled_b_a(make_net):
-    """`lora.factors`, `fitting` and `app.export` rely on it."""
+    """`lora.factors`, `fitting` and `export` rely on it."""
     layer = make_net(trained=True).base_model.model.layers[0]
     x = torch.randn(3, 8)
     A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight

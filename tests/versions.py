@@ -21,7 +21,7 @@ COMBINATIONS: dict[str, dict[str, str]] = {
     "newest": {},
 }
 """Name -> what is pinned. pyarrow of the last year needs numpy 2."""
-TESTS = ("tests/test_upstream.py", "tests/lora", "tests/export", "tests/app/export", "tests/allocate", "tests/methods")
+TESTS = ("tests/test_upstream.py", "tests/lora", "tests/export", "tests/allocate", "tests/methods")
 
 
 def run(name: str, tests: tuple[str, ...]) -> str:

@@ -10,7 +10,7 @@ from pedyra.methods.names import CLASSES
 
 if TYPE_CHECKING:
     from pedyra.allocate.rank_allocator import RankAllocator as RankAllocator
-    from pedyra.app.export.export import export_adapter as export_adapter
+    from pedyra.export.export import export_adapter as export_adapter
     from pedyra.fitting.result import Fit as Fit
     from pedyra.lora.attach import attach as attach
     from pedyra.lora.attach import detach as detach
@@ -43,7 +43,7 @@ _HOMES = {
     "Fit": "pedyra.fitting.result",
     "attach": "pedyra.lora.attach",
     "detach": "pedyra.lora.attach",
-    "export_adapter": "pedyra.app.export.export",
+    "export_adapter": "pedyra.export.export",
 }
 
 __all__ = [

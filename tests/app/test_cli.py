@@ -89,7 +89,7 @@ def test_a_fit_is_told_before_it_is_written(call, monkeypatch):
 def test_the_base_of_merged_weights_may_be_another(call, tmp_path, monkeypatch):
     call("train", "recipe.yaml")
     asked = []
-    monkeypatch.setattr("pedyra.app.export.export._base_of_recipe", lambda *given: asked.append(given[2]) or 1 / 0)
+    monkeypatch.setattr("pedyra.app.runs.export._base_of_recipe", lambda *given: asked.append(given[2]) or 1 / 0)
     for arguments in ([], ["--base", "elsewhere"]):
         with pytest.raises(ZeroDivisionError):
             call("export", "runs/recipe", "--target", "merged", "--out", "merged", *arguments)

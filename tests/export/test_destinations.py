@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import BertModel
 
 from pedyra.errors import UserError
 from pedyra.export.destinations import destination, destinations
@@ -61,10 +66,10 @@ def test_an_unknown_name_is_told_all_that_there_are():
     ("settings", "refused"),
     [
         ({}, {}),
-        ({"use_dora": True}, {"use_dora": {"vllm", "sglang", "llama.cpp", "cloudflare", "fireworks", "wandb"}}),
+        ({"use_dora": True}, {"use_dora": {*destinations()} - {"peft"}}),
         ({"bias": "all"}, {"bias": {*destinations()} - {"peft"}}),
         ({"target_modules": ["v_proj", "o_proj"]}, {"target_modules": {"sglang"}}),
-        ({"modules_to_save": ["lm_head"]}, {"modules_to_save": {*destinations()} - {"peft", "tensorrt-llm"}}),
+        ({"modules_to_save": ["lm_head"]}, {"modules_to_save": {*destinations()} - {"peft"}}),
     ],
 )
 def test_what_a_place_refuses_is_named(make_llama: Any, tmp_path: Path, settings: dict[str, Any], refused: Any):
@@ -72,10 +77,15 @@ def test_what_a_place_refuses_is_named(make_llama: Any, tmp_path: Path, settings
     lora = read_lora(tmp_path / "adapter")
     found: dict[str, set[str]] = {}
     for name, place in destinations().items():
-        for refusal in place.refusals(lora):
-            found.setdefault(refusal.field, set()).add(name)
-    found.pop("embeddings", None)
-    assert found == refused
+        for field in place.refused_for(lora):
+            found.setdefault(field.partition(",")[0], set()).add(name)
+    assert all(found[field] == places for field, places in refused.items()) and bool(found) == bool(refused)
+    for name, place in destinations().items():
+        if any(name in places for places in refused.values()):
+            with pytest.raises(UserError):
+                place.check(lora)
+        else:
+            place.check(lora)
 
 
 def test_names_that_are_no_text_are_refused_as_any_other(make_llama: Any, tmp_path: Path):
@@ -85,14 +95,63 @@ def test_names_that_are_no_text_are_refused_as_any_other(make_llama: Any, tmp_pa
     assert [refusal.field for refusal in destination("vllm").refusals(damaged)] == ["modules_to_save"]
 
 
+@pytest.mark.parametrize(
+    ("names", "dropped"),
+    [
+        (["bert.pooler.dense", "bert.encoder.layer.0.output.dense"], ["bert.pooler.dense"]),
+        (
+            ["model.visual.blocks.0.attn.qkv", "model.language_model.layers.0.q_proj"],
+            ["model.visual.blocks.0.attn.qkv"],
+        ),
+        (["model.layers.0.visualize.q_proj", "score"], []),
+    ],
+)
+def test_vllm_leaves_out_the_layers_that_it_cannot_wrap(names: list[str], dropped: list[str]):
+    assert destination("vllm").dropped(names) == dropped and destination("peft").dropped(names) == []
+
+
+def test_a_layer_that_would_be_left_out_is_refused_unless_it_does_nothing(make_bert: Any, tmp_path: Path):
+    model = make_bert(exclude_modules=None, init_lora_weights=False)
+    model.save_pretrained(tmp_path / "adapter")
+    lora = read_lora(tmp_path / "adapter")
+    assert destination("vllm").refused_for(lora) == ["layers"]
+    destination("vllm").check(lora)  # a fit may cut it away
+    with pytest.raises(UserError, match=r"vLLM leaves the LoRA of bert\.pooler\.dense in .* out") as told:
+        destination("vllm").check(lora, 3)
+    assert "\n" not in str(told.value)
+    model.get_base_model().bert.pooler.dense.lora_B["default"].weight.data.zero_()
+    model.save_pretrained(tmp_path / "cut")
+    destination("vllm").check(read_lora(tmp_path / "cut"), 3)
+
+
+def test_a_classifier_is_served_on_a_base_that_was_saved_with_its_head(make_bert: Any, tmp_path: Path):
+    """A base without a head would load as an embedder. vLLM wraps no module `dense` of a BERT by the end of its name,
+    since one of them is the pooler's."""
+    model = make_bert()
+    BertModel(model.config).save_pretrained(tmp_path / "base")
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    model.save_pretrained(tmp_path / "adapter")
+    prepare, serve = destination("vllm").commands({"a": read_lora(tmp_path / "adapter")})
+    done = subprocess.run([sys.executable, *shlex.split(prepare)[1:]], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    words = shlex.split(serve)
+    folder = tmp_path / words[2]
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["BertForSequenceClassification"]
+    assert words[words.index("--tokenizer") + 1] == str(tmp_path / "base")
+    modules = words[words.index("--lora-target-modules") + 1 : words.index("--lora-modules")]
+    assert {"query", "value", "bert.encoder.layer.0.output.dense"} <= {*modules} and "dense" not in modules
+    assert not any("pooler" in name for name in modules)
+
+
 def test_a_slot_has_every_layer_that_is_wrapped_at_its_rank():
     assert destination("vllm").slot_bytes([(16, 16), (16, 8)], 8) == 8 * (32 + 24) * 2
 
 
 def saved(folder: str, ranks: dict[str, int], **config: Any) -> SavedLora:
     """What a folder of an adapter to my/base with these ranks would hold, of which a command is told."""
-    layers = [SavedLayer(f"model.{name}", {}, rank, 1.0) for name, rank in ranks.items()]
-    return SavedLora(folder, Path(folder), {"base_model_name_or_path": "my/base", **config}, {}, layers)
+    layers = [SavedLayer(f"model.{name}", {"A": "a", "B": "b"}, rank, 1.0) for name, rank in ranks.items()]
+    tensors = {"a": torch.ones(1, 1), "b": torch.ones(1, 1)}
+    return SavedLora(folder, Path(folder), {"base_model_name_or_path": "my/base", **config}, tensors, layers)
 
 
 def test_several_adapters_are_served_by_one_server():

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pedyra.errors import UserError
+from pedyra.export.destinations import Destination, destination
 from pedyra.fitting.balance import Balance
 from pedyra.fitting.calibration import calibrate, lora_layers
 from pedyra.fitting.cut import CURVE, FIT_RECORD, check_out, cut_factors, cut_live, cut_to, write_cut
@@ -299,13 +300,36 @@ def test_a_layer_that_adds_nothing_and_that_no_row_reaches_is_cut(make_net: Any)
         fitted(model, made_by(model, 10, 30), rank=1)
 
 
+def holding(*ranks: int, **row: Any) -> Destination:
+    """A place that takes these ranks, from the largest down."""
+    return replace(destination("vllm"), ranks=ranks[::-1], least=ranks[-1], most=ranks[0], **row)
+
+
+def test_a_layer_that_a_place_leaves_out_keeps_no_rank_and_the_proof_is_without_it(two_used: Any):
+    rows, lost = made_by(two_used, 20, 30), "layers.1"
+    parts, place = Rows(calibration=rows[0], held=rows[1]), holding(8, 3, drops=(lost,))
+    with pytest.raises(NotWithin, match=f"rank 4 without {lost} is the largest"):
+        fit_batches(Judge(two_used, loss), parts, Wanted(tolerance=1e-6), place=place)
+    fit = fit_batches(Judge(two_used, loss), parts, Wanted(rank=4), place=place)
+    assert fit.ranks == {"layers.0": 4, lost: 0, "layers.2": 4}
+    assert f"the LoRA of {lost}, which vLLM leaves out" in str(fit)
+
+    def mean_loss() -> float:
+        with torch.no_grad():
+            return float(torch.stack([loss(two_used, batch) for batch in rows[1]]).mean())
+
+    before = mean_loss()
+    fit.apply()
+    assert not two_used.get_base_model().layers[1].lora_B["default"].weight.any()
+    assert mean_loss() - before == pytest.approx(fit.chosen.proof.rise.mean, rel=1e-4)
+
+
 def test_the_ranks_of_a_place_are_asked_in_their_order(two_used: Any):
     rows = made_by(two_used, 20, 30)
 
     def asked(*ranks: int, **wanted: Any) -> Fit:
-        return fit_batches(
-            Judge(two_used, loss), Rows(calibration=rows[0], held=rows[1]), Wanted(**wanted), ranks=ranks
-        )
+        parts = Rows(calibration=rows[0], held=rows[1])
+        return fit_batches(Judge(two_used, loss), parts, Wanted(**wanted), place=holding(*ranks))
 
     assert asked(3, 2).chosen.rank == 2 and asked(8, 3, 1).chosen.rank == 3
     assert asked(8, 1).is_whole  # 8 holds all of it
@@ -340,7 +364,7 @@ def test_an_adapter_that_has_learned_nothing_keeps_everything(make_net: Any):
     assert fit.is_whole and fit.verdict == "unknown" and len(fit.curve) == 1
     rows = made_by(model, 20, 30)
     with pytest.raises(NotWithin, match="rank 2 is the largest .* has not lowered the loss"):  # the whole has no place
-        fit_batches(Judge(model, loss), Rows(calibration=rows[0], held=rows[1]), Wanted(), ranks=[2, 1])
+        fit_batches(Judge(model, loss), Rows(calibration=rows[0], held=rows[1]), Wanted(), place=holding(2, 1))
 
 
 def test_both_factors_of_a_cut_have_one_scale(two_used: Any):

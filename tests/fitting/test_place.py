@@ -78,7 +78,7 @@ def test_a_place_that_cannot_be_is_told_before_the_fit(make_trainer: Any, asked:
     [
         ("vllm:1", "up to rank 1, and this one has rank 2"),
         ("fireworks", "it takes no dense and no query and no value"),
-        ("vllm", "does not take adapter 'default': use_dora"),
+        ("vllm", r"adapter 'default': DoRA \(use_dora\)"),
     ],
 )
 def test_what_a_place_does_not_take_is_told_before_anything_is_written(

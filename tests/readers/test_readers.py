@@ -3,19 +3,23 @@ destinations.yaml gives of it."""
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import BertConfig, BertForSequenceClassification, LlamaForCausalLM, Trainer, TrainingArguments
 
-from pedyra.app.export.export import export_adapter
+import pedyra
 from pedyra.export.destinations import destination
+from pedyra.export.export import export_adapter
 from pedyra.lora.folder import read_lora
 
 TOKENS = [1, 40, 7, 200, 90, 13, 77, 250, 5, 31]
@@ -150,12 +154,67 @@ def test_what_is_refused_is_in_the_table(name: str, field: str, readers: Readers
     folder = adapter(**REFUSED[field])
     place = destination(name.replace("_", "."))
     if getattr(readers, name)(folder, folder) != "right":
-        assert field in {refusal.field for refusal in place.refusals(read_lora(folder))}
+        assert any(field in each for each in place.refused_for(read_lora(folder)))
 
 
 def test_vllm_takes_no_rank_above_its_own_and_reads_a_classifier(readers: Readers, adapter: Any):
     folder = adapter(r=16)
     assert readers.vllm(folder, folder, rank=8) == "refused" and readers.vllm(folder, folder, rank=16) == "right"
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> tuple[Trainer, Path]:
+    """A Trainer of a BERT classifier whose LoRA, pooler and all, does much, and the folder of its base, which has no
+    head."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    model: Any = BertForSequenceClassification(
+        BertConfig(vocab_size=32, **sizes, max_position_embeddings=32, num_labels=3, initializer_range=0.2)
+    )
+    model.bert.save_pretrained(tmp_path / "embedder")
+    model.name_or_path = str(tmp_path / "embedder")
+    lora = LoraConfig(
+        r=4, lora_alpha=8, target_modules=["query", "value", "dense"], task_type="SEQ_CLS", init_lora_weights=False
+    )
+    model = get_peft_model(model, lora)
+    model.base_model.classifier.modules_to_save["default"].weight.data.normal_()
+    rows = [{"input_ids": torch.randint(0, 32, (6,)), "labels": n % 3} for n in range(96)]
+    arguments = TrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none", label_names=["labels"])
+    return Trainer(model, arguments, eval_dataset=rows), tmp_path / "embedder"  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.filterwarnings("ignore:there are .* batches of held-out rows:UserWarning")
+def test_vllm_says_of_a_classifier_what_was_proved(classifier: Any, ask: Any, tmp_path: Path):
+    """vLLM's own class of the model, by the lines that are printed, on the folder that a fit has written."""
+    trainer, embedder = classifier
+    fit = pedyra.fit(trainer, for_="vllm:8", rows=48)
+    folder = fit.save(tmp_path / "small")
+    prepare, serve = (shlex.split(line) for line in destination("vllm").commands({"small": read_lora(folder)}))
+    subprocess.run([sys.executable, *prepare[1:]], cwd=tmp_path, check=True, capture_output=True)
+    base, out = tmp_path / serve[2], tmp_path / "logits"
+    modules = serve[serve.index("--lora-target-modules") + 1 : serve.index("--lora-modules")]
+    rank = int(serve[serve.index("--max-lora-rank") + 1])
+
+    def logits(adapter: Path) -> Tensor:
+        model: Any = BertForSequenceClassification.from_pretrained(base)
+        with torch.no_grad():
+            return PeftModel.from_pretrained(model, str(adapter)).eval()(torch.tensor([TOKENS[:6]]) % 32).logits[0]
+
+    tokens = [token % 32 for token in TOKENS[:6]]
+    seen = ask("vllm", folder, out, rank, base, modules, tokens)
+    assert seen["class"] == "BertForSequenceClassification", seen
+    torch.testing.assert_close(load_file(out)["logits"], logits(folder), rtol=1e-4, atol=1e-4)
+    # The whole adapter is read without an error, and is another model there.
+    trainer.model.save_pretrained(tmp_path / "whole")
+    seen = ask("vllm", tmp_path / "whole", out, rank, base, modules, tokens)
+    names = [layer.name for layer in read_lora(tmp_path / "whole").layers]
+    assert seen["dropped"] == destination("vllm").dropped(names) == ["bert.pooler.dense"]
+    assert (load_file(out)["logits"] - logits(tmp_path / "whole")).abs().max() > 0.1
+    # Neither the base as it is nor the end of the pooler's name would do.
+    assert "classification head" in ask("vllm", folder, out, rank, embedder, None, tokens)["refused"]
+    assert (
+        "could not be wrapped" in ask("vllm", folder, out, rank, base, ["query", "value", "dense"], tokens)["refused"]
+    )
 
 
 def test_sglang_reserves_what_is_told_and_takes_no_rank_above_its_own(readers: Readers, adapter: Any, base: Path):
@@ -183,4 +242,4 @@ def test_a_tensor_of_an_embedding_that_was_resized(readers: Readers, adapter: An
     model.save_pretrained(tmp_path / "with", save_embedding_layers=True)
     for name in ("vllm", "llama_cpp"):
         assert getattr(readers, name)(tmp_path / "with", folder) == "refused"
-        assert destination(name.replace("_", ".")).refusals(read_lora(tmp_path / "with"))
+        assert destination(name.replace("_", ".")).refused_for(read_lora(tmp_path / "with"))

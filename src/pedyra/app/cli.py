@@ -211,7 +211,7 @@ def export(
         raise UserError("give the form, --target, or the place where the adapter will be served, --for: one of the two")
     place = place_of(destination)
     quiet_libraries()
-    from pedyra.app.export.export import export_adapter
+    from pedyra.app.runs.export import export_folder
     from pedyra.app.runs.served import serving_lines
     from pedyra.lora.files import refuse_link
     from pedyra.lora.folder import read_lora
@@ -224,7 +224,7 @@ def export(
         place.check(lora, max(layer.rank for layer in lora.layers))
         target = place.form  # pyright: ignore[reportAssignmentType]
     assert target is not None
-    export_adapter(run, target, out, base=base, overwrite=overwrite)
+    export_folder(run, target, out, base=base, overwrite=overwrite)
     console = new_console()
     console.print(f"{target} adapter written to {out}", soft_wrap=True)
     lines = serving_lines(out, target) if place is None else place.commands({out.name: read_lora(out)})
@@ -249,7 +249,7 @@ def resize(
 ) -> None:
     """Cut an adapter by its singular values, without rows and in seconds: nothing is proved of it."""
     quiet_libraries()
-    from pedyra.app.export.resize import Size, resize_adapter
+    from pedyra.fitting.resize import Size, resize_adapter
 
     place = place_of(destination)
     if place is not None and rank is None and energy is None and mb is None:

@@ -37,7 +37,7 @@ def json_option(help: str) -> Any:
 
 def _trust(wanted: bool) -> bool:
     if wanted:
-        from pedyra.app.hub import trust_remote_code
+        from pedyra.export.hub import trust_remote_code
 
         trust_remote_code()
     return wanted

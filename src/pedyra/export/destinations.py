@@ -16,9 +16,10 @@ from typing import Any, Literal
 import yaml
 
 from pedyra.errors import UserError
-from pedyra.export.loading import loading_line
-from pedyra.lora.folder import SavedLora
+from pedyra.export.loading import class_name, head_line, loading_line, num_labels
+from pedyra.lora.folder import SavedLayer, SavedLora
 from pedyra.lora.spelling import did_you_mean
+from pedyra.lora.supported import kinds_of
 
 SERVED_BYTES = 2
 """Bytes in which a server holds a parameter: bfloat16 or float16."""
@@ -58,6 +59,8 @@ class Destination:
     whole: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     together: tuple[str, ...] = ()
+    drops: tuple[str, ...] = ()
+    head: str | None = None
     largest_mb: int | None = None
     rank: int | None = field(default=None, compare=False)
     """The rank that was asked for: 16 of "vllm:16"."""
@@ -70,40 +73,68 @@ class Destination:
         return rank if self.most is None or rank <= self.most else None
 
     def refusals(self, lora: SavedLora) -> list[Refusal]:
-        """Find everything in this adapter that the place does not take, each with its repair; a rank that is too high
-        is not one of them, since a smaller one is what a fit or `pedyra resize` makes."""
-        config = lora.config
-        given = {name for name in self.refuses if config.get(name)}
-        if config.get("bias") in (None, "none"):
-            given -= {"bias"}
-        if all(name in self.whole for name in config.get("modules_to_save") or ()):
-            given -= {"modules_to_save"}
-        if "embeddings" in self.refuses and any("embed_tokens" in key or "lm_head" in key for key in lora.others):
-            given |= {"embeddings"}
-        # PEFT adds the embedding of a vocabulary that was resized, of which no field tells.
-        heads = tuple(f"{name}.{kind}" for name in self.whole for kind in ("weight", "bias"))
-        if "tensors" in self.refuses and not given and any(not key.endswith(heads) for key in lora.others):
-            given |= {"tensors"}
-        found = [Refusal(name, *self.refuses[name]) for name in self.refuses if name in given]
-        names = sorted({layer.name.rpartition(".")[2] for layer in lora.layers})
-        if self.modules and (others := [name for name in names if name not in self.modules]):
-            found.append(Refusal("target_modules", f"it takes no {' and no '.join(others)}", "train other modules"))
+        """Find everything in this adapter that the row of the place refuses, each with its repair. What its form cannot
+        hold is said in `lora.supported`; a rank that is too high, or a layer that is left out, a fit or `pedyra resize`
+        mends."""
+        refusals = [Refusal(name, *self.refuses[name]) for name in self.refuses if name in self._refused(lora)]
+        ends = sorted({layer.name.rpartition(".")[2] for layer in lora.layers})
+        if self.modules and (others := [end for end in ends if end not in self.modules]):
+            refusals.append(Refusal("target_modules", f"it takes no {' and no '.join(others)}", "train other modules"))
         for parent in sorted({layer.name.rpartition(".")[0] for layer in lora.layers}):
             ends = {layer.name.rpartition(".")[2] for layer in lora.layers if layer.name.startswith(f"{parent}.")}
-            gone = [name for name in self.together if name not in ends]
-            if gone and len(gone) < len(self.together):
-                told = f"{parent} has {' and '.join(ends & {*self.together})} without {' and '.join(gone)}"
-                found.append(Refusal("target_modules", f"it stacks the two, and {told}", "keep a rank of 1 in each"))
+            lacking = [name for name in self.together if name not in ends]
+            if lacking and len(lacking) < len(self.together):
+                both = f"{parent} has {' and '.join(ends & {*self.together})} without {' and '.join(lacking)}"
+                refusals.append(Refusal("target_modules", f"it stacks the two, and {both}", "keep a rank of 1 in each"))
                 break
-        return found
+        return refusals
+
+    def refused_for(self, lora: SavedLora) -> list[str]:
+        """Name everything in this adapter for which the place does not serve it as it is: fields of its config,
+        "tensors" and "embeddings" that only the file shows, and "layers" that would be left out."""
+        kinds = [kind.sign for kind in kinds_of(lora.config, lora.kinds.values()) if self.form in kind.refused]
+        fields = [refusal.field for refusal in self.refusals(lora)]
+        return [*kinds, *fields, *(["layers"] if self._lost(lora) else [])]
+
+    def _refused(self, lora: SavedLora) -> set[str]:
+        """Return the keys of `refuses` that this adapter has."""
+        config = lora.config
+        names = {name for name in self.refuses if config.get(name)}
+        if config.get("bias") in (None, "none"):
+            names -= {"bias"}
+        if all(name in self.whole for name in config.get("modules_to_save") or ()):
+            names -= {"modules_to_save"}
+        if "embeddings" in self.refuses and any("embed_tokens" in key or "lm_head" in key for key in lora.others):
+            names |= {"embeddings"}
+        # PEFT adds the embedding of a vocabulary that was resized, of which no field tells.
+        heads = tuple(f"{name}.{kind}" for name in self.whole for kind in ("weight", "bias"))
+        if "tensors" in self.refuses and not names and any(not key.endswith(heads) for key in lora.others):
+            names |= {"tensors"}
+        return names
+
+    def dropped(self, names: Iterable[str]) -> list[str]:
+        """Return those of these layers whose LoRA the place leaves out without a word."""
+        return [name for name in names if any(f".{part}." in f".{name}." for part in self.drops)]
+
+    def _lost(self, lora: SavedLora) -> list[str]:
+        """Return the layers of the adapter that do something, and would be left out."""
+        layers = {layer.name: layer for layer in lora.layers}
+        return [name for name in self.dropped(layers) if lora.tensors[layers[name].keys["B"]].any()]
 
     def check(self, lora: SavedLora, largest: int | None = None) -> None:
-        """Raise ValueError for the first thing in this adapter that the place does not take, with the repair; or for
-        its largest rank, if that is given."""
-        if refused := self.refusals(lora):
-            raise UserError(f"{self.title} does not take {lora.title}: {refused[0]}")
+        """Raise ValueError for the first thing in this adapter that the place or its form does not take, with the
+        repair; and, if its largest rank is given, for that, and for a layer that would be left out."""
+        lora.check_supported(self.form)
+        if refusals := self.refusals(lora):
+            raise UserError(f"{self.title} does not take {lora.title}: {refusals[0]}")
         if largest is None:
             return
+        if lost := self._lost(lora):
+            raise UserError(
+                f"{self.title} leaves the LoRA of {lost[0]} in {lora.title} out without a word; a fit cuts it away and "
+                f"proves the rest (pedyra fit ADAPTER --data ROWS --for {self.name}), pedyra resize cuts without a "
+                f"proof, and pedyra export --target merged keeps it"
+            )
         if largest < self.least:
             raise UserError(f"{self.title} holds adapters from rank {self.least} up, and this one has rank {largest}")
         if self.rank_for(largest) is not None and largest <= (self.rank or largest):
@@ -150,25 +181,37 @@ class Destination:
         here = base == "BASE" or base.startswith((".", "/", "~")) or Path(base).exists()
         revision = None if here else first.config.get("revision")
         folders = {name: shlex.quote(str(lora.folder)) for name, lora in adapters.items()}
-        joined = " ".join(f"{shlex.quote(name)}={folder}" for name, folder in folders.items())
+        values = {
+            "base": shlex.quote(base),
+            "base_option": "--base" if here else "--base-model-id",
+            "revision": f" --revision {shlex.quote(revision)}" if revision else "",
+            "adapters": " ".join(f"{shlex.quote(name)}={folder}" for name, folder in folders.items()),
+            "count": len(adapters),
+            "rank": self.rank or self.rank_for(largest) or largest,
+        }
         lines: list[str] = []
+        labels = max((num_labels(lora) or 0 for lora in adapters.values()), default=0)
+        if self.head and labels:
+            folder = f"{Path(base).name}-{class_name(first).removeprefix('AutoModelFor')}"
+            lines.append(head_line(first, base, labels, revision, folder))
+            tokenizer = f" --tokenizer-revision {shlex.quote(revision)}" if revision else ""
+            head = self.head.format(base=values["base"], revision=tokenizer)
+            values |= {"base": shlex.quote(folder), "revision": head}
+        values["modules"] = " ".join(self._wrapped(layers, bool(lines)))
         for template in self.serve:
             for name, lora in adapters.items():
-                line = template.format(
-                    base=shlex.quote(base),
-                    base_option="--base" if here else "--base-model-id",
-                    revision=f" --revision {shlex.quote(revision)}" if revision else "",
-                    adapters=joined,
-                    count=len(adapters),
-                    rank=self.rank or self.rank_for(largest) or largest,
-                    modules=" ".join(sorted({layer.name.rpartition(".")[2] for layer in layers})),
-                    name=shlex.quote(name),
-                    folder=folders[name],
-                    load=loading_line(lora),
-                )
+                own = {"name": shlex.quote(name), "folder": folders[name], "load": loading_line(lora)}
+                line = template.format(**values, **own)
                 if line not in lines:
                     lines.append(line)
         return lines
+
+    def _wrapped(self, layers: Iterable[SavedLayer], classifies: bool) -> list[str]:
+        """Name the modules that a server is told to wrap: by the ends of the layers' names, or, in a classifier, by the
+        whole name where the end is also that of a layer which cannot be wrapped, at which vLLM ends with an error."""
+        ends = {part.rpartition(".")[2] for part in self.drops} if classifies else set()
+        names = {layer.name for layer in layers} - {*self.dropped(layer.name for layer in layers)}
+        return sorted({name if (end := name.rpartition(".")[2]) in ends else end for name in names})
 
 
 def base_name(lora: SavedLora) -> str:
@@ -189,7 +232,7 @@ def _record(name: str, row: Mapping[str, Any]) -> Destination:
         listed, least, most = tuple(ranks), ranks[0], ranks[-1]
     else:
         listed, least, most = (), ranks["least"], ranks["most"]
-    lists = {key: tuple(row.get(key, ())) for key in ("serve", "sources", "whole", "modules", "together")}
+    lists = {key: tuple(row.get(key, ())) for key in ("serve", "sources", "whole", "modules", "together", "drops")}
     refuses = {key: (reason, repair) for key, (reason, repair) in row["refuses"].items()}
     plain = {key: value for key, value in row.items() if key not in {"ranks", "refuses", *lists}}
     return Destination(name=name, ranks=listed, least=least, most=most, refuses=refuses, **lists, **plain)
@@ -204,12 +247,12 @@ def destination(text: str) -> Destination:
         near = did_you_mean(name, known, otherwise="")
         listed = f"there are {', '.join(known)}"
         raise UserError(f"destination {name!r} is unknown: {near + ' ' if near else ''}{listed}")
-    found = known[name]
+    place = known[name]
     if not colon:
-        return found
-    if not rank.isdecimal() or found.rank_for(int(rank)) != int(rank) or int(rank) < 1:
-        ranks = ", ".join(map(str, found.ranks)) or f"{found.least} to {found.most or 'any'}"
+        return place
+    if not rank.isdecimal() or place.rank_for(int(rank)) != int(rank) or int(rank) < 1:
+        ranks = ", ".join(map(str, place.ranks)) or f"{place.least} to {place.most or 'any'}"
         raise UserError(
-            f"destination {text!r}: {found.title} holds adapters at a rank of {ranks}, not {rank or 'none'}"
+            f"destination {text!r}: {place.title} holds adapters at a rank of {ranks}, not {rank or 'none'}"
         )
-    return replace(found, rank=int(rank))
+    return replace(place, rank=int(rank))

@@ -6,8 +6,10 @@ import json
 import shlex
 from pathlib import Path
 
+import transformers
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 
+from pedyra.errors import UserError
 from pedyra.lora.folder import SavedLora
 
 TASKS = {
@@ -30,6 +32,32 @@ def loading_line(lora: SavedLora) -> str:
     labels = num_labels(lora) if by_class or task in ("SEQ_CLS", "TOKEN_CLS") else None
     given = "" if labels is None else f", num_labels={labels}"
     return python_line(f"from peft import {auto} as Model", lora.folder, given)
+
+
+def head_line(lora: SavedLora, base: str, labels: int, revision: str | None, out: str) -> str:
+    """Write the line of a shell that saves the base as the class of the adapter's head, with so many outputs: a server
+    loads a base without a head as another class, which has no place for that of the adapter."""
+    revised = f", revision={revision!r}" if revision else ""
+    loaded = (
+        f"Model.from_pretrained({base!r}, num_labels={labels}, ignore_mismatched_sizes=True, dtype='auto'{revised})"
+    )
+    code = f"from transformers import {class_name(lora)} as Model; {loaded}.save_pretrained({out!r})"
+    return f"python -c {shlex.quote(code)}"
+
+
+def class_name(lora: SavedLora) -> str:
+    """Name the transformers class of the base: by task type, or the one recorded where the adapter has none. Raises
+    ValueError: it says neither."""
+    task_type, recorded = lora.config.get("task_type"), lora.config.get("auto_mapping") or {}
+    if task_type == "FEATURE_EXTRACTION":
+        return "AutoModel"
+    name = f"AutoModelFor{TASKS.get(task_type)}" if task_type else str(recorded.get("base_model_class"))
+    if not hasattr(getattr(transformers, name, None), "from_pretrained"):
+        raise UserError(
+            f"{lora.title} does not say which class its base model has; load it with PeftModel.from_pretrained, and "
+            f"merge it by merge_and_unload()"
+        )
+    return name
 
 
 def python_line(imported: str, folder: Path, given: str = "") -> str:

@@ -146,7 +146,7 @@ def _record(lora: SavedLora, target: str, scaling: float, factors: dict[str, flo
     ranks = {layer.name: layer.rank for layer in lora.layers}
     largest = max(ranks.values())
     vllm = destination("vllm")
-    refused = [refusal.field for refusal in vllm.refusals(lora)]
+    reads = {"max_lora_rank": vllm.rank_for(largest), "refused_for": vllm.refused_for(lora)}
     return {
         "target": target,
         "scaling": scaling,
@@ -154,7 +154,7 @@ def _record(lora: SavedLora, target: str, scaling: float, factors: dict[str, flo
         "ranks": ranks,
         "folded_into_B": folded,
         # It takes one scaling for all layers, which the gguf folder does not have.
-        "vllm": None if target == "gguf" else {"max_lora_rank": vllm.rank_for(largest), "refused_for": refused},
+        "vllm": None if target == "gguf" else reads,
     }
 
 

@@ -16,7 +16,8 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from pedyra.errors import UserError
-from pedyra.fitting.calibration import Calibration, calibrate, lora_layers, seconds_a_batch
+from pedyra.export.destinations import Destination
+from pedyra.fitting.calibration import Calibration, calibrate, does_something, lora_layers, seconds_a_batch
 from pedyra.fitting.cut import check_read, cut_factors, cut_to
 from pedyra.fitting.held import Against, Answers, Held
 from pedyra.fitting.judge import Batch, Cut, Judge
@@ -24,7 +25,7 @@ from pedyra.fitting.logits import NUMBERS
 from pedyra.fitting.modes import disabled, evaluating
 from pedyra.fitting.result import Fit
 from pedyra.fitting.search import FEW, LEAST, proved, search
-from pedyra.fitting.sizes import Candidate, of_rank, ranks_below, size, whole
+from pedyra.fitting.sizes import Candidate, of_rank, ranks_at, ranks_below, size, whole
 from pedyra.fitting.verdict import Tolerance, verdict
 from pedyra.fitting.wanted import Wanted
 
@@ -77,7 +78,7 @@ def fit_batches(
     rows: Rows,
     wanted: Wanted,
     *,
-    ranks: Sequence[int] = (),
+    place: Destination | None = None,
     base: Base | None = None,
     adapter: str = "default",
     shown: Shown = "nothing",
@@ -90,8 +91,8 @@ def fit_batches(
     process.
 
     Args:
-        ranks: those that the place takes where the adapter will be served, from the largest down; by default
-            `ranks_below` of the adapter's own.
+        place: the adapter will be served there: the ranks that it takes are asked, by default `ranks_below` of the
+            adapter's own, and a layer whose LoRA it leaves out keeps none.
         base: what makes the model the one that what was won is counted from, and what it is called; by default the
             adapter is switched off.
         shown: on the screen: an estimate before the work begins, and a progress bar with it.
@@ -114,7 +115,7 @@ def fit_batches(
         with evaluating(judge.model), torch.no_grad():
             if judge.answers(held[0]) is None:
                 raise UserError(f"changed is {wanted.share:.3g}; {NUMBERS}")
-    fitting = _Fitting(judge, rows, wanted, adapter, [*ranks], base or (partial(disabled, judge.model), PLAIN_BASE))
+    fitting = _Fitting(judge, rows, wanted, adapter, place, base or (partial(disabled, judge.model), PLAIN_BASE))
     try:
         return fitting.run(shown)
     finally:
@@ -133,9 +134,16 @@ def labelled(judge: Judge, batches: Sequence[Batch]) -> list[Batch]:
 class _Fitting:
     """A fit calibrates once, and keeps here what is asked of it again."""
 
-    def __init__(self, judge: Judge, rows: Rows, wanted: Wanted, adapter: str, ranks: list[int], base: Base) -> None:
+    def __init__(
+        self, judge: Judge, rows: Rows, wanted: Wanted, adapter: str, place: Destination | None, base: Base
+    ) -> None:
         self.judge, self.model, self.rows, self.wanted, self.adapter = judge, judge.model, rows, wanted, adapter
-        self.ranks, (self.base, self.base_told) = ranks, base
+        self.place, (self.base, self.base_told) = place, base
+        layers = lora_layers(self.model, adapter)
+        highest = max(len(layer.lora_A[adapter].weight) for layer in layers.values())
+        self.ranks = ranks_below(highest) if place is None else ranks_at(place, highest)
+        lost = [] if place is None else place.dropped(layers)
+        self.dropped = [name for name in lost if does_something(layers[name], adapter)]
         self.bar = tqdm(disable=True)
         self.step = 1.0
         """A batch takes this number of seconds forwards and backwards."""
@@ -183,7 +191,8 @@ class _Fitting:
         wanted, why = self._checked(wanted)
         limit = Tolerance(self.won, wanted.part, wanted.points, wanted.share)
         calibration, everything = self.calibration, size(self.calibration, whole(self.calibration))
-        sizes = [of_rank(calibration, rank) for rank in self._ranks(everything.rank)]
+        ranks = self.ranks if wanted.rank is None else [wanted.rank]
+        sizes = [of_rank(calibration, rank, self.dropped) for rank in ranks]
         sizes = [each for each in sizes if each.ranks != everything.ranks]
         taken, asked = self._asked(everything, sizes, limit)
         factors = cut_factors(self.model, calibration, taken.ranks, self.adapter)
@@ -210,6 +219,7 @@ class _Fitting:
             metrics={name: each for name, each in metrics.items() if each},
             model=self.model,
             adapter=self.adapter,
+            place=self.place,
             again=self.at,
         )
 
@@ -237,8 +247,11 @@ class _Fitting:
         elif limit.learned:
             asked = search(sizes, limit, ask, self.held.batches)
             taken = next((each for each in reversed(asked) if each.accepted), everything)
-        if self.wanted.rank is None and taken is everything and self.ranks and self.ranks[0] < everything.rank:
-            raise NotWithin(_refusal(self.ranks[0], asked, limit, self.judge.measure))
+        highest = self.ranks[0] if self.place is not None else everything.rank
+        if self.wanted.rank is None and taken is everything and (highest < everything.rank or self.dropped):
+            without = f" without {' and '.join(self.dropped)}" if self.dropped else ""
+            largest = f"rank {min(highest, everything.rank)}{without}"
+            raise NotWithin(_refusal(largest, asked, limit, self.judge.measure))
         if self.wanted.curve:
             asked += [replace(each, proof=ask(each, 1.0)) for each in sizes[len(asked) :]]
         if asked:
@@ -274,10 +287,6 @@ class _Fitting:
         self.step = (time.perf_counter() - began) / len(self.rows.calibration)
         return found
 
-    def _ranks(self, highest: int) -> list[int]:
-        """List the ranks to ask, from the largest down."""
-        return [self.wanted.rank] if self.wanted.rank is not None else self.ranks or ranks_below(highest)
-
     def _counted(self, items: Iterable[Any]) -> Iterator[Any]:
         for item in items:
             yield item
@@ -292,7 +301,7 @@ class _Fitting:
             most = max(CALIBRATING // self.rows.a_batch, int(calibration * calibrated / max(evaluated, 1e-9)))
             self.rows = self.rows.first(min(gather_object([most])))
         held = len(self.rows.held)
-        sizes = 1 if self.wanted.rank is not None else len(self.ranks) or 6
+        sizes = 1 if self.wanted.rank is not None else len(self.ranks)
         seconds = calibration * calibrated + (2 + sizes) * held * evaluated
         long = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
         steps = seconds / calibrated if calibrated else 0
@@ -311,9 +320,9 @@ class _Fitting:
         return next((len(each) for each in self.rows.calibration[0].values() if hasattr(each, "__len__")), 1)
 
 
-def _refusal(largest: int, asked: Sequence[Candidate], limit: Tolerance, measure: str) -> str:
-    """Say what the largest rank that the place takes costs, and what can be asked instead."""
-    told, name = f"rank {largest} is the largest that the place takes, and", "name the rank to take it whatever it does"
+def _refusal(largest: str, asked: Sequence[Candidate], limit: Tolerance, measure: str) -> str:
+    """Say what the largest size that the place takes costs, and what can be asked instead."""
+    told, name = f"{largest} is the largest that the place takes, and", "name the rank to take it whatever it does"
     if not asked or asked[0].proof is None:
         won = f"{limit.won.mean:+.3g} ± {limit.won.error:.2g}"
         return (

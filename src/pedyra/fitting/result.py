@@ -256,6 +256,8 @@ def told(fit: Fit) -> str:
     limit = fit.tolerance
     asked = f"asked       {fit.promise}{f' ({fit.why})' if fit.why else ''}"
     lines = [asked, _answer(fit), *_metrics(fit), *_proof(fit)]
+    if fit.place is not None and (lost := [name for name in fit.place.dropped(fit.ranks) if not fit.ranks[name]]):
+        lines.append(f"without     the LoRA of {' and '.join(lost)}, which {fit.place.title} leaves out")
     won = f"{limit.won.mean:.4f} ± {limit.won.error:.4f} of the {fit.measure} over {fit.base}"
     if limit.of_loss:
         won += f"; {limit.part:.1%} of it is {limit.loss:.4f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -77,9 +78,10 @@ def predicted_increase(slopes: Float[Tensor, " blocks"], samples: Float[Tensor, 
     return float(variance / 2 - mean)
 
 
-def of_rank(calibration: Calibration, rank: int) -> Candidate:
-    """Make the size in which every layer has this rank, or all of its own where it has fewer."""
-    return size(calibration, {name: min(rank, layer.rank) for name, layer in calibration.layers.items()})
+def of_rank(calibration: Calibration, rank: int, without: Collection[str] = ()) -> Candidate:
+    """Make the size in which every layer has this rank, or all of its own where it has fewer; `without` have none."""
+    ranks = {name: 0 if name in without else min(rank, layer.rank) for name, layer in calibration.layers.items()}
+    return size(calibration, ranks)
 
 
 def ranks_below(highest: int) -> list[int]:

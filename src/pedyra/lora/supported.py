@@ -94,7 +94,7 @@ KINDS: tuple[Kind, ...] = (
         _has("use_dora"),
         ("padded", "gguf"),
         "this form has no place for the magnitude of a layer",
-        "use target peft or merged",
+        "use target merged, or peft where PEFT itself serves it",
     ),
     Kind(
         "PiSSA, OLoRA",

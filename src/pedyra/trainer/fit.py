@@ -18,7 +18,6 @@ from pedyra.fitting.fit import PLAIN_BASE, Base, fit_batches
 from pedyra.fitting.judge import Batch, DivergenceJudge
 from pedyra.fitting.modes import disabled
 from pedyra.fitting.result import Fit
-from pedyra.fitting.sizes import ranks_at
 from pedyra.fitting.wanted import Wanted
 from pedyra.lora.folder import active_adapter, saved_lora
 from pedyra.lora.supported import check_supported
@@ -67,11 +66,9 @@ def fit_trainer(trainer: Trainer, wanted: Wanted, *, place: Destination | None =
     adapter = active_adapter(model)
     check_live(model, adapter)
     check_asked(wanted, place)
-    ranks: list[int] = []
     if place is not None:
         with saved_lora(model, adapter) as lora:
             place.check(lora)
-        ranks = ranks_at(place, max(layer.rank for layer in lora.layers))
         wanted = replace(wanted, rank=place.rank)
     if (bias := model.peft_config[adapter].bias) != "none":
         warnings.warn(
@@ -96,14 +93,14 @@ def fit_trainer(trainer: Trainer, wanted: Wanted, *, place: Destination | None =
             judge.loss_scale = judged.loss_scale
         shown = ("estimate" if trainer.args.disable_tqdm else "bar") if trainer.is_world_process_zero() else "nothing"
         base = base_of(trainer, model, rows.calibration, adapter)
-        found = fit_batches(judge, rows, wanted, ranks=ranks, base=base, adapter=adapter, shown=shown)
+        found = fit_batches(judge, rows, wanted, place=place, base=base, adapter=adapter, shown=shown)
 
     def again(**asked: Any) -> Fit:
         with untouched(trainer, model):
             return joined(again_of(**asked))
 
     def joined(fit: Fit) -> Fit:
-        return replace(fit, trainer=ref(trainer), place=place, again=again)
+        return replace(fit, trainer=ref(trainer), again=again)
 
     again_of: Any = found.again
     return joined(found)

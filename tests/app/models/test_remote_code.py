@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pedyra.app.export.export import export_adapter
 from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.recipe_sections import ModelSection
+from pedyra.export.export import export_adapter
 from pedyra.lab.cli import main
 
 CODE = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,22 @@ def test_of_a_run_that_was_fitted_the_curve_comes_first(fitted_run: Path):
     (panel,) = figures["fit"].panels
     curves = drawn(panel.chart)
     (curve,) = curves.values()
-    assert (curve["x"], curve["y"]) == ([250, 500], [0.25, 0.02])
-    assert (curve["low"], curve["high"]) == ([0.21, 0.003], [0.29, 0.037])
-    rings = [row for layer in spec_of(panel.chart)["layer"] for row in layer.get("data", {}).get("values", ())]
-    assert {"x": 500, "y": 0.02, "text": "taken"} in rings
+    assert (curve["x"], curve["y"]) == ([2, 4, 8], [0.25, 0.02, 0])  # the whole adapter is at 0
+    assert (curve["low"], curve["high"]) == ([0.21, 0.003, None], [0.29, 0.037, None])
+    spec = spec_of(panel.chart)
+    rings = [row for layer in spec["layer"] for row in layer.get("data", {}).get("values", ())]
+    assert {"x": 4, "y": 0.02} in rings
+    assert spec["layer"][0]["encoding"]["x"]["axis"]["values"] == [2, 4, 8]
+
+
+def test_a_curve_of_one_point_is_not_drawn(fitted_run: Path, dynamic_run: Path):
+    run = read_run(fitted_run)
+    once = [{**row, "eval_loss": None} for row in run.metrics[:1]]
+    figures = make_figures(replace(run, curve=run.curve[:1], metrics=once))
+    assert [figure.id for figure in figures] == []
+    run = read_run(dynamic_run)
+    (history,) = [each for each in make_figures(replace(run, adjustments=run.adjustments[:1])) if each.id == "history"]
+    assert [panel.title for panel in history.panels] == ["Rank"]
 
 
 @pytest.mark.parametrize(("values", "within"), [([0.773], (0.69, 0.86)), ([0.0], (-1, 1)), ([-2.0], (-2.3, -1.7))])

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from pedyra.app.export.export import export_adapter
+from pedyra.app.runs.export import export_folder
 from pedyra.app.tasks.toy import toy
 from pedyra.lab.cli import main
 
@@ -74,7 +74,7 @@ def test_exit_codes_say_no_worse_worse_and_cannot_tell(run: Path, call: Any, tmp
 
 
 def test_merged_and_quantised_models_and_the_base_are_taken(run: Path, call: Any, tmp_path: Path):
-    export_adapter(run, "merged", tmp_path / "merged")
+    export_folder(run, "merged", tmp_path / "merged")
     code, out, row = call(run, tmp_path / "merged", "--margin", 0.001)
     assert code == 0 and row["difference"] == pytest.approx(0, abs=1e-4), out
     code, out, row = call("base", run, "--margin", 0.01)

@@ -25,13 +25,13 @@ from transformers import (
     set_seed,
 )
 
-from pedyra.app.hub import trusts_remote_code, why_not_loaded, why_not_on_hub
 from pedyra.app.models.packaged import minilm_folder, smollm2_folder
 from pedyra.app.models.quantized import keep_weight_layout, quantization_config
 from pedyra.app.models.tiny import TINY, tiny_config, tiny_tokenizer
 from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.tasks.tokens import positions_of
 from pedyra.errors import UserError, as_user_error
+from pedyra.export.hub import trusts_remote_code, why_not_loaded, why_not_on_hub
 from pedyra.lora.spelling import did_you_mean
 
 PACKAGED = {"minilm": minilm_folder, "smollm2": smollm2_folder}

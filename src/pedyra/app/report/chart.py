@@ -57,6 +57,8 @@ class Axes:
     y: str
     log_x: bool = False
     log_y: bool = False
+    x_ticks: Sequence[float] | None = None
+    """The x axis has these labels, of its points, alone."""
     linear_to: float | None = None
     """The y axis is linear up to this distance from 0, and logarithmic beyond."""
     from_zero: bool = False
@@ -67,8 +69,8 @@ class Axes:
     """A value holds until the next."""
     line_at: tuple[str, float] | None = None
     """Name and value of a horizontal line."""
-    ring: tuple[str, float, float] | None = None
-    """Name of a ring, and the point that it is around."""
+    ring: tuple[float, float] | None = None
+    """A ring is around this point."""
 
 
 def curves(several: Sequence[Curve], axes: Axes) -> alt.LayerChart:
@@ -92,9 +94,9 @@ def curves(several: Sequence[Curve], axes: Axes) -> alt.LayerChart:
     if drawn:
         few = max(len(curve.x) for curve in drawn) <= MARKED and not axes.step
         layers.append(_of("drawn").mark_line(point=few, **line).encode(x, y, color))
-        told = [alt.Tooltip(f"{key}:Q", title=title, format=",.5~g") for key, title in (("x", axes.x), ("y", axes.y))]
+        values = [alt.Tooltip(f"{key}:Q", title=title, format=",.5~g") for key, title in (("x", axes.x), ("y", axes.y))]
         pointed = _of("drawn").mark_point(filled=True, size=160, opacity=0)  # the pointer finds these
-        layers.append(pointed.encode(x, y, color, tooltip=[who, *told]))
+        layers.append(pointed.encode(x, y, color, tooltip=[who, *values]))
     if axes.line_at:
         name, value = axes.line_at
         there = alt.Chart(alt.InlineData(values=[{"y": value, "text": f"{name} {value:,}"}]))
@@ -102,10 +104,8 @@ def curves(several: Sequence[Curve], axes: Axes) -> alt.LayerChart:
         words = there.mark_text(align="right", dy=-7, color=GREY)
         layers.append(words.encode(y, x=alt.value("width"), text="text:N"))
     if axes.ring:
-        name, *place = axes.ring
-        there = alt.Chart(alt.InlineData(values=[{"x": place[0], "y": place[1], "text": name}])).encode(x, y)
+        there = alt.Chart(alt.InlineData(values=[dict(zip("xy", axes.ring, strict=True))])).encode(x, y)
         layers.append(there.mark_point(shape="circle", filled=False, size=260, strokeWidth=2.5, opacity=1, color=GREY))
-        layers.append(there.mark_text(align="left", dx=13, dy=11, fontWeight="bold", color=GREY).encode(text="text:N"))
     return alt.LayerChart(layer=layers, data=alt.InlineData(values=rows))
 
 
@@ -195,23 +195,32 @@ def _of(kind: str) -> alt.Chart:
 
 
 def _x(axes: Axes, rows: Sequence[Row]) -> alt.X:
-    scale = {"type": "log", "nice": False, "padding": 8} if axes.log_x else {"zero": True, "nice": False}
-    return alt.X("x:Q", title=axes.x, scale=_scale(scale, [row["x"] for row in rows]))
+    scale = {"type": "log", "nice": False, "padding": 20} if axes.log_x else {"zero": True, "nice": False}
+    axis = _ticks(axes.x_ticks, "d") if axes.x_ticks else alt.Undefined
+    return alt.X("x:Q", title=axes.x, axis=axis, scale=_scale(scale, [row["x"] for row in rows]))
 
 
 def _y(axes: Axes, rows: Sequence[Row], field: str = "y") -> alt.Y:
     values = [row[key] for row in rows for key in ("y", "low", "high") if row.get(key) is not None]
     values += [axes.line_at[1]] if axes.line_at else []
     if axes.linear_to:
-        decades = math.ceil(math.log10(max([axes.linear_to, *map(abs, values)]) / axes.linear_to))
-        ticks = [0, *(axes.linear_to * 10**power for power in range(decades + 1))]
+        far = max([axes.linear_to, *map(abs, values)])
+        decades = math.ceil(math.log10(far / axes.linear_to))
+        ticks = [axes.linear_to * part * 10**power for power in range(decades + 1) for part in (1, 2, 5)]
+        ticks = [tick for tick in ticks if tick <= far]
+        ticks = sorted([*(-tick for tick in ticks if -tick >= min(values)), 0, *ticks])
         scale = alt.Scale(type="symlog", constant=axes.linear_to, nice=False, padding=8)
-        return alt.Y(f"{field}:Q", title=axes.y, scale=scale, axis=alt.Axis(values=ticks, format=".2~g"))
+        return alt.Y(f"{field}:Q", title=axes.y, scale=scale, axis=_ticks(ticks, ".2~g"))
     whole = axes.from_zero or axes.reverse
     scale = {"zero": axes.from_zero, "reverse": axes.reverse, "nice": not axes.reverse, "padding": 0 if whole else 4}
     if axes.log_y:
         scale = {"type": "log", "nice": False, "padding": 8}
     return alt.Y(f"{field}:Q", title=axes.y, scale=_scale(scale, values))
+
+
+def _ticks(values: Sequence[float], format: str) -> alt.Axis:
+    """Label these values alone, and, where there is room, all of them: Vega thins them to the count of the theme."""
+    return alt.Axis(values=[*values], tickCount=len(values), labelExpr=f"format(datum.value, '{format}')")
 
 
 def _scale(scale: Row, values: Sequence[float]) -> alt.Scale:

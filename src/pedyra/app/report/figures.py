@@ -49,40 +49,46 @@ def make_figures(run: RunRecords) -> list[Figure]:
 
 
 def increase_by_size(run: RunRecords) -> Figure:
-    """Show what a fit held to its tolerance (answers that change, points of the accuracy, the loss) by the size of the
+    """Show what a fit held to its tolerance (answers that change, points of the accuracy, the loss) by the rank of the
     adapter."""
     measure = run.fit["measure"] if run.fit else "loss"
-    told, axis, unit = {
+    title, axis, unit = {
         "answers": ("Answers that change with a smaller adapter", "answers that change, %", 100),
         "accuracy": ("The accuracy with a smaller adapter", "points of the accuracy lost", 100),
     }.get(measure, ("The loss with a smaller adapter", f"rise of the {measure}", 1))
-    panels = [Panel(told, held_curve(run.curve, axis, unit))] if run.curve else []
+    panels = [Panel(title, held_curve(run.curve, axis, unit))] if len(run.curve) > 1 else []
     caption = (
-        "What changes when every layer keeps so many of its most useful directions, which make up for those that go: "
-        "against the whole adapter, on the same held-out rows (bar: the truth lies below it, or above it, in 5 % of "
-        "cases at most). Sizes are asked from the largest down to the first that is not within tolerance, and one is "
-        "within it where its upper bound lies below the dashed line; a point below it is not enough. The ring is "
-        f"around the size that was taken. {_promise(run.fit)}"
-        + (f"The verdict: {run.fit['words']}." if run.fit else "")
+        "What changes, against the whole adapter on the same held-out rows, when every layer keeps this rank at most: "
+        "its most useful directions, which make up for those that go (bar: the truth lies below it, or above it, in "
+        "5 % of cases at most). A size is accepted where the upper end of its bar lies below the dashed line. The ring "
+        "is around the size that was taken."
     )
+    if run.fit:
+        caption += f" What is accepted keeps this promise: {run.fit['promise']}. The verdict: {run.fit['words']}."
     return Figure("fit", "Size", "How small may the adapter be?", caption, panels)
 
 
-def _promise(fit: Mapping[str, Any]) -> str:
-    return f"What is accepted keeps this promise: {fit['promise']}. The verdict: {fit['words']}." if fit else ""
-
-
 def held_curve(rows: Sequence[Mapping[str, Any]], axis: str, unit: float) -> Chart:
-    """Draw one fit, from the rows of its curve, in this unit of what is held to the tolerance."""
-    asked = sorted((row for row in rows if row.get("value") is not None), key=lambda row: row["parameters"])
-    sizes = [row["parameters"] for row in asked]
-    values, low, high = ([unit * row[key] for row in asked] for key in ("value", "lower", "upper"))
+    """Draw one fit by rank, from the rows of its curve, in this unit of what is held to the tolerance; the whole
+    adapter, to which the others are compared, is at 0."""
+    whole = max(rows, key=lambda row: row["parameters"])
+    points = [row if row is not whole else {**row, "value": 0.0, "lower": None, "upper": None} for row in rows]
+    points = sorted((row for row in points if row.get("value") is not None), key=lambda row: row["rank"])
+    ranks = [row["rank"] for row in points]
+    values, low, high = (
+        [None if row[key] is None else unit * row[key] for row in points] for key in ("value", "lower", "upper")
+    )
     limit = next((unit * row["tolerance"] for row in rows if row.get("tolerance") is not None), None)
-    line_at = None if limit is None else ("tolerance", float(f"{limit:.3g}"))
-    ring = next((("taken", row["parameters"], unit * row["value"]) for row in asked if row.get("chosen")), None)
-    axes = {"log_x": True, "linear_to": limit or None, "line_at": line_at, "ring": ring}
-    drawn = [Curve("measured", sizes, values, low, high)] if asked else []
-    return curves(drawn, Axes("parameters of the adapter", axis, **axes))
+    axes = Axes(
+        f"rank ({whole['rank']}: the whole adapter)",
+        axis,
+        log_x=True,
+        x_ticks=ranks,
+        linear_to=limit or None,
+        line_at=None if limit is None else ("tolerance", float(f"{limit:.3g}")),
+        ring=next(((row["rank"], unit * row["value"]) for row in points if row.get("chosen")), None),
+    )
+    return curves([Curve("measured", ranks, values, low, high)], axes)
 
 
 # These figures say where the ranks are, and how they got there.
@@ -100,24 +106,24 @@ def rank_of_every_layer(run: RunRecords) -> Figure:
 
 def _map(run: RunRecords, title: str) -> Panel:
     states = [run.start_ranks, *(record["ranks"] for record in run.adjustments)]
-    told = [f"Start: {_total(run.start_ranks, run.header['budget'])}"]
+    frames = [f"Start: {_total(run.start_ranks, run.header['budget'])}"]
     for number, record in enumerate(run.adjustments, start=1):
         moved = f"{len(record['pruned'])} pruned, {sum(record['added'].values())} added"
         where = f"Adjustment {number} of {len(run.adjustments)}, step {record['step']:,}"
-        told.append(f"{where}: {moved}; {_total(record['ranks'], record)}")
+        frames.append(f"{where}: {moved}; {_total(record['ranks'], record)}")
     best = run.final["best_step"]
     earlier = best is not None and bool(run.adjustments) and best < run.adjustments[-1]["step"]
     if earlier:
         states.append(run.final_ranks)
-        told.append(
+        frames.append(
             f"Saved, as the best: the adapter of step {best:,}; {_total(run.final_ranks, {'parameters': None})}"
         )
     cells = map_cells(run.places, states)
     for cell in cells if earlier else ():
         cell["changes"][-1] = 0  # no rank moved: the adapter is that of an earlier step
-    last = len(told) - 1
+    last = len(frames) - 1
     stills = [(f"{title}, start", rank_map(cells, at="0")), (f"{title}, end", rank_map(cells, at=str(last)))]
-    return Panel(title, rank_map(cells), told, stills if last else stills[:1])
+    return Panel(title, rank_map(cells), frames, stills if last else stills[:1])
 
 
 def map_cells(places: Mapping[str, tuple[str, int | None]], states: Sequence[Mapping[str, int]]) -> list[Record]:
@@ -129,13 +135,13 @@ def map_cells(places: Mapping[str, tuple[str, int | None]], states: Sequence[Map
     cells: dict[tuple[str, str], list[str]] = {}
     for name, (kind, depth) in sorted(places.items(), key=lambda item: (item[1][1] is None, item[1][1] or 0)):
         cells.setdefault((kind, "–" if depth is None else str(depth)), []).append(name)
-    found = []
+    rows = []
     for (kind, depth), names in cells.items():
         totals = [sum(state[name] for name in names) for state in states]
         changes = [0, *(after - before for before, after in pairwise(totals))]
         ranks = [total / len(names) for total in totals]
-        found.append({"type": kind, "depth": depth, "ranks": ranks, "changes": changes})
-    return found
+        rows.append({"type": kind, "depth": depth, "ranks": ranks, "changes": changes})
+    return rows
 
 
 def _total(ranks: Mapping[str, int], record: Record) -> str:
@@ -155,16 +161,15 @@ def history(run: RunRecords) -> Figure:
 
 
 def history_panels(run: RunRecords) -> list[Panel]:
-    """Make the two panels of `history`."""
+    """Make the panels of `history`: the places by importance have one where there are two of them to compare."""
     steps, states = _states(run)
     at = [record["step"] for record in run.adjustments]
     places = [importance_ranks(record["layer_scores"]) for record in run.adjustments]
-    return [
-        Panel("Rank", _by_layer(run, steps, states, Axes(STEP, "rank", step=True, from_zero=True))),
-        Panel(
-            "Place by importance", _by_layer(run, at, places, Axes(STEP, "place (1 = most important)", reverse=True))
-        ),
-    ]
+    ranks = Panel("Rank", _by_layer(run, steps, states, Axes(STEP, "rank", step=True, from_zero=True)))
+    if len(at) < 2:
+        return [ranks]
+    axes = Axes(STEP, "place (1 = most important)", reverse=True)
+    return [ranks, Panel("Place by importance", _by_layer(run, at, places, axes))]
 
 
 def importance_ranks(scores: Mapping[str, float]) -> dict[str, int]:
@@ -202,8 +207,8 @@ def _changes(run: RunRecords) -> str:
     parts = []
     for verb, sign in (("Gained", 1), ("Lost", -1)):
         moved = [(layer, run.final_ranks[layer.name]) for layer in notable(run)]
-        told = [f"{layer.short_name} ({layer.rank} → {end})" for layer, end in moved if sign * (end - layer.rank) > 0]
-        parts += [f"{verb} most: {', '.join(told)}."] if told else []
+        names = [f"{layer.short_name} ({layer.rank} → {end})" for layer, end in moved if sign * (end - layer.rank) > 0]
+        parts += [f"{verb} most: {', '.join(names)}."] if names else []
     return " ".join(parts) or "No layer changed its rank."
 
 
@@ -269,7 +274,7 @@ def utilisation(record: Record) -> float | None:
 def _panel(
     title: str, records: Iterable[Record], measure: Callable[[Record], Any], y: str, **options: Any
 ) -> list[Panel]:
-    """Return `[the panel]` of the finite measures over the steps, the last of a step; [] where there is none.
+    """Return `[the panel]` of the finite measures over the steps, the last of a step; [] where there are not two.
 
     A long run has more of them than a page can draw: then `MOST_POINTS` of them, and the last, spread evenly.
     """
@@ -282,4 +287,4 @@ def _panel(
     if len(shown) > MOST_POINTS:
         shown = [shown[round(n * (len(shown) - 1) / MOST_POINTS)] for n in range(MOST_POINTS + 1)]
     curve = Curve(y, [step for step, _ in shown], [value for _, value in shown])
-    return [Panel(title, curves([curve], Axes(STEP, y, **options)))] if points else []
+    return [Panel(title, curves([curve], Axes(STEP, y, **options)))] if len(points) > 1 else []

@@ -111,32 +111,21 @@ def description(run: RunRecords) -> dict[str, str]:
 
 
 def fit_line(run: RunRecords) -> str:
-    """Tell the size that a fit took, the metric before and after, and what the proof says of the loss."""
-    fit, taken = run.fit, next((row for row in run.curve if row["chosen"]), None)
-    size, whole = shown_megabytes(fit["megabytes"]), shown_megabytes(fit["of_megabytes"])
-    size = f"Rank {fit['rank']} of {fit['of_rank']}: {size} of {whole}, {fit['share']:.1%} of the adapter"
-    told = ["Everything is kept" if fit["share"] >= 1 else size]
-    before, after = (fit["metrics"].get(which, {}) for which in ("whole", "smaller"))
-    told += [
-        f"{name} {value:.4f}" + (f" → {after[name]:.4f}" if name in after else "") for name, value in before.items()
-    ]
-    if fit["accuracy_interval"]:
-        low, high = (100 * end for end in fit["accuracy_interval"])
-        told.append(
-            f"the accuracy changes by {100 * fit['accuracy_change']:+.2f} points [{low:+.2f}, {high:+.2f}] (95 %)"
-        )
-    promise = fit["promise"]
+    """Tell in a line the size that a fit took, and what is known of it; the rest is beside Figure 1."""
+    fit, size = run.fit, next((row for row in run.curve if row["chosen"]), None)
     if fit["share"] >= 1:
-        told.append(f"no smaller size is proved: {promise}")
-    elif taken is not None and taken["value"] is not None:
-        value, high = taken["value"], taken["upper"]
-        held = {
-            "answers": f"{value:.2%} of the answers change, at most {high:.2%} (95 %)",
-            "accuracy": f"the accuracy falls by {100 * value:.2f} points, at most by {100 * high:.2f} (95 %)",
-        }.get(fit["measure"], f"the {fit['measure']} rises by {value:+.4f}, at most by {high:+.4f} (95 %)")
-        proved = "proved" if taken["accepted"] else "beyond what was asked" if taken["beyond"] else "not proved"
-        told.append(f"{held}; {proved}: {promise}")
-    return "; ".join(told) + "."
+        return f"No smaller rank is proved: rank {fit['rank']} is kept whole."
+    taken = f"Rank {fit['rank']} of {fit['of_rank']}, {shown_megabytes(fit['megabytes'])} of "
+    taken += shown_megabytes(fit["of_megabytes"])
+    if size is None or size["upper"] is None:
+        return f"{taken}."
+    high = size["upper"]
+    change = {
+        "answers": f"at most {high:.2%} of the answers change",
+        "accuracy": f"the accuracy falls by at most {100 * high:.2f} points",
+    }.get(fit["measure"], f"the {fit['measure']} rises by at most {high:.4f}")
+    proved = "proved" if size["accepted"] else "beyond what was asked" if size["beyond"] else "not proved"
+    return f"{taken}: {change} (95 %), {proved}."
 
 
 Fact = tuple[str, str]
@@ -145,38 +134,42 @@ Fact = tuple[str, str]
 
 def facts(run: RunRecords) -> dict[str, Fact]:
     """Collect result, size, rank, adjustments, time and memory, as far as they are known."""
-    final, found = run.final, {}
+    final, facts = run.final, {}
     if final["value"] is not None:
         name, loss = str(final["metric"] or "result").replace("_", " "), final["eval_loss"]
-        found[name[:1].upper() + name[1:]] = (
+        facts[name[:1].upper() + name[1:]] = (
             _number(final["value"]),
             "" if loss is None else f"held-out loss {_number(loss)}",
         )
     elif not final["final"]:
-        found["Result"] = (ABSENT, "the run is not finished")
-    if final["trainable_parameters"] is not None:
-        found["Trainable parameters"] = (f"{final['trainable_parameters']:,}", "")
+        facts["Result"] = (ABSENT, "the run is not finished")
+    trainable, factors = final["trainable_parameters"], run.parameters
+    if factors is not None:
+        beside = 0 if trainable is None else trainable - factors
+        facts["Adapter"] = (f"{factors:,}", f"parameters, and {beside:,} beside it" if beside > 0 else "parameters")
+    elif trainable is not None:
+        facts["Trainable parameters"] = (f"{trainable:,}", "")
     if run.layers:
-        found["Total rank"] = _total_rank(run)
+        facts["Total rank"] = _total_rank(run)
     if run.fit and run.fit["share"] < 1:
         share = f"parameters, {run.fit['share']:.1%} of the adapter"
-        found["Smaller adapter"] = (f"{run.fit['parameters']:,}", share)
+        facts["Smaller adapter"] = (f"{run.fit['parameters']:,}", share)
     elif run.fit:
-        found["Smaller adapter"] = ("none", "everything is kept")
+        facts["Smaller adapter"] = ("none", "everything is kept")
     if run.adjustments:
         pruned = sum(len(record["pruned"]) for record in run.adjustments)
         added = sum(sum(record["added"].values()) for record in run.adjustments)
         kept = f", {stayed(run.adjustments)} of which stayed" if added else ""
-        found["Adjustments"] = (str(len(run.adjustments)), f"{pruned} ranks pruned, {added} added{kept}")
+        facts["Adjustments"] = (str(len(run.adjustments)), f"{pruned} ranks pruned, {added} added{kept}")
     if ratios := [row["orthogonality_ratio"] for row in run.snapshots if row["orthogonality_ratio"] is not None]:
-        found["Gradient of Eq. (2)"] = (f"{ratios[-1]:.1f} times", "that of the task, the median step")
+        facts["Gradient of Eq. (2)"] = (f"{ratios[-1]:.1f} times", "that of the task, the median step")
     if final["seconds"] is not None:
         speed = final["train_steps_per_second"]
-        found["Training time"] = (format_seconds(final["seconds"]), f"{speed:.2f} steps per second" if speed else "")
+        facts["Training time"] = (format_seconds(final["seconds"]), f"{speed:.2f} steps per second" if speed else "")
     if final["peak_memory_bytes"] is not None:
         device = str(run.environment.get("device", ""))
-        found["Peak memory"] = (format_bytes(final["peak_memory_bytes"]), device)
-    return found
+        facts["Peak memory"] = (format_bytes(final["peak_memory_bytes"]), device)
+    return facts
 
 
 def _total_rank(run: RunRecords) -> Fact:

@@ -90,14 +90,8 @@ class FitRow(Row):
     share: float
     megabytes: float
     of_megabytes: float
-    measured_increase: float | None = None
-    interval: tuple[float, float] | None = None
-    tolerance: float | None = None
     measure: str = "loss"
     promise: str = "within the tolerance"
-    metrics: dict[str, dict[str, float]] = {}
-    accuracy_change: float | None = None
-    accuracy_interval: tuple[float, float] | None = None
     words: str = ""
     told: str = ""
 
@@ -158,10 +152,22 @@ class RunRecords:
     @property
     def final_ranks(self) -> dict[str, int]:
         """Return the ranks of the adapter that was saved: the best one's, where that is of an earlier step."""
+        return self._final["ranks"] if self._final else self.start_ranks
+
+    @property
+    def parameters(self) -> int | None:
+        """Count those of the factors of the adapter that was saved, without a head; None where nothing tells."""
+        if self._final and self._final["parameters"] is not None:
+            return self._final["parameters"]
+        return max((row["parameters"] for row in self.curve), default=None)
+
+    @property
+    def _final(self) -> Record:
+        """Return the last state that the adapter that was saved was in; {} where there is none."""
         best = self.final["best_step"]
         last = math.inf if best is None else best
         states = sorted(self.snapshots + self.adjustments, key=lambda record: record["step"])
-        return next((state["ranks"] for state in reversed(states) if state["step"] <= last), self.start_ranks)
+        return next((state for state in reversed(states) if state["step"] <= last), {})
 
 
 def read_run(path: Path) -> RunRecords:

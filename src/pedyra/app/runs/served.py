@@ -30,10 +30,10 @@ def served_lines(result: Fit, lora: SavedLora, place: Destination, out: Path) ->
     lines = [f"for         {place.title}, which held it at a rank of {_rank(before)}, and now at {_rank(after)}"]
     if place.pads and after is not None:
         names = [layer.name for layer in lora.layers]  # of all, since one that keeps nothing has a row of zeros
-        now = place.slot_bytes(_widths(result.model, names), after)
+        now = place.slot_bytes(_widths(result.model, names, place), after)
         reservation = f"{now / 1e6:,.1f} MB a slot"
         if before is not None:
-            was = place.slot_bytes(_widths(result.model, names), before)
+            was = place.slot_bytes(_widths(result.model, names, place), before)
             reservation = f"{was / 1e6:,.1f} MB a slot before, {reservation} now"
         lines.append(f"reserves    {reservation}, in the layers of its own modules")
     evidence = f"seen with {place.title} {place.seen}" if place.seen else f"not run here; by {place.sources[0]}"
@@ -52,10 +52,12 @@ def _rank(rank: int | None) -> str:
     return "none: it is too large" if rank is None else str(rank)
 
 
-def _widths(model: Any, names: Collection[str]) -> Iterator[tuple[int, int]]:
+def _widths(model: Any, names: Collection[str], place: Destination) -> Iterator[tuple[int, int]]:
     """Yield (inputs, outputs) of every layer that a server wraps for the modules of these layers."""
     ends = {name.rpartition(".")[2] for name in names}
     modules: Mapping[str, nn.Module] = dict(model.get_base_model().named_modules())
     for name, module in modules.items():
+        if place.dropped([name]):
+            continue
         if name.rpartition(".")[2] in ends and hasattr(module, "in_features") and hasattr(module, "out_features"):
             yield int(module.in_features), int(module.out_features)  # pyright: ignore[reportArgumentType]

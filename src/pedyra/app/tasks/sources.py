@@ -18,11 +18,11 @@ import fsspec
 import pandas
 import pyarrow.parquet
 
-from pedyra.app.hub import why_not_loaded, why_not_on_hub
 from pedyra.app.packaged import packaged_file
 from pedyra.app.recipe_sections import GENERATED, DataSection, template_columns
 from pedyra.app.tasks.toy import toy
 from pedyra.errors import UserError, as_user_error
+from pedyra.export.hub import why_not_loaded, why_not_on_hub
 from pedyra.lora.spelling import did_you_mean
 
 logger = logging.getLogger(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,43 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from pedyra.app.hub import trusts_remote_code, why_not_loaded
 from pedyra.errors import UserError, as_user_error
-from pedyra.export.loading import TASKS, num_labels
+from pedyra.export.hub import trusts_remote_code, why_not_loaded
+from pedyra.export.loading import class_name, num_labels
+from pedyra.export.readers import write_export
 from pedyra.lora.folder import SavedLora, load_adapter
 from pedyra.lora.layer import peft_layers
+
+
+def write_merged(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, lora: SavedLora, out: Path) -> Path:
+    """Merge the adapter into `base`, and write the folder `out` with the tokenizer and a record, whole or not at all;
+    errors as of `merge_into`."""
+    before = _vocabulary(base)
+    merged = merge_into(base, lora)
+    if tokenizer is not None and tokenizer.name_or_path != str(lora.folder):
+        tokenizer = _of_vocabulary(tokenizer, before, _vocabulary(merged))
+    dtype = str(merged.dtype).removeprefix("torch.")
+    record = {"target": "merged", "dtype": dtype, "tokenizer": tokenizer is not None}
+    return write_export(out, record, lambda folder: save_merged(merged, tokenizer, folder))
+
+
+def _vocabulary(model: PreTrainedModel) -> int | None:
+    """Count the tokens that a model embeds; one of images embeds none."""
+    return getattr(model.config.get_text_config(), "vocab_size", None)
+
+
+def _of_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, before: int | None, now: int | None
+) -> PreTrainedTokenizerBase | None:
+    """Leave out the tokenizer of the base where training has added tokens, which it would split."""
+    if now == before:
+        return tokenizer
+    warnings.warn(
+        f"training has resized the vocabulary from {before} tokens to {now}, and the tokenizer of the base model lacks "
+        f"those that were added, so none is written beside the merged model; save there the one of the training",
+        stacklevel=4,
+    )
+    return None
 
 
 def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
@@ -60,8 +93,8 @@ def merge_into(base: Any, lora: SavedLora) -> PreTrainedModel:
 
 def _check_place(base: nn.Module, lora: SavedLora) -> None:
     """Refuse factors that have no place in the model, which PEFT overlooks."""
-    found = {name for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
-    if lost := [layer.name for layer in lora.layers if layer.name not in found]:
+    names = {name for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
+    if lost := [layer.name for layer in lora.layers if layer.name not in names]:
         raise UserError(f"{lora.title} does not fit the base model {type(base).__name__}, which has no layer {lost[0]}")
 
 
@@ -99,25 +132,11 @@ def base_by_name(lora: SavedLora, name: str | None) -> tuple[PreTrainedModel, Pr
     head: dict[str, Any] = {}
     if config.get("task_type") in ("SEQ_CLS", "TOKEN_CLS") and (labels := num_labels(lora)) is not None:
         head = {"num_labels": labels, "ignore_mismatched_sizes": True}  # the saved head takes the base's place
-    auto: Any = getattr(transformers, _class_name(lora))
+    auto: Any = getattr(transformers, class_name(lora))
     which: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trusts_remote_code()}
     with as_user_error(f"the base model {name!r} of {lora.title} cannot be loaded", reason=why_not_loaded):
         model = auto.from_pretrained(name, dtype="auto", **which, **head)
     return model, _find_tokenizer(str(lora.folder)) or _find_tokenizer(name, **which)
-
-
-def _class_name(lora: SavedLora) -> str:
-    """Name the transformers class of the base: by task type, or the one recorded where the adapter has none."""
-    task_type, recorded = lora.config.get("task_type"), lora.config.get("auto_mapping") or {}
-    if task_type == "FEATURE_EXTRACTION":
-        return "AutoModel"
-    name = f"AutoModelFor{TASKS.get(task_type)}" if task_type else str(recorded.get("base_model_class"))
-    if not hasattr(getattr(transformers, name, None), "from_pretrained"):
-        raise UserError(
-            f"{lora.title} does not say which class its base model has; load it with PeftModel.from_pretrained, and "
-            f"merge it by merge_and_unload()"
-        )
-    return name
 
 
 def _find_tokenizer(place: str, **which: Any) -> PreTrainedTokenizerBase | None:

@@ -38,9 +38,9 @@ class Size:
         if self.energy is not None and not 0 < self.energy <= 1:
             raise UserError(f"--energy is {self.energy:g}; give a part of the energy, such as 0.95")
 
-    def of(self, found: Singular) -> int:
+    def of(self, directions: Singular) -> int:
         """Return the rank of a layer."""
-        return min(self.rank, len(found.values)) if self.rank else found.rank_of_energy(self.energy or 1.0)
+        return min(self.rank, len(directions.values)) if self.rank else directions.rank_of_energy(self.energy or 1.0)
 
 
 def rank_within(lora: SavedLora, megabytes: float) -> int:
@@ -73,6 +73,8 @@ class Resized:
     error: float
     """Frobenius norm of what is left out of s B A over all layers, as a part of that of the whole."""
     commands: list[str]
+    dropped: list[str]
+    """These layers keep nothing, since the place leaves their LoRA out."""
 
     def summary(self) -> dict[str, Any]:
         """Return the row of the whole: the fields of `fit` that both know, and the error."""
@@ -81,11 +83,12 @@ class Resized:
 
     def lines(self) -> list[str]:
         ranks, before = [row["rank"] for row in self.rows], [row["of"] for row in self.rows]
-        given, out = shlex.quote(str(self.source)), shlex.quote(str(self.out))
+        source, out = shlex.quote(str(self.source)), shlex.quote(str(self.out))
         return [
             f"rank        {_ranks(before)} -> {_ranks(ranks)}; {self.parameters:,} of {self.of:,} parameters",
             f"left out    {self.error:.1%} of the norm of the update, which says nothing about the loss: not proved",
-            f"prove       pedyra prove {given} {out} --data ROWS",
+            *([f"without     {' and '.join(self.dropped)}, whose LoRA is left out there"] if self.dropped else []),
+            f"prove       pedyra prove {source} {out} --data ROWS",
             f"adapter     {self.out}",
             *(f"{'' if number else 'serve':12}{line}" for number, line in enumerate(self.commands)),
         ]
@@ -103,41 +106,44 @@ def resize_adapter(
     """Write the adapter of the folder `source` into `out` with the first singular directions of each layer's update.
 
     The scaling of each layer stays, and so do DoRA's magnitudes, biases and modules that were trained whole. With a
-    `place` it is written in the form that this destination reads. Raises ValueError: it is no plain LoRA, the size is
-    none, the place refuses it, or `out` holds anything but, with `overwrite`, an earlier one.
+    `place` it is written in the form that this destination reads, without the layers that it leaves out. Raises
+    ValueError: it is no plain LoRA, the size is none, the place refuses it, or `out` holds anything but, with
+    `overwrite`, an earlier one.
     """
     refuse_occupied(out, [FIT_RECORD, EXPORTED], "resized adapter", overwrite)
     lora = read_lora(source)
     check_convertible(lora, "peft" if place is None else place.form)
     if size.megabytes is not None:
         size = Size(rank=rank_within(lora, size.megabytes))
+    dropped = [] if place is None else place.dropped(layer.name for layer in lora.layers)
     factors: Factors = {}
-    rows, gone, whole, before = [], 0.0, 0.0, 0
+    rows, lost, whole, before = [], 0.0, 0.0, 0
     for layer in lora.layers:
         A, B = (lora.tensors[layer.keys[slot]] for slot in "AB")
-        found = singular(A.flatten(1), B.flatten(1))
-        rank, width = size.of(found), found.U.shape[0] + found.V.shape[1]
-        energy = (layer.scaling * found.values).square()
-        gone, whole = gone + float(energy[rank:].sum()), whole + float(energy.sum())
+        directions = singular(A.flatten(1), B.flatten(1))
+        rank = 0 if layer.name in dropped else size.of(directions)
+        width = directions.U.shape[0] + directions.V.shape[1]
+        energy = (layer.scaling * directions.values).square()
+        lost, whole = lost + float(energy[rank:].sum()), whole + float(energy.sum())
         row = {"layer": layer.name, "rank": rank, "of": layer.rank, "parameters": rank * width}
-        rows.append({**row, "energy": found.kept(rank)})
+        rows.append({**row, "energy": directions.kept(rank)})
         before += layer.rank * width
         if rank == len(A):
             factors[layer.name] = A, B  # to the last bit
             continue
-        first, second = found.factors(rank)
+        first, second = directions.factors(rank)
         # A convolution has the dimensions of its kernel behind the rank's.
-        factors[layer.name] = first.reshape(-1, *A.shape[1:]), second.reshape(*second.shape, *B.shape[2:])
+        factors[layer.name] = first.reshape(rank, *A.shape[1:]), second.reshape(*second.shape, *B.shape[2:])
     ranks = {row["layer"]: row["rank"] for row in rows}
-    error = sqrt(gone / whole) if whole else 0.0
+    error = sqrt(lost / whole) if whole else 0.0
     record = {"resized": True, "proved": False, "frobenius_error": error, "ranks": ranks}
     commands: list[str] = []
     if place is None:
         write_cut(lora, factors, out, record)
     else:
-        place.check(lora, max(ranks.values()))
         with TemporaryDirectory() as scratch:
-            write_cut(lora, factors, Path(scratch, "cut"), record)
-            export_lora(Path(scratch, "cut"), place.form, out)
+            write_cut(lora, factors, cut := Path(scratch, "cut"), record)
+            place.check(read_lora(cut, lora.title), max(ranks.values()))
+            export_lora(cut, place.form, out)
         commands = place.commands({out.name: read_lora(out)})
-    return Resized(source, out, rows, sum(row["parameters"] for row in rows), before, error, commands)
+    return Resized(source, out, rows, sum(row["parameters"] for row in rows), before, error, commands, dropped)

@@ -15,7 +15,7 @@ from peft import AdaLoraConfig, KasaConfig, LoraConfig, PeftModel, get_peft_mode
 from torch import Tensor, nn
 
 from pedyra import export_adapter
-from pedyra.app.export.merge import merge_into, save_merged
+from pedyra.export.merge import merge_into, save_merged
 from pedyra.fitting.calibration import lora_layers
 from pedyra.fitting.cut import write_cut
 from pedyra.lora.attach import attach

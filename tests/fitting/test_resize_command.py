@@ -13,8 +13,8 @@ from peft import PeftModel
 from torch import Tensor
 
 from pedyra.app.cli import main
-from pedyra.app.export.resize import Size, resize_adapter
 from pedyra.export.destinations import destination
+from pedyra.fitting.resize import Size, resize_adapter
 from pedyra.lora.folder import read_lora
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -96,7 +96,7 @@ def test_a_place_has_its_form_and_its_command(trained: Any, tmp_path: Path, caps
     assert ended.value.code == 0
     small = read_lora(tmp_path / "out")
     assert {layer.rank for layer in small.layers} == {8} == {small.config["r"]}
-    assert not destination("vllm").refusals(small)
+    assert not destination("vllm").refused_for(small)
     told = capsys.readouterr().out
     assert "not proved" in told and f"pedyra prove {tmp_path / 'adapter'} {tmp_path / 'out'}" in told
     assert "--max-lora-rank 8 " in told
@@ -146,3 +146,18 @@ def test_dora_is_not_made_for_a_place_without_it(trained: Any, tmp_path: Path):
     trained(use_dora=True)
     with pytest.raises(ValueError, match="use_dora"):
         resize_adapter(tmp_path / "adapter", tmp_path / "out", Size(rank=2), destination("vllm"))
+
+
+def test_a_layer_that_the_place_leaves_out_keeps_nothing_and_that_is_told(make_bert: Any, tmp_path: Path):
+    model = make_bert(exclude_modules=None, init_lora_weights=False)
+    model.save_pretrained(tmp_path / "adapter")
+    resized = resize_adapter(tmp_path / "adapter", tmp_path / "out", Size(rank=8), destination("vllm"))
+    lost = "bert.pooler.dense"
+    (line,) = [line for line in resized.lines() if line.startswith("without")]
+    assert resized.dropped == [lost] and lost in line
+    before, after = (
+        updates(PeftModel.from_pretrained(make_bert().unload(), str(tmp_path / folder)))
+        for folder in ("adapter", "out")
+    )
+    for name, update in before.items():
+        assert torch.allclose(after[name], torch.zeros_like(update) if name.endswith(lost) else update, atol=1e-6)

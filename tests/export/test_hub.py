@@ -8,8 +8,8 @@ import pytest
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from pedyra.app import hub
-from pedyra.app.hub import why_not_on_hub
+from pedyra.export import hub
+from pedyra.export.hub import why_not_on_hub
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Merged weights: the logits of the adapted model, from a live model, a folder or a run; the base's own dtype."""
+"""Merged weights: the logits of the adapted model, from a live model or a folder; the base's own dtype."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-import yaml
 from closeness import same_bits
 from peft import LoraConfig, get_peft_model
 from test_export import FLAVOURS, logits, mixed_ranks
@@ -26,10 +25,8 @@ from transformers import (
 )
 
 from pedyra import export_adapter
-from pedyra.app.export.merge import merge_into
-from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.models.tiny import tiny_tokenizer
-from pedyra.app.recipe import Recipe
+from pedyra.export.merge import merge_into
 from pedyra.lora.folder import saved_lora
 
 
@@ -112,60 +109,6 @@ def test_the_dtype_of_the_base_is_kept(make_llama, tmp_path):
     assert {p.dtype for p in AutoModelForCausalLM.from_pretrained(folder, dtype="auto").parameters()} == {
         torch.bfloat16
     }
-
-
-@pytest.fixture
-def run_folder(tmp_path) -> Any:
-    """run_folder(quantization=...): a run of tiny-llama with its adapter, and the adapted model."""
-    from peft import get_peft_model
-
-    def make(quantization: str = "none") -> tuple[Path, Any]:
-        recipe = Recipe.model_validate(
-            {
-                "name": "run",
-                "model": {"name": "tiny-llama", "quantization": quantization},
-                "data": {"source": "x.jsonl", "kind": "causal_lm", "prompt": "q", "completion": "a"},
-                "seed": 3,
-            }
-        )
-        base = load_model(
-            recipe.model.model_copy(update={"quantization": "none"}), "causal_lm", None, load_tokenizer(recipe.model), 3
-        )
-        settings = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
-        model = mixed_ranks(get_peft_model(base, settings))
-        (tmp_path / "run").mkdir()
-        (tmp_path / "run" / "recipe.yaml").write_text(recipe.to_yaml())
-        (tmp_path / "run" / "metrics.jsonl").touch()
-        model.save_pretrained(tmp_path / "run" / "adapter")
-        return tmp_path / "run", model
-
-    return make
-
-
-def test_a_run_is_merged_into_the_model_of_its_recipe(run_folder, tokens, tmp_path):
-    run, model = run_folder()
-    model.save_pretrained(run / "fit")
-    for source, name in ((run, "whole"), (run / "adapter", "part"), (run / "fit", "smaller")):
-        folder = export_adapter(source, "merged", tmp_path / name)
-        assert torch.allclose(logits(load_merged(folder), tokens), logits(model, tokens), atol=1e-5)
-        assert AutoTokenizer.from_pretrained(folder).chat_template == tiny_tokenizer("tiny-llama").chat_template
-
-
-def test_the_template_of_the_training_is_that_of_the_merged_model(run_folder, tmp_path):
-    run, _ = run_folder()
-    recipe = (run / "recipe.yaml").read_text()
-    data = {"source": "x.jsonl", "kind": "causal_lm", "messages": "m", "chat_template": "{{ messages[0]['content'] }}"}
-    (run / "recipe.yaml").write_text(yaml.safe_dump({**yaml.safe_load(recipe), "data": data}))
-    folder = export_adapter(run, "merged", tmp_path / "out")
-    assert AutoTokenizer.from_pretrained(folder).chat_template == data["chat_template"]
-
-
-def test_a_quantised_run_says_how_to_merge_and_then_does(run_folder, tokens, tmp_path):
-    run, model = run_folder("nf4")
-    with pytest.raises(ValueError, match=r"tiny-llama is quantised \(nf4\).*base='tiny-llama'"):
-        export_adapter(run, "merged", tmp_path / "out")
-    merged = load_merged(export_adapter(run, "merged", tmp_path / "out", base="tiny-llama"))
-    assert torch.allclose(logits(merged, tokens), logits(model, tokens), atol=1e-5)
 
 
 def test_a_base_is_of_the_revision_that_its_adapter_names(make_llama, tmp_path, monkeypatch):

@@ -13,8 +13,8 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
-from pedyra.app.export.export import export_adapter
 from pedyra.app.runs.served import serving_lines
+from pedyra.export.export import export_adapter
 
 
 @pytest.fixture

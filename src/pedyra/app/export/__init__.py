@@ -1,1 +1,0 @@
-"""An adapter is merged, and made smaller without rows."""
