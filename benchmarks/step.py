@@ -30,7 +30,7 @@ from pedyra.allocate.schedule import Schedule, resolve_schedule
 from pedyra.errors import UserError
 from pedyra.methods.names import setting_names
 from pedyra.methods.registry import changed, get_method
-from pedyra.pe_dyra.scored import PeDyra
+from pedyra.pe_dyra.method import PeDyra
 
 STEP_KEY = (
     "model", "variant", "compile", "rounds", "batch", "length", "dtype", "device", "cpu_time", "threads", "rank",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pedyra.methods.rasa import Rasa as Rasa
     from pedyra.methods.sora import Sora as Sora
     from pedyra.methods.triadaptlora import TriAdaptLora as TriAdaptLora
-    from pedyra.pe_dyra.scored import PeDyra as PeDyra
+    from pedyra.pe_dyra.method import PeDyra as PeDyra
     from pedyra.trainer.adapt import adapt as adapt
     from pedyra.trainer.fit import fit as fit
     from pedyra.trainer.prove import prove as prove

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+Budget = Literal["ranks", "parameters"]
+"""What a method conserves or aims at: the sum of the ranks, or the number of parameters."""
 Scores = Mapping[str, Sequence[float]]
 """Layer name -> the score of each of its triples, in the model's layer order."""
 

@@ -3,7 +3,7 @@
 `Method.install` prepares an adapter before its training, and returns the `Work` that acts around the steps: an
 optimizer, hooks, an end. A `RankMethod` moves ranks too: a `RankAllocator`, which knows no method by name, has its
 `MethodRun` observe the run and decide at every adjustment. PE-DyRA and most rivals score triples and plan by the scores
-(`pedyra.pe_dyra.scored`).
+(`scored.py`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pydantic import BaseModel, model_validator
 
 from pedyra.errors import UserError
 from pedyra.fitting.wanted import Wanted
-from pedyra.pe_dyra.scored import PeDyra
+from pedyra.pe_dyra.method import PeDyra
 from pedyra.trainer.adapt import adapt
 from pedyra.trainer.fit import fit_trainer
 

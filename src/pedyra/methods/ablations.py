@@ -11,16 +11,17 @@ from torch import nn
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, lowest, make_plan, prunable, round_robin, spent
 from pedyra.allocate.contract import Beginning, Training, Work
 from pedyra.allocate.schedule import check_count
+from pedyra.allocate.scored import ScoredSituation
 from pedyra.errors import UserError
 from pedyra.methods.adalora import check_shrinks, final_rank, prune_to
 from pedyra.methods.increlora import check_grows
 from pedyra.methods.slots import plain_ranks
-from pedyra.pe_dyra.config import RankSettings, Start
-from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
+from pedyra.pe_dyra.config import Start
+from pedyra.pe_dyra.method import PaperMethod
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prune(RankSettings, ScoredMethod):
+class Prune(PaperMethod):
     """PE-DyRA's scores, pruning only (Table 5): from the LoRA's r to the budget of `final_rank`.
 
     The paper gives neither its initial rank nor its schedule; this one removes equally much at each adjustment, so
@@ -53,7 +54,7 @@ class Prune(RankSettings, ScoredMethod):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expand(RankSettings, ScoredMethod):
+class Expand(PaperMethod):
     """PE-DyRA's scores, expansion only (Table 5): from the LoRA's r to the budget of `final_rank`.
 
     The paper gives neither its initial rank, here half of the final one in comparisons, nor its schedule; this one adds
@@ -94,7 +95,7 @@ class Expand(RankSettings, ScoredMethod):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomMoves(RankSettings, ScoredMethod):
+class RandomMoves(PaperMethod):
     """PE-DyRA's moves, at random (Fig. 4a): the paper's causal control. k, schedule and budget are PE-DyRA's.
 
     What is drawn depends on the seed and the step alone. The paper shuffles the order of importance; a uniform draw of
@@ -129,7 +130,7 @@ def random_triples(ranks: Mapping[str, int], moves: int, min_rank: int, random: 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mask(RankSettings, ScoredMethod):
+class Mask(PaperMethod):
     """PE-DyRA's scores, lowest ranks masked to zero (Fig. 8): the "temporary zero-masking strategy" of Appendix F.
 
     The paper says no more of it. At the n-th adjustment the n k triples with the lowest scores are masked; a layer's

@@ -9,13 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from pedyra.allocate.allocation import RankPlan, Scores, layer_means, lowest_to_free, make_plan, spent
+from pedyra.allocate.allocation import Budget, RankPlan, Scores, layer_means, lowest_to_free, make_plan, spent
 from pedyra.allocate.contract import Beginning, Training, Work
 from pedyra.allocate.schedule import check_count
+from pedyra.allocate.scored import ScheduledMethod, ScoredSituation
 from pedyra.errors import UserError
 from pedyra.methods.slots import plain_ranks, refuse_lora
-from pedyra.pe_dyra.config import Budget
-from pedyra.pe_dyra.scored import ScheduledMethod, ScoredSituation
 
 NO_PENALTY = 1e-300
 """A weight that is 0 in any tensor's precision; peft 0.19 refuses 0 itself."""

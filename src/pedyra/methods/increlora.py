@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan
 from pedyra.allocate.contract import Beginning, Decision, Run, Situation, Training, Work
 from pedyra.allocate.schedule import check_count
+from pedyra.allocate.scored import ScheduledMethod, ScoredRun, ScoredSituation
+from pedyra.allocate.scores import ScoreState, update_sensitivity_
 from pedyra.errors import UserError
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples
 from pedyra.methods.slots import grow, plain_ranks, refuse_lora
-from pedyra.pe_dyra.equations import update_sensitivity_
-from pedyra.pe_dyra.scored import ScheduledMethod, ScoredRun, ScoredSituation
-from pedyra.pe_dyra.triple_scores import ScoreState
 
 RESERVE_E = 1e-5
 _BLOCK_ELEMENTS = 1 << 20

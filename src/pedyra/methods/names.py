@@ -30,7 +30,7 @@ CLASSES: dict[str, tuple[str, str]] = {
     "expand": ("Expand", "pedyra.methods.ablations"),
     "random": ("RandomMoves", "pedyra.methods.ablations"),
     "mask": ("Mask", "pedyra.methods.ablations"),
-    "pedyra": ("PeDyra", "pedyra.pe_dyra.scored"),
+    "pedyra": ("PeDyra", "pedyra.pe_dyra.method"),
 }
 """Name -> class and module. `adalora` is PEFT's own, of an AdaLoraConfig, and `adalora-svd` that of a LoraConfig."""
 NAMES = ("lora", "lora+", "pissa", "dora", "qlora", *(name for name in CLASSES if name != "lora+"))

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan, round_robin
 from pedyra.allocate.contract import Beginning, Run, Training, Work
 from pedyra.allocate.schedule import check_count
+from pedyra.allocate.scored import ScheduledMethod, ScoredSituation
+from pedyra.allocate.scores import ScoreState
 from pedyra.errors import UserError
 from pedyra.lora.attach import attach
 from pedyra.lora.factors import AFactor
@@ -20,8 +22,6 @@ from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples, Replacement
 from pedyra.methods.increlora import check_grows, grown_from_one, growth
 from pedyra.methods.slots import plain_ranks, refuse_lora
-from pedyra.pe_dyra.scored import ScheduledMethod, ScoredSituation
-from pedyra.pe_dyra.triple_scores import ScoreState
 
 STD = 0.02
 
