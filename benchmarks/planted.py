@@ -292,7 +292,9 @@ def _run(problem: Problem, spec: MethodSpec, job: Row) -> Row:
     model, method = _begun(problem, spec, job)
     steps = job["steps"]
     training = Training(
-        steps=lambda: steps, losses=lambda part: (_every_other(problem, job, 0), _every_other(problem, job, 1))
+        steps=lambda: steps,
+        batches=lambda: (partial(_loss, batch=batch) for batch in _batches(problem, job)),
+        losses=lambda part: (_every_other(problem, job, 0), _every_other(problem, job, 1)),
     )
     work = Work() if method is None else method.install(model, training=training)
     optimizer = make_optimizer(model, work, torch.optim.Adam, lr=job["lr"], fused=True)

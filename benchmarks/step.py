@@ -28,9 +28,8 @@ from benchmarks.spec import MethodSpec, parse_method
 from pedyra.allocate.contract import BatchLoss, Training, Work
 from pedyra.allocate.schedule import Schedule, resolve_schedule
 from pedyra.errors import UserError
-from pedyra.methods.names import setting_names
+from pedyra.methods.names import make_method, setting_names
 from pedyra.methods.registry import changed, get_method
-from pedyra.pe_dyra.method import PeDyra
 
 STEP_KEY = (
     "model", "variant", "compile", "rounds", "batch", "length", "dtype", "device", "cpu_time", "threads", "rank",
@@ -163,9 +162,8 @@ def bench_step(
 
 
 def run_schedule(spec: MethodSpec, total_steps: int = RUN_STEPS) -> Schedule:
-    """Return the adjustments of a run at the schedule of the spec, or, where it says none, of PE-DyRA's defaults."""
-    chosen = {name: value for name, value in spec.settings.items() if name in SCHEDULE}
-    settings = PeDyra(**chosen)
+    """Return the adjustments of a run at the schedule of the spec, or, where it says none, of its method's defaults."""
+    settings = make_method(spec.name, spec.settings)
     return resolve_schedule(total_steps, **{name: getattr(settings, name) for name in SCHEDULE})
 
 
@@ -226,7 +224,11 @@ def build(spec: MethodSpec | None, model: BenchModel, timing: Timing) -> Variant
     lora = changed(lora, r=beginning.r, lora_alpha=2 * RANK * beginning.alpha)
     schedule = {name: value for name, value in timing.schedule.items() if name in known}
     adapted, method = entry.begin(base, lora, {**beginning.settings, **spec.settings, **schedule})
-    training = Training(steps=lambda: timing.total_steps, losses=lambda part: (_losses(model), _losses(model)))
+    training = Training(
+        steps=lambda: timing.total_steps,
+        batches=lambda: _losses(model),
+        losses=lambda part: (_losses(model), _losses(model)),
+    )
     return Variant(adapted, Work() if method is None else method.install(adapted, training=training), timing)
 
 

@@ -131,6 +131,8 @@ class Training:
 
     steps: Callable[[], int]
     """Counts its optimizer steps."""
+    batches: Callable[[], Iterator[BatchLoss]]
+    """Makes the losses of batches of its training rows, without end; the same from the start at every call."""
     losses: Callable[[float], tuple[Iterator[BatchLoss], Iterator[BatchLoss]]]
     """(part) -> losses of batches without end, of two sources of training rows that have no row in common; the second
     has this part of them. Raises ValueError: one of the two would have no row."""
@@ -189,7 +191,7 @@ class Method:
         changes nothing. Raises ValueError: the adapter is none that the method can begin with.
 
         Args:
-            training: for a method that looks at the training before its first step (AutoLoRA).
+            training: for a method that looks at the training before its first step (AutoLoRA, EVA, GoRA).
         """
         raise NotImplementedError
 

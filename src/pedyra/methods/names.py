@@ -25,6 +25,8 @@ CLASSES: dict[str, tuple[str, str]] = {
     "dylora": ("DyLora", "pedyra.methods.dylora"),
     "rasa": ("Rasa", "pedyra.methods.rasa"),
     "sora": ("Sora", "pedyra.methods.sora"),
+    "eva": ("Eva", "pedyra.methods.eva"),
+    "gora": ("Gora", "pedyra.methods.gora"),
     "autolora": ("AutoLora", "pedyra.methods.autolora"),
     "prune": ("Prune", "pedyra.methods.ablations"),
     "expand": ("Expand", "pedyra.methods.ablations"),
