@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -185,6 +185,9 @@ class Method:
 
     A subclass is a frozen, keyword-only dataclass: its fields are the settings.
     """
+
+    in_processes: ClassVar[bool] = True
+    """Processes that see parts of a batch can share its training."""
 
     def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
         """Give an adapter of `model` what the method trains, in place, before an optimizer is made; a second call

@@ -123,6 +123,10 @@ class ScoredMethod(RankMethod):
         return self.always_trains_e or self.start == "svd"
 
     @property
+    def in_processes(self) -> bool:  # type: ignore[override]
+        return self.scores.in_processes
+
+    @property
     def compiles(self) -> bool:  # type: ignore[override]
         return self.scores.compiles
 
@@ -136,7 +140,7 @@ class ScoredMethod(RankMethod):
         )
 
     def check(self, run: Run, now: Situation) -> None:
-        if run.average is not one_process and not self.scores.in_processes:
+        if run.average is not one_process and not self.in_processes:
             raise UserError(
                 "of all methods that score triples only PE-DyRA and those with its scores run in several processes; "
                 "train this one in one process"
@@ -200,9 +204,9 @@ def growth_limits(layers: Sequence[AdaptedLayer], max_rank: int | None) -> dict[
 
 def situated(now: Situation, settings: ScoredMethod, moves: int, max_ranks: dict[str, int]) -> ScoredSituation:
     """Return the situation with the limits that a plan keeps to."""
-    known = {field.name: getattr(now, field.name) for field in fields(Situation)}
+    situation = {field.name: getattr(now, field.name) for field in fields(Situation)}
     return ScoredSituation(
-        **known, moves=moves, min_rank=settings.min_rank, max_ranks=max_ranks, budget=settings.budget
+        **situation, moves=moves, min_rank=settings.min_rank, max_ranks=max_ranks, budget=settings.budget
     )
 
 
@@ -265,13 +269,13 @@ class ScoredRun(MethodRun):
 
     def snapshot(self, step: int) -> dict[str, Any]:
         form = self.method.orth_form
-        shown = {**super().snapshot(step), "orthogonality": layer_orthogonality(self.run.layers, form=form)}
+        snapshot = {**super().snapshot(step), "orthogonality": layer_orthogonality(self.run.layers, form=form)}
         if len(ratios := self.ratios[self.ratios > 0]):
-            shown["orthogonality_ratio"] = float(ratios.median())
+            snapshot["orthogonality_ratio"] = float(ratios.median())
         if step == 0 or not self.observes(step):
-            return shown
+            return snapshot
         means = layer_means(self.scores.triple_scores())
-        return {**shown, "layer_scores": means, **self.scores.shown(means)}
+        return {**snapshot, "layer_scores": means, **self.scores.details(means)}
 
     def tensors(self) -> dict[str, Tensor]:
         return {**self.scores.tensors(), "ratios": self.ratios}

@@ -100,7 +100,7 @@ class ScoreState:
         scores = self.layer_scores().tolist()
         return {layer.name: [score] * layer.rank for layer, score in zip(self.layers, scores, strict=True)}
 
-    def shown(self, means: Mapping[str, float]) -> dict[str, Any]:
+    def details(self, means: Mapping[str, float]) -> dict[str, Any]:
         """Return further fields of `MethodRun.snapshot`, from the mean score of every layer."""
         return {}
 
@@ -136,7 +136,7 @@ class Sensitivity(ScoreState):
     The importance of an element is the product of both, and a triple's score the mean over A's row and over B's column
     plus that of E. A piece is some whole layers, when it is cut (`restart`) of `PIECE` elements or one layer more, so
     that a resize makes anew only those that hold a layer that changed. `norms (layers, 3)` are the gradient norms of
-    (A, E, B), `seen` whether any step of the window was observed, `skipped` the number of steps left out for a
+    (A, E, B), `any_finite` whether any step of the window was, `skipped` the number of steps left out for a
     gradient beyond `SPIKE`.
     """
 
@@ -155,7 +155,7 @@ class Sensitivity(ScoreState):
         self.sensitivity = [torch.zeros(_elements(piece), device=device) for piece in self._pieces]
         self.uncertainty = [torch.zeros(_elements(piece), device=device) for piece in self._pieces]
         self.norms = torch.zeros(len(self.layers), 3, device=device)
-        self.seen = torch.zeros((), dtype=torch.bool, device=device)
+        self.any_finite = torch.zeros((), dtype=torch.bool, device=device)
 
     def observe(self, *, loss_scale: float, begins: bool, adjusts: bool) -> None:
         self.observe_gradients()
@@ -167,8 +167,8 @@ class Sensitivity(ScoreState):
         zero = torch.zeros((), device=self.skipped.device)
         gradients = [parameter.grad for parameter in _factors(self.layers)]
         present = [gradient.float() for gradient in gradients if gradient is not None]
-        known = iter(torch._foreach_norm(present) if present else ())
-        norms = torch.stack([zero if gradient is None else next(known) for gradient in gradients]).view(-1, 3)
+        present_norms = iter(torch._foreach_norm(present) if present else ())
+        norms = torch.stack([zero if gradient is None else next(present_norms) for gradient in gradients]).view(-1, 3)
         del present
         finite = (norms < SPIKE).all()
         for layers, sensitivity, uncertainty in zip(self._pieces, self.sensitivity, self.uncertainty, strict=True):
@@ -179,13 +179,13 @@ class Sensitivity(ScoreState):
             product = torch.cat([value.reshape(-1) for value in products]).abs_()
             update_sensitivity_(sensitivity, uncertainty, product, beta1=beta1, beta2=beta2, finite=finite)
         self.skipped += ~finite
-        self.seen = self.seen | finite
+        self.any_finite = self.any_finite | finite
         self.norms = torch.where(finite, norms, self.norms)
 
     @property
     def observed(self) -> bool:
         """Tell whether any step of the window had a finite gradient; else the averages are unknown, not zero."""
-        return bool(self.seen)
+        return bool(self.any_finite)
 
     @torch.no_grad()
     def triple_scores(self) -> dict[str, list[float]]:
@@ -203,7 +203,7 @@ class Sensitivity(ScoreState):
         values = iter(scores.tolist())
         return {layer.name: list(islice(values, layer.rank)) for layer in self.layers}
 
-    def shown(self, means: Mapping[str, float]) -> dict[str, Any]:
+    def details(self, means: Mapping[str, float]) -> dict[str, Any]:
         norms = zip(self.layers, self.norms.tolist(), strict=True)
         return {"grad_norms": {layer.name: of_factors for layer, of_factors in norms}}
 
@@ -225,14 +225,14 @@ class Sensitivity(ScoreState):
             "sensitivity": torch.cat([self.norms.new_zeros(0), *self.sensitivity]),
             "uncertainty": torch.cat([self.norms.new_zeros(0), *self.uncertainty]),
             "norms": self.norms,
-            "seen": self.seen,
+            "any_finite": self.any_finite,
             "skipped": self.skipped,
         }
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
         for name, averages in (("sensitivity", self.sensitivity), ("uncertainty", self.uncertainty)):
             averages[:] = [part.clone() for part in tensors[name].split([len(piece) for piece in averages])]
-        self.norms, self.seen, self.skipped = tensors["norms"], tensors["seen"], tensors["skipped"]
+        self.norms, self.any_finite, self.skipped = tensors["norms"], tensors["any_finite"], tensors["skipped"]
 
 
 def _factors(layers: Sequence[AdaptedLayer]) -> list[Tensor]:

@@ -80,7 +80,7 @@ class PedyraPlugin(BasePlugin):
         wanted = PedyraSection(**(cfg.pedyra or {})).fit
         if trainer is not None and wanted is not None:
             try:
-                found = fit_trainer(trainer, wanted)
-                LOG.info("%s\nadapter     %s", found, found.save(Path(cfg.output_dir, "fit"), overwrite=True))
+                result = fit_trainer(trainer, wanted)
+                LOG.info("%s\nadapter     %s", result, result.save(Path(cfg.output_dir, "fit"), overwrite=True))
             except Exception as error:  # whatever it is, axolotl saves the trained adapter after this
                 LOG.error("pedyra.fit: %s; ask the saved adapter: pedyra fit %s --data ROWS", error, cfg.output_dir)

@@ -45,6 +45,8 @@ class AutoLora(Method):
     seed: int = 0
     """Seed of the dropout in the search."""
 
+    in_processes = False
+
     def __post_init__(self) -> None:
         if self.search_steps is not None:
             check_count("search_steps", self.search_steps, 1)

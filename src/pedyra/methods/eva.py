@@ -36,6 +36,8 @@ class Eva(Method):
     rho: float = 2.0
     """A layer has at most `rho` times the LoRA's r; at 1 ranks stay as they are, and only A is chosen."""
 
+    in_processes = False
+
     def __post_init__(self) -> None:
         check_number("rho", self.rho, least=1)
 
@@ -84,8 +86,8 @@ class Tokens:
     def of_layer(self, inputs: tuple[Tensor, ...], batch: None, name: str) -> Tensor:
         """Return the inputs `(n, in)` of a layer that count; all, where it sees something else than these tokens."""
         x = inputs[0]
-        known = self.mask is not None and x.shape[:-1] == self.mask.shape
-        rows = x[self.mask] if known else x.reshape(-1, x.shape[-1])
+        real = self.mask is not None and x.shape[:-1] == self.mask.shape
+        rows = (x[self.mask] if real else x.reshape(-1, x.shape[-1])).contiguous()
         if len(rows) < self.least:
             raise UserError(
                 f"{name} sees {len(rows)} inputs in a batch, and EVA looks for {self.least} directions in them; raise "

@@ -43,6 +43,8 @@ class Gora(Method):
     seed: int = 0
     """Seed of A."""
 
+    in_processes = False
+
     def __post_init__(self) -> None:
         check_number("gamma", self.gamma, least=0)
         check_count("seed", self.seed, 0)

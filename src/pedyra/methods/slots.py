@@ -100,8 +100,8 @@ def grow(model: nn.Module, adapter: str, num: int) -> None:
             weight = slot[adapter].weight
             shape = [*weight.shape]
             shape[dim] = num
-            grown = nn.Parameter(torch.cat([weight, weight.new_zeros(shape)], dim), weight.requires_grad)
-            slot[adapter] = linear(grown, slot[adapter].bias).train(slot[adapter].training)
+            wider = nn.Parameter(torch.cat([weight, weight.new_zeros(shape)], dim), weight.requires_grad)
+            slot[adapter] = linear(wider, slot[adapter].bias).train(slot[adapter].training)
         layer.module.r[adapter] += num
 
 

@@ -64,21 +64,21 @@ class TripleScores(Sensitivity):
         if self.inputs is not None:
             self.inputs.remove()
 
-    def shown(self, means: Mapping[str, float]) -> dict[str, Any]:
+    def details(self, means: Mapping[str, float]) -> dict[str, Any]:
         ranks = {layer.name: layer.rank for layer in self.layers}
-        return {**super().shown(means), "two_thirds_log_variance": two_thirds_log_variance(means, ranks)}
+        return {**super().details(means), "two_thirds_log_variance": two_thirds_log_variance(means, ranks)}
 
     def _note_unseen(self, mean_squares: Sequence[Tensor | None]) -> None:
-        for layer, seen in zip(self.layers, mean_squares, strict=True):
+        for layer, mean_square in zip(self.layers, mean_squares, strict=True):
             gradients = [factor.grad for factor in layer.factors if factor.grad is not None]
-            if seen is None and gradients and layer.rank:
-                trained = torch.stack(torch._foreach_norm(gradients)).any()
-                self._trained_unseen[layer.name] = trained | self._trained_unseen.get(layer.name, False)
+            if mean_square is None and gradients and layer.rank:
+                moved = torch.stack(torch._foreach_norm(gradients)).any()
+                self._trained_unseen[layer.name] = moved | self._trained_unseen.get(layer.name, False)
 
     def _check_seen(self) -> None:
         """Raise ValueError for a layer that was trained and whose input was not seen: Eq. (6) is unknown, not zero."""
-        for name, trained in self._trained_unseen.items():
-            if trained:
+        for name, moved in self._trained_unseen.items():
+            if moved:
                 raise UserError(
                     f"no input of {name} was seen, although it is trained: something reads its weights and does not "
                     f"call it (a fused kernel of unsloth or axolotl), so its input score, Eq. (6), is unknown; switch "
@@ -93,11 +93,11 @@ class TripleScores(Sensitivity):
     def observe_inputs(self, mean_squares: Sequence[Tensor | None]) -> None:
         """Move the EMA of the input energy on by one optimizer step; a layer keeps its value where it
         saw no input, or an infinite one."""
-        indices = [index for index, seen in enumerate(mean_squares) if seen is not None]
+        indices = [index for index, mean_square in enumerate(mean_squares) if mean_square is not None]
         if not indices:
             return
-        fresh = [seen for seen in mean_squares if seen is not None]
-        widths = [len(seen) for seen in fresh]
+        fresh = [mean_square for mean_square in mean_squares if mean_square is not None]
+        widths = [len(mean_square) for mean_square in fresh]
         # All layers in a handful of operations: on a GPU launches are what costs.
         finite = per_element(torch.stack(torch._foreach_norm(fresh, 1)).isfinite(), widths)
         energy = torch.cat([self.energies[index] for index in indices])
