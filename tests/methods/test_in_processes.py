@@ -20,7 +20,7 @@ def trained(rank: int, size: int, out: str, case: str) -> Any:
     """The logits at the end of a training, or why there is none. Plain SGD, at a rate at which rounding stays small."""
     method, r = CASES[case]
     settings = dict(
-        per_device_train_batch_size=4 // size, optim="sgd", learning_rate=0.1, lr_scheduler_type="constant",
+        per_device_train_batch_size=4 // size, optim="sgd", learning_rate=0.03, lr_scheduler_type="constant",
         ddp_backend="gloo" if size > 1 else None,
     )  # fmt: skip
     trainer = Trainer(model_of(r), arguments(Path(out), **settings), train_dataset=ROWS)
