@@ -824,13 +824,13 @@ SIZES = {
 @table("methods")
 def methods() -> Cells:
     cells = [["in a recipe", "what it is", "in Python", "ranks", "a step", "resume", "DDP", "`torch.compile`"]]
-    steps = {row["variant"]: row["ratio_to_lora"] for row in rows("step_methods")}
+    steps = {row["variant"]: (row["ratio_to_lora"], *row["ratio_quartiles"]) for row in rows("step_methods")}
     for name, method in METHODS.items():
         kind = class_of(name)
         line = LINES.get(name) or f"`{kind.__name__}()`"
         compiles = "" if not method.moves_ranks or name == "adalora" else "yes" if kind().compiles else "no"
         resumes = "yes" if method.resumable else "no"
-        step = f"{steps[name]:.2f}" if name in steps else ""
+        step = "{:.2f} ({:.2f} to {:.2f})".format(*steps[name]) if name in steps else ""
         ddp = "" if name in LINES else "yes" if kind().in_processes else "no"
         cells.append([f"`{name}`", method.summary, line, SIZES.get(name, "stay"), step, resumes, ddp, compiles])
     return cells

@@ -25,12 +25,12 @@ LEAST, MOST = 0.5, 4
 
 @dataclass(frozen=True, kw_only=True)
 class Gora(Method):
-    """GoRA (He et al. 2025): ranks follow |W * gradient|, and B begins where one step of full training would lead.
+    """GoRA (He et al. 2025): ranks follow weight times gradient, and B begins where a step of full training would lead.
 
     G is the mean gradient of each frozen weight over 32 batches, which is held for all layers at once. A layer gets
     ranks in proportion to mean |W * G| over sqrt(in + out), at the budget sum r sqrt(in + out) of the LoRA that is
-    given, between a half of its r and four times it. A is drawn as PEFT does, and B is such that the update is
-    -gamma sqrt(in / rank) times G, projected on the rows of A. It takes place again on a resume.
+    given, but for rounding, and between a half of its r and four times it. A is drawn as PEFT does, and B is such that
+    the update is -gamma sqrt(in / rank) times G, projected on the rows of A. It takes place again on a resume.
 
     Departs from the authors' code, and why: B has a minus, as in their paper, so that the loss falls; every layer keeps
     the scaling alpha / r of the LoRA, and B makes up for it, so the update at the start is theirs; dropout is off while
