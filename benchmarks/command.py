@@ -57,10 +57,10 @@ def print_rows(rows: Sequence[Row], columns: Sequence[str], title: str = "") -> 
 
 def print_done(rows: Iterable[Row], columns: Sequence[str]) -> None:
     """Print these fields of the rows as a table; where one fails, or at Ctrl-C, it has those that are done."""
-    found: list[Row] = []
+    finished: list[Row] = []
     try:
         for row in rows:
-            found.append(row)
+            finished.append(row)
     finally:
-        if found:
-            print_rows(found, columns)
+        if finished:
+            print_rows(finished, columns)

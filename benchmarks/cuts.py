@@ -38,8 +38,8 @@ def cuts(
 ) -> None:
     """Cut trained LoRAs to one rank in different ways, and measure by how much the loss rises with each."""
     file = RowFile(json_file, CUTS_KEY)
-    found = file.keep(bench_cuts(runs, ranks or RANKS, others or (), rows, held_out))
-    print_done(found, ["run", "rank", "way", "parameters", "increase", "standard_error", "part_of_won", "seconds"])
+    results = file.keep(bench_cuts(runs, ranks or RANKS, others or (), rows, held_out))
+    print_done(results, ["run", "rank", "way", "parameters", "increase", "standard_error", "part_of_won", "seconds"])
 
 
 def bench_cuts(
@@ -69,25 +69,25 @@ def bench_cuts(
 def _cuts(
     run: Path, ranks: Sequence[int], others: Sequence[Path], rows: int, held_out: int
 ) -> Iterator[dict[str, Any]]:
-    trained = TrainedLora(run, rows, held_out)
-    base = trained.base_losses()
-    won = paired(trained.whole, base, trained.weights).mean
+    lora = TrainedLora(run, rows, held_out)
+    base = lora.base_losses()
+    gain = paired(lora.whole, base, lora.weights).mean
 
     def row(
         way: str, rank: int, losses: Sequence[float], parameters: int, seconds: float, other: Path | None = None
     ) -> Row:
-        rise = paired(trained.whole, losses, trained.weights)
+        rise = paired(lora.whole, losses, lora.weights)
         return {
             "run": str(run), "way": way, "other": other and str(other), "rank": rank, "rows": rows,
-            "parameters": parameters, "loss": trained.mean(losses), "whole_loss": trained.mean(trained.whole),
-            "base_loss": trained.mean(base), "increase": rise.mean, "standard_error": rise.error,
-            "part_of_won": rise.mean / won, "seconds": seconds,
+            "parameters": parameters, "loss": lora.mean(losses), "whole_loss": lora.mean(lora.whole),
+            "base_loss": lora.mean(base), "increase": rise.mean, "standard_error": rise.error,
+            "part_of_won": rise.mean / gain, "seconds": seconds,
         }  # fmt: skip
 
     began = time.perf_counter()
-    measured = trained.calibration
+    measured = lora.calibration
     calibrating = time.perf_counter() - began
-    singular = by_singular_values(trained.model, measured)
+    singular = by_singular_values(lora.model, measured)
     ways = {
         "fit": (measured, calibrating),
         "balanced": (replace(measured, repairs=False), calibrating),
@@ -98,9 +98,9 @@ def _cuts(
         for way, (calibration, before) in ways.items():
             size = of_rank(calibration, rank)
             began = time.perf_counter()
-            factors = cut_factors(trained.model, calibration, size.ranks)
+            factors = cut_factors(lora.model, calibration, size.ranks)
             seconds = before + time.perf_counter() - began
-            yield row(way, rank, trained.losses(partial(cut_to, trained.model, factors)), size.parameters, seconds)
+            yield row(way, rank, lora.losses(partial(cut_to, lora.model, factors)), size.parameters, seconds)
     for other in others:
         config = read_json(other / "adapter" / "adapter_config.json")
         if config["r"] in ranks:

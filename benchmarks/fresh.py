@@ -36,9 +36,9 @@ def fresh(
     json_file: JsonFile = None,
 ) -> None:
     """Fit a LoRA again and again, each time on fresh rows, and count how often what it took is beyond tolerance."""
-    found = list(RowFile(json_file, FRESH_KEY).keep(bench_fresh(run, fits, rows, truth)))
-    print_rows(found, ["fit", "rank", "measured", "true", "true_error", "tolerance", "covered"])
-    new_console().print(told(found))
+    results = list(RowFile(json_file, FRESH_KEY).keep(bench_fresh(run, fits, rows, truth)))
+    print_rows(results, ["fit", "rank", "measured", "true", "true_error", "tolerance", "covered"])
+    new_console().print(summary(results))
 
 
 def bench_fresh(run: Path, fits: int = 40, rows: int = 1024, truth: int = 8000) -> Iterator[Row]:
@@ -47,39 +47,39 @@ def bench_fresh(run: Path, fits: int = 40, rows: int = 1024, truth: int = 8000) 
     Rows are those of the run's own data that it was not trained on, since it took a part of them (`data.train_rows`).
     The truth is measured on some of these, the same for all fits, and each fit draws its own from the others.
     """
-    trained = TrainedLora(run, held_out=1)
-    unseen = trained.unseen()
+    lora = TrainedLora(run, held_out=1)
+    unseen = lora.unseen()
     order = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(0))
     if len(order) < truth + 2 * rows:
         raise UserError(f"{run} has {len(order)} rows that it was not trained on, and it takes {truth + 2 * rows}")
     lengths = [len(each) for each in unseen["input_ids"]]
-    judged = trained.batches_of(unseen, sorted(order[:truth].tolist(), key=lengths.__getitem__), TRUTH_BATCH)
+    judged = lora.batches_of(unseen, sorted(order[:truth].tolist(), key=lengths.__getitem__), TRUTH_BATCH)
     left = order[truth:]
-    weights = [trained.judge.samples(batch) for batch in judged]
-    whole = list(trained.judge.losses(judged, partial(evaluating, trained.model)))
-    base = list(trained.judge.losses(judged, partial(disabled, trained.model)))
-    won = paired(whole, base, weights)
+    weights = [lora.judge.samples(batch) for batch in judged]
+    whole = list(lora.judge.losses(judged, partial(evaluating, lora.model)))
+    base = list(lora.judge.losses(judged, partial(disabled, lora.model)))
+    gain = paired(whole, base, weights)
     for number in range(fits):
-        drawn = left[torch.randperm(len(left), generator=torch.Generator().manual_seed(1 + number))]
-        calibration, held = drawn[:rows].tolist(), drawn[rows : 2 * rows].tolist()
-        parts = [trained.batches_of(unseen, each, BATCH) for each in (calibration, held)]
-        found = fit_batches(trained.judge, Rows(calibration=parts[0], held=parts[1]), Wanted())
-        losses = list(trained.judge.losses(judged, partial(cut_to, trained.model, found.factors)))
-        rise, proof = paired(whole, losses, weights), found.chosen.proof
+        draw = left[torch.randperm(len(left), generator=torch.Generator().manual_seed(1 + number))]
+        calibration, held = draw[:rows].tolist(), draw[rows : 2 * rows].tolist()
+        parts = [lora.batches_of(unseen, each, BATCH) for each in (calibration, held)]
+        fit = fit_batches(lora.judge, Rows(calibration=parts[0], held=parts[1]), Wanted())
+        losses = list(lora.judge.losses(judged, partial(cut_to, lora.model, fit.factors)))
+        rise, proof = paired(whole, losses, weights), fit.chosen.proof
         measured = proof.rise if proof else None
         low, high = measured.interval() if measured else (0.0, 0.0)
         yield {
             "run": str(run), "fit": number, "rows": rows, "truth": truth,
-            "rank": found.chosen.rank, "of": found.whole.rank, "share": found.chosen.share,
-            "measured": measured and measured.mean, "lower": low, "upper": high, "accepted_at": found.tolerance.loss,
-            "true": rise.mean, "true_error": rise.error, "tolerance": 0.01 * won.mean,
-            "beyond": found.chosen.share < 1 and rise.lower() > 0.01 * won.mean,
-            "beyond_as_measured": found.chosen.share < 1 and rise.mean > 0.01 * won.mean,
+            "rank": fit.chosen.rank, "of": fit.whole.rank, "share": fit.chosen.share,
+            "measured": measured and measured.mean, "lower": low, "upper": high, "accepted_at": fit.tolerance.loss,
+            "true": rise.mean, "true_error": rise.error, "tolerance": 0.01 * gain.mean,
+            "beyond": fit.chosen.share < 1 and rise.lower() > 0.01 * gain.mean,
+            "beyond_as_measured": fit.chosen.share < 1 and rise.mean > 0.01 * gain.mean,
             "covered": low - 1.96 * rise.error <= rise.mean <= high + 1.96 * rise.error,
         }  # fmt: skip
 
 
-def told(rows: list[Row]) -> str:
+def summary(rows: list[Row]) -> str:
     """How many fits took a size beyond the tolerance, with an exact interval (Clopper and Pearson)."""
     lines = []
     for field, what in (("beyond", "clearly, beyond the error of the truth"), ("beyond_as_measured", "as measured")):

@@ -275,11 +275,11 @@ def bench_planted(
         for seed, lr, text in product(seeds, lrs, methods)
     ]
 
-    def made(job: Row) -> Row:
+    def run_job(job: Row) -> Row:
         problem = problem_of(job["architecture"], job["profile"], job["noise"], job["seed"])
         return _run(problem, specs[job["method"]], job)
 
-    yield from file.complete(jobs, made)
+    yield from file.complete(jobs, run_job)
 
 
 def _run(problem: Problem, spec: MethodSpec, job: Row) -> Row:
@@ -292,7 +292,9 @@ def _run(problem: Problem, spec: MethodSpec, job: Row) -> Row:
     model, method = _begun(problem, spec, job)
     steps = job["steps"]
     training = Training(
-        steps=lambda: steps, losses=lambda part: (_every_other(problem, job, 0), _every_other(problem, job, 1))
+        steps=lambda: steps,
+        batches=lambda: (partial(_loss, batch=batch) for batch in _batches(problem, job)),
+        losses=lambda part: (_every_other(problem, job, 0), _every_other(problem, job, 1)),
     )
     work = Work() if method is None else method.install(model, training=training)
     optimizer = make_optimizer(model, work, torch.optim.Adam, lr=job["lr"], fused=True)
@@ -373,16 +375,16 @@ def _final_size(model: PeftModel, layers: Sequence[str]) -> tuple[list[int] | No
         return None, others
     ranks = dict.fromkeys(layers, 0)
     if model.peft_config["default"].peft_type == "ADALORA":
-        found = {name: base.get_submodule(name).lora_E["default"] for name in layers}
-        ranks |= {name: int(E.count_nonzero()) for name, E in found.items()}
+        gates = {name: base.get_submodule(name).lora_E["default"] for name in layers}
+        ranks |= {name: int(E.count_nonzero()) for name, E in gates.items()}
     else:
         # Rank 0 is one triple of zeros on disk.
         ranks |= {
             layer.name: layer.rank * bool(layer.a.weight.any() or layer.b.weight.any()) for layer in attach(model)
         }
     of = {name: base.get_submodule(name) for name in layers}
-    spent = sum(rank * rank_parameters(of[name].in_features, of[name].out_features) for name, rank in ranks.items())
-    return list(ranks.values()), others + spent
+    adapter = sum(rank * rank_parameters(of[name].in_features, of[name].out_features) for name, rank in ranks.items())
+    return list(ranks.values()), others + adapter
 
 
 if __name__ == "__main__":

@@ -34,12 +34,12 @@ class RowFile:
 
     def complete(self, jobs: Iterable[Row], run: Callable[[Row], Row]) -> Iterator[Row]:
         """Yield the row of every job (its key fields): a known one as it is, else one from `run`, added at once."""
-        known = {self._id(row): row for row in self.rows}
+        rows_by_key = {self._id(row): row for row in self.rows}
         for job in jobs:
-            row = known.get(self._id(job))
+            row = rows_by_key.get(self._id(job))
             if row is None:
                 row = json.loads(json_line({**job, **run(job)}))
-                known[self._id(row)] = row
+                rows_by_key[self._id(row)] = row
                 self.rows.append(row)
                 if self.path is not None:
                     append_row(self.path, row)

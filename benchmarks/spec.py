@@ -53,9 +53,9 @@ def parse_method(text: str) -> MethodSpec:
 
 def _settings(text: str, whole: str) -> dict[str, Any]:
     try:
-        found = parse_yaml("{" + re.sub(r"\s*=\s*", ": ", text) + "}", "method")
+        settings = parse_yaml("{" + re.sub(r"\s*=\s*", ": ", text) + "}", "method")
     except ValueError:
-        found = None
-    if not found or None in found.values() and not re.search(r"=\s*(null|~)", text):
+        settings = None
+    if not settings or None in settings.values() and not re.search(r"=\s*(null|~)", text):
         raise UserError(f"method {whole!r} is not of the form NAME:key=value,key=value")
-    return {str(key): value for key, value in found.items()}
+    return {str(key): value for key, value in settings.items()}

@@ -28,9 +28,8 @@ from benchmarks.spec import MethodSpec, parse_method
 from pedyra.allocate.contract import BatchLoss, Training, Work
 from pedyra.allocate.schedule import Schedule, resolve_schedule
 from pedyra.errors import UserError
-from pedyra.methods.names import setting_names
+from pedyra.methods.names import make_method, setting_names
 from pedyra.methods.registry import changed, get_method
-from pedyra.pe_dyra.scored import PeDyra
 
 STEP_KEY = (
     "model", "variant", "compile", "rounds", "batch", "length", "dtype", "device", "cpu_time", "threads", "rank",
@@ -148,24 +147,24 @@ def bench_step(
     every: dict[str, MethodSpec | None] = {"lora": parse_method("lora"), FLOOR: None, **specs}
     runs = {text: run_schedule(spec) for text, spec in specs.items() if spec and spec.moves_ranks}
     dtype = getattr(torch, timing.dtype)
-    known = [bench_model(name, dtype).with_batch(timing.batch, timing.length) for name in models]  # all told at once
-    for model in known:
+    # All of them first, so that a wrong name is told before any long work.
+    sized = [bench_model(name, dtype).with_batch(timing.batch, timing.length) for name in models]
+    for model in sized:
         built = {text: build(spec, model, timing) for text, spec in every.items()}
         peaks = measure(built, {key: value.to(timing.device) for key, value in model.example().items()}, timing)
         for text in specs:
             variant = built[text]
             row = {"model": model.name, "variant": text}
             row |= _ratios(variant, built["lora"], built[FLOOR], runs.get(text))
-            trained = sum(p.numel() for p in variant.model.parameters() if p.requires_grad)
-            row |= {"peak_bytes": peaks[text], "trainable_parameters": trained}
+            parameters = sum(p.numel() for p in variant.model.parameters() if p.requires_grad)
+            row |= {"peak_bytes": peaks[text], "trainable_parameters": parameters}
             shared = {**asdict(timing), "rank": RANK, "run_steps": RUN_STEPS, "threads": torch.get_num_threads()}
             yield {**shared, **row, "batch": model.batch, "length": model.length}
 
 
 def run_schedule(spec: MethodSpec, total_steps: int = RUN_STEPS) -> Schedule:
-    """Return the adjustments of a run at the schedule of the spec, or, where it says none, of PE-DyRA's defaults."""
-    chosen = {name: value for name, value in spec.settings.items() if name in SCHEDULE}
-    settings = PeDyra(**chosen)
+    """Return the adjustments of a run at the schedule of the spec, or, where it says none, of its method's defaults."""
+    settings = make_method(spec.name, spec.settings)
     return resolve_schedule(total_steps, **{name: getattr(settings, name) for name in SCHEDULE})
 
 
@@ -208,8 +207,8 @@ class Variant:
         if self.allocator is not None:
             return self.allocator.run.tensors().values()
         scores = getattr(self.model.base_model, "rankallocator", None)  # PEFT's AdaLoRA
-        kept = (scores.ipt, scores.exp_avg_ipt, scores.exp_avg_unc) if scores is not None else ()
-        return [tensor for each in kept for tensor in each.values()]
+        averages = (scores.ipt, scores.exp_avg_ipt, scores.exp_avg_unc) if scores is not None else ()
+        return [tensor for each in averages for tensor in each.values()]
 
 
 def build(spec: MethodSpec | None, model: BenchModel, timing: Timing) -> Variant:
@@ -226,7 +225,11 @@ def build(spec: MethodSpec | None, model: BenchModel, timing: Timing) -> Variant
     lora = changed(lora, r=beginning.r, lora_alpha=2 * RANK * beginning.alpha)
     schedule = {name: value for name, value in timing.schedule.items() if name in known}
     adapted, method = entry.begin(base, lora, {**beginning.settings, **spec.settings, **schedule})
-    training = Training(steps=lambda: timing.total_steps, losses=lambda part: (_losses(model), _losses(model)))
+    training = Training(
+        steps=lambda: timing.total_steps,
+        batches=lambda: _losses(model),
+        losses=lambda part: (_losses(model), _losses(model)),
+    )
     return Variant(adapted, Work() if method is None else method.install(adapted, training=training), timing)
 
 
@@ -270,22 +273,22 @@ def peak_bytes(variant: Variant, batch: dict[str, Tensor], device: str) -> int:
     """
     variant.model(**batch).loss.backward()  # gradients exist, as they do when the next forward ends at its peak
     static = list(_static(variant))  # kept alive: what autograd saves could have the address of one that is gone
-    held = storages(static)
+    memory = storages(static)
     if device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         variant.model(**batch).loss.backward()
-        peak = sum(held.values()) + torch.cuda.max_memory_allocated() - before
+        peak = sum(memory.values()) + torch.cuda.max_memory_allocated() - before
     else:
 
         def count(tensor: Tensor) -> Tensor:
-            held.update(storages([tensor]))
+            memory.update(storages([tensor]))
             return tensor.detach()  # an output saved as it is would hold its own graph for ever
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             loss = variant.model(**batch).loss
-        peak = sum(held.values())
+        peak = sum(memory.values())
         del loss
     del static
     variant.optimizer.zero_grad()
@@ -330,15 +333,15 @@ def _ratios(variant: Variant, lora: Variant, floor: Variant, run: Schedule | Non
     row: dict[str, Any] = {"adjustment_seconds": adjustment, "step_seconds": median(variant.seconds)}
     for name, other in (("lora", lora), ("floor", floor)):
         ratios = [own / theirs for own, theirs in zip(variant.seconds, other.seconds, strict=True)]
-        found = quantiles(ratios, n=4)
+        middle = quantiles(ratios, n=4)
         if run is not None and variant.allocator is not None:
             by_kind = quartiles_by_kind(variant.observed, ratios)
             measured: Any = variant.allocator.run
             took = (adjustment or 0.0) / median(other.seconds)
-            found = over_a_run(by_kind, took, run, measured.window)
+            middle = over_a_run(by_kind, took, run, measured.window)
             if other is lora:
                 row["ratio_by_kind"] = {kind: quartiles[1] for kind, quartiles in by_kind.items()}
-        low, row[f"ratio_to_{name}"], high = found
+        low, row[f"ratio_to_{name}"], high = middle
         if other is lora:
             row["ratio_quartiles"] = [low, high]
     return row

@@ -67,13 +67,13 @@ class TrainedLora:
     def unseen(self) -> Any:
         """Return the rows of the run's own data, tokenised, that it was neither trained on nor judged by."""
         task = self._task
-        seen = {str(row) for part in (task.train, task.eval) for row in part}
+        training_rows = {str(row) for part in (task.train, task.eval) for row in part}
         every = load_task(self._every, self.tokenizer, self._seed, self._positions).train
-        return every.select([place for place, row in enumerate(every) if str(row) not in seen])
+        return every.select([place for place, row in enumerate(every) if str(row) not in training_rows])
 
     def batches_of(self, rows: Any, places: Sequence[int], size: int) -> list[Any]:
         """Return these rows, in their order, as batches of `size`."""
-        loader = DataLoader(rows.select(places), batch_size=size, collate_fn=lambda found: dict(self._collate(found)))
+        loader = DataLoader(rows.select(places), batch_size=size, collate_fn=lambda batch: dict(self._collate(batch)))
         return list(loader)
 
     @property
@@ -107,7 +107,7 @@ def opened(run: Path, data: Path | None = None) -> tuple[Recipe, Path, Any, Task
         )
     if data is not None:
         files = {key: data / Path(getattr(recipe.data, key) or "").name for key in ("source", "validation")}
-        found = {key: str(file) for key, file in files.items() if file.is_file()}
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=found)})
+        paths = {key: str(file) for key, file in files.items() if file.is_file()}
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=paths)})
     tokenizer, task = load_rows(recipe, folder.path)
     return recipe, adapter, tokenizer, task

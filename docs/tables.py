@@ -812,21 +812,28 @@ LINES = {
 }
 """Name -> what stands in Python for it, where it is no class of its own."""
 SIZES = {
-    **dict.fromkeys(("adalora", "adalora-svd", "prune", "sora", "dylora"), "fall"),
+    **dict.fromkeys(("adalora-svd", "prune"), "fall"),
+    **dict.fromkeys(("sora", "dylora"), "are cut at the end"),
     **dict.fromkeys(("increlora", "triadaptlora", "expand"), "grow"),
-    **dict.fromkeys(("pedyra", "random", "elalora", "mask"), "move"),
+    **dict.fromkeys(("pedyra", "random", "elalora"), "move"),
+    **dict.fromkeys(("adalora", "mask"), "are masked"),
+    **dict.fromkeys(("eva", "gora", "autolora"), "are chosen first"),
 }
+"""Name -> what ranks do; the parameters that are trained follow, but for those that are masked."""
 
 
 @table("methods")
 def methods() -> Cells:
-    cells = [["in a recipe", "what it is", "in Python", "ranks", "resume", "`torch.compile`"]]
+    cells = [["in a recipe", "what it is", "in Python", "ranks", "a step", "resume", "DDP", "`torch.compile`"]]
+    steps = {row["variant"]: (row["ratio_to_lora"], *row["ratio_quartiles"]) for row in rows("step_methods")}
     for name, method in METHODS.items():
         kind = class_of(name)
         line = LINES.get(name) or f"`{kind.__name__}()`"
         compiles = "" if not method.moves_ranks or name == "adalora" else "yes" if kind().compiles else "no"
         resumes = "yes" if method.resumable else "no"
-        cells.append([f"`{name}`", method.summary, line, SIZES.get(name, "stay"), resumes, compiles])
+        step = "{:.2f} ({:.2f} to {:.2f})".format(*steps[name]) if name in steps else ""
+        ddp = "" if name in LINES else "yes" if kind().in_processes else "no"
+        cells.append([f"`{name}`", method.summary, line, SIZES.get(name, "stay"), step, resumes, ddp, compiles])
     return cells
 
 

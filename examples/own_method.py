@@ -8,9 +8,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 
 import pedyra
 from pedyra.allocate.allocation import RankPlan, Scores
+from pedyra.allocate.scored import ScheduledMethod, ScoredSituation
+from pedyra.allocate.scores import ScoreState
 from pedyra.pe_dyra.equations import plan_adjustment
-from pedyra.pe_dyra.scored import ScheduledMethod, ScoredSituation
-from pedyra.pe_dyra.triple_scores import ScoreState
 
 
 class Norms(ScoreState):

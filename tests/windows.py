@@ -12,7 +12,7 @@ from torch import nn
 from pedyra.allocate.distributed import one_process
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.pe_dyra.scored import PeDyra
+from pedyra.pe_dyra.method import PeDyra
 
 STEPS = 30
 SCHEDULE: dict[str, Any] = {"interval": 3, "initial_warmup": 2, "final_warmup": 8, "moves": 3}

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from pedyra.methods.autolora import AutoLora as AutoLora
     from pedyra.methods.dylora import DyLora as DyLora
     from pedyra.methods.elalora import ElaLora as ElaLora
+    from pedyra.methods.eva import Eva as Eva
+    from pedyra.methods.gora import Gora as Gora
     from pedyra.methods.increlora import IncreLora as IncreLora
     from pedyra.methods.loraplus import LoraPlus as LoraPlus
     from pedyra.methods.rasa import Rasa as Rasa
     from pedyra.methods.sora import Sora as Sora
     from pedyra.methods.triadaptlora import TriAdaptLora as TriAdaptLora
-    from pedyra.pe_dyra.scored import PeDyra as PeDyra
+    from pedyra.pe_dyra.method import PeDyra as PeDyra
     from pedyra.trainer.adapt import adapt as adapt
     from pedyra.trainer.fit import fit as fit
     from pedyra.trainer.prove import prove as prove
@@ -47,9 +49,9 @@ _HOMES = {
 }
 
 __all__ = [
-    "AdaLora", "AutoLora", "DyLora", "ElaLora", "Expand", "Fit", "IncreLora", "LoraPlus", "Mask", "PeDyra", "Prune",
-    "RandomMoves", "RankAllocator", "Rasa", "Sora", "TriAdaptLora", "adapt", "attach", "detach", "export_adapter",
-    "fit", "prove",
+    "AdaLora", "AutoLora", "DyLora", "ElaLora", "Eva", "Expand", "Fit", "Gora", "IncreLora", "LoraPlus", "Mask",
+    "PeDyra", "Prune", "RandomMoves", "RankAllocator", "Rasa", "Sora", "TriAdaptLora", "adapt", "attach", "detach",
+    "export_adapter", "fit", "prove",
 ]  # fmt: skip
 __version__ = "0.1.0"
 

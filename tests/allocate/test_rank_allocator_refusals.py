@@ -137,7 +137,7 @@ KEPT: dict[str, tuple[Callable[[Tensor], dict[str, Any]], str]] = {
     ),
     "a list, as SOAP": (
         lambda p: {"GG": [torch.zeros(size, size) for size in p.shape]},
-        "keeps 'GG', a list whose rows cannot be told, .*use optim=.adamw_torch",
+        "keeps 'GG', a list whose rows are unknown, .*use optim=.adamw_torch",
     ),
 }
 

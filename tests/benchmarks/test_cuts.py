@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.cuts import CUTS_KEY, bench_cuts, by_singular_values
-from benchmarks.fresh import bench_fresh, told
+from benchmarks.fresh import bench_fresh, summary
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.run import train_run
 from pedyra.fitting.calibration import calibrate, lora_layers
@@ -107,6 +107,6 @@ def test_fits_of_fresh_rows_are_compared_with_the_truth_on_others(tmp_path: Path
 def test_how_many_are_beyond_is_told_with_the_exact_interval(count: int, every: int, low: float, high: float):
     row = {"beyond": False, "beyond_as_measured": False, "covered": True}
     rows = [{**row, "beyond": number < count} for number in range(every)]
-    first, second, covered = told(rows).splitlines()
+    first, second, covered = summary(rows).splitlines()
     assert first.startswith(f"{count} of {every} ") and f"[{low:.1%}, {high:.1%}]" in first
     assert second.startswith(f"0 of {every} ") and covered.startswith(f"{every} of {every} ")

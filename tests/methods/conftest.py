@@ -15,6 +15,7 @@ from transformers import PrinterCallback, Trainer
 from pedyra.allocate.contract import Beginning, Work
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.allocate.schedule import Schedule
+from pedyra.allocate.scored import ScoredSituation
 from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.arguments import training_arguments
@@ -22,7 +23,6 @@ from pedyra.app.runs.setup import begin_method, resolve
 from pedyra.app.tasks.task import Task, load_task
 from pedyra.methods.names import setting_names
 from pedyra.methods.registry import get_method
-from pedyra.pe_dyra.scored import ScoredSituation
 from pedyra.trainer.adapt import MethodTraining, adapt
 
 # Trainer collects garbage before every run; without this, through all that the imports made.

@@ -7,12 +7,7 @@ from typing import Any
 import pytest
 
 from pedyra.lora.attach import attach
-from pedyra.methods.adalora import AdaLora, cubic_budget
-
-
-def test_the_cubic_budget_by_hand():
-    # b0 = 12, bT = 8: 8 + 4 (1 - p)^3 = 12, 9.6875, 8.5, 8.0625, 8
-    assert [cubic_budget(12, 8, p) for p in (0, 0.25, 0.5, 0.75, 1)] == [12, 9, 8, 8, 8]
+from pedyra.methods.adalora import AdaLora
 
 
 def test_the_lowest_triples_of_all_layers_go_and_a_layer_may_lose_all(situation: Any):
@@ -51,7 +46,7 @@ def test_a_run_ends_at_the_budget_and_its_moments_have_shrunk(prepare: Any):
     totals = [record["total_rank"] for record in run.allocator.history]
     assert totals == sorted(totals, reverse=True) and totals[-1] == 4 * layers
     # steps 4, 6, 8 of the window 2..9, and b_T at the last
-    assert totals == [cubic_budget(6 * layers, 4 * layers, part) for part in (2 / 7, 4 / 7, 1)]
+    assert totals == [int(4 * layers + 2 * layers * (1 - part) ** 3) for part in (2 / 7, 4 / 7, 1)]
     state = run.allocator.optimizer.state
     for layer in run.allocator.layers:
         assert state[layer.a.A]["exp_avg"].shape == layer.a.A.shape

@@ -33,6 +33,8 @@ CASES: dict[str, tuple[Any, int]] = {
     "DyLora": (pedyra.DyLora(rank=3), 4),
     "Rasa": (pedyra.Rasa(), 4),
     "Sora": (pedyra.Sora(threshold=0.1), 4),
+    "Eva": (pedyra.Eva(), 4),
+    "Gora": (pedyra.Gora(), 4),
     "AutoLora": (pedyra.AutoLora(search_steps=2), 8),
     "LoraPlus": (pedyra.LoraPlus(ratio=4), 4),
 }

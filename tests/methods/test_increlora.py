@@ -13,7 +13,8 @@ from windows import run_of
 
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.methods.increlora import DenseSensitivity, IncreLora, dense_sensitivity, growth
+from pedyra.methods.increlora import DenseSensitivity, IncreLora, dense_sensitivity
+from pedyra.methods.sizes import growth
 
 
 def test_the_score_is_that_of_the_dense_update():

@@ -8,13 +8,13 @@ import pytest
 import torch
 from closeness import same_bits
 
+from pedyra.allocate.scores import update_sensitivity_
 from pedyra.pe_dyra.equations import (
     gradient_scores,
     gradient_weights,
     input_scores,
     mix_scores,
     two_thirds_log_variance,
-    update_sensitivity_,
 )
 
 R, IN, OUT = 3, 5, 4

@@ -13,6 +13,7 @@ from peft.tuners.adalora.layer import RankAllocator as AdaLoraAllocator
 from torch import Tensor, nn
 from windows import run_of
 
+from pedyra.allocate.scores import Sensitivity
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.replacement import NewTriples, put_replacements, replacements_of
@@ -109,7 +110,7 @@ def _mean(values: list[float]) -> float:
 @pytest.fixture(params=[1, 100, 1 << 20])
 def piece(request, monkeypatch) -> int:
     """Eq. (3) in pieces: of one layer each, of some, all at once. Patched before a `TripleScores` is made."""
-    monkeypatch.setattr("pedyra.pe_dyra.triple_scores.PIECE", request.param)
+    monkeypatch.setattr("pedyra.allocate.scores.PIECE", request.param)
     return request.param
 
 
@@ -151,8 +152,10 @@ def adalora_twin(layers: list[AdaptedLayer]) -> nn.Module:
     return twin
 
 
-def test_uniform_omega_and_alpha_one_are_pefts_adalora(layers):
-    scores = made(layers, alpha=1, score_norm="none", omega="uniform")
+@pytest.mark.parametrize("kind", [Sensitivity, TripleScores])
+def test_plain_sensitivity_and_uniform_omega_at_alpha_one_are_pefts_adalora(kind, layers):
+    settings = RankSettings(beta1=BETA1, beta2=BETA2, alpha=1, score_norm="none", omega="uniform")
+    scores = kind(run_of(layers), settings)
     twin = adalora_twin(layers)
     config = AdaLoraConfig(init_r=3, target_r=1, beta1=BETA1, beta2=BETA2, total_step=100, tinit=0, tfinal=0, deltaT=1)
     adalora = RecordingAdaLora(twin, config, "default")

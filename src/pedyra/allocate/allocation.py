@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+Budget = Literal["ranks", "parameters"]
+"""What a method conserves or aims at: the sum of the ranks, or the number of parameters."""
 Scores = Mapping[str, Sequence[float]]
 """Layer name -> the score of each of its triples, in the model's layer order."""
 
@@ -61,7 +63,7 @@ def lowest_to_free(scores: Scores, units: Mapping[str, int], excess: int, min_ra
     return {name: tuple(sorted(indices)) for name, indices in pruned.items()}
 
 
-def spent(ranks: Mapping[str, int], units: Mapping[str, int]) -> int:
+def cost(ranks: Mapping[str, int], units: Mapping[str, int]) -> int:
     """Return the budget that these ranks take up."""
     return sum(rank * units[name] for name, rank in ranks.items())
 
@@ -70,8 +72,8 @@ def layer_means(scores: Scores, pruned: Mapping[str, tuple[int, ...]] | None = N
     """Compute Eq. (7): the mean over a layer's triples, without those in `pruned`; 0 for a layer without any."""
     result, pruned = {}, pruned or {}
     for name, values in scores.items():
-        kept = [value for index, value in enumerate(values) if index not in pruned.get(name, ())]
-        result[name] = sum(kept) / len(kept) if kept else 0.0
+        others = [value for index, value in enumerate(values) if index not in pruned.get(name, ())]
+        result[name] = sum(others) / len(others) if others else 0.0
     return result
 
 

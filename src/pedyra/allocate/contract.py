@@ -3,14 +3,14 @@
 `Method.install` prepares an adapter before its training, and returns the `Work` that acts around the steps: an
 optimizer, hooks, an end. A `RankMethod` moves ranks too: a `RankAllocator`, which knows no method by name, has its
 `MethodRun` observe the run and decide at every adjustment. PE-DyRA and most rivals score triples and plan by the scores
-(`pedyra.pe_dyra.scored`).
+(`scored.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -131,6 +131,8 @@ class Training:
 
     steps: Callable[[], int]
     """Counts its optimizer steps."""
+    batches: Callable[[], Iterator[BatchLoss]]
+    """Makes the losses of batches of its training rows, without end; the same from the start at every call."""
     losses: Callable[[float], tuple[Iterator[BatchLoss], Iterator[BatchLoss]]]
     """(part) -> losses of batches without end, of two sources of training rows that have no row in common; the second
     has this part of them. Raises ValueError: one of the two would have no row."""
@@ -184,12 +186,15 @@ class Method:
     A subclass is a frozen, keyword-only dataclass: its fields are the settings.
     """
 
+    in_processes: ClassVar[bool] = True
+    """Processes that see parts of a batch can share its training."""
+
     def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
         """Give an adapter of `model` what the method trains, in place, before an optimizer is made; a second call
         changes nothing. Raises ValueError: the adapter is none that the method can begin with.
 
         Args:
-            training: for a method that looks at the training before its first step (AutoLoRA).
+            training: for a method that looks at the training before its first step (AutoLoRA, EVA, GoRA).
         """
         raise NotImplementedError
 

@@ -51,15 +51,15 @@ def average_gradients(parameters: Iterable[Tensor], group: Any = None) -> None:
     some lack counts as zero there. Nothing to do in one process.
     """
     average = averaging(group)
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if average is one_process or not trained:
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    if average is one_process or not trainable:
         return
-    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-    flat = torch.cat([gradient.reshape(-1).float() for gradient in found])
-    there = torch.tensor([p.grad is not None for p in trained]).to(flat)
-    flat, there = average(torch.cat([flat, there])).split([len(flat), len(there)])
-    parts = flat.split([gradient.numel() for gradient in found])
-    for parameter, part, somewhere in zip(trained, parts, there.tolist(), strict=True):
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trainable]
+    flat = torch.cat([gradient.reshape(-1).float() for gradient in gradients])
+    present = torch.tensor([p.grad is not None for p in trainable]).to(flat)
+    flat, present = average(torch.cat([flat, present])).split([len(flat), len(present)])
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    for parameter, part, somewhere in zip(trainable, parts, present.tolist(), strict=True):
         if somewhere:
             parameter.grad = part.view_as(parameter).to(parameter.dtype)
 
@@ -67,8 +67,8 @@ def average_gradients(parameters: Iterable[Tensor], group: Any = None) -> None:
 def check_same(triples: Sequence[Tensor], group: Any, step: int) -> None:
     """Raise ValueError, in every process, where the processes of a group have other numbers in their triples.
 
-    They train apart, which nothing else would tell, and would decide differently. Compared are sums of all bits, in
-    one collective.
+    Such processes do not average their gradients, and nothing else would say so. Sums of all bits are compared, in one
+    collective.
     """
     if averaging(group) is one_process:
         return
@@ -79,9 +79,9 @@ def check_same(triples: Sequence[Tensor], group: Any, step: int) -> None:
     most, least = largest.chunk(2)
     if not torch.equal(most, -least):
         raise UserError(
-            f"processes differ in their triples after step {step}: gradients are not averaged. Wrap in "
-            f"DistributedDataParallel after RankAllocator is made, and again after each record in which triples moved, "
-            f"or call average_gradients; process_group= names who trains one model, on devices that round alike"
+            f"processes differ in their triples after step {step}: gradients are not averaged. Wrap the model in "
+            f"DistributedDataParallel once RankAllocator is made, and again after each record in which triples moved, "
+            f"or call average_gradients; process_group= are the processes of one model, on devices that round alike"
         )
 
 
@@ -95,16 +95,16 @@ def wrap_again(wrapper: DistributedDataParallel, *, init_sync: bool = True) -> N
         init_sync: the first process sends its whole model to the others, the frozen base too. After a move all of them
             hold the same already, which `check_same` proves.
     """
-    kept = ("device_ids", "output_device", "dim", "process_group", "find_unused_parameters", "gradient_as_bucket_view")
+    settings = ["device_ids", "output_device", "dim", "process_group", "find_unused_parameters"]
+    settings += ["gradient_as_bucket_view", "static_graph"]
     # torch 2.13 has renamed the setting, and warns of the old name.
-    buffers = "forward_sync_buffers" if hasattr(wrapper, "forward_sync_buffers") else "broadcast_buffers"
-    kept = (*kept, "static_graph", buffers)
-    given = {name: getattr(wrapper, name) for name in kept if hasattr(wrapper, name)}
+    settings.append("forward_sync_buffers" if hasattr(wrapper, "forward_sync_buffers") else "broadcast_buffers")
+    values = {name: getattr(wrapper, name) for name in settings if hasattr(wrapper, name)}
     if not getattr(wrapper, "bucket_bytes_cap_default", True):
-        given["bucket_cap_mb"] = wrapper.bucket_bytes_cap / 1024**2
+        values["bucket_cap_mb"] = wrapper.bucket_bytes_cap / 1024**2
     hooks: list[tuple[Any, Any]] = list(getattr(wrapper, "_comm_hooks", ()))
     training = wrapper.training
-    wrapper.__init__(wrapper.module, init_sync=init_sync, **given)
+    wrapper.__init__(wrapper.module, init_sync=init_sync, **values)
     wrapper.training = training
     for hook, state in hooks:
         wrapper.register_comm_hook(state, hook)

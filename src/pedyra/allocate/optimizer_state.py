@@ -68,8 +68,8 @@ def check_optimizer(optimizer: Optimizer) -> None:
         raise UserError(f"{kind.__name__} of torchao packs its averages, which cannot follow a rank change; {REPAIR}")
     if any(group.get("maximize") for group in optimizer.param_groups):
         raise UserError(
-            f"{kind.__name__} has maximize=True, but what triples are worth is told by a loss that falls; minimise the "
-            f"negative of what you maximise"
+            f"{kind.__name__} has maximize=True, but triples are scored by the gradients of a loss that is minimised; "
+            f"minimise the negative of what you maximise"
         )
     if is_bitsandbytes(optimizer):
         if getattr(optimizer, "optimizer_name", "") == "ademamix":
@@ -91,7 +91,7 @@ def check_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
                 continue
             if not isinstance(value, (Tensor, bool, int, float, str, NoneType)):
                 raise UserError(
-                    f"{type(optimizer).__name__} keeps {key!r}, a {type(value).__name__} whose rows cannot be told, "
+                    f"{type(optimizer).__name__} keeps {key!r}, a {type(value).__name__} whose rows are unknown, "
                     f"and so it cannot follow a rank change; {REPAIR}"
                 )
             if isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape:
@@ -129,11 +129,11 @@ def adopt(optimizer: Optimizer, layer: AdaptedLayer) -> None:
 
 def check_held(optimizer: Optimizer, layers: Sequence[AdaptedLayer]) -> None:
     """Raise ValueError where no group of the optimizer holds a layer's A, or none its B; changes nothing."""
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    ids = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for layer in layers:
         A, _, B = layer.factors
         for factor, parameter in (("lora_A", A), ("lora_B", B)):
-            if id(parameter) not in held:
+            if id(parameter) not in ids:
                 raise UserError(
                     f"the optimizer does not hold {factor} of {layer.name}; build one from all parameters of the model "
                     f"with its adapter, after get_peft_model"
@@ -171,8 +171,8 @@ def row_keys(optimizer: Optimizer, parameter: Tensor, shape: torch.Size) -> list
     shape."""
     state = optimizer.state.get(parameter, {})
     packed = is_packed(optimizer, state)
-    found = (key for key, value in state.items() if isinstance(value, Tensor) and value.dim() and value.shape == shape)
-    return [key for key in found if not (packed and ABOUT_BLOCKS.fullmatch(key))]
+    keys = (key for key, value in state.items() if isinstance(value, Tensor) and value.dim() and value.shape == shape)
+    return [key for key in keys if not (packed and ABOUT_BLOCKS.fullmatch(key))]
 
 
 def row_state(optimizer: Optimizer, parameter: Tensor, shape: torch.Size) -> dict[str, Tensor]:
@@ -207,8 +207,8 @@ def _without_overflow(optimizer: Optimizer, values: Mapping[str, Tensor]) -> dic
     finite = torch.stack([value.isfinite() for value in values.values()]).all(0)
     anew = {}
     for key, value in values.items():
-        known = torch.where(finite, value, 0.0)
-        mean = known.sum() / finite.sum().clamp_min(1) if _is_of_squares(optimizer, key) else 0.0
+        usable = torch.where(finite, value, 0.0)
+        mean = usable.sum() / finite.sum().clamp_min(1) if _is_of_squares(optimizer, key) else 0.0
         anew[key] = torch.where(finite, value, mean)
     return anew
 
@@ -261,7 +261,7 @@ class TrainedTriples:
         Returns whether there was any of another rank. What is loaded at the same ranks is the same Parameters, but
         where the rank is 0, which is loaded by way of a zero row.
         """
-        if all(slot["weight"] is held for slot, held in self._slots):
+        if all(slot["weight"] is parameter for slot, parameter in self._slots):
             return False
         loaded = {old: new for old, new in zip(self._held, self.now, strict=True) if old is not new}
         rekey_state(self.optimizer, loaded)
@@ -311,9 +311,9 @@ def renew(optimizer: Any, parameter: Tensor, values: Mapping[str, Tensor]) -> No
     for key, value in values.items():
         if new[key].dtype == torch.uint8:
             number = key[-1]
-            packed, made = quantize_blockwise(value.float(), code=new[f"qmap{number}"], blocksize=BLOCK)
+            packed, constants = quantize_blockwise(value.float(), code=new[f"qmap{number}"], blocksize=BLOCK)
             new[key].copy_(packed)
-            new[f"absmax{number}"].copy_(made.absmax)
+            new[f"absmax{number}"].copy_(constants.absmax)
         else:
             new[key].copy_(value)
     new.update({key: value for key, value in old.items() if key not in values and not ABOUT_BLOCKS.fullmatch(key)})
@@ -322,7 +322,7 @@ def renew(optimizer: Any, parameter: Tensor, values: Mapping[str, Tensor]) -> No
 def _place_of(optimizer: Optimizer, parameter: Tensor) -> tuple[int, int]:
     """Return its group's index, and its own in there."""
     for of_group, group in enumerate(optimizer.param_groups):
-        for place, held in enumerate(group["params"]):
-            if held is parameter:
+        for place, each in enumerate(group["params"]):
+            if each is parameter:
                 return of_group, place
     raise AssertionError("the optimizer has the state of a parameter that it does not hold")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +93,12 @@ def check_count(name: str, value: Any, least: int) -> None:
     """Raise ValueError unless the value is an integer of at least so much."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{name} is {value!r}; it must be an integer of at least {least}")
+
+
+def check_word(name: str, value: Any, words: Sequence[str]) -> None:
+    """Raise ValueError unless the value is one of these words."""
+    if value not in words:
+        raise UserError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, words))}")
 
 
 def check_number(name: str, value: Any, least: int | float = -math.inf, below: int | float = math.inf) -> None:

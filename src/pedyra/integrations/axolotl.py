@@ -11,7 +11,7 @@ from pydantic import BaseModel, model_validator
 
 from pedyra.errors import UserError
 from pedyra.fitting.wanted import Wanted
-from pedyra.pe_dyra.scored import PeDyra
+from pedyra.pe_dyra.method import PeDyra
 from pedyra.trainer.adapt import adapt
 from pedyra.trainer.fit import fit_trainer
 
@@ -80,7 +80,7 @@ class PedyraPlugin(BasePlugin):
         wanted = PedyraSection(**(cfg.pedyra or {})).fit
         if trainer is not None and wanted is not None:
             try:
-                found = fit_trainer(trainer, wanted)
-                LOG.info("%s\nadapter     %s", found, found.save(Path(cfg.output_dir, "fit"), overwrite=True))
+                result = fit_trainer(trainer, wanted)
+                LOG.info("%s\nadapter     %s", result, result.save(Path(cfg.output_dir, "fit"), overwrite=True))
             except Exception as error:  # whatever it is, axolotl saves the trained adapter after this
                 LOG.error("pedyra.fit: %s; ask the saved adapter: pedyra fit %s --data ROWS", error, cfg.output_dir)

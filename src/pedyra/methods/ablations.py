@@ -8,52 +8,39 @@ from random import Random
 
 from torch import nn
 
-from pedyra.allocate.allocation import RankPlan, Scores, layer_means, lowest, make_plan, prunable, round_robin, spent
+from pedyra.allocate.allocation import RankPlan, Scores, cost, layer_means, lowest, make_plan, prunable, round_robin
 from pedyra.allocate.contract import Beginning, Training, Work
 from pedyra.allocate.schedule import check_count
+from pedyra.allocate.scored import ScoredSituation
 from pedyra.errors import UserError
-from pedyra.methods.adalora import check_shrinks, final_rank, prune_to
-from pedyra.methods.increlora import check_grows
+from pedyra.methods.sizes import Shrinking, check_grows
 from pedyra.methods.slots import plain_ranks
-from pedyra.pe_dyra.config import RankSettings, Start
-from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
+from pedyra.pe_dyra.config import Start
+from pedyra.pe_dyra.method import PaperMethod
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prune(RankSettings, ScoredMethod):
+class Prune(Shrinking, PaperMethod):
     """PE-DyRA's scores, pruning only (Table 5): from the LoRA's r to the budget of `final_rank`.
 
     The paper gives neither its initial rank nor its schedule; this one removes equally much at each adjustment, so
     that the final phase runs at the budget of every other method. The other fields are PE-DyRA's.
     """
 
-    final_rank: int | None = None
-    """Average rank at the end. None: two thirds of the LoRA's r."""
     moves: None = field(default=None, init=False)  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.final_rank is not None:
-            check_count("final_rank", self.final_rank, 1)
 
     @classmethod
     def at_budget(cls, rank: int) -> Beginning:
         initial = max(rank + 1, round(1.5 * rank))
         return Beginning(initial, {"final_rank": rank}, initial / rank)
 
-    def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
-        check_shrinks(self.final_rank, plain_ranks(model, adapter))
-        return super().install(model, adapter)
-
     def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         """Prune the lowest triples of all layers, the same amount at every adjustment."""
-        first = spent(now.initial_ranks, now.units)
-        last = final_rank(self.final_rank, [*now.initial_ranks.values()]) * sum(now.units.values())
-        return prune_to(last + int((first - last) * (1 - now.part_done)), scores, now)
+        return self.prune(1 - now.part_done, scores, now)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expand(RankSettings, ScoredMethod):
+class Expand(PaperMethod):
     """PE-DyRA's scores, expansion only (Table 5): from the LoRA's r to the budget of `final_rank`.
 
     The paper gives neither its initial rank, here half of the final one in comparisons, nor its schedule; this one adds
@@ -76,8 +63,7 @@ class Expand(RankSettings, ScoredMethod):
         return Beginning(rank // 2, {"final_rank": rank}, rank // 2 / rank)
 
     def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
-        if ranks := plain_ranks(model, adapter):
-            check_grows(self.final_rank, ranks)
+        check_grows(self.final_rank, plain_ranks(model, adapter))
         return super().install(model, adapter)
 
     def check_start(self, start: ScoredSituation) -> None:
@@ -85,16 +71,16 @@ class Expand(RankSettings, ScoredMethod):
 
     def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         units = now.units
-        first, last = spent(now.initial_ranks, units), self.final_rank * sum(units.values())
+        first, last = cost(now.initial_ranks, units), self.final_rank * sum(units.values())
         budget = first + int((last - first) * now.part_done)
         layer_scores = layer_means(scores)
         ranking = sorted(scores, key=lambda name: -layer_scores[name] / units[name])  # stable: ties in layer order
-        added = round_robin(ranking, now.ranks, now.max_ranks, units, budget - spent(now.ranks, units))
+        added = round_robin(ranking, now.ranks, now.max_ranks, units, budget - cost(now.ranks, units))
         return make_plan(scores, {}, added, layer_scores)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomMoves(RankSettings, ScoredMethod):
+class RandomMoves(PaperMethod):
     """PE-DyRA's moves, at random (Fig. 4a): the paper's causal control. k, schedule and budget are PE-DyRA's.
 
     What is drawn depends on the seed and the step alone. The paper shuffles the order of importance; a uniform draw of
@@ -129,7 +115,7 @@ def random_triples(ranks: Mapping[str, int], moves: int, min_rank: int, random: 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mask(RankSettings, ScoredMethod):
+class Mask(PaperMethod):
     """PE-DyRA's scores, lowest ranks masked to zero (Fig. 8): the "temporary zero-masking strategy" of Appendix F.
 
     The paper says no more of it. At the n-th adjustment the n k triples with the lowest scores are masked; a layer's

@@ -3,19 +3,17 @@ has it, called at the right moments."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import nn
 
-from pedyra.allocate.allocation import RankPlan, Scores, layer_means, lowest_to_free, make_plan, spent
+from pedyra.allocate.allocation import Budget, RankPlan, Scores
 from pedyra.allocate.contract import Beginning, Training, Work
-from pedyra.allocate.schedule import check_count
+from pedyra.allocate.scored import ScheduledMethod, ScoredSituation
 from pedyra.errors import UserError
-from pedyra.methods.slots import plain_ranks, refuse_lora
-from pedyra.pe_dyra.config import Budget
-from pedyra.pe_dyra.scored import ScheduledMethod, ScoredSituation
+from pedyra.methods.sizes import Shrinking
+from pedyra.methods.slots import refuse_lora
 
 NO_PENALTY = 1e-300
 """A weight that is 0 in any tensor's precision; peft 0.19 refuses 0 itself."""
@@ -24,7 +22,7 @@ ON_PEFT = ("interval", "initial_warmup", "final_warmup", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaLora(ScheduledMethod):
+class AdaLora(Shrinking, ScheduledMethod):
     """AdaLoRA (Zhang et al. 2023): ranks are pruned from the LoRA's r down to `final_rank`, by one global order.
 
     Scores are AdaLoRA's: sensitivity times uncertainty, the mean over A's row and B's column plus E. A layer may lose
@@ -41,8 +39,6 @@ class AdaLora(ScheduledMethod):
     rank or below; rsLoRA or another start.
     """
 
-    final_rank: int | None = None
-    """Average rank at the end. None: two thirds of the LoRA's r."""
     beta1: float = 0.85
     """EMA of the sensitivity."""
     beta2: float = 0.85
@@ -55,11 +51,6 @@ class AdaLora(ScheduledMethod):
 
     min_rank = 0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.final_rank is not None:
-            check_count("final_rank", self.final_rank, 1)
-
     @classmethod
     def at_budget(cls, rank: int) -> Beginning:
         return Beginning(max(rank + 1, round(1.5 * rank)), {"final_rank": rank})
@@ -70,14 +61,11 @@ class AdaLora(ScheduledMethod):
             self._check_peft(config)
             return MaskedRanks(model, adapter, self)
         refuse_lora(model, adapter, "AdaLoRA defines its own start and scaling", "init_lora_weights", "use_rslora")
-        check_shrinks(self.final_rank, plain_ranks(model, adapter))
         return super().install(model, adapter)
 
     def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
-        """Prune the lowest triples of all layers until AdaLoRA's b(t) is met."""
-        first = spent(now.initial_ranks, now.units)
-        last = final_rank(self.final_rank, [*now.initial_ranks.values()]) * sum(now.units.values())
-        return prune_to(cubic_budget(first, last, 1.0 if now.is_last else now.elapsed), scores, now)
+        """Follow AdaLoRA's b(t) = int(b_T + (b_0 - b_T) (1 - p)^3), p being the part of the window that is over."""
+        return self.prune((1 - (1.0 if now.is_last else now.elapsed)) ** 3, scores, now)
 
     def _check_peft(self, config: Any) -> None:
         for each in fields(self):
@@ -91,32 +79,6 @@ class AdaLora(ScheduledMethod):
                 f"the AdaLoraConfig has init_r={config.init_r}, but AdaLoRA prunes from it down to target_r="
                 f"{config.target_r}; raise it"
             )
-
-
-def final_rank(value: int | None, ranks: Sequence[int]) -> int:
-    """Return the final rank of a run that begins with these: by default two thirds of their mean, and 1 at least."""
-    return max(1, round(sum(ranks) / len(ranks) / 1.5)) if value is None else value
-
-
-def check_shrinks(value: int | None, ranks: Sequence[int]) -> None:
-    """Raise ValueError unless a LoRA of these ranks, where it begins, is above its final rank."""
-    if ranks and (mean := sum(ranks) / len(ranks)) <= (final := final_rank(value, ranks)):
-        raise UserError(
-            f"the LoRA begins at rank {mean:g}, but ranks are pruned from it down to final_rank {final}; give it r="
-            f"{max(final + 1, round(1.5 * final))}, or lower final_rank"
-        )
-
-
-def cubic_budget(first: int, last: int, part: float) -> int:
-    """Return b(t) between b_0 and b_T when `part` of the window is over: int(b_T + (b_0 - b_T) (1 - part)^3)."""
-    return int(last + (first - last) * (1 - part) ** 3)
-
-
-def prune_to(budget: int, scores: Scores, now: ScoredSituation) -> RankPlan:
-    """Prune the triples of the lowest scores, per unit of the budget, until it is met."""
-    per_unit = {name: [value / now.units[name] for value in values] for name, values in scores.items()}
-    pruned = lowest_to_free(per_unit, now.units, spent(now.ranks, now.units) - budget, now.min_rank)
-    return make_plan(scores, pruned, {}, layer_means(scores))
 
 
 class MaskedRanks(Work):

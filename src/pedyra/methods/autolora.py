@@ -15,7 +15,7 @@ from pedyra.allocate.contract import BatchLoss, Beginning, Method, Training, Wor
 from pedyra.allocate.schedule import check_count
 from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.methods.slots import Factors, Slot, fill, linear_slots, refuse_lora, write_plain
+from pedyra.methods.slots import Factors, Slot, fill, gradients_of, linear_slots, refuse_lora, write_plain
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,8 @@ class AutoLora(Method):
     """Each costs five training steps. None: as many as the run has, which is about how long the authors search."""
     seed: int = 0
     """Seed of the dropout in the search."""
+
+    in_processes = False
 
     def __post_init__(self) -> None:
         if self.search_steps is not None:
@@ -187,11 +189,6 @@ def hypergradient(
         return direct
     scale = learning_rate * norm / 0.02
     return [here - scale * (plus - minus) for here, plus, minus in zip(direct, *ends, strict=True)]
-
-
-def gradients_of(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Return dloss/dp of each parameter; zeros for one that the loss does not know."""
-    return list(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
 
 
 def _devices(parameters: Sequence[nn.Parameter]) -> list[int]:

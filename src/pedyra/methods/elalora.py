@@ -8,15 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pedyra.allocate.allocation import RankPlan, Scores, layer_means, lowest, make_plan
+from pedyra.allocate.allocation import Budget, RankPlan, Scores, layer_means, lowest, make_plan
 from pedyra.allocate.contract import Training, Work
 from pedyra.allocate.schedule import check_count
+from pedyra.allocate.scored import ScheduledMethod, ScoredSituation
 from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.replacement import NewTriples
 from pedyra.methods.slots import plain_ranks, refuse_lora
-from pedyra.pe_dyra.config import Budget
-from pedyra.pe_dyra.scored import ScheduledMethod, ScoredSituation
 
 PER_LAYER = 2
 """k: candidates per layer, and so the most ranks it can lose or gain at once; that of the authors' GLUE scripts."""

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan
-from pedyra.allocate.contract import Beginning, Decision, Run, Situation, Training, Work
-from pedyra.allocate.schedule import check_count
+from pedyra.allocate.contract import Decision, Run, Situation, Training, Work
+from pedyra.allocate.scored import ScoredRun, ScoredSituation
+from pedyra.allocate.scores import ScoreState, update_sensitivity_
 from pedyra.errors import UserError
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.replacement import NewTriples
+from pedyra.methods.sizes import Growing, check_grows, growth
 from pedyra.methods.slots import grow, plain_ranks, refuse_lora
-from pedyra.pe_dyra.equations import update_sensitivity_
-from pedyra.pe_dyra.scored import ScheduledMethod, ScoredRun, ScoredSituation
-from pedyra.pe_dyra.triple_scores import ScoreState
 
 RESERVE_E = 1e-5
 _BLOCK_ELEMENTS = 1 << 20
@@ -101,24 +100,8 @@ class DenseSensitivity(ScoreState):
         output.register_hook(see_gradient)
 
 
-def growth(
-    layer_scores: Mapping[str, float], active: Mapping[str, int], missing: int, top: int, add: int
-) -> dict[str, int]:
-    """Return layer -> ranks it gains: `add` for each of the `top` highest, never more than `missing` in all.
-
-    Ties fall in layer order; the authors' threshold lets all of them grow, beyond the budget.
-    """
-    gains: dict[str, int] = {}
-    for name in sorted(active, key=lambda name: -layer_scores[name])[:top]:
-        gains[name] = min(add, missing)
-        missing -= gains[name]
-        if missing == 0:
-            break
-    return gains
-
-
 @dataclass(frozen=True, kw_only=True)
-class IncreLora(ScheduledMethod):
+class IncreLora(Growing):
     """IncreLoRA (Zhang F. et al. 2023): layers begin at rank 1 and those of the most sensitive updates grow.
 
     The total grows from the LoRA's r, which is 1 with the authors, to layers x `final_rank` ranks, reached by the last
@@ -137,8 +120,6 @@ class IncreLora(ScheduledMethod):
     times smaller there. Raises ValueError: a LoRA that begins at the final rank or above; rsLoRA or another start.
     """
 
-    final_rank: int = 8
-    """Average rank at the end."""
     beta1: float = 0.85
     """EMA of the sensitivity."""
     beta2: float = 0.85
@@ -148,19 +129,6 @@ class IncreLora(ScheduledMethod):
 
     min_rank = 0
     scores = DenseSensitivity
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("final_rank", self.final_rank, 2)
-
-    @classmethod
-    def at_budget(cls, rank: int) -> Beginning:
-        return grown_from_one(rank)
-
-    @property
-    def add(self) -> int:
-        """Ranks that a growing layer gains, and holds in reserve."""
-        return self.final_rank // 2
 
     def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
         refuse_lora(model, adapter, "IncreLoRA defines its own start and scaling", "init_lora_weights", "use_rslora")
@@ -185,7 +153,7 @@ class IncreLora(ScheduledMethod):
 
     def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         layer_scores = layer_means(scores)
-        if closed(now.history):
+        if is_closed(now.history):
             return make_plan(scores, {}, {}, layer_scores)
         active = {name: rank - self.add for name, rank in now.ranks.items()}
         missing = self._missing(now.ranks)
@@ -200,10 +168,8 @@ class IncreLora(ScheduledMethod):
         return make_plan(scores, pruned, {}, layer_scores, rescale)
 
     def new_triples(self, layer: AdaptedLayer, num: int, generator: torch.Generator) -> NewTriples:
-        """Draw A, B ~ N(0, 0.02^2); E is 1e-5."""
-        A = torch.randn(num, layer.a.in_features, generator=generator) * 0.02
-        B = torch.randn(layer.b.out_features, num, generator=generator) * 0.02
-        return NewTriples(A, torch.full((num,), RESERVE_E), B)
+        """Draw A, B ~ N(0, 0.02^2), AdaLoRA's; E is 1e-5."""
+        return super().new_triples(layer, num, generator)._replace(E=torch.full((num,), RESERVE_E))
 
     def begin(self, run: Run) -> ReserveRun:
         return ReserveRun(self, run)
@@ -217,23 +183,7 @@ class IncreLora(ScheduledMethod):
         return math.ceil(self._missing(now.initial_ranks) / (self.add * len(now.schedule.adjustments)))
 
 
-def grown_from_one(rank: int) -> Beginning:
-    """Begin at rank 1 where the scaling is alpha / rank, and grow to this one."""
-    if rank < 2:
-        raise UserError("a method that begins at rank 1 and grows cannot have the size of a LoRA of r = 1; raise r")
-    return Beginning(1, {"final_rank": rank})
-
-
-def check_grows(final: int, ranks: Sequence[int]) -> None:
-    """Raise ValueError unless a LoRA of these ranks begins below its final rank."""
-    if max(ranks) >= final:
-        raise UserError(
-            f"the LoRA begins at rank {max(ranks)}, but layers grow from it up to final_rank {final}; give it a lower "
-            f"r (the authors begin at 1), or raise final_rank"
-        )
-
-
-def closed(history: Sequence[Mapping[str, Any]]) -> bool:
+def is_closed(history: Sequence[Mapping[str, Any]]) -> bool:
     """Say whether the reserves are gone: the adjustment that drops them is the only one that adds nothing."""
     return any(not record["added"] for record in history)
 

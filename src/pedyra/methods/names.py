@@ -25,12 +25,14 @@ CLASSES: dict[str, tuple[str, str]] = {
     "dylora": ("DyLora", "pedyra.methods.dylora"),
     "rasa": ("Rasa", "pedyra.methods.rasa"),
     "sora": ("Sora", "pedyra.methods.sora"),
+    "eva": ("Eva", "pedyra.methods.eva"),
+    "gora": ("Gora", "pedyra.methods.gora"),
     "autolora": ("AutoLora", "pedyra.methods.autolora"),
     "prune": ("Prune", "pedyra.methods.ablations"),
     "expand": ("Expand", "pedyra.methods.ablations"),
     "random": ("RandomMoves", "pedyra.methods.ablations"),
     "mask": ("Mask", "pedyra.methods.ablations"),
-    "pedyra": ("PeDyra", "pedyra.pe_dyra.scored"),
+    "pedyra": ("PeDyra", "pedyra.pe_dyra.method"),
 }
 """Name -> class and module. `adalora` is PEFT's own, of an AdaLoraConfig, and `adalora-svd` that of a LoraConfig."""
 NAMES = ("lora", "lora+", "pissa", "dora", "qlora", *(name for name in CLASSES if name != "lora+"))

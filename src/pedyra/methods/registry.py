@@ -21,9 +21,10 @@ from pedyra.lora.attach import attach, train_e
 from pedyra.lora.layer import peft_layers
 from pedyra.lora.layer_names import pattern_keys
 from pedyra.lora.start import takes_from_weight
-from pedyra.methods.adalora import ON_PEFT, AdaLora, check_shrinks, final_rank
+from pedyra.methods.adalora import ON_PEFT, AdaLora
 from pedyra.methods.names import NAMES, check_method, class_of, make_method
 from pedyra.methods.randlora import RandLora, nearest_r
+from pedyra.methods.sizes import check_shrinks, final_rank
 
 
 @dataclass(frozen=True)

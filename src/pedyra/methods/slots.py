@@ -7,7 +7,7 @@ tensors under their own names: an exact resume needs them, and PEFT takes them f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,11 @@ class Slot(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight)
+
+
+def gradients_of(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Return dloss/dp of each parameter; zeros for one that the loss does not know."""
+    return list(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
 
 
 def refuse_lora(model: Any, adapter: str, reason: str, *names: str) -> None:
@@ -95,8 +100,8 @@ def grow(model: nn.Module, adapter: str, num: int) -> None:
             weight = slot[adapter].weight
             shape = [*weight.shape]
             shape[dim] = num
-            grown = nn.Parameter(torch.cat([weight, weight.new_zeros(shape)], dim), weight.requires_grad)
-            slot[adapter] = linear(grown, slot[adapter].bias).train(slot[adapter].training)
+            wider = nn.Parameter(torch.cat([weight, weight.new_zeros(shape)], dim), weight.requires_grad)
+            slot[adapter] = linear(wider, slot[adapter].bias).train(slot[adapter].training)
         layer.module.r[adapter] += num
 
 

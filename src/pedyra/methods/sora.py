@@ -107,8 +107,8 @@ def add_gate_steps(optimizer: Optimizer, gates: Sequence[nn.Parameter], settings
 def groups_with_gates(model: nn.Module, gates: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """Group all that is trained: Trainer's two groups, no weight decay for biases and norms, then the gates without
     any."""
-    held = {id(gate) for gate in gates}
-    others = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in held}
+    gate_ids = {id(gate) for gate in gates}
+    others = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in gate_ids}
     decays = {name for name in get_parameter_names(model, ALL_LAYERNORM_LAYERS) if "bias" not in name}
     groups: list[dict[str, Any]] = [
         {"params": [p for name, p in others.items() if (name in decays) == which], "weight_decay": decay}
@@ -138,6 +138,6 @@ class Gates(Work):
         A layer may lose all."""
         factors = {}
         for layer, gate in zip(self.layers, gates_of(self.layers), strict=True):
-            kept = gate.flatten().nonzero().flatten()
-            factors[layer] = Factors(layer.a.weight[kept], layer.b.weight[:, kept], layer.scaling)
+            open_ranks = gate.flatten().nonzero().flatten()
+            factors[layer] = Factors(layer.a.weight[open_ranks], layer.b.weight[:, open_ranks], layer.scaling)
         write_plain(self.model, self.adapter, factors)

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan, round_robin
-from pedyra.allocate.contract import Beginning, Run, Training, Work
+from pedyra.allocate.contract import Run, Training, Work
 from pedyra.allocate.schedule import check_count
+from pedyra.allocate.scored import ScoredSituation
+from pedyra.allocate.scores import ScoreState
 from pedyra.errors import UserError
 from pedyra.lora.attach import attach
 from pedyra.lora.factors import AFactor
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.replacement import NewTriples, Replacement
-from pedyra.methods.increlora import check_grows, grown_from_one, growth
+from pedyra.methods.sizes import Growing, check_grows, growth
 from pedyra.methods.slots import plain_ranks, refuse_lora
-from pedyra.pe_dyra.scored import ScheduledMethod, ScoredSituation
-from pedyra.pe_dyra.triple_scores import ScoreState
 
 STD = 0.02
 
@@ -96,7 +96,7 @@ def gaussian_core(rank: int, num: int, generator: torch.Generator) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TriAdaptLora(ScheduledMethod):
+class TriAdaptLora(Growing):
     """TriAdaptLoRA (Liang et al. 2025): B C A with a core C of two triangles, grown where the core's norm rises.
 
     The total grows from the LoRA's r, which is 1 with the authors, to layers x `final_rank` ranks, final_rank / 2 to a
@@ -112,8 +112,6 @@ class TriAdaptLora(ScheduledMethod):
     moments. Raises ValueError: a LoRA that begins at the final rank or above; rsLoRA or another start.
     """
 
-    final_rank: int = 8
-    """Average rank at the end."""
     orth_weight: float = 0.5
     """Weight of the orthogonality term, the authors'."""
     max_rank: int | None = None
@@ -125,18 +123,8 @@ class TriAdaptLora(ScheduledMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("final_rank", self.final_rank, 2)
         if self.max_rank is not None:
             check_count("max_rank", self.max_rank, 1)
-
-    @classmethod
-    def at_budget(cls, rank: int) -> Beginning:
-        return grown_from_one(rank)
-
-    @property
-    def add(self) -> int:
-        """Ranks that a growing layer gains."""
-        return self.final_rank // 2
 
     def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
         reason = "TriAdaptLoRA defines its own start and scaling"

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pedyra.allocate.schedule import check_count, check_number, check_steps
+from pedyra.allocate.allocation import Budget
+from pedyra.allocate.schedule import check_count, check_number, check_steps, check_word
 from pedyra.errors import UserError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 # The words that a field may take; docs/paper_read.md says why.
-Budget = Literal["ranks", "parameters"]
 Start = Literal["svd", "lora"]
 ScoreNorm = Literal["mean", "none"]
 InputNorm = Literal["mean_square", "rms"]
@@ -96,8 +96,7 @@ class RankSettings:
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
-            if (given := getattr(self, name)) not in allowed:
-                raise UserError(f"{name} is {given!r}; it must be one of {', '.join(map(repr, allowed))}")
+            check_word(name, getattr(self, name), allowed)
         for name in ("interval", "initial_warmup", "final_warmup"):
             check_steps(name, getattr(self, name), least=1 if name == "interval" else 0)
         for name, least in (("moves", 0), ("max_rank", 1), ("min_rank", 0), ("seed", 0)):

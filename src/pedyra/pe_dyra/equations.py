@@ -1,4 +1,5 @@
-"""The paper as pure functions: Eqs. (3) to (8), Algorithms 1 and 2. Eq. (2) is `pedyra.pe_dyra.orthogonality`.
+"""The paper as pure functions: Eqs. (4) to (8), Algorithms 1 and 2. Eqs. (2) and (3), which other methods have too, are
+in `pedyra.allocate` (`orthogonality`, `scores`).
 
 Notation: one layer's triples are `A (r, in)`, `E (r,)` and `B (out, r)`; triple i is row i of A, entry i of E and
 column i of B. The paper's A is the input-side factor, for only then is Eq. (6) well typed.
@@ -10,39 +11,10 @@ import math
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, lowest, make_plan, prunable, round_robin
-
-
-def update_sensitivity_(
-    sensitivity: Float[Tensor, " n"],
-    uncertainty: Float[Tensor, " n"],
-    product: Float[Tensor, " n"],
-    *,
-    beta1: float,
-    beta2: float,
-    finite: Bool[Tensor, ""] | None = None,
-) -> Bool[Tensor, ""]:
-    """Eq. (3), in place: the two moving averages of one optimizer step, `product` being |w * grad|, element-wise.
-
-    The uncertainty uses the sensitivity of this step, already updated, as Eq. (3) writes it. A step with any
-    non-finite product leaves both averages as they were (overflow of fp16, a NaN loss); that is decided on the
-    device, without a synchronisation. Returns whether the step was finite, as a tensor; `product` is used up, so that
-    no temporary of its size is made.
-
-    Args:
-        finite: whether the step is, where these are only some of its elements.
-    """
-    if finite is None:
-        finite = product.sum().isfinite()  # of values that are not negative: any that is not finite shows in the sum
-    torch.where(finite, product, sensitivity, out=product)
-    sensitivity.lerp_(product, 1 - beta1)
-    product.sub_(sensitivity).abs_()
-    torch.where(finite, product, uncertainty, out=product)
-    uncertainty.lerp_(product, 1 - beta2)
-    return finite
 
 
 def gradient_weights(norms: Float[Tensor, "*layers 3"]) -> Float[Tensor, "*layers 3"]:

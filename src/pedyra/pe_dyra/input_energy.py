@@ -107,9 +107,9 @@ class InputEnergy:
         counts = [none.sum() if count is None else count for none, count in zip(empty, self._counts, strict=True)]
         flat = self._average(torch.cat([*sums, torch.stack(counts)]))
         *parts, means = flat.split([*self._widths, len(counts)])
-        seen = (means > 0).tolist()
-        self._sums = [part if use else None for part, use in zip(parts, seen, strict=True)]
-        self._counts = [count if use else None for count, use in zip(means, seen, strict=True)]
+        present = (means > 0).tolist()
+        self._sums = [part if use else None for part, use in zip(parts, present, strict=True)]
+        self._counts = [count if use else None for count, use in zip(means, present, strict=True)]
 
     def remove(self) -> None:
         """Take the hooks off."""
@@ -176,9 +176,9 @@ class InputEnergy:
         self._add(index, *self._last[1:])
 
     def _add(self, index: int, total: Tensor, count: Tensor) -> None:
-        seen, seen_count = self._sums[index], self._counts[index]
-        self._sums[index] = total if seen is None else seen + total
-        self._counts[index] = count if seen_count is None else seen_count + count
+        earlier, earlier_count = self._sums[index], self._counts[index]
+        self._sums[index] = total if earlier is None else earlier + total
+        self._counts[index] = count if earlier_count is None else earlier_count + count
 
     def _real_tokens(self, x: Tensor, of_target: bool) -> Tensor:
         """Return `_real_tokens_of`, made once per forward for inputs of equal shape."""

@@ -17,7 +17,9 @@ from pedyra.trainer.judge import TrainerJudge
 
 def upcoming(trainer: Any) -> Training:
     """Return the training of a Trainer: its steps, and its loss on batches of its own training rows."""
-    return Training(steps=partial(total_steps, trainer), losses=partial(_losses, trainer))
+    return Training(
+        steps=partial(total_steps, trainer), batches=partial(_batches, trainer), losses=partial(_losses, trainer)
+    )
 
 
 def total_steps(trainer: Any) -> int:
@@ -29,22 +31,30 @@ def total_steps(trainer: Any) -> int:
     return steps
 
 
-def _losses(trainer: Any, part: float) -> tuple[Iterator[BatchLoss], Iterator[BatchLoss]]:
-    rows, args = trainer.train_dataset, trainer.args
-    if args.world_size > 1:
+def _rows(trainer: Any) -> Any:
+    if trainer.args.world_size > 1:
         raise UserError("a search before the training runs in one process; start one")
-    if not hasattr(rows, "__len__"):
-        raise UserError("a search splits the training rows, and a stream cannot be split; give rows with a length")
+    if not hasattr(trainer.train_dataset, "__len__"):
+        raise UserError("a search shuffles the training rows, and a stream has no end; give rows with a length")
+    return trainer.train_dataset
+
+
+def _batches(trainer: Any) -> Iterator[BatchLoss]:
+    return _batch_losses(trainer, _rows(trainer))
+
+
+def _losses(trainer: Any, part: float) -> tuple[Iterator[BatchLoss], Iterator[BatchLoss]]:
+    rows = _rows(trainer)
     apart = round(len(rows) * part)
     if not 0 < apart < len(rows):
         raise UserError(
             f"a part of {part} for validation leaves one side of {len(rows)} training rows without any; give more rows"
         )
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed)).tolist()
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(trainer.args.seed)).tolist()
     return _batch_losses(trainer, Subset(rows, order[apart:])), _batch_losses(trainer, Subset(rows, order[:apart]))
 
 
-def _batch_losses(trainer: Any, rows: Subset[Any]) -> Iterator[BatchLoss]:
+def _batch_losses(trainer: Any, rows: Any) -> Iterator[BatchLoss]:
     """Yield the loss on one batch after another, shuffled anew for every pass; whole batches where there is one."""
     args = trainer.args
     loader = DataLoader(

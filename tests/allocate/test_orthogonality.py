@@ -7,15 +7,15 @@ import torch
 from closeness import same_bits
 from torch import Tensor
 
-from pedyra.lora.attach import attach
-from pedyra.lora.layer import AdaptedLayer
-from pedyra.lora.replacement import put_replacements, replacements_of
-from pedyra.pe_dyra.orthogonality import (
+from pedyra.allocate.orthogonality import (
     add_orthogonality_gradient,
     layer_orthogonality,
     orthogonality,
     orthogonality_gradient,
 )
+from pedyra.lora.attach import attach
+from pedyra.lora.layer import AdaptedLayer
+from pedyra.lora.replacement import put_replacements, replacements_of
 
 FORMS = ["norm", "squared"]
 

@@ -1,26 +1,24 @@
-"""PE-DyRA, and what it shares with its ablations and most rivals: methods that score triples and plan by the scores."""
+"""PE-DyRA and most rivals score triples and plan by the scores: what they share, and their part in a run."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
 
-from pedyra.allocate.allocation import RankPlan, Scores, layer_means
+from pedyra.allocate.allocation import Budget, RankPlan, Scores, layer_means
 from pedyra.allocate.contract import Decision, MethodRun, RankMethod, Run, Situation
 from pedyra.allocate.distributed import one_process
-from pedyra.allocate.schedule import Schedule, check_count, check_number, check_steps, resolve_schedule
+from pedyra.allocate.orthogonality import add_orthogonality_gradient, layer_orthogonality
+from pedyra.allocate.schedule import Schedule, check_count, check_number, check_steps, check_word, resolve_schedule
+from pedyra.allocate.scores import ScoreState, Sensitivity
 from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.replacement import NewTriples, Replacement
-from pedyra.pe_dyra.config import CHOICES, RankSettings
-from pedyra.pe_dyra.equations import plan_adjustment
-from pedyra.pe_dyra.orthogonality import add_orthogonality_gradient, layer_orthogonality
-from pedyra.pe_dyra.triple_scores import ScoreState, TripleScores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +30,7 @@ class ScoredSituation(Situation):
     min_rank: int
     max_ranks: dict[str, int]
     """Layer -> the rank it may grow to."""
-    budget: str
-    """"ranks" or "parameters", see `RankSettings`."""
+    budget: Budget
 
     @property
     def units(self) -> dict[str, int]:
@@ -70,31 +67,27 @@ MOVED = 0.02
 
 
 class ScoredMethod(RankMethod):
-    """A scored method plans by scores. A subclass says how, in `plan`; its scores and its new triples are PE-DyRA's
-    unless it has its own. What it does not say of the settings below is AdaLoRA's."""
+    """A scored method plans by scores. A subclass says how, in `plan`; start, scores, new triples and all settings that
+    it does not have for itself are AdaLoRA's."""
 
     interval: int | float
     initial_warmup: int | float
     final_warmup: int | float
     moves: int | None = None
-    budget = "ranks"
+    budget: Budget = "ranks"  # type: ignore[override]
     min_rank: int = 1
     max_rank: int | None = None
-    alpha: float = 1.0
     beta1: float = 0.85
     beta2: float = 0.85
-    score_norm: str = "none"
-    input_norm: str = "mean_square"
-    omega: str = "uniform"
     start = "svd"
     orth_weight: float = 0.0
     orth_form: str = "norm"
 
-    scores: ClassVar[type[ScoreState]] = TripleScores
+    scores: ClassVar[type[ScoreState]] = Sensitivity
     conserves: ClassVar[bool] = False
     """A new triple takes the place of others, so that nothing moves where all layers are at `max_rank`."""
     always_trains_e: ClassVar[bool] = False
-    """E is trained whatever the start; else where it starts at 0 (`RankSettings.start` "svd")."""
+    """E is trained whatever the start; else where it starts at 0 ("svd")."""
 
     def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         """Make the adjustment. It must be a pure function: a resume replays nothing and continues from the same
@@ -130,6 +123,10 @@ class ScoredMethod(RankMethod):
         return self.always_trains_e or self.start == "svd"
 
     @property
+    def in_processes(self) -> bool:  # type: ignore[override]
+        return self.scores.in_processes
+
+    @property
     def compiles(self) -> bool:  # type: ignore[override]
         return self.scores.compiles
 
@@ -143,7 +140,7 @@ class ScoredMethod(RankMethod):
         )
 
     def check(self, run: Run, now: Situation) -> None:
-        if run.average is not one_process and not self.scores.in_processes:
+        if run.average is not one_process and not self.in_processes:
             raise UserError(
                 "of all methods that score triples only PE-DyRA and those with its scores run in several processes; "
                 "train this one in one process"
@@ -182,32 +179,7 @@ class ScheduledMethod(ScoredMethod):
         for name in ("beta1", "beta2"):
             check_number(name, getattr(self, name), least=0, below=1)
         check_number("orth_weight", self.orth_weight, least=0)
-        if self.budget not in CHOICES["budget"]:
-            raise UserError(f"budget is {self.budget!r}; it must be one of {', '.join(map(repr, CHOICES['budget']))}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PeDyra(RankSettings, ScoredMethod):
-    """PE-DyRA (the paper): the weakest triples of all layers go, and the layers with the strongest get as many.
-
-    `pedyra.adapt(trainer, PeDyra())` has the ranks of a LoRA move while it trains, at LoRA's own rate and alpha;
-    `PeDyra.as_published()` is the paper to the letter.
-    """
-
-    conserves = True
-
-    def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
-        """Follow Algorithm 2, at the budget in force."""
-        of_parameters = now.budget == "parameters"
-        return plan_adjustment(
-            scores,
-            moves=now.moves,
-            min_rank=now.min_rank,
-            max_ranks=now.max_ranks,
-            layer_score=self.layer_score,
-            parameters=now.parameters if of_parameters else None,
-            spare=now.spare if of_parameters else 0,
-        )
+        check_word("budget", self.budget, get_args(Budget))
 
 
 def most_moves(settings: ScoredMethod, total_rank: int) -> int:
@@ -232,9 +204,9 @@ def growth_limits(layers: Sequence[AdaptedLayer], max_rank: int | None) -> dict[
 
 def situated(now: Situation, settings: ScoredMethod, moves: int, max_ranks: dict[str, int]) -> ScoredSituation:
     """Return the situation with the limits that a plan keeps to."""
-    known = {field.name: getattr(now, field.name) for field in fields(Situation)}
+    situation = {field.name: getattr(now, field.name) for field in fields(Situation)}
     return ScoredSituation(
-        **known, moves=moves, min_rank=settings.min_rank, max_ranks=max_ranks, budget=settings.budget
+        **situation, moves=moves, min_rank=settings.min_rank, max_ranks=max_ranks, budget=settings.budget
     )
 
 
@@ -297,13 +269,13 @@ class ScoredRun(MethodRun):
 
     def snapshot(self, step: int) -> dict[str, Any]:
         form = self.method.orth_form
-        shown = {**super().snapshot(step), "orthogonality": layer_orthogonality(self.run.layers, form=form)}
+        snapshot = {**super().snapshot(step), "orthogonality": layer_orthogonality(self.run.layers, form=form)}
         if len(ratios := self.ratios[self.ratios > 0]):
-            shown["orthogonality_ratio"] = float(ratios.median())
+            snapshot["orthogonality_ratio"] = float(ratios.median())
         if step == 0 or not self.observes(step):
-            return shown
+            return snapshot
         means = layer_means(self.scores.triple_scores())
-        return {**shown, "layer_scores": means, **self.scores.shown(means)}
+        return {**snapshot, "layer_scores": means, **self.scores.details(means)}
 
     def tensors(self) -> dict[str, Tensor]:
         return {**self.scores.tensors(), "ratios": self.ratios}

@@ -9,8 +9,9 @@ import torch
 from windows import SCHEDULE, STEPS, Forced, allocate, forced
 
 from pedyra.allocate.allocation import make_plan
-from pedyra.pe_dyra.scored import PeDyra, ema_window, most_moves
-from pedyra.pe_dyra.triple_scores import ScoreState
+from pedyra.allocate.scored import ema_window, most_moves
+from pedyra.allocate.scores import ScoreState
+from pedyra.pe_dyra.method import PeDyra
 
 
 class FirstLayerLoses(Forced):
