@@ -162,6 +162,30 @@ def test_a_fit_asks_each_of_its_rows_once_a_size(make_trainer: Any):
     assert COUNT["loss"] <= 96 / 8 + 2 and COUNT["prediction"] <= 4 * 48 + 8
 
 
+def test_another_tolerance_is_asked_by_the_same_calibration(make_trainer: Any):
+    """It says what a fit says that asks it alone, sends nothing backwards, and asks no size twice. A live adapter that
+    is another one was not calibrated."""
+    trainer = make_trainer(Counting)
+    found = fit(trainer, tolerance=0.05)
+    for limit in ({"tolerance": "20pt"}, {"tolerance": 0.9}, {"changed": "30%"}, {"tolerance": 0.05}):
+        alone = fit(trainer, **limit)
+        COUNT.update(loss=0, prediction=0)
+        other = found.at(**limit)
+        assert COUNT["loss"] == 0 and COUNT["prediction"] <= 2 * 48 + 4
+        assert (other.ranks, other.verdict, other.promise) == (alone.ranks, alone.verdict, alone.promise)
+        row, of = other.row(), alone.row()
+        for name in ("tolerance", "measured_increase", "changed", "accuracy_change"):
+            assert row.get(name) == pytest.approx(of.get(name))
+    COUNT.update(loss=0, prediction=0)
+    found.at("1pt").at(changed="5%")
+    assert COUNT["prediction"] <= 4
+    with pytest.raises(UserError, match="one of them is held"):
+        found.at("1pt", changed="2%")
+    found.apply()
+    with pytest.raises(UserError, match="another one than was calibrated"):
+        found.at("1pt")
+
+
 def answers(trainer: Any) -> list[bool]:
     held = list(trainer.eval_dataset)
     return [

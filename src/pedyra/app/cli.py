@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -34,6 +35,7 @@ from pedyra.app.options import (
     Overwrite,
     RunArgument,
     TrustRemoteCode,
+    option_of,
     place_of,
     spread,
 )
@@ -44,6 +46,9 @@ from pedyra.fitting.wanted import Wanted
 from pedyra.lora.files import is_disk_full
 
 ORDER = ("train", "fit", "prove", "compare", "paper", "report", "eval", "inspect", "export", "resize", "schema")
+
+
+SEVERAL = "May be given several times."
 
 
 class Ordered(TyperGroup):
@@ -284,6 +289,9 @@ def fit(
             file_okay=False,
         ),
     ],
+    *,
+    tolerance: Annotated[list[str] | None, option_of(Wanted, "tolerance", SEVERAL)] = None,
+    changed: Annotated[list[str] | None, option_of(Wanted, "changed", SEVERAL)] = None,
     wanted: Wanted,
     source: Source,
     destination: ForPlace = None,
@@ -295,20 +303,25 @@ def fit(
     """Cut a trained adapter to the smallest that does the job, and prove it on rows of its own.
 
     With 95 % confidence no more of the answers change than --changed says, or no more of the accuracy, or of what
-    fine-tuning won, is given up than --tolerance says. Rows may be text alone.
+    fine-tuning won, is given up than --tolerance says. Rows may be text alone. Where several are asked, one calibration
+    answers all, and the adapter of the first one is written: of --tolerance, if both are given.
     """
     began = time.perf_counter()
     if len(adapters) > 1 and (destination is None or out is not None or len({*map(Path.absolute, adapters)}) == 1):
         raise UserError(
             "several adapters are fitted for one server, each into its own folder; give --for, and no --out"
         )
+    limits = [*({"tolerance": each} for each in tolerance or ()), *({"changed": each} for each in changed or ())]
+    wanted, *others = [replace(wanted, **limit) for limit in limits or [{}]]
     place = place_of(destination)
     quiet_libraries()
     from pedyra.app.runs.fit import Asked, fit_folders
 
     console = new_console()
     shown = console.is_terminal
-    asked = Asked(wanted=wanted, source=source, place=place, overwrite=overwrite, began=began, shown=shown)
+    asked = Asked(
+        wanted=wanted, others=others, source=source, place=place, overwrite=overwrite, began=began, shown=shown
+    )
     outs = {adapter: out or adapter / "fit" for adapter in adapters}
     rows = []
     for found in fit_folders(outs, asked, partial(console.print, soft_wrap=True, markup=False)):

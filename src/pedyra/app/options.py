@@ -88,19 +88,24 @@ METAVARS = {"tolerance": "PART", "changed": "SHARE", "rank": "R", "data": "ROWS"
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """Make an option of each field of the parameters that are records (`Wanted`, `Source`)."""
+    """Make an option of each field of the parameters that are records (`Wanted`, `Source`), but for those that the
+    command has itself."""
     signature = inspect.signature(command, eval_str=True)
+    own = signature.parameters.keys()
     records: dict[str, Any] = {
         name: each.annotation for name, each in signature.parameters.items() if is_dataclass(each.annotation)
     }
     parameters: list[inspect.Parameter] = []
     for name, each in signature.parameters.items():
-        parameters += _options(records[name]) if name in records else [each.replace(kind=each.KEYWORD_ONLY)]
+        if name in records:
+            parameters += [each for each in _options(records[name]) if each.name not in own]
+        else:
+            parameters.append(each.replace(kind=each.KEYWORD_ONLY))
 
     @wraps(command)
     def wrapped(**given: Any) -> None:
         made = {
-            name: record(**{field.name: given.pop(field.name) for field in fields(record)})
+            name: record(**{each.name: given.pop(each.name) for each in fields(record) if each.name not in own})
             for name, record in records.items()
         }
         command(**made, **given)
@@ -111,21 +116,26 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _options(record: Any) -> list[inspect.Parameter]:
-    """Make options of a record; their help is its fields' own."""
-    told, kinds = TypeAdapter(record).json_schema()["properties"], get_type_hints(record)
-    options = []
+    """Make options of a record."""
+    kinds, options = get_type_hints(record), []
     for each in fields(record):
         kind, default = kinds[each.name], each.default
         if kind == float | str | None:  # which the command line does not know, and the record reads from text
             kind = str | None
-        option = typer.Option(
-            f"--{each.name.replace('_', '-')}",
-            help=" ".join(told[each.name]["description"].split()),
-            show_default=default not in (None, False),
-            metavar=METAVARS.get(each.name),
-        )
-        annotation = Annotated[kind, option]
+        annotation = Annotated[kind, option_of(record, each.name, shown=default not in (None, False))]
         options.append(
             inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         )
     return options
+
+
+def option_of(record: Any, name: str, more: str = "", *, shown: bool = False) -> Any:
+    """Make the option of a field, whose docstring is its help.
+
+    Args:
+        more: what the help says beside it.
+        shown: the help shows the default.
+    """
+    words = TypeAdapter(record).json_schema()["properties"][name]["description"]
+    help = " ".join(f"{words} {more}".split())
+    return typer.Option(f"--{name.replace('_', '-')}", help=help, show_default=shown, metavar=METAVARS.get(name))

@@ -100,6 +100,7 @@ def fit_batches(
         NotWithin: the place does not take the whole adapter, and its largest rank is not within tolerance.
         UserError: too few batches, or a layer that was not seen.
     """
+    check_labels(rows, wanted)
     held = labelled(judge, rows.held)
     rows = replace(rows, held=held)
     batches = sum(gather_object([len(held)]))
@@ -123,6 +124,15 @@ def fit_batches(
         fitting.bar.close()
 
 
+def check_labels(rows: Rows, wanted: Wanted) -> None:
+    """Refuse a tolerance that rows without labels cannot tell: ValueError."""
+    if rows.unlabelled and wanted.tolerance is not None:
+        raise UserError(
+            f"tolerance is {wanted}, and {rows.name} has no labels, which tell a loss and an accuracy; ask for a share "
+            f"of the answers (changed 2%), or give labels"
+        )
+
+
 def labelled(judge: Judge, batches: Sequence[Batch]) -> list[Batch]:
     """Return the batches that have labels here and in every other process. A Trainer's loss may gather over the
     processes, so all of them have to be at the same place."""
@@ -141,6 +151,8 @@ class _Fitting:
         """A batch takes this number of seconds forwards and backwards."""
         self.answers: dict[tuple[int, ...], Answers] = defaultdict(Answers)
         """Each size has answered these held-out batches."""
+        self.read: dict[tuple[int, ...], set[str]] = defaultdict(set)
+        """Each size was read by these layers."""
 
     def run(self, shown: Shown) -> Fit:
         began = time.perf_counter()
@@ -163,8 +175,9 @@ class _Fitting:
         return self._found(replace(self.wanted, tolerance=tolerance, changed=changed), time.perf_counter())
 
     def _checked(self, wanted: Wanted) -> tuple[Wanted, str]:
-        """Return what is asked, and why where the user has not said it. Raises UserError: points without an
-        accuracy."""
+        """Return what is asked, and why where the user has not said it. Raises UserError: points without an accuracy,
+        a tolerance of rows without labels."""
+        check_labels(self.rows, wanted)
         if wanted.points is not None and self.held.correct is None:
             raise UserError(
                 f"tolerance is {wanted.tolerance}, and this task has no accuracy of rows; give a share of the answers "
@@ -217,12 +230,11 @@ class _Fitting:
         self, everything: Candidate, sizes: list[Candidate], limit: Tolerance
     ) -> tuple[Candidate, list[Candidate]]:
         """Return the size that is taken, and those that were asked, each with what was found of it."""
-        read: dict[tuple[int, ...], set[str]] = defaultdict(set)
 
         def smaller(each: Candidate) -> tuple[Cut, Answers]:
             factors = cut_factors(self.model, self.calibration, each.ranks, self.adapter)
             key = (*each.ranks.values(),)
-            return partial(cut_to, self.model, factors, self.adapter, read[key]), self.answers[key]
+            return partial(cut_to, self.model, factors, self.adapter, self.read[key]), self.answers[key]
 
         def ask(each: Candidate, part: float) -> Against:
             self.bar.set_description(f"rank {each.rank}, {each.share:.1%}")
@@ -246,7 +258,7 @@ class _Fitting:
             place, held = 0 if taken is everything else asked.index(taken), self.held
             asked[place] = replace(asked[place], proof=self._everything(asked[place], *smaller(asked[place]), limit))
             taken = everything if taken is everything else asked[place]
-            check_read(self.model, taken.ranks, gather_object([*read[(*taken.ranks.values(),)]]), self.adapter)
+            check_read(self.model, taken.ranks, gather_object([*self.read[(*taken.ranks.values(),)]]), self.adapter)
             # The whole adapter comes before and after, so that a layer which keeps weights has those of another size.
             if not (held.repeats() and (taken is everything or held.repeats(*smaller(taken))) and held.repeats()):
                 raise UserError(

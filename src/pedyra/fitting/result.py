@@ -255,7 +255,7 @@ def told(fit: Fit) -> str:
     """Tell what was found: what was asked, the answer, what proves it, and the table of the sizes that were asked."""
     limit = fit.tolerance
     asked = f"asked       {fit.promise}{f' ({fit.why})' if fit.why else ''}"
-    lines = [asked, _answer(fit), *_metrics(fit), *_proof(fit)]
+    lines = [asked, answer(fit), *_metrics(fit), *_proof(fit)]
     won = f"{limit.won.mean:.4f} ± {limit.won.error:.4f} of the {fit.measure} over {fit.base}"
     if limit.of_loss:
         won += f"; {limit.part:.1%} of it is {limit.loss:.4f}"
@@ -270,7 +270,7 @@ def told(fit: Fit) -> str:
     return "\n".join([*lines, "", f"{heads.get(fit.decides, f'rise of the {fit.measure}')}, by rank", *_curve(fit)])
 
 
-def _answer(fit: Fit) -> str:
+def answer(fit: Fit) -> str:
     """Say how much smaller the adapter is, in words that need no glossary."""
     size, whole = fit.chosen, fit.whole
     taken, of = shown_megabytes(fit.megabytes(size)), shown_megabytes(fit.megabytes(whole))

@@ -72,6 +72,11 @@ class Wanted:
         if unit != "pt":
             object.__setattr__(self, name, value)
 
+    def __str__(self) -> str:
+        """Write the tolerance as it is asked; empty where none is."""
+        given = self.changed if self.tolerance is None else self.tolerance
+        return f"{100 * given:.3g}%" if isinstance(given, float) else given or ""
+
     @property
     def says_how(self) -> bool:
         """Tell whether the user says what may be given up."""

@@ -86,11 +86,6 @@ def fit_trainer(trainer: Trainer, wanted: Wanted, *, place: Destination | None =
     with untouched(trainer, model):
         judge = judged = TrainerJudge(trainer, model)
         rows = fit_rows(trainer, data, wanted)
-        if rows.unlabelled and wanted.tolerance is not None:
-            raise UserError(
-                f"tolerance is {wanted.tolerance}, and {rows.name} has no labels, which tell a loss and an accuracy; "
-                f"ask for a share of the answers (changed 2%), or give labels"
-            )
         if rows.unlabelled or is_surrogate(trainer):
             judge = DivergenceJudge(model, judged.answers)
             judge.loss_scale = judged.loss_scale
