@@ -25,7 +25,8 @@ from pedyra.fitting.calibration import calibrate, lora_layers
 from pedyra.fitting.cut import CURVE, RECORD, check_out, cut_factors, cut_live, cut_to, write_cut
 from pedyra.fitting.fit import NotWithin, Rows, fit_batches
 from pedyra.fitting.held import Answers, Held
-from pedyra.fitting.judge import Judge
+from pedyra.fitting.judge import DivergenceJudge, Judge
+from pedyra.fitting.logits import Logits
 from pedyra.fitting.result import Fit
 from pedyra.fitting.wanted import Wanted
 from pedyra.lora.attach import attach
@@ -245,9 +246,13 @@ def test_a_layer_that_is_not_called_in_evaluation_is_cut_or_told(make_net: Any, 
 
 @pytest.mark.parametrize("key", ["of the mode", "of the version"])
 @pytest.mark.parametrize("rank", [None, 1], ids=["several sizes", "one size"])
-def test_a_layer_that_keeps_the_weights_of_another_size_is_told(make_net: Any, key: str, rank: int | None):
+@pytest.mark.parametrize("labelled", [True, False], ids=["labels", "no labels"])
+def test_a_layer_that_keeps_the_weights_of_another_size_is_told(
+    make_net: Any, key: str, rank: int | None, labelled: bool
+):
     """It merges once while there are no gradients, or once for each version of its weights: it reads the factors of
-    the first size and goes on with them, for the sizes below or for the whole adapter afterwards."""
+    the first size and goes on with them, for the sizes below or for the whole adapter afterwards. Rows without labels
+    have no loss that would tell, and the heights of their answers do."""
     model, merged = make_net(trained=True), {}
     rows = made_by(model, 10, 30)
     layer = next(iter(lora_layers(model).values()))
@@ -267,11 +272,19 @@ def test_a_layer_that_keeps_the_weights_of_another_size_is_told(make_net: Any, k
         return layer.base_layer(x) + x @ merged[version].T
 
     layer.forward = cached
+
+    def asked(tolerance: float) -> Fit:
+        if labelled:
+            return fitted(model, rows, rank=rank, tolerance=tolerance)
+        judge = DivergenceJudge(model, lambda batch: Logits(model(batch["x"]), torch.arange(6)))
+        held = Rows(calibration=rows[0], held=rows[1], unlabelled=True)
+        return fit_batches(judge, held, Wanted(rank=rank, changed=tolerance))
+
     if rank is not None and key == "of the version":
-        assert fitted(model, rows, rank=rank).chosen.rank == 1  # it is measured truly, and then merged anew
+        assert asked(0.01).chosen.rank == 1  # it is measured truly, and then merged anew
         return
     with pytest.raises(UserError, match="weights that were computed|weights that it computed"):
-        fitted(model, rows, rank=rank, tolerance=0.99)
+        asked(0.99)
 
 
 def test_norms_that_dora_keeps_are_not_those_of_another_size(make_net: Any):

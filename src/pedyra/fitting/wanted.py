@@ -75,7 +75,7 @@ class Wanted:
     def __str__(self) -> str:
         """Write the tolerance as it is asked; empty where none is."""
         given = self.changed if self.tolerance is None else self.tolerance
-        return f"{100 * given:.3g}%" if isinstance(given, float) else given or ""
+        return f"{100 * given:.3g}%" if isinstance(given, float) else str(given or "")
 
     @property
     def says_how(self) -> bool:

@@ -134,3 +134,13 @@ def test_several_metrics_or_filters_need_a_choice_and_a_mean_many_documents(call
     assert code == 2 and "99 documents" in text
     code, text, _ = call(tmp_path, few)
     assert code == 2 and text.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "of_a", "of_b"), [("strict", 1 / 3, 0.0), ("flexible", 2 / 3, 2 / 3)])
+def test_files_that_the_harness_has_written_are_read(call: Callable[..., Any], name: str, of_a: float, of_b: float):
+    """EvaluationTracker of lm_eval 0.4.13 wrote them: three sums, asked of two models that say numbers by a rule, with
+    two filters. Three documents tell nothing."""
+    files = [Path(__file__).parent / "harness" / f"samples_sums_{number}.jsonl" for number in (1, 2)]
+    code, text, row = call(*files, "--filter", name)
+    assert code == 3 and (row["metric_a"], row["metric_b"], row["rows"]) == (pytest.approx(of_a), pytest.approx(of_b), 3)
+    assert row["metric"] == "exact_match" and "1 right in A alone" in text
