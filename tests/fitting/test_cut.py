@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -273,18 +274,16 @@ def test_a_layer_that_keeps_the_weights_of_another_size_is_told(
 
     layer.forward = cached
 
-    def asked(tolerance: float) -> Fit:
+    told = pytest.raises(UserError, match="weights that were computed|weights that it computed")
+    if not labelled and rank is not None and key == "of the version":
+        told = nullcontext()  # the whole adapter comes between any two batches, so that it is measured truly
+    with told:
         if labelled:
-            return fitted(model, rows, rank=rank, tolerance=tolerance)
-        judge = DivergenceJudge(model, lambda batch: Logits(model(batch["x"]), torch.arange(6)))
-        held = Rows(calibration=rows[0], held=rows[1], unlabelled=True)
-        return fit_batches(judge, held, Wanted(rank=rank, changed=tolerance))
-
-    if rank is not None and key == "of the version":
-        assert asked(0.01).chosen.rank == 1  # it is measured truly, and then merged anew
-        return
-    with pytest.raises(UserError, match="weights that were computed|weights that it computed"):
-        asked(0.99)
+            fitted(model, rows, rank=rank, tolerance=0.99)
+        else:
+            judge = DivergenceJudge(model, lambda batch: Logits(model(batch["x"]), torch.arange(6)))
+            unlabelled = Rows(calibration=rows[0], held=rows[1], unlabelled=True)
+            fit_batches(judge, unlabelled, Wanted(rank=rank, changed=0.99))
 
 
 def test_norms_that_dora_keeps_are_not_those_of_another_size(make_net: Any):

@@ -12,19 +12,21 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from pedyra.errors import UserError
-from pedyra.fitting.calibration import Calibration, calibrate, lora_layers, seconds_a_batch
-from pedyra.fitting.cut import check_read, cut_factors, cut_to
+from pedyra.fitting.calibration import calibrate, lora_layers, seconds_a_batch
+from pedyra.fitting.choice import PASSES, Choice, choosing
+from pedyra.fitting.cut import check_read, cut_to
 from pedyra.fitting.held import Against, Answers, Held
 from pedyra.fitting.judge import Batch, Cut, Judge
 from pedyra.fitting.logits import NUMBERS
 from pedyra.fitting.modes import disabled, evaluating
 from pedyra.fitting.result import Fit
 from pedyra.fitting.search import FEW, LEAST, proved, search
-from pedyra.fitting.sizes import Candidate, of_rank, ranks_below, size, whole
+from pedyra.fitting.sizes import Candidate, ranks_below
 from pedyra.fitting.verdict import Tolerance, verdict
 from pedyra.fitting.wanted import Wanted
 
@@ -149,9 +151,9 @@ class _Fitting:
         self.bar = tqdm(disable=True)
         self.step = 1.0
         """A batch takes this number of seconds forwards and backwards."""
-        self.answers: dict[tuple[int, ...], Answers] = defaultdict(Answers)
+        self.answers: dict[tuple[Any, ...], Answers] = defaultdict(Answers)
         """Each size has answered these held-out batches."""
-        self.read: dict[tuple[int, ...], set[str]] = defaultdict(set)
+        self.read: dict[tuple[Any, ...], set[str]] = defaultdict(set)
         """Each size was read by these layers."""
 
     def run(self, shown: Shown) -> Fit:
@@ -160,7 +162,7 @@ class _Fitting:
         self.bar.set_description("whole adapter")
         self.held = Held(self.judge, self.rows.held, self._counted)
         self._checked(self.wanted)
-        self.calibration = self._calibrated()
+        self.choice = self._calibrated()
         self.bar.set_description("base model")
         losses, self.of_base = self.held.losses(self.base)
         self.won = self.held.risen(losses)
@@ -195,11 +197,10 @@ class _Fitting:
     def _found(self, wanted: Wanted, began: float) -> Fit:
         wanted, why = self._checked(wanted)
         limit = Tolerance(self.won, wanted.part, wanted.points, wanted.share)
-        calibration, everything = self.calibration, size(self.calibration, whole(self.calibration))
-        sizes = [of_rank(calibration, rank) for rank in self._ranks(everything.rank)]
-        sizes = [each for each in sizes if each.ranks != everything.ranks]
-        taken, asked = self._asked(everything, sizes, limit)
-        factors = cut_factors(self.model, calibration, taken.ranks, self.adapter)
+        everything = self.choice.whole
+        sizes = (self.choice.of_rank(rank) for rank in self._ranks(everything.rank))
+        taken, asked = self._asked(everything, (each for each in sizes if each.ranks != everything.ranks), limit)
+        factors = self.choice.factors(taken)
         curve = [everything, *asked]
         kind, words = verdict(taken, curve, limit, self.judge.measure)
         smaller = taken.proof.metrics if taken.proof else {}
@@ -227,13 +228,13 @@ class _Fitting:
         )
 
     def _asked(
-        self, everything: Candidate, sizes: list[Candidate], limit: Tolerance
+        self, everything: Candidate, sizes: Iterator[Candidate], limit: Tolerance
     ) -> tuple[Candidate, list[Candidate]]:
         """Return the size that is taken, and those that were asked, each with what was found of it."""
 
         def smaller(each: Candidate) -> tuple[Cut, Answers]:
-            factors = cut_factors(self.model, self.calibration, each.ranks, self.adapter)
-            key = (*each.ranks.values(),)
+            key = _key(each)
+            factors = self.choice.factors(each)
             return partial(cut_to, self.model, factors, self.adapter, self.read[key]), self.answers[key]
 
         def ask(each: Candidate, part: float) -> Against:
@@ -252,13 +253,13 @@ class _Fitting:
         if self.wanted.rank is None and taken is everything and self.ranks and self.ranks[0] < everything.rank:
             raise NotWithin(_refusal(self.ranks[0], asked, limit, self.judge.measure))
         if self.wanted.curve:
-            asked += [replace(each, proof=ask(each, 1.0)) for each in sizes[len(asked) :]]
+            asked += [replace(each, proof=ask(each, 1.0)) for each in sizes]
         if asked:
             # Of what is taken all is told; of an adapter that is kept whole, what could be asked of the largest size.
             place, held = 0 if taken is everything else asked.index(taken), self.held
             asked[place] = replace(asked[place], proof=self._everything(asked[place], *smaller(asked[place]), limit))
             taken = everything if taken is everything else asked[place]
-            check_read(self.model, taken.ranks, gather_object([*self.read[(*taken.ranks.values(),)]]), self.adapter)
+            check_read(self.model, taken.ranks, gather_object([*self.read[_key(taken)]]), self.adapter)
             # The whole adapter comes before and after, so that a layer which keeps weights has those of another size.
             if not (held.repeats() and (taken is everything or held.repeats(*smaller(taken))) and held.repeats()):
                 raise UserError(
@@ -279,12 +280,18 @@ class _Fitting:
             return replace(proof, changed=answers.changed, per_token=answers.per_token)
         return replace(proof, changed=self.held.changed(cut, 1.0, known).changed)
 
-    def _calibrated(self) -> Calibration:
+    def _calibrated(self) -> Choice:
         self.bar.set_description("calibration")
-        began = time.perf_counter()
-        found = calibrate(self.judge, self._counted(self.rows.calibration), adapter=self.adapter)
-        self.step = (time.perf_counter() - began) / len(self.rows.calibration)
-        return found
+        batches, began = self.rows.calibration, time.perf_counter()
+        apart = len(batches) - self._apart()
+        calibration = calibrate(self.judge, self._counted(batches[:apart]), adapter=self.adapter)
+        self.step = (time.perf_counter() - began) / apart
+        mixed = not self.ranks and self.wanted.rank is None
+        return Choice(self.judge, calibration, batches[apart:], self.adapter, mixed=mixed)
+
+    def _apart(self) -> int:
+        """Count the calibration batches that choose among cuts, and calibrate nothing."""
+        return choosing(sum(gather_object([len(self.rows.calibration)])), PartialState().num_processes)
 
     def _ranks(self, highest: int) -> list[int]:
         """List the ranks to ask, from the largest down."""
@@ -305,7 +312,8 @@ class _Fitting:
             self.rows = self.rows.first(min(gather_object([most])))
         held = len(self.rows.held)
         sizes = 1 if self.wanted.rank is not None else len(self.ranks) or 6
-        seconds = calibration * calibrated + (2 + sizes) * held * evaluated
+        chosen = PASSES * self._apart() * evaluated
+        seconds = calibration * calibrated + 2 * held * evaluated + sizes * (held * evaluated + chosen)
         long = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
         steps = seconds / calibrated if calibrated else 0
         text = (
@@ -338,6 +346,10 @@ def _refusal(largest: int, asked: Sequence[Candidate], limit: Tolerance, measure
         f"{told} with it {limit.says(asked[0].proof, measure)} ± {limit.measured(asked[0].proof)[1]:.2g}, which is not "
         f"within the tolerance of {allowed}; give a larger tolerance or more rows, or {name}"
     )
+
+
+def _key(each: Candidate) -> tuple[Any, ...]:
+    return (each.way, *each.ranks.values())
 
 
 def _sums(model: Any, adapter: str) -> list[float]:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import mode
 from tempfile import TemporaryDirectory
 from typing import Any
 from weakref import ref
@@ -121,6 +122,7 @@ class Fit:
             "of": sum(self.whole.ranks.values()),
             "rank": chosen.rank,
             "of_rank": self.whole.rank,
+            "way": chosen.way,
             "parameters": chosen.parameters,
             "share": chosen.share,
             "megabytes": self.megabytes(chosen),
@@ -277,9 +279,11 @@ def answer(fit: Fit) -> str:
     if fit.is_whole:
         return f"kept        everything: {size.parameters:,} parameters, {of}"
     proved = "clearly beyond the tolerance" if fit.beyond(size) else "not proved"
+    common = mode(size.ranks.values())
+    most = f" ({common} in most layers)" if common < size.rank else ""
     why = f"asked for, and {proved}: " if fit.asked and not size.accepted else ""
     return (
-        f"smaller     {why}rank {size.rank} of {whole.rank}: {taken} of {of}, {size.parameters:,} parameters, "
+        f"smaller     {why}rank {size.rank} of {whole.rank}{most}: {taken} of {of}, {size.parameters:,} parameters, "
         f"{size.share:.1%} of the adapter"
     )
 

@@ -12,7 +12,7 @@ measured on all of them and held to the tolerance once more.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from pedyra.fitting.held import Against
@@ -32,7 +32,7 @@ Ask = Callable[[Candidate, float], Against]
 """It measures a size on this part of the held-out rows."""
 
 
-def search(sizes: Sequence[Candidate], limit: Tolerance, ask: Ask, batches: int) -> list[Candidate]:
+def search(sizes: Iterable[Candidate], limit: Tolerance, ask: Ask, batches: int) -> list[Candidate]:
     """Return the sizes that were asked, in their order; the last one that is `accepted` is the smallest that is proved.
 
     Args:

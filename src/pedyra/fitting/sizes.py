@@ -31,6 +31,8 @@ class Candidate:
     """The held-out rows, or as many of them as it took to tell, say this; None where the size was not asked."""
     accepted: bool | None = None
     """The size is proved to be within tolerance, or not; None: it was not asked, or only for the curve."""
+    way: str = ""
+    """It is cut along these directions (`fitting.choice`); empty where nothing is cut."""
 
     @property
     def rank(self) -> int:
