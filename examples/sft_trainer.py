@@ -57,7 +57,7 @@ def main(output_dir: str = "runs/example_sft", steps: int = 300) -> pedyra.Fit:
     trainer.train()
     trainer.save_model(f"{output_dir}/adapter")
 
-    found = pedyra.fit(trainer, tolerance=0.05)
+    found = pedyra.fit(trainer, tolerance="5%")
     print(found)
     found.save(f"{output_dir}/smaller", overwrite=True)  # an ordinary LoRA folder, as the first
     return found

@@ -47,7 +47,7 @@ def main(output_dir: str = "runs/example_trainer", steps: int = 300) -> pedyra.F
         print(f"{rank:3d}  {name}")
     model.save_pretrained(f"{output_dir}/adapter")  # an ordinary LoRA folder
 
-    found = pedyra.fit(trainer, tolerance=0.05)
+    found = pedyra.fit(trainer, tolerance="5%")
     print(found)
     found.save(f"{output_dir}/smaller", overwrite=True)  # another one
     return found

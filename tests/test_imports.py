@@ -203,7 +203,7 @@ for step in range(24):
 allocator.release()
 detach(model)
 judge = Judge(model, loss)
-found = fit_batches(judge, Rows(calibration=batches, held=batches), Wanted(tolerance=0.5))
+found = fit_batches(judge, Rows(calibration=batches, held=batches), Wanted(tolerance="50%"))
 print(len(allocator.history), found.row()["of"])
 """
 

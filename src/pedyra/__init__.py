@@ -11,6 +11,7 @@ from pedyra.methods.names import CLASSES
 if TYPE_CHECKING:
     from pedyra.allocate.rank_allocator import RankAllocator as RankAllocator
     from pedyra.app.export.export import export_adapter as export_adapter
+    from pedyra.fitting.prove import Proof as Proof
     from pedyra.fitting.result import Fit as Fit
     from pedyra.lora.attach import attach as attach
     from pedyra.lora.attach import detach as detach
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pedyra.methods.sora import Sora as Sora
     from pedyra.methods.triadaptlora import TriAdaptLora as TriAdaptLora
     from pedyra.pe_dyra.scored import PeDyra as PeDyra
+    from pedyra.trainer.adapt import RankResult as RankResult
     from pedyra.trainer.adapt import adapt as adapt
     from pedyra.trainer.fit import fit as fit
     from pedyra.trainer.prove import prove as prove
@@ -41,15 +43,17 @@ _HOMES = {
     **_METHODS,
     "RankAllocator": "pedyra.allocate.rank_allocator",
     "Fit": "pedyra.fitting.result",
+    "Proof": "pedyra.fitting.prove",
+    "RankResult": "pedyra.trainer.adapt",
     "attach": "pedyra.lora.attach",
     "detach": "pedyra.lora.attach",
     "export_adapter": "pedyra.app.export.export",
 }
 
 __all__ = [
-    "AdaLora", "AutoLora", "DyLora", "ElaLora", "Expand", "Fit", "IncreLora", "LoraPlus", "Mask", "PeDyra", "Prune",
-    "RandomMoves", "RankAllocator", "Rasa", "Sora", "TriAdaptLora", "adapt", "attach", "detach", "export_adapter",
-    "fit", "prove",
+    "AdaLora", "AutoLora", "DyLora", "ElaLora", "Expand", "Fit", "IncreLora", "LoraPlus", "Mask", "PeDyra", "Proof",
+    "Prune", "RandomMoves", "RankAllocator", "RankResult", "Rasa", "Sora", "TriAdaptLora", "adapt", "attach", "detach",
+    "export_adapter", "fit", "prove",
 ]  # fmt: skip
 __version__ = "0.1.0"
 

@@ -42,7 +42,8 @@ def four_classes(tmp_path_factory: Any) -> Any:
     torch.manual_seed(2)
     shape: Any = dict(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
     shape |= dict(max_position_embeddings=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    base = BertForSequenceClassification(BertConfig(**shape, num_labels=CLASSES))
+    shape |= dict(num_labels=CLASSES)
+    base = BertForSequenceClassification(BertConfig(**shape))
     base.classifier.weight.data.mul_(20)
     lora = LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", exclude_modules=["classifier"])
     arguments = TrainingArguments(

@@ -43,7 +43,7 @@ def found_by(rank: int, size: int, out: str, weights: str, labelled: bool) -> di
     held = [{name: value for name, value in row.items() if value is not None} for row in held]
     trainer = Trainer(model, arguments, train_dataset=rows(32, 1), eval_dataset=held, compute_metrics=accuracy)
     trainer.train()
-    found = pedyra.fit(trainer, **({"tolerance": 0.05} if labelled else {"changed": "20%"}))
+    found = pedyra.fit(trainer, tolerance="5%") if labelled else pedyra.fit(trainer, changed="20%")
     found.save(Path(out, "small"))
     found.apply()
     trained = {name: weight.flatten().tolist() for name, weight in model.named_parameters() if "lora_" in name}

@@ -48,7 +48,7 @@ def fit(trainer: Any, **wanted: Any) -> pedyra.Fit:
 
 def test_a_classifier_ends_smaller_with_a_proof_and_its_metric(make_trainer: Any, tmp_path: Path):
     trainer = make_trainer()
-    found = fit(trainer, tolerance=0.05)
+    found = fit(trainer, tolerance="5%")
     assert found.verdict == "flat" and found.chosen.share <= 0.5 and found.chosen.accepted
     row = found.row()
     assert row["measured_increase"] < row["tolerance"] < row["won"]
@@ -157,7 +157,7 @@ def test_a_fit_asks_each_of_its_rows_once_a_size(make_trainer: Any):
     to be timed."""
     trainer = make_trainer(Counting)
     COUNT.update(loss=0, prediction=0)
-    found = fit(trainer, tolerance=0.01)
+    found = fit(trainer, tolerance="1%")
     assert found.row()["batches"] == 48 and found.rows == "96 to calibrate, 96 of eval_dataset to prove by"
     assert COUNT["loss"] <= 96 / 8 + 2 and COUNT["prediction"] <= 4 * 48 + 8
 
@@ -166,8 +166,8 @@ def test_another_tolerance_is_asked_by_the_same_calibration(make_trainer: Any):
     """It says what a fit says that asks it alone, sends nothing backwards, and asks no size twice. A live adapter that
     is another one was not calibrated."""
     trainer = make_trainer(Counting)
-    found = fit(trainer, tolerance=0.05)
-    for limit in ({"tolerance": "20pt"}, {"tolerance": 0.9}, {"changed": "30%"}, {"tolerance": 0.05}):
+    found = fit(trainer, tolerance="5%")
+    for limit in ({"tolerance": "20pt"}, {"tolerance": "90%"}, {"changed": "30%"}, {"tolerance": "5%"}):
         alone = fit(trainer, **limit)
         COUNT.update(loss=0, prediction=0)
         other = found.at(**limit)
@@ -216,7 +216,7 @@ def test_points_are_refused_where_no_row_is_right_or_wrong_before_the_calibratio
     with pytest.raises(UserError, match="tolerance is 1pt, and this task has no accuracy of rows"):
         fit(trainer, tolerance="1pt")
     assert COUNT["prediction"] <= 48 + 8
-    assert "accuracy_change" not in fit(trainer, tolerance=0.05).row()
+    assert "accuracy_change" not in fit(trainer, tolerance="5%").row()
 
 
 class Weighted(Trainer):
@@ -244,7 +244,7 @@ def summed(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tens
 def test_losses_are_those_of_the_trainers_own_evaluation(make_trainer: Any, kind: Any, settings: Any, given: Any):
     """The loss is the one that was trained, and not the model's."""
     trainer = make_trainer(kind, given=given, **settings)
-    found = fit(trainer, tolerance=0.05)
+    found = fit(trainer, tolerance="5%")
     whole = trainer.evaluate()["eval_loss"]
     with trainer.model.disable_adapter():
         won = trainer.evaluate()["eval_loss"] - whole
@@ -275,7 +275,7 @@ def test_an_adapter_that_began_as_a_part_of_its_weights(make_trainer: Any, tmp_p
     before = logits(trainer.model, held)
     pedyra.detach(trainer.model)
     torch.testing.assert_close(logits(trainer.model, held), before, rtol=1e-3, atol=1e-4)
-    found = fit(trainer, tolerance=0.05)
+    found = fit(trainer, tolerance="5%")
     assert found.chosen.share < 0.6 and found.row()["of"] == 8 * len(lora_layers(trainer.model))
 
 
@@ -290,7 +290,7 @@ def test_what_is_saved_and_applied_of_a_schedule_free_run_is_what_was_proved(mak
     averaged = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if "modules_to_save" in name}
     trainer.optimizer.train()
     assert any(not close(p, averaged[n]) for n, p in trainer.model.named_parameters() if n in averaged)
-    found = fit(trainer, tolerance=0.05)
+    found = fit(trainer, tolerance="5%")
     saved = load_file(found.save(tmp_path / "small") / "adapter_model.safetensors")
     for name, weight in averaged.items():
         assert close(saved[name.replace("modules_to_save.default.", "")], weight)
@@ -508,7 +508,7 @@ def test_a_held_out_batch_without_a_label_is_left_out(make_trainer: Any):
     """Its loss is a mean of nothing, which the Trainer's own evaluation leaves out too."""
     held = [{**row, "labels": -100} if number % 4 == 0 else row for number, row in enumerate(rows(96, 2))]
     trainer = make_trainer(given={"eval_dataset": held}, per_device_eval_batch_size=1)
-    found = fit(trainer, tolerance=0.05)
+    found = fit(trainer, tolerance="5%")
     assert found.row()["batches"] == found.tolerance.won.batches == 72 and found.chosen.accepted
     with trainer.model.disable_adapter():
         base = trainer.evaluate()["eval_loss"]
@@ -586,7 +586,7 @@ def drop_rows(trainer: Any) -> None:
         (Trainer, drop_rows, {}, "no eval_dataset and no train_dataset; give rows as data="),
         (Trainer, lambda trainer: setattr(trainer, "data_collator", list), {}, "each a list, and a fit takes dicts"),
         (Trainer, None, {"data": "rows.jsonl"}, "data is 'rows.jsonl'; give the rows themselves"),
-        (Trainer, None, {"tolerence": 0.1}, "fit has no tolerence; it has tolerance, changed, rank"),
+        (Trainer, None, {"tolerance": 0.1}, "tolerance is 0.1; it is a part of what was won"),
         (Stubborn, None, {"rows": 64}, "Stubborn.get_eval_dataloader gives"),
     ],
 )

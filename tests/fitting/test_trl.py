@@ -207,11 +207,11 @@ def test_a_4_bit_base_with_an_8_bit_optimizer(tmp_path: Path):
     trainer.train()
     packed = {name: w.clone() for name, w in trainer.model.named_parameters() if w.dtype == torch.uint8}
     assert packed
-    found = pedyra.fit(trainer, rows=64, tolerance=0.05)
+    found = pedyra.fit(trainer, rows=64, tolerance="5%")
     assert not found.is_whole
     assert all(same_bits(packed[name], w) for name, w in trainer.model.named_parameters() if name in packed)
     trainer.evaluate()  # which packs the weights for the processor, so that there is no backward pass
-    again = pedyra.fit(trainer, rows=64, tolerance=0.05)
+    again = pedyra.fit(trainer, rows=64, tolerance="5%")
     assert again.tolerance.won.mean == pytest.approx(found.tolerance.won.mean, rel=1e-3)
     found.apply()
     trainer.model.save_pretrained(tmp_path / "small")

@@ -345,8 +345,8 @@ def prove(
         str | None,
         typer.Option(
             metavar="M",
-            help="How much worse B may be: 1% of what A won, 0.01 of the loss, 0.5pt of the accuracy. Default: 1pt for "
-            "a classifier and for samples, 1% for others.",
+            help="How much worse B may be: 1% of what A won, 0.5pt of the accuracy, '0.01 loss', or of --samples '0.01 "
+            "METRIC'. Default: 1pt for a classifier and for samples, 1% for others.",
         ),
     ] = None,
     changed: Annotated[

@@ -120,8 +120,6 @@ def _options(record: Any) -> list[inspect.Parameter]:
     kinds, options = get_type_hints(record), []
     for each in fields(record):
         kind, default = kinds[each.name], each.default
-        if kind == float | str | None:  # which the command line does not know, and the record reads from text
-            kind = str | None
         annotation = Annotated[kind, option_of(record, each.name, shown=default not in (None, False))]
         options.append(
             inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

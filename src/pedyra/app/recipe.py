@@ -146,10 +146,9 @@ def recipe_schema() -> dict[str, Any]:
     schema = Recipe.model_json_schema()
     schema["required"] = ["model", "data"]
     schema["properties"]["method"] = method_schema()
-    number = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
-    for name, units in (("tolerance", "(%|pt)?"), ("changed", "%?")):
+    for name, units in (("tolerance", "(%|pt)"), ("changed", "%")):
         text = {"type": "string", "pattern": rf"^\d+(\.\d+)?{units}$"}
-        schema["$defs"]["Wanted"]["properties"][name]["anyOf"] = [number, text, {"type": "null"}]
+        schema["$defs"]["Wanted"]["properties"][name]["anyOf"] = [text, {"type": "null"}]
     return schema
 
 

@@ -32,8 +32,9 @@ since a repair is always good on the rows that it was made from."""
 STANDS_OUT = 10
 """A direction stays beyond the rank that was asked if it is worth a tenth of all that the cut removes, and ten times
 the mean of what it removes."""
-WORTH_MORE = 0.5
-"""Mixed ranks have more parameters, so they are taken where they leave at most this part of the divergence."""
+WORTH_MORE, NEGLIGIBLE = 0.5, 0.005
+"""Mixed ranks have more parameters, so they are taken where they leave at most this part of a divergence that is not
+negligible, in nats an answer."""
 
 
 def choosing(batches: int, processes: int) -> int:
@@ -120,8 +121,9 @@ class Choice:
         distances = self._distances(uniform)
         best = min(range(len(uniform)), key=distances.__getitem__)
         calibration = self.ways[uniform[best].way]
-        ranks = standing_out(calibration, uniform[best].ranks) if self._mixed else uniform[best].ranks
-        if ranks != uniform[best].ranks and distances[best] > 0:
+        is_mixed = self._mixed and distances[best] > NEGLIGIBLE
+        ranks = standing_out(calibration, uniform[best].ranks) if is_mixed else uniform[best].ranks
+        if ranks != uniform[best].ranks:
             mixed = replace(size(calibration, ranks), way=uniform[best].way)
             if self._distances([mixed])[0] <= WORTH_MORE * distances[best]:
                 return mixed

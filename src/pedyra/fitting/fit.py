@@ -186,7 +186,7 @@ class _Fitting:
                 f"(changed 2%), a part of what was won, such as 1%, or a Trainer whose compute_metrics returns the "
                 f"accuracy"
             )
-        if wanted.says_how:
+        if str(wanted):
             return wanted, ""
         if self.rows.unlabelled:
             return replace(wanted, changed="2%"), "the default for rows without labels"

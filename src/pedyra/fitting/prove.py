@@ -12,7 +12,7 @@ from pedyra.errors import UserError
 from pedyra.fitting.held import Against, Metrics
 from pedyra.fitting.logits import NUMBERS
 from pedyra.fitting.paired import CONFIDENCE, Increase, Pairs, paired
-from pedyra.fitting.wanted import amount
+from pedyra.fitting.wanted import amount, check_changed
 
 NO_WORSE, WORSE, CANNOT_TELL = "no worse", "worse", "cannot tell"
 POWER = 0.8
@@ -35,30 +35,27 @@ class Margin:
     """It is the default for this reason; empty where the user has given it."""
 
     @classmethod
-    def read(cls, given: Any) -> Margin:
-        """Read it: 1% is a part of what A won, 0.01 a number of the loss, 0.5pt points of the accuracy. Raises
-        ValueError."""
-        value, unit = amount(given)
-        of = {"%": "won", "pt": "accuracy", "": "loss"}[unit]
-        if not 0 <= value < (math.inf if of == "loss" else 1):
+    def read(cls, text: Any, measure: str = "loss") -> Margin:
+        """Read it: 1% is a part of what A won, 0.5pt points of the accuracy, "0.01 loss" a number of the measure.
+        Raises ValueError."""
+        value, unit = amount(text)
+        of = {"%": "won", "pt": "accuracy", measure: "loss"}.get(unit)
+        if of is None or not 0 <= value < (math.inf if of == "loss" else 1):
             raise UserError(
-                f"margin is {given!r}; it is 1% (a part of what A won over the base), 0.01 (a number of the loss), or "
-                f"0.5pt (points of the accuracy)"
+                f"margin is {text!r}; it is 1% (a part of what A won over the base), 0.5pt (points of the accuracy), "
+                f"or '0.01 {measure}' (a number of it)"
             )
-        return cls(value, of, str(given).strip())
+        return cls(value, of, str(text).strip())
 
     @classmethod
-    def asked(cls, given: Any, changed: Any) -> Margin | None:
+    def asked(cls, margin: Any, changed: Any) -> Margin | None:
         """Read what the user asks, a margin or a share of the answers; None where it is neither. Raises ValueError."""
-        if given is not None and changed is not None:
-            raise UserError(f"margin is {given} and changed is {changed}; one of them decides, so leave out the other")
+        if margin is not None and changed is not None:
+            raise UserError(f"margin is {margin} and changed is {changed}; one of them decides, so leave out the other")
         if changed is None:
-            return None if given is None else cls.read(given)
-        value, unit = amount(changed)
-        if not 0 < value < 1 or unit == "pt" or (isinstance(changed, str) and not unit):
-            raise UserError(
-                f"changed is {changed!r}; it is a share of the answers, above 0% and below 100%, such as 2%"
-            )
+            return None if margin is None else cls.read(margin)
+        check_changed(changed)
+        value, _ = amount(changed)
         return cls(value, "answers", f"{100 * value:.3g}%")
 
     @classmethod
@@ -172,7 +169,7 @@ def compare(
         if margin.of == "accuracy":
             if both is None:
                 raise UserError(
-                    f"margin is {margin.text}, and this task has no accuracy; give a part (1%), or a number"
+                    f"margin is {margin.text}, and this task has no accuracy; give a part (1%), or '0.01 loss'"
                 )
             value, error, (low, high) = both.fall, both.error, both.bounds(NormalDist().inv_cdf(CONFIDENCE))
         else:
@@ -257,7 +254,7 @@ def _answer(proof: Proof) -> str:
     if proof.won is not None and proof.won.lower() <= 0:
         return (
             f"cannot tell: A has not lowered the loss of the base beyond its noise ({proof.won.mean:+.4f} ± "
-            f"{proof.won.error:.4f}), so a part of that is no margin; give more rows, or a number"
+            f"{proof.won.error:.4f}), so a part of that is no margin; give more rows, or '0.01 loss'"
         )
     would = (
         "no number of rows that one has would tell, so near is the difference to the margin"

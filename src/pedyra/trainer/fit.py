@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -28,7 +28,17 @@ from pedyra.trainer.rows import fit_rows, is_surrogate
 from pedyra.trainer.untouched import untouched
 
 
-def fit(trainer: Trainer, *, data: Any = None, for_: str | None = None, **asked: Any) -> Fit:
+def fit(
+    trainer: Trainer,
+    *,
+    tolerance: str | None = None,
+    changed: str | None = None,
+    rank: int | None = None,
+    rows: int | None = None,
+    curve: bool = False,
+    data: Any = None,
+    for_: str | None = None,
+) -> Fit:
     """Find how small the LoRA may be that this Trainer has trained; ask after `trainer.train()`.
 
     Gradients come from `trainer.compute_loss`, losses from its own evaluation, so the loss is the one that was trained:
@@ -38,11 +48,18 @@ def fit(trainer: Trainer, *, data: Any = None, for_: str | None = None, **asked:
     random state changes. One process, or several under DDP.
 
     Args:
+        tolerance: what may be given up: "1%" of what fine-tuning won, or "0.5pt", half a point of the accuracy. By
+            default "1pt" for a classifier with labels, and "1%" for others with labels.
+        changed: or which share of the answers may be others than the whole adapter's, "2%": it needs no labels, and is
+            the default for rows without.
+        rank: take this rank in every layer, whatever it does, and say what it does.
+        rows: how many held-out rows prove at most, and how many calibrate. By default 1,024 calibrate, and as many
+            prove as one model answers in the time of the calibration.
+        curve: measure the sizes below the first that is not within tolerance too.
         data: held-out rows, as the Trainer takes an eval_dataset; by default its own, else a part of those it was
             trained on, with a warning.
         for_: where the adapter will be served: "vllm", or another of `pedyra.export.destinations`. The ranks of this
             place are asked, and `save` writes the form that it reads; "vllm:16" takes that rank whatever it does.
-        asked: the fields of `pedyra.fitting.wanted.Wanted`: tolerance, changed, rank, rows, curve.
 
     Returns:
         What was found: print it, `save` the smaller adapter, or `apply` it to the live model.
@@ -52,10 +69,9 @@ def fit(trainer: Trainer, *, data: Any = None, for_: str | None = None, **asked:
             cannot tell what is asked (a loss without labels, changed answers of a regression); the place is unknown or
             does not take this adapter, or none of its ranks is within tolerance.
     """
-    if unknown := asked.keys() - {each.name for each in fields(Wanted)}:
-        raise UserError(f"fit has no {min(unknown)}; it has {', '.join(each.name for each in fields(Wanted))}")
+    wanted = Wanted(tolerance=tolerance, changed=changed, rank=rank, rows=rows, curve=curve)
     place = None if for_ is None else destination(for_)
-    return fit_trainer(trainer, Wanted(**asked), place=place, data=data)
+    return fit_trainer(trainer, wanted, place=place, data=data)
 
 
 def fit_trainer(trainer: Trainer, wanted: Wanted, *, place: Destination | None = None, data: Any = None) -> Fit:

@@ -35,8 +35,8 @@ def prove(
     a: str | Path,
     b: str | Path,
     *,
-    margin: str | float | None = None,
-    changed: str | float | None = None,
+    margin: str | None = None,
+    changed: str | None = None,
     data: Any = None,
     rows: int | None = None,
 ) -> Proof:
@@ -47,8 +47,8 @@ def prove(
     Args:
         a: an adapter's folder, the name of a live adapter, or "base", the base model alone.
         b: another one.
-        margin: how much worse B may be: "1%" of what A won over the base, 0.01 of the loss, or "0.5pt", points of the
-            accuracy. By default "1pt" for a classifier, and "1%" for others.
+        margin: how much worse B may be: "1%" of what A won over the base, "0.5pt", points of the accuracy, or
+            "0.01 loss", a number of it. By default "1pt" for a classifier, and "1%" for others.
         changed: or which share of B's answers may be others than A's, "2%": it needs no labels, for which it is the
             default.
         data: held-out rows, as the Trainer takes an eval_dataset; by default its own.
@@ -116,7 +116,7 @@ def check_margin(margin: Margin | None, is_base: bool) -> None:
     if margin is not None and margin.of == "won" and is_base:
         raise UserError(
             f"margin is {margin.text} of what A won over the base, and A is the base; give a number of the loss "
-            f"(0.01), points of the accuracy (0.5pt), or a share of the answers (changed 2%)"
+            f"('0.01 loss'), points of the accuracy (0.5pt), or a share of the answers (changed 2%)"
         )
 
 
