@@ -20,7 +20,7 @@ from pedyra.fitting.cut import cut_to
 from pedyra.fitting.fit import Rows, fit_batches
 from pedyra.fitting.modes import disabled, evaluating
 from pedyra.fitting.paired import paired
-from pedyra.fitting.wanted import Wanted
+from pedyra.fitting.request import FitRequest
 
 FRESH_KEY = ("run", "fit", "rows", "truth")
 TRUTH_BATCH = 64
@@ -58,12 +58,12 @@ def bench_fresh(run: Path, fits: int = 40, rows: int = 1024, truth: int = 8000) 
     weights = [trained.judge.samples(batch) for batch in judged]
     whole = list(trained.judge.losses(judged, partial(evaluating, trained.model)))
     base = list(trained.judge.losses(judged, partial(disabled, trained.model)))
-    won = paired(whole, base, weights)
+    gain = paired(whole, base, weights)
     for number in range(fits):
         drawn = left[torch.randperm(len(left), generator=torch.Generator().manual_seed(1 + number))]
         calibration, held = drawn[:rows].tolist(), drawn[rows : 2 * rows].tolist()
         parts = [trained.batches_of(unseen, each, BATCH) for each in (calibration, held)]
-        found = fit_batches(trained.judge, Rows(calibration=parts[0], held=parts[1]), Wanted())
+        found = fit_batches(trained.judge, Rows(calibration=parts[0], heldout=parts[1]), FitRequest())
         losses = list(trained.judge.losses(judged, partial(cut_to, trained.model, found.factors)))
         rise, proof = paired(whole, losses, weights), found.chosen.proof
         measured = proof.rise if proof else None
@@ -72,9 +72,9 @@ def bench_fresh(run: Path, fits: int = 40, rows: int = 1024, truth: int = 8000) 
             "run": str(run), "fit": number, "rows": rows, "truth": truth,
             "rank": found.chosen.rank, "of": found.whole.rank, "share": found.chosen.share,
             "measured": measured and measured.mean, "lower": low, "upper": high, "accepted_at": found.tolerance.loss,
-            "true": rise.mean, "true_error": rise.error, "tolerance": 0.01 * won.mean,
-            "beyond": found.chosen.share < 1 and rise.lower() > 0.01 * won.mean,
-            "beyond_as_measured": found.chosen.share < 1 and rise.mean > 0.01 * won.mean,
+            "true": rise.mean, "true_error": rise.error, "tolerance": 0.01 * gain.mean,
+            "beyond": found.chosen.share < 1 and rise.lower() > 0.01 * gain.mean,
+            "beyond_as_measured": found.chosen.share < 1 and rise.mean > 0.01 * gain.mean,
             "covered": low - 1.96 * rise.error <= rise.mean <= high + 1.96 * rise.error,
         }  # fmt: skip
 

@@ -25,11 +25,11 @@ from pedyra.fitting.balance import Balance
 from pedyra.fitting.calibration import calibrate, lora_layers
 from pedyra.fitting.cut import CURVE, RECORD, check_out, cut_factors, cut_live, cut_to, write_cut
 from pedyra.fitting.fit import NotWithin, Rows, fit_batches
-from pedyra.fitting.held import Answers, Held
+from pedyra.fitting.heldout import Answers, HeldOut
 from pedyra.fitting.judge import DivergenceJudge, Judge
 from pedyra.fitting.logits import Logits
+from pedyra.fitting.request import FitRequest
 from pedyra.fitting.result import Fit
-from pedyra.fitting.wanted import Wanted
 from pedyra.lora.attach import attach
 from pedyra.lora.folder import read_lora
 
@@ -47,7 +47,7 @@ def batches(count: int, seed: int = 0) -> list[dict[str, Tensor]]:
 
 def fitted(model: Any, rows: list[list[dict[str, Tensor]]], **wanted: Any) -> Fit:
     calibration, held = rows
-    return fit_batches(Judge(model, loss), Rows(calibration=calibration, held=held), Wanted(**wanted))
+    return fit_batches(Judge(model, loss), Rows(calibration=calibration, heldout=held), FitRequest(**wanted))
 
 
 def saved(model: Any, folder: Path) -> Any:
@@ -282,8 +282,8 @@ def test_a_layer_that_keeps_the_weights_of_another_size_is_told(
             fitted(model, rows, rank=rank, tolerance="99%")
         else:
             judge = DivergenceJudge(model, lambda batch: Logits(model(batch["x"]), torch.arange(6)))
-            unlabelled = Rows(calibration=rows[0], held=rows[1], unlabelled=True)
-            fit_batches(judge, unlabelled, Wanted(rank=rank, changed="99%"))
+            unlabelled = Rows(calibration=rows[0], heldout=rows[1], unlabelled=True)
+            fit_batches(judge, unlabelled, FitRequest(rank=rank, changed="99%"))
 
 
 def test_norms_that_dora_keeps_are_not_those_of_another_size(make_net: Any):
@@ -318,7 +318,7 @@ def test_the_ranks_of_a_place_are_asked_in_their_order(two_used: Any):
 
     def asked(*ranks: int, **wanted: Any) -> Fit:
         return fit_batches(
-            Judge(two_used, loss), Rows(calibration=rows[0], held=rows[1]), Wanted(**wanted), ranks=ranks
+            Judge(two_used, loss), Rows(calibration=rows[0], heldout=rows[1]), FitRequest(**wanted), ranks=ranks
         )
 
     assert asked(3, 2).chosen.rank == 2 and asked(8, 3, 1).chosen.rank == 3
@@ -332,7 +332,7 @@ def test_the_ranks_of_a_place_are_asked_in_their_order(two_used: Any):
 def test_a_rank_that_is_named_is_taken_whatever_it_does(two_used: Any):
     rows = made_by(two_used, 20, 30)
     fit = fitted(two_used, rows, rank=1)
-    assert fit.asked and fit.chosen.rank == 1 and fit.chosen.accepted is False and fit.verdict != "flat"
+    assert fit.by_rank and fit.chosen.rank == 1 and fit.chosen.accepted is False and fit.verdict != "flat"
     assert fit.chosen.proof is not None and fit.chosen.proof.rise.mean > fit.tolerance.loss
     whole = fitted(two_used, rows, rank=9)
     assert whole.is_whole and whole.chosen.proof is None and whole.row()["measured_increase"] is None
@@ -354,7 +354,7 @@ def test_an_adapter_that_has_learned_nothing_keeps_everything(make_net: Any):
     assert fit.is_whole and fit.verdict == "unknown" and len(fit.curve) == 1
     rows = made_by(model, 20, 30)
     with pytest.raises(NotWithin, match="rank 2 is the largest .* has not lowered the loss"):  # the whole has no place
-        fit_batches(Judge(model, loss), Rows(calibration=rows[0], held=rows[1]), Wanted(), ranks=[2, 1])
+        fit_batches(Judge(model, loss), Rows(calibration=rows[0], heldout=rows[1]), FitRequest(), ranks=[2, 1])
 
 
 def test_both_factors_of_a_cut_have_one_scale(two_used: Any):
@@ -388,7 +388,7 @@ def test_a_size_goes_on_where_its_last_look_ended(two_used: Any):
         seen.append(id(batch))
         return loss(model, batch)
 
-    held = Held(Judge(two_used, counted), rows, iter)
+    held = HeldOut(Judge(two_used, counted), rows, iter)
     calibration = calibrate(Judge(two_used, loss), rows[:3])
     factors = cut_factors(two_used, calibration, dict.fromkeys(calibration.layers, 1))
     smaller, answers = partial(cut_to, two_used, factors), Answers()
@@ -403,7 +403,7 @@ def test_a_size_goes_on_where_its_last_look_ended(two_used: Any):
     [("2%", 0.02, None), ("0.5pt", 0.01, 0.005), (" 3 pt", 0.01, 0.03)],
 )
 def test_a_tolerance_is_a_part_or_points(given: Any, part: float, points: float | None):
-    wanted = Wanted(tolerance=given)
+    wanted = FitRequest(tolerance=given)
     assert wanted.part == pytest.approx(part) and wanted.points == (points and pytest.approx(points))
 
 
@@ -419,7 +419,7 @@ def test_a_tolerance_is_a_part_or_points(given: Any, part: float, points: float 
 )
 def test_what_cannot_be_wanted_is_refused(wanted: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
-        Wanted(**wanted)
+        FitRequest(**wanted)
 
 
 def test_few_batches_are_told_and_fewer_refused(two_used: Any):

@@ -39,7 +39,7 @@ def found_by(rank: int, size: int, out: str, weights: str, labelled: bool) -> di
         label_names=["labels"], per_device_train_batch_size=4, ddp_backend="gloo" if size > 1 else None,
         ddp_find_unused_parameters=False,
     )  # fmt: skip
-    held = [row if labelled else {**row, "labels": None} for row in rows(64, 2)]
+    held: Any = [row if labelled else {**row, "labels": None} for row in rows(64, 2)]
     held = [{name: value for name, value in row.items() if value is not None} for row in held]
     trainer = Trainer(model, arguments, train_dataset=rows(32, 1), eval_dataset=held, compute_metrics=accuracy)
     trainer.train()

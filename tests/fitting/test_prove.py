@@ -15,7 +15,7 @@ from scipy import stats
 
 import pedyra
 from pedyra.fitting.paired import Pairs
-from pedyra.fitting.prove import CANNOT_TELL, NO_WORSE, WORSE, Margin, Measured, Proof, compare
+from pedyra.fitting.prove import CANNOT_TELL, NO_WORSE, WORSE, Margin, Measurement, Proof, compare
 from pedyra.trainer.probe import probed
 from pedyra.trainer.rows import training_rows
 
@@ -39,7 +39,7 @@ def test_anything_else_is_refused(given: Any):
 
 def proof(margin: str, a: Any, b: Any, base: Any = None, **known: Any) -> Proof:
     """Prove it of these losses."""
-    of = [None if losses is None else Measured(list(losses), {}) for losses in (a, b, base)]
+    of = [None if losses is None else Measurement(list(losses), {}) for losses in (a, b, base)]
     assert of[0] is not None and of[1] is not None
     known = {"a": "A", "b": "B", "rows": 8 * len(a), "weights": [8.0] * len(a), **known}
     return compare(of[0], of[1], Margin.read(margin), of[2], **known)
@@ -58,7 +58,7 @@ def test_as_many_rows_as_are_said_to_tell_do_so_four_times_of_five():
     draw, both = np.random.default_rng(2), [True] * 285
     a, b = [True] * 9 + [False] * 6 + both, [False] * 9 + [True] * 6 + both
     given: Any = {"a": "A", "b": "B", "rows": 300, "weights": [300.0]}
-    asked = compare(Measured([1.0], {}, a), Measured([1.0], {}, b), Margin.read("3pt"), **given)
+    asked = compare(Measurement([1.0], {}, a), Measurement([1.0], {}, b), Margin.read("3pt"), **given)
     assert asked.verdict == CANNOT_TELL and (enough := asked.enough) is not None and enough > 300
     found = [Pairs(int(each[0]), int(each[1]), enough) for each in draw.multinomial(enough, [0.03, 0.02, 0.95], 500)]
     assert 0.7 < sum(each.bounds(ONE_SIDED)[1] <= 0.03 for each in found) / 500 < 0.9
@@ -103,7 +103,7 @@ def test_a_difference_is_told_by_its_side_and_noise_of_the_arithmetic_as_none(ma
 def test_an_accuracy_that_rises_is_told_as_higher():
     right = [True] * 199 + [False]
     known: Any = {"a": "A", "b": "B", "rows": 200, "weights": [200.0]}
-    found = compare(Measured([1.0], {}, right), Measured([1.0], {}, [True] * 200), Margin.read("5pt"), **known)
+    found = compare(Measurement([1.0], {}, right), Measurement([1.0], {}, [True] * 200), Margin.read("5pt"), **known)
     assert "the accuracy of B is 0.50 points higher" in str(found)
 
 
@@ -157,13 +157,13 @@ def test_what_a_classifier_won_is_counted_from_a_head_that_is_fitted_to_the_base
     trainer.model.save_pretrained(tmp_path / "same")
     found = pedyra.prove(trainer, "default", tmp_path / "same", margin="1%")
     probe = probed(trainer, trainer.model, training_rows(trainer), "default")
-    assert probe is not None and found.won is not None and found.base.endswith("fitted to it")
+    assert probe is not None and found.gain is not None and found.base.endswith("fitted to it")
     with probe():
         loss = trainer.evaluate()["eval_loss"]
-    assert found.loss_a is not None and found.loss_a + found.won.mean == pytest.approx(loss, rel=1e-4)
+    assert found.loss_a is not None and found.loss_a + found.gain.mean == pytest.approx(loss, rel=1e-4)
     trainer.train_dataset = None  # to fit a head on
     other = pedyra.prove(trainer, "default", tmp_path / "same", margin="1%")
-    assert other.won != found.won and other.base.endswith("untrained")
+    assert other.gain != found.gain and other.base.endswith("untrained")
 
 
 def test_mistakes_are_told(trained: Any, make_trainer: Any, tmp_path: Path):

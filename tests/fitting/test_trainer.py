@@ -35,7 +35,7 @@ from pedyra.errors import UserError
 from pedyra.fitting.calibration import lora_layers
 from pedyra.fitting.cut import CURVE, RECORD
 from pedyra.fitting.paired import Pairs
-from pedyra.fitting.wanted import Wanted
+from pedyra.fitting.request import FitRequest
 from pedyra.trainer.judge import TrainerJudge
 from pedyra.trainer.rows import _completed, fit_rows
 
@@ -247,8 +247,8 @@ def test_losses_are_those_of_the_trainers_own_evaluation(make_trainer: Any, kind
     found = fit(trainer, tolerance="5%")
     whole = trainer.evaluate()["eval_loss"]
     with trainer.model.disable_adapter():
-        won = trainer.evaluate()["eval_loss"] - whole
-    assert found.tolerance.won.mean == pytest.approx(won, rel=1e-4)
+        gain = trainer.evaluate()["eval_loss"] - whole
+    assert found.tolerance.gain.mean == pytest.approx(gain, rel=1e-4)
 
 
 def test_after_ranks_have_moved(make_trainer: Any, quick: Any):
@@ -421,7 +421,7 @@ def test_which_rows_calibrate_and_which_prove(
     """Rows that were trained on prove nothing, unless there are no others."""
     trainer = make_trainer(trains=False, given={"train_dataset": train, "eval_dataset": evaluate})
     with pytest.warns(UserWarning, match=warned) if warned else nullcontext():
-        assert str(fit_rows(trainer, data, Wanted(rows=96))) == told
+        assert str(fit_rows(trainer, data, FitRequest(rows=96))) == told
 
 
 def checkpoints(model: Any) -> bool:
@@ -462,7 +462,7 @@ def test_a_row_that_is_held_out_too_does_not_calibrate(
     seen = rows(64, 1)
     held = copy.deepcopy(seen[:shared]) + rows(96 - shared, 2)
     trainer = make_trainer(trains=False, given={"train_dataset": seen, "eval_dataset": held})
-    found = fit_rows(trainer, None, Wanted(rows=most))
+    found = fit_rows(trainer, None, FitRequest(rows=most))
     assert re.search(told, caplog.text) if told else not caplog.text
     assert str(found).startswith(f"{calibrate} to calibrate, ")
 
@@ -480,9 +480,9 @@ def test_a_trainer_of_sentence_transformers_is_judged_in_batches_of_its_own_size
             return (loss, outputs) if return_outputs else loss
 
     trainer = make_trainer(Contrastive, trains=False, per_device_eval_batch_size=3)
-    assert fit(trainer).tolerance.won.batches == 96 // 3
+    assert fit(trainer).tolerance.gain.batches == 96 // 3
     trainer.args.per_device_eval_batch_size = 64  # of which 96 rows make too few
-    assert fit(trainer).tolerance.won.batches == 96 // 4
+    assert fit(trainer).tolerance.gain.batches == 96 // 4
 
 
 def test_prompts_with_images_are_refused_where_text_is_judged():
@@ -509,10 +509,10 @@ def test_a_held_out_batch_without_a_label_is_left_out(make_trainer: Any):
     held = [{**row, "labels": -100} if number % 4 == 0 else row for number, row in enumerate(rows(96, 2))]
     trainer = make_trainer(given={"eval_dataset": held}, per_device_eval_batch_size=1)
     found = fit(trainer, tolerance="5%")
-    assert found.row()["batches"] == found.tolerance.won.batches == 72 and found.chosen.accepted
+    assert found.row()["batches"] == found.tolerance.gain.batches == 72 and found.chosen.accepted
     with trainer.model.disable_adapter():
         base = trainer.evaluate()["eval_loss"]
-    assert found.tolerance.won.mean == pytest.approx(base - trainer.evaluate()["eval_loss"], rel=1e-4)
+    assert found.tolerance.gain.mean == pytest.approx(base - trainer.evaluate()["eval_loss"], rel=1e-4)
 
 
 def test_what_is_generated_has_the_length_that_the_arguments_say(tmp_path: Path):

@@ -42,7 +42,7 @@ from pedyra.app.options import (
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.source import Source
 from pedyra.errors import UserError
-from pedyra.fitting.wanted import Wanted
+from pedyra.fitting.request import FitRequest
 from pedyra.lora.files import is_disk_full
 
 ORDER = ("train", "fit", "prove", "compare", "paper", "report", "eval", "inspect", "export", "resize", "schema")
@@ -290,9 +290,9 @@ def fit(
         ),
     ],
     *,
-    tolerance: Annotated[list[str] | None, option_of(Wanted, "tolerance", SEVERAL)] = None,
-    changed: Annotated[list[str] | None, option_of(Wanted, "changed", SEVERAL)] = None,
-    wanted: Wanted,
+    tolerance: Annotated[list[str] | None, option_of(FitRequest, "tolerance", SEVERAL)] = None,
+    changed: Annotated[list[str] | None, option_of(FitRequest, "changed", SEVERAL)] = None,
+    wanted: FitRequest,
     source: Source,
     destination: ForPlace = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: ADAPTER/fit.")] = None,
@@ -398,7 +398,7 @@ def prove(
     else:
         if metric or filter_name:
             raise UserError("--metric and --filter say what of --samples is compared; give --samples")
-        limit = Margin.asked(margin, changed)
+        limit = Margin.of_request(margin, changed)
         from pedyra.app.runs.prove import prove_paths
 
         found = prove_paths(a, b, limit, source, other, rows=rows, shown=console.is_terminal)

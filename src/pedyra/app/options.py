@@ -88,7 +88,7 @@ METAVARS = {"tolerance": "PART", "changed": "SHARE", "rank": "R", "data": "ROWS"
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """Make an option of each field of the parameters that are records (`Wanted`, `Source`), but for those that the
+    """Make an option of each field of the parameters that are records (`FitRequest`, `Source`), but for those that the
     command has itself."""
     signature = inspect.signature(command, eval_str=True)
     own = signature.parameters.keys()

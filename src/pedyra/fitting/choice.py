@@ -140,8 +140,8 @@ class Choice:
             answered = [self._judge.answering(cut)(batch) for cut in cuts]
             first = answered[0]
             if first is not None:
-                told = [divergences(each.values, first.values) for each in answered[1:] if each is not None]
-                values, weight = [float(each.mean()) for each in told], float(len(first.values))
+                values_of = [divergences(each.values, first.values) for each in answered[1:] if each is not None]
+                values, weight = [float(each.mean()) for each in values_of], float(len(first.values))
             else:
                 values, weight = self._rises(batch, cuts), self._judge.samples(batch)
             if weight > 0 and all(map(math.isfinite, values)):

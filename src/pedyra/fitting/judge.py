@@ -131,8 +131,8 @@ class DivergenceJudge(Judge):
         logits = self._values(batch).float()
         seed = sum(int(value.double().abs().sum()) for value in batch.values() if isinstance(value, Tensor))
         generator = torch.Generator(logits.device).manual_seed(seed)
-        said = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator).squeeze(-1)
-        return nn.functional.cross_entropy(logits, said) * self.loss_scale
+        draws = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator).squeeze(-1)
+        return nn.functional.cross_entropy(logits, draws) * self.loss_scale
 
     def whole(self, batches: Sequence[Batch], cut: Cut, predictions: Predictions | None = None) -> Iterator[float]:
         yield from (0.0 for _ in batches)

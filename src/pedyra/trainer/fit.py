@@ -17,9 +17,9 @@ from pedyra.fitting.calibration import lora_layers
 from pedyra.fitting.fit import PLAIN_BASE, Base, fit_batches
 from pedyra.fitting.judge import Batch, DivergenceJudge
 from pedyra.fitting.modes import disabled
+from pedyra.fitting.request import FitRequest
 from pedyra.fitting.result import Fit
 from pedyra.fitting.sizes import ranks_at
-from pedyra.fitting.wanted import Wanted
 from pedyra.lora.folder import active_adapter, saved_lora
 from pedyra.lora.supported import check_supported
 from pedyra.trainer.judge import TrainerJudge
@@ -69,12 +69,12 @@ def fit(
             cannot tell what is asked (a loss without labels, changed answers of a regression); the place is unknown or
             does not take this adapter, or none of its ranks is within tolerance.
     """
-    wanted = Wanted(tolerance=tolerance, changed=changed, rank=rank, rows=rows, curve=curve)
+    request = FitRequest(tolerance=tolerance, changed=changed, rank=rank, rows=rows, curve=curve)
     place = None if for_ is None else destination(for_)
-    return fit_trainer(trainer, wanted, place=place, data=data)
+    return fit_trainer(trainer, request, place=place, data=data)
 
 
-def fit_trainer(trainer: Trainer, wanted: Wanted, *, place: Destination | None = None, data: Any = None) -> Fit:
+def fit_trainer(trainer: Trainer, request: FitRequest, *, place: Destination | None = None, data: Any = None) -> Fit:
     """Do what `fit` does, as this record asks, for this place."""
     if not isinstance(trainer, Trainer):
         raise UserError(f"fit takes the Trainer that has trained the model, and {type(trainer).__name__} is none")
@@ -82,13 +82,13 @@ def fit_trainer(trainer: Trainer, wanted: Wanted, *, place: Destination | None =
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     adapter = active_adapter(model)
     check_live(model, adapter)
-    check_asked(wanted, place)
+    check_asked(request, place)
     ranks: list[int] = []
     if place is not None:
         with saved_lora(model, adapter) as lora:
             place.check(lora)
         ranks = ranks_at(place, max(layer.rank for layer in lora.layers))
-        wanted = replace(wanted, rank=place.rank)
+        request = replace(request, rank=place.rank)
     if (bias := model.peft_config[adapter].bias) != "none":
         warnings.warn(
             f"the adapter has bias={bias!r}, and PEFT keeps no biases of the base model, so the base model here has "
@@ -100,29 +100,29 @@ def fit_trainer(trainer: Trainer, wanted: Wanted, *, place: Destination | None =
     if trainer.args.fp16_full_eval or trainer.args.bf16_full_eval:  # the Trainer has left the model where it was
         trainer._move_model_to_device(model, trainer.args.device)
     with untouched(trainer, model):
-        judge = judged = TrainerJudge(trainer, model)
-        rows = fit_rows(trainer, data, wanted)
+        judge = trainer_judge = TrainerJudge(trainer, model)
+        rows = fit_rows(trainer, data, request)
         if rows.unlabelled or is_surrogate(trainer):
-            judge = DivergenceJudge(model, judged.answers)
-            judge.loss_scale = judged.loss_scale
+            judge = DivergenceJudge(model, trainer_judge.answers)
+            judge.loss_scale = trainer_judge.loss_scale
         shown = ("estimate" if trainer.args.disable_tqdm else "bar") if trainer.is_world_process_zero() else "nothing"
         base = base_of(trainer, model, rows.calibration, adapter)
-        found = fit_batches(judge, rows, wanted, ranks=ranks, base=base, adapter=adapter, shown=shown)
+        result = fit_batches(judge, rows, request, ranks=ranks, base=base, adapter=adapter, shown=shown)
 
-    def again(**asked: Any) -> Fit:
+    def again(**limits: Any) -> Fit:
         with untouched(trainer, model):
-            return joined(again_of(**asked))
+            return joined(again_of(**limits))
 
     def joined(fit: Fit) -> Fit:
         return replace(fit, trainer=ref(trainer), place=place, again=again)
 
-    again_of: Any = found.again
-    return joined(found)
+    again_of: Any = result.again
+    return joined(result)
 
 
-def check_asked(wanted: Wanted, place: Destination | None) -> None:
+def check_asked(request: FitRequest, place: Destination | None) -> None:
     """Refuse what says the ranks twice: ValueError."""
-    if place is not None and wanted.rank is not None:
+    if place is not None and request.rank is not None:
         raise UserError(
             f"{place.name}, where it will be served, says the ranks, so leave out rank; {place.name}:16 takes one rank "
             f"whatever it does"
@@ -149,9 +149,9 @@ def check_whole(trainer: Any, what: str) -> None:
         "tensor, context or sequence parallelism": parallel is not None
         and any(getattr(parallel, f"{kind}_enabled", False) for kind in ("tp", "cp", "sp")),
     }
-    if found := [name for name, on in ways.items() if on]:
+    if result := [name for name, on in ways.items() if on]:
         raise UserError(
-            f"the model is sharded ({found[0]}), and {what} takes it whole; save the adapter and run `pedyra "
+            f"the model is sharded ({result[0]}), and {what} takes it whole; save the adapter and run `pedyra "
             f"{'fit FOLDER' if what == 'a fit' else 'prove A B'} --data ROWS` in one process"
         )
 

@@ -128,7 +128,7 @@ def test_mistakes_are_one_line(run: Path, call: Any, tmp_path: Path):
         ("margin is", (run, run, "--margin", "half")),
         ("A is the base", ("base", run, "--margin", "1%")),
         ("is no folder", (run, tmp_path / "nothing")),
-        ("give --run RUN", ("base", "base", "--margin", "0.1")),
+        ("give --run RUN", ("base", "base", "--margin", "0.1 loss")),
         ("takes no base", (run, _model_folder(tmp_path), "--base-b", "x")),
     ]:
         code, out, _ = call(*arguments)

@@ -20,8 +20,8 @@ from pedyra.app.runs.source import Source
 from pedyra.errors import UserError
 from pedyra.export.destinations import Destination, base_name
 from pedyra.fitting.cut import RECORD, check_out
+from pedyra.fitting.request import FitRequest
 from pedyra.fitting.result import Fit, answer
-from pedyra.fitting.wanted import Wanted
 from pedyra.lora.folder import SavedLora, check_finite, check_layers, find_adapter, load_adapter, read_lora
 from pedyra.trainer.fit import check_asked, fit_trainer
 
@@ -30,8 +30,8 @@ from pedyra.trainer.fit import check_asked, fit_trainer
 class Asked:
     """A user asks this of one adapter, or of several alike."""
 
-    wanted: Wanted = Wanted()
-    others: Sequence[Wanted] = ()
+    wanted: FitRequest = FitRequest()
+    others: Sequence[FitRequest] = ()
     """The same calibration answers these too, of which no adapter is written."""
     source: Source = Source()
     place: Destination | None = None
@@ -97,7 +97,7 @@ def fit_folder(path: Path, out: Path, asked: Asked, told: Told = lambda line: No
         return [found, *_for_others(found, asked.others, told)]
 
 
-def _for_others(found: Fit, others: Sequence[Wanted], told: Told) -> Iterator[Fit]:
+def _for_others(found: Fit, others: Sequence[FitRequest], told: Told) -> Iterator[Fit]:
     """Find the size for each other tolerance, and tell it in two lines, or why these rows give none."""
     for wanted in others:
         name = f"{f'at {wanted}':12}"

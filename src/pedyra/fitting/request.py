@@ -22,7 +22,7 @@ def amount(text: Any) -> tuple[float, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class FitRequest:
     """A user asks this of a fit.
 
     Raises:
