@@ -14,8 +14,7 @@ import typer
 from benchmarks.command import JsonFile, Runs, Threads, command_line, print_done, several
 from benchmarks.rows import Row, RowFile
 from benchmarks.trained import TrainedLora, opened
-from pedyra.fitting.balance import balance, in_basis
-from pedyra.fitting.calibration import Calibration, lora_layers
+from pedyra.fitting.choice import by_singular_values
 from pedyra.fitting.cut import cut_factors, cut_to
 from pedyra.fitting.paired import paired
 from pedyra.fitting.sizes import of_rank
@@ -107,18 +106,6 @@ def _cuts(
             smaller = TrainedLora(other, rows, held_out)
             taken = smaller.parameters, smaller.training_seconds
             yield row("from the start", config["r"], smaller.whole, *taken, other)
-
-
-def by_singular_values(model: Any, measured: Calibration) -> Calibration:
-    """The same sums along the directions of the singular values of B A, the largest first."""
-    layers = {}
-    for name, module in lora_layers(model).items():
-        A, B = (slot["default"].weight.detach().double() for slot in (module.lora_A, module.lora_B))
-        basis = balance(A @ A.T, B.T @ B)  # of white inputs and gradients
-        layer = measured.layers[name]
-        K = layer.basis.inverse @ layer.products @ layer.basis.T
-        layers[name] = replace(layer, basis=basis, products=in_basis(K, basis))
-    return replace(measured, layers=layers)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pedyra.fitting.cut import cut_to
 from pedyra.fitting.fit import Rows, fit_batches
 from pedyra.fitting.modes import disabled, evaluating
 from pedyra.fitting.paired import paired
-from pedyra.fitting.wanted import Wanted
+from pedyra.fitting.request import FitRequest
 
 FRESH_KEY = ("run", "fit", "rows", "truth")
 TRUTH_BATCH = 64
@@ -63,7 +63,7 @@ def bench_fresh(run: Path, fits: int = 40, rows: int = 1024, truth: int = 8000) 
         draw = left[torch.randperm(len(left), generator=torch.Generator().manual_seed(1 + number))]
         calibration, held = draw[:rows].tolist(), draw[rows : 2 * rows].tolist()
         parts = [lora.batches_of(unseen, each, BATCH) for each in (calibration, held)]
-        fit = fit_batches(lora.judge, Rows(calibration=parts[0], held=parts[1]), Wanted())
+        fit = fit_batches(lora.judge, Rows(calibration=parts[0], heldout=parts[1]), FitRequest())
         losses = list(lora.judge.losses(judged, partial(cut_to, lora.model, fit.factors)))
         rise, proof = paired(whole, losses, weights), fit.chosen.proof
         measured = proof.rise if proof else None

@@ -19,7 +19,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from pedyra.export.destinations import destinations
-from pedyra.fitting.wanted import Wanted
+from pedyra.fitting.request import FitRequest
 from pedyra.lab.compare.statistics import interval, standard_error
 from pedyra.lora.supported import KINDS, VERBS
 from pedyra.methods.names import class_of, field_docs
@@ -862,10 +862,10 @@ def methods_in_short() -> Cells:
     return [["in Python", "method", "its ranks"], *([row[2], row[1].partition(":")[0], row[3]] for row in shown)]
 
 
-@table("Wanted")
+@table("FitRequest")
 def asked_of_a_fit() -> Cells:
-    """The fields of `Wanted`, each as the option that the command line makes of it."""
-    head, *rest = _settings(Wanted)
+    """The fields of `FitRequest`, each as the option that the command line makes of it."""
+    head, *rest = _settings(FitRequest)
     options = [f"`--{cells[0].strip('`').replace('_', '-')}`" for cells in rest]
     return [
         ["Python, recipe", "command line", *head[1:]],

@@ -57,7 +57,7 @@ def main(output_dir: str = "runs/example_sft", steps: int = 300) -> pedyra.Fit:
     trainer.train()
     trainer.save_model(f"{output_dir}/adapter")
 
-    result = pedyra.fit(trainer, tolerance=0.05)
+    result = pedyra.fit(trainer, tolerance="5%")
     print(result)
     result.save(f"{output_dir}/smaller", overwrite=True)  # an ordinary LoRA folder, as the first
     return result

@@ -47,7 +47,7 @@ def main(output_dir: str = "runs/example_trainer", steps: int = 300) -> pedyra.F
         print(f"{rank:3d}  {name}")
     model.save_pretrained(f"{output_dir}/adapter")  # an ordinary LoRA folder
 
-    result = pedyra.fit(trainer, tolerance=0.05)
+    result = pedyra.fit(trainer, tolerance="5%")
     print(result)
     result.save(f"{output_dir}/smaller", overwrite=True)  # another one
     return result

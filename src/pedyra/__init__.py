@@ -11,6 +11,7 @@ from pedyra.methods.names import CLASSES
 if TYPE_CHECKING:
     from pedyra.allocate.rank_allocator import RankAllocator as RankAllocator
     from pedyra.export.export import export_adapter as export_adapter
+    from pedyra.fitting.prove import Proof as Proof
     from pedyra.fitting.result import Fit as Fit
     from pedyra.lora.attach import attach as attach
     from pedyra.lora.attach import detach as detach
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pedyra.methods.sora import Sora as Sora
     from pedyra.methods.triadaptlora import TriAdaptLora as TriAdaptLora
     from pedyra.pe_dyra.method import PeDyra as PeDyra
+    from pedyra.trainer.adapt import RankResult as RankResult
     from pedyra.trainer.adapt import adapt as adapt
     from pedyra.trainer.fit import fit as fit
     from pedyra.trainer.prove import prove as prove
@@ -43,6 +45,8 @@ _HOMES = {
     **_METHODS,
     "RankAllocator": "pedyra.allocate.rank_allocator",
     "Fit": "pedyra.fitting.result",
+    "Proof": "pedyra.fitting.prove",
+    "RankResult": "pedyra.trainer.adapt",
     "attach": "pedyra.lora.attach",
     "detach": "pedyra.lora.attach",
     "export_adapter": "pedyra.export.export",
@@ -50,8 +54,8 @@ _HOMES = {
 
 __all__ = [
     "AdaLora", "AutoLora", "DyLora", "ElaLora", "Eva", "Expand", "Fit", "Gora", "IncreLora", "LoraPlus", "Mask",
-    "PeDyra", "Prune", "RandomMoves", "RankAllocator", "Rasa", "Sora", "TriAdaptLora", "adapt", "attach", "detach",
-    "export_adapter", "fit", "prove",
+    "PeDyra", "Proof", "Prune", "RandomMoves", "RankAllocator", "RankResult", "Rasa", "Sora", "TriAdaptLora", "adapt",
+    "attach", "detach", "export_adapter", "fit", "prove",
 ]  # fmt: skip
 __version__ = "0.1.0"
 

@@ -79,7 +79,7 @@ def test_a_run_moves_ranks_and_resumes_bit_for_bit(
     assert_equal(run(tmp_path / "again", str(tmp_path / "again" / f"checkpoint-{at}"))[1], unbroken)
     trainer.eval_dataset = list(trainer.train_dataset)[1:]  # that a fit runs is asked, and not how good it is
     with pytest.warns(UserWarning, match="16 batches of held-out rows"):
-        assert pedyra.fit(trainer, rows=48, tolerance=0.5).measure == "loss"
+        assert pedyra.fit(trainer, rows=48, tolerance="50%").measure == "loss"
     note("optimizer", optim, ranks="move", resume="the same bits", fit="works")
 
 
@@ -108,7 +108,7 @@ def test_what_cannot_follow_is_refused_before_the_first_step_and_fitted_afterwar
     pedyra.detach(trainer.model)
     trainer.eval_dataset = list(trainer.train_dataset)[1:]  # that a fit runs is asked, and not how good it is
     with pytest.warns(UserWarning, match="16 batches of held-out rows"):
-        assert pedyra.fit(trainer, rows=48, tolerance=0.5).measure == "loss"
+        assert pedyra.fit(trainer, rows=48, tolerance="50%").measure == "loss"
     note("optimizer", optim, ranks=refused(told.value), resume="", fit="works")
 
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks.cuts import CUTS_KEY, bench_cuts, by_singular_values
+from benchmarks.cuts import CUTS_KEY, bench_cuts
 from benchmarks.fresh import bench_fresh, summary
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.run import train_run
 from pedyra.fitting.calibration import calibrate, lora_layers
+from pedyra.fitting.choice import by_singular_values
 from pedyra.fitting.cut import cut
 from pedyra.fitting.judge import Judge
 from pedyra.lora.files import SUMS

@@ -15,7 +15,7 @@ from pedyra.lora.card import CARD, shown_megabytes
 
 @pytest.fixture
 def found(make_trainer: Any) -> pedyra.Fit:
-    return pedyra.fit(make_trainer(), tolerance=0.05, rows=64)
+    return pedyra.fit(make_trainer(), tolerance="5%", rows=64)
 
 
 def test_the_card_says_how_much_is_left_and_what_proves_it(found: pedyra.Fit, tmp_path: Path):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pedyra.fitting.fit import Rows, fit_batches
 from pedyra.fitting.judge import DivergenceJudge, Judge
 from pedyra.fitting.logits import Logits, answer_logits, divergences
-from pedyra.fitting.wanted import Wanted
+from pedyra.fitting.request import FitRequest
 
 IDS = torch.arange(3, 23).view(4, 5)
 CLASSES = torch.tensor([0, 1, 1, 0])
@@ -101,7 +101,7 @@ def test_the_divergence_is_predicted_by_what_the_model_itself_would_say(make_net
     gradients of the model's own samples is its second order: of the same size, where nothing makes up for it."""
     model = make_net(trained=True).eval()
     judge = sayer(model)
-    fit = fit_batches(judge, Rows(calibration=inputs(150, 1), held=inputs(150, 3)), Wanted(rank=2))
+    fit = fit_batches(judge, Rows(calibration=inputs(150, 1), heldout=inputs(150, 3)), FitRequest(rank=2))
     assert fit.measure == judge.measure and fit.chosen.proof is not None
     assert 0 < fit.chosen.proof.rise.mean < 4 * fit.chosen.predicted
 

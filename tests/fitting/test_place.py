@@ -54,7 +54,7 @@ def test_a_fit_for_a_place_asks_its_ranks_and_is_saved_for_it(make_trainer: Any,
     """Of the ranks below 4 vLLM takes 1 alone, and for nearly all that was won it is enough."""
     found = pedyra.fit(make_trainer(), rows=96, tolerance="90%", for_=place)
     assert [each.rank for each in found.curve] == [4, 1] and found.chosen.rank == 1
-    assert found.asked == (place == "vllm:1")
+    assert found.by_rank == (place == "vllm:1")
     served = found.save(tmp_path / "served")
     assert config(served)["r"] == 1 and (served / "pedyra_export.json").is_file()
     assert not (found.save(tmp_path / "plain", for_="peft") / "pedyra_export.json").exists()

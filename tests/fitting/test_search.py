@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pedyra.fitting.held import Against
+from pedyra.fitting.heldout import Comparison
 from pedyra.fitting.paired import Increase, Pairs, paired
 from pedyra.fitting.search import search
 from pedyra.fitting.sizes import Candidate, ranks_below
@@ -39,13 +39,13 @@ class Asked:
         self.truth, self.batches, self.draw = truth, batches, draw
         self.random, self.rises, self.calls = np.random.default_rng(seed), {}, []
 
-    def __call__(self, size: Candidate, part: float) -> Against:
+    def __call__(self, size: Candidate, part: float) -> Comparison:
         if size.rank not in self.rises:
             noise = 0.0 if self.draw is None else 8 * self.draw(self.random, (self.batches, 8)).mean(1)
             self.rises[size.rank] = (self.truth(size.rank) + noise * np.ones(self.batches)).tolist()
         seen = self.rises[size.rank][: round(part * self.batches)]
         self.calls.append((size.rank, len(seen)))
-        return Against(paired([0.0] * len(seen), seen, [8.0] * len(seen)), batches=len(seen))
+        return Comparison(paired([0.0] * len(seen), seen, [8.0] * len(seen)), batches=len(seen))
 
     def search(self, limit: Tolerance = KNOWN) -> list[Candidate]:
         return search(SIZES, limit, self, self.batches)
@@ -140,9 +140,9 @@ def test_points_of_the_accuracy_are_judged_by_the_rows_that_are_lost_on_all_of_t
     lost = {8: (10, 2), 6: (22, 2), 4: (40, 0)}
     calls = []
 
-    def ask(size: Candidate, part: float) -> Against:
+    def ask(size: Candidate, part: float) -> Comparison:
         calls.append(part)
-        return Against(Increase(100.0, 0.1, 128), Pairs(*lost[size.rank], 1000))
+        return Comparison(Increase(100.0, 0.1, 128), Pairs(*lost[size.rank], 1000))
 
     found = search(SIZES, Tolerance(Increase(0.0, 1.0, 128), 0.01, points), ask, 128)
     assert [each.accepted for each in found] == ranks and set(calls) == {1.0}
@@ -157,9 +157,9 @@ def test_a_tolerance_that_is_known_badly_is_not_taken_for_true():
     """The rise is a tenth of a percent beyond it, and its noise is small beside that of what was won. At the face value
     of the tolerance a size would be taken in a third of cases."""
     rng = np.random.default_rng(0)
-    won, rise = 0.02 + 0.08 * rng.standard_normal((2000, 110)), 0.0002002 + 0.000367 * rng.standard_normal((2000, 110))
-    measured = [[paired([0.0] * 110, row.tolist(), [1.0] * 110) for row in rows] for rows in (won, rise)]
-    pairs = [(Tolerance(w, 0.01), Against(r)) for w, r in zip(*measured, strict=True)]
+    gain, rise = 0.02 + 0.08 * rng.standard_normal((2000, 110)), 0.0002002 + 0.000367 * rng.standard_normal((2000, 110))
+    measured = [[paired([0.0] * 110, row.tolist(), [1.0] * 110) for row in rows] for rows in (gain, rise)]
+    pairs = [(Tolerance(w, 0.01), Comparison(r)) for w, r in zip(*measured, strict=True)]
     learned = [(tolerance, found) for tolerance, found in pairs if tolerance.learned]
     assert len(learned) > 1000
     assert np.mean([found.rise.upper() <= tolerance.loss for tolerance, found in learned]) > 0.25
@@ -167,11 +167,11 @@ def test_a_tolerance_that_is_known_badly_is_not_taken_for_true():
     assert np.mean([tolerance.forbids(found) for tolerance, found in learned]) < 0.08
 
 
-def risen(mean: float) -> Against:
-    return Against(Increase(mean, 0.002, 1000))
+def risen(mean: float) -> Comparison:
+    return Comparison(Increase(mean, 0.002, 1000))
 
 
-LEARNED, NOTHING = (Tolerance(Increase(won, 0.01, 1000), 0.01) for won in (1.0, 0.001))
+LEARNED, NOTHING = (Tolerance(Increase(gain, 0.01, 1000), 0.01) for gain in (1.0, 0.001))
 
 
 @pytest.mark.parametrize(
@@ -198,13 +198,13 @@ def test_a_word_says_whether_the_rank_was_more_than_enough(
 def test_as_many_rows_as_are_said_to_be_needed_tell_in_four_of_five_cases(truth: float, allowed: bool):
     rng, limit = np.random.default_rng(0), Tolerance(Increase(0.2, 0.001, 10_000), 0.01)
 
-    def found(batches: int) -> Against:
+    def found(batches: int) -> Comparison:
         rises = rng.standard_normal(batches)
         rises = truth + 0.015 * (rises - rises.mean()) / rises.std() + 0.015 * rng.standard_normal() / batches**0.5
-        return Against(paired([0.0] * batches, rises.tolist(), [1.0] * batches))
+        return Comparison(paired([0.0] * batches, rises.tolist(), [1.0] * batches))
 
     error = 0.015 / 100**0.5
-    needed = limit.rows_needed(Against(Increase(truth, error, 100)))
+    needed = limit.rows_needed(Comparison(Increase(truth, error, 100)))
     assert 3 < needed < 8
     tells = limit.allows if allowed else limit.forbids
     told = np.mean([tells(found(round(100 * needed))) for _ in range(2000)])
@@ -215,13 +215,15 @@ def test_as_many_rows_as_are_said_to_be_needed_tell_in_four_of_five_cases(truth:
 @pytest.mark.parametrize(
     ("limit", "found", "expected"),
     [
-        (Tolerance(Increase(0.2, 0.0, 1000), 0.01), Against(Increase(0.003, 0.001, 1000)), "3%"),
-        (Tolerance(Increase(0.2, 0.0, 1000), 0.03), Against(Increase(0.003, 0.001, 1000)), "4%"),
-        (Tolerance(Increase(0.2, 0.0, 1000), 0.01), Against(Increase(0.3, 0.001, 1000)), None),
-        (Tolerance(Increase(0.2, 0.0, 1000), 0.01, 0.005), Against(Increase(0, 0, 2), Pairs(30, 20, 1000)), "2.3pt"),
+        (Tolerance(Increase(0.2, 0.0, 1000), 0.01), Comparison(Increase(0.003, 0.001, 1000)), "3%"),
+        (Tolerance(Increase(0.2, 0.0, 1000), 0.03), Comparison(Increase(0.003, 0.001, 1000)), "4%"),
+        (Tolerance(Increase(0.2, 0.0, 1000), 0.01), Comparison(Increase(0.3, 0.001, 1000)), None),
+        (Tolerance(Increase(0.2, 0.0, 1000), 0.01, 0.005), Comparison(Increase(0, 0, 2), Pairs(30, 20, 1000)), "2.3pt"),
     ],
     ids=["percent", "above the present one", "more than was won", "points"],
 )
-def test_the_next_tolerance_is_the_first_above_the_upper_bound(limit: Tolerance, found: Against, expected: str | None):
+def test_the_next_tolerance_is_the_first_above_the_upper_bound(
+    limit: Tolerance, found: Comparison, expected: str | None
+):
     """The bounds are 0.0046 of the 0.2 that was won, and 2.21 points by Tango's score."""
     assert limit.next_allowing(found) == expected

@@ -12,7 +12,7 @@ import torch
 from closeness import close
 from scipy import stats
 
-from pedyra.fitting.held import Against
+from pedyra.fitting.heldout import Comparison
 from pedyra.fitting.logits import Logits, compared_rows, per_token, share_of
 from pedyra.fitting.paired import Increase
 from pedyra.fitting.search import search
@@ -37,7 +37,7 @@ def test_rows_of_one_answer_have_the_bounds_of_clopper_and_pearson(count: int, r
 
 def test_two_percent_is_proved_by_47_changed_rows_of_3000_and_not_by_48():
     for count, allowed in ((47, True), (48, False)):
-        found = Against(changed=Share.of([1.0] * count + [0.0] * (3000 - count)))
+        found = Comparison(changed=Share.of([1.0] * count + [0.0] * (3000 - count)))
         assert TWO_PERCENT.allows(found) == allowed
 
 
@@ -66,9 +66,9 @@ def test_a_size_just_beyond_a_changed_tolerance_is_taken_in_one_fit_of_twenty(dr
     for _ in range(fits):
         drawn = {size.rank: draw(random, rows, 0.0201) for size in SIZES}
 
-        def ask(size: Candidate, part: float, drawn: dict[int, Any] = drawn) -> Against:
+        def ask(size: Candidate, part: float, drawn: dict[int, Any] = drawn) -> Comparison:
             seen = drawn[size.rank][: round(part * rows)]
-            return Against(changed=Share.of(seen.tolist()), batches=round(part * rows / 8))
+            return Comparison(changed=Share.of(seen.tolist()), batches=round(part * rows / 8))
 
         taken += any(size.accepted for size in search(SIZES, TWO_PERCENT, ask, rows // 8))
     assert taken / fits <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / fits)
@@ -77,9 +77,9 @@ def test_a_size_just_beyond_a_changed_tolerance_is_taken_in_one_fit_of_twenty(dr
 def test_rows_that_are_beyond_are_rejected_and_few_that_change_are_taken():
     shares = {8: 0.0, 6: 0.01, 4: 0.2}
 
-    def ask(size: Candidate, part: float) -> Against:
+    def ask(size: Candidate, part: float) -> Comparison:
         rows = round(part * 1024)
-        return Against(changed=Share.of([1.0] * round(shares[size.rank] * rows) + [0.0] * rows), batches=rows // 8)
+        return Comparison(changed=Share.of([1.0] * round(shares[size.rank] * rows) + [0.0] * rows), batches=rows // 8)
 
     assert [size.accepted for size in search(SIZES, TWO_PERCENT, ask, 128)] == [True, True, False]
 

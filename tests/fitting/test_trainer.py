@@ -35,7 +35,7 @@ from pedyra.errors import UserError
 from pedyra.fitting.calibration import lora_layers
 from pedyra.fitting.cut import CURVE, FIT_RECORD
 from pedyra.fitting.paired import Pairs
-from pedyra.fitting.wanted import Wanted
+from pedyra.fitting.request import FitRequest
 from pedyra.trainer.judge import TrainerJudge
 from pedyra.trainer.rows import _completed, fit_rows
 
@@ -48,7 +48,7 @@ def fit(trainer: Any, **wanted: Any) -> pedyra.Fit:
 
 def test_a_classifier_ends_smaller_with_a_proof_and_its_metric(make_trainer: Any, tmp_path: Path):
     trainer = make_trainer()
-    found = fit(trainer, tolerance=0.05)
+    found = fit(trainer, tolerance="5%")
     assert found.verdict == "flat" and found.chosen.share <= 0.5 and found.chosen.accepted
     row = found.row()
     assert row["measured_increase"] < row["tolerance"] < row["won"]
@@ -157,9 +157,33 @@ def test_a_fit_asks_each_of_its_rows_once_a_size(make_trainer: Any):
     to be timed."""
     trainer = make_trainer(Counting)
     COUNT.update(loss=0, prediction=0)
-    found = fit(trainer, tolerance=0.01)
+    found = fit(trainer, tolerance="1%")
     assert found.row()["batches"] == 48 and found.rows == "96 to calibrate, 96 of eval_dataset to prove by"
     assert COUNT["loss"] <= 96 / 8 + 2 and COUNT["prediction"] <= 4 * 48 + 8
+
+
+def test_another_tolerance_is_asked_by_the_same_calibration(make_trainer: Any):
+    """It says what a fit says that asks it alone, sends nothing backwards, and asks no size twice. A live adapter that
+    is another one was not calibrated."""
+    trainer = make_trainer(Counting)
+    found = fit(trainer, tolerance="5%")
+    for limit in ({"tolerance": "20pt"}, {"tolerance": "90%"}, {"changed": "30%"}, {"tolerance": "5%"}):
+        alone = fit(trainer, **limit)
+        COUNT.update(loss=0, prediction=0)
+        other = found.at(**limit)
+        assert COUNT["loss"] == 0 and COUNT["prediction"] <= 2 * 48 + 4
+        assert (other.ranks, other.verdict, other.promise) == (alone.ranks, alone.verdict, alone.promise)
+        row, of = other.row(), alone.row()
+        for name in ("tolerance", "measured_increase", "changed", "accuracy_change"):
+            assert row.get(name) == pytest.approx(of.get(name))
+    COUNT.update(loss=0, prediction=0)
+    found.at("1pt").at(changed="5%")
+    assert COUNT["prediction"] <= 4
+    with pytest.raises(UserError, match="one of them is held"):
+        found.at("1pt", changed="2%")
+    found.apply()
+    with pytest.raises(UserError, match="another one than was calibrated"):
+        found.at("1pt")
 
 
 def answers(trainer: Any) -> list[bool]:
@@ -192,7 +216,7 @@ def test_points_are_refused_where_no_row_is_right_or_wrong_before_the_calibratio
     with pytest.raises(UserError, match="tolerance is 1pt, and this task has no accuracy of rows"):
         fit(trainer, tolerance="1pt")
     assert COUNT["prediction"] <= 48 + 8
-    assert "accuracy_change" not in fit(trainer, tolerance=0.05).row()
+    assert "accuracy_change" not in fit(trainer, tolerance="5%").row()
 
 
 class Weighted(Trainer):
@@ -220,11 +244,11 @@ def summed(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tens
 def test_losses_are_those_of_the_trainers_own_evaluation(make_trainer: Any, kind: Any, settings: Any, given: Any):
     """The loss is the one that was trained, and not the model's."""
     trainer = make_trainer(kind, given=given, **settings)
-    found = fit(trainer, tolerance=0.05)
+    found = fit(trainer, tolerance="5%")
     whole = trainer.evaluate()["eval_loss"]
     with trainer.model.disable_adapter():
-        won = trainer.evaluate()["eval_loss"] - whole
-    assert found.tolerance.won.mean == pytest.approx(won, rel=1e-4)
+        gain = trainer.evaluate()["eval_loss"] - whole
+    assert found.tolerance.gain.mean == pytest.approx(gain, rel=1e-4)
 
 
 def test_after_ranks_have_moved(make_trainer: Any, quick: Any):
@@ -251,7 +275,7 @@ def test_an_adapter_that_began_as_a_part_of_its_weights(make_trainer: Any, tmp_p
     before = logits(trainer.model, held)
     pedyra.detach(trainer.model)
     torch.testing.assert_close(logits(trainer.model, held), before, rtol=1e-3, atol=1e-4)
-    found = fit(trainer, tolerance=0.05)
+    found = fit(trainer, tolerance="5%")
     assert found.chosen.share < 0.6 and found.row()["of"] == 8 * len(lora_layers(trainer.model))
 
 
@@ -266,7 +290,7 @@ def test_what_is_saved_and_applied_of_a_schedule_free_run_is_what_was_proved(mak
     averaged = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if "modules_to_save" in name}
     trainer.optimizer.train()
     assert any(not close(p, averaged[n]) for n, p in trainer.model.named_parameters() if n in averaged)
-    found = fit(trainer, tolerance=0.05)
+    found = fit(trainer, tolerance="5%")
     saved = load_file(found.save(tmp_path / "small") / "adapter_model.safetensors")
     for name, weight in averaged.items():
         assert close(saved[name.replace("modules_to_save.default.", "")], weight)
@@ -397,7 +421,7 @@ def test_which_rows_calibrate_and_which_prove(
     """Rows that were trained on prove nothing, unless there are no others."""
     trainer = make_trainer(trains=False, given={"train_dataset": train, "eval_dataset": evaluate})
     with pytest.warns(UserWarning, match=warned) if warned else nullcontext():
-        assert str(fit_rows(trainer, data, Wanted(rows=96))) == told
+        assert str(fit_rows(trainer, data, FitRequest(rows=96))) == told
 
 
 def checkpoints(model: Any) -> bool:
@@ -438,7 +462,7 @@ def test_a_row_that_is_held_out_too_does_not_calibrate(
     seen = rows(64, 1)
     held = copy.deepcopy(seen[:shared]) + rows(96 - shared, 2)
     trainer = make_trainer(trains=False, given={"train_dataset": seen, "eval_dataset": held})
-    found = fit_rows(trainer, None, Wanted(rows=most))
+    found = fit_rows(trainer, None, FitRequest(rows=most))
     assert re.search(told, caplog.text) if told else not caplog.text
     assert str(found).startswith(f"{calibrate} to calibrate, ")
 
@@ -456,9 +480,9 @@ def test_a_trainer_of_sentence_transformers_is_judged_in_batches_of_its_own_size
             return (loss, outputs) if return_outputs else loss
 
     trainer = make_trainer(Contrastive, trains=False, per_device_eval_batch_size=3)
-    assert fit(trainer).tolerance.won.batches == 96 // 3
+    assert fit(trainer).tolerance.gain.batches == 96 // 3
     trainer.args.per_device_eval_batch_size = 64  # of which 96 rows make too few
-    assert fit(trainer).tolerance.won.batches == 96 // 4
+    assert fit(trainer).tolerance.gain.batches == 96 // 4
 
 
 def test_prompts_with_images_are_refused_where_text_is_judged():
@@ -484,11 +508,11 @@ def test_a_held_out_batch_without_a_label_is_left_out(make_trainer: Any):
     """Its loss is a mean of nothing, which the Trainer's own evaluation leaves out too."""
     held = [{**row, "labels": -100} if number % 4 == 0 else row for number, row in enumerate(rows(96, 2))]
     trainer = make_trainer(given={"eval_dataset": held}, per_device_eval_batch_size=1)
-    found = fit(trainer, tolerance=0.05)
-    assert found.row()["batches"] == found.tolerance.won.batches == 72 and found.chosen.accepted
+    found = fit(trainer, tolerance="5%")
+    assert found.row()["batches"] == found.tolerance.gain.batches == 72 and found.chosen.accepted
     with trainer.model.disable_adapter():
         base = trainer.evaluate()["eval_loss"]
-    assert found.tolerance.won.mean == pytest.approx(base - trainer.evaluate()["eval_loss"], rel=1e-4)
+    assert found.tolerance.gain.mean == pytest.approx(base - trainer.evaluate()["eval_loss"], rel=1e-4)
 
 
 def test_what_is_generated_has_the_length_that_the_arguments_say(tmp_path: Path):
@@ -562,7 +586,7 @@ def drop_rows(trainer: Any) -> None:
         (Trainer, drop_rows, {}, "no eval_dataset and no train_dataset; give rows as data="),
         (Trainer, lambda trainer: setattr(trainer, "data_collator", list), {}, "each a list, and a fit takes dicts"),
         (Trainer, None, {"data": "rows.jsonl"}, "data is 'rows.jsonl'; give the rows themselves"),
-        (Trainer, None, {"tolerence": 0.1}, "fit has no tolerence; it has tolerance, changed, rank"),
+        (Trainer, None, {"tolerance": 0.1}, "tolerance is 0.1; it is a part of what was won"),
         (Stubborn, None, {"rows": 64}, "Stubborn.get_eval_dataloader gives"),
     ],
 )

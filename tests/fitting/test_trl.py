@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer
 
 import pedyra
-from pedyra.fitting.wanted import Wanted
+from pedyra.fitting.request import FitRequest
 from pedyra.trainer.judge import TrainerJudge
 from pedyra.trainer.rows import fit_rows
 
@@ -63,7 +63,7 @@ def test_the_loss_is_the_one_that_was_trained(make: Any, kind: str, tmp_path: Pa
             base = {"DPO": 0.6931, "KTO": 0.5}[kind]
         else:
             base = trainer.evaluate()["eval_loss"]
-    assert found.tolerance.won.mean == pytest.approx(base - whole, rel=0.15)  # means over other batches
+    assert found.tolerance.gain.mean == pytest.approx(base - whole, rel=0.15)  # means over other batches
     found.apply()
     after = trainer.evaluate()["eval_loss"]
     assert found.chosen.proof is not None
@@ -112,7 +112,7 @@ def test_where_the_loss_is_a_surrogate_the_divergence_is_measured(make: Any, kin
     monkeypatch.setattr(type(trainer), "prediction_step", None)
     found = fitted(trainer, rows=32)
     assert found.measure == "divergence from the whole adapter" and found.measure in str(found)
-    assert found.tolerance.won.mean > 0
+    assert found.tolerance.gain.mean > 0
     assert all(point.proof is None or point.proof.rise.mean >= 0 for point in found.curve)
 
 
@@ -122,8 +122,8 @@ def test_a_batch_of_an_evaluation_holds_whole_groups_of_completions(make: Any):
     trainer = make("GRPO", steps=1, num_generations=16, gradient_accumulation_steps=2)
     trainer.train()
     assert trainer.args.per_device_eval_batch_size == 8
-    parts = fit_rows(trainer, None, Wanted(rows=32))
-    sizes = {len(batch["labels"]) for part in (parts.calibration, parts.held) for batch in part}
+    parts = fit_rows(trainer, None, FitRequest(rows=32))
+    sizes = {len(batch["labels"]) for part in (parts.calibration, parts.heldout) for batch in part}
     assert sizes == {16}
 
 
@@ -163,7 +163,7 @@ def test_rows_that_are_given_are_formatted_as_those_that_were_trained_on(tmp_pat
     trainer = sft(tmp_path, {"formatting_func": lambda row: f"a b {row['said']}"})
     held, losses = questions(72, 5), []
     for rows in (held, held.add_column("text", ["e e e e e e"] * len(held))):
-        losses.append(fitted(trainer, data=rows, rank=1).tolerance.won.mean)
+        losses.append(fitted(trainer, data=rows, rank=1).tolerance.gain.mean)
     assert losses[0] == losses[1]
 
 
@@ -207,12 +207,12 @@ def test_a_4_bit_base_with_an_8_bit_optimizer(tmp_path: Path):
     trainer.train()
     packed = {name: w.clone() for name, w in trainer.model.named_parameters() if w.dtype == torch.uint8}
     assert packed
-    found = pedyra.fit(trainer, rows=64, tolerance=0.05)
+    found = pedyra.fit(trainer, rows=64, tolerance="5%")
     assert not found.is_whole
     assert all(same_bits(packed[name], w) for name, w in trainer.model.named_parameters() if name in packed)
     trainer.evaluate()  # which packs the weights for the processor, so that there is no backward pass
-    again = pedyra.fit(trainer, rows=64, tolerance=0.05)
-    assert again.tolerance.won.mean == pytest.approx(found.tolerance.won.mean, rel=1e-3)
+    again = pedyra.fit(trainer, rows=64, tolerance="5%")
+    assert again.tolerance.gain.mean == pytest.approx(found.tolerance.gain.mean, rel=1e-3)
     found.apply()
     trainer.model.save_pretrained(tmp_path / "small")
 
@@ -225,7 +225,7 @@ def test_rows_that_are_given_get_the_reference_that_dpo_has_computed_before(make
     held = data("pair", 72, 5)
     evaluated = trainer.evaluate(held)["eval_loss"]
     found = fitted(trainer, data=held, rank=1)
-    assert found.tolerance.won.mean == pytest.approx(0.6931 - evaluated, abs=0.02)
+    assert found.tolerance.gain.mean == pytest.approx(0.6931 - evaluated, abs=0.02)
 
 
 @pytest.mark.filterwarnings("ignore")

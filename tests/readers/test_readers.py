@@ -167,9 +167,11 @@ def classifier(tmp_path: Path) -> tuple[Trainer, Path]:
     """A Trainer of a BERT classifier whose LoRA, pooler and all, does much, and the folder of its base, which has no
     head."""
     torch.manual_seed(0)
-    sizes: dict[str, Any] = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    sizes: dict[str, Any] = dict(
+        num_labels=3, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    )
     model: Any = BertForSequenceClassification(
-        BertConfig(vocab_size=32, **sizes, max_position_embeddings=32, num_labels=3, initializer_range=0.2)
+        BertConfig(vocab_size=32, **sizes, max_position_embeddings=32, initializer_range=0.2, **{"num_labels": 3})
     )
     model.bert.save_pretrained(tmp_path / "embedder")
     model.name_or_path = str(tmp_path / "embedder")

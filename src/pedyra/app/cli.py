@@ -27,7 +27,6 @@ from pedyra.app.console import (
     write_json_lines,
 )
 from pedyra.app.options import (
-    Changed,
     Curve,
     Data,
     Dtype,
@@ -42,14 +41,15 @@ from pedyra.app.options import (
     Rows,
     Run,
     RunArgument,
-    Tolerance,
+    Shares,
+    Tolerances,
     TrustRemoteCode,
     place_of,
 )
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.source import Source
 from pedyra.errors import UserError
-from pedyra.fitting.wanted import Wanted
+from pedyra.fitting.request import FitRequest
 from pedyra.lora.files import is_disk_full
 
 ORDER = ("train", "fit", "prove", "compare", "paper", "report", "eval", "inspect", "export", "resize", "schema")
@@ -292,8 +292,8 @@ def fit(
             file_okay=False,
         ),
     ],
-    tolerance: Tolerance = None,
-    changed: Changed = None,
+    tolerance: Tolerances = None,
+    changed: Shares = None,
     rank: Rank = None,
     rows: Rows = None,
     curve: Curve = False,
@@ -311,14 +311,16 @@ def fit(
     """Cut a trained adapter to the smallest that does the job, and prove it on rows of its own.
 
     With 95 % confidence no more of the answers change than --changed says, or no more of the accuracy, or of what
-    fine-tuning won, is given up than --tolerance says. Rows may be text alone.
+    fine-tuning won, is given up than --tolerance says. Rows may be text alone. Where several are asked, one calibration
+    answers all, and the adapter of the first one is written: of --tolerance, if both are given.
     """
     began = time.perf_counter()
     if len(adapters) > 1 and (destination is None or out is not None or len({*map(Path.absolute, adapters)}) == 1):
         raise UserError(
             "several adapters are fitted for one server, each into its own folder; give --for, and no --out"
         )
-    wanted = Wanted(tolerance=tolerance, changed=changed, rank=rank, rows=rows, curve=curve)
+    limits = [*({"tolerance": each} for each in tolerance or ()), *({"changed": each} for each in changed or ())]
+    request, *others = [FitRequest(**limit, rank=rank, rows=rows, curve=curve) for limit in limits or [{}]]
     source = Source(data=data, run=run, max_length=max_length, dtype=dtype, quantization=quantization)
     place = place_of(destination)
     quiet_libraries()
@@ -326,7 +328,9 @@ def fit(
 
     console = new_console()
     shown = console.is_terminal
-    asked = Asked(wanted=wanted, source=source, place=place, overwrite=overwrite, began=began, shown=shown)
+    asked = Asked(
+        request=request, others=others, source=source, place=place, overwrite=overwrite, began=began, shown=shown
+    )
     outs = {adapter: out or adapter / "fit" for adapter in adapters}
     lines = []
     for result in fit_folders(outs, asked, partial(console.print, soft_wrap=True, markup=False)):
@@ -353,8 +357,8 @@ def prove(
         str | None,
         typer.Option(
             metavar="M",
-            help="How much worse B may be: 1% of what A won, 0.01 of the loss, 0.5pt of the accuracy. Default: 1pt for "
-            "a classifier and for samples, 1% for others.",
+            help="How much worse B may be: 1% of what A won, 0.5pt of the accuracy, '0.01 loss', or of --samples '0.01 "
+            "METRIC'. Default: 1pt for a classifier and for samples, 1% for others.",
         ),
     ] = None,
     changed: Annotated[
@@ -407,7 +411,7 @@ def prove(
     else:
         if metric or filter_name:
             raise UserError("--metric and --filter say what of --samples is compared; give --samples")
-        limit = Margin.asked(margin, changed)
+        limit = Margin.of_request(margin, changed)
         from pedyra.app.runs.prove import prove_paths
 
         proof = prove_paths(a, b, limit, source, other, rows=rows, shown=console.is_terminal)

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.source import Source
-from pedyra.fitting.wanted import Wanted
+from pedyra.fitting.request import FitRequest
 
 if TYPE_CHECKING:
     from pedyra.export.destinations import Destination
@@ -83,18 +83,19 @@ def place_of(name: str | None) -> Destination | None:
 
 _HELP: dict[str, str] = {
     name: " ".join(field["description"].split())
-    for record in (Wanted, Source)
+    for record in (FitRequest, Source)
     for name, field in TypeAdapter(record).json_schema()["properties"].items()
 }
 """The docstrings of the fields of both records, which recipes show too."""
 
 
-def _field(name: str, metavar: str | None = None) -> Any:
-    return typer.Option(f"--{name.replace('_', '-')}", help=_HELP[name], metavar=metavar)
+def _field(name: str, metavar: str | None = None, more: str = "") -> Any:
+    return typer.Option(f"--{name.replace('_', '-')}", help=f"{_HELP[name]}{more}", metavar=metavar)
 
 
-Tolerance = Annotated[str | None, _field("tolerance", "PART")]
-Changed = Annotated[str | None, _field("changed", "SHARE")]
+_SEVERAL = " May be given several times."
+Tolerances = Annotated[list[str] | None, _field("tolerance", "PART", _SEVERAL)]
+Shares = Annotated[list[str] | None, _field("changed", "SHARE", _SEVERAL)]
 Rank = Annotated[int | None, _field("rank", "R")]
 Rows = Annotated[int | None, _field("rows")]
 Curve = Annotated[bool, _field("curve")]

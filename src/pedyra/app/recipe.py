@@ -28,7 +28,7 @@ from pedyra.app.recipe_sections import (
 )
 from pedyra.app.yaml_file import one_line, read_settings, to_yaml
 from pedyra.errors import UserError
-from pedyra.fitting.wanted import Wanted
+from pedyra.fitting.request import FitRequest
 from pedyra.methods.names import CLASSES, NAMES, class_of, field_docs, setting_names
 
 TRAINING_DEFAULTS: dict[str, Any] = {
@@ -79,7 +79,7 @@ class Recipe(Section):
     lora: LoraSection = LoraSection()
     generate: dict[str, GenerateSection] = Field(default_factory=dict)
     """Test set -> how the model answers it in its own words; see `pedyra eval`. seq2seq has ROUGE without it."""
-    fit: Wanted | None = None
+    fit: FitRequest | None = None
     """Fit the adapter at the end of the run, and keep both. None: no fit."""
     training: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     """Arguments of transformers.TrainingArguments, by name."""
@@ -145,10 +145,9 @@ def recipe_schema() -> dict[str, Any]:
     schema = Recipe.model_json_schema()
     schema["required"] = ["model", "data"]
     schema["properties"]["method"] = method_schema()
-    number = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
-    for name, units in (("tolerance", "(%|pt)?"), ("changed", "%?")):
+    for name, units in (("tolerance", "(%|pt)"), ("changed", "%")):
         text = {"type": "string", "pattern": rf"^\d+(\.\d+)?{units}$"}
-        schema["$defs"]["Wanted"]["properties"][name]["anyOf"] = [number, text, {"type": "null"}]
+        schema["$defs"]["FitRequest"]["properties"][name]["anyOf"] = [text, {"type": "null"}]
     return schema
 
 

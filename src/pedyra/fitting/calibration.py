@@ -60,21 +60,21 @@ class Calibration:
         if not self.repairs or all(ranks[name] == layer.rank for name, layer in self.layers.items()):
             return {name: torch.eye(ranks[name]).double() for name in self.layers}
         products = {name: layer.products for name, layer in self.layers.items()}
-        found = mixings(products, self.samples, ranks)
-        return {name: torch.eye(len(M)).double() + M for name, M in found.items()}
+        result = mixings(products, self.samples, ranks)
+        return {name: torch.eye(len(M)).double() + M for name, M in result.items()}
 
 
 def lora_layers(model: nn.Module, adapter: str = "default") -> dict[str, Any]:
     """Find PEFT's LoraLayer, by its name in the base model, for every linear layer that holds the adapter. Raises
     ValueError: no such adapter, or a layer (embedding, convolution, AdaLoRA's) that a fit does not take."""
-    found = {layer.name: layer.module for layer in peft_layers(model, adapter)}
-    if not found:
+    result = {layer.name: layer.module for layer in peft_layers(model, adapter)}
+    if not result:
         raise UserError(f"the model has no LoRA adapter named {adapter!r}; load one, or pass its name")
-    kinds = {name: kind for name, module in found.items() if (kind := kind_of_module(module, adapter))}
+    kinds = {name: kind for name, module in result.items() if (kind := kind_of_module(module, adapter))}
     configs: Any = getattr(model, "peft_config", {})  # one that is wrapped for several processes has none
     kind_of_adapter = {"peft_type": configs[adapter].peft_type} if adapter in configs else {}
     check_supported("fit", f"adapter {adapter!r}", kind_of_adapter, kinds)
-    return found
+    return result
 
 
 def does_something(layer: Any, adapter: str = "default") -> bool:
@@ -102,13 +102,13 @@ def calibrate(judge: Judge, batches: Iterable[Batch], *, adapter: str = "default
         )
     layers = lora_layers(judge.model, adapter)
     _check_seen(sums, layers, adapter, set(gather_object([*called])))
-    found = {}
+    result = {}
     for name, module in layers.items():
         P, Q, K, tokens = sums[name]
         basis = balance(P / max(tokens, 1e-3), Q / max(tokens, 1e-3))
         A, B = (slot[adapter].weight for slot in (module.lora_A, module.lora_B))
-        found[name] = Directions(basis, in_basis(K, basis), rank_parameters(A.shape[1], B.shape[0]))
-    return Calibration(found, samples)
+        result[name] = Directions(basis, in_basis(K, basis), rank_parameters(A.shape[1], B.shape[0]))
+    return Calibration(result, samples)
 
 
 def measured(
@@ -136,7 +136,7 @@ def measured(
     return gramians
 
 
-def seconds_a_batch(judge: Judge, trained: Batch, held: Batch, adapter: str = "default") -> tuple[float, float]:
+def seconds_a_batch(judge: Judge, trained: Batch, heldout: Batch, adapter: str = "default") -> tuple[float, float]:
     """Time the calibration by the first, and the evaluation of the second with its metrics, each in a second pass. A
     held-out batch may have more rows than a backward pass has room for."""
 
@@ -149,7 +149,7 @@ def seconds_a_batch(judge: Judge, trained: Batch, held: Batch, adapter: str = "d
         return time.perf_counter() - began
 
     whole = partial(evaluating, judge.model)
-    return second(lambda: measured(judge, [trained], adapter)), second(lambda: [*judge.losses([held], whole, [])])
+    return second(lambda: measured(judge, [trained], adapter)), second(lambda: [*judge.losses([heldout], whole, [])])
 
 
 def _check_seen(sums: Mapping[str, Sums], layers: Mapping[str, Any], adapter: str, called: set[str]) -> None:
@@ -183,8 +183,8 @@ def _reading(slots: Mapping[str, nn.Module], gramians: Gramians, called: set[str
             called.add(name)
             if not h.requires_grad:
                 h = h.detach().requires_grad_()
-            seen = h.detach()  # a hook that held h itself would keep it alive
-            h.register_hook(lambda g: observe(seen, g))
+            activation = h.detach()  # a hook that held h itself would keep it alive
+            h.register_hook(lambda g: observe(activation, g))
             return h
 
         return read

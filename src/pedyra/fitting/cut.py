@@ -54,12 +54,12 @@ def cut_factors(
 ) -> Factors:
     """Make the factors of every layer of the live adapter, with its first `ranks[name]` balanced directions,
     repaired."""
-    mixed, found = calibration.mixed(ranks), {}
+    mixed, result = calibration.mixed(ranks), {}
     for name, module in lora_layers(model, adapter).items():
         A, B = (slot[adapter].weight.detach() for slot in (module.lora_A, module.lora_B))
         pair = cut(A.cpu(), B.cpu(), calibration.layers[name].basis, mixed[name])
-        found[name] = (pair[0].to(A.device), pair[1].to(B.device))
-    return found
+        result[name] = (pair[0].to(A.device), pair[1].to(B.device))
+    return result
 
 
 @contextmanager

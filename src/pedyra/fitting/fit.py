@@ -12,22 +12,24 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from pedyra.errors import UserError
 from pedyra.export.destinations import Destination
-from pedyra.fitting.calibration import Calibration, calibrate, does_something, lora_layers, seconds_a_batch
-from pedyra.fitting.cut import check_read, cut_factors, cut_to
-from pedyra.fitting.held import Against, Answers, Held
+from pedyra.fitting.calibration import calibrate, does_something, lora_layers, seconds_a_batch
+from pedyra.fitting.choice import PASSES, Choice, choosing
+from pedyra.fitting.cut import check_read, cut_to
+from pedyra.fitting.heldout import Answers, Comparison, HeldOut
 from pedyra.fitting.judge import Batch, Cut, Judge
 from pedyra.fitting.logits import NUMBERS
 from pedyra.fitting.modes import disabled, evaluating
+from pedyra.fitting.request import FitRequest
 from pedyra.fitting.result import Fit
 from pedyra.fitting.search import FEW, LEAST, proved, search
-from pedyra.fitting.sizes import Candidate, of_rank, ranks_at, ranks_below, size, whole
+from pedyra.fitting.sizes import Candidate, ranks_at, ranks_below
 from pedyra.fitting.verdict import Tolerance, verdict
-from pedyra.fitting.wanted import Wanted
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ class Rows:
 
     calibration: Sequence[Batch]
     """Gradients come from rows like those the adapter was trained on."""
-    held: Sequence[Batch]
+    heldout: Sequence[Batch]
     """The proof needs rows that it was not trained on."""
     unlabelled: bool = False
     """Nothing says what is right."""
@@ -66,7 +68,7 @@ class Rows:
     def first(self, batches: int) -> Rows:
         """Return the same with the first of the held-out batches."""
         proving = min(self.counts[1], batches * self.a_batch)
-        return replace(self, held=self.held[:batches], counts=(self.counts[0], proving))
+        return replace(self, heldout=self.heldout[:batches], counts=(self.counts[0], proving))
 
     def __str__(self) -> str:
         calibrating, proving = self.counts
@@ -76,7 +78,7 @@ class Rows:
 def fit_batches(
     judge: Judge,
     rows: Rows,
-    wanted: Wanted,
+    request: FitRequest,
     *,
     place: Destination | None = None,
     base: Base | None = None,
@@ -101,9 +103,10 @@ def fit_batches(
         NotWithin: the place does not take the whole adapter, and its largest rank is not within tolerance.
         UserError: too few batches, or a layer that was not seen.
     """
-    held = labelled(judge, rows.held)
-    rows = replace(rows, held=held)
-    batches = sum(gather_object([len(held)]))
+    check_labels(rows, request)
+    heldout = labelled(judge, rows.heldout)
+    rows = replace(rows, heldout=heldout)
+    batches = sum(gather_object([len(heldout)]))
     if batches < LEAST or len(rows.calibration) < 2:
         raise UserError(
             f"there are {len(rows.calibration)} batches to calibrate and {batches} of held-out rows; a fit takes 2 and "
@@ -111,17 +114,26 @@ def fit_batches(
         )
     if batches < FEW:
         warnings.warn(f"there are {batches} batches of held-out rows, so the interval is wide; give more", stacklevel=3)
-    if wanted.share is not None:
+    if request.share is not None:
         with evaluating(judge.model), torch.no_grad():
-            if judge.answers(held[0]) is None:
-                raise UserError(f"changed is {wanted.share:.3g}; {NUMBERS}")
-    fitting = _Fitting(judge, rows, wanted, adapter, place, base or (partial(disabled, judge.model), PLAIN_BASE))
+            if judge.answers(heldout[0]) is None:
+                raise UserError(f"changed is {request.share:.3g}; {NUMBERS}")
+    fitting = _Fitting(judge, rows, request, adapter, place, base or (partial(disabled, judge.model), PLAIN_BASE))
     try:
         return fitting.run(shown)
     finally:
         fitting.bar.total = fitting.bar.n
         fitting.bar.set_description("fit")
         fitting.bar.close()
+
+
+def check_labels(rows: Rows, request: FitRequest) -> None:
+    """Refuse a tolerance that rows without labels cannot tell: ValueError."""
+    if rows.unlabelled and request.tolerance is not None:
+        raise UserError(
+            f"tolerance is {request}, and {rows.name} has no labels, which tell a loss and an accuracy; ask for a "
+            f"share of the answers (changed 2%), or give labels"
+        )
 
 
 def labelled(judge: Judge, batches: Sequence[Batch]) -> list[Batch]:
@@ -135,10 +147,10 @@ class _Fitting:
     """A fit calibrates once, and keeps here what is asked of it again."""
 
     def __init__(
-        self, judge: Judge, rows: Rows, wanted: Wanted, adapter: str, place: Destination | None, base: Base
+        self, judge: Judge, rows: Rows, request: FitRequest, adapter: str, place: Destination | None, base: Base
     ) -> None:
-        self.judge, self.model, self.rows, self.wanted, self.adapter = judge, judge.model, rows, wanted, adapter
-        self.place, (self.base, self.base_told) = place, base
+        self.judge, self.model, self.rows, self.request, self.adapter = judge, judge.model, rows, request, adapter
+        self.place, (self.base, self.base_name) = place, base
         layers = lora_layers(self.model, adapter)
         highest = max(len(layer.lora_A[adapter].weight) for layer in layers.values())
         self.ranks = ranks_below(highest) if place is None else ranks_at(place, highest)
@@ -147,73 +159,75 @@ class _Fitting:
         self.bar = tqdm(disable=True)
         self.step = 1.0
         """A batch takes this number of seconds forwards and backwards."""
-        self.answers: dict[tuple[int, ...], Answers] = defaultdict(Answers)
+        self.answers: dict[tuple[Any, ...], Answers] = defaultdict(Answers)
         """Each size has answered these held-out batches."""
+        self.read: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+        """Each size was read by these layers."""
 
     def run(self, shown: Shown) -> Fit:
         began = time.perf_counter()
         self._estimate(shown)
         self.bar.set_description("whole adapter")
-        self.held = Held(self.judge, self.rows.held, self._counted)
-        self._checked(self.wanted)
-        self.calibration = self._calibrated()
+        self.heldout = HeldOut(self.judge, self.rows.heldout, self._counted)
+        self._checked(self.request)
+        self.choice = self._calibrated()
         self.bar.set_description("base model")
-        losses, self.of_base = self.held.losses(self.base)
-        self.won = self.held.risen(losses)
+        losses, self.of_base = self.heldout.losses(self.base)
+        self.gain = self.heldout.risen(losses)
         self.factors = _sums(self.model, self.adapter)
-        return self._found(self.wanted, began)
+        return self._found(self.request, began)
 
     def at(self, tolerance: Any = None, changed: Any = None) -> Fit:
         """Find the size for another tolerance, by the same calibration and the same held-out rows."""
         if _sums(self.model, self.adapter) != self.factors:
             raise UserError("the live adapter is another one than was calibrated (applied, or trained on); fit it anew")
         self.bar = tqdm(disable=True)
-        return self._found(replace(self.wanted, tolerance=tolerance, changed=changed), time.perf_counter())
+        return self._found(replace(self.request, tolerance=tolerance, changed=changed), time.perf_counter())
 
-    def _checked(self, wanted: Wanted) -> tuple[Wanted, str]:
-        """Return what is asked, and why where the user has not said it. Raises UserError: points without an
-        accuracy."""
-        if wanted.points is not None and self.held.correct is None:
+    def _checked(self, request: FitRequest) -> tuple[FitRequest, str]:
+        """Return what is asked, and why where the user has not said it. Raises UserError: points without an accuracy,
+        a tolerance of rows without labels."""
+        check_labels(self.rows, request)
+        if request.points is not None and self.heldout.correct is None:
             raise UserError(
-                f"tolerance is {wanted.tolerance}, and this task has no accuracy of rows; give a share of the answers "
+                f"tolerance is {request.tolerance}, and this task has no accuracy of rows; give a share of the answers "
                 f"(changed 2%), a part of what was won, such as 1%, or a Trainer whose compute_metrics returns the "
                 f"accuracy"
             )
-        if wanted.says_how:
-            return wanted, ""
+        if str(request):
+            return request, ""
         if self.rows.unlabelled:
-            return replace(wanted, changed="2%"), "the default for rows without labels"
-        if self.held.correct is not None:
-            return replace(wanted, tolerance="1pt"), "the default where rows have an accuracy; or ask changed 2%, or 1%"
-        return replace(wanted, tolerance="1%"), "the default where rows have no accuracy; or ask changed 2%"
+            return replace(request, changed="2%"), "the default for rows without labels"
+        if self.heldout.correct is not None:
+            why = "the default where rows have an accuracy; or ask changed 2%, or 1%"
+            return replace(request, tolerance="1pt"), why
+        return replace(request, tolerance="1%"), "the default where rows have no accuracy; or ask changed 2%"
 
-    def _found(self, wanted: Wanted, began: float) -> Fit:
-        wanted, why = self._checked(wanted)
-        limit = Tolerance(self.won, wanted.part, wanted.points, wanted.share)
-        calibration, everything = self.calibration, size(self.calibration, whole(self.calibration))
-        ranks = self.ranks if wanted.rank is None else [wanted.rank]
-        sizes = [of_rank(calibration, rank, self.dropped) for rank in ranks]
-        sizes = [each for each in sizes if each.ranks != everything.ranks]
-        taken, asked = self._asked(everything, sizes, limit)
-        factors = cut_factors(self.model, calibration, taken.ranks, self.adapter)
-        curve = [everything, *asked]
-        kind, words = verdict(taken, curve, limit, self.judge.measure)
-        smaller = taken.proof.metrics if taken.proof else {}
-        metrics = {"base": self.of_base, "whole": self.held.metrics}
-        metrics |= {} if taken is everything else {"smaller": smaller}
+    def _found(self, request: FitRequest, began: float) -> Fit:
+        request, why = self._checked(request)
+        limit = Tolerance(self.gain, request.part, request.points, request.share)
+        everything = self.choice.whole
+        sizes = (self.choice.of_rank(rank) for rank in (self.ranks if request.rank is None else [request.rank]))
+        chosen, candidates = self._asked(everything, (each for each in sizes if each.ranks != everything.ranks), limit)
+        factors = self.choice.factors(chosen)
+        curve = [everything, *candidates]
+        kind, words = verdict(chosen, curve, limit, self.judge.measure)
+        smaller = chosen.proof.metrics if chosen.proof else {}
+        metrics = {"base": self.of_base, "whole": self.heldout.metrics}
+        metrics |= {} if chosen is everything else {"smaller": smaller}
         return Fit(
             whole=everything,
             curve=curve,
-            chosen=taken,
+            chosen=chosen,
             tolerance=limit,
             why=why,
-            asked=wanted.rank is not None,
+            by_rank=request.rank is not None,
             factors={name: (A.clone(), B.clone()) for name, (A, B) in factors.items()},
             verdict=kind,
             words=words,
             measure=self.judge.measure,
             rows=str(self.rows),
-            base=self.base_told,
+            base=self.base_name,
             seconds=(seconds := time.perf_counter() - began),
             steps=seconds / self.step,
             metrics={name: each for name, each in metrics.items() if each},
@@ -224,68 +238,75 @@ class _Fitting:
         )
 
     def _asked(
-        self, everything: Candidate, sizes: list[Candidate], limit: Tolerance
+        self, everything: Candidate, sizes: Iterator[Candidate], limit: Tolerance
     ) -> tuple[Candidate, list[Candidate]]:
         """Return the size that is taken, and those that were asked, each with what was found of it."""
-        read: dict[tuple[int, ...], set[str]] = defaultdict(set)
 
         def smaller(each: Candidate) -> tuple[Cut, Answers]:
-            factors = cut_factors(self.model, self.calibration, each.ranks, self.adapter)
-            key = (*each.ranks.values(),)
-            return partial(cut_to, self.model, factors, self.adapter, read[key]), self.answers[key]
+            key = _key(each)
+            factors = self.choice.factors(each)
+            return partial(cut_to, self.model, factors, self.adapter, self.read[key]), self.answers[key]
 
-        def ask(each: Candidate, part: float) -> Against:
+        def ask(each: Candidate, part: float) -> Comparison:
             self.bar.set_description(f"rank {each.rank}, {each.share:.1%}")
-            cut, known = smaller(each)
-            measure = self.held.compared if limit.changed is None else self.held.changed
-            return measure(cut, part, known)
+            cut, earlier = smaller(each)
+            measure = self.heldout.compared if limit.changed is None else self.heldout.changed
+            return measure(cut, part, earlier)
 
-        taken, asked = everything, []
-        if self.wanted.rank is not None:  # whatever it does
-            asked = [proved(each, limit, ask(each, 1.0)) for each in sizes]
-            taken = asked[0] if asked else everything
+        chosen, candidates = everything, []
+        if self.request.rank is not None:  # whatever it does
+            candidates = [proved(each, limit, ask(each, 1.0)) for each in sizes]
+            chosen = candidates[0] if candidates else everything
         elif limit.learned:
-            asked = search(sizes, limit, ask, self.held.batches)
-            taken = next((each for each in reversed(asked) if each.accepted), everything)
+            candidates = search(sizes, limit, ask, self.heldout.batches)
+            chosen = next((each for each in reversed(candidates) if each.accepted), everything)
         highest = self.ranks[0] if self.place is not None else everything.rank
-        if self.wanted.rank is None and taken is everything and (highest < everything.rank or self.dropped):
+        if self.request.rank is None and chosen is everything and (highest < everything.rank or self.dropped):
             without = f" without {' and '.join(self.dropped)}" if self.dropped else ""
             largest = f"rank {min(highest, everything.rank)}{without}"
-            raise NotWithin(_refusal(largest, asked, limit, self.judge.measure))
-        if self.wanted.curve:
-            asked += [replace(each, proof=ask(each, 1.0)) for each in sizes[len(asked) :]]
-        if asked:
+            raise NotWithin(_refusal(largest, candidates, limit, self.judge.measure))
+        if self.request.curve:
+            candidates += [replace(each, proof=ask(each, 1.0)) for each in sizes]
+        if candidates:
             # Of what is taken all is told; of an adapter that is kept whole, what could be asked of the largest size.
-            place, held = 0 if taken is everything else asked.index(taken), self.held
-            asked[place] = replace(asked[place], proof=self._everything(asked[place], *smaller(asked[place]), limit))
-            taken = everything if taken is everything else asked[place]
-            check_read(self.model, taken.ranks, gather_object([*read[(*taken.ranks.values(),)]]), self.adapter)
+            place, heldout = 0 if chosen is everything else candidates.index(chosen), self.heldout
+            each = candidates[place]
+            candidates[place] = replace(each, proof=self._everything(each, *smaller(each), limit))
+            chosen = everything if chosen is everything else candidates[place]
+            check_read(self.model, chosen.ranks, gather_object([*self.read[_key(chosen)]]), self.adapter)
             # The whole adapter comes before and after, so that a layer which keeps weights has those of another size.
-            if not (held.repeats() and (taken is everything or held.repeats(*smaller(taken))) and held.repeats()):
+            repeats = heldout.repeats() and (chosen is everything or heldout.repeats(*smaller(chosen)))
+            if not (repeats and heldout.repeats()):
                 raise UserError(
                     "a layer goes on with weights that it computed for another size: the same model gives another loss "
                     "on the same rows the second time; load the adapter in plain PEFT with `pedyra fit FOLDER`"
                 )
-        return taken, asked
+        return chosen, candidates
 
-    def _everything(self, each: Candidate, cut: Cut, known: Answers, limit: Tolerance) -> Against | None:
+    def _everything(self, each: Candidate, cut: Cut, earlier: Answers, limit: Tolerance) -> Comparison | None:
         """Measure the size on all rows, with what decides nothing beside it: its loss, and its answers."""
         if each.proof is None:
             return None
-        proof = Against(batches=self.held.batches)
+        proof = Comparison(batches=self.heldout.batches)
         if not self.rows.unlabelled:
-            proof = self.held.compared(cut, 1.0, known)
+            proof = self.heldout.compared(cut, 1.0, earlier)
         if self.judge.writes or limit.changed is None:
-            answers = self.held.beside(cut)
+            answers = self.heldout.beside(cut)
             return replace(proof, changed=answers.changed, per_token=answers.per_token)
-        return replace(proof, changed=self.held.changed(cut, 1.0, known).changed)
+        return replace(proof, changed=self.heldout.changed(cut, 1.0, earlier).changed)
 
-    def _calibrated(self) -> Calibration:
+    def _calibrated(self) -> Choice:
         self.bar.set_description("calibration")
-        began = time.perf_counter()
-        found = calibrate(self.judge, self._counted(self.rows.calibration), adapter=self.adapter)
-        self.step = (time.perf_counter() - began) / len(self.rows.calibration)
-        return found
+        batches, began = self.rows.calibration, time.perf_counter()
+        apart = len(batches) - self._apart()
+        calibration = calibrate(self.judge, self._counted(batches[:apart]), adapter=self.adapter)
+        self.step = (time.perf_counter() - began) / apart
+        mixed = self.place is None and self.request.rank is None
+        return Choice(self.judge, calibration, batches[apart:], self.adapter, mixed=mixed, without=self.dropped)
+
+    def _apart(self) -> int:
+        """Count the calibration batches that choose among cuts, and calibrate nothing."""
+        return choosing(sum(gather_object([len(self.rows.calibration)])), PartialState().num_processes)
 
     def _counted(self, items: Iterable[Any]) -> Iterator[Any]:
         for item in items:
@@ -296,45 +317,52 @@ class _Fitting:
         """Tell how long it takes at most, by one batch of each kind, without the held-out rows that would take one
         model longer than the calibration."""
         calibration = len(self.rows.calibration)
-        calibrated, evaluated = seconds_a_batch(self.judge, self.rows.calibration[0], self.rows.held[0], self.adapter)
-        if self.wanted.rows is None:
+        one, other = self.rows.calibration[0], self.rows.heldout[0]
+        calibrated, evaluated = seconds_a_batch(self.judge, one, other, self.adapter)
+        if self.request.rows is None:
             most = max(CALIBRATING // self.rows.a_batch, int(calibration * calibrated / max(evaluated, 1e-9)))
             self.rows = self.rows.first(min(gather_object([most])))
-        held = len(self.rows.held)
-        sizes = 1 if self.wanted.rank is not None else len(self.ranks)
-        seconds = calibration * calibrated + (2 + sizes) * held * evaluated
+        heldout = len(self.rows.heldout)
+        sizes = 1 if self.request.rank is not None else len(self.ranks)
+        chosen = PASSES * self._apart() * evaluated
+        seconds = calibration * calibrated + 2 * heldout * evaluated + sizes * (heldout * evaluated + chosen)
         long = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
         steps = seconds / calibrated if calibrated else 0
         text = (
-            f"fit: {calibration} batches to calibrate, and about {2 + sizes} evaluations of {held} held-out batches at "
-            f"most: about {long}, or {steps:.0f} training steps of {self._size()} rows"
+            f"fit: {calibration} batches to calibrate, and about {2 + sizes} evaluations of {heldout} held-out batches "
+            f"at most: about {long}, or {steps:.0f} training steps of {self._size()} rows"
         )
         logger.info(text)
         if shown != "nothing":
             print(text, flush=True)  # before the work, in a pipe too
         if shown == "bar":
-            self.bar = tqdm(total=calibration + (2 + sizes) * held, unit="batch")
+            self.bar = tqdm(total=calibration + (2 + sizes) * heldout, unit="batch")
 
     def _size(self) -> int:
         """Count the rows of a batch of the calibration."""
         return next((len(each) for each in self.rows.calibration[0].values() if hasattr(each, "__len__")), 1)
 
 
-def _refusal(largest: str, asked: Sequence[Candidate], limit: Tolerance, measure: str) -> str:
+def _refusal(largest: str, candidates: Sequence[Candidate], limit: Tolerance, measure: str) -> str:
     """Say what the largest size that the place takes costs, and what can be asked instead."""
-    told, name = f"{largest} is the largest that the place takes, and", "name the rank to take it whatever it does"
-    if not asked or asked[0].proof is None:
-        won = f"{limit.won.mean:+.3g} ± {limit.won.error:.2g}"
+    message, name = f"{largest} is the largest that the place takes, and", "name the rank to take it whatever it does"
+    if not candidates or candidates[0].proof is None:
+        gain = f"{limit.gain.mean:+.3g} ± {limit.gain.error:.2g}"
         return (
-            f"{told} the adapter has not lowered the {measure} beyond its noise ({won}), so nothing tells whether that "
-            f"is enough; give more rows, or {name}"
+            f"{message} the adapter has not lowered the {measure} beyond its noise ({gain}), so nothing tells whether "
+            f"that is enough; give more rows, or {name}"
         )
     allowed = f"{limit}{' of the answers' if limit.changed is not None else ' of the accuracy' if limit.points else ''}"
     allowed = f"{limit.loss:.3g}" if limit.of_loss else allowed
+    cost = f"{limit.says(candidates[0].proof, measure)} ± {limit.measured(candidates[0].proof)[1]:.2g}"
     return (
-        f"{told} with it {limit.says(asked[0].proof, measure)} ± {limit.measured(asked[0].proof)[1]:.2g}, which is not "
-        f"within the tolerance of {allowed}; give a larger tolerance or more rows, or {name}"
+        f"{message} with it {cost}, which is not within the tolerance of {allowed}; give a larger tolerance or more "
+        f"rows, or {name}"
     )
+
+
+def _key(each: Candidate) -> tuple[Any, ...]:
+    return (each.way, *each.ranks.values())
 
 
 def _sums(model: Any, adapter: str) -> list[float]:

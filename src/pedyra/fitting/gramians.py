@@ -72,11 +72,11 @@ class Gramians:
             h, g = h.detach().flatten(0, -2).float(), g.detach().flatten(0, -2).float()
             counts = (g != 0).any(-1, keepdim=True)
             h = h * counts
-            found = [h.T @ h, g.T @ g, h.T @ g, counts.sum().float()]
+            result = [h.T @ h, g.T @ g, h.T @ g, counts.sum().float()]
             if running.batch:
-                torch._foreach_add_(running.batch, found)
+                torch._foreach_add_(running.batch, result)
             else:
-                running.batch = found
+                running.batch = result
 
         return observe
 
@@ -86,15 +86,15 @@ class Gramians:
         if len(self._samples) >= self._most:
             self._halve()
         scale = torch.where(samples > 0, samples / loss_scale, 0.0)  # from the loss that is trained to a sum
-        found = []
+        result = []
         for running in self._layers.values():
             zero = torch.zeros_like(running.P)
             P, Q, K, tokens = running.batch or (zero, zero, zero, torch.zeros_like(running.tokens))
-            found.append((P, Q * scale.to(Q).square(), K * scale.to(K), tokens))
+            result.append((P, Q * scale.to(Q).square(), K * scale.to(K), tokens))
             running.batch = []
-        counts = torch.stack([(each * 0).sum().to(samples.device) for parts in found for each in parts]).sum() == 0
+        counts = torch.stack([(each * 0).sum().to(samples.device) for parts in result for each in parts]).sum() == 0
         counts &= samples > 0
-        for running, parts in zip(self._layers.values(), found, strict=True):
+        for running, parts in zip(self._layers.values(), result, strict=True):
             P, Q, K, tokens = (torch.where(counts.to(each.device), each, 0.0) for each in parts)
             running.P += P
             running.Q += Q

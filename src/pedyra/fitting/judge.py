@@ -127,10 +127,12 @@ class DivergenceJudge(Judge):
     def trained_loss(self, batch: Batch) -> Tensor:
         """Return minus the log-likelihood of what the whole adapter itself would say, drawn at random: the second
         moment of its gradients is the Fisher information, which is the curvature of the divergence, and their mean is
-        zero."""
+        zero. The draw is seeded by the batch, so that any number of processes draw the same."""
         logits = self._values(batch).float()
-        said = torch.multinomial(logits.detach().softmax(-1), 1).squeeze(-1)
-        return nn.functional.cross_entropy(logits, said) * self.loss_scale
+        seed = sum(int(value.double().abs().sum()) for value in batch.values() if isinstance(value, Tensor))
+        generator = torch.Generator(logits.device).manual_seed(seed)
+        draws = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator).squeeze(-1)
+        return nn.functional.cross_entropy(logits, draws) * self.loss_scale
 
     def whole(self, batches: Sequence[Batch], cut: Cut, predictions: Predictions | None = None) -> Iterator[float]:
         yield from (0.0 for _ in batches)

@@ -51,10 +51,10 @@ def unpack(model: Any) -> None:
 def checkpointing(model: Any, args: Any) -> Iterator[None]:
     """While it lasts, layers checkpoint their activations where a Trainer's arguments ask for it, which its `train`
     alone switches on: a fit may be of a model that was loaded."""
-    asked = any(getattr(args, f"{kind}_checkpointing", False) for kind in ("activation", "gradient"))
+    should = any(getattr(args, f"{kind}_checkpointing", False) for kind in ("activation", "gradient"))
     base = model.get_base_model()
     on = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-    if not asked or on or not getattr(base, "supports_gradient_checkpointing", False):
+    if not should or on or not getattr(base, "supports_gradient_checkpointing", False):
         yield
         return
     kind = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"

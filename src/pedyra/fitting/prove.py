@@ -9,15 +9,15 @@ from statistics import NormalDist
 from typing import Any
 
 from pedyra.errors import UserError
-from pedyra.fitting.held import Against, Metrics
+from pedyra.fitting.heldout import Comparison, Metrics
 from pedyra.fitting.logits import NUMBERS
 from pedyra.fitting.paired import CONFIDENCE, Increase, Pairs, paired
-from pedyra.fitting.wanted import amount
+from pedyra.fitting.reach_of_power import amount, check_changed
 
 NO_WORSE, WORSE, CANNOT_TELL = "no worse", "worse", "cannot tell"
 POWER = 0.8
 """With as many rows as are said to tell, they do so in this part of cases, were the difference what it is here."""
-NOTHING = Against()
+NOTHING = Comparison()
 MOST_ROWS = 10**8
 """More are not worth a number."""
 
@@ -35,30 +35,27 @@ class Margin:
     """It is the default for this reason; empty where the user has given it."""
 
     @classmethod
-    def read(cls, given: Any) -> Margin:
-        """Read it: 1% is a part of what A won, 0.01 a number of the loss, 0.5pt points of the accuracy. Raises
-        ValueError."""
-        value, unit = amount(given)
-        of = {"%": "won", "pt": "accuracy", "": "loss"}[unit]
-        if not 0 <= value < (math.inf if of == "loss" else 1):
+    def read(cls, text: Any, measure: str = "loss") -> Margin:
+        """Read it: 1% is a part of what A won, 0.5pt points of the accuracy, "0.01 loss" a number of the measure.
+        Raises ValueError."""
+        value, unit = amount(text)
+        of = {"%": "won", "pt": "accuracy", measure: "loss"}.get(unit)
+        if of is None or not 0 <= value < (math.inf if of == "loss" else 1):
             raise UserError(
-                f"margin is {given!r}; it is 1% (a part of what A won over the base), 0.01 (a number of the loss), or "
-                f"0.5pt (points of the accuracy)"
+                f"margin is {text!r}; it is 1% (a part of what A won over the base), 0.5pt (points of the accuracy), "
+                f"or '0.01 {measure}' (a number of it)"
             )
-        return cls(value, of, str(given).strip())
+        return cls(value, of, str(text).strip())
 
     @classmethod
-    def asked(cls, given: Any, changed: Any) -> Margin | None:
+    def of_request(cls, margin: Any, changed: Any) -> Margin | None:
         """Read what the user asks, a margin or a share of the answers; None where it is neither. Raises ValueError."""
-        if given is not None and changed is not None:
-            raise UserError(f"margin is {given} and changed is {changed}; one of them decides, so leave out the other")
+        if margin is not None and changed is not None:
+            raise UserError(f"margin is {margin} and changed is {changed}; one of them decides, so leave out the other")
         if changed is None:
-            return None if given is None else cls.read(given)
-        value, unit = amount(changed)
-        if not 0 < value < 1 or unit == "pt" or (isinstance(changed, str) and not unit):
-            raise UserError(
-                f"changed is {changed!r}; it is a share of the answers, above 0% and below 100%, such as 2%"
-            )
+            return None if margin is None else cls.read(margin)
+        check_changed(changed)
+        value, _ = amount(changed)
         return cls(value, "answers", f"{100 * value:.3g}%")
 
     @classmethod
@@ -72,7 +69,7 @@ class Margin:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """One model has answered the rows of a proof."""
 
     losses: Sequence[float] = ()
@@ -101,7 +98,7 @@ class Proof:
     """The true difference lies below, and above, with a probability of 5 % each at most."""
     margin: float
     """The margin is a number of the measure."""
-    asked: str
+    margin_text: str
     """The user gave the margin so."""
     verdict: str
     """The word is "no worse", "worse", or "cannot tell"."""
@@ -110,9 +107,9 @@ class Proof:
     loss_a: float | None = None
     """It is None where the rows have no labels."""
     loss_b: float | None = None
-    answers: Against = NOTHING
+    answers: Comparison = NOTHING
     """The share of the answers that are others, and what llama.cpp tells a token, where the models give answers."""
-    won: Increase | None = None
+    gain: Increase | None = None
     """The loss of A is below that of the base by this, where the margin is a part of it."""
     base: str = "the base model"
     """What was won is counted from this model."""
@@ -139,47 +136,47 @@ class Proof:
 
 
 def compare(
-    a: Measured,
-    b: Measured,
+    a: Measurement,
+    b: Measurement,
     margin: Margin,
-    base: Measured | None = None,
+    base: Measurement | None = None,
     /,
     *,
     weights: Sequence[float],
-    answers: Against = NOTHING,
-    **known: Any,
+    answers: Comparison = NOTHING,
+    **facts: Any,
 ) -> Proof:
     """Prove it by what was measured of A and B; and of the base, where the margin is a part of what A won.
 
     Args:
         weights: the samples of each batch.
         answers: what was compared of the answers of A and B.
-        known: fields of the proof that tell no result: a, b, rows, base.
+        facts: fields of the proof that tell no result: a, b, rows, base.
 
     Raises:
         ValueError: a margin of an accuracy, or of answers, that the task does not have.
     """
-    rows, changed = known["rows"], answers.changed
+    rows, changed = facts["rows"], answers.changed
     both = None if a.correct is None or b.correct is None else Pairs.of(a.correct, b.correct)
     metric = _metric([*a.metrics])
-    known |= {"asked": margin.text, "why": margin.why, "pairs": both, "answers": answers}
+    facts |= {"margin_text": margin.text, "why": margin.why, "pairs": both, "answers": answers}
     if a.losses:
         totals = (sum(w * loss for w, loss in zip(weights, each.losses, strict=True)) for each in (a, b))
-        known["loss_a"], known["loss_b"] = (total / sum(weights) for total in totals)
+        facts["loss_a"], facts["loss_b"] = (total / sum(weights) for total in totals)
     if metric is not None:
-        known |= {"metric": metric, "metric_a": a.metrics[metric], "metric_b": b.metrics.get(metric)}
+        facts |= {"metric": metric, "metric_a": a.metrics[metric], "metric_b": b.metrics.get(metric)}
     if margin.of in ("accuracy", "answers"):
         if margin.of == "accuracy":
             if both is None:
                 raise UserError(
-                    f"margin is {margin.text}, and this task has no accuracy; give a part (1%), or a number"
+                    f"margin is {margin.text}, and this task has no accuracy; give a part (1%), or '0.01 loss'"
                 )
             value, error, (low, high) = both.fall, both.error, both.bounds(NormalDist().inv_cdf(CONFIDENCE))
         else:
             if changed is None:
                 raise UserError(f"changed is {margin.text}; {NUMBERS}")
             value, error, low, high = changed.mean, changed.error, changed.lower(), changed.upper()
-        said = _verdict(low, high, margin.value)
+        verdict = _verdict(low, high, margin.value)
         return Proof(
             measure=margin.of,
             difference=value,
@@ -187,22 +184,22 @@ def compare(
             lower=low,
             upper=high,
             margin=margin.value,
-            verdict=said,
-            enough=_enough(value, (low, high), margin.value, error, rows) if said == CANNOT_TELL else None,
-            **known,
+            verdict=verdict,
+            enough=_enough(value, (low, high), margin.value, error, rows) if verdict == CANNOT_TELL else None,
+            **facts,
         )
-    won = paired(a.losses, base.losses, weights) if base is not None and margin.of == "won" else None
-    part = margin.value if won is not None and won.mean > 0 else 0.0
-    limit = margin.value if won is None else part * won.mean
-    given = [limit] * len(weights)
-    if won is not None and base is not None:  # so that what A won is weighed against the difference on the same rows
-        given = [part * (y - x) for x, y in zip(a.losses, base.losses, strict=True)]
-    beside = paired([loss + more for loss, more in zip(a.losses, given, strict=True)], b.losses, weights)
+    gain = paired(a.losses, base.losses, weights) if base is not None and margin.of == "won" else None
+    part = margin.value if gain is not None and gain.mean > 0 else 0.0
+    limit = margin.value if gain is None else part * gain.mean
+    limits = [limit] * len(weights)
+    if gain is not None and base is not None:  # so that what A won is weighed against the difference on the same rows
+        limits = [part * (y - x) for x, y in zip(a.losses, base.losses, strict=True)]
+    beside = paired([loss + more for loss, more in zip(a.losses, limits, strict=True)], b.losses, weights)
     value, low, high = (limit + each for each in (beside.mean, beside.lower(), beside.upper()))
-    said = _verdict(low, high, limit)
-    unlearned = won is not None and won.lower() <= 0
-    if unlearned and said == NO_WORSE:
-        said = CANNOT_TELL
+    verdict = _verdict(low, high, limit)
+    unlearned = gain is not None and gain.lower() <= 0
+    if unlearned and verdict == NO_WORSE:
+        verdict = CANNOT_TELL
     return Proof(
         measure="loss",
         difference=value,
@@ -210,10 +207,10 @@ def compare(
         lower=low,
         upper=high,
         margin=limit,
-        verdict=said,
-        won=won,
-        enough=None if unlearned or said != CANNOT_TELL else _enough(value, (low, high), limit, beside.error, rows),
-        **known,
+        verdict=verdict,
+        gain=gain,
+        enough=None if unlearned or verdict != CANNOT_TELL else _enough(value, (low, high), limit, beside.error, rows),
+        **facts,
     )
 
 
@@ -226,10 +223,10 @@ def _enough(value: float, bounds: tuple[float, float], margin: float, error: flo
     with the root of the rows."""
     away = value - margin
     reach = bounds[1] - value if away < 0 else value - bounds[0]
-    wanted = reach + NormalDist().inv_cdf(POWER) * error
-    if away == 0 or not math.isfinite(wanted):
+    reach_of_power = reach + NormalDist().inv_cdf(POWER) * error
+    if away == 0 or not math.isfinite(reach_of_power):
         return None
-    most = rows * (wanted / away) ** 2
+    most = rows * (reach_of_power / away) ** 2
     return math.ceil(most) if most <= MOST_ROWS else None
 
 
@@ -254,10 +251,10 @@ def _answer(proof: Proof) -> str:
             f"worse: B is worse than A by more than the margin; {there}, at best {_beside(proof, proof.lower)} (95 %); "
             f"{limit}"
         )
-    if proof.won is not None and proof.won.lower() <= 0:
+    if proof.gain is not None and proof.gain.lower() <= 0:
         return (
-            f"cannot tell: A has not lowered the loss of the base beyond its noise ({proof.won.mean:+.4f} ± "
-            f"{proof.won.error:.4f}), so a part of that is no margin; give more rows, or a number"
+            f"cannot tell: A has not lowered the loss of the base beyond its noise ({proof.gain.mean:+.4f} ± "
+            f"{proof.gain.error:.4f}), so a part of that is no margin; give more rows, or '0.01 loss'"
         )
     would = (
         "no number of rows that one has would tell, so near is the difference to the margin"
@@ -279,11 +276,11 @@ def _facts(proof: Proof) -> list[str]:
     if proof.pairs is not None:
         lines.append(str(proof.pairs))
     lines += proof.answers.lines()
-    if proof.won is not None:
-        won = f"{proof.won.mean:.4f} ± {proof.won.error:.4f}"
-        lines.append(f"margin      {proof.asked} of the {won} that A won over {proof.base}")
+    if proof.gain is not None:
+        gain = f"{proof.gain.mean:.4f} ± {proof.gain.error:.4f}"
+        lines.append(f"margin      {proof.margin_text} of the {gain} that A won over {proof.base}")
     if proof.why:
-        lines.append(f"asked       {proof.asked}, {proof.why}")
+        lines.append(f"asked       {proof.margin_text}, {proof.why}")
     return [*lines, f"rows        {proof.rows:,}, the same for both"]
 
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import mode
 from tempfile import TemporaryDirectory
 from typing import Any
 from weakref import ref
@@ -16,7 +17,7 @@ from pedyra.errors import UserError
 from pedyra.export.destinations import Destination, destination
 from pedyra.export.readers import export_lora
 from pedyra.fitting.cut import CURVE, FIT_RECORD, Factors, check_out, cut_live, write_cut
-from pedyra.fitting.held import Against, Metrics
+from pedyra.fitting.heldout import Comparison, Metrics
 from pedyra.fitting.sizes import Candidate
 from pedyra.fitting.verdict import FLAT, Tolerance
 from pedyra.lora.card import CARD, adapter_card, shown_megabytes, shown_name, shown_ranks
@@ -37,7 +38,7 @@ class Fit:
     chosen: Candidate
     """The whole adapter is taken where none smaller is within tolerance."""
     tolerance: Tolerance
-    asked: bool
+    by_rank: bool
     """True: the user asked for this rank, so it is taken whatever it does to the loss."""
     why: str = ""
     """The tolerance is the default for this reason; empty where the user has given it."""
@@ -121,6 +122,7 @@ class Fit:
             "of": sum(self.whole.ranks.values()),
             "rank": chosen.rank,
             "of_rank": self.whole.rank,
+            "way": chosen.way,
             "parameters": chosen.parameters,
             "share": chosen.share,
             "megabytes": self.megabytes(chosen),
@@ -131,7 +133,7 @@ class Fit:
             "interval": rise and list(rise.interval()),
             "batches": rise and rise.batches,
             "tolerance": self.tolerance.limit,
-            "won": self.tolerance.won.mean,
+            "won": self.tolerance.gain.mean,
             "base": self.base,
             "verdict": self.verdict,
             "measure": self.decides,
@@ -176,13 +178,13 @@ class Fit:
         low, high = self.tolerance.bounds(size.proof)
         return {"value": self.tolerance.measured(size.proof)[0], "lower": low, "upper": high}
 
-    def _is_measured(self, proof: Against) -> bool:
+    def _is_measured(self, proof: Comparison) -> bool:
         limit = self.tolerance
         values = proof.changed if limit.changed is not None else proof.pairs if limit.points is not None else proof.rise
         return values is not None
 
     def __str__(self) -> str:
-        return told(self)
+        return report(self)
 
     def save(self, out: str | Path, overwrite: bool = False, *, for_: str | None = None) -> Path:
         """Write the smaller adapter as an ordinary PEFT folder, with its record and the rows of its curve beside it.
@@ -231,7 +233,7 @@ class Fit:
     def _write_plain(self, lora: SavedLora, out: Path) -> None:
         card = fit_card(self, lora.config.get("base_model_name_or_path"))
         beside = {CARD: card, CURVE: "".join(map(json_line, self.curve_rows()))}
-        record = {**self.row(), "words": self.words, "told": told(self)}
+        record = {**self.row(), "words": self.words, "told": report(self)}
         write_cut(lora, self.factors, out, record, beside)
 
     def apply(self) -> None:
@@ -246,22 +248,22 @@ class Fit:
         trainer.model_wrapped = trainer.model  # DDP would go on averaging the old factors
         if trainer.optimizer is not None:
             live = {id(parameter) for parameter in self.model.parameters()}
-            held = (parameter for group in trainer.optimizer.param_groups for parameter in group["params"])
-            if any(id(parameter) not in live for parameter in held):
+            heldout = (parameter for group in trainer.optimizer.param_groups for parameter in group["params"])
+            if any(id(parameter) not in live for parameter in heldout):
                 trainer.optimizer = trainer.lr_scheduler = None
 
 
-def told(fit: Fit) -> str:
+def report(fit: Fit) -> str:
     """Tell what was found: what was asked, the answer, what proves it, and the table of the sizes that were asked."""
     limit = fit.tolerance
-    asked = f"asked       {fit.promise}{f' ({fit.why})' if fit.why else ''}"
-    lines = [asked, _answer(fit), *_metrics(fit), *_proof(fit)]
+    promise = f"asked       {fit.promise}{f' ({fit.why})' if fit.why else ''}"
+    lines = [promise, answer(fit), *_metrics(fit), *_proof(fit)]
     if fit.place is not None and (lost := [name for name in fit.place.dropped(fit.ranks) if not fit.ranks[name]]):
         lines.append(f"without     the LoRA of {' and '.join(lost)}, which {fit.place.title} leaves out")
-    won = f"{limit.won.mean:.4f} ± {limit.won.error:.4f} of the {fit.measure} over {fit.base}"
+    gain = f"{limit.gain.mean:.4f} ± {limit.gain.error:.4f} of the {fit.measure} over {fit.base}"
     if limit.of_loss:
-        won += f"; {limit.part:.1%} of it is {limit.loss:.4f}"
-    lines.append(f"won         {won}")
+        gain += f"; {limit.part:.1%} of it is {limit.loss:.4f}"
+    lines.append(f"won         {gain}")
     if fit.rows:
         lines.append(f"rows        {fit.rows}")
     if fit.seconds:
@@ -272,16 +274,18 @@ def told(fit: Fit) -> str:
     return "\n".join([*lines, "", f"{heads.get(fit.decides, f'rise of the {fit.measure}')}, by rank", *_curve(fit)])
 
 
-def _answer(fit: Fit) -> str:
+def answer(fit: Fit) -> str:
     """Say how much smaller the adapter is, in words that need no glossary."""
     size, whole = fit.chosen, fit.whole
-    taken, of = shown_megabytes(fit.megabytes(size)), shown_megabytes(fit.megabytes(whole))
+    smaller, of = shown_megabytes(fit.megabytes(size)), shown_megabytes(fit.megabytes(whole))
     if fit.is_whole:
         return f"kept        everything: {size.parameters:,} parameters, {of}"
     proved = "clearly beyond the tolerance" if fit.beyond(size) else "not proved"
-    why = f"asked for, and {proved}: " if fit.asked and not size.accepted else ""
+    common = mode(size.ranks.values())
+    most = f" ({common} in most layers)" if common < size.rank else ""
+    why = f"asked for, and {proved}: " if fit.by_rank and not size.accepted else ""
     return (
-        f"smaller     {why}rank {size.rank} of {whole.rank}: {taken} of {of}, {size.parameters:,} parameters, "
+        f"smaller     {why}rank {size.rank} of {whole.rank}{most}: {smaller} of {of}, {size.parameters:,} parameters, "
         f"{size.share:.1%} of the adapter"
     )
 
@@ -316,18 +320,18 @@ def _curve(fit: Fit) -> list[str]:
                 "accuracy": f"{100 * mean:+.2f} ± {100 * error:.2f}",
             }.get(fit.decides, f"{mean:+.4f} ± {error:.4f}")
             batches = str(each.proof.batches)
-        said = "beyond" if fit.beyond(each) else "not proved"
-        said = {None: "", True: "accepted", False: said}[each.accepted]
+        status = "beyond" if fit.beyond(each) else "not proved"
+        status = {None: "", True: "accepted", False: status}[each.accepted]
         size = f"{arrow:2}  {each.rank:4}  {each.parameters:13,}  {each.share:6.1%}"
-        lines.append(f"{size}  {value:>17}  {batches:>7}  {said}".rstrip())
+        lines.append(f"{size}  {value:>17}  {batches:>7}  {status}".rstrip())
     return lines
 
 
 def _metrics(fit: Fit) -> list[str]:
     """Write a line for each metric on the held-out rows, and the interval of what the accuracy changes by."""
-    lines, found = [], fit.metrics
-    for name in found.get("whole", {}):
-        values = {which: each[name] for which, each in found.items() if name in each}
+    lines, result = [], fit.metrics
+    for name in result.get("whole", {}):
+        values = {which: each[name] for which, each in result.items() if name in each}
         both = " -> ".join(f"{values[which]:.4f}" for which in ("whole", "smaller") if which in values)
         base = f" (base {values['base']:.4f})" if "base" in values else ""
         lines.append(f"metric      {name} {both}{base}")
@@ -337,10 +341,10 @@ def _metrics(fit: Fit) -> list[str]:
     return lines
 
 
-def fit_card(found: Fit, base: str | None) -> str:
+def fit_card(result: Fit, base: str | None) -> str:
     """Write the model card of the smaller adapter to the base model of this name: what was kept, and what proves it."""
-    adapted = shown_ranks([rank for rank in found.ranks.values() if rank])
-    metrics = list(found.metrics.get("whole", {}))
+    adapted = shown_ranks([rank for rank in result.ranks.values() if rank])
+    metrics = list(result.metrics.get("whole", {}))
     rows = {"base model": shown_name(base), "adapted": adapted}
-    title, text = "A LoRA, kept whole" if found.is_whole else "A smaller LoRA", str(replace(found, seconds=0.0))
+    title, text = "A LoRA, kept whole" if result.is_whole else "A smaller LoRA", str(replace(result, seconds=0.0))
     return adapter_card(title, rows, text=f"```\n{text}\n```", base=base, metrics=metrics)

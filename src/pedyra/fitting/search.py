@@ -12,10 +12,10 @@ measured on all of them and held to the tolerance once more.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from pedyra.fitting.held import Against
+from pedyra.fitting.heldout import Comparison
 from pedyra.fitting.sizes import Candidate
 from pedyra.fitting.verdict import DOUBT, Tolerance
 
@@ -28,34 +28,34 @@ LEAST, FEW = 12, 24
 """Batches of held-out rows: fewer than `LEAST` give no interval worth the name, and fewer than `FEW` a wide one; a look
 has at least `FEW`."""
 
-Ask = Callable[[Candidate, float], Against]
+Ask = Callable[[Candidate, float], Comparison]
 """It measures a size on this part of the held-out rows."""
 
 
-def search(sizes: Sequence[Candidate], limit: Tolerance, ask: Ask, batches: int) -> list[Candidate]:
+def search(sizes: Iterable[Candidate], limit: Tolerance, ask: Ask, batches: int) -> list[Candidate]:
     """Return the sizes that were asked, in their order; the last one that is `accepted` is the smallest that is proved.
 
     Args:
         sizes: from the largest down; what the place, the user or the order of the method gives, and the rows do not.
         batches: of all held-out rows.
     """
-    asked: list[Candidate] = []
+    candidates: list[Candidate] = []
     for size in sizes:
-        asked.append(_asked(size, limit, ask, batches))
-        if not asked[-1].accepted:
+        candidates.append(_asked(size, limit, ask, batches))
+        if not candidates[-1].accepted:
             break
-    for place in reversed(range(len(asked))):
-        size = asked[place]
+    for place in reversed(range(len(candidates))):
+        size = candidates[place]
         if size.accepted and size.proof is not None and size.proof.batches < batches:
-            asked[place] = size = proved(size, limit, ask(size, 1.0))
+            candidates[place] = size = proved(size, limit, ask(size, 1.0))
         if size.accepted:
             break
-    return asked
+    return candidates
 
 
-def proved(size: Candidate, limit: Tolerance, found: Against, doubt: float = DOUBT) -> Candidate:
+def proved(size: Candidate, limit: Tolerance, comparison: Comparison, doubt: float = DOUBT) -> Candidate:
     """Return the size with what was found of it."""
-    return replace(size, proof=found, accepted=limit.allows(found, doubt))
+    return replace(size, proof=comparison, accepted=limit.allows(comparison, doubt))
 
 
 def _asked(size: Candidate, limit: Tolerance, ask: Ask, batches: int) -> Candidate:
@@ -63,7 +63,7 @@ def _asked(size: Candidate, limit: Tolerance, ask: Ask, batches: int) -> Candida
     if limit.points is not None or math.floor(LOOKS[0][0] * batches) < FEW:
         return proved(size, limit, ask(size, 1.0))
     for part, doubt in LOOKS:
-        measured = proved(size, limit, found := ask(size, part), doubt)
-        if measured.accepted or limit.forbids(found, REJECTED):
+        measured = proved(size, limit, comparison := ask(size, part), doubt)
+        if measured.accepted or limit.forbids(comparison, REJECTED):
             break
     return measured

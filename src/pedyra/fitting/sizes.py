@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pedyra.export.destinations import Destination
 from pedyra.fitting.calibration import Calibration
-from pedyra.fitting.held import Against
+from pedyra.fitting.heldout import Comparison
 
 Ranks = dict[str, int]
 """Layer -> how many of its balanced directions stay: the first ones."""
@@ -28,10 +28,12 @@ class Candidate:
     """The whole adapter has 1."""
     predicted: float
     """The slopes foretell this rise of the loss of the cut, before anything makes up for it."""
-    proof: Against | None = None
+    proof: Comparison | None = None
     """The held-out rows, or as many of them as it took to tell, say this; None where the size was not asked."""
     accepted: bool | None = None
     """The size is proved to be within tolerance, or not; None: it was not asked, or only for the curve."""
+    way: str = ""
+    """It is cut along these directions (`fitting.choice`); empty where nothing is cut."""
 
     @property
     def rank(self) -> int:

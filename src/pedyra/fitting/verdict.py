@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
-from pedyra.fitting.held import Against
+from pedyra.fitting.heldout import Comparison
 from pedyra.fitting.paired import CONFIDENCE, Increase
 from pedyra.fitting.sizes import Candidate
 
@@ -20,7 +20,7 @@ class Tolerance:
     """A part of what fine-tuning won may be given up or, where `points` are given, of the accuracy; or, where `changed`
     is, this share of the answers may be others than the whole adapter's."""
 
-    won: Increase
+    gain: Increase
     """The loss of the adapter is below that of the base model by this."""
     part: float = 0.01
     points: float | None = None
@@ -30,12 +30,12 @@ class Tolerance:
     @property
     def loss(self) -> float:
         """Return by how much the loss may rise."""
-        return self.part * max(0.0, self.won.mean)
+        return self.part * max(0.0, self.gain.mean)
 
     @property
     def error(self) -> float:
         """Return the standard error of `loss`."""
-        return self.part * self.won.error
+        return self.part * self.gain.error
 
     @property
     def of_loss(self) -> bool:
@@ -50,59 +50,59 @@ class Tolerance:
     @property
     def learned(self) -> bool:
         """Tell whether anything was won at all, clear of noise, where the tolerance is a part of it."""
-        return not self.of_loss or self.won.lower() > 0
+        return not self.of_loss or self.gain.lower() > 0
 
-    def allows(self, found: Against, doubt: float = DOUBT) -> bool:
+    def allows(self, comparison: Comparison, doubt: float = DOUBT) -> bool:
         """Tell whether what is truly beyond the tolerance would look like this with probability `doubt` at most."""
-        return self.bounds(found, doubt)[1] <= self.limit
+        return self.bounds(comparison, doubt)[1] <= self.limit
 
-    def forbids(self, found: Against, doubt: float = DOUBT) -> bool:
+    def forbids(self, comparison: Comparison, doubt: float = DOUBT) -> bool:
         """Tell whether what is truly within the tolerance would look like this with probability `doubt` at most."""
-        return self.bounds(found, doubt)[0] > self.limit
+        return self.bounds(comparison, doubt)[0] > self.limit
 
-    def bounds(self, found: Against, doubt: float = DOUBT) -> tuple[float, float]:
+    def bounds(self, comparison: Comparison, doubt: float = DOUBT) -> tuple[float, float]:
         """Return the two one-sided bounds of what is held to the tolerance.
 
         What was won is itself a measurement, so the noise of both counts, as that of independent ones.
         """
         if self.changed is not None:
-            assert found.changed is not None, "answers are compared where the tolerance is of them"
-            return found.changed.lower(doubt), found.changed.upper(doubt)
+            assert comparison.changed is not None, "answers are compared where the tolerance is of them"
+            return comparison.changed.lower(doubt), comparison.changed.upper(doubt)
         if self.points is not None:
-            assert found.pairs is not None, "points of the accuracy are asked only where the task has one"
-            return found.pairs.bounds(NormalDist().inv_cdf(1 - doubt))
-        rise = self._both(found)
+            assert comparison.pairs is not None, "points of the accuracy are asked only where the task has one"
+            return comparison.pairs.bounds(NormalDist().inv_cdf(1 - doubt))
+        rise = self._both(comparison)
         return rise.lower(doubt), rise.upper(doubt)
 
-    def rows_needed(self, found: Against) -> float:
+    def rows_needed(self, comparison: Comparison) -> float:
         """Return how many times as many rows like these would tell, in 80 % of cases, on which side of the tolerance
         this is, if it is truly where it was measured."""
-        value, error = self.measured(found)
+        value, error = self.measured(comparison)
         away, normal = self.limit - value, NormalDist()
         return ((normal.inv_cdf(1 - DOUBT) + normal.inv_cdf(0.8)) * error / away) ** 2 if away else math.inf
 
-    def measured(self, found: Against) -> tuple[float, float]:
+    def measured(self, comparison: Comparison) -> tuple[float, float]:
         """Return what is held to the tolerance, and its standard error."""
-        if self.changed is not None and found.changed is not None:
-            return found.changed.mean, found.changed.error
-        if self.points is not None and found.pairs is not None:
-            return found.pairs.fall, found.pairs.error
-        rise = self._both(found)
+        if self.changed is not None and comparison.changed is not None:
+            return comparison.changed.mean, comparison.changed.error
+        if self.points is not None and comparison.pairs is not None:
+            return comparison.pairs.fall, comparison.pairs.error
+        rise = self._both(comparison)
         return rise.mean, rise.error
 
-    def next_allowing(self, found: Against) -> str | None:
+    def next_allowing(self, comparison: Comparison) -> str | None:
         """Return the next larger tolerance of this kind that allows this, in tenths of a percent of the answers or of a
         point, or in whole percent."""
         name = "changed" if self.changed is not None else "part" if self.points is None else "points"
         unit, step = {"changed": ("%", 1000), "points": ("pt", 1000), "part": ("%", 100)}[name]
         smallest = math.floor(getattr(self, name) * step + 1e-9) + 1
-        larger = (number for number in range(smallest, step) if replace(self, **{name: number / step}).allows(found))
-        number = next(larger, None)
+        larger = ((number, replace(self, **{name: number / step})) for number in range(smallest, step))
+        number = next((number for number, tolerance in larger if tolerance.allows(comparison)), None)
         return None if number is None else f"{number / step * 100:g}{unit}"
 
-    def says(self, found: Against, measure: str = "loss") -> str:
+    def says(self, comparison: Comparison, measure: str = "loss") -> str:
         """Say what was measured of what is held to the tolerance."""
-        value, _ = self.measured(found)
+        value, _ = self.measured(comparison)
         if self.changed is not None:
             return f"{value:.2%} of the answers change"
         return (
@@ -115,9 +115,9 @@ class Tolerance:
             return f"{100 * self.changed:.3g}%"
         return f"{100 * self.points:.3g}pt" if self.points is not None else f"{100 * self.part:.3g}%"
 
-    def _both(self, found: Against) -> Increase:
+    def _both(self, comparison: Comparison) -> Increase:
         """Return the rise with the noise of what was won, taken as symmetric, beside its own."""
-        rise = found.rise
+        rise = comparison.rise
         assert rise is not None, "losses are compared where the tolerance is of them"
         error = math.hypot(rise.error, self.error)
         part = rise.error / error if 0 < error < math.inf else 0.0
@@ -130,7 +130,7 @@ HALF = 0.4
 
 
 def verdict(
-    taken: Candidate, curve: Sequence[Candidate], tolerance: Tolerance, measure: str = "loss"
+    chosen: Candidate, curve: Sequence[Candidate], tolerance: Tolerance, measure: str = "loss"
 ) -> tuple[str, str]:
     """Say whether the rank was more than this task needs, in a word and as a sentence.
 
@@ -138,27 +138,27 @@ def verdict(
     clearly beyond it. unknown: neither can be told from these rows, or nothing was learned.
     """
     if not tolerance.learned:
-        won = f"{tolerance.won.mean:+.4f} ± {tolerance.won.error:.4f}"
+        gain = f"{tolerance.gain.mean:+.4f} ± {tolerance.gain.error:.4f}"
         return UNKNOWN, (
-            f"unknown: the adapter has not lowered the {measure} beyond its noise ({won}), so nothing tells what is "
-            f"needed{'; everything is kept' if taken.share == 1 else ''}. Is this the base that it was trained on?"
+            f"unknown: the adapter has not lowered the {measure} beyond its noise ({gain}), so nothing tells what is "
+            f"needed{'; everything is kept' if chosen.share == 1 else ''}. Is this the base that it was trained on?"
         )
-    if taken.accepted and taken.share <= 0.5:
-        return FLAT, f"flat: {taken.share:.1%} of the adapter is proved to be enough for this task"
+    if chosen.accepted and chosen.share <= 0.5:
+        return FLAT, f"flat: {chosen.share:.1%} of the adapter is proved to be enough for this task"
     beyond = [each for each in curve if each.proof and tolerance.forbids(each.proof)]
-    ways = otherwise(taken, curve, tolerance)
+    ways = otherwise(chosen, curve, tolerance)
     if halves := [each for each in beyond if each.share >= HALF]:
         worst = max(halves, key=lambda each: each.share)
         assert worst.proof is not None
-        told = f"{worst.share:.0%} of the adapter is clearly beyond the tolerance"
-        return CAPACITY_LIMITED, f"capacity-limited: {told}; with it {tolerance.says(worst.proof, measure)}{ways}"
-    if taken in beyond and taken.proof is not None:  # it was asked for
+        message = f"{worst.share:.0%} of the adapter is clearly beyond the tolerance"
+        return CAPACITY_LIMITED, f"capacity-limited: {message}; with it {tolerance.says(worst.proof, measure)}{ways}"
+    if chosen in beyond and chosen.proof is not None:  # it was asked for
         return UNKNOWN, (
-            f"unknown: rank {taken.rank} is clearly beyond the tolerance: {tolerance.says(taken.proof, measure)}; no "
+            f"unknown: rank {chosen.rank} is clearly beyond the tolerance: {tolerance.says(chosen.proof, measure)}; no "
             f"larger one was asked"
         )
-    told = "unknown: these rows tell neither that half is enough nor that it is too little"
-    return UNKNOWN, f"{told}; {_missing(curve, tolerance)}{ways}"
+    message = "unknown: these rows tell neither that half is enough nor that it is too little"
+    return UNKNOWN, f"{message}; {_missing(curve, tolerance)}{ways}"
 
 
 def _missing(curve: Sequence[Candidate], tolerance: Tolerance) -> str:
@@ -174,18 +174,18 @@ def _missing(curve: Sequence[Candidate], tolerance: Tolerance) -> str:
     return f"{more}, or {larger}"
 
 
-def otherwise(taken: Candidate, curve: Sequence[Candidate], tolerance: Tolerance) -> str:
+def otherwise(chosen: Candidate, curve: Sequence[Candidate], tolerance: Tolerance) -> str:
     """Name the other ways to ask of a fit that kept everything, with the least that these rows would allow in each for
     the largest size that was asked; empty where there is none."""
-    asked = next((each for each in curve if each.proof is not None), None)
-    if taken.share < 1 or asked is None or asked.proof is None:
+    largest = next((each for each in curve if each.proof is not None), None)
+    if chosen.share < 1 or largest is None or largest.proof is None:
         return ""
-    found, ways = asked.proof, []
-    if found.changed is not None and tolerance.changed is None:
-        ways.append(("changed", Tolerance(tolerance.won, changed=0.0)))
-    if found.pairs is not None and tolerance.points is None:
-        ways.append(("tolerance", Tolerance(tolerance.won, points=0.0)))
-    if found.rise is not None and not tolerance.of_loss and tolerance.won.lower() > 0:
-        ways.append(("tolerance", Tolerance(tolerance.won, part=0.0)))
-    told = [f"{name} {least}" for name, way in ways if (least := way.next_allowing(found)) is not None]
-    return f"; asked otherwise, {' or '.join(told)} would allow rank {asked.rank}" if told else ""
+    comparison, ways = largest.proof, []
+    if comparison.changed is not None and tolerance.changed is None:
+        ways.append(("changed", Tolerance(tolerance.gain, changed=0.0)))
+    if comparison.pairs is not None and tolerance.points is None:
+        ways.append(("tolerance", Tolerance(tolerance.gain, points=0.0)))
+    if comparison.rise is not None and not tolerance.of_loss and tolerance.gain.lower() > 0:
+        ways.append(("tolerance", Tolerance(tolerance.gain, part=0.0)))
+    message = [f"{name} {least}" for name, way in ways if (least := way.next_allowing(comparison)) is not None]
+    return f"; asked otherwise, {' or '.join(message)} would allow rank {largest.rank}" if message else ""

@@ -10,7 +10,7 @@ from axolotl.utils.logging import get_logger
 from pydantic import BaseModel, model_validator
 
 from pedyra.errors import UserError
-from pedyra.fitting.wanted import Wanted
+from pedyra.fitting.request import FitRequest
 from pedyra.pe_dyra.method import PeDyra
 from pedyra.trainer.adapt import adapt
 from pedyra.trainer.fit import fit_trainer
@@ -27,7 +27,7 @@ class PedyraSection(BaseModel, extra="forbid"):
     """Ranks move by this method while axolotl trains; none: they stay."""
     settings: dict[str, Any] = {}
     """Fields of PeDyra."""
-    fit: Wanted | None = None
+    fit: FitRequest | None = None
     """A fit is asked this, {} for its defaults: the smaller adapter goes to the folder `fit` of output_dir."""
 
     @model_validator(mode="after")

@@ -319,15 +319,15 @@ class MethodTraining(TrainerCallback):
             )
 
     def _conclude(self, allocator: RankAllocator) -> RankResult:
-        made, planned = allocator.history, allocator.schedule.adjustments
+        history, planned = allocator.history, allocator.schedule.adjustments
         return RankResult(
             steps=allocator.step,
-            adjustments=len(made),
+            adjustments=len(history),
             planned=len(planned),
             first=planned[0],
-            pruned=sum(len(record["pruned"]) for record in made),
-            added=sum(sum(record["added"].values()) for record in made),
-            stayed=stayed(made),
+            pruned=sum(len(record["pruned"]) for record in history),
+            added=sum(sum(record["added"].values()) for record in history),
+            stayed=stayed(history),
             ranks_before=allocator.initial_ranks,
             ranks=allocator.ranks,
             parameters_before=allocator.initial_parameters,
@@ -430,14 +430,14 @@ class MethodTraining(TrainerCallback):
         the adjustments that the checkpoint knows and the file has lost."""
         if self.record_to is None or not self._records:
             return
-        known = read_rows(self.record_to, {"step": (int, None)}) if step > 0 else []
-        kept = [row for row in known if (row.get("step") or 0) <= step]
-        recorded = {row["step"] for row in kept if row.get("kind") == "adjustment"}
+        rows_before = read_rows(self.record_to, {"step": (int, None)}) if step > 0 else []
+        earlier = [row for row in rows_before if (row.get("step") or 0) <= step]
+        recorded = {row["step"] for row in earlier if row.get("kind") == "adjustment"}
         lost = [record for record in allocator.history if record["step"] not in recorded]
-        rows = sorted([*(kept or [allocator.describe()]), *lost], key=lambda row: row.get("step") or 0)
+        rows = sorted([*(earlier or [allocator.describe()]), *lost], key=lambda row: row.get("step") or 0)
         self.record_to.parent.mkdir(parents=True, exist_ok=True)
         write_file(self.record_to, "".join(map(json_line, rows)))
-        if not kept:
+        if not earlier:
             self._record(allocator.snapshot())
 
     def _record(self, entry: dict[str, Any]) -> None:

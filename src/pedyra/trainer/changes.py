@@ -22,11 +22,11 @@ from typing import Any
 from transformers import Trainer
 
 
-def put_around(owner: Any, name: str, around: Callable[..., Any], *given: Any) -> None:
+def put_around(owner: Any, name: str, around: Callable[..., Any], *arguments: Any) -> None:
     """Have a method's calls go through `around(original, *given, *args, **kwargs)`."""
     original = getattr(owner, name)
     if getattr(original, "func", None) is not around:  # a model_init, which is called again, has done so
-        setattr(owner, name, functools.partial(around, original, *given))
+        setattr(owner, name, functools.partial(around, original, *arguments))
 
 
 def watch_training(trainer: Trainer, began: Callable[[Path | None], None], failed: Callable[[], None]) -> None:

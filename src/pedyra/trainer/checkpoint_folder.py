@@ -30,9 +30,9 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 def list_checkpoints(run: Path) -> list[Path]:
     """List the checkpoint folders of a run, oldest step first, whole or not."""
-    found = [path for path in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    result = [path for path in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     # A kill may have left two of a step: the one with a leading 0 was about to be replaced.
-    return sorted(found, key=lambda path: (checkpoint_step(path), -len(path.name)))
+    return sorted(result, key=lambda path: (checkpoint_step(path), -len(path.name)))
 
 
 def last_complete_checkpoint(run: Path, *, with_ranks: bool) -> tuple[Path, list[tuple[Path, str]]]:

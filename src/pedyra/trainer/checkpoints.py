@@ -41,10 +41,10 @@ def _save_after_evaluation(original: Callable[..., Any], trainer: Trainer, *args
     waits = over and control.should_save and not control.should_evaluate and not has_waited
     if waits:
         vars(trainer)[_WAITED], control.should_save = state.global_step, False
-    found = original(*args, **kwargs)
+    folders = original(*args, **kwargs)
     if waits:
         control.should_save = True  # the epoch ends now, where Trainer evaluates before it saves
-    return found
+    return folders
 
 
 def _save(original: Callable[..., Any], trainer: Trainer, model: Any, trial: Any = None) -> None:
@@ -104,9 +104,9 @@ def _drop_oldest(run: Path, limit: int | None, newest: Path, best: str | None) -
     if limit is None or limit <= 0:
         return
     kept = {newest.resolve(), *([] if best is None else [Path(best).resolve()])}
-    found = sorted(list_checkpoints(run), key=lambda folder: folder.stat().st_mtime)
-    others = [folder for folder in found if folder.resolve() not in kept]
-    for folder in others[: max(0, len(found) - max(limit, len(kept)))]:
+    folders = sorted(list_checkpoints(run), key=lambda folder: folder.stat().st_mtime)
+    others = [folder for folder in folders if folder.resolve() not in kept]
+    for folder in others[: max(0, len(folders) - max(limit, len(kept)))]:
         _remove(folder, run / ASIDE)
 
 
@@ -118,5 +118,5 @@ def _remove(folder: Path, aside: Path) -> None:
 
 
 def _files(folder: Path) -> list[str]:
-    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return [name for name in found if name != SUMS]
+    folders = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return [name for name in folders if name != SUMS]

@@ -122,9 +122,9 @@ def _prepared(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwar
     """Keep an optimizer's Parameters, which are whole, and so the same as before: accelerate looks for them by their
     address, and those of a rank 0 have none."""
     groups = [group for each in args if isinstance(each, Optimizer) for group in each.param_groups]
-    held = [[*group["params"]] for group in groups]
+    lists = [[*group["params"]] for group in groups]
     prepared = original(*args, **kwargs)
-    for group, parameters in zip(groups, held, strict=True):
+    for group, parameters in zip(groups, lists, strict=True):
         group["params"][:] = parameters
     return prepared
 

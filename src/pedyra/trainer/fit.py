@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -17,8 +17,8 @@ from pedyra.fitting.calibration import lora_layers
 from pedyra.fitting.fit import PLAIN_BASE, Base, fit_batches
 from pedyra.fitting.judge import Batch, DivergenceJudge
 from pedyra.fitting.modes import disabled
+from pedyra.fitting.request import FitRequest
 from pedyra.fitting.result import Fit
-from pedyra.fitting.wanted import Wanted
 from pedyra.lora.folder import active_adapter, saved_lora
 from pedyra.lora.supported import check_supported
 from pedyra.trainer.judge import TrainerJudge
@@ -27,7 +27,17 @@ from pedyra.trainer.rows import fit_rows, is_surrogate
 from pedyra.trainer.untouched import untouched
 
 
-def fit(trainer: Trainer, *, data: Any = None, for_: str | None = None, **asked: Any) -> Fit:
+def fit(
+    trainer: Trainer,
+    *,
+    tolerance: str | None = None,
+    changed: str | None = None,
+    rank: int | None = None,
+    rows: int | None = None,
+    curve: bool = False,
+    data: Any = None,
+    for_: str | None = None,
+) -> Fit:
     """Find how small the LoRA may be that this Trainer has trained; ask after `trainer.train()`.
 
     Gradients come from `trainer.compute_loss`, losses from its own evaluation, so the loss is the one that was trained:
@@ -37,11 +47,18 @@ def fit(trainer: Trainer, *, data: Any = None, for_: str | None = None, **asked:
     random state changes. One process, or several under DDP.
 
     Args:
+        tolerance: what may be given up: "1%" of what fine-tuning won, or "0.5pt", half a point of the accuracy. By
+            default "1pt" for a classifier with labels, and "1%" for others with labels.
+        changed: or which share of the answers may be others than the whole adapter's, "2%": it needs no labels, and is
+            the default for rows without.
+        rank: take this rank in every layer, whatever it does, and say what it does.
+        rows: how many held-out rows prove at most, and how many calibrate. By default 1,024 calibrate, and as many
+            prove as one model answers in the time of the calibration.
+        curve: measure the sizes below the first that is not within tolerance too.
         data: held-out rows, as the Trainer takes an eval_dataset; by default its own, else a part of those it was
             trained on, with a warning.
         for_: where the adapter will be served: "vllm", or another of `pedyra.export.destinations`. The ranks of this
             place are asked, and `save` writes the form that it reads; "vllm:16" takes that rank whatever it does.
-        asked: the fields of `pedyra.fitting.wanted.Wanted`: tolerance, changed, rank, rows, curve.
 
     Returns:
         What was found: print it, `save` the smaller adapter, or `apply` it to the live model.
@@ -51,13 +68,12 @@ def fit(trainer: Trainer, *, data: Any = None, for_: str | None = None, **asked:
             cannot tell what is asked (a loss without labels, changed answers of a regression); the place is unknown or
             does not take this adapter, or none of its ranks is within tolerance.
     """
-    if unknown := asked.keys() - {each.name for each in fields(Wanted)}:
-        raise UserError(f"fit has no {min(unknown)}; it has {', '.join(each.name for each in fields(Wanted))}")
+    request = FitRequest(tolerance=tolerance, changed=changed, rank=rank, rows=rows, curve=curve)
     place = None if for_ is None else destination(for_)
-    return fit_trainer(trainer, Wanted(**asked), place=place, data=data)
+    return fit_trainer(trainer, request, place=place, data=data)
 
 
-def fit_trainer(trainer: Trainer, wanted: Wanted, *, place: Destination | None = None, data: Any = None) -> Fit:
+def fit_trainer(trainer: Trainer, request: FitRequest, *, place: Destination | None = None, data: Any = None) -> Fit:
     """Do what `fit` does, as this record asks, for this place."""
     if not isinstance(trainer, Trainer):
         raise UserError(f"fit takes the Trainer that has trained the model, and {type(trainer).__name__} is none")
@@ -65,11 +81,11 @@ def fit_trainer(trainer: Trainer, wanted: Wanted, *, place: Destination | None =
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     adapter = active_adapter(model)
     check_live(model, adapter)
-    check_asked(wanted, place)
+    check_asked(request, place)
     if place is not None:
         with saved_lora(model, adapter) as lora:
             place.check(lora)
-        wanted = replace(wanted, rank=place.rank)
+        request = replace(request, rank=place.rank)
     if (bias := model.peft_config[adapter].bias) != "none":
         warnings.warn(
             f"the adapter has bias={bias!r}, and PEFT keeps no biases of the base model, so the base model here has "
@@ -81,34 +97,29 @@ def fit_trainer(trainer: Trainer, wanted: Wanted, *, place: Destination | None =
     if trainer.args.fp16_full_eval or trainer.args.bf16_full_eval:  # the Trainer has left the model where it was
         trainer._move_model_to_device(model, trainer.args.device)
     with untouched(trainer, model):
-        judge = judged = TrainerJudge(trainer, model)
-        rows = fit_rows(trainer, data, wanted)
-        if rows.unlabelled and wanted.tolerance is not None:
-            raise UserError(
-                f"tolerance is {wanted.tolerance}, and {rows.name} has no labels, which tell a loss and an accuracy; "
-                f"ask for a share of the answers (changed 2%), or give labels"
-            )
+        judge = trainer_judge = TrainerJudge(trainer, model)
+        rows = fit_rows(trainer, data, request)
         if rows.unlabelled or is_surrogate(trainer):
-            judge = DivergenceJudge(model, judged.answers)
-            judge.loss_scale = judged.loss_scale
+            judge = DivergenceJudge(model, trainer_judge.answers)
+            judge.loss_scale = trainer_judge.loss_scale
         shown = ("estimate" if trainer.args.disable_tqdm else "bar") if trainer.is_world_process_zero() else "nothing"
         base = base_of(trainer, model, rows.calibration, adapter)
-        found = fit_batches(judge, rows, wanted, place=place, base=base, adapter=adapter, shown=shown)
+        result = fit_batches(judge, rows, request, place=place, base=base, adapter=adapter, shown=shown)
 
-    def again(**asked: Any) -> Fit:
+    def again(**limits: Any) -> Fit:
         with untouched(trainer, model):
-            return joined(again_of(**asked))
+            return joined(again_of(**limits))
 
     def joined(fit: Fit) -> Fit:
         return replace(fit, trainer=ref(trainer), again=again)
 
-    again_of: Any = found.again
-    return joined(found)
+    again_of: Any = result.again
+    return joined(result)
 
 
-def check_asked(wanted: Wanted, place: Destination | None) -> None:
+def check_asked(request: FitRequest, place: Destination | None) -> None:
     """Refuse what says the ranks twice: ValueError."""
-    if place is not None and wanted.rank is not None:
+    if place is not None and request.rank is not None:
         raise UserError(
             f"{place.name}, where it will be served, says the ranks, so leave out rank; {place.name}:16 takes one rank "
             f"whatever it does"
@@ -135,9 +146,9 @@ def check_whole(trainer: Any, what: str) -> None:
         "tensor, context or sequence parallelism": parallel is not None
         and any(getattr(parallel, f"{kind}_enabled", False) for kind in ("tp", "cp", "sp")),
     }
-    if found := [name for name, on in ways.items() if on]:
+    if result := [name for name, on in ways.items() if on]:
         raise UserError(
-            f"the model is sharded ({found[0]}), and {what} takes it whole; save the adapter and run `pedyra "
+            f"the model is sharded ({result[0]}), and {what} takes it whole; save the adapter and run `pedyra "
             f"{'fit FOLDER' if what == 'a fit' else 'prove A B'} --data ROWS` in one process"
         )
 

@@ -63,8 +63,9 @@ class TrainerJudge(Judge):
 
     def losses(self, batches: Sequence[Batch], cut: Cut, predictions: Predictions | None = None) -> Iterator[float]:
         trainer = self.trainer
-        judged = self._judges_parts and trainer.compute_metrics is not None and not trainer.args.batch_eval_metrics
-        loss_only = predictions is None or not judged
+        with_metrics = self._judges_parts and trainer.compute_metrics is not None
+        with_metrics = with_metrics and not trainer.args.batch_eval_metrics
+        loss_only = predictions is None or not with_metrics
         torch.manual_seed(0)
         with cut():
             for number, batch in enumerate(batches):
@@ -92,9 +93,9 @@ class TrainerJudge(Judge):
         for each in predictions:
             for kept, part in zip((logits, labels), each, strict=True):
                 kept.add(part)
-        found: Any = logits.get_arrays(), labels.get_arrays()
+        arrays: Any = logits.get_arrays(), labels.get_arrays()
         try:
-            metrics = self.trainer.compute_metrics(EvalPrediction(*found))
+            metrics = self.trainer.compute_metrics(EvalPrediction(*arrays))
         except Exception as error:  # whatever the function of a user raises that knows all rows together, and no part
             warnings.warn(
                 f"compute_metrics judges no part of the held-out rows ({type(error).__name__}: {error}), so the fit "

@@ -29,8 +29,8 @@ FOLDS = 4
 
 def heads(model: nn.Module, adapter: str) -> list[nn.Module]:
     """List the modules that were trained in full beside the adapter's layers, in the order of the model."""
-    found = (module for module in model.modules() if isinstance(module, ModulesToSaveWrapper))
-    return [module for module in found if adapter in module.modules_to_save]
+    result = (module for module in model.modules() if isinstance(module, ModulesToSaveWrapper))
+    return [module for module in result if adapter in module.modules_to_save]
 
 
 def probed(
@@ -45,41 +45,41 @@ def probed(
     trained, judge = heads(model, adapter), TrainerJudge(trainer, model)
     if not trained or any(_labels(batch) is None for batch in batches):
         return None
-    seen: dict[str, Any] = {}
+    record: dict[str, Any] = {}
 
     def look(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor) and args and args[0].is_floating_point():  # embeddings are given token numbers
-            if "features" not in seen:
-                seen["first"], seen["features"] = module, args[0].detach().float()
-            seen["last"], seen["width"], seen["dims"] = module, output.shape[-1], output.dim()
+            if "features" not in record:
+                record["first"], record["features"] = module, args[0].detach().float()
+            record["last"], record["width"], record["dims"] = module, output.shape[-1], output.dim()
 
     features, labels = [], []
     handles = [module.register_forward_hook(look) for module in trained]
     try:
         with disabled(model), torch.no_grad():
             for batch in batches:
-                seen.pop("features", None)
+                record.pop("features", None)
                 judge.forward(batch)
-                if "features" not in seen:
+                if "features" not in record:
                     return None
-                features.append(_of_rows(seen["features"], batch, seen["dims"] == 3).cpu())
+                features.append(_of_rows(record["features"], batch, record["dims"] == 3).cpu())
                 labels.append(_labels(batch))
     finally:
         for handle in handles:
             handle.remove()
-    weight, bias = fitted(torch.cat(gather_object(features)), torch.cat(gather_object(labels)), seen["width"])
+    weight, bias = fitted(torch.cat(gather_object(features)), torch.cat(gather_object(labels)), record["width"])
 
     @contextmanager
     def base() -> Iterator[None]:
         def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            seen["features"] = args[0]
+            record["features"] = args[0]
 
         def answer(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            given = seen["features"]
-            given = given[:, 0] if given.dim() == 3 and output.dim() == 2 else given
-            return (given.float() @ weight.to(given.device).T + bias.to(given.device)).to(output.dtype)
+            values = record["features"]
+            values = values[:, 0] if values.dim() == 3 and output.dim() == 2 else values
+            return (values.float() @ weight.to(values.device).T + bias.to(values.device)).to(output.dtype)
 
-        handles = [seen["first"].register_forward_hook(keep), seen["last"].register_forward_hook(answer)]
+        handles = [record["first"].register_forward_hook(keep), record["last"].register_forward_hook(answer)]
         try:
             with disabled(model):
                 yield
@@ -96,15 +96,15 @@ def _labels(batch: Batch) -> Tensor | None:
     return labels.cpu() if isinstance(labels, Tensor) and labels.dim() == 1 else None
 
 
-def _of_rows(found: Tensor, batch: Batch, every_token: bool) -> Tensor:
+def _of_rows(result: Tensor, batch: Batch, every_token: bool) -> Tensor:
     """Pick the features of each row from those of its tokens."""
-    if found.dim() < 3:
-        return found
+    if result.dim() < 3:
+        return result
     mask = batch.get("attention_mask")
     if not every_token or not isinstance(mask, Tensor):
-        return found[:, 0]
+        return result[:, 0]
     last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
-    return found[torch.arange(len(found), device=found.device), last.to(found.device)]
+    return result[torch.arange(len(result), device=result.device), last.to(result.device)]
 
 
 def fitted(features: Tensor, labels: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -130,10 +130,10 @@ def fitted(features: Tensor, labels: Tensor, width: int) -> tuple[Tensor, Tensor
 
 def _loss(weight: Tensor, bias: Tensor, X: Tensor, y: Tensor) -> Tensor:
     """Sum the cross-entropy over rows, or half of the squared error."""
-    given = X @ weight.T + bias
+    values = X @ weight.T + bias
     if y.is_floating_point():
-        return (given - y).square().sum() / 2
-    return nn.functional.cross_entropy(given, y, reduction="sum")
+        return (values - y).square().sum() / 2
+    return nn.functional.cross_entropy(values, y, reduction="sum")
 
 
 def _regression(X: Tensor, y: Tensor, width: int, penalty: float) -> tuple[Tensor, Tensor]:

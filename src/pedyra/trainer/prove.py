@@ -15,10 +15,10 @@ from transformers import Trainer
 
 from pedyra.errors import UserError
 from pedyra.fitting.fit import Rows, labelled
-from pedyra.fitting.held import Held, answers_beside
+from pedyra.fitting.heldout import HeldOut, answers_beside
 from pedyra.fitting.judge import Batch
 from pedyra.fitting.modes import disabled, evaluating
-from pedyra.fitting.prove import Margin, Measured, Proof, compare
+from pedyra.fitting.prove import Margin, Measurement, Proof, compare
 from pedyra.fitting.search import LEAST
 from pedyra.lora.folder import MISFITS, active_adapter, check_finite, check_layers, read_lora
 from pedyra.trainer.fit import base_of, check_live, check_whole
@@ -35,8 +35,8 @@ def prove(
     a: str | Path,
     b: str | Path,
     *,
-    margin: str | float | None = None,
-    changed: str | float | None = None,
+    margin: str | None = None,
+    changed: str | None = None,
     data: Any = None,
     rows: int | None = None,
 ) -> Proof:
@@ -47,8 +47,8 @@ def prove(
     Args:
         a: an adapter's folder, the name of a live adapter, or "base", the base model alone.
         b: another one.
-        margin: how much worse B may be: "1%" of what A won over the base, 0.01 of the loss, or "0.5pt", points of the
-            accuracy. By default "1pt" for a classifier, and "1%" for others.
+        margin: how much worse B may be: "1%" of what A won over the base, "0.5pt", points of the accuracy, or
+            "0.01 loss", a number of it. By default "1pt" for a classifier, and "1%" for others.
         changed: or which share of B's answers may be others than A's, "2%": it needs no labels, for which it is the
             default.
         data: held-out rows, as the Trainer takes an eval_dataset; by default its own.
@@ -62,7 +62,7 @@ def prove(
     """
     if not isinstance(trainer, Trainer):
         raise UserError(f"prove takes the Trainer that has trained the model, and {type(trainer).__name__} is none")
-    limit = Margin.asked(margin, changed)
+    limit = Margin.of_request(margin, changed)
     check_margin(limit, str(a) == BASE)
     check_whole(trainer, "a proof")
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
@@ -70,25 +70,25 @@ def prove(
     with untouched(trainer, model), adapters_beside(model, (a, b)) as (in_a, in_b):
         judge = TrainerJudge(trainer, model)
         with in_a():  # it goes on from prompts without an answer
-            heldout = taken(judge, data, rows)
-        found: dict[str, Measured] = {}
-        known: dict[str, Any] = {"weights": (), "a": str(a), "b": str(b), "rows": heldout.counts[1]}
+            heldout = heldout_rows(judge, data, rows)
+        measurements: dict[str, Measurement] = {}
+        facts: dict[str, Any] = {"weights": (), "a": str(a), "b": str(b), "rows": heldout.counts[1]}
         for name, using in ({} if heldout.unlabelled else {"A": in_a, "B": in_b}).items():
             with using():
-                found[name], known["weights"] = measured(judge, heldout.held, name)
-        limit = settled(limit, heldout, found.get("A"))
+                measurements[name], facts["weights"] = measured(judge, heldout.heldout, name)
+        limit = settled(limit, heldout, measurements.get("A"))
         if limit.of == "won":
-            using, known["base"] = base_of(trainer, model, training_rows(trainer), active_adapter(model))
+            using, facts["base"] = base_of(trainer, model, training_rows(trainer), active_adapter(model))
             with using():
-                found["base"], _ = measured(judge, heldout.held, "base")
+                measurements["base"], _ = measured(judge, heldout.heldout, "base")
         answering = [judge.answering(_evaluated(model, using)) for using in (in_a, in_b)]
-        counted = shown_as(judge, "answers", heldout.held)
-        known["answers"] = answers_beside(answering[0], answering[1], counted(heldout.held), judge.writes)
-    none = Measured()
-    return compare(found.get("A", none), found.get("B", none), limit, found.get("base"), **known)
+        counted = shown_as(judge, "answers", heldout.heldout)
+        facts["answers"] = answers_beside(answering[0], answering[1], counted(heldout.heldout), judge.writes)
+    none = Measurement()
+    return compare(measurements.get("A", none), measurements.get("B", none), limit, measurements.get("base"), **facts)
 
 
-def settled(limit: Margin | None, rows: Rows, a: Measured | None) -> Margin:
+def settled(limit: Margin | None, rows: Rows, a: Measurement | None) -> Margin:
     """Return what is asked, or the default for what there is. Raises ValueError for a margin that needs labels."""
     if limit is None:
         return Margin.default(labelled=not rows.unlabelled, accuracy=a is not None and a.correct is not None)
@@ -116,25 +116,25 @@ def check_margin(margin: Margin | None, is_base: bool) -> None:
     if margin is not None and margin.of == "won" and is_base:
         raise UserError(
             f"margin is {margin.text} of what A won over the base, and A is the base; give a number of the loss "
-            f"(0.01), points of the accuracy (0.5pt), or a share of the answers (changed 2%)"
+            f"('0.01 loss'), points of the accuracy (0.5pt), or a share of the answers (changed 2%)"
         )
 
 
-def taken(judge: TrainerJudge, data: Any, most: int | None) -> Rows:
+def heldout_rows(judge: TrainerJudge, data: Any, most: int | None) -> Rows:
     """Return the held-out rows, without the batches that have no labels where others have. ValueError for too few."""
     rows = proof_rows(judge.trainer, data, most)
-    batches = labelled(judge, rows.held)
+    batches = labelled(judge, rows.heldout)
     if len(batches) < LEAST:
         raise UserError(
-            f"{len(batches)} of {len(rows.held)} batches have a label, and a proof takes {LEAST}; give labels"
+            f"{len(batches)} of {len(rows.heldout)} batches have a label, and a proof takes {LEAST}; give labels"
         )
-    return replace(rows, held=batches)
+    return replace(rows, heldout=batches)
 
 
-def measured(judge: TrainerJudge, batches: Sequence[Batch], name: str) -> tuple[Measured, list[float]]:
+def measured(judge: TrainerJudge, batches: Sequence[Batch], name: str) -> tuple[Measurement, list[float]]:
     """Measure the judge's model, as it is, on these batches; and say how much each of them weighs."""
-    held = Held(judge, batches, shown_as(judge, name, batches))
-    return Measured(held.whole, held.metrics, held.correct), held.weights
+    heldout = HeldOut(judge, batches, shown_as(judge, name, batches))
+    return Measurement(heldout.whole, heldout.metrics, heldout.correct), heldout.weights
 
 
 def shown_as(judge: TrainerJudge, name: str, batches: Sequence[Batch]) -> Callable[..., Any]:
@@ -144,11 +144,11 @@ def shown_as(judge: TrainerJudge, name: str, batches: Sequence[Batch]) -> Callab
 
 
 @contextmanager
-def adapters_beside(model: PeftModel, given: Sequence[str | Path]) -> Iterator[list[Callable[[], Any]]]:
+def adapters_beside(model: PeftModel, adapters: Sequence[str | Path]) -> Iterator[list[Callable[[], Any]]]:
     """Yield what makes the live model each of these for a while; folders have names of their own meanwhile."""
     active, added, using = list(model.active_adapters), [], []
     try:
-        for number, each in enumerate(given):
+        for number, each in enumerate(adapters):
             name = str(each)
             if name == BASE:
                 using.append(partial(disabled, model))
@@ -181,8 +181,8 @@ def _add_adapter(model: PeftModel, path: Path, name: str) -> None:
     try:
         model.load_adapter(str(lora.folder), adapter_name=name)
     except MISFITS as error:
-        told = " ".join(str(error).split())[:300]
-        raise UserError(f"{path} does not fit the live model: {told}") from error
+        message = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} does not fit the live model: {message}") from error
     check_layers(lora, model, name)
 
 

@@ -24,8 +24,8 @@ from pedyra.fitting.fit import CALIBRATING, Rows
 from pedyra.fitting.judge import Batch
 from pedyra.fitting.logits import writes
 from pedyra.fitting.modes import evaluating
+from pedyra.fitting.request import FitRequest
 from pedyra.fitting.search import FEW, LEAST
-from pedyra.fitting.wanted import Wanted
 
 logger = logging.getLogger(__name__)
 
@@ -49,39 +49,39 @@ GENERATED_ROWS = 128
 """Where the Trainer generates what it is judged on, at most this number of completions calibrate, and as many prove."""
 
 
-def fit_rows(trainer: Any, data: Any, wanted: Wanted) -> Rows:
+def fit_rows(trainer: Any, data: Any, request: FitRequest) -> Rows:
     """Make the batches of a fit: rows like those of the training calibrate, and held-out rows prove."""
     completions, processes = _completions(trainer), trainer.accelerator.num_processes
-    calibrating, proving = wanted.rows or CALIBRATING, wanted.rows or MOST_HELD
+    calibrating, proving = request.rows or CALIBRATING, request.rows or MOST_HELD
     if completions:  # the batches of all processes have to hold whole groups of completions
         group = completions // math.gcd(completions, processes)
         size = small = max(group, trainer.args.per_device_eval_batch_size // group * group)
         step = size * processes // completions
         calibrating = proving = min(calibrating, max(2 * BATCH, GENERATED_ROWS // completions, 2 * step))
-    name, training, seen, held, left = _drawn(trainer, data, calibrating, proving)
-    unlabelled = not completions and _is_unlabelled(trainer, held, left)
-    if unlabelled and writes(trainer.accelerator.unwrap_model(trainer.model)) and wanted.rows is None:
-        seen, left = seen[:CONTINUED_ROWS], left[:CONTINUED_ROWS]
+    name, training, train_places, heldout, heldout_places = _drawn(trainer, data, calibrating, proving)
+    unlabelled = not completions and _is_unlabelled(trainer, heldout, heldout_places)
+    if unlabelled and writes(trainer.accelerator.unwrap_model(trainer.model)) and request.rows is None:
+        train_places, heldout_places = train_places[:CONTINUED_ROWS], heldout_places[:CONTINUED_ROWS]
     if not completions:
-        size, room = _held_batch(trainer, len(left)), trainer.args.per_device_train_batch_size
-        small = max(min(BATCH, room), min(room, len(seen) // FEW) if _compares_rows(trainer) else 0)
+        size, room = _held_batch(trainer, len(heldout_places)), trainer.args.per_device_train_batch_size
+        small = max(min(BATCH, room), min(room, len(train_places) // FEW) if _compares_rows(trainer) else 0)
     prompts = completions or 1
-    seen = _shared(seen[: CALIBRATION * small // prompts], small * processes // prompts, processes)
-    left = _shared(left, size * processes // prompts, processes)
-    for rows, lacking in ((seen, "calibrate"), (left, "prove by")):
+    train_places = _shared(train_places[: CALIBRATION * small // prompts], small * processes // prompts, processes)
+    heldout_places = _shared(heldout_places, size * processes // prompts, processes)
+    for rows, lacking in ((train_places, "calibrate"), (heldout_places, "prove by")):
         if not rows:
             raise UserError(f"{name} leaves no rows to {lacking}; give more")
     parts = (
         _batches(trainer, _selected(of, rows), number, bool(completions))
-        for of, rows, number in ((training, seen, small), (held, left, size))
+        for of, rows, number in ((training, train_places, small), (heldout, heldout_places, size))
     )
     calibration, proof = ([_written(trainer, batch) for batch in part] if unlabelled else part for part in parts)
     return Rows(
         calibration=calibration,
-        held=proof,
+        heldout=proof,
         unlabelled=unlabelled,
         name=name,
-        counts=(len(seen), len(left)),
+        counts=(len(train_places), len(heldout_places)),
         a_batch=max(1, size * processes // prompts),
     )
 
@@ -93,18 +93,18 @@ def proof_rows(trainer: Any, data: Any, most: int | None) -> Rows:
             f"the loss of {type(trainer).__name__} says nothing about held-out rows, so it proves nothing; ask a "
             f"Trainer of the answers themselves (SFTTrainer with its default loss)"
         )
-    name, held, _ = _held_out(trainer, data, "the proof")
-    held, left = _shuffled(held, most, torch.Generator().manual_seed(trainer.args.seed))
-    size = _held_batch(trainer, len(left))
+    name, heldout, _ = _held_out(trainer, data, "the proof")
+    heldout, heldout_places = _shuffled(heldout, most, torch.Generator().manual_seed(trainer.args.seed))
+    size = _held_batch(trainer, len(heldout_places))
     processes = trainer.accelerator.num_processes
-    left = _shared(left, size * processes, processes)
-    if len(left) < LEAST * size:
-        raise UserError(f"{name} has {len(left)} rows, and a proof takes {LEAST * size} or more; give more")
-    batches = _batches(trainer, _selected(held, left), size, False)
-    unlabelled = _is_unlabelled(trainer, held, left)
+    heldout_places = _shared(heldout_places, size * processes, processes)
+    if len(heldout_places) < LEAST * size:
+        raise UserError(f"{name} has {len(heldout_places)} rows, and a proof takes {LEAST * size} or more; give more")
+    batches = _batches(trainer, _selected(heldout, heldout_places), size, False)
+    unlabelled = _is_unlabelled(trainer, heldout, heldout_places)
     if unlabelled:
         batches = [_written(trainer, batch) for batch in batches]
-    return Rows(calibration=(), held=batches, unlabelled=unlabelled, name=name, counts=(0, len(left)))
+    return Rows(calibration=(), heldout=batches, unlabelled=unlabelled, name=name, counts=(0, len(heldout_places)))
 
 
 def training_rows(trainer: Any) -> list[Batch]:
@@ -113,10 +113,10 @@ def training_rows(trainer: Any) -> list[Batch]:
         return []
     size = min(BATCH, trainer.args.per_device_train_batch_size)
     generator = torch.Generator().manual_seed(trainer.args.seed)
-    training, seen = _shuffled(trainer.train_dataset, CALIBRATION * size, generator)
+    training, train_places = _shuffled(trainer.train_dataset, CALIBRATION * size, generator)
     processes = trainer.accelerator.num_processes
-    seen = _shared(seen, size * processes, processes)
-    return _batches(trainer, _selected(training, seen), size, False)
+    train_places = _shared(train_places, size * processes, processes)
+    return _batches(trainer, _selected(training, train_places), size, False)
 
 
 def _shared(rows: list[int], step: int, processes: int) -> list[int]:
@@ -164,21 +164,21 @@ def _held_out(trainer: Any, data: Any, what: str) -> tuple[str, Any, Any]:
     training = trainer.train_dataset
     if data is not None and data is not training:
         name, parts = "data", data if isinstance(data, Mapping) else {"": data}
-        held = _joined({key: _prepared(trainer, part) for key, part in parts.items()})
+        heldout = _joined({key: _prepared(trainer, part) for key, part in parts.items()})
     elif data is None and trainer.eval_dataset is not None:
-        name, held = "eval_dataset", _joined(trainer.eval_dataset)
+        name, heldout = "eval_dataset", _joined(trainer.eval_dataset)
     else:
-        name, held = "train_dataset", training
+        name, heldout = "train_dataset", training
         if training is None:
             raise UserError("the Trainer has no eval_dataset and no train_dataset; give rows as data=")
-    if held is not training:
-        return name, held, training
+    if heldout is not training:
+        return name, heldout, training
     warnings.warn(
         f"{what} is judged by rows of the train_dataset, which the adapter knows better than others, since it was "
         f"trained on them; give other rows of its task as data=",
         stacklevel=6,
     )
-    return name, held, None
+    return name, heldout, None
 
 
 def _drawn(trainer: Any, data: Any, calibrating: int, proving: int) -> tuple[str, Any, list[int], Any, list[int]]:
@@ -188,31 +188,33 @@ def _drawn(trainer: Any, data: Any, calibrating: int, proving: int) -> tuple[str
         calibrating: the most that do so.
         proving: the most that are held out.
     """
-    name, held, training = _held_out(trainer, data, "the fit")
+    name, heldout, training = _held_out(trainer, data, "the fit")
     generator = torch.Generator().manual_seed(trainer.args.seed)
     if training is None:
-        held, order = _shuffled(held, calibrating + proving, generator)
+        heldout, order = _shuffled(heldout, calibrating + proving, generator)
         third = min(calibrating, len(order) // 3)  # one set of rows, of which a third calibrates
-        return name, held, order[:third], held, order[third:][:proving]
-    training, seen = _shuffled(training, calibrating, generator)
-    held, left = _shuffled(held, proving, generator)
-    return name, training, _apart(training, seen, held, left, name), held, left
+        return name, heldout, order[:third], heldout, order[third:][:proving]
+    training, train_places = _shuffled(training, calibrating, generator)
+    heldout, heldout_places = _shuffled(heldout, proving, generator)
+    return name, training, _apart(training, train_places, heldout, heldout_places, name), heldout, heldout_places
 
 
-def _apart(training: Any, seen: list[int], held: Any, left: list[int], name: str) -> list[int]:
+def _apart(training: Any, train_places: list[int], heldout: Any, heldout_places: list[int], name: str) -> list[int]:
     """Return the places of training rows that calibrate, without those that are held out too, as of a part that was
     selected: repair would learn what the proof asks. Where most are, as where short texts repeat, all stay."""
-    proving = set(_contents(held, left))
-    apart = [place for place, row in zip(seen, _contents(training, seen), strict=True) if row not in proving]
-    shared = len(seen) - len(apart)
+    proving = set(_contents(heldout, heldout_places))
+    rows = zip(train_places, _contents(training, train_places), strict=True)
+    apart = [place for place, row in rows if row not in proving]
+    shared = len(train_places) - len(apart)
     # Fewer than four may be there by chance, as short texts are.
-    if shared >= 4 and (trained := min(1.0, shared / len(seen) * len(training) / len(left))) >= LEARNED:
+    trained = min(1.0, shared / len(train_places) * len(training) / len(heldout_places)) if shared >= 4 else 0.0
+    if trained >= LEARNED:
         logger.warning(
             "fit: %d of %d rows of the train_dataset are in %s too. About %.0f%% of the held-out rows were trained on, "
             "so the adapter knows them better than others; hold out rows that it was not trained on",
-            *(shared, len(seen), name, 100 * trained),
+            *(shared, len(train_places), name, 100 * trained),
         )
-    return apart if 2 * len(apart) >= len(seen) else seen
+    return apart if 2 * len(apart) >= len(train_places) else train_places
 
 
 def _contents(dataset: Any, places: Sequence[int]) -> list[str]:
@@ -266,29 +268,29 @@ def _completed(trainer: Any, prompts: Any) -> dict[str, Tensor]:
     """Give each prompt of a batch a completion by the model as it is; the labels are the completion's tokens."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     with evaluating(model), torch.no_grad():
-        found = trainer._prepare_inputs(prompts)
-    if images := [key for key in found if "pixel" in key or "image" in key]:
+        result = trainer._prepare_inputs(prompts)
+    if images := [key for key in result if "pixel" in key or "image" in key]:
         raise UserError(
             f"the prompts have images ({images[0]}), and a fit of {type(trainer).__name__} is judged by text alone; "
             f"save the adapter and run `pedyra fit FOLDER --data ROWS`"
         )
-    on = found["completion_mask"] * found.get("tool_mask", torch.ones_like(found["completion_mask"]))
-    labels = found["completion_ids"].masked_fill(on == 0, -100)
+    on = result["completion_mask"] * result.get("tool_mask", torch.ones_like(result["completion_mask"]))
+    labels = result["completion_ids"].masked_fill(on == 0, -100)
     batch = {
-        "input_ids": torch.cat([found["prompt_ids"], found["completion_ids"]], 1),
-        "attention_mask": torch.cat([found["prompt_mask"], found["completion_mask"]], 1),
-        "labels": torch.cat([torch.full_like(found["prompt_ids"], -100), labels], 1),
+        "input_ids": torch.cat([result["prompt_ids"], result["completion_ids"]], 1),
+        "attention_mask": torch.cat([result["prompt_mask"], result["completion_mask"]], 1),
+        "labels": torch.cat([torch.full_like(result["prompt_ids"], -100), labels], 1),
     }
     return {key: value.cpu() for key, value in batch.items()}
 
 
-def _is_unlabelled(trainer: Any, held: Any, left: list[int]) -> bool:
+def _is_unlabelled(trainer: Any, heldout: Any, heldout_places: list[int]) -> bool:
     """Tell whether the held-out rows are inputs alone: all that the model takes, and nothing that says what is right.
     A model of one output has no classes, and its rows (the pairs of a reward model) are judged by the Trainer."""
-    if not left or trainer.accelerator.num_processes > len(left):
+    if not heldout_places or trainer.accelerator.num_processes > len(heldout_places):
         return False
     base = trainer.accelerator.unwrap_model(trainer.model).get_base_model()
-    batch = _batches(trainer, _selected(held, left[:1]), 1, False)[0]
+    batch = _batches(trainer, _selected(heldout, heldout_places[:1]), 1, False)[0]
     keys = {name for name, value in batch.items() if value is not None}  # a collator may give labels that are None
     targets = {"labels", "label", "label_ids", "start_positions", "end_positions", *(trainer.label_names or ())}
     takes = inspect.signature(base.forward).parameters.keys()
@@ -330,10 +332,10 @@ def _written(trainer: Any, batch: Batch) -> Batch:
             [torch.ones_like(row) for row in prompts], **{**sides, "padding_value": 0}
         )
     with evaluating(model), torch.no_grad(), trainer.accelerator.autocast():
-        found = model.generate(**send_to_device(inputs, trainer.args.device), generation_config=settings).cpu()
-    found = found[:, 1 if config.is_encoder_decoder else inputs["input_ids"].shape[1] :]
-    after_end = torch.isin(found, torch.tensor([*ends], dtype=found.dtype)).cumsum(1).cumsum(1) > 1
-    texts = [row[~over] for row, over in zip(found, after_end, strict=True)]
+        result = model.generate(**send_to_device(inputs, trainer.args.device), generation_config=settings).cpu()
+    result = result[:, 1 if config.is_encoder_decoder else inputs["input_ids"].shape[1] :]
+    after_end = torch.isin(result, torch.tensor([*ends], dtype=result.dtype)).cumsum(1).cumsum(1) > 1
+    texts = [row[~over] for row, over in zip(result, after_end, strict=True)]
     if config.is_encoder_decoder:
         return {**batch, "labels": pad_sequence(texts, batch_first=True, padding_value=-100)}
     rows = [torch.cat(both) for both in zip(prompts, texts, strict=True)]
@@ -350,7 +352,7 @@ def _prepared(trainer: Any, data: Any) -> Any:
     told to leave that to the collator; rows that are tokenised already they leave alone."""
     prepare = getattr(trainer, "_prepare_dataset", None)
     eval_packing = getattr(trainer.args, "eval_packing", None)
-    known = {
+    arguments = {
         "dataset": data,
         "processing_class": trainer.processing_class,
         "args": trainer.args,
@@ -360,13 +362,13 @@ def _prepared(trainer: Any, data: Any) -> Any:
     }
     takes = () if prepare is None else inspect.signature(prepare).parameters
     skips = getattr(trainer, "_is_vision_dataset", False) or getattr(trainer, "_skip_prepare_dataset", False)
-    if prepare is None or not set(takes) <= known.keys() or skips:
+    if prepare is None or not set(takes) <= arguments.keys() or skips:
         return data
     if isinstance(data, list):  # TRL takes rows as a data set alone
         from datasets import Dataset
 
-        known["dataset"] = Dataset.from_list(data)
-    prepared = prepare(**{name: known[name] for name in takes})
+        arguments["dataset"] = Dataset.from_list(data)
+    prepared = prepare(**{name: arguments[name] for name in takes})
     if getattr(trainer, "precompute_ref_logps", False):  # DPO's own evaluation does so for its reference
         prepared = trainer._precompute_ref_logps(prepared, "fit", trainer.args.per_device_eval_batch_size)
     return prepared

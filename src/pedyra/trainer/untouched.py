@@ -23,8 +23,8 @@ def untouched(trainer: Any, model: Any) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())
-        for held in (trainer, trainer.args, trainer.state, trainer.control, trainer.callback_handler):
-            stack.callback(_kept(held))
+        for owner in (trainer, trainer.args, trainer.state, trainer.control, trainer.callback_handler):
+            stack.callback(_kept(owner))
         stack.callback(_kept(trainer.accelerator))
         stack.enter_context(frozen(model))
         stack.enter_context(checkpointing(model, trainer.args))
@@ -32,8 +32,9 @@ def untouched(trainer: Any, model: Any) -> Iterator[None]:
         use_averaged(trainer.optimizer)
         if getattr(trainer.args, "predict_with_generate", False) and not hasattr(trainer, "_gen_kwargs"):
             # Its own evaluate() sets this, which may never have run.
-            given = {"max_length": trainer.args.generation_max_length, "num_beams": trainer.args.generation_num_beams}
-            trainer._gen_kwargs = {name: value for name, value in given.items() if value is not None}
+            args = trainer.args
+            settings = {"max_length": args.generation_max_length, "num_beams": args.generation_num_beams}
+            trainer._gen_kwargs = {name: value for name, value in settings.items() if value is not None}
         # Each process's loss is the mean over its own batch, whose samples are counted; on one device.
         vars(trainer.args)["average_tokens_across_devices"] = False
         # A loss of the user's own may log, as it does at steps, and the trackers of the training would get it.
@@ -48,14 +49,14 @@ def untouched(trainer: Any, model: Any) -> Iterator[None]:
 _LARGE = ("train_dataset", "eval_dataset")
 
 
-def _kept(held: Any) -> Callable[[], None]:
+def _kept(owner: Any) -> Callable[[], None]:
     """Return what puts an object's attributes back as they are now, and what containers among them hold."""
-    attributes = dict(vars(held))
+    attributes = dict(vars(owner))
     contents = [_contents(value) for name, value in attributes.items() if name not in _LARGE]
 
     def restore() -> None:
-        vars(held).clear()
-        vars(held).update(attributes)
+        vars(owner).clear()
+        vars(owner).update(attributes)
         for put_back in contents:
             put_back()
 
@@ -65,12 +66,12 @@ def _kept(held: Any) -> Callable[[], None]:
 def _contents(value: Any) -> Callable[[], None]:
     """Return what puts back the contents of a dict, list, set or deque, and of those inside; and of a small tensor."""
     if isinstance(value, dict | list | deque | set):
-        held = dict(value) if isinstance(value, dict) else list(value)
-        inner = [_contents(each) for each in (held.values() if isinstance(held, dict) else held)]
+        content = dict(value) if isinstance(value, dict) else list(value)
+        inner = [_contents(each) for each in (content.values() if isinstance(content, dict) else content)]
 
         def put_back() -> None:
             value.clear()
-            (value.update if isinstance(value, dict | set) else value.extend)(held)
+            (value.update if isinstance(value, dict | set) else value.extend)(content)
             for each in inner:
                 each()
 

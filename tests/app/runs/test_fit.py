@@ -25,6 +25,7 @@ from pedyra.app.runs import fit as runs_fit
 from pedyra.app.runs.adapter_recipe import recipe_of
 from pedyra.app.runs.source import Source
 from pedyra.app.tasks.toy import toy
+from pedyra.fitting import fit as fitting_fit
 from pedyra.lab.cli import main
 from pedyra.lora.folder import read_lora
 from pedyra.trainer.judge import TrainerJudge
@@ -95,6 +96,34 @@ def test_a_rank_that_was_asked_for_is_an_adapter_that_stock_peft_loads(run: Path
     PeftModel.from_pretrained(tiny_bert(), str(tmp_path / "out"))
     assert "accuracy" in out and str(tmp_path / "out") in out
     assert 0 <= out.find("training steps") < out.index("proof")  # how long it takes, in a pipe too
+
+
+def test_one_calibration_answers_several_tolerances(run: Path, call: Any, tmp_path: Path, monkeypatch: Any):
+    """Each is answered as by a fit that asks it alone, and the first is written. One that this task does not have is
+    told in its line."""
+    seen: list[int] = []
+    real = fitting_fit.calibrate
+    monkeypatch.setattr(fitting_fit, "calibrate", lambda *args, **known: seen.append(1) or real(*args, **known))
+
+    def rows(*limits: str) -> list[dict[str, Any]]:
+        file, out = tmp_path / "fit.jsonl", tmp_path / "out"
+        code, text, err = call(run, *limits, "--rows", 64, "--out", out, "--overwrite", "--json", file)
+        assert code == 0, err
+        return [row for row in map(json.loads, file.read_text().splitlines()) if "promise" in row] + [{"text": text}]
+
+    limits = [["--tolerance", "90%"], ["--tolerance", "40pt"], ["--changed", "0.1%"]]
+    *together, printed = rows(*(word for limit in limits for word in limit))
+    assert len(seen) == 1 and [row["measure"] for row in together] == ["loss", "accuracy", "answers"]
+    for row in together[1:]:
+        assert row["promise"] in printed["text"]
+    written = json.loads((tmp_path / "out" / "pedyra_fit.json").read_text())
+    assert written["promise"] == together[0]["promise"]
+    for limit, row in zip(limits, together, strict=True):
+        alone, _ = rows(*limit)
+        assert (row["ranks"], row["verdict"]) == (alone["ranks"], alone["verdict"])
+        assert row["tolerance"] == pytest.approx(alone["tolerance"])
+    *_, printed = rows("--changed", "99%", "--tolerance", "1%", "--changed", "1%")
+    assert printed["text"].index("at 99%") < printed["text"].index("at 1%")
 
 
 def test_a_second_fit_replaces_the_first_where_that_is_asked_for(run: Path, call: Any, tmp_path: Path):
@@ -217,6 +246,7 @@ def test_rows_without_a_run_have_the_numbers_of_classes(
     [
         (["--tolerance", "2%%"], "tolerance is '2%%'; it is a part of what was won"),
         (["--tolerance", "150%"], "tolerance is '150%'; it is a part of what was won"),
+        (["--tolerance", "1%", "--tolerance", "1"], "tolerance is '1'; it is a part of what was won"),
         (["--tolerance", "1pp"], "tolerance is '1pp'; it is a part of what was won"),
         (["--rank", "0"], "rank is 0; a rank is at least 1"),
         (["--rows", "31"], "rows is 31; a fit takes at least 32"),

@@ -62,10 +62,10 @@ def changed(run: Path, out: Path, factor: float, key: str = "lora_B") -> Path:
 
 
 def test_exit_codes_say_no_worse_worse_and_cannot_tell(run: Path, call: Any, tmp_path: Path):
-    code, out, row = call(run, run / "adapter", "--margin", 0.01)
+    code, out, row = call(run, run / "adapter", "--margin", "0.01 loss")
     assert code == 0 and out.startswith("no worse"), out
     assert row["verdict"] == "no worse" and row["rows"] >= 32 and row["metric"] == "accuracy"
-    code, out, row = call(run, changed(run, tmp_path / "turned", -3.0), "--margin", 0.01)
+    code, out, row = call(run, changed(run, tmp_path / "turned", -3.0), "--margin", "0.01 loss")
     assert code == 1 and out.startswith("worse"), out
     assert row["lower"] > row["margin"] == 0.01
     code, out, row = call(run, changed(run, tmp_path / "near", 0.97), "--margin", "0.1pt")
@@ -75,14 +75,14 @@ def test_exit_codes_say_no_worse_worse_and_cannot_tell(run: Path, call: Any, tmp
 
 def test_merged_and_quantised_models_and_the_base_are_taken(run: Path, call: Any, tmp_path: Path):
     export_folder(run, "merged", tmp_path / "merged")
-    code, out, row = call(run, tmp_path / "merged", "--margin", 0.001)
+    code, out, row = call(run, tmp_path / "merged", "--margin", "0.001 loss")
     assert code == 0 and row["difference"] == pytest.approx(0, abs=1e-4), out
-    code, out, row = call("base", run, "--margin", 0.01)
+    code, out, row = call("base", run, "--margin", "0.01 loss")
     assert code == 0 and row["difference"] < 0, out
     pytest.importorskip("bitsandbytes")
-    _, out, row = call(run, run, "--quantization-b", "nf4", "--margin", 0.05)
+    _, out, row = call(run, run, "--quantization-b", "nf4", "--margin", "0.05 loss")
     assert 0 < abs(row["difference"]) < 1, out
-    _, out, row = call("base", tmp_path / "merged", "--run", run, "--quantization-b", "nf4", "--margin", 0.05)
+    _, out, row = call("base", tmp_path / "merged", "--run", run, "--quantization-b", "nf4", "--margin", "0.05 loss")
     assert row["difference"] < 0, out
 
 
@@ -113,7 +113,7 @@ def test_a_lora_that_another_tool_made_is_proved_on_a_file_of_rows(run: Path, ca
     config = json.loads((small / "adapter_config.json").read_text())
     config |= {"r": 2, "lora_alpha": config["lora_alpha"] * 2 / 3, "rank_pattern": {}, "alpha_pattern": {}}
     (small / "adapter_config.json").write_text(json.dumps(config))
-    code, out, row = call(run, small, "--data", rows, "--margin", 5)
+    code, out, row = call(run, small, "--data", rows, "--margin", "5 loss")
     assert code == 0 and row["rows"] == 80 and row["difference"] != 0, out
 
 
@@ -128,7 +128,7 @@ def test_mistakes_are_one_line(run: Path, call: Any, tmp_path: Path):
         ("margin is", (run, run, "--margin", "half")),
         ("A is the base", ("base", run, "--margin", "1%")),
         ("is no folder", (run, tmp_path / "nothing")),
-        ("give --run RUN", ("base", "base", "--margin", "0.1")),
+        ("give --run RUN", ("base", "base", "--margin", "0.1 loss")),
         ("takes no base", (run, _model_folder(tmp_path), "--base-b", "x")),
     ]:
         code, out, _ = call(*arguments)

@@ -50,7 +50,7 @@ def right(lost: int, gained: int, rows: int) -> tuple[list[float], list[float]]:
 
 @pytest.mark.parametrize(
     ("lost", "gained", "margin", "code"),
-    [(10, 2, "1.5pt", 0), (10, 2, "0.015", 0), (10, 2, "1.4pt", 3), (10, 2, None, 3), (40, 0, None, 1)],
+    [(10, 2, "1.5pt", 0), (10, 2, "0.015 acc", 0), (10, 2, "1.4pt", 3), (10, 2, None, 3), (40, 0, None, 1)],
 )
 def test_metrics_of_0_and_1_by_tangos_interval(
     call: Callable[..., Any], tmp_path: Path, lost: int, gained: int, margin: str | None, code: int
@@ -62,7 +62,7 @@ def test_metrics_of_0_and_1_by_tangos_interval(
     assert row["difference"] == pytest.approx((lost - gained) / 1000) and row["metric_a"] == (1000 - gained) / 1000
 
 
-@pytest.mark.parametrize(("margin", "code"), [("0.2", 0), ("0.1", 3), ("0.01", 1)])
+@pytest.mark.parametrize(("margin", "code"), [("0.2 f1", 0), ("0.1 f1", 3), ("0.01 f1", 1)])
 def test_other_metrics_by_the_paired_mean(call: Callable[..., Any], tmp_path: Path, margin: str, code: int):
     """Documents fall by 0 or 0.2, half of them each, so the falls have no skewness and Student's bounds are right."""
     a = np.random.default_rng(0).random(200)
@@ -109,6 +109,7 @@ FINE = right(1, 1, 200)[0]
         ([0.5] * 200, {}, [], "--margin"),
         ([0.5] * 200, {}, ["--margin", "1pt"], "1pt"),
         (FINE, {}, ["--margin", "1%"], "1%"),
+        (FINE, {}, ["--margin", "0.01"], "margin is '0.01'"),
         (FINE, {}, ["--rows", "10"], "--samples"),
         (FINE, {"metrics": None}, [], "metrics"),
         ([], {}, [], "b.jsonl"),
@@ -130,7 +131,17 @@ def test_several_metrics_or_filters_need_a_choice_and_a_mean_many_documents(call
     code, text, _ = call(two, two)
     assert code == 2 and "none, strict" in text
     few = write(tmp_path / "few.jsonl", [0.5] * 99)
-    code, text, _ = call(few, few, "--margin", "0.1")
+    code, text, _ = call(few, few, "--margin", "0.1 acc")
     assert code == 2 and "99 documents" in text
     code, text, _ = call(tmp_path, few)
     assert code == 2 and text.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "of_a", "of_b"), [("strict", 1 / 3, 0.0), ("flexible", 2 / 3, 2 / 3)])
+def test_files_that_the_harness_has_written_are_read(call: Callable[..., Any], name: str, of_a: float, of_b: float):
+    """EvaluationTracker of lm_eval 0.4.13 wrote them: three sums, asked of two models that say numbers by a rule, with
+    two filters. Three documents tell nothing."""
+    files = [Path(__file__).parent / "harness" / f"samples_sums_{number}.jsonl" for number in (1, 2)]
+    code, text, row = call(*files, "--filter", name)
+    assert code == 3 and (row["metric_a"], row["metric_b"]) == (pytest.approx(of_a), pytest.approx(of_b))
+    assert row["rows"] == 3 and row["metric"] == "exact_match" and "1 right in A alone" in text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +20,8 @@ from pedyra.app.runs.source import Source
 from pedyra.errors import UserError
 from pedyra.export.destinations import Destination, base_name
 from pedyra.fitting.cut import FIT_RECORD, check_out
-from pedyra.fitting.result import Fit
-from pedyra.fitting.wanted import Wanted
+from pedyra.fitting.request import FitRequest
+from pedyra.fitting.result import Fit, answer
 from pedyra.lora.folder import SavedLora, check_finite, check_layers, find_adapter, load_adapter, read_lora
 from pedyra.trainer.fit import check_asked, fit_trainer
 
@@ -30,7 +30,9 @@ from pedyra.trainer.fit import check_asked, fit_trainer
 class Asked:
     """A user asks this of one adapter, or of several alike."""
 
-    wanted: Wanted = Wanted()
+    request: FitRequest = FitRequest()
+    others: Sequence[FitRequest] = ()
+    """The same calibration answers these too, of which no adapter is written."""
     source: Source = Source()
     place: Destination | None = None
     """This place will serve it: at the least rank that is proved, or at the one that is named whatever that does to the
@@ -62,18 +64,19 @@ def fit_folders(outs: Mapping[Path, Path], asked: Asked, told: Told) -> list[Fit
     for path, out in outs.items():
         if len(outs) > 1:
             told(f"\n{path}")
-        fits.append(fit_folder(path, out, asked, told))
+        fits += fit_folder(path, out, asked, told)
         served[path.name if path.name not in served else f"{path.name}-{len(served)}"] = out
         told(f"adapter     {out}")
         asked = replace(asked, began=None)
-    if asked.place is not None and len(fits) > 1:
-        for line in ("", f"all {len(fits)} on one server", *served_together(asked.place, served)):
+    if asked.place is not None and len(outs) > 1:
+        for line in ("", f"all {len(outs)} on one server", *served_together(asked.place, served)):
             told(line)
     return fits
 
 
-def fit_folder(path: Path, out: Path, asked: Asked, told: Told = lambda line: None) -> Fit:
-    """Fit the adapter in `path` (a run folder, or a PEFT folder) on rows, and write the smaller one to `out`.
+def fit_folder(path: Path, out: Path, asked: Asked, told: Told = lambda line: None) -> list[Fit]:
+    """Fit the adapter in `path` (a run folder, or a PEFT folder) on rows, and write the smaller one to `out`. What is
+    written comes first, and then what was found for each other tolerance that has an answer.
 
     Raises:
         UserError: no data, an adapter that is no plain LoRA, a base that cannot be found, `out` that holds files, no
@@ -81,17 +84,31 @@ def fit_folder(path: Path, out: Path, asked: Asked, told: Told = lambda line: No
     """
     began = asked.began or time.perf_counter()
     check_out(out, asked.overwrite)
-    check_asked(asked.wanted, asked.place)
-    if asked.wanted.rank is None:
+    check_asked(asked.request, asked.place)
+    if asked.request.rank is None:
         _refuse_second_fit(path)
     with opened(path, asked.source, shown=asked.shown) as (trainer, lora):
-        result = fit_trainer(trainer, asked.wanted, place=asked.place)
+        result = fit_trainer(trainer, asked.request, place=asked.place)
         result = replace(result, seconds=time.perf_counter() - began)
         told(str(result))
         result.write(lora, out)
         for line in () if asked.place is None else served_lines(result, lora, asked.place, out):
             told(line)
-    return result
+        return [result, *_for_others(result, asked.others, told)]
+
+
+def _for_others(result: Fit, others: Sequence[FitRequest], told: Told) -> Iterator[Fit]:
+    """Find the size for each other tolerance, and tell it in two lines, or why these rows give none."""
+    for request in others:
+        name = f"{f'at {request}':12}"
+        try:
+            other = result.at(request.tolerance, changed=request.changed)
+        except UserError as error:
+            told(f"{name}{error}")
+            continue
+        told(f"{name}{other.promise}")
+        told(answer(other))
+        yield other
 
 
 def _refuse_second_fit(path: Path) -> None:

@@ -22,15 +22,15 @@ from pedyra.app.runs.setup import judging, ready_to_fit
 from pedyra.app.runs.source import Source
 from pedyra.errors import UserError
 from pedyra.fitting.fit import Rows
-from pedyra.fitting.held import Against, answers_beside
+from pedyra.fitting.heldout import Comparison, answers_beside
 from pedyra.fitting.judge import Batch
 from pedyra.fitting.logits import Logits
 from pedyra.fitting.modes import evaluating
-from pedyra.fitting.prove import Margin, Measured, Proof, compare
+from pedyra.fitting.prove import Margin, Measurement, Proof, compare
 from pedyra.lora.folder import check_finite, check_layers, find_adapter, load_adapter, read_adapter_config, read_lora
 from pedyra.trainer.fit import base_of
 from pedyra.trainer.judge import TrainerJudge
-from pedyra.trainer.prove import BASE, adapters_beside, check_margin, measured, settled, shown_as, taken
+from pedyra.trainer.prove import BASE, adapters_beside, check_margin, heldout_rows, measured, settled, shown_as
 from pedyra.trainer.rows import training_rows
 from pedyra.trainer.untouched import untouched
 
@@ -112,15 +112,15 @@ def prove_paths(
     recipe, folder = _recipe(sides, source)
     models = [side.section(recipe.model, keys) for side, keys in zip(sides, ({}, other), strict=True)]
     proving = _Proving(recipe, source, folder, rows, shown)
-    measures: dict[str, Measured] = {}
+    measures: dict[str, Measurement] = {}
     with ExitStack() as stack:
         in_a = proving.opened(stack, sides[0], models[0])
-        heldout = proving.taken(in_a)
+        heldout = proving.heldout_rows(in_a)
         if not heldout.unlabelled:
             measures["a"] = proving.measure(in_a, a)
         margin = settled(margin, heldout, measures.get("a"))
         check_margin(margin, a == BASE)
-        first = None if in_a.answer(heldout.held[0]) is None else in_a
+        first = None if in_a.answer(heldout.heldout[0]) is None else in_a
         del in_a
         if first is None:
             stack.close()
@@ -131,10 +131,10 @@ def prove_paths(
             in_b = proving.opened(stack, sides[1], models[1])
         if not heldout.unlabelled:
             measures["b"] = proving.measure(in_b, b)
-        answers = Against()
+        answers = Comparison()
         if first is not None:
-            counted = shown_as(in_b.judge, "answers", heldout.held)
-            answers = answers_beside(first.answer, in_b.answer, counted(heldout.held), first.judge.writes)
+            counted = shown_as(in_b.judge, "answers", heldout.heldout)
+            answers = answers_beside(first.answer, in_b.answer, counted(heldout.heldout), first.judge.writes)
         del first, in_b
     details = {"a": a, "b": b, "rows": heldout.counts[1], "weights": proving.weights, "answers": answers}
     if margin.of == "won":
@@ -143,7 +143,7 @@ def prove_paths(
             measures["base"] = proving.measure(in_base, BASE)
             del in_base
         details["base"] = proving.base
-    none = Measured()
+    none = Measurement()
     return compare(measures.get("a", none), measures.get("b", none), margin, measures.get("base"), **details)
 
 
@@ -216,15 +216,15 @@ class _Proving:
             using, self.base = base_of(trainer, model, [] if self._all else training_rows(trainer), "default")
         return _Opened(TrainerJudge(trainer, model), using)
 
-    def taken(self, opened: _Opened) -> Rows:
+    def heldout_rows(self, opened: _Opened) -> Rows:
         """Take the held-out rows; a model that writes goes on from prompts."""
         data = {"first": self._task.train, "second": self._task.eval} if self._all else None
         with opened.using():
-            rows = taken(opened.judge, data, self._most)
-        self._batches = rows.held
+            rows = heldout_rows(opened.judge, data, self._most)
+        self._batches = rows.heldout
         return rows
 
-    def measure(self, opened: _Opened, name: str) -> Measured:
+    def measure(self, opened: _Opened, name: str) -> Measurement:
         with opened.using():
             result, self.weights = measured(opened.judge, self._batches, name)
         return result

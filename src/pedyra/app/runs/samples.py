@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pedyra.errors import UserError
-from pedyra.fitting.prove import CANNOT_TELL, NO_WORSE, Margin, Measured, Proof, compare
+from pedyra.fitting.prove import CANNOT_TELL, NO_WORSE, Margin, Measurement, Proof, compare
 
 MEAN = 100
 """A mean takes this number of documents or more; with fewer its bound misses falls that few documents bear."""
@@ -50,8 +50,9 @@ class Samples:
         more = f"; about {proof.enough:,} documents would tell" if proof.enough else ""
         pairs = f", {proof.pairs.lost} right in A alone and {proof.pairs.gained} in B alone" if proof.pairs else ""
         prompts = f"; the prompts of {self.other_prompts:,} differ, which counts too" if self.other_prompts else ""
+        limit = f"the margin is {proof.margin_text}{more}"
         return (
-            f"{proof.verdict}: {proof.metric} of B is {value}, {bound} (95 %); the margin is {proof.asked}{more}\n"
+            f"{proof.verdict}: {proof.metric} of B is {value}, {bound} (95 %); {limit}\n"
             f"A           {proof.a}\n"
             f"B           {proof.b}\n"
             f"metric      {proof.metric} {proof.metric_a:.4f} -> {proof.metric_b:.4f}; higher counts as better\n"
@@ -86,13 +87,13 @@ def prove_samples(a: Path, b: Path, margin: str | None, metric: str | None, name
     metric = _chosen("metric", {each for one in in_a.values() for each in one.metrics}, metric, a)
     values = [[_value(side[doc], metric, path) for doc in in_a] for side, path in ((in_a, a), (in_b, b))]
     is_share = all(value in (0, 1) for side in values for value in side)
-    limit = Margin.read(margin or ("1pt" if is_share else "1%"))
+    limit = Margin.read(margin or ("1pt" if is_share else "1%"), metric)
     if limit.of == "won" or (limit.of == "accuracy" and not is_share):
-        raise UserError(f"margin is {margin}; give a number of {metric} (--margin 0.01), or 1pt where it is 0 or 1")
+        raise UserError(f"margin is {margin}; give a number (--margin '0.01 {metric}'), or 1pt where it is 0 or 1")
     if not is_share and len(in_a) < MEAN:
         raise UserError(f"{a} has {len(in_a)} documents, and the mean of {metric} takes {MEAN}; answer more with both")
     with_a, with_b = (
-        Measured([-x for x in side], {metric: fmean(side)}, [x == 1 for x in side] if is_share else None)
+        Measurement([-x for x in side], {metric: fmean(side)}, [x == 1 for x in side] if is_share else None)
         for side in values
     )
     limit = Margin(limit.value, "accuracy" if is_share else "loss", limit.text)

@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from pedyra.errors import UserError
 
+AMOUNT = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S+)")
 
-def amount(given: Any) -> tuple[float, str]:
-    """Read a number and its unit: "1%" is 0.01 of "%", "0.5pt" 0.005 of "pt", and 0.01 itself of "". What is no number
-    is NaN."""
-    text = str(given).strip()
-    unit = next((unit for unit in ("%", "pt") if text.endswith(unit)), "")
-    try:
-        return float(text.removesuffix(unit)) / (100 if unit else 1), unit
-    except ValueError:
-        return math.nan, unit
+
+def amount(text: Any) -> tuple[float, str]:
+    """Read a number and its unit: "1%" is 0.01 of "%", "0.5pt" 0.005 of "pt", and "0.1 loss" 0.1 of "loss". Without a
+    number or a unit it is NaN."""
+    match = AMOUNT.fullmatch(str(text).strip())
+    if match is None:
+        return math.nan, ""
+    return float(match[1]) / (100 if match[2] in ("%", "pt") else 1), match[2]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """A user asks this of a fit. A tolerance that is a number and no text, 0.01, is a part of what was won.
+class FitRequest:
+    """A user asks this of a fit.
 
     Raises:
-        UserError: a value outside its range.
+        UserError: a value outside its range, or a number without its unit.
     """
 
-    __pydantic_config__ = {"use_attribute_docstrings": True, "extra": "forbid"}  # for recipes and the command line
+    __pydantic_config__ = {"use_attribute_docstrings": True, "extra": "forbid", "coerce_numbers_to_str": True}
+    """It is for recipes and the command line; a number without a unit is then refused in our words."""
 
-    tolerance: float | str | None = None
+    tolerance: str | None = None
     """What may be given up: a part of what fine-tuning won (the loss of the base model less the adapter's), as 1%, or
     points of the accuracy, as 0.5pt. Default: 1pt for a classifier, 1% for others."""
-    changed: float | str | None = None
+    changed: str | None = None
     """This share of the answers (classes of rows, next tokens) may be others than the whole adapter's, as 2%: it needs
     no labels, and the accuracy falls by no more. Default for rows without labels: 2%."""
     rank: int | None = None
@@ -50,44 +52,46 @@ class Wanted:
                 f"tolerance is {self.tolerance} and changed is {self.changed}; one of them is held at a time, so leave "
                 f"out the other, and ask the result for it: .at(changed=...)"
             )
-        self._check(
+        _check(
             "tolerance",
+            self.tolerance,
             ("%", "pt"),
             "a part of what was won, above 0% and below 100%, such as 1%, or points of the accuracy, such as 0.5pt",
         )
-        self._check("changed", ("%",), "a share of the answers, above 0% and below 100%, such as 2%")
+        check_changed(self.changed)
         if self.rank is not None and self.rank < 1:
             raise UserError(f"rank is {self.rank}; a rank is at least 1")
         if self.rows is not None and self.rows < 32:
             raise UserError(f"rows is {self.rows}; a fit takes at least 32")
 
-    def _check(self, name: str, units: tuple[str, ...], rule: str) -> None:
-        """Read a share, and refuse what is none: ValueError."""
-        given = getattr(self, name)
-        if given is None:
-            return
-        value, unit = amount(given)
-        if not 0 < value < 1 or (isinstance(given, str) and unit not in units):  # as text it might be the loss itself
-            raise UserError(f"{name} is {given!r}; it is {rule}")
-        if unit != "pt":
-            object.__setattr__(self, name, value)
-
-    @property
-    def says_how(self) -> bool:
-        """Tell whether the user says what may be given up."""
-        return self.tolerance is not None or self.changed is not None
+    def __str__(self) -> str:
+        """Write the tolerance as it is asked; empty where none is."""
+        return self.tolerance or self.changed or ""
 
     @property
     def part(self) -> float:
         """Return the part of what was won that may be given up, where it decides; else 1 %."""
-        return self.tolerance if isinstance(self.tolerance, float) else 0.01
+        value, unit = amount(self.tolerance)
+        return value if unit == "%" else 0.01
 
     @property
     def points(self) -> float | None:
         """Return by how much the accuracy may fall, where that was asked: 0.005 is half a point."""
-        return amount(self.tolerance)[0] if isinstance(self.tolerance, str) else None
+        value, unit = amount(self.tolerance)
+        return value if unit == "pt" else None
 
     @property
     def share(self) -> float | None:
         """Return which share of the answers may change, where that was asked."""
-        return self.changed if isinstance(self.changed, float) else None
+        return None if self.changed is None else amount(self.changed)[0]
+
+
+def check_changed(changed: Any) -> None:
+    """Refuse what is no share of the answers: ValueError."""
+    _check("changed", changed, ("%",), "a share of the answers, above 0% and below 100%, such as 2%")
+
+
+def _check(name: str, text: Any, units: tuple[str, ...], rule: str) -> None:
+    value, unit = amount(text)
+    if text is not None and not (0 < value < 1 and unit in units):
+        raise UserError(f"{name} is {text!r}; it is {rule}")

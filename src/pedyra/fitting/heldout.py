@@ -27,7 +27,7 @@ Counted = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
-class Against:
+class Comparison:
     """A smaller adapter was compared with the whole one, on the same held-out rows."""
 
     rise: Increase | None = None
@@ -82,28 +82,28 @@ class Answers:
     """The top answer of each such batch has this mean logit."""
 
 
-def answers_beside(whole: Answer, smaller: Answer, batches: Iterable[Batch], writes: bool) -> Against:
+def answers_beside(whole: Answer, smaller: Answer, batches: Iterable[Batch], writes: bool) -> Comparison:
     """Compare two models' answers by their logits too. Each batch of this process is answered by both, so that no
     logits are kept. Empty where a model gives no answers.
 
     Args:
         writes: the answers are tokens.
     """
-    found: list[RowAnswers] = []
+    result: list[RowAnswers] = []
     for batch in batches:
         both = [answer(batch) for answer in (whole, smaller)]
         if both[0] is None or both[1] is None:
-            return Against()
-        found += compared_rows(both[0], both[1])
-    found = gather_object(found)
-    return Against(changed=share_of(found), per_token=per_token(found) if writes else None)
+            return Comparison()
+        result += compared_rows(both[0], both[1])
+    result = gather_object(result)
+    return Comparison(changed=share_of(result), per_token=per_token(result) if writes else None)
 
 
 def _height(values: Tensor) -> float:
     return float(values.float().max(-1).values.mean())
 
 
-class Held:
+class HeldOut:
     """The whole adapter has answered these held-out batches of this process."""
 
     def __init__(self, judge: Judge, batches: Sequence[Batch], counted: Counted) -> None:
@@ -112,7 +112,7 @@ class Held:
         answers = Answers()
         self._ask(judge.whole, partial(evaluating, judge.model), answers, len(batches))
         self._answers, self._whole = answers, answers.losses
-        self.metrics, self.correct = self._told(answers)
+        self.metrics, self.correct = self._metrics_of(answers)
         self.batches = len(gather_object(answers.losses))
         """All processes together have this number."""
         self._top: list[Tensor] = []
@@ -128,7 +128,7 @@ class Held:
         """Return the samples of each batch, by which it counts."""
         return gather_object(self._weights)
 
-    def compared(self, cut: Cut, part: float = 1.0, answers: Answers | None = None) -> Against:
+    def compared(self, cut: Cut, part: float = 1.0, answers: Answers | None = None) -> Comparison:
         """Compare the model that `cut` makes with the whole adapter, on the first rows of the held-out ones.
 
         Args:
@@ -140,12 +140,12 @@ class Held:
         count = len(answers.losses)
         rise = paired(*(gather_object(each[:count]) for each in (self._whole, answers.losses, self._weights)))
         if count < len(self._batches):
-            return Against(rise, batches=rise.batches)
-        metrics, correct = self._told(answers)
+            return Comparison(rise, batches=rise.batches)
+        metrics, correct = self._metrics_of(answers)
         pairs = None if correct is None or self.correct is None else Pairs.of(self.correct, correct)
-        return Against(rise, pairs, metrics, batches=rise.batches)
+        return Comparison(rise, pairs, metrics, batches=rise.batches)
 
-    def changed(self, cut: Cut, part: float = 1.0, answers: Answers | None = None) -> Against:
+    def changed(self, cut: Cut, part: float = 1.0, answers: Answers | None = None) -> Comparison:
         """Count the answers that are others than the whole adapter's, whose own are kept and no logits of them.
 
         Args: as of `compared`.
@@ -163,9 +163,9 @@ class Held:
             answers.heights.append(_height(values))
             answers.rows.append(by_row(rows, values.argmax(-1) != self._top[number].to(rows.device), None))
         batches = gather_object(answers.rows[:count])
-        return Against(changed=share_of([row for rows in batches for row in rows]), batches=len(batches))
+        return Comparison(changed=share_of([row for rows in batches for row in rows]), batches=len(batches))
 
-    def beside(self, cut: Cut) -> Against:
+    def beside(self, cut: Cut) -> Comparison:
         """Compare all answers with the whole adapter's, as `answers_beside` does."""
         both = [self._judge.answering(using) for using in (partial(evaluating, self._judge.model), cut)]
         return answers_beside(both[0], both[1], self._counted(self._batches), self._judge.writes)
@@ -182,7 +182,7 @@ class Held:
         """Return the loss of each batch of all processes with the model that `cut` makes, and its metrics."""
         answers = Answers()
         self._ask(self._judge.losses, cut, answers, len(self._batches))
-        return gather_object(answers.losses), self._told(answers)[0]
+        return gather_object(answers.losses), self._metrics_of(answers)[0]
 
     def repeats(self, cut: Cut | None = None, answers: Answers | None = None) -> bool:
         """Tell whether the model that `cut` makes, by default the whole adapter, says of the first batch what it said
@@ -191,14 +191,14 @@ class Held:
         Args:
             answers: what the model said before.
         """
-        judged = self._judge.whole if cut is None else self._judge.losses
-        using, again, known = cut or partial(evaluating, self._judge.model), Answers(), answers or self._answers
-        if known.heights:  # rows without labels have no loss to go by
+        losses_of = self._judge.whole if cut is None else self._judge.losses
+        using, again, earlier = cut or partial(evaluating, self._judge.model), Answers(), answers or self._answers
+        if earlier.heights:  # rows without labels have no loss to go by
             again.heights += [_height(values) for values, _ in self._answered(using, 0, 1)]
         else:
-            self._ask(judged, using, again, 1)
+            self._ask(losses_of, using, again, 1)
         same = True
-        for now, before in ((again.losses, known.losses), (again.heights, known.heights)):
+        for now, before in ((again.losses, earlier.losses), (again.heights, earlier.heights)):
             noise = REPEATED * sum(map(abs, before)) / max(1, len(before))
             same = same and all(abs(x - y) <= noise for x, y in zip(now, before, strict=False))
         return all(gather_object([same]))
@@ -207,13 +207,13 @@ class Held:
         """Return by how much these losses of the batches are above those of the whole adapter."""
         return paired(self.whole, losses, self.weights)
 
-    def _ask(self, judged: Callable[..., Iterable[float]], cut: Cut, answers: Answers, count: int) -> None:
+    def _ask(self, losses_of: Callable[..., Iterable[float]], cut: Cut, answers: Answers, count: int) -> None:
         """Have the model answer the first `count` batches of this process, those aside that it has answered."""
         batches = self._batches[len(answers.losses) : count]
         if batches:
-            answers.losses += self._counted(judged(batches, cut, answers.predictions))
+            answers.losses += self._counted(losses_of(batches, cut, answers.predictions))
 
-    def _told(self, answers: Answers) -> tuple[Metrics, list[bool] | None]:
+    def _metrics_of(self, answers: Answers) -> tuple[Metrics, list[bool] | None]:
         """Return the metrics of all rows, and which of them are right."""
         predictions = gather_object(answers.predictions)
         metrics = self._judge.metrics(predictions)

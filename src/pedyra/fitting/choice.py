@@ -1,0 +1,167 @@
+"""There are several cuts of one size, and the one that says most nearly what the whole adapter says is taken.
+
+Slopes come from few rows, and a repair that fits them may do harm on others: of an adapter of four classes three
+calibrations made cuts to rank 2 that cost +0.78, +0.11 and +0.03, where singular values cost +0.06. And one rank for
+all layers may leave out a direction that one layer cannot do without: there the pooler needs three. So the cuts of a
+size are compared on rows that calibrated nothing, which costs forward passes alone, and only the one that is taken is
+held to the tolerance on held-out rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+
+from pedyra.fitting.balance import balance, in_basis
+from pedyra.fitting.calibration import Calibration, lora_layers
+from pedyra.fitting.cut import cut_factors, cut_to
+from pedyra.fitting.judge import Batch, Cut, Judge
+from pedyra.fitting.logits import divergences
+from pedyra.fitting.modes import evaluating
+from pedyra.fitting.sizes import Candidate, Ranks, of_rank, predicted_increase, size, whole
+
+CHOOSING = 16
+"""At most this number of batches choose, and at most a quarter of those that would calibrate. They calibrate nothing,
+since a repair is always good on the rows that it was made from."""
+STANDS_OUT = 10
+"""A direction stays beyond the rank that was asked if it is worth a tenth of all that the cut removes, and ten times
+the mean of what it removes."""
+WORTH_MORE, NEGLIGIBLE = 0.5, 0.005
+"""Mixed ranks have more parameters, so they are taken where they leave at most this part of a divergence that is not
+negligible, in nats an answer."""
+
+
+def choosing(batches: int, processes: int) -> int:
+    """Return how many of the calibration batches of a process choose, of so many in all of them; none of fewer than
+    eight, all of which have to calibrate."""
+    return max(1, min(CHOOSING, batches // 4) // processes) if batches >= 8 else 0
+
+
+def by_singular_values(model: Any, calibration: Calibration, adapter: str = "default") -> Calibration:
+    """Return the same sums along the directions of the singular values of B A, the largest first."""
+    layers = {}
+    for name, module in lora_layers(model, adapter).items():
+        A, B = (slot[adapter].weight.detach().double().cpu() for slot in (module.lora_A, module.lora_B))
+        basis = balance(A @ A.T, B.T @ B)  # of white inputs and gradients
+        layer = calibration.layers[name]
+        K = layer.basis.inverse @ layer.products @ layer.basis.T
+        layers[name] = replace(layer, basis=basis, products=in_basis(K, basis))
+    return replace(calibration, layers=layers)
+
+
+def standing_out(calibration: Calibration, ranks: Ranks) -> Ranks:
+    """Return these ranks with the directions beyond them that are clearly worth more than the others."""
+    worth = {
+        name: [
+            max(0.0, predicted_increase(layer.slopes[:, place], calibration.samples))
+            for place in range(ranks[name], layer.rank)
+        ]
+        for name, layer in calibration.layers.items()
+    }
+    removed = [each for values in worth.values() for each in values]
+    least = sum(removed) * max(1 / STANDS_OUT, STANDS_OUT / max(1, len(removed)))
+
+    def beyond(values: list[float]) -> int:
+        return max((place for place, each in enumerate(values, 1) if each >= least > 0), default=0)
+
+    return {name: rank + beyond(worth[name]) for name, rank in ranks.items()}
+
+
+PASSES = 5
+"""A size takes this number of forward passes of each batch that chooses: of the whole adapter, three cuts, a mixed
+one."""
+
+
+class Choice:
+    """The cuts of a calibration: its own directions with repair, and those of singular values with repair and without.
+
+    Args:
+        batches: rows that have calibrated nothing; without any, the calibration's own cut is taken.
+        mixed: layers may keep more than the rank that was asked.
+        without: these layers keep nothing.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        calibration: Calibration,
+        batches: Sequence[Batch],
+        adapter: str,
+        *,
+        mixed: bool,
+        without: Sequence[str] = (),
+    ) -> None:
+        self._judge, self._batches, self._adapter, self._mixed, self._without = judge, batches, adapter, mixed, without
+        singular = by_singular_values(judge.model, calibration, adapter)
+        self.ways = {
+            "calibrated": calibration,
+            "singular values": replace(singular, repairs=False),
+            "singular values, repaired": singular,
+        }
+        self._chosen: dict[int, Candidate] = {}
+
+    @property
+    def whole(self) -> Candidate:
+        """Return the adapter as it is."""
+        calibration = self.ways["calibrated"]
+        return size(calibration, whole(calibration))
+
+    def of_rank(self, rank: int) -> Candidate:
+        """Choose the cut in which every layer has this rank, or all of its own, or as one of `without` none."""
+        if rank not in self._chosen:
+            self._chosen[rank] = self._choose(rank)
+        return self._chosen[rank]
+
+    def factors(self, each: Candidate) -> Any:
+        """Make the factors of this cut."""
+        return cut_factors(self._judge.model, self.ways[each.way or "calibrated"], each.ranks, self._adapter)
+
+    def _choose(self, rank: int) -> Candidate:
+        uniform = [replace(of_rank(each, rank, self._without), way=way) for way, each in self.ways.items()]
+        if not self._batches or uniform[0].ranks == self.whole.ranks:
+            return uniform[0]
+        distances = self._distances(uniform)
+        best = min(range(len(uniform)), key=distances.__getitem__)
+        calibration = self.ways[uniform[best].way]
+        is_mixed = self._mixed and distances[best] > NEGLIGIBLE
+        ranks = standing_out(calibration, uniform[best].ranks) if is_mixed else uniform[best].ranks
+        if ranks != uniform[best].ranks:
+            mixed = replace(size(calibration, ranks), way=uniform[best].way)
+            if self._distances([mixed])[0] <= WORTH_MORE * distances[best]:
+                return mixed
+        return uniform[best]
+
+    def _distances(self, candidates: Sequence[Candidate]) -> list[float]:
+        """Return how far the answers of each cut are from those of the whole adapter: the mean divergence, or, where
+        the model gives no answers, the rise of the loss."""
+        model = self._judge.model
+        as_it_is: Cut = partial(evaluating, model)
+        cuts = [as_it_is, *(partial(cut_to, model, self.factors(each), self._adapter) for each in candidates)]
+        own: list[tuple[list[float], float]] = []
+        for batch in self._batches:
+            answered = [self._judge.answering(cut)(batch) for cut in cuts]
+            first = answered[0]
+            if first is not None:
+                values_of = [divergences(each.values, first.values) for each in answered[1:] if each is not None]
+                values, weight = [float(each.mean()) for each in values_of], float(len(first.values))
+            else:
+                values, weight = self._rises(batch, cuts), self._judge.samples(batch)
+            if weight > 0 and all(map(math.isfinite, values)):
+                own.append((values, weight))
+        every = gather_object(own)
+        total = sum(weight for _, weight in every)
+        return [sum(w * values[place] for values, w in every) / max(total, 1e-9) for place in range(len(candidates))]
+
+    def _rises(self, batch: Batch, cuts: Sequence[Cut]) -> list[float]:
+        losses = []
+        for cut in cuts:
+            torch.manual_seed(0)
+            with cut(), torch.no_grad():
+                losses.append(float(self._judge.trained_loss(batch)) / self._judge.loss_scale)
+        return [loss - losses[0] for loss in losses[1:]]
