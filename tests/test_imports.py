@@ -181,7 +181,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from pedyra import PeDyra, RankAllocator, attach, detach
 from pedyra.fitting.fit import Rows, fit_batches
-from pedyra.fitting.request import Wanted
+from pedyra.fitting.request import FitRequest
 from pedyra.fitting.judge import Judge
 
 torch.manual_seed(0)
@@ -203,7 +203,7 @@ for step in range(24):
 allocator.release()
 detach(model)
 judge = Judge(model, loss)
-found = fit_batches(judge, Rows(calibration=batches, heldout=batches), Wanted(tolerance="50%"))
+found = fit_batches(judge, Rows(calibration=batches, heldout=batches), FitRequest(tolerance="50%"))
 print(len(allocator.history), found.row()["of"])
 """
 

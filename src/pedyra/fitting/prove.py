@@ -12,7 +12,7 @@ from pedyra.errors import UserError
 from pedyra.fitting.heldout import Comparison, Metrics
 from pedyra.fitting.logits import NUMBERS
 from pedyra.fitting.paired import CONFIDENCE, Increase, Pairs, paired
-from pedyra.fitting.reach_of_power import amount, check_changed
+from pedyra.fitting.request import amount, check_changed
 
 NO_WORSE, WORSE, CANNOT_TELL = "no worse", "worse", "cannot tell"
 POWER = 0.8
