@@ -67,8 +67,8 @@ class Attention(torch.nn.Module):
         self.shape, self.scale = (-1, num_heads, head_size), scale
 
     def forward(self, *qkv: torch.Tensor) -> torch.Tensor:
-        heads = (part.view(self.shape).transpose(0, 1) for part in qkv)
-        texts = torch.nn.functional.scaled_dot_product_attention(*heads, scale=self.scale)
+        q, k, v = (part.view(self.shape).transpose(0, 1) for part in qkv)
+        texts = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=self.scale)
         return texts.transpose(0, 1).flatten(1)
 
 

@@ -168,8 +168,9 @@ def classifier(tmp_path: Path) -> tuple[Trainer, Path]:
     head."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    sizes["num_labels"] = 3
     model: Any = BertForSequenceClassification(
-        BertConfig(vocab_size=32, **sizes, max_position_embeddings=32, num_labels=3, initializer_range=0.2)
+        BertConfig(vocab_size=32, **sizes, max_position_embeddings=32, initializer_range=0.2)
     )
     model.bert.save_pretrained(tmp_path / "embedder")
     model.name_or_path = str(tmp_path / "embedder")

@@ -119,7 +119,7 @@ class Destination:
     def _lost(self, lora: SavedLora) -> list[str]:
         """Return the layers of the adapter that do something, and would be left out."""
         layers = {layer.name: layer for layer in lora.layers}
-        return [name for name in self.dropped(layers) if lora.tensors[layers[name].keys["B"]].any()]
+        return [name for name in self.dropped(layers) if bool(lora.tensors[layers[name].keys["B"]].any())]
 
     def check(self, lora: SavedLora, largest: int | None = None) -> None:
         """Raise ValueError for the first thing in this adapter that the place or its form does not take, with the

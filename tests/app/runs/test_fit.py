@@ -349,7 +349,8 @@ def test_for_a_rank_that_is_named_it_is_taken_whatever_it_does(run: Path, call: 
     assert max(record["ranks"].values()) == 1 and record["measured_increase"] is not None
 
 
-def test_several_adapters_are_fitted_for_one_server(run: Path, call: Any, tmp_path: Path):
+def test_several_adapters_are_fitted_for_one_server(call: Any, tmp_path: Path):
+    run = trained(tmp_path, **WRITER)
     one, other = (Path(shutil.copytree(run, tmp_path / name)) for name in ("one", "other"))
     code, out, err = call(one, other, "--for", "vllm", "--tolerance", "90%", "--rows", 64)
     assert code == 0, err
@@ -391,12 +392,16 @@ def test_a_place_that_cannot_be_is_told_in_a_line(arguments: list[str], message:
 
 
 def test_an_adapter_is_exported_for_the_place_where_it_is_served(run: Path, capsys: Any, tmp_path: Path):
-    def export(*arguments: Any) -> tuple[int, str]:
+    writer = trained(tmp_path, **WRITER)
+
+    def export(*arguments: Any, run: Path = writer) -> tuple[int, str]:
         with pytest.raises(SystemExit) as stopped:
             main(["export", str(run), *map(str, arguments)])
         out, err = capsys.readouterr()
         return int(stopped.value.code or 0), out + err
 
+    code, told = export("--for", "vllm", "--out", tmp_path / "no", run=run)  # a BERT with its pooler
+    assert code == 2 and "leaves the LoRA of bert.pooler.dense in" in told and not (tmp_path / "no").exists()
     code, told = export("--for", "vllm", "--out", tmp_path / "out")
     assert code == 0 and "--max-lora-rank 8" in told
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["r"] == 3
