@@ -43,7 +43,7 @@ def fitted(trainer: Any, **wanted: Any) -> pedyra.Fit:
 
     before, modes = state(), [module.training for module in trainer.model.modules()]
     trained = [p.requires_grad for p in trainer.model.parameters()]
-    found = pedyra.fit(trainer, **{"rows": 72, "tolerance": 0.05, **wanted})
+    found = pedyra.fit(trainer, **{"rows": 72, "tolerance": "5%", **wanted})
     assert state() == before and [module.training for module in trainer.model.modules()] == modes
     assert [p.requires_grad for p in trainer.model.parameters()] == trained
     return found

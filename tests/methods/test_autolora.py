@@ -175,7 +175,7 @@ def test_a_search_takes_adams_steps_on_a_and_b_and_no_others(make_net, net_batch
         optimizer.step()
         optimizer.zero_grad()
     expected = {name: p for name, p in reference.named_parameters() if "lora_" in name}
-    found = {name: p for name, p in model.named_parameters() if name.endswith((".A", ".B"))}
+    found = {name: p for name, p in model.named_parameters() if name.endswith(("lora_A.default.weight", ".B"))}
     assert len(found) == len(expected) == 6
     for one, other in zip(found.values(), expected.values(), strict=True):
         torch.testing.assert_close(one, other)
