@@ -53,6 +53,8 @@ ARCHITECTURES = ("mlp", "block")
 TOKENS = 8
 """The length of a sequence of the block architecture."""
 BATCH = 128
+RATIO_STEPS = 50
+"""A row has the ratio of Eq. (2)'s gradient to the task's, where Eq. (2) is on, so often."""
 SMOKE_STEPS = 24
 """The fewest in which every method does what it does."""
 ORACLE = "oracle"
@@ -300,7 +302,7 @@ def _run(problem: Problem, spec: MethodSpec, job: Row) -> Row:
     optimizer = make_optimizer(model, work, torch.optim.Adam, lr=job["lr"], fused=True)
     loop = Loop(model, work, optimizer, steps)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    diverged = False
+    diverged, ratios = False, []
     for batch in islice(_batches(problem, job), steps):
         loop.begin_step()
         value = _loss(model, batch)
@@ -310,6 +312,9 @@ def _run(problem: Problem, spec: MethodSpec, job: Row) -> Row:
         value.backward()
         loop.step()
         scheduler.step()
+        if loop.allocator is not None and loop.taken % RATIO_STEPS == 0:
+            ratio = loop.allocator.snapshot(effective_ranks=False).get("orthogonality_ratio")
+            ratios += [] if ratio is None else [[loop.taken, round(ratio, 3)]]
     history = [] if loop.allocator is None else loop.allocator.history
     loop.finish()
     ranks, parameters = _final_size(model, problem.layer_names)
@@ -324,6 +329,7 @@ def _run(problem: Problem, spec: MethodSpec, job: Row) -> Row:
         "true_ranks": list(problem.true_ranks),
         "parameters": parameters,
         "adjustments": sum(bool(record["pruned"] or record["added"]) for record in history),
+        "orthogonality_ratios": ratios,
         "seconds": round(seconds, 2),
     }
 

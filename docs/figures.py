@@ -61,6 +61,19 @@ def orthogonality() -> None:
     save_image(side_by_side([("Eq. (2) through Adam", drawn)]), DOCS / "images" / "orthogonality.png")
 
 
+def ratios() -> None:
+    """The norm of Eq. (2)'s gradient over that of the task's, in the published form, over a run."""
+
+    def curve(task: str, name: str) -> Curve:
+        of_task = [row for row in rows("ratios") if row["task"] == task]
+        return Curve(name, [row["step"] / row["of"] for row in of_task], [log10(row["ratio"]) for row in of_task])
+
+    axes = Axes("part of the run", "log10 of the ratio", line_at=("equal", 0.0))
+    names = {"planted ranks": "planted ranks", "qnli": "QNLI", "sst2": "SST-2"}
+    drawn = curves([curve(*each) for each in names.items()], axes)
+    save_image(side_by_side([("Eq. (2)'s gradient over the task's", drawn)]), DOCS / "images" / "ratios.png")
+
+
 def ranks() -> None:
     """The ranks of the demo's adapter when it has trained, by kind of layer and depth; each began at 8."""
     (run,) = (row for row in rows("demo") if row["method"] == "pedyra")
@@ -78,4 +91,5 @@ def _same(row: dict[str, Any], other: dict[str, Any]) -> bool:
 if __name__ == "__main__":
     forgetting()
     orthogonality()
+    ratios()
     ranks()

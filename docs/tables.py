@@ -190,6 +190,22 @@ def planted_family() -> Cells:
     return cells
 
 
+@table("energy")
+def energy() -> Cells:
+    """Uniform ranks beside those by the energy of a trained LoRA, and those of PE-DyRA, all at r = 2."""
+    names = {"qnli": "QNLI", "mrpc": "MRPC", "facts": "phone book"}
+    cells = [["task", "seeds", "uniform ranks", "ranks by energy", "lower by", "`PeDyra()`", "lower by"]]
+    for task, title in names.items():
+        losses = {
+            method: by_seed(where(rows("energy"), task=task, method=method), "eval_loss")
+            for method in ("lora", "by energy", "pedyra")
+        }
+        uniform = losses.pop("lora")
+        others = [cell for each in losses.values() for cell in (spread(each.values()), gain(uniform, each))]
+        cells.append([title, str(len(uniform)), spread(uniform.values()), *others])
+    return cells
+
+
 @table("forms")
 def forms() -> Cells:
     cells = [["task", "form", "rate", "accuracy", "held-out loss", "lower than LoRA's by"]]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from benchmarks.answers import bench_answers
 from benchmarks.cuts import CUTS_KEY, bench_cuts
 from benchmarks.fresh import bench_fresh, summary
 from pedyra.app.recipe import Recipe
@@ -94,6 +95,26 @@ def test_fits_of_fresh_rows_are_compared_with_the_truth_on_others(tmp_path: Path
     assert not any(row["beyond"] and not row["beyond_as_measured"] for row in found)
     with pytest.raises(ValueError, match="rows that it was not trained on, and it takes 2048"):
         next(bench_fresh(run, rows=512, truth=1024))
+
+
+def test_a_fit_without_labels_is_compared_with_the_truth_on_others(tmp_path: Path):
+    rows = [{"text": f"a film of {number} minutes that is {word}", "label": int(word == "good")}
+            for number in range(300) for word in ("good", "bad")]  # fmt: skip
+    run = trained(tmp_path / "run")
+    found = list(bench_answers(run, rows, [160], 1, 300, labelled=True))
+    assert [row["asked"] for row in found] == [
+        "changed 5%",
+        "changed 2%",
+        "changed 1%",
+        "tolerance 1pt",
+        "tolerance 1%",
+    ]
+    for row in found:
+        assert (row["share"] == 1) <= (row["true_changed"] == row["true_fall"] == 0)
+        assert abs(row["true_fall"]) <= row["true_changed"] + 1e-9  # an accuracy falls by no more than answers change
+        assert (row["beyond"] is None) == row["asked"].startswith("tolerance")
+    with pytest.raises(ValueError, match="there are 600 rows, and 500 of the truth and 160 for a fit"):
+        next(bench_answers(run, rows, [160], 1, 500, labelled=False))
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,18 @@ ROWS: Any = [
 
 
 def test_every_class_is_here():
-    others = {"adapt", "fit", "prove", "RankAllocator", "Fit", "Proof", "RankResult", "attach", "detach", "export_adapter"}
+    others = {
+        "adapt",
+        "fit",
+        "prove",
+        "RankAllocator",
+        "Fit",
+        "Proof",
+        "RankResult",
+        "attach",
+        "detach",
+        "export_adapter",
+    }
     assert set(CASES) == set(pedyra.__all__) - others
 
 
