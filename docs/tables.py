@@ -513,6 +513,50 @@ def _exact(count: int, every: int) -> str:
     return f"[{low:.0%}, {high:.0%}]"
 
 
+@table("answers")
+def answers() -> Cells:
+    """Ranks of one fit of each number of rows, asked without labels and with them, and what is true on other rows."""
+    cells = [["adapter", "rows", *(f"{each} of the answers" for each in SHARES), "1 point", "1 % of the loss"]]
+    cases = where(rows("answers"), fit=0)
+    for run, count in dict.fromkeys((row["run"], row["rows"]) for row in cases):
+        case = {row["asked"]: row for row in where(cases, run=run, rows=count)}
+        line = [f"{run}, {percent(next(iter(case.values()))['accuracy'])}", f"{count:,}"]
+        for share in SHARES:
+            row = case[f"changed {share}"]
+            line.append(f"{row['rank']} of {row['of']}" + _truth(row))
+        for asked in ("tolerance 1pt", "tolerance 1%"):
+            row = case.get(asked)
+            line.append(f"{row['rank']} of {row['of']}" + _truth(row) if row else "")
+        cells.append(line)
+    return cells
+
+
+SHARES = ("5%", "2%", "1%")
+
+
+def _truth(row: Row) -> str:
+    """What a smaller size truly changes."""
+    if row["share"] == 1:
+        return ""
+    return f": {percent(row['true_changed'])} changed, {-100 * row['true_fall']:+.1f} points"
+
+
+@table("fresh answers")
+def fresh_answers() -> Cells:
+    """How often a fit without labels took a size that truly changes more of the answers than it was asked for."""
+    cells = [["asked", "fits", "smaller", "truly more than asked", "ranks taken"]]
+    for share in SHARES:
+        fits = [row for row in rows("answers") if row["asked"] == f"changed {share}" and row["rows"] == 1000]
+        fits = [row for row in fits if row["run"] == "SST-2"]
+        beyond = sum(row["beyond"] for row in fits)
+        bound = binomtest(beyond, len(fits)).proportion_ci(method="exact")
+        ranks = sorted(row["rank"] for row in fits)
+        counts = ", ".join(f"{rank} ({ranks.count(rank)})" for rank in dict.fromkeys(ranks))
+        smaller = str(sum(row["share"] < 1 for row in fits))
+        cells.append([share, str(len(fits)), smaller, f"{beyond} [{bound.low:.0%}, {bound.high:.0%}]", counts])
+    return cells
+
+
 @table("starts")
 def starts() -> Cells:
     """A LoRA of one rank, cut from a larger one or trained at it: how much its loss is above the larger one's."""
