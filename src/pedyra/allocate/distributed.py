@@ -80,8 +80,8 @@ def check_same(triples: Sequence[Tensor], group: Any, step: int) -> None:
     if not torch.equal(most, -least):
         raise UserError(
             f"processes differ in their triples after step {step}: gradients are not averaged. Wrap the model in "
-            f"DistributedDataParallel once RankAllocator is made, and after each record in which triples moved, or call "
-            f"average_gradients; process_group= has the processes of one model, on like devices"
+            f"DistributedDataParallel once RankAllocator is made, and after each record in which triples moved, or "
+            f"call average_gradients; process_group= has the processes of one model, on like devices"
         )
 
 
