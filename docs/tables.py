@@ -557,6 +557,19 @@ def fresh_answers() -> Cells:
     return cells
 
 
+@table("forward")
+def forward() -> Cells:
+    """A forward pass in PEFT by rank, beside the base model's."""
+    cells = [["model", *(f"rank {row['rank']}" for row in where(rows("forward"), model="minilm"))]]
+    for model, title in (("minilm", "MiniLM, 32 texts"), ("llama-512x8", "a Llama of width 512, 8 blocks")):
+        times = [
+            f"{row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}], {row['megabytes']:.3g} MB"
+            for row in where(rows("forward"), model=model)
+        ]
+        cells.append([title, *times])
+    return cells
+
+
 @table("starts")
 def starts() -> Cells:
     """A LoRA of one rank, cut from a larger one or trained at it: how much its loss is above the larger one's."""
