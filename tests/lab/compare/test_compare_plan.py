@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from pedyra.lab.compare.compare import compare_experiment, open_experiment
 from pedyra.lab.compare.grid import load_grid
@@ -28,19 +29,24 @@ def test_the_runs_are_counted_and_their_hours_go_with_steps_rows_and_tokens(tmp_
     assert plan(tmp_path, "training.max_steps=-1", "training.num_train_epochs=3").gpu_hours == whole.gpu_hours
     one = plan(tmp_path, "methods=[pedyra]", "seeds=[0]")
     assert one.runs == 1 and one.gpu_hours == pytest.approx(whole.gpu_hours / 8)
-    assert one + one == Plan(2, 0, 2 * one.gpu_hours)
+    assert one + one == Plan(2, 0, 2 * one.gpu_hours, 2 * one.seconds_here)
 
 
-def test_the_minutes_of_this_machine_go_with_its_rate_and_the_starts_of_the_runs(monkeypatch):
-    monkeypatch.setattr("pedyra.lab.compare.plan.teraflops_here", lambda: TERAFLOPS / 100)
-    assert Plan(9, 3, 0.01).seconds_here == pytest.approx(6 * START_SECONDS + 3600)
-    assert f"{(6 * START_SECONDS + 3600) / 60:.0f} minutes on this machine" in str(Plan(9, 3, 0.01))
+def test_the_minutes_of_this_machine_go_with_its_rate_in_the_dtype_of_the_run(monkeypatch, tmp_path):
+    rates = {torch.float32: 1e-6, torch.bfloat16: 4e-6}
+    monkeypatch.setattr("pedyra.lab.compare.plan.teraflops_here", rates.__getitem__)
+    plans = {bf16: plan(tmp_path, "training.use_cpu=true", f"training.bf16={bf16}") for bf16 in ("false", "true")}
+    trained = {bf16: each.seconds_here - 8 * START_SECONDS for bf16, each in plans.items()}
+    assert trained["false"] == pytest.approx(plans["false"].gpu_hours * 3600 * TERAFLOPS / 1e-6)
+    assert trained["true"] == pytest.approx(trained["false"] / 4)
+    assert f"{plans['true'].seconds_here / 60:,.0f} minutes on this machine" in str(plans["true"])
 
 
-def test_the_rate_of_this_machine_is_one():
-    assert 1e-4 < teraflops_here() < 1000
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_rate_of_this_machine_is_one(dtype):
+    assert 1e-4 < teraflops_here(dtype) < 1000
 
 
 def test_what_is_done_takes_nothing(make_grid):
     compare_experiment(open_experiment(make_grid()))
-    assert plan_experiment(open_experiment(make_grid())) == Plan(10, 10, 0.0)
+    assert plan_experiment(open_experiment(make_grid())) == Plan(10, 10, 0.0, 0.0)

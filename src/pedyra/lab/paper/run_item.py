@@ -130,7 +130,7 @@ def run_item(
 def plan_item(item: Item, scale: Scale, out: Path, places: Places) -> Plan:
     """Check the comparisons of an item, and count the runs that are left. Raises ValueError as `run_item` does."""
     experiments = (open_experiment(each.grid) for each in measurements(item, scale, out, places))
-    return sum(map(plan_experiment, experiments), Plan(0, 0, 0.0))
+    return sum(map(plan_experiment, experiments), Plan(0, 0, 0.0, 0.0))
 
 
 def with_generated(
