@@ -15,7 +15,7 @@ WITHOUT = """
 import sys
 
 # What the extras bring and torch, peft and transformers do not.
-ABSENT = set("altair datasets pydantic pydantic_core rich ruamel scipy sklearn typer vl_convert".split())
+ABSENT = set("altair datasets pydantic pydantic_core rich ruamel sklearn typer vl_convert".split())
 ABSENT |= set("bitsandbytes gguf math_verify ray rouge_score tensorboard trl".split())
 
 class Without:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
-NEEDED = tuple("altair datasets filelock jinja2 psutil pydantic rich ruamel scipy sklearn typer vl_convert".split())
+NEEDED = tuple("altair datasets filelock jinja2 psutil pydantic rich ruamel sklearn typer vl_convert".split())
 """Modules of the extra pedyra[cli]: the callback needs none of them."""
 
 

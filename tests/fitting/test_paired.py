@@ -27,8 +27,8 @@ def test_paired_differences_by_hand():
     )
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 3, 11, 29, 199, 10_000, 100_000])
-@pytest.mark.parametrize("level", [0.05, 0.025, 0.012, 0.004])
+@pytest.mark.parametrize("freedom", [1, 11, 10_000])
+@pytest.mark.parametrize("level", [0.05, 0.004])
 def test_bounds_are_students(freedom: int, level: float):
     assert student(level, freedom + 1) == pytest.approx(stats.t.isf(level, freedom), rel=1e-8)
     found = Increase(0.1, 0.02, freedom + 1)

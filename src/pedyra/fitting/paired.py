@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import NormalDist
 from typing import NamedTuple
+
+from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 """Every statement holds with this probability."""
@@ -41,41 +42,10 @@ class Increase(NamedTuple):
         return self.skew / math.sqrt(max(1, self.batches))
 
 
-@lru_cache(maxsize=1024)
 def student(level: float, count: float) -> float:
-    """Return how many standard errors the mean of `count` values is above the truth with probability `level`, which is
-    below a half: the quantile of Student's t with count - 1 degrees of freedom, found by halving. What fits a live
-    model runs without scipy, which has it too.
-    """
-    freedom = max(1, count - 1)
-    low, high = 0.0, 1.0
-    while _beyond(high, freedom) > level:
-        low, high = high, 2 * high
-    while high - low > 1e-12 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if _beyond(middle, freedom) > level else (low, middle)
-    return high
-
-
-def _beyond(t: float, freedom: float) -> float:
-    """Return the probability that Student's t with these degrees of freedom is above `t`, which is not negative."""
-    return _beta(freedom / (freedom + t * t), freedom / 2, 0.5) / 2
-
-
-def _beta(x: float, a: float, b: float) -> float:
-    """Return the regularised incomplete beta function I_x(a, b), by its continued fraction (DLMF 8.17.22) as Lentz
-    sums one; from the side of `x` where that converges fast."""
-    if x > (a + 1) / (a + b + 2):
-        return 1 - _beta(1 - x, b, a)
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)) / a
-    c, d, value, step, n = 1.0, 0.0, 1.0, 0.0, 0
-    while abs(step - 1) > 1e-14:
-        n, m = n + 1, (n + 1) // 2
-        term = x * (-(a + m) * (a + b + m) if n % 2 else m * (b - m)) / ((a + n - 1) * (a + n))
-        c, d = 1 + term / c, 1 / (1 + term * d)
-        step = c * d
-        value *= step
-    return front / value
+    """Return how many standard errors the mean of `count` values is above the truth with probability `level`: the
+    quantile of Student's t with count - 1 degrees of freedom."""
+    return -float(stdtrit(max(1, count - 1), level))
 
 
 def _studentised(t: float, skewness: float) -> float:

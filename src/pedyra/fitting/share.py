@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
-import torch
+from scipy.special import betaincinv
 
 from pedyra.fitting.paired import CONFIDENCE
 
@@ -51,28 +50,6 @@ class Share(NamedTuple):
 
 
 def _bound(count: float, trials: int, level: float) -> float:
-    """Return the share of which `count` successes or fewer in so many trials have this probability, between those of
-    the whole numbers beside a count that is none."""
-    whole = min(math.floor(count + 1e-9), trials)
-    fraction = max(0.0, count - whole)
-    below = _whole_bound(whole, trials, level)
-    return below if fraction < 1e-6 else below + fraction * (_whole_bound(whole + 1, trials, level) - below)
-
-
-@lru_cache(4096)  # a search asks for the same few
-def _whole_bound(count: int, trials: int, level: float) -> float:
-    """Solve P(X <= count) = level for the share, by halving: the probability falls with it."""
-    if count >= trials:
-        return 1.0
-    numbers = torch.arange(count + 1).double()
-    total = torch.tensor(trials).double()
-    ways = torch.lgamma(total + 1) - torch.lgamma(numbers + 1) - torch.lgamma(total - numbers + 1)
-    low, high = 0.0, 1.0
-    for _ in range(45):
-        middle = (low + high) / 2
-        terms = ways + numbers * math.log(middle) + (trials - numbers) * math.log1p(-middle)
-        if terms.exp().sum() > level:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
+    """Return the share of which `count` successes or fewer in so many trials have this probability; the count may lie
+    between two whole ones."""
+    return 1.0 if count >= trials else float(betaincinv(count + 1, trials - count, 1 - level))
