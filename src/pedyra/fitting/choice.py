@@ -29,12 +29,14 @@ from pedyra.fitting.sizes import Candidate, Ranks, of_rank, predicted_increase, 
 CHOOSING = 16
 """At most this number of batches choose, and at most a quarter of those that would calibrate. They calibrate nothing,
 since a repair is always good on the rows that it was made from."""
+NEGLIGIBLE = 0.005
+"""A cut whose answers are no further than this from the whole adapter's, in nats an answer, is taken without a look at
+others: none of them can be better by more."""
 STANDS_OUT = 10
 """A direction stays beyond the rank that was asked if it is worth a tenth of all that the cut removes, and ten times
 the mean of what it removes."""
-WORTH_MORE, NEGLIGIBLE = 0.5, 0.005
-"""Mixed ranks have more parameters, so they are taken where they leave at most this part of a divergence that is not
-negligible, in nats an answer."""
+WORTH_MORE = 0.5
+"""Mixed ranks have more parameters, so they are taken where they leave at most this part of the divergence."""
 
 
 def choosing(batches: int, processes: int) -> int:
@@ -73,9 +75,9 @@ def standing_out(calibration: Calibration, ranks: Ranks) -> Ranks:
     return {name: rank + beyond(worth[name]) for name, rank in ranks.items()}
 
 
-PASSES = 5
-"""A size takes this number of forward passes of each batch that chooses: of the whole adapter, three cuts, a mixed
-one."""
+PASSES = 7
+"""A size takes this number of forward passes at most of each batch that chooses: of three cuts and a mixed one, and of
+the whole adapter beside each of the three comparisons."""
 
 
 class Choice:
@@ -126,14 +128,15 @@ class Choice:
         uniform = [replace(of_rank(each, rank, self._without), way=way) for way, each in self.ways.items()]
         if not self._batches or uniform[0].ranks == self.whole.ranks:
             return uniform[0]
-        distances = self._distances(uniform)
+        distances = self._distances(uniform[:1])
+        if distances[0] <= NEGLIGIBLE:
+            return uniform[0]
+        distances += self._distances(uniform[1:])
         best = min(range(len(uniform)), key=distances.__getitem__)
-        calibration = self.ways[uniform[best].way]
-        is_mixed = self._mixed and distances[best] > NEGLIGIBLE
-        ranks = standing_out(calibration, uniform[best].ranks) if is_mixed else uniform[best].ranks
-        if ranks != uniform[best].ranks:
-            mixed = replace(size(calibration, ranks), way=uniform[best].way)
-            if self._distances([mixed])[0] <= WORTH_MORE * distances[best]:
+        if self._mixed and distances[best] > NEGLIGIBLE:
+            calibration = self.ways[uniform[best].way]
+            mixed = replace(size(calibration, standing_out(calibration, uniform[best].ranks)), way=uniform[best].way)
+            if mixed.ranks != uniform[best].ranks and self._distances([mixed])[0] <= WORTH_MORE * distances[best]:
                 return mixed
         return uniform[best]
 

@@ -171,9 +171,11 @@ class _Fitting:
         self.heldout = HeldOut(self.judge, self.rows.heldout, self._counted)
         self._checked(self.request)
         self.choice = self._calibrated()
-        self.bar.set_description("base model")
-        losses, self.of_base = self.heldout.losses(self.base)
-        self.gain = self.heldout.risen(losses)
+        self.gain, self.of_base = None, {}
+        if not self.rows.unlabelled:
+            self.bar.set_description("base model")
+            losses, self.of_base = self.heldout.losses(self.base)
+            self.gain = self.heldout.risen(losses)
         self.factors = _sums(self.model, self.adapter)
         return self._found(self.request, began)
 
@@ -325,18 +327,19 @@ class _Fitting:
         heldout = len(self.rows.heldout)
         sizes = 1 if self.request.rank is not None else len(self.ranks)
         chosen = PASSES * self._apart() * evaluated
-        seconds = calibration * calibrated + 2 * heldout * evaluated + sizes * (heldout * evaluated + chosen)
+        fixed = 1 if self.rows.unlabelled else 2  # the whole adapter, and the base model
+        seconds = calibration * calibrated + fixed * heldout * evaluated + sizes * (heldout * evaluated + chosen)
         long = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
         steps = seconds / calibrated if calibrated else 0
         text = (
-            f"fit: {calibration} batches to calibrate, and about {2 + sizes} evaluations of {heldout} held-out batches "
-            f"at most: about {long}, or {steps:.0f} training steps of {self._size()} rows"
+            f"fit: {calibration} batches to calibrate, and about {fixed + sizes} evaluations of {heldout} held-out "
+            f"batches at most: about {long}, or {steps:.0f} training steps of {self._size()} rows"
         )
         logger.info(text)
         if shown != "nothing":
             print(text, flush=True)  # before the work, in a pipe too
         if shown == "bar":
-            self.bar = tqdm(total=calibration + (2 + sizes) * heldout, unit="batch")
+            self.bar = tqdm(total=calibration + (fixed + sizes) * heldout, unit="batch")
 
     def _size(self) -> int:
         """Count the rows of a batch of the calibration."""
@@ -346,15 +349,16 @@ class _Fitting:
 def _refusal(largest: str, candidates: Sequence[Candidate], limit: Tolerance, measure: str) -> str:
     """Say what the largest size that the place takes costs, and what can be asked instead."""
     message, name = f"{largest} is the largest that the place takes, and", "name the rank to take it whatever it does"
-    if not candidates or candidates[0].proof is None:
-        gain = f"{limit.gain.mean:+.3g} ± {limit.gain.error:.2g}"
+    if (gain := limit.gain) is not None and not limit.learned:
         return (
-            f"{message} the adapter has not lowered the {measure} beyond its noise ({gain}), so nothing tells whether "
-            f"that is enough; give more rows, or {name}"
+            f"{message} the adapter has not lowered the {measure} beyond its noise ({gain.mean:+.3g} ± "
+            f"{gain.error:.2g}), so nothing tells whether that is enough; give more rows, or {name}"
         )
+    comparison = candidates[0].proof
+    assert comparison is not None, "what can be told of a tolerance is asked of the largest size"
     allowed = f"{limit}{' of the answers' if limit.changed is not None else ' of the accuracy' if limit.points else ''}"
     allowed = f"{limit.loss:.3g}" if limit.of_loss else allowed
-    cost = f"{limit.says(candidates[0].proof, measure)} ± {limit.measured(candidates[0].proof)[1]:.2g}"
+    cost = f"{limit.says(comparison, measure)} ± {limit.measured(comparison)[1]:.2g}"
     return (
         f"{message} with it {cost}, which is not within the tolerance of {allowed}; give a larger tolerance or more "
         f"rows, or {name}"

@@ -133,7 +133,7 @@ class Fit:
             "interval": rise and list(rise.interval()),
             "batches": rise and rise.batches,
             "tolerance": self.tolerance.limit,
-            "won": self.tolerance.gain.mean,
+            "won": self.tolerance.gain and self.tolerance.gain.mean,
             "base": self.base,
             "verdict": self.verdict,
             "measure": self.decides,
@@ -260,10 +260,11 @@ def report(fit: Fit) -> str:
     lines = [promise, answer(fit), *_metrics(fit), *_proof(fit)]
     if fit.place is not None and (lost := [name for name in fit.place.dropped(fit.ranks) if not fit.ranks[name]]):
         lines.append(f"without     the LoRA of {' and '.join(lost)}, which {fit.place.title} leaves out")
-    gain = f"{limit.gain.mean:.4f} ± {limit.gain.error:.4f} of the {fit.measure} over {fit.base}"
-    if limit.of_loss:
-        gain += f"; {limit.part:.1%} of it is {limit.loss:.4f}"
-    lines.append(f"won         {gain}")
+    if limit.gain is not None:
+        gain = f"{limit.gain.mean:.4f} ± {limit.gain.error:.4f} of the {fit.measure} over {fit.base}"
+        if limit.of_loss:
+            gain += f"; {limit.part:.1%} of it is {limit.loss:.4f}"
+        lines.append(f"won         {gain}")
     if fit.rows:
         lines.append(f"rows        {fit.rows}")
     if fit.seconds:

@@ -20,8 +20,9 @@ class Tolerance:
     """A part of what fine-tuning won may be given up or, where `points` are given, of the accuracy; or, where `changed`
     is, this share of the answers may be others than the whole adapter's."""
 
-    gain: Increase
-    """The loss of the adapter is below that of the base model by this."""
+    gain: Increase | None = None
+    """The loss of the adapter is below that of the base model by this; None where rows have no labels, which tell no
+    loss."""
     part: float = 0.01
     points: float | None = None
     """The accuracy may fall by this: 0.005 is half a point."""
@@ -30,12 +31,12 @@ class Tolerance:
     @property
     def loss(self) -> float:
         """Return by how much the loss may rise."""
-        return self.part * max(0.0, self.gain.mean)
+        return self.part * max(0.0, self.gain.mean) if self.gain else 0.0
 
     @property
     def error(self) -> float:
         """Return the standard error of `loss`."""
-        return self.part * self.gain.error
+        return self.part * self.gain.error if self.gain else 0.0
 
     @property
     def of_loss(self) -> bool:
@@ -50,7 +51,7 @@ class Tolerance:
     @property
     def learned(self) -> bool:
         """Tell whether anything was won at all, clear of noise, where the tolerance is a part of it."""
-        return not self.of_loss or self.gain.lower() > 0
+        return not self.of_loss or (self.gain is not None and self.gain.lower() > 0)
 
     def allows(self, comparison: Comparison, doubt: float = DOUBT) -> bool:
         """Tell whether what is truly beyond the tolerance would look like this with probability `doubt` at most."""
@@ -137,11 +138,11 @@ def verdict(
     flat: half of the parameters or less is proved to be within tolerance. capacity-limited: a size of half or more is
     clearly beyond it. unknown: neither can be told from these rows, or nothing was learned.
     """
-    if not tolerance.learned:
-        gain = f"{tolerance.gain.mean:+.4f} ± {tolerance.gain.error:.4f}"
+    if (gain := tolerance.gain) is not None and not tolerance.learned:
         return UNKNOWN, (
-            f"unknown: the adapter has not lowered the {measure} beyond its noise ({gain}), so nothing tells what is "
-            f"needed{'; everything is kept' if chosen.share == 1 else ''}. Is this the base that it was trained on?"
+            f"unknown: the adapter has not lowered the {measure} beyond its noise ({gain.mean:+.4f} ± "
+            f"{gain.error:.4f}), so nothing tells what is needed"
+            f"{'; everything is kept' if chosen.share == 1 else ''}. Is this the base that it was trained on?"
         )
     if chosen.accepted and chosen.share <= 0.5:
         return FLAT, f"flat: {chosen.share:.1%} of the adapter is proved to be enough for this task"
@@ -185,7 +186,7 @@ def otherwise(chosen: Candidate, curve: Sequence[Candidate], tolerance: Toleranc
         ways.append(("changed", Tolerance(tolerance.gain, changed=0.0)))
     if comparison.pairs is not None and tolerance.points is None:
         ways.append(("tolerance", Tolerance(tolerance.gain, points=0.0)))
-    if comparison.rise is not None and not tolerance.of_loss and tolerance.gain.lower() > 0:
+    if comparison.rise is not None and not tolerance.of_loss and tolerance.gain and tolerance.gain.lower() > 0:
         ways.append(("tolerance", Tolerance(tolerance.gain, part=0.0)))
     message = [f"{name} {least}" for name, way in ways if (least := way.next_allowing(comparison)) is not None]
     return f"; asked otherwise, {' or '.join(message)} would allow rank {largest.rank}" if message else ""
