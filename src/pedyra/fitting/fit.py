@@ -168,25 +168,25 @@ class _Fitting:
         began = time.perf_counter()
         self._estimate(shown)
         self.bar.set_description("whole adapter")
-        self.heldout = HeldOut(self.judge, self.rows.heldout, self._counted)
-        self._checked(self.request)
-        self.choice = self._calibrated()
+        self.heldout = HeldOut(self.judge, self.rows.heldout, self._with_bar)
+        self._with_default(self.request)
+        self.choice = self._choice_of_cuts()
         self.gain, self.of_base = None, {}
         if not self.rows.unlabelled:
             self.bar.set_description("base model")
             losses, self.of_base = self.heldout.losses(self.base)
-            self.gain = self.heldout.risen(losses)
+            self.gain = self.heldout.increase(losses)
         self.factors = _sums(self.model, self.adapter)
-        return self._found(self.request, began)
+        return self._result(self.request, began)
 
     def at(self, tolerance: Any = None, changed: Any = None) -> Fit:
         """Find the size for another tolerance, by the same calibration and the same held-out rows."""
         if _sums(self.model, self.adapter) != self.factors:
             raise UserError("the live adapter is another one than was calibrated (applied, or trained on); fit it anew")
         self.bar = tqdm(disable=True)
-        return self._found(replace(self.request, tolerance=tolerance, changed=changed), time.perf_counter())
+        return self._result(replace(self.request, tolerance=tolerance, changed=changed), time.perf_counter())
 
-    def _checked(self, request: FitRequest) -> tuple[FitRequest, str]:
+    def _with_default(self, request: FitRequest) -> tuple[FitRequest, str]:
         """Return what is asked, and why where the user has not said it. Raises UserError: points without an accuracy,
         a tolerance of rows without labels."""
         check_labels(self.rows, request)
@@ -205,12 +205,12 @@ class _Fitting:
             return replace(request, tolerance="1pt"), why
         return replace(request, tolerance="1%"), "the default where rows have no accuracy; or ask changed 2%"
 
-    def _found(self, request: FitRequest, began: float) -> Fit:
-        request, why = self._checked(request)
+    def _result(self, request: FitRequest, began: float) -> Fit:
+        request, why = self._with_default(request)
         limit = Tolerance(self.gain, request.part, request.points, request.share)
         everything = self.choice.whole
         sizes = (self.choice.of_rank(rank) for rank in (self.ranks if request.rank is None else [request.rank]))
-        chosen, candidates = self._asked(everything, (each for each in sizes if each.ranks != everything.ranks), limit)
+        chosen, candidates = self._search(everything, (each for each in sizes if each.ranks != everything.ranks), limit)
         factors = self.choice.factors(chosen)
         curve = [everything, *candidates]
         kind, words = verdict(chosen, curve, limit, self.judge.measure)
@@ -239,7 +239,7 @@ class _Fitting:
             again=self.at,
         )
 
-    def _asked(
+    def _search(
         self, everything: Candidate, sizes: Iterator[Candidate], limit: Tolerance
     ) -> tuple[Candidate, list[Candidate]]:
         """Return the size that is taken, and those that were asked, each with what was found of it."""
@@ -297,11 +297,11 @@ class _Fitting:
             return replace(proof, changed=answers.changed, per_token=answers.per_token)
         return replace(proof, changed=self.heldout.changed(cut, 1.0, earlier).changed)
 
-    def _calibrated(self) -> Choice:
+    def _choice_of_cuts(self) -> Choice:
         self.bar.set_description("calibration")
         batches, began = self.rows.calibration, time.perf_counter()
         apart = len(batches) - self._apart()
-        calibration = calibrate(self.judge, self._counted(batches[:apart]), adapter=self.adapter)
+        calibration = calibrate(self.judge, self._with_bar(batches[:apart]), adapter=self.adapter)
         self.step = (time.perf_counter() - began) / apart
         mixed = self.place is None and self.request.rank is None
         return Choice(self.judge, calibration, batches[apart:], self.adapter, mixed=mixed, without=self.dropped)
@@ -310,7 +310,7 @@ class _Fitting:
         """Count the calibration batches that choose among cuts, and calibrate nothing."""
         return choosing(sum(gather_object([len(self.rows.calibration)])), PartialState().num_processes)
 
-    def _counted(self, items: Iterable[Any]) -> Iterator[Any]:
+    def _with_bar(self, items: Iterable[Any]) -> Iterator[Any]:
         for item in items:
             yield item
             self.bar.update()

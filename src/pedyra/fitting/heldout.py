@@ -154,12 +154,12 @@ class HeldOut:
             UserError: the judge's model gives no answers.
         """
         if not self._top:
-            for values, _ in self._answered(partial(evaluating, self._judge.model)):
+            for values, _ in self._logits(partial(evaluating, self._judge.model)):
                 self._top.append(values.argmax(-1).cpu())
                 self._answers.heights.append(_height(values))
         answers = Answers() if answers is None else answers
         first, count = len(answers.rows), max(1, round(part * len(self._batches)))
-        for number, (values, rows) in enumerate(self._answered(cut, first, count), first):
+        for number, (values, rows) in enumerate(self._logits(cut, first, count), first):
             answers.heights.append(_height(values))
             answers.rows.append(by_row(rows, values.argmax(-1) != self._top[number].to(rows.device), None))
         batches = gather_object(answers.rows[:count])
@@ -170,7 +170,7 @@ class HeldOut:
         both = [self._judge.answering(using) for using in (partial(evaluating, self._judge.model), cut)]
         return answers_beside(both[0], both[1], self._counted(self._batches), self._judge.writes)
 
-    def _answered(self, cut: Cut, first: int = 0, last: int | None = None) -> Iterator[Logits]:
+    def _logits(self, cut: Cut, first: int = 0, last: int | None = None) -> Iterator[Logits]:
         """Yield what the model that `cut` makes answers to these batches."""
         with cut(), torch.no_grad():
             for batch in self._counted(self._batches[first:last]):
@@ -194,7 +194,7 @@ class HeldOut:
         losses_of = self._judge.whole if cut is None else self._judge.losses
         using, again, earlier = cut or partial(evaluating, self._judge.model), Answers(), answers or self._answers
         if earlier.heights:  # rows without labels have no loss to go by
-            again.heights += [_height(values) for values, _ in self._answered(using, 0, 1)]
+            again.heights += [_height(values) for values, _ in self._logits(using, 0, 1)]
         else:
             self._ask(losses_of, using, again, 1)
         same = True
@@ -203,7 +203,7 @@ class HeldOut:
             same = same and all(abs(x - y) <= noise for x, y in zip(now, before, strict=False))
         return all(gather_object([same]))
 
-    def risen(self, losses: Sequence[float]) -> Increase:
+    def increase(self, losses: Sequence[float]) -> Increase:
         """Return by how much these losses of the batches are above those of the whole adapter."""
         return paired(self.whole, losses, self.weights)
 

@@ -41,7 +41,7 @@ def search(sizes: Iterable[Candidate], limit: Tolerance, ask: Ask, batches: int)
     """
     candidates: list[Candidate] = []
     for size in sizes:
-        candidates.append(_asked(size, limit, ask, batches))
+        candidates.append(_measured(size, limit, ask, batches))
         if not candidates[-1].accepted:
             break
     for place in reversed(range(len(candidates))):
@@ -58,7 +58,7 @@ def proved(size: Candidate, limit: Tolerance, comparison: Comparison, doubt: flo
     return replace(size, proof=comparison, accepted=limit.allows(comparison, doubt))
 
 
-def _asked(size: Candidate, limit: Tolerance, ask: Ask, batches: int) -> Candidate:
+def _measured(size: Candidate, limit: Tolerance, ask: Ask, batches: int) -> Candidate:
     """Measure the size on as many rows as it takes to tell."""
     if limit.points is not None or math.floor(LOOKS[0][0] * batches) < FEW:
         return proved(size, limit, ask(size, 1.0))
