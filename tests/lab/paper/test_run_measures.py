@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pedyra.app.report.records import Metric, RunRecords, make_layers
+from pedyra.app.report.records import UNFINISHED, RunRecords, make_layers
 from pedyra.lab.paper.figures import MEASURES, mean_by_layer, spearman
 
 
@@ -19,7 +19,7 @@ def run(ranks: dict[str, int] | None = None, **records: Any) -> RunRecords:
     layers = make_layers([{"name": name, "type": name, "depth": 0, "rank": rank} for name, rank in ranks.items()])
     empty = {field.name: {} if field.type == "Record" else [] for field in fields(RunRecords)}
     return RunRecords(
-        **{**empty, "path": Path("run"), "layers": layers, "final": Metric(step=0).model_dump(), **records}
+        **{**empty, "path": Path("run"), "layers": layers, "final": UNFINISHED, **records}
     )
 
 

@@ -161,7 +161,7 @@ def facts(run: RunRecords) -> dict[str, Fact]:
         added = sum(sum(record["added"].values()) for record in run.adjustments)
         kept = f", {stayed(run.adjustments)} of which stayed" if added else ""
         facts["Adjustments"] = (str(len(run.adjustments)), f"{pruned} ranks pruned, {added} added{kept}")
-    if ratios := [row["orthogonality_ratio"] for row in run.snapshots if row["orthogonality_ratio"] is not None]:
+    if ratios := [ratio for row in run.snapshots if (ratio := row.get("orthogonality_ratio")) is not None]:
         facts["Gradient of Eq. (2)"] = (f"{ratios[-1]:.1f} times", "that of the task, the median step")
     if final["seconds"] is not None:
         speed = final["train_steps_per_second"]
