@@ -18,9 +18,7 @@ def run(ranks: dict[str, int] | None = None, **records: Any) -> RunRecords:
     ranks = ranks or {"a": 2, "b": 2, "c": 2}
     layers = make_layers([{"name": name, "type": name, "depth": 0, "rank": rank} for name, rank in ranks.items()])
     empty = {field.name: {} if field.type == "Record" else [] for field in fields(RunRecords)}
-    return RunRecords(
-        **{**empty, "path": Path("run"), "layers": layers, "final": UNFINISHED, **records}
-    )
+    return RunRecords(**{**empty, "path": Path("run"), "layers": layers, "final": UNFINISHED, **records})
 
 
 def adjustment(step: int, scores: Sequence[float], ranks: list[int], **more: Any) -> dict[str, Any]:

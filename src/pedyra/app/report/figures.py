@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from pedyra.app.recipe_sections import METRICS
 from pedyra.app.report.chart import Axes, Chart, Curve, curves, rank_map
 from pedyra.app.report.records import Layer, Record, RunRecords
 
 STEP = "training step"
 MOST_POINTS = 600  # a curve has no more
 SHOWN = 3  # layers in colour at each end of the ranking by change of rank
-# Trainer logs these beside the metrics at an evaluation.
-_BOOKKEEPING = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "num_tokens")
 
 
 @dataclass(frozen=True)
@@ -226,21 +225,14 @@ def _states(run: RunRecords) -> tuple[list[int], list[Mapping[str, int]]]:
 def loss_and_metrics(run: RunRecords) -> Figure:
     """Show training loss, and evaluation loss and the metric the run is judged by, against the step."""
     panels = _panel("Training loss", run.metrics, lambda record: record.get("loss"), "loss")
-    for key in _evaluation_keys(run):
-        name = key.removeprefix("eval_").replace("_", " ")
-        panels += _panel(f"Held-out {name}", run.metrics, lambda record, key=key: record.get(key), name)
+    data = run.recipe["data"]
+    for name in ("loss", data.get("metric") or METRICS[data["kind"]][0]):
+        title = name.replace("_", " ")
+        panels += _panel(f"Held-out {title}", run.metrics, lambda record, name=name: record.get(f"eval_{name}"), title)
     caption = "How well the model fits: the loss on the rows it trains on, and loss and metric on rows it never sees. "
     if run.final["value"] is not None:
         caption += f"Final result: {run.final['metric']} {run.final['value']:.4g}."
     return Figure("loss", "Training", "Loss and metric", caption, panels)
-
-
-def _evaluation_keys(run: RunRecords) -> list[str]:
-    """Name eval_loss, then the metric the run is judged by; of a run that is not finished all that were logged."""
-    if run.final["metric"]:
-        return ["eval_loss", f"eval_{run.final['metric']}"]
-    logged = dict.fromkeys(key for record in run.metrics for key in record if key.startswith("eval_"))
-    return [key for key in logged if key.removeprefix("eval_") not in _BOOKKEEPING]
 
 
 # This figure says what the ranks are worth.

@@ -164,8 +164,8 @@ def facts(run: RunRecords) -> dict[str, Fact]:
     if ratios := [ratio for row in run.snapshots if (ratio := row.get("orthogonality_ratio")) is not None]:
         facts["Gradient of Eq. (2)"] = (f"{ratios[-1]:.1f} times", "that of the task, the median step")
     if final["seconds"] is not None:
-        speed = final["train_steps_per_second"]
-        facts["Training time"] = (format_seconds(final["seconds"]), f"{speed:.2f} steps per second" if speed else "")
+        speed = final["step"] / final["seconds"] if final["seconds"] else 0.0
+        facts["Training time"] = (format_seconds(final["seconds"]), f"{speed:.2f} steps per second")
     if final["peak_memory_bytes"] is not None:
         device = str(run.environment.get("device", ""))
         facts["Peak memory"] = (format_bytes(final["peak_memory_bytes"]), device)

@@ -152,4 +152,3 @@ def make_layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:
         Layer(row["name"], row["type"], depth, row["rank"], short_name(row, depth))
         for row, depth in zip(rows, depths, strict=True)
     ]
-

@@ -134,6 +134,16 @@ def judging(
         yield trainer
 
 
+def judge(trainer: Trainer) -> dict[str, float]:
+    """Evaluate the model on the held-out rows; return the loss and the metrics of the task."""
+    metrics = {key.removeprefix("eval_"): value for key, value in trainer.evaluate().items()}
+    return {key: value for key, value in metrics.items() if key not in _NO_METRICS}
+
+
+_NO_METRICS = ("epoch", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+"""Trainer adds these to every evaluation, and they say nothing about the model."""
+
+
 def ready_to_fit(recipe: Recipe, trainer: Trainer) -> None:
     """Remove label smoothing, so that a fit's gradients are of the loss that is proved, and metrics that are computed
     over all held-out rows and no part of them."""

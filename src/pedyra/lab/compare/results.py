@@ -6,16 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from pedyra.app.recipe_sections import LOWER_IS_BETTER
-from pedyra.app.runs.evaluate import NO_METRICS
 from pedyra.lab.compare.grid import Grid, Judge
 from pedyra.lab.compare.jobs import Entry, Job, JobEnd
 from pedyra.lab.compare.statistics import reach
-from pedyra.lora.files import read_rows
 
 RunRow = dict[str, Any]
 """A line of comparison.jsonl, for one finished run; `result_row` makes it."""
@@ -36,7 +33,8 @@ def result_row(job: Job, final: Mapping[str, Any], judge: Judge) -> RunRow:
 
     `metric` is the task's own (`task_metric`) or "loss", as `judge` says; `metrics` has all of the last evaluation.
     """
-    loss, own, metrics = _number(final["eval_loss"]), _number(final["value"]), _last_metrics(job.run, final)
+    loss, own = _number(final["eval_loss"]), _number(final["value"])
+    metrics = {name: _number(value) for name, value in final["metrics"].items()}
     if not math.isfinite(loss):  # a diverged model still has an accuracy, of the one class it predicts
         own, metrics = math.nan, dict.fromkeys(metrics, math.nan)
     return {
@@ -53,19 +51,6 @@ def result_row(job: Job, final: Mapping[str, Any], judge: Judge) -> RunRow:
         "metrics": metrics,
         "run": str(job.run),
     }
-
-
-def _last_metrics(run: Path, final: Mapping[str, Any]) -> dict[str, float]:
-    """Return all metrics of the final evaluation; the task's own alone if it was not logged, as where a method changes
-    the model after the last logged one (SoRA prunes ranks)."""
-    own = final["metric"]
-    if final["value"] is None:
-        return {own: math.nan}
-    for row in reversed(read_rows(run / "metrics.jsonl")[:-1]):
-        if row.get(f"eval_{own}") == final["value"] and row["step"] == final["step"]:
-            names = {key: key.removeprefix("eval_") for key in row if key.startswith("eval_")}
-            return {name: _number(row[key]) for key, name in names.items() if name not in ("loss", *NO_METRICS)}
-    return {own: final["value"]}
 
 
 def _number(value: float | None) -> float:
