@@ -8,7 +8,7 @@ import pytest
 
 from pedyra.lab.compare.compare import compare_experiment, open_experiment
 from pedyra.lab.compare.grid import load_grid
-from pedyra.lab.compare.plan import START_SECONDS, TERAFLOPS, Plan, plan_experiment, teraflops_here
+from pedyra.lab.compare.plan import Plan, plan_experiment
 
 SMOKE = Path(__file__).parents[3] / "recipes" / "compare_smoke.yaml"
 
@@ -29,16 +29,6 @@ def test_the_runs_are_counted_and_their_hours_go_with_steps_rows_and_tokens(tmp_
     one = plan(tmp_path, "methods=[pedyra]", "seeds=[0]")
     assert one.runs == 1 and one.gpu_hours == pytest.approx(whole.gpu_hours / 8)
     assert one + one == Plan(2, 0, 2 * one.gpu_hours)
-
-
-def test_the_minutes_of_this_machine_go_with_its_rate_and_the_starts_of_the_runs(monkeypatch):
-    monkeypatch.setattr("pedyra.lab.compare.plan.teraflops_here", lambda: TERAFLOPS / 100)
-    assert Plan(9, 3, 0.01).seconds_here == pytest.approx(6 * START_SECONDS + 3600)
-    assert f"{(6 * START_SECONDS + 3600) / 60:.0f} minutes on this machine" in str(Plan(9, 3, 0.01))
-
-
-def test_the_rate_of_this_machine_is_one():
-    assert 1e-4 < teraflops_here() < 1000
 
 
 def test_what_is_done_takes_nothing(make_grid):

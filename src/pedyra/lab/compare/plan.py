@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
-from functools import cache
-
-import torch
 
 from pedyra.app.models.base import positions
 from pedyra.app.recipe import check_recipe
@@ -17,10 +13,6 @@ from pedyra.lab.compare.prepare import Experiment
 
 TERAFLOPS = 100
 """An A100 reaches about this rate in bfloat16, a third of its peak."""
-
-START_SECONDS = 15
-"""A run takes about so long beside its training: `pedyra train` of a tiny model, 24 steps in 1.3 s, took 16 and 18 s on
-two busy cores."""
 
 
 @dataclass(frozen=True)
@@ -34,29 +26,12 @@ class Plan:
     def __add__(self, other: Plan) -> Plan:
         return Plan(self.runs + other.runs, self.done + other.done, self.gpu_hours + other.gpu_hours)
 
-    @property
-    def seconds_here(self) -> float:
-        """Estimate the time of the missing runs on this machine, one after the other."""
-        return (self.runs - self.done) * START_SECONDS + self.gpu_hours * 3600 * TERAFLOPS / teraflops_here()
-
     def __str__(self) -> str:
         hours = "less than 0.01" if self.gpu_hours < 0.01 else f"about {self.gpu_hours:.2g}"
         return (
             f"{self.runs} runs, {self.done} of them done; the others train for {hours} GPU hours (at {TERAFLOPS} "
-            f"teraflops a second), or about {self.seconds_here / 60:,.0f} minutes on this machine; rows are of full "
-            f"length, and evaluations left out"
+            f"teraflops a second; rows are of full length, and evaluations left out)"
         )
-
-
-@cache
-def teraflops_here() -> float:
-    """Measure the rate of this machine, as a third of that of a product of matrices in float32."""
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    a = torch.ones(1024, 1024, device=device)
-    (a @ a).sum().item()
-    began = time.perf_counter()
-    (a @ a @ a @ a).sum().item()
-    return 3 * 2 * 1024**3 / (time.perf_counter() - began) / 1e12 / 3
 
 
 def plan_experiment(experiment: Experiment) -> Plan:
