@@ -60,10 +60,6 @@ class CellPart(Section):
         return CellPart.model_validate(both)
 
 
-DATA_SETS = {"sst2": "SST-2", "cola": "CoLA"}
-"""Key of a recipe -> the name of its data set in rows and columns, of those at scale smoke."""
-
-
 class AtScale(Section):
     """How an item is measured at one scale."""
 
@@ -154,24 +150,9 @@ class Item(Section):
 
     def at(self, scale: Scale) -> Item:
         """Return the item with the columns of the scale; at scale smoke, whose tiny random models learn nothing,
-        without published numbers, and with the names of the data sets that are used."""
+        without published numbers."""
         columns = self.scales[scale].columns or self.columns
-        if scale != "smoke":
-            return self if columns is self.columns else self.model_copy(update={"columns": columns})
-        names = {
-            DATA_SETS[key]: recipe(name).data.source
-            for key, name in self.scales[scale].recipes.items()
-            if key in DATA_SETS
-        }
-
-        def own(name: str) -> str:
-            for published, source in names.items():
-                name = name.replace(published, source)
-            return name
-
-        parts = {"rows": self.rows, "columns": columns}
-        renamed = {key: {own(name): part for name, part in each.items()} for key, each in parts.items()}
-        return self.model_copy(update={**renamed, "published": {}})
+        return self.model_copy(update={"columns": columns, "published": {} if scale == "smoke" else self.published})
 
     def needs(self, scale: Scale) -> dict[str, list[str]]:
         """Return the models and data sets that a scale names."""
