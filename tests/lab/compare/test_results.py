@@ -61,8 +61,12 @@ def test_rates_are_compared_over_the_same_seeds():
 def test_a_run_whose_loss_is_no_number_is_no_result_however_accurate(tmp_path):
     """It predicts one class for all rows, which may be the accuracy of a model that has learned nothing yet."""
     jobs = [Job(CELL, rate, 0, "tuning", tmp_path, {}) for rate in (0.1, 1e10)]
-    write_run(jobs[0].run, {**COSTS, "metric": "accuracy", "value": 0.4, "eval_loss": 0.7, "metrics": {"accuracy": 0.4}})
-    write_run(jobs[1].run, {**COSTS, "metric": "accuracy", "value": 0.6, "eval_loss": None, "metrics": {"accuracy": 0.6}})
+    write_run(
+        jobs[0].run, {**COSTS, "metric": "accuracy", "value": 0.4, "eval_loss": 0.7, "metrics": {"accuracy": 0.4}}
+    )
+    write_run(
+        jobs[1].run, {**COSTS, "metric": "accuracy", "value": 0.6, "eval_loss": None, "metrics": {"accuracy": 0.6}}
+    )
     learned, diverged = collect(jobs, "metric")
     assert learned["value"] == 0.4 and math.isnan(diverged["value"]) and math.isnan(diverged["eval_loss"])
     assert learned["metrics"] == {"accuracy": 0.4} and math.isnan(diverged["metrics"]["accuracy"])
