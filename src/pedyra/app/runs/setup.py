@@ -120,17 +120,17 @@ _HELD_OUT = {"dataloader_drop_last": False, "train_sampling_strategy": "random"}
 
 @contextmanager
 def judging(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, task: Task, model: PeftModel, *, shown: bool = False
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, task: Task, model: PeftModel, *, progress: bool = False
 ) -> Iterator[Trainer]:
     """Give a Trainer that evaluates this model on the rows of `task`, and writes no files.
 
     Args:
-        shown: with progress bars.
+        progress: with progress bars.
     """
     setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, model=model)
     with TemporaryDirectory() as scratch:
         trainer = setup.trainer(scratch, report_to="none")
-        trainer.args.disable_tqdm = not shown
+        trainer.args.disable_tqdm = not progress
         yield trainer
 
 
