@@ -110,16 +110,7 @@ def _map(run: RunRecords, title: str) -> Panel:
         moved = f"{len(record['pruned'])} pruned, {sum(record['added'].values())} added"
         where = f"Adjustment {number} of {len(run.adjustments)}, step {record['step']:,}"
         frames.append(f"{where}: {moved}; {_total(record['ranks'], record)}")
-    best = run.final["best_step"]
-    earlier = best is not None and bool(run.adjustments) and best < run.adjustments[-1]["step"]
-    if earlier:
-        states.append(run.final_ranks)
-        frames.append(
-            f"Saved, as the best: the adapter of step {best:,}; {_total(run.final_ranks, {'parameters': None})}"
-        )
     cells = map_cells(run.places, states)
-    for cell in cells if earlier else ():
-        cell["changes"][-1] = 0  # no rank moved: the adapter is that of an earlier step
     last = len(frames) - 1
     stills = [(f"{title}, start", rank_map(cells, at="0")), (f"{title}, end", rank_map(cells, at=str(last)))]
     return Panel(title, rank_map(cells), frames, stills if last else stills[:1])

@@ -11,9 +11,10 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup
+from rich.filesize import decimal
 
 from pedyra.allocate.allocation import stayed
-from pedyra.app.console import format_bytes, format_seconds
+from pedyra.app.console import format_seconds
 from pedyra.app.report.chart import PALETTE, spec_of, theme
 from pedyra.app.report.figures import Panel, make_figures
 from pedyra.app.report.images import vega_script
@@ -95,17 +96,16 @@ def _asset(name: str) -> str:
 
 
 def description(run: RunRecords) -> dict[str, str]:
-    """Tell what was run: method, model, data, seed, steps, LoRA settings; what the recipe does not say is left out."""
-    recipe = run.recipe
-    model, data, lora = (value if isinstance(value := recipe.get(k), dict) else {} for k in ("model", "data", "lora"))
+    """Tell what was run: method, model, data, seed, steps, LoRA settings."""
+    recipe, method = run.recipe, run.recipe["method"]
     steps = run.header["schedule"]["total_steps"] or run.final["step"]
     rows = {
-        "Method": method["name"] if isinstance(method := recipe.get("method"), dict) else method,
-        "Model": _words(model, "name", "quantization"),
-        "Data": _words(data, "source", "kind"),
-        "LoRA": f"rank {lora['r']}, alpha {lora.get('alpha', ABSENT)}" if "r" in lora else None,
+        "Method": method if isinstance(method, str) else method["name"],
+        "Model": _words(recipe["model"], "name", "quantization"),
+        "Data": _words(recipe["data"], "source", "kind"),
+        "LoRA": f"rank {recipe['lora']['r']}, alpha {recipe['lora']['alpha']}",
         "Steps": f"{steps:,}" if steps else None,
-        "Seed": recipe.get("seed", run.environment.get("seed")),
+        "Seed": recipe["seed"],
     }
     return {name: str(value) for name, value in rows.items() if value not in (None, "")}
 
@@ -151,11 +151,6 @@ def facts(run: RunRecords) -> dict[str, Fact]:
         facts["Trainable parameters"] = (f"{trainable:,}", "")
     if run.layers:
         facts["Total rank"] = _total_rank(run)
-    if run.fit and run.fit["share"] < 1:
-        share = f"parameters, {run.fit['share']:.1%} of the adapter"
-        facts["Smaller adapter"] = (f"{run.fit['parameters']:,}", share)
-    elif run.fit:
-        facts["Smaller adapter"] = ("none", "everything is kept")
     if run.adjustments:
         pruned = sum(len(record["pruned"]) for record in run.adjustments)
         added = sum(sum(record["added"].values()) for record in run.adjustments)
@@ -168,7 +163,7 @@ def facts(run: RunRecords) -> dict[str, Fact]:
         facts["Training time"] = (format_seconds(final["seconds"]), f"{speed:.2f} steps per second")
     if final["peak_memory_bytes"] is not None:
         device = str(run.environment.get("device", ""))
-        facts["Peak memory"] = (format_bytes(final["peak_memory_bytes"]), device)
+        facts["Peak memory"] = (decimal(final["peak_memory_bytes"]), device)
     return facts
 
 

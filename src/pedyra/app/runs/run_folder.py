@@ -59,7 +59,6 @@ class RunFolder:
         """The texts of `pedyra eval`."""
         self.environment = path / "environment.json"
         self.adapter = path / "adapter"
-        self.report = path / "report.html"
 
     def recorded(self, key: str) -> Any:
         """Read a field of environment.json; None where there is none."""

@@ -67,8 +67,7 @@ def compare(
         return
     with stoppable(console):
         comparison = compare_experiment(experiment, engine(ray, workers, gpus, cpus, retries, console), console)
-    if json_file:
-        write_json_lines(json_file, comparison.rows)
+    write_json_lines(json_file, comparison.rows)
     if comparison.failed:
         raise typer.Exit(1)
 
