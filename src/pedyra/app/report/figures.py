@@ -171,17 +171,17 @@ def importance_ranks(scores: Mapping[str, float]) -> dict[str, int]:
 
 def _by_layer(run: RunRecords, steps: Sequence[int], values: Sequence[Mapping[str, Any]], axes: Axes) -> Chart:
     """Draw a line a layer, in colour those whose rank changed most."""
-    shown = notable(run)
-    drawn = [
+    notables = notable(run)
+    lines = [
         Curve(
             layer.short_name,
             steps,
             [value[layer.name] for value in values],
-            quiet=layer not in shown,
+            quiet=layer not in notables,
         )
-        for layer in (*shown, *(layer for layer in run.layers if layer not in shown))
+        for layer in (*notables, *(layer for layer in run.layers if layer not in notables))
     ]
-    return curves(drawn, axes)
+    return curves(lines, axes)
 
 
 def notable(run: RunRecords) -> list[Layer]:
@@ -266,8 +266,8 @@ def _panel(
         value = measure(record)
         if isinstance(value, int | float) and math.isfinite(value):
             points[record["step"]] = value
-    shown = list(points.items())
-    if len(shown) > MOST_POINTS:
-        shown = [shown[round(n * (len(shown) - 1) / MOST_POINTS)] for n in range(MOST_POINTS + 1)]
-    curve = Curve(y, [step for step, _ in shown], [value for _, value in shown])
+    sample = list(points.items())
+    if len(sample) > MOST_POINTS:
+        sample = [sample[round(n * (len(sample) - 1) / MOST_POINTS)] for n in range(MOST_POINTS + 1)]
+    curve = Curve(y, [step for step, _ in sample], [value for _, value in sample])
     return [Panel(title, curves([curve], Axes(STEP, y, **options)))] if len(points) > 1 else []

@@ -115,17 +115,17 @@ def fit_line(run: RunRecords) -> str:
     fit, size = run.fit, next((row for row in run.curve if row["chosen"]), None)
     if fit["share"] >= 1:
         return f"No smaller rank is proved: rank {fit['rank']} is kept whole."
-    taken = f"Rank {fit['rank']} of {fit['of_rank']}, {shown_megabytes(fit['megabytes'])} of "
-    taken += shown_megabytes(fit["of_megabytes"])
+    size_text = f"Rank {fit['rank']} of {fit['of_rank']}, {shown_megabytes(fit['megabytes'])} of "
+    size_text += shown_megabytes(fit["of_megabytes"])
     if size is None or size["upper"] is None:
-        return f"{taken}."
+        return f"{size_text}."
     high = size["upper"]
     change = {
         "answers": f"at most {high:.2%} of the answers change",
         "accuracy": f"the accuracy falls by at most {100 * high:.2f} points",
     }.get(fit["measure"], f"the {fit['measure']} rises by at most {high:.4f}")
-    proved = "proved" if size["accepted"] else "beyond what was asked" if size["beyond"] else "not proved"
-    return f"{taken}: {change} (95 %), {proved}."
+    verdict = "proved" if size["accepted"] else "beyond what was asked" if size["beyond"] else "not proved"
+    return f"{size_text}: {change} (95 %), {verdict}."
 
 
 Fact = tuple[str, str]
@@ -154,8 +154,8 @@ def facts(run: RunRecords) -> dict[str, Fact]:
     if run.adjustments:
         pruned = sum(len(record["pruned"]) for record in run.adjustments)
         added = sum(sum(record["added"].values()) for record in run.adjustments)
-        kept = f", {stayed(run.adjustments)} of which stayed" if added else ""
-        facts["Adjustments"] = (str(len(run.adjustments)), f"{pruned} ranks pruned, {added} added{kept}")
+        rest = f", {stayed(run.adjustments)} of which stayed" if added else ""
+        facts["Adjustments"] = (str(len(run.adjustments)), f"{pruned} ranks pruned, {added} added{rest}")
     if ratios := [ratio for row in run.snapshots if (ratio := row.get("orthogonality_ratio")) is not None]:
         facts["Gradient of Eq. (2)"] = (f"{ratios[-1]:.1f} times", "that of the task, the median step")
     if final["seconds"] is not None:

@@ -52,15 +52,15 @@ def evaluate_run(
     if folder.recorded("data_sha256") not in (None, task.digest()):
         console.print("the held-out rows are not those of the run's own evaluation", soft_wrap=True)
     generate = recipe.generate if generate is None else generate
-    asked_sets = load_test_sets(generate, recipe.data, tokenizer, task.held_out, recipe.seed)
-    for test_set in asked_sets:
+    test_sets = load_test_sets(generate, recipe.data, tokenizer, task.held_out, recipe.seed)
+    for test_set in test_sets:
         check_scorer(test_set.settings.score)
-    sandbox = _sandbox(asked_sets, allow_code_execution)
+    sandbox = _sandbox(test_sets, allow_code_execution)
     model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
     with judging(recipe, tokenizer, task, model) as trainer:
         metrics = judge(trainer)
     by_adapter = digest(adapter / "adapter_model.safetensors")
-    for test_set in asked_sets:
+    for test_set in test_sets:
         settings = test_set.settings.model_dump(mode="json", include=WRITING)
         # DoRA's weight norm is the same for every token. The cache is larger than a whole 4-bit base.
         with DoraCaching(enabled=recipe.model.quantization == "none"):

@@ -100,11 +100,11 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
         return _train(set_up(recipe), folder, from_first(None), console)  # which has prepared the folder by then
     folder.check(overwrite=overwrite, resume=resume)
     with folder.lock():
-        checkpoint, broken = last_checkpoint(folder, recipe) if resume else (None, [])
+        checkpoint, remains = last_checkpoint(folder, recipe) if resume else (None, [])
         setup = set_up(recipe, record_to=folder.ranks)
         if resume:
             check_data(folder, setup)
-            for damaged, flaw in broken:  # or Trainer would take it for the newest
+            for damaged, flaw in remains:  # or Trainer would take it for the newest
                 console.print(f"removing {damaged}, which is not whole: {flaw}", soft_wrap=True)
                 remove(damaged)
             console.print(f"continuing from {checkpoint}", soft_wrap=True)

@@ -271,10 +271,10 @@ def _math_scores(test_set: TestSet, texts: Sequence[str], notes: list[str]) -> d
             [parse_answer(each) for each in test_set.references],
         )
         same, more = [equivalent(*sides) for sides in zip(answers, references, strict=True)], {}
-    unparsed = [row for row, answer in enumerate(answers) if not answer]
-    for row in unparsed[:3]:
+    gaps = [row for row, answer in enumerate(answers) if not answer]
+    for row in gaps[:3]:
         notes.append(f"no answer was found in the text of row {row + 1}: {texts[row][-120:]!r}")
-    return {"": sum(same) / len(same), **more, "unparsable": float(len(unparsed))}
+    return {"": sum(same) / len(same), **more, "unparsable": float(len(gaps))}
 
 
 def _code_scores(test_set: TestSet, texts: Sequence[str], sandbox: Any, notes: list[str]) -> dict[str, float]:

@@ -63,12 +63,12 @@ class RayCluster:
         # A process trains once: then its memory, and that of its GPU, is free.
         task = self.ray.remote(max_calls=1, **self.takes)(_on_a_node)
         running = {task.remote(job, os.getcwd(), pedyra.__version__): job for job in jobs}
-        forwarded = 0
+        num_stops = 0
         while running:
-            for stop in range(forwarded, len(stops)):
+            for stop in range(num_stops, len(stops)):
                 for each in running:
                     self.ray.cancel(each, force=stop > 0)
-            forwarded = len(stops)
+            num_stops = len(stops)
             for each in self.ray.wait(list(running), timeout=1.0)[0]:
                 if (end := self._end_of(each, running.pop(each), stops)) is not None:
                     report(end)

@@ -65,7 +65,7 @@ def choose_rate(rows: Sequence[RunRow]) -> float | None:
     the most seeds are compared: a run that failed is reported elsewhere.
     """
     seeds = Counter(row["learning_rate"] for row in rows)
-    compared = [rate for rate, count in seeds.items() if count == max(seeds.values())]
+    candidates = [rate for rate, count in seeds.items() if count == max(seeds.values())]
 
     def order(rate: float) -> tuple[float, float, float]:
         mine = [row for row in rows if row["learning_rate"] == rate]
@@ -73,7 +73,7 @@ def choose_rate(rows: Sequence[RunRow]) -> float | None:
         loss = fmean(row["eval_loss"] for row in mine)
         return (value if math.isfinite(value) else math.inf, loss if math.isfinite(loss) else math.inf, rate)
 
-    return min(compared, key=order, default=None)
+    return min(candidates, key=order, default=None)
 
 
 @dataclass(frozen=True)
