@@ -71,17 +71,17 @@ def check_drawn(model: nn.Module, config: LoraConfig, name: str) -> None:
     modules_to_save = [*(config.modules_to_save or ())]
     trainable = {*modules_to_save, *(SEQ_CLS_HEAD_NAMES if config.task_type == TaskType.SEQ_CLS else ())}
     trainable |= {"qa_outputs"} if config.task_type == TaskType.QUESTION_ANS else set()
-    random_weights: dict[str, str] = {}
+    weights: dict[str, str] = {}
     for weight in getattr(model, "drawn_anew", ()):
         parts = weight.split(".")[:-1]
         modules = [".".join(parts[: count + 1]) for count in range(len(parts))]
         if not any(_is_called(module, key) for module in modules for key in trainable):
-            random_weights.setdefault(".".join(parts), weight)
-    if random_weights:
+            weights.setdefault(".".join(parts), weight)
+    if weights:
         raise UserError(
-            f"the checkpoint of model.name {name!r} has no {' and no '.join(random_weights.values()):.300}, drawn at "
-            f"random here; a LoRA would not save it, so that it would be another one elsewhere; take another checkpoint, "
-            f"or train it whole: lora.modules_to_save=[{', '.join([*modules_to_save, *random_weights]):.300}]"
+            f"the checkpoint of model.name {name!r} has no {' and no '.join(weights.values()):.300}, drawn at random "
+            f"here; a LoRA would not save it, so that it would be another one elsewhere; take another checkpoint, or "
+            f"train it whole: lora.modules_to_save=[{', '.join([*modules_to_save, *weights]):.300}]"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -58,6 +59,10 @@ class CellPart(Section):
         settings = {key: {**getattr(self, key), **getattr(column, key)} for key in ("lora", "settings")}
         both = {**self.model_dump(exclude_unset=True), **column.model_dump(exclude_unset=True), **settings}
         return CellPart.model_validate(both)
+
+
+DATA_SETS = {"sst2": "SST-2", "cola": "CoLA"}
+"""Key of a recipe -> the name of its data set in rows and columns, where scale smoke has generated rows."""
 
 
 class AtScale(Section):
@@ -149,10 +154,16 @@ class Item(Section):
             Sandbox()
 
     def at(self, scale: Scale) -> Item:
-        """Return the item with the columns of the scale; at scale smoke, whose tiny random models learn nothing,
-        without published numbers."""
-        columns = self.scales[scale].columns or self.columns
-        return self.model_copy(update={"columns": columns, "published": {} if scale == "smoke" else self.published})
+        """Return the item with the columns of the scale; at scale smoke, whose tiny random models learn nothing from
+        generated rows, without published numbers and names of data sets."""
+        item = self.model_copy(update={"columns": self.scales[scale].columns or self.columns})
+        if scale != "smoke":
+            return item
+        names = "|".join(DATA_SETS[key] for key in self.scales[scale].recipes if key in DATA_SETS) or "(?!)"
+        rows, columns = (
+            {re.sub(names, "toy", name): part for name, part in each.items()} for each in (item.rows, item.columns)
+        )
+        return item.model_copy(update={"rows": rows, "columns": columns, "published": {}})
 
     def needs(self, scale: Scale) -> dict[str, list[str]]:
         """Return the models and data sets that a scale names."""

@@ -142,8 +142,7 @@ def remarks(item: Item, scale: Scale, cells: Sequence[CellRow]) -> list[str]:
     lines = [f"The paper's claim: {item.claim}"]
     if scale == "smoke":
         lines.append(
-            "Scale smoke shows that the commands work. Its tiny random models learn nothing, on generated rows "
-            "whatever a row or column is called: no method is better."
+            "Scale smoke shows that the commands work. Its tiny random models learn nothing: no method is better."
         )
     elif scale != "full":
         recipes = ", ".join(dict.fromkeys(item.scales[scale].recipes.values()))
