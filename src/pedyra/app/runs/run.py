@@ -195,8 +195,8 @@ def _finish(
 
     if is_first():
         save_adapter(setup.model, folder.adapter)
-    for own in (MetricsLog, TrainingProgress):  # the final line has this evaluation, which may be of an earlier step
-        trainer.remove_callback(own)
+    # The final line has this evaluation, which may be of an earlier step; trackers have closed their files.
+    trainer.log = lambda *_: None  # pyright: ignore[reportAttributeAccessIssue]
     metrics = judge(trainer)
     final = {
         "step": trainer.state.global_step,
