@@ -20,7 +20,7 @@ import typer
 
 from benchmarks.command import JsonFile, Threads, command_line, print_done, several
 from benchmarks.rows import Row, RowFile
-from pedyra.app.runs.fit import opened
+from pedyra.app.runs.fit import adapter_trainer
 from pedyra.app.runs.source import Source
 from pedyra.errors import UserError
 from pedyra.fitting.cut import cut_to
@@ -87,7 +87,7 @@ def bench_answers(
 
 def _fits(run: Path, source: Source, kind: str, amounts: Sequence[str]) -> Iterator[tuple[str, Fit]]:
     """Yield what was asked, and the fit: one calibration answers all."""
-    with opened(run, source) as (trainer, _):
+    with adapter_trainer(run, source) as (trainer, _):
         asks: list[dict[str, Any]] = [{kind: amount} for amount in amounts]
         first = fit(trainer, **asks[0])
         yield f"{kind} {amounts[0]}", first
@@ -99,7 +99,7 @@ class _Truth:
     """Rows that no fit has seen, with what the whole adapter answers."""
 
     def __init__(self, stack: ExitStack, run: Path, source: Source) -> None:
-        self._trainer, _ = stack.enter_context(opened(run, source))
+        self._trainer, _ = stack.enter_context(adapter_trainer(run, source))
         self._model: Any = self._trainer.model
         self.whole, self._right = self._answers(partial(evaluating, self._model))
 

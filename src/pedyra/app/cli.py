@@ -324,16 +324,21 @@ def fit(
     source = Source(data=data, run=run, max_length=max_length, dtype=dtype, quantization=quantization)
     place = place_of(destination)
     quiet_libraries()
-    from pedyra.app.runs.fit import Asked, fit_folders
+    from pedyra.app.runs.fit import FitOptions, fit_folders
 
     console = new_console()
-    shown = console.is_terminal
-    asked = Asked(
-        request=request, others=others, source=source, place=place, overwrite=overwrite, began=began, shown=shown
+    options = FitOptions(
+        request=request,
+        others=others,
+        source=source,
+        place=place,
+        overwrite=overwrite,
+        began=began,
+        progress=console.is_terminal,
     )
     outs = {adapter: out or adapter / "fit" for adapter in adapters}
     lines = []
-    for result in fit_folders(outs, asked, partial(console.print, soft_wrap=True, markup=False)):
+    for result in fit_folders(outs, options, partial(console.print, soft_wrap=True, markup=False)):
         cost = {"seconds": result.seconds, "steps": result.steps}
         lines += [{**result.row(), **cost}, *result.curve_rows()]
     write_json_lines(json_file, lines)
@@ -414,7 +419,7 @@ def prove(
         limit = Margin.of_request(margin, changed)
         from pedyra.app.runs.prove import prove_paths
 
-        proof = prove_paths(a, b, limit, source, other, rows=rows, shown=console.is_terminal)
+        proof = prove_paths(a, b, limit, source, other, rows=rows, progress=console.is_terminal)
         verdict = proof.verdict
     console.print(str(proof), soft_wrap=True, markup=False)
     write_json_lines(json_file, [proof.row()])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from pedyra.lora.files import json_line
@@ -95,16 +96,16 @@ def print_result(console: Console, result: RunResult) -> None:
         )
         lines.append(("total rank", f"{_change(*ranks)}, in {len(result.layers)} layers"))
         lines.append(("parameters", _change(*parameters)))
-    time, peak = format_seconds(final["seconds"]), format_bytes(final["peak_memory_bytes"])
+    time, peak = format_seconds(final["seconds"]), decimal(final["peak_memory_bytes"])
     lines.append(("training", f"{result.step:,} steps in {time}, peak memory {peak}"))
     size = sum(file.stat().st_size for file in result.folder.adapter.glob("adapter_model.*"))
-    lines.append(("adapter", f"{result.folder.adapter}, {format_bytes(size)}"))
+    lines.append(("adapter", f"{result.folder.adapter}, {decimal(size)}"))
     _print_named(console, lines)
     if result.fit is not None:
         console.print(f"\n{result.fit}", soft_wrap=True, markup=False)
         smaller = result.folder.path / "fit"
         size = sum(file.stat().st_size for file in smaller.glob("adapter_model.*"))
-        _print_named(console, [("whole" if result.fit.is_whole else "smaller", f"{smaller}, {format_bytes(size)}")])
+        _print_named(console, [("whole" if result.fit.is_whole else "smaller", f"{smaller}, {decimal(size)}")])
 
 
 def print_beside(console: Console, finals: Mapping[str, Mapping[str, Any]]) -> None:
@@ -130,18 +131,9 @@ def print_adapter(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     columns = ("layer", "rank", "parameters", "effective_rank")
     print_table(console, columns, [[row[column] for column in columns] for row in rows])
     print_rank_map(console, [layer for layer in layers if layer["rank"] is not None])
-    console.print(f"memory      {format_bytes(total['bytes'])}")
+    console.print(f"memory      {decimal(total['bytes'])}")
     if total["other_parameters"]:
         console.print(f"beside it   {total['other_parameters']:,} other parameters: a head, biases")
-
-
-def format_bytes(count: float) -> str:
-    """1536 -> "1.5 KiB"."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
 
 
 def format_seconds(seconds: float) -> str:

@@ -20,8 +20,6 @@ def _checked(path: Path | None) -> Path | None:
     """Refuse a file that cannot be written before a long run, not after it."""
     if path is not None and not path.parent.is_dir():
         raise typer.BadParameter(f"the folder {path.parent} does not exist")
-    if path is not None and path.is_dir():
-        raise typer.BadParameter(f"{path} is a folder; give a file")
     return path
 
 
@@ -32,7 +30,7 @@ def _run_folder(path: Path) -> Path:
 
 def json_option(help: str) -> Any:
     """Make --json FILE, which is checked before anything is done."""
-    return typer.Option("--json", metavar="FILE", help=help, callback=_checked, show_default=False)
+    return typer.Option("--json", metavar="FILE", help=help, callback=_checked, dir_okay=False, show_default=False)
 
 
 def _trust(wanted: bool) -> bool:

@@ -144,19 +144,15 @@ def recipe_schema() -> dict[str, Any]:
     """Make the JSON schema of a recipe, for editors; `method` lists the settings of each method."""
     schema = Recipe.model_json_schema()
     schema["required"] = ["model", "data"]
-    schema["properties"]["method"] = method_schema()
+    schema["properties"]["method"] = _method_schema()
     for name, units in (("tolerance", "(%|pt)"), ("changed", "%")):
         text = {"type": "string", "pattern": rf"^\d+(\.\d+)?{units}$"}
         schema["$defs"]["FitRequest"]["properties"][name]["anyOf"] = [text, {"type": "null"}]
     return schema
 
 
-def method_schema(*, named: bool = True) -> dict[str, Any]:
-    """Make the schema of a method: a bare name, or a name and the fields of its class.
-
-    Args:
-        named: False: a mapping without a name is allowed too, as in a row of a grid, whose own name it then has.
-    """
+def _method_schema() -> dict[str, Any]:
+    """Make the schema of a method: a bare name, or a name and the fields of its class."""
     forms: list[dict[str, Any]] = [{"enum": list(NAMES)}]
     for name in NAMES:
         settings: dict[str, Any] = {}
@@ -165,6 +161,4 @@ def method_schema(*, named: bool = True) -> dict[str, Any]:
             settings = {key: {**fields[key], "description": docs[key]} for key in setting_names(name)}
         properties = {"name": {"const": name}, **settings}
         forms.append({"type": "object", "properties": properties, "additionalProperties": False, "required": ["name"]})
-    if not named:
-        forms.append({"type": "object", "not": {"required": ["name"]}})
     return {"anyOf": forms}

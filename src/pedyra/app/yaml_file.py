@@ -89,13 +89,13 @@ def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """Describe the first key with another value, with both values and the number of other such keys; None if equal."""
     old, new = flat(before), flat(now)
-    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    if not changed:
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    if not keys:
         return None
     # A section that was empty is described by its new keys.
-    changed = [key for key in changed if {} not in (old.get(key), new.get(key))] or changed
-    more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-    return f"{changed[0]} was {old.get(changed[0])!r} and is now {new.get(changed[0])!r}{more}"
+    keys = [key for key in keys if {} not in (old.get(key), new.get(key))] or keys
+    more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+    return f"{keys[0]} was {old.get(keys[0])!r} and is now {new.get(keys[0])!r}{more}"
 
 
 def one_line(error: ValidationError, model: type[BaseModel], depth: int) -> str:

@@ -72,7 +72,7 @@ def write_common(folder: Path, method: str, seed: int, parameters: int, gain: fl
                 {"step": step, "seconds": step * 0.31, "eval_loss": loss + 0.05, "eval_accuracy": accuracy}
                 | {"eval_runtime": 1.5, "eval_samples_per_second": 900.0}
             )
-    final = {"step": STEPS, "final": True, "seconds": STEPS * 0.31, "train_steps_per_second": 3.2}
+    final = {"step": STEPS, "final": True, "seconds": STEPS * 0.31}
     final |= {"peak_memory_bytes": 1_432_000_000, "trainable_parameters": parameters + 148_610}
     final |= {"metric": "accuracy", "value": round(0.81 + gain, 4), "eval_loss": 0.418}
     write_lines(folder / "metrics.jsonl", [*metrics, final])

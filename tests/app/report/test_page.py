@@ -52,7 +52,7 @@ def test_the_header_says_what_was_run_and_what_came_out(page: str):
         "Accuracy",
         "0.8220",
         "2 min 4 s",
-        "1.3 GiB",
+        "1.4 GB",
     ):
         assert text in header
 

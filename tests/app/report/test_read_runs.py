@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -69,10 +68,6 @@ def test_of_a_step_written_twice_by_a_resume_the_later_line_counts(copy: Path):
     assert [s["total_rank"] for s in run.snapshots if s["step"] == again["step"]] == [1]
 
 
-def put(key: str, value: Any) -> Callable[[str], str]:
-    return lambda line: json.dumps({**json.loads(line), key: value})
-
-
 def cut(line: str) -> str:
     return line[: len(line) // 2]
 
@@ -81,21 +76,9 @@ def cut(line: str) -> str:
     ("file", "number", "change", "told"),
     [
         ("metrics.jsonl", 3, cut, "metrics.jsonl, line 3 is damaged"),
-        ("metrics.jsonl", 2, lambda line: "[1, 2]", "metrics.jsonl, line 2"),
-        ("metrics.jsonl", 4, without("step"), "metrics.jsonl, line 4: key 'step' is required"),
+        ("metrics.jsonl", 4, without("step"), "metrics.jsonl, line 4: step is nothing"),
         ("ranks.jsonl", 5, cut, "ranks.jsonl, line 5 is damaged"),
-        ("ranks.jsonl", 2, without("kind"), "ranks.jsonl, line 2: key 'kind' is required"),
-        ("metrics.jsonl", -1, put("value", [1]), "value is [1]: "),
-        ("metrics.jsonl", -1, put("peak_memory_bytes", "much"), "peak_memory_bytes is 'much': "),
-        ("ranks.jsonl", 1, put("layers", [{"name": 3}]), "ranks.jsonl, line 1: layers.0.name is 3: "),
-        ("ranks.jsonl", 1, put("schedule", []), "ranks.jsonl, line 1: schedule is []: "),
-        ("ranks.jsonl", 2, put("ranks", {"a": "b"}), "ranks.jsonl, line 2: ranks.a is 'b': "),
-        ("ranks.jsonl", 2, put("effective_rank", {"a": []}), "ranks.jsonl, line 2: effective_rank.a is []: "),
-        ("fit/pedyra_fit.json", 1, put("promise", [1]), "pedyra_fit.json: promise is [1]: "),
-        ("fit/pedyra_fit.json", 1, put("megabytes", "high"), "megabytes is 'high': "),
-        ("fit/pedyra_fit_curve.jsonl", 2, put("parameters", 0), "line 2: parameters is 0: "),
-        ("fit/pedyra_fit_curve.jsonl", 3, put("tolerance", -1), "line 3: tolerance is -1: "),
-        ("metrics.jsonl", 2, lambda line: "[" * 100_000, "metrics.jsonl, line 2 is damaged"),
+        ("ranks.jsonl", 2, without("kind"), "ranks.jsonl, line 2: kind is nothing"),
         ("recipe.yaml", 3, lambda line: "a: b: c", "recipe.yaml"),
         ("environment.json", 1, cut, "environment.json"),
     ],

@@ -211,7 +211,7 @@ def test_an_adapter_of_a_base_of_another_depth_is_refused_at_once(tmp_path: Path
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys")
         with pytest.raises(ValueError, match=told):
-            runs_fit.fit_folder(tmp_path / "adapter", tmp_path / "out", runs_fit.Asked(source=source))
+            runs_fit.fit_folder(tmp_path / "adapter", tmp_path / "out", runs_fit.FitOptions(source=source))
     assert not (tmp_path / "out").exists()
 
 
@@ -277,7 +277,7 @@ def test_gradients_and_proof_are_of_one_loss_where_labels_are_smoothed(run: Path
     copied = Path(shutil.copytree(run, tmp_path / "run"))
     recipe: Any = {**RECIPE, "training": {**RECIPE["training"], "label_smoothing_factor": 0.5}}  # type: ignore[dict-item]
     (copied / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    with runs_fit.opened(copied, Source()) as (trainer, _):
+    with runs_fit.adapter_trainer(copied, Source()) as (trainer, _):
         model: Any = trainer.model
         judge = TrainerJudge(trainer, model.eval())
         batch = next(iter(trainer.get_eval_dataloader()))
@@ -350,7 +350,7 @@ def test_the_base_of_a_folder_is_loaded_as_asked(tmp_path: Path, how: dict[str, 
     get_peft_model(base, lora).save_pretrained(str(tmp_path / "adapter"))
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": "a", "completion": f"b {row}"}) + "\n" for row in range(96)))
-    with runs_fit.opened(tmp_path / "adapter", Source(data=rows, **how)) as (trainer, _):
+    with runs_fit.adapter_trainer(tmp_path / "adapter", Source(data=rows, **how)) as (trainer, _):
         model: Any = trainer.model
         (layer,) = {type(module.base_layer) for name, module in model.named_modules()
                     if name.endswith("q_proj")}  # fmt: skip
@@ -404,7 +404,7 @@ def test_a_fit_of_a_fit_is_refused_where_the_whole_is_there(run: Path, call: Any
     assert code == 0 and json.loads((tmp_path / "out" / "pedyra_fit.json").read_text())["rank"] == 1, err
     alone = Path(shutil.move(small, tmp_path / "elsewhere" / "small"))
     with pytest.warns(UserWarning, match="was made smaller by a fit already"):
-        runs_fit.fit_folder(alone, tmp_path / "again", runs_fit.Asked(source=Source(run=run)))
+        runs_fit.fit_folder(alone, tmp_path / "again", runs_fit.FitOptions(source=Source(run=run)))
     assert (tmp_path / "again" / "adapter_config.json").is_file()
 
 

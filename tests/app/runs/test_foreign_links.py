@@ -77,7 +77,7 @@ def test_a_report_takes_the_place_of_a_link(foreign, victim):
     for name in ("report.html", ".report.html.part"):
         folder = foreign(name)
         build_report(folder.path)
-        assert unharmed(victim) and not folder.report.is_symlink()
+        assert unharmed(victim) and not (folder.path / "report.html").is_symlink()
         shutil.rmtree(folder.path)
 
 

@@ -40,12 +40,9 @@ if behaviour == "crash":
     sys.exit(1)
 value = (behaviour if isinstance(behaviour, float) else 0.5) + recipe["seed"] / 100
 value += recipe["training"]["learning_rate"] / 10
-rows = [
-    {"step": 40, "eval_loss": 1 - value, "eval_accuracy": value, "eval_f1": 0.1, "eval_runtime": 3.0},
-    {"step": 40, "final": True, "seconds": 2.0, "peak_memory_bytes": 1000, "trainable_parameters": 50,
-     "metric": "accuracy", "value": value, "eval_loss": 1 - value},
-]
-(run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
+row = {"step": 40, "final": True, "seconds": 2.0, "peak_memory_bytes": 1000, "trainable_parameters": 50,
+       "metric": "accuracy", "value": value, "eval_loss": 1 - value, "metrics": {"accuracy": value, "f1": 0.1}}
+(run / "metrics.jsonl").write_text(json.dumps(row) + "\\n")
 """
 
 GRID: dict[str, Any] = {

@@ -71,15 +71,6 @@ def test_a_mistake_is_one_line(make_grid, override: str, told: str):
     assert told in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_row_that_trains_other_modules_in_full_is_not_matched(make_grid):
-    methods = {"lora": {}, "big": {"method": "lora", "lora": {"modules_to_save": ["word_embeddings"]}}}
-    with pytest.raises(ValueError, match="methods.big trains other modules in full than the baseline .*match: rank"):
-        make_grid(methods=methods, match="parameters")
-    assert make_grid("methods.big.match=rank", methods=methods, match="parameters").match_of("big") == "rank"
-    everywhere = {"r": 2, "modules_to_save": ["word_embeddings"]}
-    assert make_grid(methods=methods, match="parameters", lora=everywhere).match_of("big") == "parameters"
-
-
 def test_the_folder_of_a_comparison_may_be_in_the_users_home(make_grid, monkeypatch):
     monkeypatch.setenv("HOME", "/home/ada")
     assert make_grid("output_dir=~/x").output_dir == "/home/ada/x"  # where every one of its runs is, too

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -13,10 +14,11 @@ from typing import Any
 
 import pytest
 
+import pedyra
 from pedyra.lab.compare.compare import compare_experiment, open_experiment
 from pedyra.lab.compare.grid import Grid, load_grid
-from pedyra.lab.compare.jobs import HERE
-from pedyra.lab.compare.ray_engine import RayCluster
+from pedyra.lab.compare.jobs import HERE, Entry, Job
+from pedyra.lab.compare.ray_engine import RayCluster, _on_a_node
 from pedyra.lab.compare.results import Comparison
 
 GRID = Path(__file__).parents[3] / "recipes" / "compare_smoke.yaml"
@@ -92,17 +94,14 @@ def test_after_ctrl_c_the_next_call_goes_on(expected: list[Any], cluster: Any):
     assert begun == [1, 1]
 
 
-@pytest.mark.slow
-def test_what_a_node_lacks_is_told_in_one_line(cluster: Any, tmp_path: Path, monkeypatch):
-    engine = RayCluster("auto")
-    engine._check_nodes(tmp_path)
-    monkeypatch.setattr(Path, "touch", lambda path: None)  # as if the folder were another one on the nodes
-    monkeypatch.setattr(Path, "unlink", lambda path: None)
-    with pytest.raises(ValueError, match=f"does not see {tmp_path}; give an output_dir on storage that all nodes see"):
-        engine._check_nodes(tmp_path)
-    monkeypatch.setattr("pedyra.__version__", "7.0")
-    with pytest.raises(ValueError, match=r"has pedyra \S+; install pedyra\[cli\] 7.0 there"):
-        engine._check_nodes(tmp_path)
+def test_what_a_node_lacks_is_the_reason_of_a_failure(tmp_path: Path):
+    job = Job(Entry("lora", "toy", 2), 0.1, 0, "jobs", tmp_path / "elsewhere", {})
+    for version, message in (
+        (pedyra.__version__, "does not see .*elsewhere; give"),
+        ("7.0", r"install pedyra\[cli\] 7.0"),
+    ):
+        end = _on_a_node(job, os.getcwd(), version)
+        assert end and end.status == "failed" and re.search(message, end.message)
 
 
 def test_what_is_no_address_is_refused():

@@ -61,8 +61,12 @@ def test_rates_are_compared_over_the_same_seeds():
 def test_a_run_whose_loss_is_no_number_is_no_result_however_accurate(tmp_path):
     """It predicts one class for all rows, which may be the accuracy of a model that has learned nothing yet."""
     jobs = [Job(CELL, rate, 0, "tuning", tmp_path, {}) for rate in (0.1, 1e10)]
-    write_run(jobs[0].run, {**COSTS, "metric": "accuracy", "value": 0.4, "eval_loss": 0.7})
-    write_run(jobs[1].run, {**COSTS, "metric": "accuracy", "value": 0.6, "eval_loss": None})
+    write_run(
+        jobs[0].run, {**COSTS, "metric": "accuracy", "value": 0.4, "eval_loss": 0.7, "metrics": {"accuracy": 0.4}}
+    )
+    write_run(
+        jobs[1].run, {**COSTS, "metric": "accuracy", "value": 0.6, "eval_loss": None, "metrics": {"accuracy": 0.6}}
+    )
     learned, diverged = collect(jobs, "metric")
     assert learned["value"] == 0.4 and math.isnan(diverged["value"]) and math.isnan(diverged["eval_loss"])
     assert learned["metrics"] == {"accuracy": 0.4} and math.isnan(diverged["metrics"]["accuracy"])
@@ -74,36 +78,33 @@ def test_a_run_whose_loss_is_no_number_is_no_result_however_accurate(tmp_path):
 @pytest.mark.parametrize("judge", ["metric", "loss"])
 def test_a_metric_that_is_no_number_is_none_in_the_file_and_nan_here(tmp_path, judge):
     job = Job(CELL, 0.1, 0, "jobs", tmp_path, {})
-    logged = {"step": 4, "eval_loss": 750.0, "eval_perplexity": None}
-    write_run(job.run, logged, {**COSTS, "metric": "perplexity", "value": None, "eval_loss": 750.0})
+    final = {"metric": "perplexity", "value": None, "eval_loss": 750.0, "metrics": {"perplexity": None}}
+    write_run(job.run, {**COSTS, **final})
     (found,) = collect([job], judge)
     assert math.isnan(found["metrics"]["perplexity"])
     assert math.isnan(found["value"]) if judge == "metric" else found["value"] == 750.0
 
 
-def write_run(run: Path, *rows: dict) -> None:
+def write_run(run: Path, row: dict) -> None:
     run.mkdir(parents=True)
-    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
 
 
 def test_unfinished_runs_have_no_result(tmp_path):
-    jobs = [Job(CELL, 0.1, seed, "jobs", tmp_path, {}) for seed in (0, 1, 2)]
-    final = {**COSTS, "metric": "f1", "value": 0.5, "eval_loss": 0.2}
-    evaluation = {"step": 4, "eval_loss": 0.2, "eval_f1": 0.5, "eval_accuracy": 0.75, "eval_runtime": 1.0}
-    write_run(jobs[0].run, evaluation, final)
-    write_run(jobs[1].run, {**evaluation, "eval_f1": 0.4}, final)
-    write_run(jobs[2].run, evaluation)
-    first, second = collect(jobs, "metric")
-    assert (first["seed"], second["seed"]) == (0, 1)
-    assert first["metrics"] == {"f1": 0.5, "accuracy": 0.75}
-    assert second["metrics"] == {"f1": 0.5}  # the last evaluation was of another model than the final one
+    jobs = [Job(CELL, 0.1, seed, "jobs", tmp_path, {}) for seed in (0, 1)]
+    metrics = {"f1": 0.5, "accuracy": 0.75}
+    write_run(jobs[0].run, {**COSTS, "metric": "f1", "value": 0.5, "eval_loss": 0.2, "metrics": metrics})
+    write_run(jobs[1].run, {"step": 4, "eval_loss": 0.2, "eval_f1": 0.5})
+    (first,) = collect(jobs, "metric")
+    assert (first["seed"], first["metrics"]) == (0, metrics)
     assert list(first)[:7] == ["method", "task", "seed", "metric", "value", "trainable_parameters", "seconds"]
     assert [first[key] for key in ("method", "trainable_parameters", "learning_rate")] == ["lora", 3, 0.1]
 
 
 def test_the_loss_can_be_judged_and_the_tasks_metric_is_kept(tmp_path):
     job = Job(CELL, 0.1, 0, "jobs", tmp_path, {})
-    write_run(job.run, {"step": 4, "eval_f1": 0.5}, {**COSTS, "metric": "f1", "value": 0.5, "eval_loss": 0.2})
+    final = {"metric": "f1", "value": 0.5, "eval_loss": 0.2, "metrics": {"f1": 0.5}}
+    write_run(job.run, {**COSTS, **final})
     (judged,) = collect([job], "loss")
     assert (judged["metric"], judged["value"]) == ("loss", 0.2)
     assert judged["metrics"][judged["task_metric"]] == 0.5

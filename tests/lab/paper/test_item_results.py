@@ -77,7 +77,7 @@ def test_a_scale_may_have_columns_of_its_own_with_nothing_published():
     }
     whole = get_item("table3")
     table = result_table(whole.at("smoke"), "smoke", results(whole.at("smoke"), "smoke", {}, {}))
-    assert list(table.rows[0]) == ["", "perplexity"] and whole.at("full") is whole
+    assert list(table.rows[0]) == ["", "perplexity"] and whole.at("full") == whole
 
 
 def test_an_item_of_one_row_has_no_differences():

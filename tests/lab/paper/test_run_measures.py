@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pedyra.app.report.records import Metric, RunRecords, make_layers
+from pedyra.app.report.records import UNFINISHED, RunRecords, make_layers
 from pedyra.lab.paper.figures import MEASURES, mean_by_layer, spearman
 
 
@@ -18,9 +18,7 @@ def run(ranks: dict[str, int] | None = None, **records: Any) -> RunRecords:
     ranks = ranks or {"a": 2, "b": 2, "c": 2}
     layers = make_layers([{"name": name, "type": name, "depth": 0, "rank": rank} for name, rank in ranks.items()])
     empty = {field.name: {} if field.type == "Record" else [] for field in fields(RunRecords)}
-    return RunRecords(
-        **{**empty, "path": Path("run"), "layers": layers, "final": Metric(step=0).model_dump(), **records}
-    )
+    return RunRecords(**{**empty, "path": Path("run"), "layers": layers, "final": UNFINISHED, **records})
 
 
 def adjustment(step: int, scores: Sequence[float], ranks: list[int], **more: Any) -> dict[str, Any]:

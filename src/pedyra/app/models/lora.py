@@ -71,26 +71,26 @@ def check_drawn(model: nn.Module, config: LoraConfig, name: str) -> None:
     modules_to_save = [*(config.modules_to_save or ())]
     trainable = {*modules_to_save, *(SEQ_CLS_HEAD_NAMES if config.task_type == TaskType.SEQ_CLS else ())}
     trainable |= {"qa_outputs"} if config.task_type == TaskType.QUESTION_ANS else set()
-    unsaved: dict[str, str] = {}
+    weights: dict[str, str] = {}
     for weight in getattr(model, "drawn_anew", ()):
         parts = weight.split(".")[:-1]
         modules = [".".join(parts[: count + 1]) for count in range(len(parts))]
         if not any(_is_called(module, key) for module in modules for key in trainable):
-            unsaved.setdefault(".".join(parts), weight)
-    if unsaved:
+            weights.setdefault(".".join(parts), weight)
+    if weights:
         raise UserError(
-            f"the checkpoint of model.name {name!r} has no {' and no '.join(unsaved.values()):.300}, drawn at random "
+            f"the checkpoint of model.name {name!r} has no {' and no '.join(weights.values()):.300}, drawn at random "
             f"here; a LoRA would not save it, so that it would be another one elsewhere; take another checkpoint, or "
-            f"train it whole: lora.modules_to_save=[{', '.join([*modules_to_save, *unsaved]):.300}]"
+            f"train it whole: lora.modules_to_save=[{', '.join([*modules_to_save, *weights]):.300}]"
         )
 
 
 def _excluded(section: LoraSection, kind: str) -> str | list[str] | None:
     """Exclude the head of question answering, which is trained in full, from all-linear."""
-    excluded = section.exclude_modules
-    if kind != "question_answering" or section.target_modules != "all-linear" or isinstance(excluded, str):
-        return excluded
-    return [*(excluded or ()), "qa_outputs"]
+    patterns = section.exclude_modules
+    if kind != "question_answering" or section.target_modules != "all-linear" or isinstance(patterns, str):
+        return patterns
+    return [*(patterns or ()), "qa_outputs"]
 
 
 def check_names(model: nn.Module, section: LoraSection) -> None:
@@ -106,17 +106,17 @@ def check_names(model: nn.Module, section: LoraSection) -> None:
             continue
         if isinstance(patterns, str):
             try:
-                unmatched = [] if any(re.fullmatch(patterns, name) for name in names) else [patterns]
+                strays = [] if any(re.fullmatch(patterns, name) for name in names) else [patterns]
             except re.error as error:
                 raise UserError(f"lora.{key}: {patterns!r} is no regular expression: {error}") from None
         else:
-            unmatched = [pattern for pattern in patterns if not any(_is_called(name, pattern) for name in names)]
-        if unmatched:
+            strays = [pattern for pattern in patterns if not any(_is_called(name, pattern) for name in names)]
+        if strays:
             linear = [
                 name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)
             ]
             raise UserError(
-                f"lora.{key}: {unmatched[0]!r} matches no module of the model; "
+                f"lora.{key}: {strays[0]!r} matches no module of the model; "
                 f"candidates: {', '.join(dict.fromkeys(linear))}"
             )
 

@@ -78,21 +78,21 @@ def curves(several: Sequence[Curve], axes: Axes) -> alt.LayerChart:
     rows = [row for curve in several for row in curve.rows()]
     rows = [row for row in rows if (row["x"] > 0 or not axes.log_x) and (row["y"] > 0 or not axes.log_y)]
     x, y = _x(axes, rows), _y(axes, rows)
-    drawn, quiet = ([curve for curve in several if curve.quiet is kind] for kind in (False, True))
-    names = [curve.name for curve in drawn]
+    foreground, background = ([curve for curve in several if curve.quiet is kind] for kind in (False, True))
+    names = [curve.name for curve in foreground]
     legend = alt.Legend(values=names) if len(names) > 1 else None
     color = alt.Color("name:N", title=None, scale=alt.Scale(domain=names), legend=legend)
     who = alt.Tooltip("name:N", title=" ")
     line: dict[str, Any] = {"interpolate": "step-after" if axes.step else "linear"}
     layers = []
-    if quiet:
+    if background:
         grey = _of("quiet").mark_line(color=GREY, strokeWidth=1, opacity=0.5, **line)
         layers.append(grey.encode(x, y, detail="name:N", tooltip=who))
-    if any(curve.low for curve in drawn):
+    if any(curve.low for curve in foreground):
         bars = _of("drawn").transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, opacity=0.7)
         layers.append(bars.encode(x, _y(axes, rows, "low"), alt.Y2("high"), color))
-    if drawn:
-        few = max(len(curve.x) for curve in drawn) <= MARKED and not axes.step
+    if foreground:
+        few = max(len(curve.x) for curve in foreground) <= MARKED and not axes.step
         layers.append(_of("drawn").mark_line(point=few, **line).encode(x, y, color))
         values = [alt.Tooltip(f"{key}:Q", title=title, format=",.5~g") for key, title in (("x", axes.x), ("y", axes.y))]
         pointed = _of("drawn").mark_point(filled=True, size=160, opacity=0)  # the pointer finds these
@@ -134,10 +134,10 @@ def rank_map(
     )
     fill = alt.Color("rank:Q", scale=alt.Scale(domain=[0, darkest], scheme="blues"), title="rank")
     on_dark = alt.condition(f"datum.rank > {0.6 * darkest}", alt.value("white"), alt.value("#14202b"))
-    changed = base.transform_filter("datum.change != 0")
+    changes = base.transform_filter("datum.change != 0")
     return alt.layer(
         base.mark_rect().encode(color=fill),
-        changed.mark_rect(filled=False, color=CHANGED, strokeWidth=1.4),
+        changes.mark_rect(filled=False, color=CHANGED, strokeWidth=1.4),
         base.mark_text(fontSize=11).encode(text="label:N", color=on_dark),
     ).properties(width=alt.Step(30), height=alt.Step(24))
 

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from pedyra.app.recipe_sections import METRICS
 from pedyra.app.report.chart import Axes, Chart, Curve, curves, rank_map
 from pedyra.app.report.records import Layer, Record, RunRecords
 
 STEP = "training step"
 MOST_POINTS = 600  # a curve has no more
 SHOWN = 3  # layers in colour at each end of the ranking by change of rank
-# Trainer logs these beside the metrics at an evaluation.
-_BOOKKEEPING = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "num_tokens")
 
 
 @dataclass(frozen=True)
@@ -111,16 +110,7 @@ def _map(run: RunRecords, title: str) -> Panel:
         moved = f"{len(record['pruned'])} pruned, {sum(record['added'].values())} added"
         where = f"Adjustment {number} of {len(run.adjustments)}, step {record['step']:,}"
         frames.append(f"{where}: {moved}; {_total(record['ranks'], record)}")
-    best = run.final["best_step"]
-    earlier = best is not None and bool(run.adjustments) and best < run.adjustments[-1]["step"]
-    if earlier:
-        states.append(run.final_ranks)
-        frames.append(
-            f"Saved, as the best: the adapter of step {best:,}; {_total(run.final_ranks, {'parameters': None})}"
-        )
     cells = map_cells(run.places, states)
-    for cell in cells if earlier else ():
-        cell["changes"][-1] = 0  # no rank moved: the adapter is that of an earlier step
     last = len(frames) - 1
     stills = [(f"{title}, start", rank_map(cells, at="0")), (f"{title}, end", rank_map(cells, at=str(last)))]
     return Panel(title, rank_map(cells), frames, stills if last else stills[:1])
@@ -181,17 +171,17 @@ def importance_ranks(scores: Mapping[str, float]) -> dict[str, int]:
 
 def _by_layer(run: RunRecords, steps: Sequence[int], values: Sequence[Mapping[str, Any]], axes: Axes) -> Chart:
     """Draw a line a layer, in colour those whose rank changed most."""
-    shown = notable(run)
-    drawn = [
+    notables = notable(run)
+    lines = [
         Curve(
             layer.short_name,
             steps,
             [value[layer.name] for value in values],
-            quiet=layer not in shown,
+            quiet=layer not in notables,
         )
-        for layer in (*shown, *(layer for layer in run.layers if layer not in shown))
+        for layer in (*notables, *(layer for layer in run.layers if layer not in notables))
     ]
-    return curves(drawn, axes)
+    return curves(lines, axes)
 
 
 def notable(run: RunRecords) -> list[Layer]:
@@ -226,21 +216,14 @@ def _states(run: RunRecords) -> tuple[list[int], list[Mapping[str, int]]]:
 def loss_and_metrics(run: RunRecords) -> Figure:
     """Show training loss, and evaluation loss and the metric the run is judged by, against the step."""
     panels = _panel("Training loss", run.metrics, lambda record: record.get("loss"), "loss")
-    for key in _evaluation_keys(run):
-        name = key.removeprefix("eval_").replace("_", " ")
-        panels += _panel(f"Held-out {name}", run.metrics, lambda record, key=key: record.get(key), name)
+    data = run.recipe["data"]
+    for name in ("loss", data.get("metric") or METRICS[data["kind"]][0]):
+        title = name.replace("_", " ")
+        panels += _panel(f"Held-out {title}", run.metrics, lambda record, name=name: record.get(f"eval_{name}"), title)
     caption = "How well the model fits: the loss on the rows it trains on, and loss and metric on rows it never sees. "
     if run.final["value"] is not None:
         caption += f"Final result: {run.final['metric']} {run.final['value']:.4g}."
     return Figure("loss", "Training", "Loss and metric", caption, panels)
-
-
-def _evaluation_keys(run: RunRecords) -> list[str]:
-    """Name eval_loss, then the metric the run is judged by; of a run that is not finished all that were logged."""
-    if run.final["metric"]:
-        return ["eval_loss", f"eval_{run.final['metric']}"]
-    logged = dict.fromkeys(key for record in run.metrics for key in record if key.startswith("eval_"))
-    return [key for key in logged if key.removeprefix("eval_") not in _BOOKKEEPING]
 
 
 # This figure says what the ranks are worth.
@@ -283,8 +266,8 @@ def _panel(
         value = measure(record)
         if isinstance(value, int | float) and math.isfinite(value):
             points[record["step"]] = value
-    shown = list(points.items())
-    if len(shown) > MOST_POINTS:
-        shown = [shown[round(n * (len(shown) - 1) / MOST_POINTS)] for n in range(MOST_POINTS + 1)]
-    curve = Curve(y, [step for step, _ in shown], [value for _, value in shown])
+    sample = list(points.items())
+    if len(sample) > MOST_POINTS:
+        sample = [sample[round(n * (len(sample) - 1) / MOST_POINTS)] for n in range(MOST_POINTS + 1)]
+    curve = Curve(y, [step for step, _ in sample], [value for _, value in sample])
     return [Panel(title, curves([curve], Axes(STEP, y, **options)))] if len(points) > 1 else []

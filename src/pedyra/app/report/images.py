@@ -28,14 +28,14 @@ def save_figures(run_dir: Path, out_dir: Path) -> list[Path]:
             have.
     """
     refuse_link(out_dir)
-    written = []
+    files = []
     out_dir.mkdir(parents=True, exist_ok=True)
     for figure in make_figures(read_run(run_dir)):
         stills = [still for panel in figure.panels for still in panel.stills or [(panel.title, panel.chart)]]
         for name in FORMATS:
-            written.append(out_dir / f"{figure.id}.{name}")
-            save_image(side_by_side(stills), written[-1])
-    return written
+            files.append(out_dir / f"{figure.id}.{name}")
+            save_image(side_by_side(stills), files[-1])
+    return files
 
 
 def side_by_side(panels: Iterable[tuple[str, Chart]]) -> alt.ConcatChart:

@@ -11,9 +11,10 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup
+from rich.filesize import decimal
 
 from pedyra.allocate.allocation import stayed
-from pedyra.app.console import format_bytes, format_seconds
+from pedyra.app.console import format_seconds
 from pedyra.app.report.chart import PALETTE, spec_of, theme
 from pedyra.app.report.figures import Panel, make_figures
 from pedyra.app.report.images import vega_script
@@ -95,17 +96,16 @@ def _asset(name: str) -> str:
 
 
 def description(run: RunRecords) -> dict[str, str]:
-    """Tell what was run: method, model, data, seed, steps, LoRA settings; what the recipe does not say is left out."""
-    recipe = run.recipe
-    model, data, lora = (value if isinstance(value := recipe.get(k), dict) else {} for k in ("model", "data", "lora"))
+    """Tell what was run: method, model, data, seed, steps, LoRA settings."""
+    recipe, method = run.recipe, run.recipe["method"]
     steps = run.header["schedule"]["total_steps"] or run.final["step"]
     rows = {
-        "Method": method["name"] if isinstance(method := recipe.get("method"), dict) else method,
-        "Model": _words(model, "name", "quantization"),
-        "Data": _words(data, "source", "kind"),
-        "LoRA": f"rank {lora['r']}, alpha {lora.get('alpha', ABSENT)}" if "r" in lora else None,
+        "Method": method if isinstance(method, str) else method["name"],
+        "Model": _words(recipe["model"], "name", "quantization"),
+        "Data": _words(recipe["data"], "source", "kind"),
+        "LoRA": f"rank {recipe['lora']['r']}, alpha {recipe['lora']['alpha']}",
         "Steps": f"{steps:,}" if steps else None,
-        "Seed": recipe.get("seed", run.environment.get("seed")),
+        "Seed": recipe["seed"],
     }
     return {name: str(value) for name, value in rows.items() if value not in (None, "")}
 
@@ -115,17 +115,17 @@ def fit_line(run: RunRecords) -> str:
     fit, size = run.fit, next((row for row in run.curve if row["chosen"]), None)
     if fit["share"] >= 1:
         return f"No smaller rank is proved: rank {fit['rank']} is kept whole."
-    taken = f"Rank {fit['rank']} of {fit['of_rank']}, {shown_megabytes(fit['megabytes'])} of "
-    taken += shown_megabytes(fit["of_megabytes"])
+    size_text = f"Rank {fit['rank']} of {fit['of_rank']}, {shown_megabytes(fit['megabytes'])} of "
+    size_text += shown_megabytes(fit["of_megabytes"])
     if size is None or size["upper"] is None:
-        return f"{taken}."
+        return f"{size_text}."
     high = size["upper"]
     change = {
         "answers": f"at most {high:.2%} of the answers change",
         "accuracy": f"the accuracy falls by at most {100 * high:.2f} points",
     }.get(fit["measure"], f"the {fit['measure']} rises by at most {high:.4f}")
-    proved = "proved" if size["accepted"] else "beyond what was asked" if size["beyond"] else "not proved"
-    return f"{taken}: {change} (95 %), {proved}."
+    verdict = "proved" if size["accepted"] else "beyond what was asked" if size["beyond"] else "not proved"
+    return f"{size_text}: {change} (95 %), {verdict}."
 
 
 Fact = tuple[str, str]
@@ -151,24 +151,19 @@ def facts(run: RunRecords) -> dict[str, Fact]:
         facts["Trainable parameters"] = (f"{trainable:,}", "")
     if run.layers:
         facts["Total rank"] = _total_rank(run)
-    if run.fit and run.fit["share"] < 1:
-        share = f"parameters, {run.fit['share']:.1%} of the adapter"
-        facts["Smaller adapter"] = (f"{run.fit['parameters']:,}", share)
-    elif run.fit:
-        facts["Smaller adapter"] = ("none", "everything is kept")
     if run.adjustments:
         pruned = sum(len(record["pruned"]) for record in run.adjustments)
         added = sum(sum(record["added"].values()) for record in run.adjustments)
-        kept = f", {stayed(run.adjustments)} of which stayed" if added else ""
-        facts["Adjustments"] = (str(len(run.adjustments)), f"{pruned} ranks pruned, {added} added{kept}")
-    if ratios := [row["orthogonality_ratio"] for row in run.snapshots if row["orthogonality_ratio"] is not None]:
+        rest = f", {stayed(run.adjustments)} of which stayed" if added else ""
+        facts["Adjustments"] = (str(len(run.adjustments)), f"{pruned} ranks pruned, {added} added{rest}")
+    if ratios := [ratio for row in run.snapshots if (ratio := row.get("orthogonality_ratio")) is not None]:
         facts["Gradient of Eq. (2)"] = (f"{ratios[-1]:.1f} times", "that of the task, the median step")
     if final["seconds"] is not None:
-        speed = final["train_steps_per_second"]
-        facts["Training time"] = (format_seconds(final["seconds"]), f"{speed:.2f} steps per second" if speed else "")
+        speed = final["step"] / final["seconds"] if final["seconds"] else 0.0
+        facts["Training time"] = (format_seconds(final["seconds"]), f"{speed:.2f} steps per second")
     if final["peak_memory_bytes"] is not None:
         device = str(run.environment.get("device", ""))
-        facts["Peak memory"] = (format_bytes(final["peak_memory_bytes"]), device)
+        facts["Peak memory"] = (decimal(final["peak_memory_bytes"]), device)
     return facts
 
 

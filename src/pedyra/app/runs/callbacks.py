@@ -26,15 +26,12 @@ class MetricsLog(TrainerCallback):
 
     def __init__(self, path: Path, resumed_step: int = 0, *, writes: bool = True) -> None:
         self.path, self.writes = path, writes
-        earlier = [
-            row for row in read_rows(path, {"step": int, "seconds": (float, None)}) if row["step"] <= resumed_step
-        ]
-        rows = [
-            row for row in earlier if "train_loss" not in row
-        ]  # without Trainer's summary of a run that was stopped
+        rows = read_rows(path, {"step": int, "seconds": (float, None)})
+        earlier = [row for row in rows if row["step"] <= resumed_step]
+        # Without Trainer's summary of a run that was stopped.
+        rows = [row for row in earlier if "train_loss" not in row]
         if writes:
             write_file(path, "".join(map(json_line, rows)))
-        self._resumed_step = resumed_step
         self._seconds_before = max((row.get("seconds") or 0.0 for row in earlier), default=0.0)
         self._seconds_here = 0.0
         self._started: float | None = None
@@ -44,11 +41,6 @@ class MetricsLog(TrainerCallback):
         """Return the wall time of training so far, evaluations included, over all resumes."""
         running = 0.0 if self._started is None else time.perf_counter() - self._started
         return self._seconds_before + self._seconds_here + running
-
-    def steps_per_second(self, step: int) -> float:
-        """Return the optimizer steps a second, up to this step, since training was last started."""
-        seconds = self.seconds - self._seconds_before
-        return (step - self._resumed_step) / seconds if seconds > 0 else 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._started = time.perf_counter()

@@ -17,7 +17,7 @@ from pedyra.app.recipe import Recipe, load_recipe
 from pedyra.app.recipe_sections import GenerateSection
 from pedyra.app.runs.resume import how_to_go_on
 from pedyra.app.runs.run_folder import RunFolder
-from pedyra.app.runs.setup import judging, resolve
+from pedyra.app.runs.setup import judge, judging, resolve
 from pedyra.app.tasks.generation import WRITING, SampleFile, write_texts
 from pedyra.app.tasks.task import Task, load_task
 from pedyra.app.tasks.test_sets import TestSet, check_scorer, load_test_sets, score
@@ -25,9 +25,6 @@ from pedyra.errors import UserError
 from pedyra.lora.files import digest
 from pedyra.lora.folder import find_adapter, load_adapter
 from pedyra.methods.adalora import NO_PENALTY
-
-NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-"""Trainer adds these to every evaluation, and they say nothing about the model."""
 
 
 def evaluate_run(
@@ -55,19 +52,15 @@ def evaluate_run(
     if folder.recorded("data_sha256") not in (None, task.digest()):
         console.print("the held-out rows are not those of the run's own evaluation", soft_wrap=True)
     generate = recipe.generate if generate is None else generate
-    asked_sets = load_test_sets(generate, recipe.data, tokenizer, task.held_out, recipe.seed)
-    for test_set in asked_sets:
+    test_sets = load_test_sets(generate, recipe.data, tokenizer, task.held_out, recipe.seed)
+    for test_set in test_sets:
         check_scorer(test_set.settings.score)
-    sandbox = _sandbox(asked_sets, allow_code_execution)
+    sandbox = _sandbox(test_sets, allow_code_execution)
     model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
     with judging(recipe, tokenizer, task, model) as trainer:
-        metrics = {
-            key.removeprefix("eval_"): value
-            for key, value in trainer.evaluate().items()
-            if key.startswith("eval_") and key.removeprefix("eval_") not in NO_METRICS
-        }
+        metrics = judge(trainer)
     by_adapter = digest(adapter / "adapter_model.safetensors")
-    for test_set in asked_sets:
+    for test_set in test_sets:
         settings = test_set.settings.model_dump(mode="json", include=WRITING)
         # DoRA's weight norm is the same for every token. The cache is larger than a whole 4-bit base.
         with DoraCaching(enabled=recipe.model.quantization == "none"):

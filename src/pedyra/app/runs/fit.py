@@ -27,8 +27,8 @@ from pedyra.trainer.fit import check_asked, fit_trainer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A user asks this of one adapter, or of several alike."""
+class FitOptions:
+    """The options of `pedyra fit`, for one adapter, or for several alike."""
 
     request: FitRequest = FitRequest()
     others: Sequence[FitRequest] = ()
@@ -41,15 +41,15 @@ class Asked:
     """Replace an earlier fit."""
     began: float | None = None
     """The command began at this time of `time.perf_counter`, from which it is told how long it took."""
-    shown: bool = False
-    """A progress bar is beside the estimate of the time, which is told in any case."""
+    progress: bool = False
+    """A progress bar is beside the estimate of the time, which is printed in any case."""
 
 
-Told = Callable[[str], None]
-"""Prints a line; what was found is told before it is written."""
+Report = Callable[[str], None]
+"""Prints a line; a result is printed before it is written."""
 
 
-def fit_folders(outs: Mapping[Path, Path], asked: Asked, told: Told) -> list[Fit]:
+def fit_folders(outs: Mapping[Path, Path], options: FitOptions, report: Report) -> list[Fit]:
     """Fit each adapter -> the folder for the smaller one; then tell the lines by which one server has them all.
 
     Raises:
@@ -59,22 +59,22 @@ def fit_folders(outs: Mapping[Path, Path], asked: Asked, told: Told) -> list[Fit
     if len(bases) > 1:
         raise UserError(f"one server has one base, and these adapters are of {' and of '.join(bases)}; fit them apart")
     for out in outs.values():
-        check_out(out, asked.overwrite)
+        check_out(out, options.overwrite)
     fits, served = [], {}
     for path, out in outs.items():
         if len(outs) > 1:
-            told(f"\n{path}")
-        fits += fit_folder(path, out, asked, told)
+            report(f"\n{path}")
+        fits += fit_folder(path, out, options, report)
         served[path.name if path.name not in served else f"{path.name}-{len(served)}"] = out
-        told(f"adapter     {out}")
-        asked = replace(asked, began=None)
-    if asked.place is not None and len(outs) > 1:
-        for line in ("", f"all {len(outs)} on one server", *served_together(asked.place, served)):
-            told(line)
+        report(f"adapter     {out}")
+        options = replace(options, began=None)
+    if options.place is not None and len(outs) > 1:
+        for line in ("", f"all {len(outs)} on one server", *served_together(options.place, served)):
+            report(line)
     return fits
 
 
-def fit_folder(path: Path, out: Path, asked: Asked, told: Told = lambda line: None) -> list[Fit]:
+def fit_folder(path: Path, out: Path, options: FitOptions, report: Report = lambda line: None) -> list[Fit]:
     """Fit the adapter in `path` (a run folder, or a PEFT folder) on rows, and write the smaller one to `out`. What is
     written comes first, and then what was found for each other tolerance that has an answer.
 
@@ -82,32 +82,32 @@ def fit_folder(path: Path, out: Path, asked: Asked, told: Told = lambda line: No
         UserError: no data, an adapter that is no plain LoRA, a base that cannot be found, `out` that holds files, no
             rank of the place within tolerance.
     """
-    began = asked.began or time.perf_counter()
-    check_out(out, asked.overwrite)
-    check_asked(asked.request, asked.place)
-    if asked.request.rank is None:
+    began = options.began or time.perf_counter()
+    check_out(out, options.overwrite)
+    check_asked(options.request, options.place)
+    if options.request.rank is None:
         _refuse_second_fit(path)
-    with opened(path, asked.source, shown=asked.shown) as (trainer, lora):
-        result = fit_trainer(trainer, asked.request, place=asked.place)
+    with adapter_trainer(path, options.source, progress=options.progress) as (trainer, lora):
+        result = fit_trainer(trainer, options.request, place=options.place)
         result = replace(result, seconds=time.perf_counter() - began)
-        told(str(result))
+        report(str(result))
         result.write(lora, out)
-        for line in () if asked.place is None else served_lines(result, lora, asked.place, out):
-            told(line)
-        return [result, *_for_others(result, asked.others, told)]
+        for line in () if options.place is None else served_lines(result, lora, options.place, out):
+            report(line)
+        return [result, *_for_others(result, options.others, report)]
 
 
-def _for_others(result: Fit, others: Sequence[FitRequest], told: Told) -> Iterator[Fit]:
+def _for_others(result: Fit, others: Sequence[FitRequest], report: Report) -> Iterator[Fit]:
     """Find the size for each other tolerance, and tell it in two lines, or why these rows give none."""
     for request in others:
         name = f"{f'at {request}':12}"
         try:
             other = result.at(request.tolerance, changed=request.changed)
         except UserError as error:
-            told(f"{name}{error}")
+            report(f"{name}{error}")
             continue
-        told(f"{name}{other.promise}")
-        told(answer(other))
+        report(f"{name}{other.promise}")
+        report(answer(other))
         yield other
 
 
@@ -125,7 +125,7 @@ def _refuse_second_fit(path: Path) -> None:
 
 
 @contextmanager
-def opened(path: Path, source: Source, *, shown: bool = False) -> Iterator[tuple[Trainer, SavedLora]]:
+def adapter_trainer(path: Path, source: Source, *, progress: bool = False) -> Iterator[tuple[Trainer, SavedLora]]:
     """Give the adapter in `path`, and a Trainer that has it with its base and its rows; errors as of `fit_folder`."""
     lora = read_lora(path)
     lora.check_supported("fit")
@@ -135,6 +135,6 @@ def opened(path: Path, source: Source, *, shown: bool = False) -> Iterator[tuple
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
     model = load_adapter(base, lora.folder)
     check_layers(lora, model)
-    with judging(recipe, tokenizer, task, model, shown=shown) as trainer:
+    with judging(recipe, tokenizer, task, model, progress=progress) as trainer:
         ready_to_fit(recipe, trainer)
         yield trainer, lora

@@ -37,28 +37,29 @@ from pedyra.trainer.untouched import untouched
 
 @dataclass(frozen=True)
 class _Side:
-    """One of the two models stands here as it was given."""
+    """One of the two models."""
 
-    given: str
+    name: str
+    """The folder, or the word base, as it stands on the command line."""
     path: Path | None = None
-    """The folder that was given; None for the base."""
+    """The folder; None for the base."""
     adapter: Path | None = None
     """The folder of its adapter; None for a whole model."""
 
     @classmethod
-    def of(cls, given: str) -> _Side:
-        """Find what was given on the command line. Raises ValueError where it is none of what can be proved."""
-        path = Path(given)
-        if given == BASE:
-            return cls(given)
+    def of(cls, name: str) -> _Side:
+        """Find the model that the command line names. Raises ValueError where it is none of what can be proved."""
+        path = Path(name)
+        if name == BASE:
+            return cls(name)
         if not path.is_dir():
             raise UserError(
-                f"{given} is no folder; give a run folder, an adapter's, a merged model's, or the word {BASE} for the "
+                f"{name} is no folder; give a run folder, an adapter's, a merged model's, or the word {BASE} for the "
                 f"base model alone"
             )
         adapter = any((folder / "adapter_config.json").is_file() for folder in (path, path / "adapter"))
         is_whole = not adapter and (path / "config.json").is_file()
-        return cls(given, path, None if is_whole else find_adapter(path))
+        return cls(name, path, None if is_whole else find_adapter(path))
 
     @property
     def is_lora(self) -> bool:
@@ -74,7 +75,7 @@ class _Side:
         content = base.model_dump()
         if self.path is not None and self.adapter is None:
             if "name" in other:
-                raise UserError(f"{self.given} is a whole model and takes no base; leave out --base-b")
+                raise UserError(f"{self.name} is a whole model and takes no base; leave out --base-b")
             other = {"name": str(self.path), **other}
         if "name" in other:
             content |= {"revision": None, "quantization": "none"}
@@ -89,18 +90,18 @@ def prove_paths(
     other: Mapping[str, str] | None = None,
     *,
     rows: int | None = None,
-    shown: bool = False,
+    progress: bool = False,
 ) -> Proof:
     """Prove that what `b` names is no worse than what `a` names, on rows of `source` or of a run that one of them is.
 
-    Where two adapters have the same base it is loaded once. Otherwise A stays in memory beside B where their answers
-    are compared, since no logits are kept.
+    Where two adapters have the same base it is loaded once. Otherwise A stays in memory beside B, since no logits are
+    kept.
 
     Args:
         margin: None: the default for what the rows have.
         other: keys of `model` in a recipe by which the base of `b` is another.
         rows: the most that are taken; None: all.
-        shown: progress bars.
+        progress: with progress bars.
 
     Raises:
         ValueError: no data, a folder that holds no model, adapters of different bases, a margin that this task lacks.
@@ -111,35 +112,28 @@ def prove_paths(
         _check_bases(sides)
     recipe, folder = _recipe(sides, source)
     models = [side.section(recipe.model, keys) for side, keys in zip(sides, ({}, other), strict=True)]
-    proving = _Proving(recipe, source, folder, rows, shown)
+    proving = _Proving(recipe, source, folder, rows, progress)
     measures: dict[str, Measurement] = {}
     with ExitStack() as stack:
-        in_a = proving.opened(stack, sides[0], models[0])
+        in_a = proving.load(stack, sides[0], models[0])
         heldout = proving.heldout_rows(in_a)
         if not heldout.unlabelled:
             measures["a"] = proving.measure(in_a, a)
         margin = settled(margin, heldout, measures.get("a"))
         check_margin(margin, a == BASE)
-        first = None if in_a.answer(heldout.heldout[0]) is None else in_a
-        del in_a
-        if first is None:
-            stack.close()
         shares = models[0] == models[1] and sides[0].is_plain and (sides[1].is_plain or b == BASE)
-        if first is not None and shares:
-            in_b = first.beside(stack, sides[1])
-        else:
-            in_b = proving.opened(stack, sides[1], models[1])
+        in_b = in_a.beside(stack, sides[1]) if shares else proving.load(stack, sides[1], models[1])
         if not heldout.unlabelled:
             measures["b"] = proving.measure(in_b, b)
         answers = Comparison()
-        if first is not None:
+        if in_a.answer(heldout.heldout[0]) is not None:
             counted = shown_as(in_b.judge, "answers", heldout.heldout)
-            answers = answers_beside(first.answer, in_b.answer, counted(heldout.heldout), first.judge.writes)
-        del first, in_b
+            answers = answers_beside(in_a.answer, in_b.answer, counted(heldout.heldout), in_a.judge.writes)
+        del in_a, in_b
     details = {"a": a, "b": b, "rows": heldout.counts[1], "weights": proving.weights, "answers": answers}
     if margin.of == "won":
         with ExitStack() as stack:
-            in_base = proving.opened(stack, _Side(BASE), recipe.model, is_won_from=True)
+            in_base = proving.load(stack, _Side(BASE), recipe.model, is_won_from=True)
             measures["base"] = proving.measure(in_base, BASE)
             del in_base
         details["base"] = proving.base
@@ -169,7 +163,7 @@ def _recipe(sides: Sequence[_Side], source: Source) -> tuple[Recipe, Path | None
 
 
 @dataclass(frozen=True)
-class _Opened:
+class _Model:
     """A model is in memory, with a Trainer that judges it."""
 
     judge: TrainerJudge
@@ -180,17 +174,17 @@ class _Opened:
         with self.using(), evaluating(self.judge.model), torch.no_grad():
             return self.judge.answers(batch)
 
-    def beside(self, stack: ExitStack, side: _Side) -> _Opened:
+    def beside(self, stack: ExitStack, side: _Side) -> _Model:
         """Load the adapter of this side beside the one that is there, on the same base."""
-        _, using = stack.enter_context(adapters_beside(self.judge.model, ("default", side.given)))
-        return _Opened(self.judge, using)
+        _, using = stack.enter_context(adapters_beside(self.judge.model, ("default", side.name)))
+        return _Model(self.judge, using)
 
 
 class _Proving:
     """Opens and measures models, all on the same rows."""
 
-    def __init__(self, recipe: Recipe, source: Source, folder: Path | None, rows: int | None, shown: bool) -> None:
-        self._recipe, self._most, self._shown, self._all = recipe, rows, shown, source.data is not None
+    def __init__(self, recipe: Recipe, source: Source, folder: Path | None, rows: int | None, progress: bool) -> None:
+        self._recipe, self._most, self._progress, self._all = recipe, rows, progress, source.data is not None
         self._tokenizer, self._task = load_rows(recipe, None if self._all else folder)
         self._batches: Sequence[Batch] = ()
         self.weights: list[float] = []
@@ -198,7 +192,7 @@ class _Proving:
         self.base = "the base model"
         """Name of what a gain is counted from."""
 
-    def opened(self, stack: ExitStack, side: _Side, section: ModelSection, *, is_won_from: bool = False) -> _Opened:
+    def load(self, stack: ExitStack, side: _Side, section: ModelSection, *, is_won_from: bool = False) -> _Model:
         """Load this model and a Trainer for it, until the stack is closed.
 
         Args:
@@ -206,7 +200,9 @@ class _Proving:
         """
         stack.callback(_make_room)
         model = self._loaded(side, section)
-        trainer = stack.enter_context(judging(self._recipe, self._tokenizer, self._task, model, shown=self._shown))
+        trainer = stack.enter_context(
+            judging(self._recipe, self._tokenizer, self._task, model, progress=self._progress)
+        )
         ready_to_fit(self._recipe, trainer)
         if self._all:  # nothing is calibrated, so both halves of a file of rows are for the proof
             trainer.train_dataset = None
@@ -214,19 +210,19 @@ class _Proving:
         using = nullcontext
         if is_won_from and getattr(model.get_base_model(), "drawn_anew", ["tiny"]):
             using, self.base = base_of(trainer, model, [] if self._all else training_rows(trainer), "default")
-        return _Opened(TrainerJudge(trainer, model), using)
+        return _Model(TrainerJudge(trainer, model), using)
 
-    def heldout_rows(self, opened: _Opened) -> Rows:
+    def heldout_rows(self, model: _Model) -> Rows:
         """Take the held-out rows; a model that writes goes on from prompts."""
         data = {"first": self._task.train, "second": self._task.eval} if self._all else None
-        with opened.using():
-            rows = heldout_rows(opened.judge, data, self._most)
+        with model.using():
+            rows = heldout_rows(model.judge, data, self._most)
         self._batches = rows.heldout
         return rows
 
-    def measure(self, opened: _Opened, name: str) -> Measurement:
-        with opened.using():
-            result, self.weights = measured(opened.judge, self._batches, name)
+    def measure(self, model: _Model, name: str) -> Measurement:
+        with model.using():
+            result, self.weights = measured(model.judge, self._batches, name)
         return result
 
     def _loaded(self, side: _Side, section: ModelSection) -> Any:

@@ -51,10 +51,11 @@ def last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple
     for each in (before, now):
         each.pop("fit", None)  # asked when the run has ended
         each["training"] = {key: value for key, value in each["training"].items() if key not in SHARING}
-    changed = first_difference(before, now)
-    if changed:
+    difference = first_difference(before, now)
+    if difference:
         raise UserError(
-            f"--resume: {changed}; continue with the run's own recipe, {folder.recipe}, or start anew with --overwrite"
+            f"--resume: {difference}; continue with the run's own recipe, {folder.recipe}, or start anew with "
+            f"--overwrite"
         )
     if why := why_not_resumable(recipe.method.name, recipe.training):
         raise UserError(f"--resume: {why}; --overwrite starts anew")

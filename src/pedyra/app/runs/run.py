@@ -20,7 +20,7 @@ from pedyra.app.runs.environment import describe_environment, memory_bytes, peak
 from pedyra.app.runs.processes import count_processes, from_first, is_first
 from pedyra.app.runs.resume import check_data, how_to_go_on, last_checkpoint, rows_per_step
 from pedyra.app.runs.run_folder import RunFolder
-from pedyra.app.runs.setup import Setup, layer_rows, ready_to_fit, set_up, trainable_parameters
+from pedyra.app.runs.setup import Setup, judge, layer_rows, ready_to_fit, set_up, trainable_parameters
 from pedyra.errors import UserError, as_user_error
 from pedyra.fitting.modes import use_averaged
 from pedyra.fitting.result import Fit
@@ -100,11 +100,11 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
         return _train(set_up(recipe), folder, from_first(None), console)  # which has prepared the folder by then
     folder.check(overwrite=overwrite, resume=resume)
     with folder.lock():
-        checkpoint, broken = last_checkpoint(folder, recipe) if resume else (None, [])
+        checkpoint, remains = last_checkpoint(folder, recipe) if resume else (None, [])
         setup = set_up(recipe, record_to=folder.ranks)
         if resume:
             check_data(folder, setup)
-            for damaged, flaw in broken:  # or Trainer would take it for the newest
+            for damaged, flaw in remains:  # or Trainer would take it for the newest
                 console.print(f"removing {damaged}, which is not whole: {flaw}", soft_wrap=True)
                 remove(damaged)
             console.print(f"continuing from {checkpoint}", soft_wrap=True)
@@ -195,19 +195,21 @@ def _finish(
 
     if is_first():
         save_adapter(setup.model, folder.adapter)
-    evaluation = _final_evaluation(trainer, log if best else None)
+    # The final line has this evaluation, which may be of an earlier step; trackers have closed their files.
+    trainer.log = lambda *_: None  # pyright: ignore[reportAttributeAccessIssue]
+    metrics = judge(trainer)
     final = {
         "step": trainer.state.global_step,
         "final": True,
         **({} if best is None else {"best_step": checkpoint_step(Path(best))}),
         "seconds": round(log.seconds + (0.0 if handle is None else handle.preparation_seconds), 3),
-        "train_steps_per_second": round(log.steps_per_second(trainer.state.global_step), 4),
         "peak_memory_bytes": peak_memory_bytes(trainer.args.device),
         "trainable_parameters": num_trainable,
         "total_parameters": sum(parameter.numel() for parameter in setup.model.parameters()),
         "metric": setup.task.metric,
-        "value": evaluation[f"eval_{setup.task.metric}"],
-        "eval_loss": evaluation["eval_loss"],
+        "value": metrics[setup.task.metric],
+        "eval_loss": metrics.pop("loss"),
+        "metrics": metrics,
     }
     if is_first():
         write_file(folder.adapter / CARD, _card(setup, folder, final))
@@ -230,16 +232,3 @@ def _card(setup: Setup, folder: RunFolder, final: dict[str, Any]) -> str:
         "held-out rows": f"{final['metric']} {final['value']:.4f}, loss {final['eval_loss']:.4f}",
     }
     return adapter_card(recipe.name, rows, base=base, dataset=recipe.data.source, metrics=[final["metric"]])
-
-
-def _final_evaluation(trainer: Trainer, silent: MetricsLog | None) -> dict[str, float]:
-    """Return the metrics of the saved adapter: those of the last step if it was evaluated, else of a new evaluation.
-
-    `silent` is the log of a run whose best adapter is evaluated; it would record that as the last step's.
-    """
-    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    if evaluations and evaluations[-1]["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end:
-        return evaluations[-1]
-    if silent is not None:
-        trainer.remove_callback(silent)
-    return trainer.evaluate()

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pedyra.errors import UserError
-from pedyra.lora.files import check_shape, read_json, read_rows, refuse_link, refuse_unwritable, remove, write_file
+from pedyra.lora.files import read_json, read_rows, refuse_link, refuse_unwritable, remove, write_file
 from pedyra.trainer.checkpoint_folder import ASIDE, list_checkpoints
 
 # The entries that a run writes, and that `--overwrite` may remove. "runs" has Trainer's TensorBoard files.
@@ -30,11 +30,6 @@ CONTENTS = (
     "runs",
     ASIDE,
 )
-
-_FINAL = {
-    **{"metric": str, "value": (float, None), "eval_loss": (float, None)},
-    **{"trainable_parameters": int, "seconds": float, "peak_memory_bytes": int},
-}
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +59,6 @@ class RunFolder:
         """The texts of `pedyra eval`."""
         self.environment = path / "environment.json"
         self.adapter = path / "adapter"
-        self.report = path / "report.html"
 
     def recorded(self, key: str) -> Any:
         """Read a field of environment.json; None where there is none."""
@@ -86,10 +80,7 @@ class RunFolder:
     def final(self) -> dict[str, Any] | None:
         """Return the last line of metrics, which a run writes after it has saved the adapter; None before."""
         rows = read_rows(self.metrics, {"step": int})
-        if not rows or not rows[-1].get("final"):
-            return None
-        check_shape(rows[-1], _FINAL, f"{self.metrics}, its last line")
-        return rows[-1]
+        return rows[-1] if rows and rows[-1].get("final") else None
 
     def result(self) -> dict[str, Any]:
         """Return `final` of a finished run. Raises ValueError: there is none."""

@@ -84,7 +84,7 @@ def prove_samples(a: Path, b: Path, margin: str | None, metric: str | None, name
         raise UserError(
             f"{lacking} lacks document {apart[0]}; {len(apart)} are in one file alone; answer all with both"
         )
-    metric = _chosen("metric", {each for one in in_a.values() for each in one.metrics}, metric, a)
+    metric = _only("metric", {each for one in in_a.values() for each in one.metrics}, metric, a)
     values = [[_value(side[doc], metric, path) for doc in in_a] for side, path in ((in_a, a), (in_b, b))]
     is_share = all(value in (0, 1) for side in values for value in side)
     limit = Margin.read(margin or ("1pt" if is_share else "1%"), metric)
@@ -109,14 +109,14 @@ def _read(path: Path, name: str | None) -> dict[int, _Sample]:
     except ValidationError as error:
         what = " ".join(map(str, [*error.errors()[0]["loc"], error.errors()[0]["msg"]]))
         raise UserError(f"{path}: {what}; give a samples_*.jsonl of lm_eval --log_samples") from None
-    name = _chosen("filter", {each.filter for each in every}, name, path)
+    name = _only("filter", {each.filter for each in every}, name, path)
     samples = [each for each in every if each.filter == name]
     if len(documents := {each.doc_id: each for each in samples}) < len(samples):
         raise UserError(f"{path} holds a document more than once; give the file of one run")
     return documents
 
 
-def _chosen(what: str, names: set[str], name: str | None, path: Path) -> str:
+def _only(what: str, names: set[str], name: str | None, path: Path) -> str:
     """Return the name that was chosen, or the only one there is."""
     if len(names) != 1 if name is None else name not in names:
         raise UserError(f"{path} has of {what}s: {', '.join(sorted(names)) or 'none'}; give one of them, --{what} NAME")

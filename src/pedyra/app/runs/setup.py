@@ -120,18 +120,28 @@ _HELD_OUT = {"dataloader_drop_last": False, "train_sampling_strategy": "random"}
 
 @contextmanager
 def judging(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, task: Task, model: PeftModel, *, shown: bool = False
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, task: Task, model: PeftModel, *, progress: bool = False
 ) -> Iterator[Trainer]:
     """Give a Trainer that evaluates this model on the rows of `task`, and writes no files.
 
     Args:
-        shown: with progress bars.
+        progress: with progress bars.
     """
     setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, model=model)
     with TemporaryDirectory() as scratch:
         trainer = setup.trainer(scratch, report_to="none")
-        trainer.args.disable_tqdm = not shown
+        trainer.args.disable_tqdm = not progress
         yield trainer
+
+
+def judge(trainer: Trainer) -> dict[str, float]:
+    """Evaluate the model on the held-out rows; return the loss and the metrics of the task."""
+    metrics = {key.removeprefix("eval_"): value for key, value in trainer.evaluate().items()}
+    return {key: value for key, value in metrics.items() if key not in _NO_METRICS}
+
+
+_NO_METRICS = ("epoch", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+"""Trainer adds these to every evaluation, and they say nothing about the model."""
 
 
 def ready_to_fit(recipe: Recipe, trainer: Trainer) -> None:

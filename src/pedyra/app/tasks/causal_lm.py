@@ -27,7 +27,7 @@ def encode(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, si
     Rows whose answer lies wholly beyond max_length are left out, and their number is logged.
     Raises ValueError if no row is left, and for chats without a chat template that can render them.
     """
-    encoded, num_long = [], 0
+    features, num_long = [], 0
     if not data.labelled:
         return prompts(rows, data, tokenizer)
     for row in rows:
@@ -36,28 +36,28 @@ def encode(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, si
         ids, labels = ids[: data.max_length], labels[: data.max_length]
         # A label is predicted from the tokens before it, so the first one never counts.
         if any(label != IGNORED for label in labels[1:]):
-            encoded.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
+            features.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
     tell_cut(num_long, len(rows), side, data.max_length)
-    if not encoded:
+    if not features:
         raise UserError(
             f"no {side} row has an answer within data.max_length {data.max_length} tokens: every prompt is longer, so "
             "raise it, or no chat has an assistant's turn"
         )
-    if len(encoded) < len(rows):
+    if len(features) < len(rows):
         logger.warning(
             "%d of %d %s rows have no answer within data.max_length %d tokens and are left out",
-            len(rows) - len(encoded),
+            len(rows) - len(features),
             len(rows),
             side,
             data.max_length,
         )
-    return encoded
+    return features
 
 
 def prompts(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, list[int]]]:
     """Make input_ids and attention_mask of prompts alone, cut to max_length tokens. Raises ValueError for an empty
     one."""
-    encoded = []
+    features = []
     for number, row in enumerate(rows, start=1):
         text = prompt_text(row, data.prompt, data.template)
         ids = prompt_tokens(text, tokenizer)[: data.max_length]
@@ -65,8 +65,8 @@ def prompts(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase) -
             raise UserError(
                 f"prompt {number} of {len(rows)} is empty ({text!r:.20}), so nothing can go on from it; remove the row"
             )
-        encoded.append({"input_ids": ids, "attention_mask": [1] * len(ids)})
-    return encoded
+        features.append({"input_ids": ids, "attention_mask": [1] * len(ids)})
+    return features
 
 
 def _prompt_and_answer(
@@ -96,13 +96,13 @@ def _chat(row: dict[str, Any], data: DataSection, tokenizer: PreTrainedTokenizer
                     "give data.chat_template one whose text only grows"
                 )
             spans.append((len(before), len(after)))
-    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+    encoding = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     # Some tokenizers leave spaces out of a token's offsets, so that a token of spaces has an empty span.
     labels = [
         token if any(start <= first - (first == last) and last <= end for start, end in spans) else IGNORED
-        for token, (first, last) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        for token, (first, last) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
     ]
-    return encoded["input_ids"], labels
+    return encoding["input_ids"], labels
 
 
 def messages_of(row: dict[str, Any], data: DataSection) -> list[dict[str, Any]]:

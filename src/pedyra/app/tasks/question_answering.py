@@ -62,7 +62,7 @@ def encode(
             f"{side} row {longest + 1} has a question of {max(lengths)} tokens, which leaves no room for parts that "
             f"overlap by data.doc_stride {data.doc_stride}; raise data.max_length {data.max_length} or lower the stride"
         )
-    encoded = tokenizer(
+    encoding = tokenizer(
         questions,
         [row["context"] for row in rows],
         truncation="only_second",
@@ -72,15 +72,15 @@ def encode(
         return_offsets_mapping=True,
     )
     features, parts = [], []
-    for index, row_index in enumerate(encoded.pop("overflow_to_sample_mapping")):
-        sequence = encoded.sequence_ids(index)
-        offsets = encoded["offset_mapping"][index]
-        ids = encoded["input_ids"][index]
+    for index, row_index in enumerate(encoding.pop("overflow_to_sample_mapping")):
+        sequence = encoding.sequence_ids(index)
+        offsets = encoding["offset_mapping"][index]
+        ids = encoding["input_ids"][index]
         no_answer = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
         spans = [tuple(span) if where == 1 else None for span, where in zip(offsets, sequence, strict=True)]
         part = ContextPart(row=row_index, no_answer=no_answer, spans=spans)  # pyright: ignore[reportArgumentType]
         start, end = _positions(part, rows[row_index]["answers"])
-        columns = {name: column[index] for name, column in encoded.items() if name != "offset_mapping"}
+        columns = {name: column[index] for name, column in encoding.items() if name != "offset_mapping"}
         features.append({**columns, "start_positions": start, "end_positions": end})
         parts.append(part)
     return features, parts

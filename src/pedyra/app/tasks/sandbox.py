@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -48,33 +47,23 @@ os._exit(plan["done"])
 """The program inside limits itself, and then runs the parts one after the other in one module."""
 
 
-class SandboxRefused(UserError):
-    """The sandbox cannot be set up here; one line says why."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """The code may use no more. The references of HumanEval(+) and MBPP(+) need less, but for Mbpp/255."""
-
-    cpu_seconds: int = 10
-    """Processor time of each process."""
-    seconds: float = 60.0
-    """The wall clock may run longer, as a busy machine gives a program a part of a processor."""
-    memory: int = 2 << 30
-    """Address space of each process, in bytes."""
+CPU_SECONDS, MEMORY = 10, 2 << 30
+"""Processor time and address space (bytes) of each process. The references of HumanEval(+) and MBPP(+) need less, but
+for Mbpp/255."""
+SECONDS = 60.0
+"""The wall clock may run longer, as a busy machine gives a program a part of a processor."""
 
 
 class Sandbox:
     """Runs Python source apart from the machine.
 
-    Making one runs an empty program, so that a machine without the means refuses before long work: SandboxRefused.
+    Making one runs an empty program, so that a machine without the means refuses before long work: ValueError.
     """
 
-    def __init__(self, limits: Limits | None = None) -> None:
-        self.limits = limits or Limits()
+    def __init__(self) -> None:
         bubblewrap = shutil.which("bwrap") if sys.platform == "linux" else None
         if bubblewrap is None:
-            raise SandboxRefused(
+            raise UserError(
                 f"model-written code runs in bubblewrap, on Linux: this is {sys.platform}, and bwrap is not on the "
                 f"PATH; run apt install bubblewrap (dnf install bubblewrap)"
             )
@@ -82,7 +71,7 @@ class Sandbox:
         trial = self._run([], stderr=subprocess.PIPE)
         if trial.returncode != _DONE:
             lines = trial.stderr.decode(errors="replace").strip().splitlines() or ["it does not start"]
-            raise SandboxRefused(
+            raise UserError(
                 f"model-written code cannot be run here: {lines[-1]}; bubblewrap needs user namespaces, which a "
                 f"container or the kernel may forbid"
             )
@@ -96,14 +85,14 @@ class Sandbox:
         return "passed" if code == _DONE else "timeout" if code == _OUT_OF_TIME else "failed"
 
     def _run(self, parts: Sequence[str], stderr: int = subprocess.DEVNULL) -> subprocess.CompletedProcess[bytes]:
-        limits = {"RLIMIT_CPU": self.limits.cpu_seconds, "RLIMIT_AS": self.limits.memory, "RLIMIT_CORE": 0}
+        limits = {"RLIMIT_CPU": CPU_SECONDS, "RLIMIT_AS": MEMORY, "RLIMIT_CORE": 0}
         plan = {"limits": limits, "packages": _PACKAGES, "done": _DONE, "parts": list(parts)}
         return subprocess.run(
             self._command,
             input=json.dumps(plan).encode(),
             stdout=subprocess.DEVNULL,
             stderr=stderr,
-            timeout=self.limits.seconds,
+            timeout=SECONDS,
             check=False,
         )
 

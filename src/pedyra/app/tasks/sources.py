@@ -156,7 +156,7 @@ def _select(
     also: Sequence[str] = (),
 ) -> Rows:
     """Select these columns, and those of `also` that are not empty; `structured` columns may have lists and dicts."""
-    selected = []
+    selection = []
     for number, row in enumerate(rows, start=1):
         for column in columns:
             if column not in row:
@@ -170,10 +170,10 @@ def _select(
                 raise UserError(
                     f"row {number} of {where} has a {kind} in column {column!r}, where a text or a number is expected"
                 )
-        selected.append(
+        selection.append(
             {column: row[column] for column in columns} | {name: row[name] for name in also if row.get(name)}
         )
-    return selected
+    return selection
 
 
 def _format(source: str) -> str | None:

@@ -47,8 +47,8 @@ def compare_experiment(experiment: Experiment, engine: Engine = HERE, console: C
     num_reported = len(experiment.entries) * len(grid.seeds)
     console.print(f"{grid.name}: {len(experiment.entries)} rows x tasks x budgets")
     console.print(f"runs        {sum(map(len, tuning.values()))} to choose rates, {num_reported} reported")
-    changed = {(each.method, each.budget, r) for each, r in experiment.matched.items() if r != each.budget}
-    for method, budget, r in sorted(changed):
+    ranks = {(each.method, each.budget, r) for each, r in experiment.matched.items() if r != each.budget}
+    for method, budget, r in sorted(ranks):
         console.print(f"matched     {method}, r = {budget}: lora.r = {r}", soft_wrap=True, markup=False)
     failed = _run_missing([job for jobs in tuning.values() for job in jobs], engine, console)
     curves = [RateCurve(entry, grid.rates(entry.method), collect(jobs, grid.judge)) for entry, jobs in tuning.items()]

@@ -21,7 +21,7 @@ DryRun = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Check the grid and its data, print how many runs there are and how long they take, train none.",
+        help="Check the grid and its data, print how many runs there are and their GPU hours, train none.",
     ),
 ]
 Ray = Annotated[
@@ -67,8 +67,7 @@ def compare(
         return
     with stoppable(console):
         comparison = compare_experiment(experiment, engine(ray, workers, gpus, cpus, retries, console), console)
-    if json_file:
-        write_json_lines(json_file, comparison.rows)
+    write_json_lines(json_file, comparison.rows)
     if comparison.failed:
         raise typer.Exit(1)
 

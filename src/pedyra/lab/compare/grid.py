@@ -147,12 +147,6 @@ class Grid(Section):
             raise UserError(
                 "training.load_best_model_at_end chooses each run's step on the rows that are reported; leave it out"
             )
-        for name in self.methods:
-            if self.match_of(name) == "parameters" and self._in_full(name) != self._in_full(self.baseline):
-                raise UserError(
-                    f"methods.{name} trains other modules in full than the baseline (lora.modules_to_save), which are "
-                    f"not matched; give lora.modules_to_save for all rows, or methods.{name}.match: rank"
-                )
         for label, settings in self.tasks.items():
             task_data(label, settings, self.data_dir)
         return self
@@ -186,10 +180,6 @@ class Grid(Section):
         """Return the keys of `lora` that are set for a row: the grid's, and the row's own over them."""
         shared, own = (each.model_dump(exclude_unset=True) for each in (self.lora, self.methods[method].lora))
         return shared | own
-
-    def _in_full(self, method: str) -> Any:
-        """Return the modules that a row trains beside its adapter."""
-        return self.lora_of(method).get("modules_to_save") or []
 
     def to_yaml(self) -> str:
         """Write the keys that are set; `load_grid` reads an equal grid from them."""

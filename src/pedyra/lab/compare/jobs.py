@@ -17,7 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from pedyra.app.interrupts import on_interrupt
 from pedyra.app.runs.resume import why_not_resumable
@@ -97,12 +97,9 @@ Stops = list[bool]
 them."""
 
 
-class Engine(Protocol):
-    """Trains runs on this machine, or on a cluster."""
-
-    def __call__(self, jobs: Sequence[Job], report: Callable[[JobEnd], None], stops: Stops) -> None:
-        """Run the jobs to their ends, and begin none once there is a stop; `report` gets each end, one at a time."""
-        ...
+Engine = Callable[[Sequence[Job], Callable[[JobEnd], None], Stops], None]
+"""Runs the jobs to their ends, on this machine or on a cluster, and begins none once there is a stop; the second
+argument gets each end, one at a time."""
 
 
 @dataclass(frozen=True)

@@ -274,15 +274,11 @@ class BareModel:
         tokenizer = load_tokenizer(section)
         with torch.device("meta"):
             self.base = shape_of(section, kind, classes, tokenizer)
-        self._known: dict[str, int] = {}
 
     def lora_parameters(self, recipe: Recipe, r: int) -> int:
         """Count the parameters of the recipe's LoRA at rank r, without E of the dynamic methods, which is r a layer."""
         lora = recipe.lora.model_copy(update={"r": r, "init": True, **get_method(recipe.method.name).lora})
-        key = lora.model_dump_json()
-        if key not in self._known:
-            self._known[key] = self._count_trained(recipe.model_copy(update={"lora": lora, "method": MethodSection()}))
-        return self._known[key]
+        return self._count_trained(recipe.model_copy(update={"lora": lora, "method": MethodSection()}))
 
     def method_parameters(self, recipe: Recipe, r: int) -> int:
         """Count the parameters of the recipe's method at lora.r: of that LoRA, or of a RandLoRA of about its size."""

@@ -14,8 +14,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from platform import node
 from typing import Any
-from uuid import uuid4
 
 import pedyra
 from pedyra.errors import UserError
@@ -32,8 +32,7 @@ class RayCluster:
 
     Raises:
         ImportError: Ray is not installed.
-        ValueError: nothing answers at the address. When runs begin: a node has no pedyra, or another version, or does
-            not see the folder of the comparison.
+        ValueError: nothing answers at the address.
     """
 
     def __init__(self, address: str, *, gpus: float | None = None, cpus: float = 1.0, retries: int = 3) -> None:
@@ -57,36 +56,22 @@ class RayCluster:
         of_all = ray.cluster_resources()
         gpus = float(of_all.get("GPU", 0) > 0) if gpus is None else gpus
         self.takes = {"num_gpus": gpus, "num_cpus": cpus, "max_retries": retries}
-        self.summary = f"{len(self._nodes())} nodes with {of_all.get('GPU', 0):g} GPUs; a run takes {gpus:g}"
-        if not self._nodes():
-            self.summary = f"no node has {gpus:g} GPUs and {cpus:g} CPUs now; runs wait for one that has"
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        self.summary = f"{len(nodes)} nodes with {of_all.get('GPU', 0):g} GPUs; a run takes {gpus:g}"
 
     def __call__(self, jobs: Sequence[Job], report: Callable[[JobEnd], None], stops: Stops) -> None:
-        if not jobs:
-            return
-        self._check_nodes(jobs[0].folder)
         # A process trains once: then its memory, and that of its GPU, is free.
         task = self.ray.remote(max_calls=1, **self.takes)(_on_a_node)
-        running = {task.remote(job, os.getcwd()): job for job in jobs}
-        forwarded = 0
+        running = {task.remote(job, os.getcwd(), pedyra.__version__): job for job in jobs}
+        num_stops = 0
         while running:
-            for stop in range(forwarded, len(stops)):
+            for stop in range(num_stops, len(stops)):
                 for each in running:
                     self.ray.cancel(each, force=stop > 0)
-            forwarded = len(stops)
+            num_stops = len(stops)
             for each in self.ray.wait(list(running), timeout=1.0)[0]:
                 if (end := self._end_of(each, running.pop(each), stops)) is not None:
                     report(end)
-
-    def _nodes(self) -> list[str]:
-        """Return the nodes that could train a run."""
-        needs = {"GPU": self.takes["num_gpus"], "CPU": self.takes["num_cpus"]}
-        alive = [node for node in self.ray.nodes() if node["Alive"]]
-        return [
-            node["NodeID"]
-            for node in alive
-            if all(node["Resources"].get(key, 0) >= need for key, need in needs.items())
-        ]
 
     def _end_of(self, task: Any, job: Job, stops: Stops) -> JobEnd | None:
         try:
@@ -99,46 +84,18 @@ class RayCluster:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             return JobEnd(job, "failed", f"{lines[-1] if 'Traceback' in str(error) else lines[0]} ({job.log})")
 
-    def _check_nodes(self, folder: Path) -> None:
-        """Refuse, before any run begins, a node that has no pedyra, or another version, or does not see this folder."""
 
-        def look(file: Path) -> tuple[str, str | None, bool]:  # inside a function, it travels as code
-            import platform
-
-            try:
-                import pedyra
-                import pedyra.app.cli
-
-                version = pedyra.__version__
-            except ImportError:
-                version = None
-            return platform.node(), version, file.is_file()
-
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        mark = folder / f".seen-{uuid4().hex}"
-        mark.touch()
-        try:
-            looks = [
-                self.ray.remote(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))(look)
-                for node in self._nodes()
-            ]
-            answers = self.ray.get([each.remote(mark.absolute()) for each in looks])
-        finally:
-            mark.unlink()
-        for name, version, is_visible in answers:
-            if version != pedyra.__version__:
-                has = "no pedyra[cli]" if version is None else f"pedyra {version}"
-                raise UserError(f"node {name} has {has}; install pedyra[cli] {pedyra.__version__} there")
-            if not is_visible:
-                raise UserError(f"node {name} does not see {folder}; give an output_dir on storage that all nodes see")
-
-
-def _on_a_node(job: Job, root: str) -> JobEnd | None:
-    """Run a job in this process, which Ray has started for it on some node; its paths are from `root` on."""
+def _on_a_node(job: Job, root: str, version: str) -> JobEnd | None:
+    """Run a job in this process, which Ray has started for it on some node; its paths are from `root` on. It fails
+    where this node has another version of pedyra, or does not see the folder of the comparison."""
+    if version != pedyra.__version__:
+        return JobEnd(job, "failed", f"{node()} has pedyra {pedyra.__version__}; install pedyra[cli] {version} there")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if Path(root).is_dir():  # an absolute folder may be seen where the command's own is not
         os.chdir(root)
+    if not job.folder.is_dir():
+        message = f"{node()} does not see {job.folder}; give an output_dir on storage that all nodes see"
+        return JobEnd(job, "failed", message)
     return run_job(job, _in_this_process, [])
 
 

@@ -6,16 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from pedyra.app.recipe_sections import LOWER_IS_BETTER
-from pedyra.app.runs.evaluate import NO_METRICS
 from pedyra.lab.compare.grid import Grid, Judge
 from pedyra.lab.compare.jobs import Entry, Job, JobEnd
 from pedyra.lab.compare.statistics import reach
-from pedyra.lora.files import read_rows
 
 RunRow = dict[str, Any]
 """A line of comparison.jsonl, for one finished run; `result_row` makes it."""
@@ -36,7 +33,8 @@ def result_row(job: Job, final: Mapping[str, Any], judge: Judge) -> RunRow:
 
     `metric` is the task's own (`task_metric`) or "loss", as `judge` says; `metrics` has all of the last evaluation.
     """
-    loss, own, metrics = _number(final["eval_loss"]), _number(final["value"]), _last_metrics(job.run, final)
+    loss, own = _number(final["eval_loss"]), _number(final["value"])
+    metrics = {name: _number(value) for name, value in final["metrics"].items()}
     if not math.isfinite(loss):  # a diverged model still has an accuracy, of the one class it predicts
         own, metrics = math.nan, dict.fromkeys(metrics, math.nan)
     return {
@@ -55,19 +53,6 @@ def result_row(job: Job, final: Mapping[str, Any], judge: Judge) -> RunRow:
     }
 
 
-def _last_metrics(run: Path, final: Mapping[str, Any]) -> dict[str, float]:
-    """Return all metrics of the final evaluation; the task's own alone if it was not logged, as where a method changes
-    the model after the last logged one (SoRA prunes ranks)."""
-    own = final["metric"]
-    if final["value"] is None:
-        return {own: math.nan}
-    for row in reversed(read_rows(run / "metrics.jsonl")[:-1]):
-        if row.get(f"eval_{own}") == final["value"] and row["step"] == final["step"]:
-            names = {key: key.removeprefix("eval_") for key in row if key.startswith("eval_")}
-            return {name: _number(row[key]) for key, name in names.items() if name not in ("loss", *NO_METRICS)}
-    return {own: final["value"]}
-
-
 def _number(value: float | None) -> float:
     """Read null, which stands for NaN and infinities in JSON."""
     return math.nan if value is None else value
@@ -80,7 +65,7 @@ def choose_rate(rows: Sequence[RunRow]) -> float | None:
     the most seeds are compared: a run that failed is reported elsewhere.
     """
     seeds = Counter(row["learning_rate"] for row in rows)
-    compared = [rate for rate, count in seeds.items() if count == max(seeds.values())]
+    candidates = [rate for rate, count in seeds.items() if count == max(seeds.values())]
 
     def order(rate: float) -> tuple[float, float, float]:
         mine = [row for row in rows if row["learning_rate"] == rate]
@@ -88,7 +73,7 @@ def choose_rate(rows: Sequence[RunRow]) -> float | None:
         loss = fmean(row["eval_loss"] for row in mine)
         return (value if math.isfinite(value) else math.inf, loss if math.isfinite(loss) else math.inf, rate)
 
-    return min(compared, key=order, default=None)
+    return min(candidates, key=order, default=None)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from pathlib import Path
 from statistics import fmean
 
 from rich.console import Console
+from rich.filesize import decimal
 
-from pedyra.app.console import format_bytes, format_seconds, print_table
+from pedyra.app.console import format_seconds, print_table
 from pedyra.lab.compare.results import Comparison, sign
 from pedyra.lab.compare.statistics import differences, interval, standard_error
 from pedyra.lora.files import write_file
@@ -87,7 +88,7 @@ def _resources(comparison: Comparison, method: str, budget: int) -> dict[str, st
     columns: dict[str, tuple[str, Callable[[float], str]]] = {
         "parameters": ("trainable_parameters", lambda count: f"{count:,.0f}"),
         "time": ("seconds", format_seconds),
-        "peak memory": ("peak_memory_bytes", format_bytes),
+        "peak memory": ("peak_memory_bytes", lambda count: decimal(round(count))),
     }
     cells = {}
     for title, (key, text) in columns.items():

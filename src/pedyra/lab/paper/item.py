@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -61,7 +62,7 @@ class CellPart(Section):
 
 
 DATA_SETS = {"sst2": "SST-2", "cola": "CoLA"}
-"""Key of a recipe -> the name of its data set in rows and columns, of those at scale smoke."""
+"""Key of a recipe -> the name of its data set in rows and columns, where scale smoke has generated rows."""
 
 
 class AtScale(Section):
@@ -153,25 +154,16 @@ class Item(Section):
             Sandbox()
 
     def at(self, scale: Scale) -> Item:
-        """Return the item with the columns of the scale; at scale smoke, whose tiny random models learn nothing,
-        without published numbers, and with the names of the data sets that are used."""
-        columns = self.scales[scale].columns or self.columns
+        """Return the item with the columns of the scale; at scale smoke, whose tiny random models learn nothing from
+        generated rows, without published numbers and names of data sets."""
+        item = self.model_copy(update={"columns": self.scales[scale].columns or self.columns})
         if scale != "smoke":
-            return self if columns is self.columns else self.model_copy(update={"columns": columns})
-        names = {
-            DATA_SETS[key]: recipe(name).data.source
-            for key, name in self.scales[scale].recipes.items()
-            if key in DATA_SETS
-        }
-
-        def own(name: str) -> str:
-            for published, source in names.items():
-                name = name.replace(published, source)
-            return name
-
-        parts = {"rows": self.rows, "columns": columns}
-        renamed = {key: {own(name): part for name, part in each.items()} for key, each in parts.items()}
-        return self.model_copy(update={**renamed, "published": {}})
+            return item
+        names = "|".join(DATA_SETS[key] for key in self.scales[scale].recipes if key in DATA_SETS) or "(?!)"
+        rows, columns = (
+            {re.sub(names, "toy", name): part for name, part in each.items()} for each in (item.rows, item.columns)
+        )
+        return item.model_copy(update={"rows": rows, "columns": columns, "published": {}})
 
     def needs(self, scale: Scale) -> dict[str, list[str]]:
         """Return the models and data sets that a scale names."""

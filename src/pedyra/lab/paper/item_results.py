@@ -147,11 +147,9 @@ def remarks(item: Item, scale: Scale, cells: Sequence[CellRow]) -> list[str]:
     elif scale != "full":
         recipes = ", ".join(dict.fromkeys(item.scales[scale].recipes.values()))
         lines.append(f"Scale {scale} has other models, data and steps ({recipes}): compare rows, not levels.")
-    unmeasured = [
-        column for column in item.columns if not any(each["seeds"] for each in cells if each["column"] == column)
-    ]
-    if unmeasured:
-        lines.append(f"Not measured: {', '.join(unmeasured)}.")
+    gaps = [column for column in item.columns if not any(each["seeds"] for each in cells if each["column"] == column)]
+    if gaps:
+        lines.append(f"Not measured: {', '.join(gaps)}.")
     columns = {each["column"] for each in cells if each["seeds"]}
     published = [name for name, part in get_item(item.id).columns.items() if not part.average]
     if any(part.average and not columns.issuperset(part.over or published) for part in item.columns.values()):

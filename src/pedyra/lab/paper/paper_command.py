@@ -51,8 +51,7 @@ def list_items(json_file: JsonFile = None) -> None:
         lines.append([item.id, models, f"{full.gpu_gb:g}", f"{full.hours:g}", f"{small.hours:g}", item.title])
     columns = ["id", "models, full", "GPU GB, full", "hours a seed, full", "hours a seed, small", "title"]
     print_table(new_console(), columns, lines, title="What each needs; costs are estimates")
-    if json_file:
-        write_json_lines(json_file, rows)
+    write_json_lines(json_file, rows)
 
 
 @app.command()
@@ -106,8 +105,7 @@ def run(
         console.print(f"- {remark}", soft_wrap=True)
     for file in measurement.files:
         console.print(f"written     {file}", soft_wrap=True)
-    if json_file:
-        write_json_lines(json_file, measurement.results)
+    write_json_lines(json_file, measurement.results)
     for failure in measurement.failed:
         console.print(f"failed      {failure}", soft_wrap=True)
     if measurement.failed:
