@@ -68,13 +68,9 @@ def cost(ranks: Mapping[str, int], units: Mapping[str, int]) -> int:
     return sum(rank * units[name] for name, rank in ranks.items())
 
 
-def layer_means(scores: Scores, pruned: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, float]:
-    """Compute Eq. (7): the mean over a layer's triples, without those in `pruned`; 0 for a layer without any."""
-    result, pruned = {}, pruned or {}
-    for name, values in scores.items():
-        others = [value for index, value in enumerate(values) if index not in pruned.get(name, ())]
-        result[name] = sum(others) / len(others) if others else 0.0
-    return result
+def layer_means(scores: Scores) -> dict[str, float]:
+    """Compute Eq. (7): the mean over a layer's triples; 0 for a layer without any."""
+    return {name: sum(values) / len(values) if values else 0.0 for name, values in scores.items()}
 
 
 def round_robin(

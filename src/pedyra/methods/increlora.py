@@ -120,10 +120,6 @@ class IncreLora(Growing):
     times smaller there. Raises ValueError: a LoRA that begins at the final rank or above; rsLoRA or another start.
     """
 
-    beta1: float = 0.85
-    """EMA of the sensitivity."""
-    beta2: float = 0.85
-    """EMA of the uncertainty."""
     orth_weight: float = 0.1
     """Weight of the orthogonality term; 0 switches it off."""
 

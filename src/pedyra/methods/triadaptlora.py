@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan, round_robin
 from pedyra.allocate.contract import Run, Training, Work
-from pedyra.allocate.schedule import check_count
 from pedyra.allocate.scored import ScoredSituation
 from pedyra.allocate.scores import ScoreState
 from pedyra.errors import UserError
@@ -114,17 +113,10 @@ class TriAdaptLora(Growing):
 
     orth_weight: float = 0.5
     """Weight of the orthogonality term, the authors'."""
-    max_rank: int | None = None
-    """No layer grows above this rank; None: only the layer's own width bounds it."""
 
     start = "lora"
     scores = CoreNorms
     always_trains_e = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_rank is not None:
-            check_count("max_rank", self.max_rank, 1)
 
     def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
         reason = "TriAdaptLoRA defines its own start and scaling"
