@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan
-from pedyra.allocate.contract import Decision, Run, Situation, Training, Work
+from pedyra.allocate.contract import Run, Training, Work
 from pedyra.allocate.scored import ScoredRun, ScoredSituation
 from pedyra.allocate.scores import ScoreState, update_sensitivity_
 from pedyra.errors import UserError
@@ -167,8 +167,8 @@ class IncreLora(Growing):
         """Draw A, B ~ N(0, 0.02^2), AdaLoRA's; E is 1e-5."""
         return super().new_triples(layer, num, generator)._replace(E=torch.full((num,), RESERVE_E))
 
-    def begin(self, run: Run) -> ReserveRun:
-        return ReserveRun(self, run)
+    def begin(self, run: Run, start: ScoredSituation) -> ReserveRun:
+        return ReserveRun(self, run, start)
 
     def _missing(self, ranks: Mapping[str, int]) -> int:
         """Count the ranks up to the budget, where layers have these with their reserves."""
@@ -189,8 +189,8 @@ class ReserveRun(ScoredRun):
 
     method: IncreLora
 
-    def __init__(self, method: IncreLora, run: Run) -> None:
-        super().__init__(method, run)
+    def __init__(self, method: IncreLora, run: Run, start: ScoredSituation) -> None:
+        super().__init__(method, run, start)
         self.open = True
         """The reserves are there."""
         self._handles = [layer.a.E.register_hook(self._without_reserve) for layer in run.layers]
@@ -199,19 +199,19 @@ class ReserveRun(ScoredRun):
         super().prepare(step)
         self._hold()
 
-    def decide(self, now: Situation) -> Decision | None:
+    def decide(self, now: ScoredSituation) -> tuple[RankPlan, Scores] | None:
         self._hold()
         decision = super().decide(now)
-        if decision is not None and not decision.plan.added:
+        if decision is not None and not decision[0].added:
             self.open = False
         return decision
 
     def values(self) -> dict[str, Any]:
         return {**super().values(), "open": self.open}
 
-    def load(self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def load(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.open = values["open"]
-        super().load(step, values, tensors)
+        super().load(values, tensors)
 
     def release(self) -> None:
         super().release()

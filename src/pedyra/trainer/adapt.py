@@ -18,10 +18,11 @@ from transformers.trainer_utils import number_of_arguments
 
 from pedyra.allocate.allocation import stayed
 from pedyra.allocate.checkpoint import SideFileError, restore, restore_factors, save_state
-from pedyra.allocate.contract import Method, RankMethod, Work, acts, method_of
+from pedyra.allocate.contract import Method, Work, acts, method_of
 from pedyra.allocate.distributed import wrap_again
 from pedyra.allocate.optimizer_state import adopt, rekey_state, unwrapped
 from pedyra.allocate.rank_allocator import RankAllocator, trainable
+from pedyra.allocate.scored import ScoredMethod
 from pedyra.errors import UserError
 from pedyra.fitting.modes import use_averaged
 from pedyra.lora.files import append_row, json_line, read_rows, write_file
@@ -216,7 +217,7 @@ class MethodTraining(TrainerCallback):
         processes = args.world_size if args.average_tokens_across_devices else 1
         self.work.begin(state.max_steps, args.gradient_accumulation_steps * processes if divides else 1)
 
-    def _ranks_begin(self, method: RankMethod, args: Any, state: Any, model: Any, optimizer: Any) -> None:
+    def _ranks_begin(self, method: ScoredMethod, args: Any, state: Any, model: Any, optimizer: Any) -> None:
         self._release()  # a second training may have loaded a checkpoint, which its optimizer has to follow
         self._follow_loaded(optimizer)
         group = None if self._wrapper is None else self._wrapper.process_group
