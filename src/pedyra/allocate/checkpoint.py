@@ -106,12 +106,7 @@ def restore(allocator: RankAllocator, folder: Path | str) -> None:
     _restore_factors(allocator.model, allocator.adapter_name, record, tensors, folder, allocator.optimizer)
     prefix = "scores."
     scores = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-    try:
-        allocator.load_state(record, scores)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(
-            f"{folder / STATE_RECORD}: 'method' is not what {allocator.method} has saved: {error!r}"
-        ) from error
+    allocator.load_state(record, scores)
 
 
 def restore_factors(model: nn.Module, folder: Path, adapter_name: str = "default") -> None:
