@@ -90,22 +90,6 @@ def test_a_file_of_another_save_is_found(tmp_path):
     assert find_flaw(folder, with_ranks=False) == f"optimizer.pt is not in {SUMS}: of another save"
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "found"),
-    [
-        ("trainer_state.json", {"global_step": 2, "log_history": []}, " is of step 2, not 1"),
-        ("trainer_state.json", {"log_history": []}, ": global_step is nothing, must be a whole number"),
-        ("trainer_state.json", [], ": the whole is [], must be an object"),
-        ("pedyra_state.json", {"step": 3}, " is of step 3, not 1"),
-    ],
-)
-def test_a_state_of_another_step_than_the_folder_is_found(tmp_path, name, content, found):
-    folder = write_checkpoint(tmp_path, 1, ranks=True)
-    (folder / name).write_text(json.dumps(content))
-    resum(folder)
-    assert find_flaw(folder, with_ranks=True) == f"{name}{found}"
-
-
 def test_rank_files_are_required_only_of_a_run_that_adapts_ranks(tmp_path):
     folder = write_checkpoint(tmp_path, 1)
     assert find_flaw(folder, with_ranks=False) is None

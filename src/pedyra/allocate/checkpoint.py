@@ -152,14 +152,6 @@ def _restore_factors(
     if odd := sorted(saved ^ {layer.name for layer in layers}):
         raise SideFileError(f"{folder / TENSORS} is of another model: layer {odd[0]!r} is not in both")
     for layer in layers:
-        shapes = [tuple(tensors.get(f"{kind}.{layer.name}", torch.tensor(0)).shape) for kind in "AEB"]
-        rank, of_E = shapes[0][:1], shapes[1]  # an E that is no diagonal is longer
-        if (
-            shapes != [(*rank, layer.a.in_features), of_E, (layer.b.out_features, *rank)]
-            or not len(of_E) == 1
-            or of_E < rank
-        ):
-            raise SideFileError(f"{folder / TENSORS} is of another model: {layer.name} has shapes {shapes} there")
         if (layer.a.start is None) == (f"origin_A.{layer.name}" in tensors):
             raise SideFileError(
                 f"{folder / TENSORS} is of another start: one of the two began as a part of the weights (PiSSA, "

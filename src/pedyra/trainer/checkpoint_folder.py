@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 from pedyra.errors import UserError
-from pedyra.lora.files import SUMS, check_sums, read_json, read_sums
+from pedyra.lora.files import SUMS, check_sums, read_sums
 
 # Trainer needs these to resume, besides the state of the random numbers of each process.
 TRAINER_FILES = (
@@ -57,8 +57,8 @@ def last_complete_checkpoint(run: Path, *, with_ranks: bool) -> tuple[Path, list
 def find_flaw(checkpoint: Path, *, with_ranks: bool) -> str | None:
     """Tell what makes a checkpoint unusable, as "file: what is wrong", or None if it is whole.
 
-    Every file must be there and be what SHA256SUMS says, and all be of the step in the folder's name. One of several
-    processes has the state of its random numbers in `rng_state_<process>.pth`.
+    Every file must be there and be what SHA256SUMS says. One of several processes has the state of its random numbers
+    in `rng_state_<process>.pth`.
     """
     needed = (*TRAINER_FILES, *(RANK_FILES if with_ranks else ()))
     try:
@@ -68,7 +68,6 @@ def find_flaw(checkpoint: Path, *, with_ranks: bool) -> str | None:
             if not (checkpoint / name).is_file():
                 raise UserError(f"{checkpoint / name} is missing")
         check_sums(checkpoint, {**dict.fromkeys(needed), **read_sums(checkpoint)})
-        _check_steps(checkpoint, ("trainer_state.json", "global_step"), *([(RANK_FILES[1], "step")] * with_ranks))
     except ValueError as error:
         return str(error).removeprefix(f"{checkpoint}/")
     return None
@@ -93,10 +92,3 @@ def check_loaded(checkpoint: Path) -> None:
         raise UserError(f"{error}; {repair}") from None
     if missing:
         warnings.warn(f"{checkpoint / missing[0]} is missing: this is no exact resume", stacklevel=2)
-
-
-def _check_steps(checkpoint: Path, *places: tuple[str, str]) -> None:
-    for name, key in places:
-        step = read_json(checkpoint / name, {key: int})[key]
-        if step != checkpoint_step(checkpoint):
-            raise UserError(f"{checkpoint / name} is of step {step}, not {checkpoint_step(checkpoint)}")

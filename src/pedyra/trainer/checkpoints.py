@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, rotate_checkpoints
 
 from pedyra.lora.files import SUMS, remove, sync_folder, write_sums
 from pedyra.trainer.changes import put_around, replaced
-from pedyra.trainer.checkpoint_folder import ASIDE, list_checkpoints
+from pedyra.trainer.checkpoint_folder import ASIDE
 
 
 def save_whole(trainer: Trainer) -> None:
@@ -72,7 +72,7 @@ def _save(original: Callable[..., Any], trainer: Trainer, model: Any, trial: Any
                 _put(written, checkpoint)
             wait()
         if args.should_save:
-            _drop_oldest(run, args.save_total_limit, checkpoint, state.best_model_checkpoint)
+            rotate_checkpoints(str(run), args.save_total_limit, state.best_model_checkpoint, use_mtime=True)
     finally:
         if args.should_save:
             shutil.rmtree(run / ASIDE, ignore_errors=True)
@@ -97,17 +97,6 @@ def _put(written: Path, checkpoint: Path) -> None:
         checkpoint.rename(older)
     written.rename(checkpoint)
     _remove(older, written.parent)
-
-
-def _drop_oldest(run: Path, limit: int | None, newest: Path, best: str | None) -> None:
-    """Follow Trainer's rule: the oldest go, but neither the newest nor the best."""
-    if limit is None or limit <= 0:
-        return
-    kept = {newest.resolve(), *([] if best is None else [Path(best).resolve()])}
-    folders = sorted(list_checkpoints(run), key=lambda folder: folder.stat().st_mtime)
-    others = [folder for folder in folders if folder.resolve() not in kept]
-    for folder in others[: max(0, len(folders) - max(limit, len(kept)))]:
-        _remove(folder, run / ASIDE)
 
 
 def _remove(folder: Path, aside: Path) -> None:
