@@ -77,7 +77,10 @@ class RankAllocator:
         process_group: Any = None,
     ) -> None:
         self.model, self.adapter_name = model, adapter_name
-        self.method = rank_method(config)
+        method = method_of(config)
+        if not isinstance(method, ScoredMethod):
+            raise UserError(f"{type(config).__name__} moves no ranks, and has no RankAllocator; use pedyra.adapt")
+        self.method = method
         self.optimizer = unwrapped(optimizer)
         check_optimizer(self.optimizer)
         self.schedule: Schedule = self.method.schedule(operator.index(total_steps))
@@ -202,7 +205,7 @@ class RankAllocator:
     def load_state(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Go on from `checkpoint.run_record` and the tensors of its method, once the factors have the saved ranks.
         Raises ValueError: the tensors do not fit these ranks."""
-        self.step, self.history = record["step"], record["history"]
+        self.step, self.history[:] = record["step"], record["history"]
         self.initial_ranks, self.initial_parameters = record["initial_ranks"], record["initial_parameters"]
         self._trained.hold()
         self.run.restart()
@@ -384,14 +387,6 @@ def resize_layers(
         layer.rescale(layer.scaling * plan.rescale.get(layer.name, 1.0))
     move_state(optimizer, replacements)
     return changes
-
-
-def rank_method(config: object) -> ScoredMethod:
-    """Return a method that moves ranks. Raises ValueError: it is none."""
-    method = method_of(config)
-    if not isinstance(method, ScoredMethod):
-        raise UserError(f"{type(method).__name__} moves no ranks, and has no RankAllocator; use pedyra.adapt")
-    return method
 
 
 def trainable(layers: Sequence[AdaptedLayer]) -> list[AdaptedLayer]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pedyra.lora.factors import AFactor, successor
+from pedyra.lora.factors import successor
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.start import follow
 
@@ -75,12 +75,6 @@ def put_replacements(changes: Iterable[tuple[AdaptedLayer, Sequence[Replacement]
 
 def put_factors(factors: Iterable[tuple[AdaptedLayer, Sequence[Tensor]]]) -> None:
     """Put A, E and B into each layer's slots."""
-    unit_scales: dict[AFactor, Tensor] = {}
     for layer, (A, E, B) in factors:
         layer.a.replace(A, E)  # type: ignore[arg-type]
         layer.b.weight = B  # type: ignore[assignment]
-        if layer.a.e_fixed_at_one:
-            unit_scales[layer.a] = (E == 1).all()
-    still = torch.stack([*unit_scales.values()]).tolist() if unit_scales else []  # the host waits once for all layers
-    for factor, at_one in zip(unit_scales, still, strict=True):
-        factor.e_fixed_at_one = at_one

@@ -191,8 +191,7 @@ class ReserveRun(ScoredRun):
 
     def __init__(self, method: IncreLora, run: Run, start: ScoredSituation) -> None:
         super().__init__(method, run, start)
-        self.open = True
-        """The reserves are there."""
+        self.history = start.history
         self._handles = [layer.a.E.register_hook(self._without_reserve) for layer in run.layers]
 
     def prepare(self, step: int) -> None:
@@ -201,17 +200,7 @@ class ReserveRun(ScoredRun):
 
     def decide(self, now: ScoredSituation) -> tuple[RankPlan, Scores] | None:
         self._hold()
-        decision = super().decide(now)
-        if decision is not None and not decision[0].added:
-            self.open = False
-        return decision
-
-    def values(self) -> dict[str, Any]:
-        return {**super().values(), "open": self.open}
-
-    def load(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        self.open = values["open"]
-        super().load(values, tensors)
+        return super().decide(now)
 
     def release(self) -> None:
         super().release()
@@ -221,12 +210,12 @@ class ReserveRun(ScoredRun):
     @torch.no_grad()
     def _hold(self) -> None:
         """Weight decay needs no gradient."""
-        if self.open:
+        if not is_closed(self.history):
             for layer in self.run.layers:
                 layer.a.E[-self.method.add :] = RESERVE_E
 
     def _without_reserve(self, gradient: Tensor) -> Tensor | None:
-        if not self.open:
+        if is_closed(self.history):
             return None
         gradient = gradient.clone()
         gradient[-self.method.add :] = 0
