@@ -6,15 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from torch import nn
-
 from pedyra.allocate.allocation import RankPlan, Scores, cost, layer_means, lowest, make_plan, prunable, round_robin
-from pedyra.allocate.contract import Beginning, Training, Work
-from pedyra.allocate.schedule import check_count
+from pedyra.allocate.contract import Beginning
 from pedyra.allocate.scored import ScoredSituation
 from pedyra.errors import UserError
-from pedyra.methods.sizes import Shrinking, check_grows
-from pedyra.methods.slots import plain_ranks
+from pedyra.methods.sizes import Growing, Shrinking
 from pedyra.pe_dyra.config import Start
 from pedyra.pe_dyra.method import PaperMethod
 
@@ -40,7 +36,7 @@ class Prune(Shrinking, PaperMethod):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expand(PaperMethod):
+class Expand(Growing, PaperMethod):
     """PE-DyRA's scores, expansion only (Table 5): from the LoRA's r to the budget of `final_rank`.
 
     The paper gives neither its initial rank, here half of the final one in comparisons, nor its schedule; this one adds
@@ -48,26 +44,13 @@ class Expand(PaperMethod):
     PE-DyRA's.
     """
 
-    final_rank: int = 8
-    """Average rank at the end."""
     moves: None = field(default=None, init=False)  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("final_rank", self.final_rank, 2)
 
     @classmethod
     def at_budget(cls, rank: int) -> Beginning:
         if rank < 2:
             raise UserError("expand begins at half of the budget's rank, so nothing can grow at r = 1; raise r")
         return Beginning(rank // 2, {"final_rank": rank}, rank // 2 / rank)
-
-    def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
-        check_grows(self.final_rank, plain_ranks(model, adapter))
-        return super().install(model, adapter)
-
-    def check_start(self, start: ScoredSituation) -> None:
-        """Any start will do: nothing is pruned."""
 
     def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         units = now.units

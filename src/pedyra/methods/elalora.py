@@ -53,7 +53,7 @@ class ElaLora(ScheduledMethod):
         check_count("moves", self.moves, 1)
 
     def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
-        refuse_lora(model, adapter, "ElaLoRA defines its own start and scaling", "init_lora_weights", "use_rslora")
+        refuse_lora(model, adapter, "ElaLoRA")
         if (ranks := plain_ranks(model, adapter)) and max(ranks) < 2:
             raise UserError(
                 "the LoRA has r = 1, but ElaLoRA never takes a layer's last rank, so nothing can move; raise r"

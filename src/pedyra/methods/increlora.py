@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan
 from pedyra.allocate.contract import Run, Training, Work
-from pedyra.allocate.scored import ScoredRun, ScoredSituation
+from pedyra.allocate.scored import ScheduledMethod, ScoredRun, ScoredSituation
 from pedyra.allocate.scores import ScoreState, update_sensitivity_
 from pedyra.errors import UserError
 from pedyra.lora.attach import attach
@@ -101,7 +101,7 @@ class DenseSensitivity(ScoreState):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IncreLora(Growing):
+class IncreLora(Growing, ScheduledMethod):
     """IncreLoRA (Zhang F. et al. 2023): layers begin at rank 1 and those of the most sensitive updates grow.
 
     The total grows from the LoRA's r, which is 1 with the authors, to layers x `final_rank` ranks, reached by the last
@@ -127,7 +127,7 @@ class IncreLora(Growing):
     scores = DenseSensitivity
 
     def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
-        refuse_lora(model, adapter, "IncreLoRA defines its own start and scaling", "init_lora_weights", "use_rslora")
+        refuse_lora(model, adapter, "IncreLoRA")
         if ranks := plain_ranks(model, adapter):
             check_grows(self.final_rank, ranks)
             grow(model, adapter, self.add)
