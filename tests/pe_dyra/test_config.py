@@ -31,7 +31,7 @@ def test_a_recipe_is_checked_without_torch():
 
 def test_the_fields_of_pedyra_are_the_settings():
     assert tuple(field.name for field in dataclasses.fields(PeDyra)) == RANK_FIELDS
-    assert PeDyra().to_dict() == RankSettings().to_dict()
+    assert PeDyra().to_dict() == dataclasses.asdict(RankSettings())
 
 
 @pytest.mark.parametrize("name", CHOICES)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, islice
 from typing import Any, Literal
 
 Budget = Literal["ranks", "parameters"]
@@ -54,13 +55,9 @@ def lowest(candidates: list[tuple[float, int, int, str]], moves: int) -> dict[st
 
 def lowest_to_free(scores: Scores, units: Mapping[str, int], excess: int, min_rank: int) -> dict[str, tuple[int, ...]]:
     """Find the triples with the lowest scores that free at least `excess` units; fewer where min_rank forbids."""
-    pruned: dict[str, list[int]] = {}
-    for _, _, index, name in sorted(prunable(scores, min_rank)):
-        if excess <= 0:
-            break
-        pruned.setdefault(name, []).append(index)
-        excess -= units[name]
-    return {name: tuple(sorted(indices)) for name, indices in pruned.items()}
+    candidates = sorted(prunable(scores, min_rank))
+    free = accumulate((units[name] for *_, name in candidates), initial=0)
+    return lowest(candidates, sum(units_before < excess for units_before in islice(free, len(candidates))))
 
 
 def cost(ranks: Mapping[str, int], units: Mapping[str, int]) -> int:

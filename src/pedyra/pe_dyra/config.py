@@ -110,14 +110,8 @@ class RankSettings:
     def as_published(cls, **changes: Any) -> Self:
         """Return the method as its paper has it, to the letter: Eq. (1) from E = 0, Eq. (2) with gamma = 0.1 as in six
         of the eight tasks of Table 7, k = 12, and no layer below rank 1. `changes` are further fields."""
-        return cls(**{**PUBLISHED, **changes})
+        published: dict[str, Any] = dict(start="svd", orth_weight=0.1, min_rank=1, moves=12, interval=0.023)
+        return cls(**{**published, **changes})
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return all settings as plain values, for JSON."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-
-PUBLISHED: dict[str, Any] = dict(start="svd", orth_weight=0.1, min_rank=1, moves=12, interval=0.023)
-"""The fields in which `as_published` departs from the defaults."""
 
 RANK_FIELDS = tuple(field.name for field in fields(RankSettings))

@@ -9,16 +9,8 @@ from pathlib import Path
 from pedyra.errors import UserError
 from pedyra.lora.files import SUMS, check_sums, read_sums
 
-# Trainer needs these to resume, besides the state of the random numbers of each process.
-TRAINER_FILES = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "optimizer.pt",
-    "scheduler.pt",
-    "trainer_state.json",
-)
-# These are pedyra's side files.
 RANK_FILES = ("pedyra_state.safetensors", "pedyra_state.json")
+"""The side files of `allocate.checkpoint`."""
 ASIDE = "_saving"
 """A checkpoint is written, and removed, in this folder of a run; what a kill left there is of no use."""
 
@@ -57,17 +49,10 @@ def last_complete_checkpoint(run: Path, *, with_ranks: bool) -> tuple[Path, list
 def find_flaw(checkpoint: Path, *, with_ranks: bool) -> str | None:
     """Tell what makes a checkpoint unusable, as "file: what is wrong", or None if it is whole.
 
-    Every file must be there and be what SHA256SUMS says. One of several processes has the state of its random numbers
-    in `rng_state_<process>.pth`.
+    Every file of SHA256SUMS, which is written last and lists all, must be there and be what it says.
     """
-    needed = (*TRAINER_FILES, *(RANK_FILES if with_ranks else ()))
     try:
-        if not any(name.startswith("rng_state") for name in read_sums(checkpoint)):
-            needed = (*needed, "rng_state.pth")
-        for name in needed:
-            if not (checkpoint / name).is_file():
-                raise UserError(f"{checkpoint / name} is missing")
-        check_sums(checkpoint, {**dict.fromkeys(needed), **read_sums(checkpoint)})
+        check_sums(checkpoint, {**dict.fromkeys(RANK_FILES if with_ranks else ()), **read_sums(checkpoint)})
     except ValueError as error:
         return str(error).removeprefix(f"{checkpoint}/")
     return None

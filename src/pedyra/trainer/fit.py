@@ -108,13 +108,10 @@ def fit_trainer(trainer: Trainer, request: FitRequest, *, place: Destination | N
 
     def again(**limits: Any) -> Fit:
         with untouched(trainer, model):
-            return joined(again_of(**limits))
+            return replace(next_size(**limits), trainer=ref(trainer), again=again)
 
-    def joined(fit: Fit) -> Fit:
-        return replace(fit, trainer=ref(trainer), again=again)
-
-    again_of: Any = result.again
-    return joined(result)
+    next_size: Any = result.again
+    return replace(result, trainer=ref(trainer), again=again)
 
 
 def check_asked(request: FitRequest, place: Destination | None) -> None:
