@@ -80,7 +80,6 @@ def restore(allocator: RankAllocator, folder: Path | str) -> None:
 
     Raises:
         SideFileError: a file is missing, damaged or another run's; the message names it.
-        ValueError: the scores are those of another method; the layers have been overwritten by the saved ones then.
     """
     folder = _own_folder(folder, allocator.adapter_name)
     record, tensors = read_state(folder)

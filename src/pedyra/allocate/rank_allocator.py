@@ -203,8 +203,8 @@ class RankAllocator:
         return record
 
     def load_state(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Go on from `checkpoint.run_record` and the tensors of its method, once the factors have the saved ranks.
-        Raises ValueError: the tensors do not fit these ranks."""
+        """Go on from `checkpoint.run_record` and the tensors of its method, once the factors have the saved
+        ranks."""
         self.step, self.history[:] = record["step"], record["history"]
         self.initial_ranks, self.initial_parameters = record["initial_ranks"], record["initial_parameters"]
         self._trained.hold()

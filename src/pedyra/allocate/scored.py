@@ -314,8 +314,7 @@ class ScoredRun:
         return {"moves": self.moves, "max_ranks": self.max_ranks, "last_observed": self.last_observed}
 
     def load(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Do the inverse of both, after `restart`, once the factors have the saved ranks; ValueError where they do not
-        fit."""
+        """Do the inverse of both, after `restart`, once the factors have the saved ranks."""
         self.moves, self.max_ranks = values["moves"], values["max_ranks"]
         self.last_observed = values["last_observed"]
         self.ratios = tensors["ratios"].to(self.ratios.device, copy=True)

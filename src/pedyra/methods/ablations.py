@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
 
@@ -74,7 +73,8 @@ class RandomMoves(PaperMethod):
     def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         random = Random(f"{self.seed}/{now.step}")
         units = now.units
-        pruned = random_triples(now.ranks, now.moves, now.min_rank, random)
+        draws = {name: [random.random() for _ in values] for name, values in scores.items()}
+        pruned = lowest(prunable(draws, now.min_rank), now.moves)
         left = {name: rank - len(pruned.get(name, ())) for name, rank in now.ranks.items()}
         freed = sum(len(indices) * units[name] for name, indices in pruned.items())
         ranking = random.sample(list(left), len(left))
@@ -82,19 +82,6 @@ class RandomMoves(PaperMethod):
             ranking, freed = ranking[: max(now.moves, 1)], freed + now.spare
         added = round_robin(ranking, left, now.max_ranks, units, freed) if now.moves else {}
         return make_plan(scores, pruned, added, layer_means(scores))
-
-
-def random_triples(ranks: Mapping[str, int], moves: int, min_rank: int, random: Random) -> dict[str, tuple[int, ...]]:
-    """Draw `moves` triples, each equally likely, but for those that would leave a layer below `min_rank`."""
-    triples = [(name, index) for name, rank in ranks.items() for index in range(rank)]
-    random.shuffle(triples)
-    pruned: dict[str, list[int]] = {}
-    for name, index in triples:
-        if sum(map(len, pruned.values())) == moves:
-            break
-        if ranks[name] - len(pruned.get(name, ())) > min_rank:
-            pruned.setdefault(name, []).append(index)
-    return {name: tuple(sorted(indices)) for name, indices in pruned.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

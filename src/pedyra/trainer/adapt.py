@@ -95,7 +95,7 @@ def adapt(
     watch_batches(trainer, handle.first_batches)
     if acts(handle.work, "make_optimizer"):
         put_around(trainer, "create_optimizer", handle.create_optimizer)
-    watch_training(trainer, handle.training_begins, handle.training_fails)
+    watch_training(trainer, handle.training_begins, handle.release)
     trainer.callback_handler.callbacks.insert(0, handle)  # before the reporters, whose log gets its numbers
     return handle
 
@@ -199,11 +199,8 @@ class MethodTraining(TrainerCallback):
             )
         self._resumes_from = checkpoint
 
-    def training_fails(self) -> None:
-        """Leave nothing of the training in the model, since an exception ends it."""
-        self._release()
-
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Leave nothing of a training in the model, at its end and where an exception ends it."""
         if self.allocator is not None:
             self.allocator.release()
 
@@ -218,7 +215,7 @@ class MethodTraining(TrainerCallback):
         self.work.begin(state.max_steps, args.gradient_accumulation_steps * processes if divides else 1)
 
     def _ranks_begin(self, method: ScoredMethod, args: Any, state: Any, model: Any, optimizer: Any) -> None:
-        self._release()  # a second training may have loaded a checkpoint, which its optimizer has to follow
+        self.release()  # a second training may have loaded a checkpoint, which its optimizer has to follow
         self._follow_loaded(optimizer)
         group = None if self._wrapper is None else self._wrapper.process_group
         self.allocator = RankAllocator(model, optimizer, method, state.max_steps, self.adapter, group)
@@ -279,7 +276,7 @@ class MethodTraining(TrainerCallback):
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self._restore_best(model, Path(state.best_model_checkpoint))
         self._result = self._conclude(allocator)
-        self._release()
+        self.release()
         self._tell(str(self._result))
 
     def _tell(self, line: str) -> None:
