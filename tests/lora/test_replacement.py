@@ -6,9 +6,9 @@ import pytest
 import torch
 from closeness import same_bits
 
-from pedyra.lora.attach import attach
+from pedyra.lora.attach import attach, train_e
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.lora.replacement import NewTriples, put_replacements, replacements_of
+from pedyra.lora.replacement import NewTriples, put_factors, put_replacements, replacements_of
 
 
 def resize(layer: AdaptedLayer, pruned=(), new: NewTriples | None = None) -> None:
@@ -34,3 +34,14 @@ def test_an_expansion_adds_exactly_nothing(start, num, make_net):
     before = layer.module(x)
     resize(layer, new=fresh(layer, num, start))
     assert same_bits(layer.module(x), before)
+
+
+def test_an_e_that_is_not_one_is_part_of_the_forward_again(make_net):
+    layer = attach(make_net(trained=True))[0]
+    train_e([layer], False)
+    x = torch.randn(3, 8)
+    at_one = layer.module(x)
+    E = torch.full((layer.rank,), 3.0)
+    put_factors([(layer, (layer.a.A, E, layer.b.weight))])
+    base = layer.module.base_layer(x)
+    assert not layer.a.e_fixed_at_one and torch.allclose(layer.module(x) - base, 3 * (at_one - base), atol=1e-5)

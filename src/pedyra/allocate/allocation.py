@@ -117,6 +117,6 @@ def stayed(history: Sequence[Mapping[str, Any]]) -> int:
             added = record["added"].get(name, 0)
             before = rank - added + sum(layer == name for layer, _ in pruned)
             earlier = is_new[name] if name in is_new else [False] * before
-            kept = [new for index, new in enumerate(earlier) if (name, index) not in pruned]
-            is_new[name] = kept + [True] * added
+            survivors = [new for index, new in enumerate(earlier) if (name, index) not in pruned]
+            is_new[name] = survivors + [True] * added
     return sum(sum(each) for each in is_new.values())

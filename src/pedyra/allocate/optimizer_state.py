@@ -151,7 +151,7 @@ def move_state(optimizer: Optimizer, replacements: Sequence[Replacement]) -> Non
     rekey_state(optimizer, {replacement.old: replacement.new for replacement in replacements})
     for replacement in replacements:
         moved = {
-            key: select_rows(value, replacement.dim, replacement.kept, replacement.num_new)
+            key: select_rows(value, replacement.dim, replacement.indices, replacement.num_new)
             for key, value in row_state(optimizer, replacement.new, replacement.old.shape).items()
         }
         if moved and is_bitsandbytes(optimizer):
@@ -213,7 +213,7 @@ class TrainedTriples:
 
     def hold(self) -> None:
         """Note that the optimizer has what is in the model."""
-        self._held, self.renewed = self.now, True
+        self._optimizer_factors, self.is_new = self.now, True
         # Parameters by the dicts that modules keep them in: a tenth of the time of their attributes, in every step.
         self._slots = [(layer.a._parameters, layer.a.A) for layer in self.layers]
         self._slots += [(layer.b._parameters, layer.b.weight) for layer in self.layers]
@@ -226,7 +226,7 @@ class TrainedTriples:
         """
         if all(slot["weight"] is parameter for slot, parameter in self._slots):
             return False
-        loaded = {old: new for old, new in zip(self._held, self.now, strict=True) if old is not new}
+        loaded = {old: new for old, new in zip(self._optimizer_factors, self.now, strict=True) if old is not new}
         rekey_state(self.optimizer, loaded)
         drop_unfit_state(self.optimizer, list(loaded.values()))
         self.hold()

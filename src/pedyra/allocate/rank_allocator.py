@@ -195,9 +195,9 @@ class RankAllocator:
             if self._state_is_known:
                 check_state(self.optimizer, self.triples())
         adjusts = self.schedule.is_adjustment(step)
-        if adjusts or self._trained.renewed:
+        if adjusts or self._trained.is_new:
             check_same(self.triples(), self._process_group, step)
-            self._trained.renewed = False
+            self._trained.is_new = False
         record = self._adjust() if adjusts else None
         self.run.prepare(step)
         return record
@@ -392,13 +392,13 @@ def resize_layers(
 def trainable(layers: Sequence[AdaptedLayer]) -> list[AdaptedLayer]:
     """List the layers that are trained; a frozen one keeps its rank, since it has no gradient to be scored by. Raises
     ValueError: there is none."""
-    trained = [layer for layer in layers if layer.a.A.requires_grad and layer.b.weight.requires_grad]
-    if not trained:
+    result = [layer for layer in layers if layer.a.A.requires_grad and layer.b.weight.requires_grad]
+    if not result:
         raise UserError(
             "no layer of the adapter trains both lora_A and lora_B, with which a rank moves; call "
             "model.set_adapter(name) before training, and train plain LoRA where one of them is frozen (LoRA-FA)"
         )
-    return trained
+    return result
 
 
 def check_device(layers: Sequence[AdaptedLayer]) -> None:

@@ -233,6 +233,6 @@ def _resized(flat: Tensor, layers: Sequence[AdaptedLayer], replacements: Mapping
         values = flat[at : at + old.numel()]
         at += old.numel()
         if change is not None:
-            values = select_rows(values.view(old.shape), change.dim, change.kept, change.num_new)
+            values = select_rows(values.view(old.shape), change.dim, change.indices, change.num_new)
         parts.append(values.reshape(-1))
     return torch.cat(parts)

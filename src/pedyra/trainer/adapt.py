@@ -296,11 +296,11 @@ class MethodTraining(TrainerCallback):
             return  # a Trainer that is judged by something else
         rows = sum(len(each) for each in labels)
         answers = sum(int((each != IGNORED).sum()) for each in labels)
-        drawn = rows * self.trainer.args.world_size * self.trainer.state.max_steps
+        count = rows * self.trainer.args.world_size * self.trainer.state.max_steps
         dataset = self.trainer.train_dataset
         if hasattr(dataset, "__len__"):
-            drawn = min(drawn, len(dataset))  # type: ignore[arg-type]
-        about, parameters = round(drawn * answers / rows), self.allocator.parameters
+            count = min(count, len(dataset))  # type: ignore[arg-type]
+        about, parameters = round(count * answers / rows), self.allocator.parameters
         line = f"the adapter has {parameters:,} parameters, to learn from about {about:,} labels or answer tokens"
         if parameters > MANY * about:
             line += f"; with so many more parameters than labels it hardly matters where the ranks are: {WHERE}"
@@ -376,8 +376,8 @@ class MethodTraining(TrainerCallback):
         return original(*args, **kwargs)
 
     def _follow_loaded(self, optimizer: Any) -> None:
-        """A checkpoint of other ranks was loaded; an optimizer that the user made before still holds the triples that
-        were there then, and by now the state that goes with the new ones."""
+        """Point an optimizer that the user made at the Parameters of a checkpoint of other ranks, which Trainer has
+        loaded since; it has their state already, under the old ones."""
         for layer, before in self._attached:
             rekey_state(unwrapped(optimizer), {o: n for o, n in zip(before, layer.factors, strict=True) if o is not n})
         self._attached = []
@@ -393,7 +393,8 @@ class MethodTraining(TrainerCallback):
             ) from problem
 
     def _restore_best(self, model: Any, folder: Path) -> None:
-        """Bring back the split and the config of the best model, of which Trainer has loaded what PEFT saved."""
+        """Restore A, E and the ranks of the best checkpoint, of which Trainer loads only the product E A, as PEFT
+        saves it."""
         own = folder / self.adapter
         if self.adapter != "default" and own.is_dir():  # Trainer looks there for "default" alone
             model.load_adapter(str(own), self.adapter, is_trainable=True)
@@ -424,8 +425,8 @@ class MethodTraining(TrainerCallback):
         return self.record_to is not None and self._writes
 
     def _start_record(self, allocator: RankAllocator, step: int) -> None:
-        """Begin a new record, or, on a resume, the old one without the lines of steps that will be run again, and with
-        the adjustments that the checkpoint knows and the file has lost."""
+        """Begin a new record. A resume goes on with the old one, without the lines of steps that run again, and with
+        adjustments of the checkpoint that the file lacks."""
         if self.record_to is None or not self._records:
             return
         rows_before = read_rows(self.record_to, {"step": (int, None)}) if step > 0 else []

@@ -59,8 +59,8 @@ def find_flaw(checkpoint: Path, *, with_ranks: bool) -> str | None:
 
 
 def check_loaded(checkpoint: Path) -> None:
-    """Check what Trainer has loaded without a check: whatever is not as it was saved is refused, what is missing is
-    told.
+    """Check the files that Trainer has loaded, which it does not: a damaged one is refused, and a missing one is
+    warned of.
 
     A checkpoint without digests was not saved with `save_whole`, and side files are for `checkpoint.restore` to judge.
     Raises ValueError: a file is damaged or of another checkpoint; the message names an older checkpoint that is whole.
