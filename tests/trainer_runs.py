@@ -15,7 +15,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from windows import forced
 
 from pedyra import PeDyra, adapt
-from pedyra.allocate.contract import RankMethod
+from pedyra.allocate.scored import ScoredMethod
 from pedyra.trainer.adapt import MethodTraining
 
 STEPS = 12
@@ -58,7 +58,7 @@ def make_trainer(
 
     def make(
         out: Path,
-        config: RankMethod | dict[str, Any] | None = None,
+        config: ScoredMethod | dict[str, Any] | None = None,
         *,
         model: Any = None,
         lora: dict[str, Any] | None = None,

@@ -20,14 +20,6 @@ def test_by_hand():
     assert plan.ranks == {"q": 2, "k": 2, "v": 2}
 
 
-def test_the_layer_score_after_pruning_leaves_the_pruned_out():
-    scores = {"q": [0.0, 0.7], "k": [0.4, 0.6]}
-    before = plan_adjustment(scores, moves=1, min_rank=1, max_ranks=unlimited(scores))
-    after = plan_adjustment(scores, moves=1, min_rank=1, max_ranks=unlimited(scores), layer_score="after")
-    assert (before.layer_scores["q"], list(before.added)) == (0.35, ["k"])
-    assert (after.layer_scores["q"], list(after.added)) == (0.7, ["q"])
-
-
 def test_more_moves_than_layers_walk_the_ranking_again():
     scores = {"a": [0.0] * 6, "b": [1.0] * 6}
     plan = plan_adjustment(scores, moves=5, min_rank=1, max_ranks=unlimited(scores))

@@ -116,14 +116,6 @@ def test_a_parameter_that_crosses_4096_elements_gets_the_state_that_bitsandbytes
     optimizer.step()
 
 
-def test_a_block_that_has_overflowed_does_not_spread_to_other_rows():
-    optimizer, old = stepped("AdamW8bit", (18, 256))  # a block is a row
-    optimizer.state[old]["absmax2"][3] = torch.inf
-    change = without(old, [*range(2, 18)], 0)
-    move_state(optimizer, [change])
-    assert bool(numbers(optimizer.state[change.new], "state2").isfinite().all())
-
-
 def test_pages_are_left_where_they_are_and_the_new_state_is_in_ordinary_memory():
     """bitsandbytes never frees a page. A processor has none: the mark that it puts on them stands for one."""
     optimizer, old = stepped("PagedAdamW8bit", (18, 320))

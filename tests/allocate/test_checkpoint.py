@@ -54,11 +54,6 @@ def _of_another_model(folder: Path) -> None:
     write_pair(folder, {name.replace("layer.0", "layer.7"): value for name, value in tensors.items()})
 
 
-def _of_other_widths(folder: Path) -> None:
-    tensors = load_file(folder / TENSORS)
-    write_pair(folder, {name: torch.cat([v, v], -1) if name[:2] == "A." else v for name, v in tensors.items()})
-
-
 def write_pair(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / TENSORS)
     _resum(folder)
@@ -90,7 +85,6 @@ DAMAGE: dict[str, tuple[Any, str]] = {
         rf"checkpoint-8/{TENSORS} does not match {SUMS}",
     ),
     "another model": (_of_another_model, rf"{TENSORS} is of another model: layer '.*' is not in both"),
-    "other widths": (_of_other_widths, rf"{TENSORS} is of another model: .* has shapes"),
     "another checkpoint's": (
         _side_file_of("checkpoint-4"),
         rf"{STATE_RECORD} does not match {SUMS}: .* of another save",

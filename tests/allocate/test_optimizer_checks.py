@@ -30,10 +30,6 @@ REFUSED: dict[str, tuple[Callable[[nn.Parameter], torch.optim.Optimizer], str]] 
     "Muon": (lambda p: torch.optim.Muon([p]), f"Muon {CANNOT}"),
     "LBFGS": (lambda p: torch.optim.LBFGS([p]), f"LBFGS {CANNOT}"),
     "torchao's packed averages": (lambda p: OF_TORCHAO([p], lr=0.1), f"AdamW8bit of torchao {CANNOT}"),
-    "one that goes up": (
-        lambda p: torch.optim.AdamW([p], maximize=True),
-        "AdamW has maximize=True.*minimise the negative",
-    ),
 }
 
 

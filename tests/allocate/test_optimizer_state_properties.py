@@ -15,7 +15,6 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSp
 from windows import trainable
 
 from pedyra.allocate.allocation import RankPlan
-from pedyra.allocate.contract import Decision
 from pedyra.allocate.optimizer_state import adopt
 from pedyra.allocate.rank_allocator import resize_layers
 from pedyra.lora.attach import attach, train_e
@@ -86,8 +85,7 @@ class Situation:
         return NewTriples(A, torch.ones_like(E), B)
 
     def carry_out(self, plan: RankPlan) -> Mapping[str, list[Replacement]]:
-        decision = Decision(plan=plan, scores={}, new_triples=self.born)
-        return resize_layers(decision, self.layers, self.optimizer, self.generator)
+        return resize_layers(plan, self.born, self.layers, self.optimizer, self.generator)
 
 
 def drawn_plan(draw: Draw, ranks: dict[str, int]) -> RankPlan:

@@ -16,7 +16,7 @@ from scipy import stats
 import pedyra
 from pedyra.fitting.paired import Pairs
 from pedyra.fitting.prove import CANNOT_TELL, NO_WORSE, WORSE, Margin, Measurement, Proof, compare
-from pedyra.trainer.probe import probed
+from pedyra.trainer.probe import base_with_head
 from pedyra.trainer.rows import training_rows
 
 ONE_SIDED = float(stats.norm.ppf(0.95))
@@ -156,7 +156,7 @@ def test_what_a_classifier_won_is_counted_from_a_head_that_is_fitted_to_the_base
     trainer = make_trainer(lora={"task_type": "SEQ_CLS"})
     trainer.model.save_pretrained(tmp_path / "same")
     found = pedyra.prove(trainer, "default", tmp_path / "same", margin="1%")
-    probe = probed(trainer, trainer.model, training_rows(trainer), "default")
+    probe = base_with_head(trainer, trainer.model, training_rows(trainer), "default")
     assert probe is not None and found.gain is not None and found.base.endswith("fitted to it")
     with probe():
         loss = trainer.evaluate()["eval_loss"]

@@ -74,7 +74,7 @@ def test_survivors_keep_their_bits_order_and_function_and_the_pruned_are_gone(da
             assert same_bits(layer.b.weight[:, i], triple.b)
         for change, old, value, now in zip(replaced, before, values, layer.factors, strict=True):
             assert change.old is old and change.new is now and now is not old
-            assert change.kept.tolist() == kept and change.num_new == num_new
+            assert change.indices.tolist() == kept and change.num_new == num_new
             assert same_bits(old, value)  # what a graph from before may still need
             assert isinstance(now, nn.Parameter) == isinstance(old, nn.Parameter)
             assert (now.dtype, now.requires_grad) == (old.dtype, old.requires_grad)

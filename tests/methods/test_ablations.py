@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from random import Random
 from typing import Any
 
 import pytest
 
-from pedyra.methods.ablations import Expand, Prune, RandomMoves, random_triples
+from pedyra.methods.ablations import Expand, Prune, RandomMoves
 
 
 def test_prune_removes_the_lowest_at_an_even_pace(situation: Any):
@@ -49,14 +48,14 @@ def test_random_moves_depend_on_seed_and_step_alone(situation: Any):
 
 def test_every_triple_and_every_layer_is_equally_likely(situation: Any):
     ranks = {"a": 2, "b": 6}
+    scores = {name: [0.0] * rank for name, rank in ranks.items()}
     pruned = Counter(
         (name, index)
         for seed in range(4000)
-        for name, indices in random_triples(ranks, 1, 0, Random(seed)).items()
+        for name, indices in RandomMoves(seed=seed).plan(scores, situation(ranks, moves=1, min_rank=0)).pruned.items()
         for index in indices
     )
     assert all(abs(count - 500) < 5 * 21 for count in pruned.values()) and len(pruned) == 8  # 21: binomial deviation
-    scores = {name: [0.0] * rank for name, rank in ranks.items()}
     plans = [RandomMoves(seed=seed).plan(scores, situation(ranks)) for seed in range(1000)]
     grown = Counter(name for plan in plans for name in plan.added)
     assert abs(grown["a"] - 500) < 5 * 16

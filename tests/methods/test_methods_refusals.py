@@ -51,7 +51,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("sora", {"settings": {"threshold": -1e-3}}, "method.threshold is -0.001; it must be at least 0"),
     ("sora", {"lora": {"init": "olora"}}, "the LoRA has init_lora_weights='olora', but SoRA defines"),
     ("autolora", {"lora": {"r": 1}}, "the LoRA has r = 1, and AutoLoRA keeps one rank of each layer"),
-    ("autolora", {"lora": {"use_dora": True}}, "the LoRA has use_dora=True, but AutoLoRA weighs"),
+    ("autolora", {"lora": {"use_dora": True}}, "the LoRA has use_dora=True, but AutoLoRA defines"),
     ("mask", {"settings": {"start": "lora"}}, "method.start is 'lora', but Mask sets E to 0"),
 ]
 BEST = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps", "save_steps": 4}

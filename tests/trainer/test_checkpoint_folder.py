@@ -11,11 +11,13 @@ from safetensors.torch import save_file
 from pedyra.lora.files import SUMS, write_sums
 from pedyra.trainer.checkpoint_folder import (
     RANK_FILES,
-    TRAINER_FILES,
     find_flaw,
     last_complete_checkpoint,
     list_checkpoints,
 )
+
+TRAINER_FILES = ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt")
+TRAINER_FILES += ("trainer_state.json",)
 
 
 def resum(folder):
@@ -85,25 +87,6 @@ def test_a_file_of_another_save_is_found(tmp_path):
     torch.save({"state": torch.arange(7)}, other / "optimizer.pt")
     shutil.copy(other / "optimizer.pt", folder)
     assert find_flaw(folder, with_ranks=False) == f"optimizer.pt does not match {SUMS}: damaged, or of another save"
-    lines = (folder / SUMS).read_text().splitlines(keepends=True)
-    (folder / SUMS).write_text("".join(line for line in lines if "optimizer" not in line))
-    assert find_flaw(folder, with_ranks=False) == f"optimizer.pt is not in {SUMS}: of another save"
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "found"),
-    [
-        ("trainer_state.json", {"global_step": 2, "log_history": []}, " is of step 2, not 1"),
-        ("trainer_state.json", {"log_history": []}, ": global_step is nothing, must be a whole number"),
-        ("trainer_state.json", [], ": the whole is [], must be an object"),
-        ("pedyra_state.json", {"step": 3}, " is of step 3, not 1"),
-    ],
-)
-def test_a_state_of_another_step_than_the_folder_is_found(tmp_path, name, content, found):
-    folder = write_checkpoint(tmp_path, 1, ranks=True)
-    (folder / name).write_text(json.dumps(content))
-    resum(folder)
-    assert find_flaw(folder, with_ranks=True) == f"{name}{found}"
 
 
 def test_rank_files_are_required_only_of_a_run_that_adapts_ranks(tmp_path):

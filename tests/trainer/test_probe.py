@@ -17,7 +17,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from pedyra.trainer.probe import PENALTIES, _regression, fitted, probed
+from pedyra.trainer.probe import PENALTIES, _regression, base_with_head, fit_head
 
 SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
@@ -48,7 +48,7 @@ def test_a_head_of_numbers_is_scikit_learns_ridge_regression():
 def test_features_that_tell_nothing_leave_the_shares_of_the_classes():
     generator = torch.Generator().manual_seed(1)
     features, labels = torch.randn(200, 50, generator=generator), (torch.arange(200) % 4 == 0).long()
-    weight, bias = fitted(features, labels, 2)
+    weight, bias = fit_head(features, labels, 2)
     shares = (features @ weight.T + bias).softmax(-1).mean(0)
     torch.testing.assert_close(shares, torch.tensor([0.75, 0.25]), atol=0.03, rtol=0)
     overfitted, _ = _regression(features.double(), labels, 2, PENALTIES[0])
@@ -68,7 +68,7 @@ def test_the_base_answers_by_the_head_that_is_fitted_to_its_own_features(kind, t
     batch = {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": (ids[:, 3] > 15).long()}
     batch["of_the_loss"] = torch.ones(32)  # which the model does not take
     trainer = Trainer(model, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
-    probe = probed(trainer, model, [batch], "default")
+    probe = base_with_head(trainer, model, [batch], "default")
     assert probe is not None
     given = {key: batch[key] for key in ("input_ids", "attention_mask")}
     model.eval()
@@ -77,7 +77,7 @@ def test_the_base_answers_by_the_head_that_is_fitted_to_its_own_features(kind, t
         hidden = base.base_model(**given)
     last = batch["attention_mask"].sum(1) - 1
     features = hidden.pooler_output if kind == "encoder" else hidden.last_hidden_state[torch.arange(32), last]
-    weight, bias = fitted(features, batch["labels"], 2)
+    weight, bias = fit_head(features, batch["labels"], 2)
     with probe(), torch.no_grad():
         torch.testing.assert_close(model(**given).logits, features @ weight.T + bias, atol=1e-4, rtol=1e-4)
     with model.disable_adapter(), torch.no_grad():
@@ -91,4 +91,4 @@ def test_a_base_whose_head_was_not_trained_keeps_its_own(tmp_path):
     )
     trainer = Trainer(model, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
     batch = {"input_ids": torch.ones(2, 3).long(), "labels": torch.ones(2).long()}
-    assert probed(trainer, model, [batch], "default") is None
+    assert base_with_head(trainer, model, [batch], "default") is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, islice
 from typing import Any, Literal
 
 Budget = Literal["ranks", "parameters"]
@@ -54,13 +55,9 @@ def lowest(candidates: list[tuple[float, int, int, str]], moves: int) -> dict[st
 
 def lowest_to_free(scores: Scores, units: Mapping[str, int], excess: int, min_rank: int) -> dict[str, tuple[int, ...]]:
     """Find the triples with the lowest scores that free at least `excess` units; fewer where min_rank forbids."""
-    pruned: dict[str, list[int]] = {}
-    for _, _, index, name in sorted(prunable(scores, min_rank)):
-        if excess <= 0:
-            break
-        pruned.setdefault(name, []).append(index)
-        excess -= units[name]
-    return {name: tuple(sorted(indices)) for name, indices in pruned.items()}
+    candidates = sorted(prunable(scores, min_rank))
+    free = accumulate((units[name] for *_, name in candidates), initial=0)
+    return lowest(candidates, sum(units_before < excess for units_before in islice(free, len(candidates))))
 
 
 def cost(ranks: Mapping[str, int], units: Mapping[str, int]) -> int:
@@ -68,13 +65,9 @@ def cost(ranks: Mapping[str, int], units: Mapping[str, int]) -> int:
     return sum(rank * units[name] for name, rank in ranks.items())
 
 
-def layer_means(scores: Scores, pruned: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, float]:
-    """Compute Eq. (7): the mean over a layer's triples, without those in `pruned`; 0 for a layer without any."""
-    result, pruned = {}, pruned or {}
-    for name, values in scores.items():
-        others = [value for index, value in enumerate(values) if index not in pruned.get(name, ())]
-        result[name] = sum(others) / len(others) if others else 0.0
-    return result
+def layer_means(scores: Scores) -> dict[str, float]:
+    """Compute Eq. (7): the mean over a layer's triples; 0 for a layer without any."""
+    return {name: sum(values) / len(values) if values else 0.0 for name, values in scores.items()}
 
 
 def round_robin(
@@ -124,6 +117,6 @@ def stayed(history: Sequence[Mapping[str, Any]]) -> int:
             added = record["added"].get(name, 0)
             before = rank - added + sum(layer == name for layer, _ in pruned)
             earlier = is_new[name] if name in is_new else [False] * before
-            kept = [new for index, new in enumerate(earlier) if (name, index) not in pruned]
-            is_new[name] = kept + [True] * added
+            survivors = [new for index, new in enumerate(earlier) if (name, index) not in pruned]
+            is_new[name] = survivors + [True] * added
     return sum(sum(each) for each in is_new.values())

@@ -80,7 +80,6 @@ def restore(allocator: RankAllocator, folder: Path | str) -> None:
 
     Raises:
         SideFileError: a file is missing, damaged or another run's; the message names it.
-        ValueError: the scores are those of another method; the layers have been overwritten by the saved ones then.
     """
     folder = _own_folder(folder, allocator.adapter_name)
     record, tensors = read_state(folder)
@@ -106,12 +105,7 @@ def restore(allocator: RankAllocator, folder: Path | str) -> None:
     _restore_factors(allocator.model, allocator.adapter_name, record, tensors, folder, allocator.optimizer)
     prefix = "scores."
     scores = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-    try:
-        allocator.load_state(record, scores)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(
-            f"{folder / STATE_RECORD}: 'method' is not what {allocator.method} has saved: {error!r}"
-        ) from error
+    allocator.load_state(record, scores)
 
 
 def restore_factors(model: nn.Module, folder: Path, adapter_name: str = "default") -> None:
@@ -157,14 +151,6 @@ def _restore_factors(
     if odd := sorted(saved ^ {layer.name for layer in layers}):
         raise SideFileError(f"{folder / TENSORS} is of another model: layer {odd[0]!r} is not in both")
     for layer in layers:
-        shapes = [tuple(tensors.get(f"{kind}.{layer.name}", torch.tensor(0)).shape) for kind in "AEB"]
-        rank, of_E = shapes[0][:1], shapes[1]  # an E that is no diagonal is longer
-        if (
-            shapes != [(*rank, layer.a.in_features), of_E, (layer.b.out_features, *rank)]
-            or not len(of_E) == 1
-            or of_E < rank
-        ):
-            raise SideFileError(f"{folder / TENSORS} is of another model: {layer.name} has shapes {shapes} there")
         if (layer.a.start is None) == (f"origin_A.{layer.name}" in tensors):
             raise SideFileError(
                 f"{folder / TENSORS} is of another start: one of the two began as a part of the weights (PiSSA, "

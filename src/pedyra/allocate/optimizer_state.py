@@ -38,10 +38,12 @@ _NOT_SEPARABLE = {
 }
 """Parts of the names of optimizers whose state is not separable by triples: to reset it would change the method."""
 
-FIRST_MOMENTS = ("exp_avg", "momentum_buffer", "grad_avg", "state1")
-"""Averages of gradients: Adam family and Lion, SGD, centred RMSprop, bitsandbytes."""
-SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "state2")
-"""Averages of squares: Adam family and RMSprop, Adagrad ("sum"), bitsandbytes ("state2")."""
+MOMENTS = (
+    *("exp_avg", "momentum_buffer", "grad_avg", "state1"),
+    *("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "state2"),
+)
+"""Averages of gradients (Adam family and Lion, SGD, centred RMSprop, bitsandbytes), and of their squares (Adam family
+and RMSprop, Adagrad's "sum", bitsandbytes)."""
 
 BLOCK = 256
 ABOUT_BLOCKS = re.compile(r"(qmap|absmax)[12]")
@@ -66,16 +68,8 @@ def check_optimizer(optimizer: Optimizer) -> None:
                 raise UserError(f"{kind.__name__} {reason}, which cannot follow a rank change; {REPAIR}")
     if kind.__module__.startswith("torchao"):
         raise UserError(f"{kind.__name__} of torchao packs its averages, which cannot follow a rank change; {REPAIR}")
-    if any(group.get("maximize") for group in optimizer.param_groups):
-        raise UserError(
-            f"{kind.__name__} has maximize=True, but triples are scored by the gradients of a loss that is minimised; "
-            f"minimise the negative of what you maximise"
-        )
-    if is_bitsandbytes(optimizer):
-        if getattr(optimizer, "optimizer_name", "") == "ademamix":
-            raise UserError(f"{kind.__name__} keeps two averages in one, which cannot follow a rank change; {REPAIR}")
-        if not getattr(getattr(optimizer, "args", None), "block_wise", True):  # of older versions
-            raise UserError(f"{kind.__name__} has block_wise=False, which cannot follow a rank change; leave it out")
+    if is_bitsandbytes(optimizer) and getattr(optimizer, "optimizer_name", "") == "ademamix":
+        raise UserError(f"{kind.__name__} keeps two averages in one, which cannot follow a rank change; {REPAIR}")
 
 
 def check_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
@@ -100,7 +94,7 @@ def check_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
                     f"{tuple(parameter.shape)}; state that is not row-wise cannot follow a rank change: {REPAIR}"
                 )
         for key in row_keys(optimizer, parameter, parameter.shape):
-            if key not in (*FIRST_MOMENTS, *SECOND_MOMENTS):
+            if key not in MOMENTS:
                 raise UserError(
                     f"{type(optimizer).__name__} keeps {key!r}, and what a new triple's is cannot be known; {REPAIR}"
                 )
@@ -156,14 +150,14 @@ def move_state(optimizer: Optimizer, replacements: Sequence[Replacement]) -> Non
     """
     rekey_state(optimizer, {replacement.old: replacement.new for replacement in replacements})
     for replacement in replacements:
-        values = row_state(optimizer, replacement.new, replacement.old.shape)
-        if is_packed(optimizer, optimizer.state.get(replacement.new, {})):
-            values = _without_overflow(optimizer, values)  # a block that has overflowed would spoil those of its rows
         moved = {
-            key: select_rows(value, replacement.dim, replacement.kept, replacement.num_new)
-            for key, value in values.items()
+            key: select_rows(value, replacement.dim, replacement.indices, replacement.num_new)
+            for key, value in row_state(optimizer, replacement.new, replacement.old.shape).items()
         }
-        _put(optimizer, replacement.new, moved)
+        if moved and is_bitsandbytes(optimizer):
+            renew(optimizer, replacement.new, moved)
+        elif moved:
+            optimizer.state[replacement.new].update(moved)
 
 
 def row_keys(optimizer: Optimizer, parameter: Tensor, shape: torch.Size) -> list[str]:
@@ -180,37 +174,6 @@ def row_state(optimizer: Optimizer, parameter: Tensor, shape: torch.Size) -> dic
     state, keys = optimizer.state.get(parameter, {}), row_keys(optimizer, parameter, shape)
     packed = is_packed(optimizer, state)
     return {key: dequantize(state, key, parameter.device) if packed else state[key] for key in keys}
-
-
-def _put(optimizer: Optimizer, parameter: Tensor, values: Mapping[str, Tensor]) -> None:
-    if values and is_bitsandbytes(optimizer):
-        renew(optimizer, parameter, values)
-    elif values:
-        optimizer.state[parameter].update(values)
-
-
-def _is_of_squares(optimizer: Optimizer, key: str) -> bool:
-    """Tell whether the state averages squares of gradients; bitsandbytes' RMSprop and Adagrad keep them in `state1`."""
-    return key in SECOND_MOMENTS or (
-        key == "state1" and getattr(optimizer, "optimizer_name", None) in ("rmsprop", "adagrad")
-    )
-
-
-def _without_overflow(optimizer: Optimizer, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state with what has overflowed begun anew, so that its rows can share a block with others.
-
-    A gradient of 1e30 has a square of infinity, which no average ever loses, and of which a product makes NaN. Averages
-    of gradients become zero there, those of squares the mean of the finite ones. Nothing else changes.
-    """
-    if not values:
-        return {}
-    finite = torch.stack([value.isfinite() for value in values.values()]).all(0)
-    anew = {}
-    for key, value in values.items():
-        usable = torch.where(finite, value, 0.0)
-        mean = usable.sum() / finite.sum().clamp_min(1) if _is_of_squares(optimizer, key) else 0.0
-        anew[key] = torch.where(finite, value, mean)
-    return anew
 
 
 def rekey_state(optimizer: Optimizer, successors: Mapping[Tensor, Tensor]) -> None:
@@ -250,7 +213,7 @@ class TrainedTriples:
 
     def hold(self) -> None:
         """Note that the optimizer has what is in the model."""
-        self._held, self.renewed = self.now, True
+        self._optimizer_factors, self.is_new = self.now, True
         # Parameters by the dicts that modules keep them in: a tenth of the time of their attributes, in every step.
         self._slots = [(layer.a._parameters, layer.a.A) for layer in self.layers]
         self._slots += [(layer.b._parameters, layer.b.weight) for layer in self.layers]
@@ -263,7 +226,7 @@ class TrainedTriples:
         """
         if all(slot["weight"] is parameter for slot, parameter in self._slots):
             return False
-        loaded = {old: new for old, new in zip(self._held, self.now, strict=True) if old is not new}
+        loaded = {old: new for old, new in zip(self._optimizer_factors, self.now, strict=True) if old is not new}
         rekey_state(self.optimizer, loaded)
         drop_unfit_state(self.optimizer, list(loaded.values()))
         self.hold()

@@ -6,7 +6,7 @@ import logging
 import operator
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pedyra.allocate.contract import Decision, MethodRun, RankMethod, Run, Situation, method_of
+from pedyra.allocate.allocation import RankPlan, Scores
+from pedyra.allocate.contract import Run, method_of
 from pedyra.allocate.distributed import averaging, check_same
 from pedyra.allocate.optimizer_state import (
     TrainedTriples,
@@ -26,12 +27,13 @@ from pedyra.allocate.optimizer_state import (
     unwrapped,
 )
 from pedyra.allocate.schedule import Schedule
+from pedyra.allocate.scored import ScoredMethod, ScoredRun, ScoredSituation, growth_limits, most_moves
 from pedyra.errors import UserError
 from pedyra.lora.attach import check_unsharded, write_ranks
 from pedyra.lora.factors import AFactor
 from pedyra.lora.layer import AdaptedLayer, adapted_layers, holds_triples
 from pedyra.lora.layer_names import layer_place
-from pedyra.lora.replacement import Replacement, put_replacements, replacements_of
+from pedyra.lora.replacement import NewTriples, Replacement, put_replacements, replacements_of
 from pedyra.lora.singular import effective_rank, singular_values
 
 logger = logging.getLogger(__name__)
@@ -69,13 +71,16 @@ class RankAllocator:
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        config: RankMethod,
+        config: ScoredMethod,
         total_steps: int,
         adapter_name: str = "default",
         process_group: Any = None,
     ) -> None:
         self.model, self.adapter_name = model, adapter_name
-        self.method = rank_method(config)
+        method = method_of(config)
+        if not isinstance(method, ScoredMethod):
+            raise UserError(f"{type(config).__name__} moves no ranks, and has no RankAllocator; use pedyra.adapt")
+        self.method = method
         self.optimizer = unwrapped(optimizer)
         check_optimizer(self.optimizer)
         self.schedule: Schedule = self.method.schedule(operator.index(total_steps))
@@ -99,7 +104,9 @@ class RankAllocator:
             schedule=self.schedule,
             average=averaging(process_group),
         )
-        self.method.check(run, self.situation())
+        limits = growth_limits(self.layers, self.method.max_rank)
+        start = self.situation(most_moves(self.method, sum(self.ranks.values())), limits)
+        self.method.check(run, start)
         compiled = _is_compiled(model)
         if compiled:
             self._check_compiles()
@@ -112,7 +119,7 @@ class RankAllocator:
             adopt(self.optimizer, layer)
         self._trained = TrainedTriples(self.layers, self.optimizer)
         self._state_is_known = self._released = False
-        self.run: MethodRun = self.method.begin(run)
+        self.run: ScoredRun = self.method.begin(run, start)
         """The method in this run."""
         self._compiled = False
         if compiled:
@@ -188,24 +195,24 @@ class RankAllocator:
             if self._state_is_known:
                 check_state(self.optimizer, self.triples())
         adjusts = self.schedule.is_adjustment(step)
-        if adjusts or self._trained.renewed:
+        if adjusts or self._trained.is_new:
             check_same(self.triples(), self._process_group, step)
-            self._trained.renewed = False
+            self._trained.is_new = False
         record = self._adjust() if adjusts else None
         self.run.prepare(step)
         return record
 
     def load_state(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Go on from `checkpoint.run_record` and the tensors of its method, once the factors have the saved ranks.
-        Raises ValueError: the tensors do not fit these ranks."""
-        self.step, self.history = record["step"], record["history"]
+        """Go on from `checkpoint.run_record` and the tensors of its method, once the factors have the saved
+        ranks."""
+        self.step, self.history[:] = record["step"], record["history"]
         self.initial_ranks, self.initial_parameters = record["initial_ranks"], record["initial_parameters"]
         self._trained.hold()
-        self.run.restart(self.step)
+        self.run.restart()
         if self._compiled:
             _mark_ranks(self.layers)
         check_state(self.optimizer, self.triples())
-        self.run.load(self.step, record["method"], tensors)
+        self.run.load(record["method"], tensors)
         self.run.prepare(self.step)
 
     def release(self) -> None:
@@ -241,7 +248,7 @@ class RankAllocator:
             "schedule": {
                 **asdict(self.schedule),
                 "adjustments": len(self.schedule.adjustments),
-                **self.run.describe(),
+                "moves": self.run.moves,
             },
             "config": self.method.to_dict(),
         }
@@ -268,9 +275,9 @@ class RankAllocator:
             **self.run.snapshot(self.step),
         }
 
-    def situation(self) -> Situation:
+    def situation(self, moves: int, max_ranks: dict[str, int]) -> ScoredSituation:
         """Return what a method is told of the run as it is."""
-        return Situation(
+        return ScoredSituation(
             step=self.step,
             schedule=self.schedule,
             history=self.history,
@@ -278,6 +285,10 @@ class RankAllocator:
             initial_ranks=self.initial_ranks,
             parameters={layer.name: layer.direction_parameters for layer in self.layers},
             spare=self.initial_parameters - self.parameters,
+            moves=moves,
+            min_rank=self.method.min_rank,
+            max_ranks=max_ranks,
+            budget=self.method.budget,
         )
 
     def _check_compiles(self) -> None:
@@ -306,20 +317,18 @@ class RankAllocator:
 
     def _adjust(self) -> dict[str, Any] | None:
         began = time.perf_counter()
-        now = self.situation()
-        decision = self.run.decide(now)
+        decision = self.run.decide(self.situation(self.run.moves, self.run.max_ranks))
         if decision is None:  # a run was taken up, or weights loaded, too late, or no step had a finite gradient
             logger.warning("nothing is adjusted after step %d: too few steps before it were measured", self.step)
             return None
-        self._carry_out(decision)
-        record = self._record(decision, time.perf_counter() - began)
+        self._carry_out(decision[0])
+        record = self._record(*decision, time.perf_counter() - began)
         self.history.append(record)
         return record
 
-    def _record(self, decision: Decision, seconds: float) -> dict[str, Any]:
+    def _record(self, plan: RankPlan, scores: Scores, seconds: float) -> dict[str, Any]:
         """Return what an adjustment leaves in the history and in `ranks.jsonl`: plain values, for JSON; see
         `after_step`."""
-        plan, scores = decision.plan, decision.scores
         masked = [[name, i] for name, indices in plan.masked.items() for i in indices]
         return {
             "kind": "adjustment",
@@ -337,13 +346,13 @@ class RankAllocator:
         }
 
     @torch.no_grad()
-    def _carry_out(self, decision: Decision) -> None:
-        plan, replacements = decision.plan, {}
+    def _carry_out(self, plan: RankPlan) -> None:
+        replacements = {}
         for layer in self.layers:  # in place: they and their state in the optimizer stay
             layer.a.E[list(plan.masked.get(layer.name, ()))] = 0.0
         if plan.pruned or plan.added or plan.rescale:
             generator = torch.Generator().manual_seed((self.method.seed * 1_000_003 + self.step) % 2**64)
-            replacements = resize_layers(decision, self.layers, self.optimizer, generator)
+            replacements = resize_layers(plan, self.method.new_triples, self.layers, self.optimizer, generator)
             self._trained.hold()
             if self._compiled:
                 _mark_ranks(self.layers)
@@ -353,7 +362,11 @@ class RankAllocator:
 
 
 def resize_layers(
-    decision: Decision, layers: Sequence[AdaptedLayer], optimizer: Optimizer, generator: torch.Generator
+    plan: RankPlan,
+    new_triples: Callable[[AdaptedLayer, int, torch.Generator], NewTriples],
+    layers: Sequence[AdaptedLayer],
+    optimizer: Optimizer,
+    generator: torch.Generator,
 ) -> Mapping[str, list[Replacement]]:
     """Prune and add as planned, the optimizer's state with it, and bring layers to the plan's scaling; what was
     replaced, by layer.
@@ -361,11 +374,11 @@ def resize_layers(
     Every new factor is built, and the optimizer's state checked, before anything is replaced. PEFT's config is not
     touched; see `attach.write_ranks`. Raises ValueError: some state of the optimizer cannot follow.
     """
-    plan, changes = decision.plan, {}
+    changes = {}
     for layer in layers:
         pruned, num_new = plan.pruned.get(layer.name, ()), plan.added.get(layer.name, 0)
         if pruned or num_new:
-            new = decision.new_triples(layer, num_new, generator) if decision.new_triples and num_new else None
+            new = new_triples(layer, num_new, generator) if num_new else None
             changes[layer.name] = replacements_of(layer, pruned, new)
     replacements = [replacement for change in changes.values() for replacement in change]
     check_state(optimizer, [replacement.old for replacement in replacements])
@@ -376,24 +389,16 @@ def resize_layers(
     return changes
 
 
-def rank_method(config: object) -> RankMethod:
-    """Return a method that moves ranks. Raises ValueError: it is none."""
-    method = method_of(config)
-    if not isinstance(method, RankMethod):
-        raise UserError(f"{type(method).__name__} moves no ranks, and has no RankAllocator; use pedyra.adapt")
-    return method
-
-
 def trainable(layers: Sequence[AdaptedLayer]) -> list[AdaptedLayer]:
     """List the layers that are trained; a frozen one keeps its rank, since it has no gradient to be scored by. Raises
     ValueError: there is none."""
-    trained = [layer for layer in layers if layer.a.A.requires_grad and layer.b.weight.requires_grad]
-    if not trained:
+    result = [layer for layer in layers if layer.a.A.requires_grad and layer.b.weight.requires_grad]
+    if not result:
         raise UserError(
             "no layer of the adapter trains both lora_A and lora_B, with which a rank moves; call "
             "model.set_adapter(name) before training, and train plain LoRA where one of them is frozen (LoRA-FA)"
         )
-    return trained
+    return result
 
 
 def check_device(layers: Sequence[AdaptedLayer]) -> None:

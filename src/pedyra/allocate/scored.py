@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pedyra.allocate.allocation import Budget, RankPlan, Scores, layer_means
-from pedyra.allocate.contract import Decision, MethodRun, RankMethod, Run, Situation
+from pedyra.allocate.contract import Method, Run, Training, Work
 from pedyra.allocate.distributed import one_process
 from pedyra.allocate.orthogonality import add_orthogonality_gradient, layer_orthogonality
 from pedyra.allocate.schedule import Schedule, check_count, check_number, check_steps, check_word, resolve_schedule
 from pedyra.allocate.scores import ScoreState, Sensitivity
 from pedyra.errors import UserError
+from pedyra.lora.attach import attach, train_e
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.replacement import NewTriples, Replacement
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredSituation(Situation):
-    """`ScoredMethod.plan` keeps to these limits of an adjustment, and sees the scores beside them."""
+class ScoredSituation:
+    """A method is told this of its run at an adjustment: `ScoredMethod.plan` sees the scores beside it."""
 
+    step: int
+    schedule: Schedule
+    history: Sequence[dict[str, Any]]
+    """The records of the adjustments so far, oldest first."""
+    ranks: dict[str, int]
+    """Layer -> rank before this adjustment, in the model's order."""
+    initial_ranks: dict[str, int]
+    """Layer -> rank that the run began with."""
+    parameters: dict[str, int]
+    """Layer -> number of parameters of one of its triples."""
+    spare: int
+    """Parameters below the number that the run began with."""
     moves: int
     """k."""
     min_rank: int
@@ -66,20 +79,24 @@ MOVED = 0.02
 """k as a part of the total rank, where the settings leave it open: the paper's 12 of 576 (Table 14)."""
 
 
-class ScoredMethod(RankMethod):
-    """A scored method plans by scores. A subclass says how, in `plan`; start, scores, new triples and all settings that
+class ScoredMethod(Method):
+    """A method moves ranks by scores. A subclass says how, in `plan`; start, scores, new triples and all settings that
     it does not have for itself are AdaLoRA's."""
 
     interval: int | float
     initial_warmup: int | float
     final_warmup: int | float
     moves: int | None = None
-    budget: Budget = "ranks"  # type: ignore[override]
+    budget: Budget = "ranks"
+    """What is conserved or aimed at."""
     min_rank: int = 1
     max_rank: int | None = None
     beta1: float = 0.85
     beta2: float = 0.85
-    start = "svd"
+    start: str = "svd"
+    """The way triples begin, see `attach`: "lora" or "svd"."""
+    seed: int
+    """New triples are drawn from it."""
     orth_weight: float = 0.0
     orth_form: str = "norm"
 
@@ -88,6 +105,13 @@ class ScoredMethod(RankMethod):
     """A new triple takes the place of others, so that nothing moves where all layers are at `max_rank`."""
     always_trains_e: ClassVar[bool] = False
     """E is trained whatever the start; else where it starts at 0 ("svd")."""
+
+    def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
+        """Put triples into the adapter, see `attach`; A and B stay the Parameters that they are."""
+        train_e(attach(model, adapter, self.start, self.seed), self.trains_e)
+        work = Work()
+        work.ranks = self
+        return work
 
     def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         """Make the adjustment. It must be a pure function: a resume replays nothing and continues from the same
@@ -119,7 +143,8 @@ class ScoredMethod(RankMethod):
         return NewTriples(rows, torch.zeros(num), (torch.randn(num, out, generator=generator) * std).T)
 
     @property
-    def trains_e(self) -> bool:  # type: ignore[override]
+    def trains_e(self) -> bool:
+        """Tell whether E is a parameter, and no constant 1."""
         return self.always_trains_e or self.start == "svd"
 
     @property
@@ -127,10 +152,12 @@ class ScoredMethod(RankMethod):
         return self.scores.in_processes
 
     @property
-    def compiles(self) -> bool:  # type: ignore[override]
+    def compiles(self) -> bool:
+        """Tell whether observing works in a model that torch compiles."""
         return self.scores.compiles
 
     def schedule(self, total_steps: int) -> Schedule:
+        """Say when ranks are adjusted; ValueError where they never are."""
         return resolve_schedule(
             total_steps,
             initial_warmup=self.initial_warmup,
@@ -139,23 +166,23 @@ class ScoredMethod(RankMethod):
             least_interval=LEAST_INTERVAL if self.conserves and self.moves != 0 else 1,
         )
 
-    def check(self, run: Run, now: Situation) -> None:
+    def check(self, run: Run, start: ScoredSituation) -> None:
+        """Raise ValueError where it cannot do its work in this run, which begins at `start`; changes nothing."""
         if run.average is not one_process and not self.in_processes:
             raise UserError(
                 "of all methods that score triples only PE-DyRA and those with its scores run in several processes; "
                 "train this one in one process"
             )
-        limits = growth_limits(run.layers, self.max_rank)
-        start = situated(now, self, most_moves(self, sum(now.ranks.values())), limits)
         self.check_start(start)
-        if self.conserves and start.moves and all(rank == self.max_rank for rank in now.ranks.values()):
+        if self.conserves and start.moves and all(rank == self.max_rank for rank in start.ranks.values()):
             raise UserError(
                 f"no rank can change: every layer starts at max_rank, {self.max_rank}; raise it, or lower the "
                 f"adapter's r"
             )
 
-    def begin(self, run: Run) -> ScoredRun:
-        return ScoredRun(self, run)
+    def begin(self, run: Run, start: ScoredSituation) -> ScoredRun:
+        """Return the method in this run."""
+        return ScoredRun(self, run, start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,19 +229,12 @@ def growth_limits(layers: Sequence[AdaptedLayer], max_rank: int | None) -> dict[
     return limits
 
 
-def situated(now: Situation, settings: ScoredMethod, moves: int, max_ranks: dict[str, int]) -> ScoredSituation:
-    """Return the situation with the limits that a plan keeps to."""
-    situation = {field.name: getattr(now, field.name) for field in fields(Situation)}
-    return ScoredSituation(
-        **situation, moves=moves, min_rank=settings.min_rank, max_ranks=max_ranks, budget=settings.budget
-    )
+class ScoredRun:
+    """A method in one run. The allocator calls `prepare`, `before_step` and `decide`, in this order."""
 
-
-class ScoredRun(MethodRun):
-    def __init__(self, method: ScoredMethod, run: Run) -> None:
+    def __init__(self, method: ScoredMethod, run: Run, start: ScoredSituation) -> None:
         self.method, self.run = method, run
-        self.max_ranks = growth_limits(run.layers, method.max_rank)
-        self.moves = most_moves(method, sum(layer.rank for layer in run.layers))
+        self.moves, self.max_ranks = start.moves, start.max_ranks
         self.scores = method.scores(run, method)
         self.window = ema_window(max(method.beta1, method.beta2))
         """Steps before an adjustment that an EMA still remembers at it."""
@@ -224,17 +244,22 @@ class ScoredRun(MethodRun):
         """The step that the scores were last told of; the next one goes on from it, and any other begins anew."""
 
     @property
-    def skipped_steps(self) -> int:  # type: ignore[override]
+    def skipped_steps(self) -> int:
+        """Count the steps that were left out for a non-finite observation."""
         return int(self.scores.skipped)
 
     def observes(self, step: int) -> bool:
+        """Say whether scores come from what step `step` (1-based) shows."""
         adjustment = self.run.schedule.next_adjustment(step)
         return adjustment is not None and adjustment - step < self.window
 
     def prepare(self, step: int) -> None:
+        """After step `step` (0 before the first): make ready for what the next one is to show."""
         self.scores.watch(self.observes(step + 1))
 
     def before_step(self, step: int, loss_scale: float) -> None:
+        """Read the gradients of step `step`, which are complete, and add Eq. (2)'s to them. What no optimizer unscales
+        (what hooks saw in the backward pass) is `loss_scale` times as large."""
         if self.observes(step):
             # This step, where a checkpoint on a signal (enable_jit_checkpoint) came between reading and stepping.
             begins = self.last_observed not in (step - 1, step)
@@ -250,26 +275,28 @@ class ScoredRun(MethodRun):
             if ratio is not None:
                 self.ratios[step // RATIO_EVERY % RATIOS] = ratio
 
-    def decide(self, now: Situation) -> Decision | None:
+    def decide(self, now: ScoredSituation) -> tuple[RankPlan, Scores] | None:
+        """Make the plan of this adjustment, and the scores it is made from: one a triple, by the indices that the plan
+        has. None: too little was measured, it is passed over."""
         if not self.scores.observed:
             return None
         scores = self.scores.triple_scores()
-        plan = self.method.plan(scores, situated(now, self.method, self.moves, self.max_ranks))
-        return Decision(plan=plan, scores=scores, new_triples=self.method.new_triples)
+        return self.method.plan(scores, now), scores
 
     def resized(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
+        """Follow a plan that is carried out; by layer, what replaced its factors."""
         self.scores.resize(replacements)
 
-    def restart(self, step: int) -> None:
+    def restart(self) -> None:
+        """Forget what was observed: other triples were loaded, and nothing is known of these."""
         self.last_observed = None
         self.scores.restart()
 
-    def describe(self) -> dict[str, Any]:
-        return {"moves": self.moves}
-
     def snapshot(self, step: int) -> dict[str, Any]:
-        form = self.method.orth_form
-        snapshot = {**super().snapshot(step), "orthogonality": layer_orthogonality(self.run.layers, form=form)}
+        """Return fields of `RankAllocator.snapshot`; plain values. `layer_scores`, `grad_norms` and
+        `two_thirds_log_variance` are always there, None where they are unknown."""
+        snapshot: dict[str, Any] = dict.fromkeys(("grad_norms", "layer_scores", "two_thirds_log_variance"))
+        snapshot["orthogonality"] = layer_orthogonality(self.run.layers, form=self.method.orth_form)
         if len(ratios := self.ratios[self.ratios > 0]):
             snapshot["orthogonality_ratio"] = float(ratios.median())
         if step == 0 or not self.observes(step):
@@ -278,19 +305,23 @@ class ScoredRun(MethodRun):
         return {**snapshot, "layer_scores": means, **self.scores.details(means)}
 
     def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of its state, for a checkpoint."""
         return {**self.scores.tensors(), "ratios": self.ratios}
 
     def values(self) -> dict[str, Any]:
+        """Return the rest of its state, as plain values for JSON."""
         # The limits too: a layer that began above its width may come back to where it began.
         return {"moves": self.moves, "max_ranks": self.max_ranks, "last_observed": self.last_observed}
 
-    def load(self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def load(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Do the inverse of both, after `restart`, once the factors have the saved ranks."""
         self.moves, self.max_ranks = values["moves"], values["max_ranks"]
         self.last_observed = values["last_observed"]
         self.ratios = tensors["ratios"].to(self.ratios.device, copy=True)
         self.scores.load_tensors(tensors)
 
     def release(self) -> None:
+        """Leave nothing in the model."""
         self.scores.release()
 
 

@@ -11,15 +11,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pedyra.allocate.contract import Run
-from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.replacement import Replacement, select_rows
 
 SPIKE = 1e15
 """A gradient norm at or beyond it is a step that scores leave out: what is made of it would overflow."""
-
-PIECE = 1 << 20
-"""Elements of Eq. (3) that are held in one tensor: memory of more is taken anew from the system at every use."""
 
 
 def update_sensitivity_(
@@ -39,7 +35,7 @@ def update_sensitivity_(
     no temporary of its size is made.
 
     Args:
-        finite: whether the step is, where these are only some of its elements.
+        finite: whether the step is; by default whether the product is.
     """
     if finite is None:
         finite = product.sum().isfinite()  # of values that are not negative: any that is not finite shows in the sum
@@ -116,12 +112,7 @@ class ScoreState:
         return {"skipped": self.skipped, **self.state}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Do the inverse of `tensors`; the ranks must already be those of the saved state. Raises ValueError: an entry
-        is missing or has another shape."""
-        for name, now in self.tensors().items():
-            if name not in tensors or tensors[name].shape != now.shape:
-                there = "missing" if name not in tensors else f"of shape {tuple(tensors[name].shape)}"
-                raise UserError(f"score state {name!r} is {there}, expected shape {tuple(now.shape)}")
+        """Do the inverse of `tensors`; the ranks must already be those of the saved state."""
         self._load({name: tensors[name].to(self.skipped.device, copy=True) for name in self.tensors()})
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
@@ -131,13 +122,11 @@ class ScoreState:
 
 class Sensitivity(ScoreState):
     """AdaLoRA's scores hold sensitivity and uncertainty of every element in float32, Eq. (3): flat, A, E, B of a layer,
-    then the next, in pieces.
+    then the next.
 
     The importance of an element is the product of both, and a triple's score the mean over A's row and over B's column
-    plus that of E. A piece is some whole layers, when it is cut (`restart`) of `PIECE` elements or one layer more, so
-    that a resize makes anew only those that hold a layer that changed. `norms (layers, 3)` are the gradient norms of
-    (A, E, B), `any_finite` whether any step of the window was, `skipped` the number of steps left out for a
-    gradient beyond `SPIKE`.
+    plus that of E. `norms (layers, 3)` are the gradient norms of (A, E, B), `any_finite` whether any step of the window
+    was, `skipped` the number of steps left out for a gradient beyond `SPIKE`.
     """
 
     in_processes = True
@@ -151,9 +140,8 @@ class Sensitivity(ScoreState):
     def restart(self) -> None:
         """Forget everything but the counts of what was skipped: the state of a run that has seen no gradient."""
         device = self.skipped.device
-        self._pieces = _pieces(self.layers) if self.tracks else []
-        self.sensitivity = [torch.zeros(_elements(piece), device=device) for piece in self._pieces]
-        self.uncertainty = [torch.zeros(_elements(piece), device=device) for piece in self._pieces]
+        elements = sum(factor.numel() for factor in _factors(self.layers)) if self.tracks else 0
+        self.sensitivity, self.uncertainty = torch.zeros(2, elements, device=device).unbind()
         self.norms = torch.zeros(len(self.layers), 3, device=device)
         self.any_finite = torch.zeros((), dtype=torch.bool, device=device)
 
@@ -165,19 +153,20 @@ class Sensitivity(ScoreState):
         """Take in Eq. (3) of one optimizer step, from the gradients as they are now; a missing one is zero."""
         beta1, beta2 = self.settings.beta1, self.settings.beta2
         zero = torch.zeros((), device=self.skipped.device)
-        gradients = [parameter.grad for parameter in _factors(self.layers)]
+        factors = _factors(self.layers)
+        gradients = [parameter.grad for parameter in factors]
         present = [gradient.float() for gradient in gradients if gradient is not None]
         present_norms = iter(torch._foreach_norm(present) if present else ())
         norms = torch.stack([zero if gradient is None else next(present_norms) for gradient in gradients]).view(-1, 3)
         del present
         finite = (norms < SPIKE).all()
-        for layers, sensitivity, uncertainty in zip(self._pieces, self.sensitivity, self.uncertainty, strict=True):
-            factors = _factors(layers)
+        if self.tracks:
             weights = [parameter.detach().float() for parameter in factors]
             slopes = [(torch.zeros_like(p) if p.grad is None else p.grad).float() for p in factors]
             products = torch._foreach_mul(weights, slopes)
             product = torch.cat([value.reshape(-1) for value in products]).abs_()
-            update_sensitivity_(sensitivity, uncertainty, product, beta1=beta1, beta2=beta2, finite=finite)
+            averages = self.sensitivity, self.uncertainty
+            update_sensitivity_(*averages, product, beta1=beta1, beta2=beta2, finite=finite)
         self.skipped += ~finite
         self.any_finite = self.any_finite | finite
         self.norms = torch.where(finite, norms, self.norms)
@@ -209,51 +198,31 @@ class Sensitivity(ScoreState):
 
     def resize(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
         """Follow a resize that is already installed: kept rows keep their averages, new ones start at zero."""
-        for index, layers in enumerate(self._pieces):
-            if any(layer.name in replacements for layer in layers):
-                for averages in (self.sensitivity, self.uncertainty):
-                    averages[index] = _resized(averages[index], layers, replacements)
+        if self.tracks and replacements:
+            averages = self.sensitivity, self.uncertainty
+            self.sensitivity, self.uncertainty = (_resized(flat, self.layers, replacements) for flat in averages)
 
-    def _by_factor(self, averages: Sequence[Tensor]) -> Iterator[Tensor]:
-        for layers, flat in zip(self._pieces, averages, strict=True):
-            factors = _factors(layers)
-            for part, parameter in zip(flat.split([factor.numel() for factor in factors]), factors, strict=True):
-                yield part.view(parameter.shape)
+    def _by_factor(self, flat: Tensor) -> Iterator[Tensor]:
+        factors = _factors(self.layers)
+        for part, parameter in zip(flat.split([factor.numel() for factor in factors]), factors, strict=True):
+            yield part.view(parameter.shape)
 
     def tensors(self) -> dict[str, Tensor]:
         return {
-            "sensitivity": torch.cat([self.norms.new_zeros(0), *self.sensitivity]),
-            "uncertainty": torch.cat([self.norms.new_zeros(0), *self.uncertainty]),
+            "sensitivity": self.sensitivity,
+            "uncertainty": self.uncertainty,
             "norms": self.norms,
             "any_finite": self.any_finite,
             "skipped": self.skipped,
         }
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
-        for name, averages in (("sensitivity", self.sensitivity), ("uncertainty", self.uncertainty)):
-            averages[:] = [part.clone() for part in tensors[name].split([len(piece) for piece in averages])]
+        self.sensitivity, self.uncertainty = tensors["sensitivity"], tensors["uncertainty"]
         self.norms, self.any_finite, self.skipped = tensors["norms"], tensors["any_finite"], tensors["skipped"]
 
 
 def _factors(layers: Sequence[AdaptedLayer]) -> list[Tensor]:
     return [factor for layer in layers for factor in layer.factors]
-
-
-def _elements(layers: Sequence[AdaptedLayer]) -> int:
-    return sum(factor.numel() for factor in _factors(layers))
-
-
-def _pieces(layers: Sequence[AdaptedLayer]) -> list[list[AdaptedLayer]]:
-    """Cut the layers into runs, in order, of `PIECE` elements or one layer more."""
-    pieces: list[list[AdaptedLayer]] = [[]]
-    size = 0
-    for layer in layers:
-        if size >= PIECE:
-            pieces.append([])
-            size = 0
-        pieces[-1].append(layer)
-        size += _elements([layer])
-    return pieces
 
 
 def _resized(flat: Tensor, layers: Sequence[AdaptedLayer], replacements: Mapping[str, Sequence[Replacement]]) -> Tensor:
@@ -264,6 +233,6 @@ def _resized(flat: Tensor, layers: Sequence[AdaptedLayer], replacements: Mapping
         values = flat[at : at + old.numel()]
         at += old.numel()
         if change is not None:
-            values = select_rows(values.view(old.shape), change.dim, change.kept, change.num_new)
+            values = select_rows(values.view(old.shape), change.dim, change.indices, change.num_new)
         parts.append(values.reshape(-1))
     return torch.cat(parts)

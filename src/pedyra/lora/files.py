@@ -72,12 +72,6 @@ def refuse_link(path: Path) -> None:
         raise UserError(f"{path} is a link, and nothing is written through one; remove the link")
 
 
-def refuse_mount(path: Path) -> None:
-    """Raise ValueError where another disk is mounted at `path`: a folder cannot be renamed over a mount point."""
-    if os.path.ismount(path):
-        raise UserError(f"{path} is a mount point, and a folder cannot be renamed over one; give a folder inside it")
-
-
 def refuse_unwritable(path: Path, name: str) -> None:
     """Raise ValueError, beginning with `name`, where no file can be made at `path`: in the nearest folder above it that
     exists there is no permission, or the disk is read-only."""
@@ -96,7 +90,8 @@ def refuse_occupied(out: Path, records: Collection[str], what: str, overwrite: b
     """
     if out.is_symlink():
         raise UserError(f"{out} is a link, which is not followed; remove it, or choose another folder")
-    refuse_mount(out)
+    if os.path.ismount(out):
+        raise UserError(f"{out} is a mount point, and a folder cannot be renamed over one; give a folder inside it")
     refuse_unwritable(out.absolute().parent, str(out))  # a new folder is written beside it and then renamed
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return

@@ -16,12 +16,12 @@ from pedyra.lora.start import follow
 
 @dataclass(frozen=True)
 class Replacement:
-    """A new factor has the rows `kept` of the old one along `dim`, then `num_new` new rows."""
+    """A new factor has the rows `indices` of the old one along `dim`, then `num_new` new rows."""
 
     old: Tensor
     new: Tensor
     dim: int
-    kept: Tensor
+    indices: Tensor
     num_new: int
 
 
@@ -38,7 +38,7 @@ def replacements_of(layer: AdaptedLayer, pruned: Sequence[int], new: NewTriples 
     """Compute the three factors of the layer without `pruned` and with `new`; the layer itself stays as it is."""
     removed_rows = set(pruned)
     assert not removed_rows or layer.a.E.shape == (layer.rank,), "an E that is no diagonal can only grow"
-    kept_of = {
+    indices_of = {
         count: torch.tensor(
             [i for i in range(count) if i not in removed_rows], dtype=torch.long, device=layer.a.A.device
         )
@@ -46,15 +46,15 @@ def replacements_of(layer: AdaptedLayer, pruned: Sequence[int], new: NewTriples 
     }
     replacements = []
     for old, dim, new_rows in zip(layer.factors, (0, 0, 1), new or (None,) * 3, strict=True):
-        kept, num_new = kept_of[old.shape[dim]], 0 if new_rows is None else new_rows.shape[dim]
-        value = select_rows(old.detach(), dim, kept, num_new, new_rows)
-        replacements.append(Replacement(old, successor(old, value), dim, kept, num_new))
+        indices, num_new = indices_of[old.shape[dim]], 0 if new_rows is None else new_rows.shape[dim]
+        value = select_rows(old.detach(), dim, indices, num_new, new_rows)
+        replacements.append(Replacement(old, successor(old, value), dim, indices, num_new))
     return replacements
 
 
-def select_rows(value: Tensor, dim: int, kept: Tensor, num_new: int = 0, new: Tensor | None = None) -> Tensor:
-    """Take rows `kept` of `value` along `dim`, then `num_new` rows: `new`, or zeros."""
-    rows = value.index_select(dim, kept)
+def select_rows(value: Tensor, dim: int, indices: Tensor, num_new: int = 0, new: Tensor | None = None) -> Tensor:
+    """Take rows `indices` of `value` along `dim`, then `num_new` rows: `new`, or zeros."""
+    rows = value.index_select(dim, indices)
     if not num_new:
         return rows
     shape = list(rows.shape)
@@ -70,7 +70,7 @@ def put_replacements(changes: Iterable[tuple[AdaptedLayer, Sequence[Replacement]
     changes = list(changes)
     put_factors((layer, [replacement.new for replacement in replaced]) for layer, replaced in changes)
     for layer, (of_A, _, _) in changes:
-        follow(layer, of_A.kept, of_A.num_new)
+        follow(layer, of_A.indices, of_A.num_new)
 
 
 def put_factors(factors: Iterable[tuple[AdaptedLayer, Sequence[Tensor]]]) -> None:
@@ -81,6 +81,6 @@ def put_factors(factors: Iterable[tuple[AdaptedLayer, Sequence[Tensor]]]) -> Non
         layer.b.weight = B  # type: ignore[assignment]
         if layer.a.e_fixed_at_one:
             unit_scales[layer.a] = (E == 1).all()
-    still = torch.stack([*unit_scales.values()]).tolist() if unit_scales else []  # the host waits once for all layers
-    for factor, at_one in zip(unit_scales, still, strict=True):
-        factor.e_fixed_at_one = at_one
+    at_one = torch.stack([*unit_scales.values()]).tolist() if unit_scales else []  # the host waits once for all layers
+    for factor, fixed in zip(unit_scales, at_one, strict=True):
+        factor.e_fixed_at_one = fixed

@@ -161,14 +161,14 @@ def _product(B: Tensor, A: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @torch.no_grad()
-def follow(layer: AdaptedLayer, kept: Tensor, num_new: int) -> None:
-    """Carry the initial values through a change of rank: the triples `kept` keep theirs, and those of the last
+def follow(layer: AdaptedLayer, indices: Tensor, num_new: int) -> None:
+    """Carry the initial values through a change of rank: the triples `indices` keep theirs, and those of the last
     `num_new` are A with B = 0."""
     a, b = layer.a, layer.b
     if a.origin is None or b.origin is None:
         return
     A, B = a.weight.detach()[len(a.A) - num_new :], b.origin.new_zeros(len(b.origin), num_new)
-    set_origin(layer, torch.cat([a.origin[kept], A]), torch.cat([b.origin[:, kept], B], 1))
+    set_origin(layer, torch.cat([a.origin[indices], A]), torch.cat([b.origin[:, indices], B], 1))
 
 
 @torch.no_grad()

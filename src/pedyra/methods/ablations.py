@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from torch import nn
-
 from pedyra.allocate.allocation import RankPlan, Scores, cost, layer_means, lowest, make_plan, prunable, round_robin
-from pedyra.allocate.contract import Beginning, Training, Work
-from pedyra.allocate.schedule import check_count
+from pedyra.allocate.contract import Beginning
 from pedyra.allocate.scored import ScoredSituation
 from pedyra.errors import UserError
-from pedyra.methods.sizes import Shrinking, check_grows
-from pedyra.methods.slots import plain_ranks
+from pedyra.methods.sizes import Growing, Shrinking
 from pedyra.pe_dyra.config import Start
 from pedyra.pe_dyra.method import PaperMethod
 
@@ -40,7 +35,7 @@ class Prune(Shrinking, PaperMethod):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expand(PaperMethod):
+class Expand(Growing, PaperMethod):
     """PE-DyRA's scores, expansion only (Table 5): from the LoRA's r to the budget of `final_rank`.
 
     The paper gives neither its initial rank, here half of the final one in comparisons, nor its schedule; this one adds
@@ -48,26 +43,13 @@ class Expand(PaperMethod):
     PE-DyRA's.
     """
 
-    final_rank: int = 8
-    """Average rank at the end."""
     moves: None = field(default=None, init=False)  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("final_rank", self.final_rank, 2)
 
     @classmethod
     def at_budget(cls, rank: int) -> Beginning:
         if rank < 2:
             raise UserError("expand begins at half of the budget's rank, so nothing can grow at r = 1; raise r")
         return Beginning(rank // 2, {"final_rank": rank}, rank // 2 / rank)
-
-    def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
-        check_grows(self.final_rank, plain_ranks(model, adapter))
-        return super().install(model, adapter)
-
-    def check_start(self, start: ScoredSituation) -> None:
-        """Any start will do: nothing is pruned."""
 
     def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         units = now.units
@@ -91,7 +73,8 @@ class RandomMoves(PaperMethod):
     def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         random = Random(f"{self.seed}/{now.step}")
         units = now.units
-        pruned = random_triples(now.ranks, now.moves, now.min_rank, random)
+        draws = {name: [random.random() for _ in values] for name, values in scores.items()}
+        pruned = lowest(prunable(draws, now.min_rank), now.moves)
         left = {name: rank - len(pruned.get(name, ())) for name, rank in now.ranks.items()}
         freed = sum(len(indices) * units[name] for name, indices in pruned.items())
         ranking = random.sample(list(left), len(left))
@@ -99,19 +82,6 @@ class RandomMoves(PaperMethod):
             ranking, freed = ranking[: max(now.moves, 1)], freed + now.spare
         added = round_robin(ranking, left, now.max_ranks, units, freed) if now.moves else {}
         return make_plan(scores, pruned, added, layer_means(scores))
-
-
-def random_triples(ranks: Mapping[str, int], moves: int, min_rank: int, random: Random) -> dict[str, tuple[int, ...]]:
-    """Draw `moves` triples, each equally likely, but for those that would leave a layer below `min_rank`."""
-    triples = [(name, index) for name, rank in ranks.items() for index in range(rank)]
-    random.shuffle(triples)
-    pruned: dict[str, list[int]] = {}
-    for name, index in triples:
-        if sum(map(len, pruned.values())) == moves:
-            break
-        if ranks[name] - len(pruned.get(name, ())) > min_rank:
-            pruned.setdefault(name, []).append(index)
-    return {name: tuple(sorted(indices)) for name, indices in pruned.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

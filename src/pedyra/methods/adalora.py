@@ -60,7 +60,7 @@ class AdaLora(Shrinking, ScheduledMethod):
         if getattr(config, "peft_type", None) == "ADALORA":
             self._check_peft(config)
             return MaskedRanks(model, adapter, self)
-        refuse_lora(model, adapter, "AdaLoRA defines its own start and scaling", "init_lora_weights", "use_rslora")
+        refuse_lora(model, adapter, "AdaLoRA")
         return super().install(model, adapter)
 
     def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:

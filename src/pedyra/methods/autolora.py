@@ -15,7 +15,7 @@ from pedyra.allocate.contract import BatchLoss, Beginning, Method, Training, Wor
 from pedyra.allocate.schedule import check_count
 from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.methods.slots import Factors, Slot, fill, gradients_of, linear_slots, refuse_lora, write_plain
+from pedyra.methods.slots import OWN_START, Factors, Slot, fill, gradients_of, linear_slots, refuse_lora, write_plain
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,7 @@ class AutoLora(Method):
         return Beginning(2 * rank)
 
     def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
-        reason = "AutoLoRA weighs the ranks of LoRA's own start"
-        refuse_lora(model, adapter, reason, "init_lora_weights", "use_dora", "use_rslora")
+        refuse_lora(model, adapter, "AutoLoRA", (*OWN_START, "use_dora"))
         if training is None:
             raise UserError("AutoLoRA searches ranks on the rows of a training, and was given none; use pedyra.adapt")
         layers = linear_slots(model, adapter)

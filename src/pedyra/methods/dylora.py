@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pedyra.allocate.contract import Method, Training, Work
 from pedyra.allocate.schedule import check_count
 from pedyra.errors import UserError
-from pedyra.methods.slots import Factors, Slot, fill, linear_slots, refuse_lora, write_plain
+from pedyra.methods.slots import OWN_START, Factors, Slot, fill, linear_slots, refuse_lora, write_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,7 @@ class DyLora(Method):
         check_count("seed", self.seed, 0)
 
     def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> NestedRank:
-        reason = "DyLoRA defines its own start and scaling"
-        refuse_lora(model, adapter, reason, "init_lora_weights", "use_dora", "use_rslora")
+        refuse_lora(model, adapter, "DyLoRA", (*OWN_START, "use_dora"))
         nested = NestedRank(model, adapter, seed=self.seed)
         if self.rank is not None:
             nested.choose(self.rank)

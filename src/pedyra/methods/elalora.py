@@ -41,27 +41,19 @@ class ElaLora(ScheduledMethod):
 
     moves: int = 4
     """b_0: ranks that move at the first adjustment at most, the authors'."""
-    beta1: float = 0.85
-    """EMA of the sensitivity."""
-    beta2: float = 0.85
-    """EMA of the uncertainty."""
     orth_weight: float = 0.1
     """Weight of the orthogonality term, as in AdaLoRA."""
     budget: Budget = "ranks"
     """What is conserved: the sum of the "ranks", or the number of "parameters"."""
-    max_rank: int | None = None
-    """No layer grows above this rank; None: only the layer's own width bounds it."""
 
     conserves = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("moves", self.moves, 1)
-        if self.max_rank is not None:
-            check_count("max_rank", self.max_rank, 1)
 
     def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
-        refuse_lora(model, adapter, "ElaLoRA defines its own start and scaling", "init_lora_weights", "use_rslora")
+        refuse_lora(model, adapter, "ElaLoRA")
         if (ranks := plain_ranks(model, adapter)) and max(ranks) < 2:
             raise UserError(
                 "the LoRA has r = 1, but ElaLoRA never takes a layer's last rank, so nothing can move; raise r"

@@ -42,7 +42,7 @@ class Eva(Method):
         check_number("rho", self.rho, least=1)
 
     def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
-        refuse_lora(model, adapter, "EVA is a start of its own", "init_lora_weights")
+        refuse_lora(model, adapter, "EVA", ("init_lora_weights",))
         if training is None:
             raise UserError("EVA chooses ranks by the rows of a training, and has none; use pedyra.adapt")
         of: Any = model

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pedyra.allocate.contract import Method, Training, Work
 from pedyra.allocate.schedule import check_count, check_number
 from pedyra.errors import UserError
-from pedyra.methods.slots import Factors, gradients_of, linear_slots, refuse_lora, write_plain
+from pedyra.methods.slots import OWN_START, Factors, gradients_of, linear_slots, refuse_lora, write_plain
 
 BATCHES = 32
 """The gradient is the mean over these, the authors' number."""
@@ -50,8 +50,7 @@ class Gora(Method):
         check_count("seed", self.seed, 0)
 
     def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
-        reason = "GoRA is a start of its own"
-        refuse_lora(model, adapter, reason, "init_lora_weights", "use_dora", "use_rslora")
+        refuse_lora(model, adapter, "GoRA", (*OWN_START, "use_dora"))
         if training is None:
             raise UserError("GoRA chooses ranks by the rows of a training, and has none; use pedyra.adapt")
         layers = linear_slots(model, adapter)

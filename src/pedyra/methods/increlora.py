@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan
-from pedyra.allocate.contract import Decision, Run, Situation, Training, Work
-from pedyra.allocate.scored import ScoredRun, ScoredSituation
+from pedyra.allocate.contract import Run, Training, Work
+from pedyra.allocate.scored import ScheduledMethod, ScoredRun, ScoredSituation
 from pedyra.allocate.scores import ScoreState, update_sensitivity_
 from pedyra.errors import UserError
 from pedyra.lora.attach import attach
@@ -101,7 +101,7 @@ class DenseSensitivity(ScoreState):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IncreLora(Growing):
+class IncreLora(Growing, ScheduledMethod):
     """IncreLoRA (Zhang F. et al. 2023): layers begin at rank 1 and those of the most sensitive updates grow.
 
     The total grows from the LoRA's r, which is 1 with the authors, to layers x `final_rank` ranks, reached by the last
@@ -120,10 +120,6 @@ class IncreLora(Growing):
     times smaller there. Raises ValueError: a LoRA that begins at the final rank or above; rsLoRA or another start.
     """
 
-    beta1: float = 0.85
-    """EMA of the sensitivity."""
-    beta2: float = 0.85
-    """EMA of the uncertainty."""
     orth_weight: float = 0.1
     """Weight of the orthogonality term; 0 switches it off."""
 
@@ -131,7 +127,7 @@ class IncreLora(Growing):
     scores = DenseSensitivity
 
     def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
-        refuse_lora(model, adapter, "IncreLoRA defines its own start and scaling", "init_lora_weights", "use_rslora")
+        refuse_lora(model, adapter, "IncreLoRA")
         if ranks := plain_ranks(model, adapter):
             check_grows(self.final_rank, ranks)
             grow(model, adapter, self.add)
@@ -171,8 +167,8 @@ class IncreLora(Growing):
         """Draw A, B ~ N(0, 0.02^2), AdaLoRA's; E is 1e-5."""
         return super().new_triples(layer, num, generator)._replace(E=torch.full((num,), RESERVE_E))
 
-    def begin(self, run: Run) -> ReserveRun:
-        return ReserveRun(self, run)
+    def begin(self, run: Run, start: ScoredSituation) -> ReserveRun:
+        return ReserveRun(self, run, start)
 
     def _missing(self, ranks: Mapping[str, int]) -> int:
         """Count the ranks up to the budget, where layers have these with their reserves."""
@@ -193,29 +189,18 @@ class ReserveRun(ScoredRun):
 
     method: IncreLora
 
-    def __init__(self, method: IncreLora, run: Run) -> None:
-        super().__init__(method, run)
-        self.open = True
-        """The reserves are there."""
+    def __init__(self, method: IncreLora, run: Run, start: ScoredSituation) -> None:
+        super().__init__(method, run, start)
+        self.history = start.history
         self._handles = [layer.a.E.register_hook(self._without_reserve) for layer in run.layers]
 
     def prepare(self, step: int) -> None:
         super().prepare(step)
         self._hold()
 
-    def decide(self, now: Situation) -> Decision | None:
+    def decide(self, now: ScoredSituation) -> tuple[RankPlan, Scores] | None:
         self._hold()
-        decision = super().decide(now)
-        if decision is not None and not decision.plan.added:
-            self.open = False
-        return decision
-
-    def values(self) -> dict[str, Any]:
-        return {**super().values(), "open": self.open}
-
-    def load(self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        self.open = values["open"]
-        super().load(step, values, tensors)
+        return super().decide(now)
 
     def release(self) -> None:
         super().release()
@@ -225,12 +210,12 @@ class ReserveRun(ScoredRun):
     @torch.no_grad()
     def _hold(self) -> None:
         """Weight decay needs no gradient."""
-        if self.open:
+        if not is_closed(self.history):
             for layer in self.run.layers:
                 layer.a.E[-self.method.add :] = RESERVE_E
 
     def _without_reserve(self, gradient: Tensor) -> Tensor | None:
-        if not self.open:
+        if is_closed(self.history):
             return None
         gradient = gradient.clone()
         gradient[-self.method.add :] = 0

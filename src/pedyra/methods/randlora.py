@@ -51,15 +51,10 @@ class AuthorsScaling(Work):
             layer.scaling[self.adapter] /= factor
 
 
-def bases_of(r: int, shape: tuple[int, int]) -> int:
-    """Return n = ceil(min(in, out) / r): with so many bases the update has full rank."""
-    return math.ceil(min(shape) / r)
-
-
 def parameters_of(r: int, shapes: Iterable[tuple[int, int]]) -> int:
-    """Count the trainable parameters with bases of rank r on layers (in, out): n bases of r + min(in, out) scalings
-    each."""
-    return sum(bases_of(r, shape) * (r + min(shape)) for shape in shapes)
+    """Count the trainable parameters with bases of rank r on layers (in, out): n = ceil(min(in, out) / r) bases, with
+    which the update has full rank, of r + min(in, out) scalings each."""
+    return sum(math.ceil(min(shape) / r) * (r + min(shape)) for shape in shapes)
 
 
 def nearest_r(shapes: list[tuple[int, int]], parameters: int) -> int:

@@ -12,7 +12,7 @@ from pedyra.allocate.contract import Method, Training, Work
 from pedyra.allocate.schedule import check_count
 from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.methods.slots import Factors, Slot, fill, linear_slots, refuse_lora, write_plain
+from pedyra.methods.slots import OWN_START, Factors, Slot, fill, linear_slots, refuse_lora, write_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,7 @@ class Rasa(Method):
         check_count("seed", self.seed, 0)
 
     def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Pools:
-        reason = "RaSA defines its own start and scaling"
-        refuse_lora(model, adapter, reason, "init_lora_weights", "use_dora", "use_rslora")
+        refuse_lora(model, adapter, "RaSA", (*OWN_START, "use_dora"))
         return Pools(model, adapter, seed=self.seed)
 
 

@@ -15,7 +15,8 @@ from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, RandLoraConfi
 from torch import nn
 from transformers import set_seed
 
-from pedyra.allocate.contract import Beginning, Method, RankMethod
+from pedyra.allocate.contract import Beginning, Method
+from pedyra.allocate.scored import ScoredMethod
 from pedyra.errors import REFUSALS, UserError, as_user_error
 from pedyra.lora.attach import attach, train_e
 from pedyra.lora.layer import peft_layers
@@ -52,7 +53,7 @@ class Entry:
     def moves_ranks(self) -> bool:
         """Tell whether ranks change in training, on a schedule."""
         kind = class_of(self.name)
-        return kind is not None and issubclass(kind, RankMethod)
+        return kind is not None and issubclass(kind, ScoredMethod)
 
     def at_budget(self, rank: int) -> Beginning:
         """Say how it begins a run that is to have the size of a LoRA of this rank; see `Method.at_budget`."""

@@ -11,7 +11,7 @@ from torch import nn
 from pedyra.allocate.allocation import RankPlan, Scores, cost, layer_means, lowest_to_free, make_plan
 from pedyra.allocate.contract import Beginning, Training, Work
 from pedyra.allocate.schedule import check_count
-from pedyra.allocate.scored import ScheduledMethod, ScoredMethod, ScoredSituation
+from pedyra.allocate.scored import ScoredMethod, ScoredSituation
 from pedyra.errors import UserError
 from pedyra.methods.slots import plain_ranks
 
@@ -65,7 +65,7 @@ def check_grows(final: int, ranks: Sequence[int]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Growing(ScheduledMethod):
+class Growing(ScoredMethod):
     """The total grows from the LoRA's r, which is 1 with the authors, to layers x `final_rank` ranks: at an adjustment
     the layers of the highest scores gain final_rank / 2 each."""
 
@@ -73,8 +73,15 @@ class Growing(ScheduledMethod):
     """Average rank at the end."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[misc]
         check_count("final_rank", self.final_rank, 2)
+
+    def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
+        check_grows(self.final_rank, plain_ranks(model, adapter))
+        return super().install(model, adapter)
+
+    def check_start(self, start: ScoredSituation) -> None:
+        """Any start will do: nothing is pruned."""
 
     @classmethod
     def at_budget(cls, rank: int) -> Beginning:

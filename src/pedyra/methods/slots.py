@@ -48,13 +48,18 @@ def gradients_of(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tenso
     return list(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
 
 
-def refuse_lora(model: Any, adapter: str, reason: str, *names: str) -> None:
-    """Raise ValueError, with the reason, if one of these fields of the adapter's LoraConfig is not at its default."""
+OWN_START = ("init_lora_weights", "use_rslora")
+
+
+def refuse_lora(model: Any, adapter: str, method: str, names: Sequence[str] = OWN_START) -> None:
+    """Raise ValueError if one of these fields of the adapter's LoraConfig is not at its default; the method, of this
+    name, has a start and a scaling of its own."""
     for name in names:
         default = LoraConfig.__dataclass_fields__[name].default
         value = getattr(getattr(model, "peft_config", {}).get(adapter), name, default)
         if value != default:
-            raise UserError(f"the LoRA has {name}={value!r}, but {reason}; leave it at {default!r}")
+            own = f"{method} defines its own start and scaling"
+            raise UserError(f"the LoRA has {name}={value!r}, but {own}; leave it at {default!r}")
 
 
 def plain_ranks(model: nn.Module, adapter: str) -> list[int]:

@@ -15,7 +15,7 @@ from transformers.trainer_pt_utils import get_parameter_names
 from pedyra.allocate.contract import Method, Training, Work
 from pedyra.allocate.schedule import check_count, check_number
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.methods.slots import Factors, Slot, fill, linear, linear_slots, refuse_lora, write_plain
+from pedyra.methods.slots import OWN_START, Factors, Slot, fill, linear, linear_slots, refuse_lora, write_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,7 @@ class Sora(Method):
         check_count("seed", self.seed, 0)
 
     def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Gates:
-        reason = "SoRA defines its own start and scaling"
-        refuse_lora(model, adapter, reason, "init_lora_weights", "use_dora", "use_rslora")
+        refuse_lora(model, adapter, "SoRA", (*OWN_START, "use_dora"))
         return Gates(model, adapter, self)
 
 

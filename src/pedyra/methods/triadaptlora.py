@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan, round_robin
 from pedyra.allocate.contract import Run, Training, Work
-from pedyra.allocate.schedule import check_count
-from pedyra.allocate.scored import ScoredSituation
+from pedyra.allocate.scored import ScheduledMethod, ScoredSituation
 from pedyra.allocate.scores import ScoreState
 from pedyra.errors import UserError
 from pedyra.lora.attach import attach
@@ -96,7 +95,7 @@ def gaussian_core(rank: int, num: int, generator: torch.Generator) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TriAdaptLora(Growing):
+class TriAdaptLora(Growing, ScheduledMethod):
     """TriAdaptLoRA (Liang et al. 2025): B C A with a core C of two triangles, grown where the core's norm rises.
 
     The total grows from the LoRA's r, which is 1 with the authors, to layers x `final_rank` ranks, final_rank / 2 to a
@@ -114,21 +113,13 @@ class TriAdaptLora(Growing):
 
     orth_weight: float = 0.5
     """Weight of the orthogonality term, the authors'."""
-    max_rank: int | None = None
-    """No layer grows above this rank; None: only the layer's own width bounds it."""
 
     start = "lora"
     scores = CoreNorms
     always_trains_e = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_rank is not None:
-            check_count("max_rank", self.max_rank, 1)
-
     def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
-        reason = "TriAdaptLoRA defines its own start and scaling"
-        refuse_lora(model, adapter, reason, "init_lora_weights", "use_rslora")
+        refuse_lora(model, adapter, "TriAdaptLoRA")
         if ranks := plain_ranks(model, adapter):
             check_grows(self.final_rank, ranks)
             generator = torch.Generator().manual_seed(self.seed)
@@ -139,9 +130,6 @@ class TriAdaptLora(Growing):
                 E = nn.Parameter(gaussian_core(0, layer.rank, generator).to(layer.a.E))
                 layer.module.lora_A[adapter] = CoreFactor(A, E)
         return super().install(model, adapter)
-
-    def check_start(self, start: ScoredSituation) -> None:
-        """Any start will do: nothing is pruned."""
 
     def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         layer_scores = layer_means(scores)

@@ -15,14 +15,11 @@ if TYPE_CHECKING:
 # The words that a field may take; docs/paper_read.md says why.
 Start = Literal["svd", "lora"]
 ScoreNorm = Literal["mean", "none"]
-InputNorm = Literal["mean_square", "rms"]
 Omega = Literal["gradient", "uniform"]
-LayerScore = Literal["before", "after"]
 OrthForm = Literal["norm", "squared"]
 CHOICES: dict[str, tuple[str, ...]] = {
     **{"budget": get_args(Budget), "start": get_args(Start), "score_norm": get_args(ScoreNorm)},
-    **{"input_norm": get_args(InputNorm), "omega": get_args(Omega), "layer_score": get_args(LayerScore)},
-    "orth_form": get_args(OrthForm),
+    **{"omega": get_args(Omega), "orth_form": get_args(OrthForm)},
 }
 
 
@@ -72,12 +69,8 @@ class RankSettings:
     score_norm: ScoreNorm = "mean"
     """Before mixing, divide each score by its mean over all triples ("mean"), or mix it as it is ("none", literal; then
     the input score decides alone, see docs/paper_read.md)."""
-    input_norm: InputNorm = "mean_square"
-    """||X_j|| of Eq. (6): "mean_square" as the paper writes it, "rms" its square root."""
     omega: Omega = "gradient"
     """omega, the weights of A, E, B in Eq. (4): "gradient" is Eq. (5), "uniform" the plain sum of AdaLoRA."""
-    layer_score: LayerScore = "before"
-    """Eq. (7) on the triples "before" or "after" the pruning of the same adjustment."""
 
     # Eqs. (1) and (2): how triples begin, and are held apart.
     start: Start = "lora"
@@ -104,15 +97,12 @@ class RankSettings:
                 check_count(name, getattr(self, name), least)
         if self.max_rank is not None and self.max_rank < self.min_rank:
             raise UserError(f"max_rank is {self.max_rank}, below min_rank {self.min_rank}; raise it")
-        for name in ("alpha", "beta1", "beta2", "orth_weight"):
-            check_number(name, getattr(self, name))
         for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; an EMA coefficient lies in [0, 1)")
-        if not 0 <= self.alpha <= 1:
+            check_number(name, getattr(self, name), least=0, below=1)
+        check_number("orth_weight", self.orth_weight, least=0)
+        check_number("alpha", self.alpha, least=0)
+        if self.alpha > 1:
             raise UserError(f"alpha is {self.alpha}; it weighs two scores and lies in [0, 1]")
-        if self.orth_weight < 0:
-            raise UserError(f"orth_weight is {self.orth_weight}; a penalty is 0 (off) or positive")
         for name in ("alpha", "beta1", "beta2", "orth_weight"):  # 1 is 1.0 to what computes with it
             object.__setattr__(self, name, float(getattr(self, name)))
 
@@ -120,14 +110,8 @@ class RankSettings:
     def as_published(cls, **changes: Any) -> Self:
         """Return the method as its paper has it, to the letter: Eq. (1) from E = 0, Eq. (2) with gamma = 0.1 as in six
         of the eight tasks of Table 7, k = 12, and no layer below rank 1. `changes` are further fields."""
-        return cls(**{**PUBLISHED, **changes})
+        published: dict[str, Any] = dict(start="svd", orth_weight=0.1, min_rank=1, moves=12, interval=0.023)
+        return cls(**{**published, **changes})
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return all settings as plain values, for JSON."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-
-PUBLISHED: dict[str, Any] = dict(start="svd", orth_weight=0.1, min_rank=1, moves=12, interval=0.023)
-"""The fields in which `as_published` departs from the defaults."""
 
 RANK_FIELDS = tuple(field.name for field in fields(RankSettings))

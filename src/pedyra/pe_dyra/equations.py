@@ -72,7 +72,6 @@ def plan_adjustment(
     moves: int,
     min_rank: int,
     max_ranks: Mapping[str, int],
-    layer_score: str = "before",
     parameters: Mapping[str, int] | None = None,
     spare: int = 0,
 ) -> RankPlan:
@@ -91,14 +90,14 @@ def plan_adjustment(
     units = dict.fromkeys(scores, 1) if parameters is None else parameters
     per_unit = {name: [value / units[name] for value in values] for name, values in scores.items()}
     pruned = lowest(prunable(per_unit, min_rank), moves)
-    ranking_scores = layer_means(scores, pruned if layer_score == "after" else {})
+    layer_scores = layer_means(scores)
     ranks = {name: len(values) - len(pruned.get(name, ())) for name, values in scores.items()}
-    ranking = sorted(ranks, key=lambda name: -ranking_scores[name] / units[name])  # stable: ties in layer order
+    ranking = sorted(ranks, key=lambda name: -layer_scores[name] / units[name])  # stable: ties in layer order
     if parameters is not None:
         ranking = ranking[: max(moves, 1)]
     freed = spare + sum(units[name] * len(indices) for name, indices in pruned.items())
     added = round_robin(ranking, ranks, max_ranks, units, freed) if moves else {}
-    return make_plan(scores, pruned, added, ranking_scores)
+    return make_plan(scores, pruned, added, layer_scores)
 
 
 def two_thirds_log_variance(layer_scores: Mapping[str, float], ranks: Mapping[str, int]) -> float | None:

@@ -36,7 +36,6 @@ class PeDyra(PaperMethod):
             moves=now.moves,
             min_rank=now.min_rank,
             max_ranks=now.max_ranks,
-            layer_score=self.layer_score,
             parameters=now.parameters if of_parameters else None,
             spare=now.spare if of_parameters else 0,
         )

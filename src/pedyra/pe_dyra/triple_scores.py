@@ -117,9 +117,8 @@ class TripleScores(Sensitivity):
     def _by_input(self) -> Tensor:
         by_input = []
         for layer, energy in zip(self.layers, self.energies, strict=True):
-            norm = energy.sqrt() if self.settings.input_norm == "rms" else energy
             A, E, B = (factor.detach().float() for factor in layer.factors)
-            by_input.append(input_scores(A, E, B, norm))
+            by_input.append(input_scores(A, E, B, energy))
         return torch.cat(by_input)
 
     def _by_gradient(self) -> Tensor:

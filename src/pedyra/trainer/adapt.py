@@ -18,10 +18,11 @@ from transformers.trainer_utils import number_of_arguments
 
 from pedyra.allocate.allocation import stayed
 from pedyra.allocate.checkpoint import SideFileError, restore, restore_factors, save_state
-from pedyra.allocate.contract import Method, RankMethod, Work, acts, method_of
+from pedyra.allocate.contract import Method, Work, acts, method_of
 from pedyra.allocate.distributed import wrap_again
 from pedyra.allocate.optimizer_state import adopt, rekey_state, unwrapped
 from pedyra.allocate.rank_allocator import RankAllocator, trainable
+from pedyra.allocate.scored import ScoredMethod
 from pedyra.errors import UserError
 from pedyra.fitting.modes import use_averaged
 from pedyra.lora.files import append_row, json_line, read_rows, write_file
@@ -94,7 +95,7 @@ def adapt(
     watch_batches(trainer, handle.first_batches)
     if acts(handle.work, "make_optimizer"):
         put_around(trainer, "create_optimizer", handle.create_optimizer)
-    watch_training(trainer, handle.training_begins, handle.training_fails)
+    watch_training(trainer, handle.training_begins, handle.release)
     trainer.callback_handler.callbacks.insert(0, handle)  # before the reporters, whose log gets its numbers
     return handle
 
@@ -198,11 +199,8 @@ class MethodTraining(TrainerCallback):
             )
         self._resumes_from = checkpoint
 
-    def training_fails(self) -> None:
-        """Leave nothing of the training in the model, since an exception ends it."""
-        self._release()
-
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Leave nothing of a training in the model, at its end and where an exception ends it."""
         if self.allocator is not None:
             self.allocator.release()
 
@@ -216,8 +214,8 @@ class MethodTraining(TrainerCallback):
         processes = args.world_size if args.average_tokens_across_devices else 1
         self.work.begin(state.max_steps, args.gradient_accumulation_steps * processes if divides else 1)
 
-    def _ranks_begin(self, method: RankMethod, args: Any, state: Any, model: Any, optimizer: Any) -> None:
-        self._release()  # a second training may have loaded a checkpoint, which its optimizer has to follow
+    def _ranks_begin(self, method: ScoredMethod, args: Any, state: Any, model: Any, optimizer: Any) -> None:
+        self.release()  # a second training may have loaded a checkpoint, which its optimizer has to follow
         self._follow_loaded(optimizer)
         group = None if self._wrapper is None else self._wrapper.process_group
         self.allocator = RankAllocator(model, optimizer, method, state.max_steps, self.adapter, group)
@@ -278,7 +276,7 @@ class MethodTraining(TrainerCallback):
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self._restore_best(model, Path(state.best_model_checkpoint))
         self._result = self._conclude(allocator)
-        self._release()
+        self.release()
         self._tell(str(self._result))
 
     def _tell(self, line: str) -> None:
@@ -298,11 +296,11 @@ class MethodTraining(TrainerCallback):
             return  # a Trainer that is judged by something else
         rows = sum(len(each) for each in labels)
         answers = sum(int((each != IGNORED).sum()) for each in labels)
-        drawn = rows * self.trainer.args.world_size * self.trainer.state.max_steps
+        count = rows * self.trainer.args.world_size * self.trainer.state.max_steps
         dataset = self.trainer.train_dataset
         if hasattr(dataset, "__len__"):
-            drawn = min(drawn, len(dataset))  # type: ignore[arg-type]
-        about, parameters = round(drawn * answers / rows), self.allocator.parameters
+            count = min(count, len(dataset))  # type: ignore[arg-type]
+        about, parameters = round(count * answers / rows), self.allocator.parameters
         line = f"the adapter has {parameters:,} parameters, to learn from about {about:,} labels or answer tokens"
         if parameters > MANY * about:
             line += f"; with so many more parameters than labels it hardly matters where the ranks are: {WHERE}"
@@ -378,8 +376,8 @@ class MethodTraining(TrainerCallback):
         return original(*args, **kwargs)
 
     def _follow_loaded(self, optimizer: Any) -> None:
-        """A checkpoint of other ranks was loaded; an optimizer that the user made before still holds the triples that
-        were there then, and by now the state that goes with the new ones."""
+        """Point an optimizer that the user made at the Parameters of a checkpoint of other ranks, which Trainer has
+        loaded since; it has their state already, under the old ones."""
         for layer, before in self._attached:
             rekey_state(unwrapped(optimizer), {o: n for o, n in zip(before, layer.factors, strict=True) if o is not n})
         self._attached = []
@@ -395,7 +393,8 @@ class MethodTraining(TrainerCallback):
             ) from problem
 
     def _restore_best(self, model: Any, folder: Path) -> None:
-        """Bring back the split and the config of the best model, of which Trainer has loaded what PEFT saved."""
+        """Restore A, E and the ranks of the best checkpoint, of which Trainer loads only the product E A, as PEFT
+        saves it."""
         own = folder / self.adapter
         if self.adapter != "default" and own.is_dir():  # Trainer looks there for "default" alone
             model.load_adapter(str(own), self.adapter, is_trainable=True)
@@ -426,8 +425,8 @@ class MethodTraining(TrainerCallback):
         return self.record_to is not None and self._writes
 
     def _start_record(self, allocator: RankAllocator, step: int) -> None:
-        """Begin a new record, or, on a resume, the old one without the lines of steps that will be run again, and with
-        the adjustments that the checkpoint knows and the file has lost."""
+        """Begin a new record. A resume goes on with the old one, without the lines of steps that run again, and with
+        adjustments of the checkpoint that the file lacks."""
         if self.record_to is None or not self._records:
             return
         rows_before = read_rows(self.record_to, {"step": (int, None)}) if step > 0 else []

@@ -7,18 +7,10 @@ import warnings
 from pathlib import Path
 
 from pedyra.errors import UserError
-from pedyra.lora.files import SUMS, check_sums, read_json, read_sums
+from pedyra.lora.files import SUMS, check_sums, read_sums
 
-# Trainer needs these to resume, besides the state of the random numbers of each process.
-TRAINER_FILES = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "optimizer.pt",
-    "scheduler.pt",
-    "trainer_state.json",
-)
-# These are pedyra's side files.
 RANK_FILES = ("pedyra_state.safetensors", "pedyra_state.json")
+"""The side files of `allocate.checkpoint`."""
 ASIDE = "_saving"
 """A checkpoint is written, and removed, in this folder of a run; what a kill left there is of no use."""
 
@@ -57,26 +49,18 @@ def last_complete_checkpoint(run: Path, *, with_ranks: bool) -> tuple[Path, list
 def find_flaw(checkpoint: Path, *, with_ranks: bool) -> str | None:
     """Tell what makes a checkpoint unusable, as "file: what is wrong", or None if it is whole.
 
-    Every file must be there and be what SHA256SUMS says, and all be of the step in the folder's name. One of several
-    processes has the state of its random numbers in `rng_state_<process>.pth`.
+    Every file of SHA256SUMS, which is written last and lists all, must be there and be what it says.
     """
-    needed = (*TRAINER_FILES, *(RANK_FILES if with_ranks else ()))
     try:
-        if not any(name.startswith("rng_state") for name in read_sums(checkpoint)):
-            needed = (*needed, "rng_state.pth")
-        for name in needed:
-            if not (checkpoint / name).is_file():
-                raise UserError(f"{checkpoint / name} is missing")
-        check_sums(checkpoint, {**dict.fromkeys(needed), **read_sums(checkpoint)})
-        _check_steps(checkpoint, ("trainer_state.json", "global_step"), *([(RANK_FILES[1], "step")] * with_ranks))
+        check_sums(checkpoint, {**dict.fromkeys(RANK_FILES if with_ranks else ()), **read_sums(checkpoint)})
     except ValueError as error:
         return str(error).removeprefix(f"{checkpoint}/")
     return None
 
 
 def check_loaded(checkpoint: Path) -> None:
-    """Check what Trainer has loaded without a check: whatever is not as it was saved is refused, what is missing is
-    told.
+    """Check the files that Trainer has loaded, which it does not: a damaged one is refused, and a missing one is
+    warned of.
 
     A checkpoint without digests was not saved with `save_whole`, and side files are for `checkpoint.restore` to judge.
     Raises ValueError: a file is damaged or of another checkpoint; the message names an older checkpoint that is whole.
@@ -93,10 +77,3 @@ def check_loaded(checkpoint: Path) -> None:
         raise UserError(f"{error}; {repair}") from None
     if missing:
         warnings.warn(f"{checkpoint / missing[0]} is missing: this is no exact resume", stacklevel=2)
-
-
-def _check_steps(checkpoint: Path, *places: tuple[str, str]) -> None:
-    for name, key in places:
-        step = read_json(checkpoint / name, {key: int})[key]
-        if step != checkpoint_step(checkpoint):
-            raise UserError(f"{checkpoint / name} is of step {step}, not {checkpoint_step(checkpoint)}")

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, rotate_checkpoints
 
 from pedyra.lora.files import SUMS, remove, sync_folder, write_sums
 from pedyra.trainer.changes import put_around, replaced
-from pedyra.trainer.checkpoint_folder import ASIDE, list_checkpoints
+from pedyra.trainer.checkpoint_folder import ASIDE
 
 
 def save_whole(trainer: Trainer) -> None:
@@ -50,7 +50,7 @@ def _save_after_evaluation(original: Callable[..., Any], trainer: Trainer, *args
 def _save(original: Callable[..., Any], trainer: Trainer, model: Any, trial: Any = None) -> None:
     args, state, wait = trainer.args, trainer.state, trainer.accelerator.wait_for_everyone
     run = Path(trainer._get_output_dir(trial=trial))
-    checkpoint, written = (folder / f"checkpoint-{state.global_step}" for folder in (run, run / ASIDE))
+    checkpoint, draft = (folder / f"checkpoint-{state.global_step}" for folder in (run, run / ASIDE))
     if args.should_save:
         remove(run / ASIDE)  # a link, too, which would lead out of the run folder
     wait()  # other processes write there, too
@@ -58,21 +58,21 @@ def _save(original: Callable[..., Any], trainer: Trainer, model: Any, trial: Any
         with replaced(trainer, "_get_output_dir", lambda trial: str(run / ASIDE)):
             with replaced(trainer, "_push_from_checkpoint", lambda folder: None):
                 original(model, trial)
-        renamed = state.best_model_checkpoint == str(written)
-        if renamed:  # every process may load it
+        is_best = state.best_model_checkpoint == str(draft)
+        if is_best:  # every process may load it
             state.best_model_checkpoint = str(checkpoint)
         if args.should_save:
-            _complete(trainer, written if written.is_dir() else checkpoint, renamed)
+            _complete(trainer, draft if draft.is_dir() else checkpoint, is_best)
         wait()  # every process writes its random numbers
         # The first process of a node may have a disk of its own, with nothing but its node's random numbers.
         for finishes in (args.should_save, args.local_process_index == 0):
-            if finishes and written.is_dir():
-                write_sums(written, _files(written))
-                sync_folder(written)
-                _put(written, checkpoint)
+            if finishes and draft.is_dir():
+                write_sums(draft, _files(draft))
+                sync_folder(draft)
+                _put(draft, checkpoint)
             wait()
         if args.should_save:
-            _drop_oldest(run, args.save_total_limit, checkpoint, state.best_model_checkpoint)
+            rotate_checkpoints(str(run), args.save_total_limit, state.best_model_checkpoint, use_mtime=True)
     finally:
         if args.should_save:
             shutil.rmtree(run / ASIDE, ignore_errors=True)
@@ -80,34 +80,23 @@ def _save(original: Callable[..., Any], trainer: Trainer, model: Any, trial: Any
         trainer._push_from_checkpoint(str(checkpoint))
 
 
-def _complete(trainer: Trainer, written: Path, renamed: bool) -> None:
+def _complete(trainer: Trainer, draft: Path, is_best: bool) -> None:
     """Add the side files, and Trainer's state anew, if its best checkpoint has got another name."""
-    if renamed:
-        trainer.state.save_to_json(str(written / "trainer_state.json"))
+    if is_best:
+        trainer.state.save_to_json(str(draft / "trainer_state.json"))
     for each in trainer.callback_handler.callbacks:
         if callable(write := getattr(each, "write_side_files", None)):
-            write(written)
+            write(draft)
 
 
-def _put(written: Path, checkpoint: Path) -> None:
+def _put(draft: Path, checkpoint: Path) -> None:
     """Rename, in the place of a checkpoint of the same step, which stays to be found until the new one can be."""
     older = checkpoint.with_name(checkpoint.name.replace("-", "-0"))  # int("08") is a step, too
     if checkpoint.exists():
-        _remove(older, written.parent)
+        _remove(older, draft.parent)
         checkpoint.rename(older)
-    written.rename(checkpoint)
-    _remove(older, written.parent)
-
-
-def _drop_oldest(run: Path, limit: int | None, newest: Path, best: str | None) -> None:
-    """Follow Trainer's rule: the oldest go, but neither the newest nor the best."""
-    if limit is None or limit <= 0:
-        return
-    kept = {newest.resolve(), *([] if best is None else [Path(best).resolve()])}
-    folders = sorted(list_checkpoints(run), key=lambda folder: folder.stat().st_mtime)
-    others = [folder for folder in folders if folder.resolve() not in kept]
-    for folder in others[: max(0, len(folders) - max(limit, len(kept)))]:
-        _remove(folder, run / ASIDE)
+    draft.rename(checkpoint)
+    _remove(older, draft.parent)
 
 
 def _remove(folder: Path, aside: Path) -> None:

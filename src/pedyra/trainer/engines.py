@@ -45,11 +45,9 @@ def data_parallel(args: TrainingArguments, wrapped: Any) -> DistributedDataParal
     """
     wrapped = getattr(wrapped, "_orig_mod", wrapped)  # accelerate compiles what it has wrapped
     wrapper, kind = None, type(wrapped).__name__
-    if isinstance(wrapped, FSDPModule) and isinstance(wrapped, nn.Module):
-        if not any(hasattr(p, "placements") for p in wrapped.parameters() if p.requires_grad):
-            return None  # `keep_whole` has seen to it
-        wrapper, repair = "FSDP2 that has cut the adapter", "call pedyra.adapt before train(), with accelerate >= 1.11"
-    elif not isinstance(wrapped, DistributedDataParallel) and (args.fsdp or kind == "FullyShardedDataParallel"):
+    if isinstance(wrapped, FSDPModule):
+        return None  # `keep_whole` has seen to it, and `check_unsharded` looks
+    if not isinstance(wrapped, DistributedDataParallel) and (args.fsdp or kind == "FullyShardedDataParallel"):
         wrapper, repair = "Trainer's FSDP but for version 2 on an accelerator", "see docs/processes.md, or use DDP"
     elif args.world_size > 1 and not isinstance(wrapped, DistributedDataParallel):
         wrapper, repair = f"{args.world_size} processes in a {kind}", "use DDP, or one process"

@@ -22,7 +22,7 @@ from pedyra.fitting.result import Fit
 from pedyra.lora.folder import active_adapter, saved_lora
 from pedyra.lora.supported import check_supported
 from pedyra.trainer.judge import TrainerJudge
-from pedyra.trainer.probe import heads, probed
+from pedyra.trainer.probe import base_with_head, heads
 from pedyra.trainer.rows import fit_rows, is_surrogate
 from pedyra.trainer.untouched import untouched
 
@@ -61,7 +61,7 @@ def fit(
             place are asked, and `save` writes the form that it reads; "vllm:16" takes that rank whatever it does.
 
     Returns:
-        What was found: print it, `save` the smaller adapter, or `apply` it to the live model.
+        The fit: print it, `save` the smaller adapter, or `apply` it to the live model.
 
     Raises:
         UserError: no plain LoRA, a sharded model, too few rows, a layer that the calibration did not see; rows that
@@ -108,17 +108,14 @@ def fit_trainer(trainer: Trainer, request: FitRequest, *, place: Destination | N
 
     def again(**limits: Any) -> Fit:
         with untouched(trainer, model):
-            return joined(again_of(**limits))
+            return replace(next_size(**limits), trainer=ref(trainer), again=again)
 
-    def joined(fit: Fit) -> Fit:
-        return replace(fit, trainer=ref(trainer), again=again)
-
-    again_of: Any = result.again
-    return joined(result)
+    next_size: Any = result.again
+    return replace(result, trainer=ref(trainer), again=again)
 
 
 def check_asked(request: FitRequest, place: Destination | None) -> None:
-    """Refuse what says the ranks twice: ValueError."""
+    """Raise ValueError where both the destination and the request name ranks."""
     if place is not None and request.rank is not None:
         raise UserError(
             f"{place.name}, where it will be served, says the ranks, so leave out rank; {place.name}:16 takes one rank "
@@ -127,9 +124,9 @@ def check_asked(request: FitRequest, place: Destination | None) -> None:
 
 
 def base_of(trainer: Any, model: Any, batches: Sequence[Batch], adapter: str) -> Base:
-    """Return the model from which what the adapter won is counted, and its name: a classifier's base has a head that is
-    fitted to it by these batches, where the adapter's was trained with it."""
-    if batches and (probe := probed(trainer, model, batches, adapter)) is not None:
+    """Return the model from which the adapter's gain is counted, as a context manager, and its name. For a classifier
+    whose head was trained it is the base with a linear head that is fitted to these batches."""
+    if batches and (probe := base_with_head(trainer, model, batches, adapter)) is not None:
         return probe, "the base model with a linear head fitted to it"
     inner = model.get_base_model()
     writes = hasattr(inner, "can_generate") and inner.can_generate()  # its head is the base's own
@@ -138,7 +135,7 @@ def base_of(trainer: Any, model: Any, batches: Sequence[Batch], adapter: str) ->
 
 
 def check_whole(trainer: Any, what: str) -> None:
-    """Refuse a model that is cut into shards, and which this (a fit) cannot ask: ValueError."""
+    """Raise ValueError for a model in shards, which `what` (a fit, a proof) cannot evaluate."""
     parallel = getattr(trainer.accelerator, "parallelism_config", None)
     ways = {
         "FSDP": trainer.is_fsdp_enabled,
@@ -154,7 +151,8 @@ def check_whole(trainer: Any, what: str) -> None:
 
 
 def check_live(model: Any, adapter: str) -> None:
-    """Refuse a live adapter whose own factors are not its update of the base model: ValueError."""
+    """Raise ValueError for a live adapter whose factors are not its update of the base: it is switched off, merged, or
+    relative to a start (PiSSA)."""
     config = model.peft_config[adapter].to_dict()
     title = f"adapter {adapter!r}"
     layers = lora_layers(model, adapter)

@@ -1,4 +1,4 @@
-"""A Trainer is asked for the loss that it trains and evaluates, or for that of plain text at its precision."""
+"""Losses of a fit come from a Trainer: the loss that it trains, and its own evaluation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FP16_SCALE = 1024.0
 
 
 class TrainerJudge(Judge):
-    """A Trainer's own loss and evaluation judge."""
+    """Losses and metrics are those of a Trainer: `compute_loss` for gradients, `prediction_step` for held-out rows."""
 
     def __init__(self, trainer: Trainer, model: Any) -> None:
         super().__init__(model)
@@ -91,8 +91,8 @@ class TrainerJudge(Judge):
             return {}
         logits, labels = (EvalLoopContainer(padding_index=-100) for _ in range(2))
         for each in predictions:
-            for kept, part in zip((logits, labels), each, strict=True):
-                kept.add(part)
+            for container, part in zip((logits, labels), each, strict=True):
+                container.add(part)
         arrays: Any = logits.get_arrays(), labels.get_arrays()
         try:
             metrics = self.trainer.compute_metrics(EvalPrediction(*arrays))

@@ -1,7 +1,7 @@
-"""What an adapter of a classifier won is counted from its base model with a head that is fitted to it.
+"""The gain of a classifier's adapter is counted from the base model with a linear head that is fitted to it.
 
 A head that is trained with the adapter is drawn at random in the base model, so the base alone knows nothing, and most
-of what "was won" over it would be the head. A linear head on the base's own features is what one has without a LoRA.
+of the gain over it would be the head's. A linear head on the base's own features is what one has without a LoRA.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ def heads(model: nn.Module, adapter: str) -> list[nn.Module]:
     return [module for module in result if adapter in module.modules_to_save]
 
 
-def probed(
+def base_with_head(
     trainer: Any, model: Any, batches: Sequence[Batch], adapter: str
 ) -> Callable[[], AbstractContextManager[None]] | None:
-    """Return what makes the model the base with a head that is fitted to these batches; None where there is no trained
-    head, or it is none that tells classes or a number of whole rows.
+    """Return a context manager under which the model is its base, with a head that is fitted to these batches; None
+    where no head was trained, or it does not give classes or a number for whole rows.
 
     The features are what the first of the trained modules is given, of the row's first token, or of its last one where
     the head answers for each token; the head takes the place of what the last of them gives.
     """
-    trained, judge = heads(model, adapter), TrainerJudge(trainer, model)
-    if not trained or any(_labels(batch) is None for batch in batches):
+    modules, judge = heads(model, adapter), TrainerJudge(trainer, model)
+    if not modules or any(_labels(batch) is None for batch in batches):
         return None
     record: dict[str, Any] = {}
 
@@ -54,7 +54,7 @@ def probed(
             record["last"], record["width"], record["dims"] = module, output.shape[-1], output.dim()
 
     features, labels = [], []
-    handles = [module.register_forward_hook(look) for module in trained]
+    handles = [module.register_forward_hook(look) for module in modules]
     try:
         with disabled(model), torch.no_grad():
             for batch in batches:
@@ -67,7 +67,7 @@ def probed(
     finally:
         for handle in handles:
             handle.remove()
-    weight, bias = fitted(torch.cat(gather_object(features)), torch.cat(gather_object(labels)), record["width"])
+    weight, bias = fit_head(torch.cat(gather_object(features)), torch.cat(gather_object(labels)), record["width"])
 
     @contextmanager
     def base() -> Iterator[None]:
@@ -107,7 +107,7 @@ def _of_rows(result: Tensor, batch: Batch, every_token: bool) -> Tensor:
     return result[torch.arange(len(result), device=result.device), last.to(result.device)]
 
 
-def fitted(features: Tensor, labels: Tensor, width: int) -> tuple[Tensor, Tensor]:
+def fit_head(features: Tensor, labels: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Return weight `(width, n)` and bias `(width,)` of the linear head that fits features `(rows, n)` to their labels:
     by logistic regression for classes, else by ridge regression, with the penalty that does best on rows left out."""
     X = features.double()

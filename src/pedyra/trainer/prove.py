@@ -89,7 +89,8 @@ def prove(
 
 
 def settled(limit: Margin | None, rows: Rows, a: Measurement | None) -> Margin:
-    """Return what is asked, or the default for what there is. Raises ValueError for a margin that needs labels."""
+    """Return the margin of the request, or the default one for these rows. Raises ValueError for a margin that needs
+    labels, of rows without."""
     if limit is None:
         return Margin.default(labelled=not rows.unlabelled, accuracy=a is not None and a.correct is not None)
     if rows.unlabelled and limit.of != "answers":
@@ -101,7 +102,7 @@ def settled(limit: Margin | None, rows: Rows, a: Measurement | None) -> Margin:
 
 
 def _evaluated(model: Any, using: Callable[[], Any]) -> Callable[[], Any]:
-    """Return what makes the model the one that `using` makes, in evaluation mode."""
+    """Return a context manager: that of `using`, with the model in evaluation mode."""
 
     @contextmanager
     def both() -> Iterator[None]:
@@ -112,7 +113,7 @@ def _evaluated(model: Any, using: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def check_margin(margin: Margin | None, is_base: bool) -> None:
-    """Refuse a part of nothing: ValueError."""
+    """Raise ValueError for a margin in parts of what A gained over the base, where A is the base."""
     if margin is not None and margin.of == "won" and is_base:
         raise UserError(
             f"margin is {margin.text} of what A won over the base, and A is the base; give a number of the loss "
@@ -139,13 +140,14 @@ def measured(judge: TrainerJudge, batches: Sequence[Batch], name: str) -> tuple[
 
 def shown_as(judge: TrainerJudge, name: str, batches: Sequence[Batch]) -> Callable[..., Any]:
     """Return what passes batches on under a bar of this name, where the Trainer shows bars."""
-    shown = not judge.trainer.args.disable_tqdm and judge.trainer.is_world_process_zero()
-    return partial(tqdm, total=len(batches), desc=name, disable=not shown)
+    has_bar = not judge.trainer.args.disable_tqdm and judge.trainer.is_world_process_zero()
+    return partial(tqdm, total=len(batches), desc=name, disable=not has_bar)
 
 
 @contextmanager
 def adapters_beside(model: PeftModel, adapters: Sequence[str | Path]) -> Iterator[list[Callable[[], Any]]]:
-    """Yield what makes the live model each of these for a while; folders have names of their own meanwhile."""
+    """Yield a context manager for each of these, under which the live model has this adapter. Folders are loaded under
+    names of their own, and taken out at the end."""
     active, added, using = list(model.active_adapters), [], []
     try:
         for number, each in enumerate(adapters):
@@ -188,7 +190,7 @@ def _add_adapter(model: PeftModel, path: Path, name: str) -> None:
 
 @contextmanager
 def _active(model: PeftModel, name: str) -> Iterator[None]:
-    """While it lasts, the model has this adapter."""
+    """Make this the active adapter, and the one before at the end."""
     before = model.active_adapters[0]
     model.set_adapter(name)
     try:

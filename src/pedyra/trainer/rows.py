@@ -120,7 +120,7 @@ def training_rows(trainer: Any) -> list[Batch]:
 
 
 def _shared(rows: list[int], step: int, processes: int) -> list[int]:
-    """Keep what makes as many batches in every process, and no row twice: whole steps of them all."""
+    """Cut the rows to a multiple of `step`, so that every process has as many batches, and no row comes twice."""
     return rows if processes == 1 else rows[: len(rows) // max(1, step) * max(1, step)]
 
 
@@ -207,18 +207,18 @@ def _apart(training: Any, train_places: list[int], heldout: Any, heldout_places:
     apart = [place for place, row in rows if row not in proving]
     shared = len(train_places) - len(apart)
     # Fewer than four may be there by chance, as short texts are.
-    trained = min(1.0, shared / len(train_places) * len(training) / len(heldout_places)) if shared >= 4 else 0.0
-    if trained >= LEARNED:
+    overlap = min(1.0, shared / len(train_places) * len(training) / len(heldout_places)) if shared >= 4 else 0.0
+    if overlap >= LEARNED:
         logger.warning(
             "fit: %d of %d rows of the train_dataset are in %s too. About %.0f%% of the held-out rows were trained on, "
             "so the adapter knows them better than others; hold out rows that it was not trained on",
-            *(shared, len(train_places), name, 100 * trained),
+            *(shared, len(train_places), name, 100 * overlap),
         )
     return apart if 2 * len(apart) >= len(train_places) else train_places
 
 
 def _contents(dataset: Any, places: Sequence[int]) -> list[str]:
-    """Write what each of these rows holds as text, to be compared."""
+    """Return each of these rows as JSON, so that equal rows are equal strings."""
     return [json.dumps(row, sort_keys=True, default=_plain) for row in _selected(dataset, list(places))]
 
 
@@ -253,7 +253,7 @@ def _batches(trainer: Any, dataset: Any, size: int, generates: bool) -> list[Bat
             f"adapter and run `pedyra fit FOLDER --data ROWS`"
         )
     if generates:
-        # Completions of the whole adapter: it is to say again what it says.
+        # The whole adapter writes the completions, and a smaller one is judged by whether it writes the same.
         return [_completed(trainer, batch) for batch in batches]
     if len(batches) != math.ceil(len(dataset) / (size * trainer.accelerator.num_processes)):
         raise UserError(
@@ -265,7 +265,7 @@ def _batches(trainer: Any, dataset: Any, size: int, generates: bool) -> list[Bat
 
 
 def _completed(trainer: Any, prompts: Any) -> dict[str, Tensor]:
-    """Give each prompt of a batch a completion by the model as it is; the labels are the completion's tokens."""
+    """Have the Trainer generate a completion of each prompt of a batch; the labels are the completion's tokens."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     with evaluating(model), torch.no_grad():
         result = trainer._prepare_inputs(prompts)
@@ -298,8 +298,8 @@ def _is_unlabelled(trainer: Any, heldout: Any, heldout_places: list[int]) -> boo
 
 
 def _written(trainer: Any, batch: Batch) -> Batch:
-    """Have the model as it is go on from the prompts of a batch, greedily; what it writes are the labels. A batch that
-    has labels stays as it is, and so does one of a classifier."""
+    """Label a batch of prompts by what the model generates from them, greedily. A batch that has labels, or of a
+    classifier, is returned as it is."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if not writes(model) or batch.get("labels") is not None:
         return batch

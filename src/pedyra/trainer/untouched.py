@@ -17,15 +17,15 @@ from pedyra.fitting.modes import checkpointing, evaluating, frozen, use_averaged
 
 @contextmanager
 def untouched(trainer: Any, model: Any) -> Iterator[None]:
-    """Put back the Trainer, what it holds (logs, metrics that wait to be logged, state, arguments), the model's modes
-    and gradients and all random states, whatever is done meanwhile."""
+    """Restore at the end the Trainer's attributes (logs, metrics that are not logged yet, state, arguments), the modes
+    and gradients of the model, and all random states."""
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())
         for owner in (trainer, trainer.args, trainer.state, trainer.control, trainer.callback_handler):
-            stack.callback(_kept(owner))
-        stack.callback(_kept(trainer.accelerator))
+            stack.callback(_restorer(owner))
+        stack.callback(_restorer(trainer.accelerator))
         stack.enter_context(frozen(model))
         stack.enter_context(checkpointing(model, trainer.args))
         stack.enter_context(evaluating(model))
@@ -49,8 +49,8 @@ def untouched(trainer: Any, model: Any) -> Iterator[None]:
 _LARGE = ("train_dataset", "eval_dataset")
 
 
-def _kept(owner: Any) -> Callable[[], None]:
-    """Return what puts an object's attributes back as they are now, and what containers among them hold."""
+def _restorer(owner: Any) -> Callable[[], None]:
+    """Return a function that restores an object's attributes to what they are now, with the contents of containers."""
     attributes = dict(vars(owner))
     contents = [_contents(value) for name, value in attributes.items() if name not in _LARGE]
 
@@ -64,7 +64,8 @@ def _kept(owner: Any) -> Callable[[], None]:
 
 
 def _contents(value: Any) -> Callable[[], None]:
-    """Return what puts back the contents of a dict, list, set or deque, and of those inside; and of a small tensor."""
+    """Return a function that restores the contents of a dict, list, set or deque, those inside too, or a small
+    tensor."""
     if isinstance(value, dict | list | deque | set):
         content = dict(value) if isinstance(value, dict) else list(value)
         inner = [_contents(each) for each in (content.values() if isinstance(content, dict) else content)]
