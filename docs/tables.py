@@ -193,7 +193,7 @@ def planted_family() -> Cells:
 @table("energy")
 def energy() -> Cells:
     """Uniform ranks beside those by the energy of a trained LoRA, and those of PE-DyRA, all at r = 2."""
-    names = {"qnli": "QNLI", "mrpc": "MRPC", "facts": "phone book"}
+    names = {"qnli": "QNLI", "mrpc": "MRPC", "facts": "phone book", "language": "Norwegian"}
     cells = [["task", "seeds", "uniform ranks", "ranks by energy", "lower by", "`PeDyra()`", "lower by"]]
     for task, title in names.items():
         losses = {
@@ -206,18 +206,47 @@ def energy() -> Cells:
     return cells
 
 
+FORMS_OF_USE = ("pedyra", "from zero", "from zero, no moves")
+"""`PeDyra()` at LoRA's rate, and the paper's start without Eq. (2) at a rate of its own, with moves and without."""
+
+
 @table("forms")
 def forms() -> Cells:
-    cells = [["task", "form", "rate", "accuracy", "held-out loss", "lower than LoRA's by"]]
-    for task, title in (("qnli", "QNLI"), ("sst2", "SST-2")):
-        case = where(rows("forms"), task=task)
-        lora = by_seed(where(case, method="lora"), "eval_loss")
-        for method in dict.fromkeys(row["method"] for row in case):
-            own = where(case, method=method)
-            losses = by_seed(own, "eval_loss")
-            accuracy = percent(mean(row["accuracy"] for row in own))
-            ours = "" if method == "lora" else gain({seed: lora[seed] for seed in losses}, losses)
-            cells.append([title, method, f"{own[0]['learning_rate']:g}", accuracy, spread(losses.values()), ours])
+    """How much lower the loss of each form is than LoRA's, each at its own rate."""
+    heads = ["`PeDyra()`", "from E = 0, without Eq. (2)", "the same without moves", "as published"]
+    cells = [["task, steps", "r", "LoRA", *heads]]
+    for task, steps, r in _usual():
+        found = _minilm(task, steps, r, "eval_loss")
+        case = where(rows("usual"), task=TASKS[task], steps=steps, budget=r)
+        ours = {name: by_seed(where(case, method=name), "eval_loss") for name in FORMS_OF_USE}
+        if not ours["pedyra"]:
+            continue
+        if not ours["from zero, no moves"]:  # an earlier run of the same
+            earlier = where(rows("minilm"), kind="reported", task=TASKS[task], steps=steps, budget=r)
+            ours["from zero, no moves"] = by_seed(where(earlier, method="from zero"), "eval_loss")
+        lora = by_seed(where(case, method="lora"), "eval_loss") or found["lora"]  # beside them, or before
+        shown = [_of_seeds(lora, each) for each in (*ours.values(), found["pedyra"])]
+        cells.append([f"{task}, {steps}", str(r), spread(lora.values()), *shown])
+    return cells
+
+
+def _of_seeds(lora: Mapping[int, float], ours: Mapping[int, float]) -> str:
+    """How much lower ours are, and the number of seeds where some were not run."""
+    if not ours:
+        return ""
+    few = "" if len(ours) == len(lora) else f" ({len(ours)} seeds)"
+    return gain({seed: lora[seed] for seed in ours}, ours) + few
+
+
+@table("controls")
+def controls() -> Cells:
+    """As many moves at random, from LoRA's start."""
+    heads = ["`PeDyra()`, lower than LoRA by", "`RandomMoves()`, lower than LoRA by", "`PeDyra()`, lower than that by"]
+    cells = [["task", *heads]]
+    for task in ("SST-2", "QNLI"):
+        case = where(rows("usual"), task=TASKS[task], steps=300, budget=8)
+        lora, ours, random = (by_seed(where(case, method=name), "eval_loss") for name in ("lora", "pedyra", "random"))
+        cells.append([task, gain(lora, ours), gain(lora, random), gain(random, ours)])
     return cells
 
 
@@ -274,7 +303,8 @@ def _usual() -> Iterable[tuple[str, int, int]]:
 
 @table("usual tasks")
 def usual_tasks() -> Cells:
-    cells = [["task, steps", "r", "LoRA", "AdaLoRA, 1.5 times as large", "AdaLoRA of LoRA's size", "PE-DyRA"]]
+    heads = ["AdaLoRA, 1.5 times as large", "AdaLoRA of LoRA's size", "PE-DyRA as published"]
+    cells = [["task, steps", "r", "LoRA", *heads]]
     for task, steps, r in _usual():
         found = _minilm(task, steps, r, "eval_loss")
         lora = found.pop("lora")
@@ -286,11 +316,13 @@ def usual_tasks() -> Cells:
 
 @table("gsm8k")
 def gsm8k() -> Cells:
-    cells = [["steps", "LoRA", "AdaLoRA, 1.5 times as large", "PE-DyRA"]]
+    cells = [["steps", "LoRA", "AdaLoRA, 1.5 times as large", "PE-DyRA as published", "`PeDyra()`"]]
     for steps, name, value in ((150, "compare_gsm8k", "value"), (300, "gsm8k_300", "eval_loss")):
         reported = where(rows(name), kind="reported")
         lora, *others = (by_seed(where(reported, method=m), value) for m in ("lora", "adalora", "pedyra"))
-        cells.append([str(steps), f"{mean(lora.values()):.4f}", *(gain(lora, ours) for ours in others)])
+        others.append(by_seed(where(rows("usual"), task="gsm8k", steps=steps, method="pedyra"), "eval_loss"))
+        shown = [gain(lora, ours) if ours else "" for ours in others]
+        cells.append([str(steps), f"{mean(lora.values()):.4f}", *shown])
     return cells
 
 
@@ -618,14 +650,20 @@ def ways() -> Cells:
 @table("glue")
 def glue() -> Cells:
     published = {"SST-2": "+0.80", "QNLI": "+0.63", "MRPC": "+1.48", "CoLA": "+2.10"}
-    cells = [["task, steps", "r", "LoRA", "AdaLoRA less LoRA", "PE-DyRA less LoRA", "published"]]
+    heads = ["AdaLoRA less LoRA", "as published less LoRA", "the paper's", "`PeDyra()` less LoRA"]
+    cells = [["task, steps", "r", "LoRA", *heads]]
     for task, steps, r in _usual():
         metric = "matthews" if task == "CoLA" else "accuracy"
         found = _minilm(task, steps, r, metric)
         points = {m: {seed: 100 * value for seed, value in each.items()} for m, each in found.items()}
         lora = points["lora"]
         others = [gain(points[m], lora, digits=1) for m in ("adalora", "pedyra")]  # a metric: higher is better
-        cells.append([f"{task}, {steps}", str(r), spread(lora.values(), 1), *others, published[task] if r == 8 else ""])
+        case = where(rows("usual"), task=TASKS[task], steps=steps, budget=r, method="pedyra")
+        now = {seed: 100 * value for seed, value in by_seed(case, metric).items()}
+        line = [f"{task}, {steps}", str(r), spread(lora.values(), 1), *others, published[task] if r == 8 else ""]
+        base = by_seed(where(rows("usual"), task=TASKS[task], steps=steps, budget=r, method="lora"), metric)
+        base = {seed: 100 * value for seed, value in base.items()} or lora
+        cells.append([*line, gain(now, {seed: base[seed] for seed in now}, 1) if now else ""])
     for task, steps in (("SST-2", 300), ("MRPC", 900)):
         found = where(rows("ten_seeds"), task=TASKS[task])
         lora, ours = (
@@ -633,7 +671,7 @@ def glue() -> Cells:
             for m in ("lora", "pedyra")
         )
         shown = [f"{task}, {steps}, ten seeds", "8", spread(lora.values(), 1), "", gain(ours, lora, 1)]
-        cells.append([*shown, published[task]])
+        cells.append([*shown, published[task], ""])
     return cells
 
 
@@ -665,6 +703,27 @@ def methods_on_glue() -> Cells:
             line.append(gain(row["values"], base["values"], 1))
             line.append("" if row["published"] is None else f"{row['published'] - base['published']:+.2f}")
         cells.append(line)
+    return cells
+
+
+@table("PeDyra on GLUE")
+def pedyra_on_glue() -> Cells:
+    """The rows of PE-DyRA of the table before in the form that a user takes, each against the same one of the paper."""
+    every = rows("compare_paper")
+    against = {
+        ("2", "PE-DyRA"): ("pedyra", "lora"),
+        ("5", "+Prune"): ("prune", "lora"),
+        ("5", "+Expand"): ("expand", "lora"),
+        ("11", "PE-DyRA+PiSSA"): ("pedyra on pissa", "pissa"),
+        ("14", "k=4"): ("k=4", "k=12"),
+        ("14", "k=24"): ("k=24", "k=12"),
+        ("Fig. 4a", "random shuffle"): ("random", "pedyra"),
+    }
+    titles = {"lora": "LoRA", "pissa": "PiSSA", "pedyra": "PE-DyRA"}
+    cells = [["table", "row", "compared with", "SST-2"]]
+    for (place, name), (method, other) in against.items():
+        points = [{row["seed"]: 100 * row["accuracy"] for row in where(every, method=each)} for each in (method, other)]
+        cells.append([place, name, titles.get(other, other), gain(*points, digits=1)])
     return cells
 
 
@@ -843,9 +902,11 @@ def undone() -> Cells:
     for kind in dict.fromkeys(tuple(row[key] for key in kinds) for row in every):
         own = where(every, **dict(zip(kinds, kind, strict=True)))
         pruned, back, stayed = (sum(row[key] for row in own) for key in ("pruned", "undone", "stayed"))
+        added = sum(row.get("added", row["pruned"]) for row in own)  # by parameters more may come than go
         task, method, *sizes = kind
-        name = task if method == "pedyra" else f"{task}, on PiSSA"
-        shown = [*map(str, sizes), str(len(own)), str(pruned), f"{back / pruned:.0%}", f"{stayed / pruned:.0%}"]
+        on = ", on PiSSA" if method.endswith("on PiSSA") else ""
+        name = f"{task}{on}{', `PeDyra()`' if method.startswith('PeDyra()') else ''}"
+        shown = [*map(str, sizes), str(len(own)), str(pruned), f"{back / pruned:.0%}", f"{stayed / added:.0%}"]
         cells.append([name, *shown])
     return cells
 
