@@ -650,7 +650,7 @@ def ways() -> Cells:
 @table("glue")
 def glue() -> Cells:
     published = {"SST-2": "+0.80", "QNLI": "+0.63", "MRPC": "+1.48", "CoLA": "+2.10"}
-    heads = ["AdaLoRA less LoRA", "as published less LoRA", "the paper's", "`PeDyra()` less LoRA"]
+    heads = ["AdaLoRA less LoRA", "PE-DyRA less LoRA", "published", "`PeDyra()` less LoRA"]
     cells = [["task, steps", "r", "LoRA", *heads]]
     for task, steps, r in _usual():
         metric = "matthews" if task == "CoLA" else "accuracy"

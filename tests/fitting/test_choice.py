@@ -106,6 +106,19 @@ def test_without_rows_to_choose_by_the_calibration_s_own_cut_is_taken(four_class
     assert choice.of_rank(16).ranks == choice.whole.ranks
 
 
+def test_a_cut_that_says_what_the_whole_adapter_says_is_compared_with_no_other(four_classes: Any):
+    """At rank 8 of 16 the calibrated cut is near, which takes two passes of a batch; at rank 1 it is far."""
+    judge, batches = TrainerJudge(four_classes, four_classes.model), batches_of(48, 11)
+    calibration, passes = calibrate(judge, batches[:36]), []
+    answers = judge.answers
+    judge.answers = lambda batch: (passes.append(batch), answers(batch))[1]
+    choice = Choice(judge, calibration, batches[36:], "default", mixed=False)
+    assert choice.of_rank(8).way == "calibrated" and len(passes) == 2 * 12
+    passes.clear()
+    choice.of_rank(1)
+    assert len(passes) == (2 + 3) * 12
+
+
 def test_as_many_batches_choose_in_two_processes_as_in_one():
     for batches in (8, 16, 40, 64, 128):
         assert 2 * choosing(batches, 2) == choosing(batches, 1) <= batches // 4

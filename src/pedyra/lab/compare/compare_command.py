@@ -21,7 +21,7 @@ DryRun = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Check the grid and its data, print how many runs there are and their GPU hours, train none.",
+        help="Check the grid and its data, print how many runs there are and how long they take, train none.",
     ),
 ]
 Ray = Annotated[

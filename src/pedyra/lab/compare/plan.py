@@ -1,4 +1,4 @@
-"""A plan counts the runs of a comparison that are left, and estimates their hours on a GPU."""
+"""A plan counts the runs of a comparison that are left, and estimates their time on a GPU and here."""
 
 from __future__ import annotations
 
