@@ -6,6 +6,7 @@ from math import log10
 from statistics import mean
 from typing import Any
 
+import altair as alt
 from tables import DOCS, rows
 
 from pedyra.app.report.chart import Axes, Curve, curves, rank_map
@@ -75,13 +76,32 @@ def ratios() -> None:
 
 
 def ranks() -> None:
-    """The ranks of the demo's adapter when it has trained, by kind of layer and depth; each began at 8."""
+    """The ranks of the demo's adapter by kind of layer: over the steps, as means over the blocks, and by depth at the
+    end; each began at 8."""
     (run,) = (row for row in rows("demo") if row["method"] == "pedyra")
-    cells = map_cells({name: layer_place(name) for name in run["start"]}, [run["start"], run["ranks"]])
-    save_image(
-        side_by_side([("Ranks after training, from 8 in every layer", rank_map(cells, at="1"))]),
-        DOCS / "images" / "ranks.png",
-    )
+    states = run["ranks"]
+    places = {name: layer_place(name) for name in states["0"]}
+    over_time = [
+        {"type": kind, "depth": step, "ranks": [mean(state[name] for name in names)], "changes": [0]}
+        for kind, names in _of_one_kind(places).items()
+        for step, state in states.items()
+    ]
+    *_, end = states.values()
+    at_the_end = map_cells(places, [states["0"], end])
+    highest = max(end.values())
+    panels = [
+        rank_map(over_time, at="0", highest=highest, x="training step").properties(title="Mean rank over the blocks"),
+        rank_map(at_the_end, at="1", highest=highest).properties(title="Rank of every layer at the end"),
+    ]
+    save_image(alt.vconcat(*panels), DOCS / "images" / "ranks.png")
+
+
+def _of_one_kind(places: dict[str, tuple[str, int | None]]) -> dict[str, list[str]]:
+    """The layers of each kind."""
+    kinds: dict[str, list[str]] = {}
+    for name, (kind, _) in places.items():
+        kinds.setdefault(kind, []).append(name)
+    return kinds
 
 
 def _same(row: dict[str, Any], other: dict[str, Any]) -> bool:

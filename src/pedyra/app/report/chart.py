@@ -110,13 +110,18 @@ def curves(several: Sequence[Curve], axes: Axes) -> alt.LayerChart:
 
 
 def rank_map(
-    cells: Sequence[Mapping[str, Any]], *, at: str = "adjustment", highest: float | None = None
+    cells: Sequence[Mapping[str, Any]],
+    *,
+    at: str = "adjustment",
+    highest: float | None = None,
+    x: str = "depth in the model (block)",
 ) -> alt.LayerChart:
     """Draw ranks as module type by depth, coloured by rank.
 
     Args:
         cells: there is one for each place in the model: `type`, `depth` (as text), and `ranks`, `changes`: one each per
             frame.
+        x: what `depth` is.
         at: the number of the frame to draw, as an expression; by default the parameter `adjustment`.
         highest: the rank that is darkest; by default the highest of the cells.
     """
@@ -128,7 +133,7 @@ def rank_map(
         rank=f"datum.ranks[{at}]", change=f"datum.changes[{at}]", label=f"{number} + ({mark})"
     )
     base = base.encode(
-        x=alt.X("depth:N", sort=None, axis=axis, title="depth in the model (block)"),
+        x=alt.X("depth:N", sort=None, axis=axis, title=x),
         y=alt.Y("type:N", sort=None, axis=axis, title=None),
         tooltip=["type:N", "depth:N", "rank:N", "change:N"],
     )
