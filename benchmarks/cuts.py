@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,8 +13,7 @@ import typer
 from benchmarks.command import JsonFile, Runs, Threads, command_line, print_done, several
 from benchmarks.rows import Row, RowFile
 from benchmarks.trained import TrainedLora, opened
-from pedyra.fitting.choice import by_singular_values
-from pedyra.fitting.cut import cut_factors, cut_to
+from pedyra.fitting.cut import cut_to
 from pedyra.fitting.paired import paired
 from pedyra.fitting.sizes import of_rank
 from pedyra.lora.files import read_json
@@ -38,7 +36,7 @@ def cuts(
     """Cut trained LoRAs to one rank in different ways, and measure by how much the loss rises with each."""
     file = RowFile(json_file, CUTS_KEY)
     results = file.keep(bench_cuts(runs, ranks or RANKS, others or (), rows, held_out))
-    print_done(results, ["run", "rank", "way", "parameters", "increase", "standard_error", "part_of_won", "seconds"])
+    print_done(results, ["run", "rank", "way", "parameters", "increase", "standard_error", "part_of_won"])
 
 
 def bench_cuts(
@@ -50,9 +48,10 @@ def bench_cuts(
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each run, rank and way: the rise of the held-out loss, in pairs with the whole adapter.
 
-    Ways: `fit`, as `pedyra fit` cuts, balanced directions that make up for what goes; `balanced`, the same directions
-    as they are; `singular values` of B A, as PEFT's `convert_to_lora` and other tools cut; `singular values, repaired`;
-    and `from the start`, another run, trained at this rank.
+    Ways: `calibrated`, balanced directions that make up for what goes; `singular values` of B A, as PEFT's
+    `convert_to_lora` and other tools cut; `singular values, repaired`; `fit`, which takes one of these three as
+    `pedyra fit` does (`taken`), and may leave a layer a higher rank; and `from the start`, another run, trained at this
+    rank.
 
     Args:
         others: runs of the same task at one of the ranks.
@@ -73,39 +72,27 @@ def _cuts(
     gain = paired(lora.whole, base, lora.weights).mean
 
     def row(
-        way: str, rank: int, losses: Sequence[float], parameters: int, seconds: float, other: Path | None = None
+        way: str, rank: int, losses: Sequence[float], parameters: int, taken: str = "", other: Path | None = None
     ) -> Row:
         rise = paired(lora.whole, losses, lora.weights)
         return {
-            "run": str(run), "way": way, "other": other and str(other), "rank": rank, "rows": rows,
+            "run": str(run), "way": way, "taken": taken, "other": other and str(other), "rank": rank, "rows": rows,
             "parameters": parameters, "loss": lora.mean(losses), "whole_loss": lora.mean(lora.whole),
             "base_loss": lora.mean(base), "increase": rise.mean, "standard_error": rise.error,
-            "part_of_won": rise.mean / gain, "seconds": seconds,
+            "part_of_won": rise.mean / gain,
         }  # fmt: skip
 
-    began = time.perf_counter()
-    measured = lora.calibration
-    calibrating = time.perf_counter() - began
-    singular = by_singular_values(lora.model, measured)
-    ways = {
-        "fit": (measured, calibrating),
-        "balanced": (replace(measured, repairs=False), calibrating),
-        "singular values": (replace(singular, repairs=False), 0.0),
-        "singular values, repaired": (singular, calibrating),
-    }
     for rank in ranks:
-        for way, (calibration, before) in ways.items():
-            size = of_rank(calibration, rank)
-            began = time.perf_counter()
-            factors = cut_factors(lora.model, calibration, size.ranks)
-            seconds = before + time.perf_counter() - began
-            yield row(way, rank, lora.losses(partial(cut_to, lora.model, factors)), size.parameters, seconds)
+        chosen = lora.choice.of_rank(rank)
+        sizes = {way: replace(of_rank(each, rank), way=way) for way, each in lora.choice.ways.items()}
+        for way, size in {"fit": chosen, **sizes}.items():
+            losses = lora.losses(partial(cut_to, lora.model, lora.choice.factors(size)))
+            yield row(way, rank, losses, size.parameters, chosen.way if way == "fit" else "")
     for other in others:
         config = read_json(other / "adapter" / "adapter_config.json")
         if config["r"] in ranks:
             smaller = TrainedLora(other, rows, held_out)
-            taken = smaller.parameters, smaller.training_seconds
-            yield row("from the start", config["r"], smaller.whole, *taken, other)
+            yield row("from the start", config["r"], smaller.whole, smaller.parameters, other=other)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ from pedyra.app.recipe import Recipe
 from pedyra.app.runs.evaluate import adapted_model, finished_run, load_rows
 from pedyra.app.tasks.task import Task, load_task
 from pedyra.errors import UserError
-from pedyra.fitting.calibration import Calibration, calibrate, lora_layers
-from pedyra.fitting.judge import Cut, Judge, model_loss
+from pedyra.fitting.calibration import calibrate, lora_layers
+from pedyra.fitting.choice import Choice, choosing
+from pedyra.fitting.judge import Batch, Cut, Judge, model_loss
+from pedyra.fitting.logits import Logits, answer_logits
 from pedyra.fitting.modes import disabled, evaluating
 from pedyra.fitting.paired import paired
-from pedyra.lora.files import read_rows
 from pedyra.lora.folder import read_adapter_config
 
 BATCH = 8
@@ -41,11 +42,10 @@ class TrainedLora:
         self.model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
         self.tokenizer = tokenizer
         precision = torch.autocast(self.model.device.type, torch.bfloat16, enabled=recipe.training.get("bf16", False))
-        self.judge = Judge(self.model, precision(model_loss))
+        self.judge = _AnsweringJudge(self.model, precision(model_loss))
         self._task, self._seed, self._positions = task, recipe.seed, positions(recipe.model)
         self._every = recipe.data.model_copy(update={"train_rows": None})
         self._collate = task.collator
-        self.training_seconds: float = max(row.get("seconds") or 0.0 for row in read_rows(run / "metrics.jsonl"))
         generator = torch.Generator().manual_seed(recipe.seed)
 
         def batches(part: Any, count: int) -> list[Any]:
@@ -57,8 +57,11 @@ class TrainedLora:
         self.whole = self.losses()
 
     @cached_property
-    def calibration(self) -> Calibration:
-        return calibrate(self.judge, self.training)
+    def choice(self) -> Choice:
+        """Calibrate on the rows of training as a fit does, and choose among the cuts of a size as it does."""
+        calibrating = len(self.training) - choosing(len(self.training), 1)
+        calibration = calibrate(self.judge, self.training[:calibrating])
+        return Choice(self.judge, calibration, self.training[calibrating:], "default", mixed=True)
 
     def base_losses(self) -> list[float]:
         """Return that of each held-out batch with the adapter switched off."""
@@ -89,6 +92,13 @@ class TrainedLora:
     def mean(self, losses: Sequence[float]) -> float:
         """Average over the samples of all held-out batches."""
         return paired([0.0] * len(losses), losses, self.weights).mean
+
+
+class _AnsweringJudge(Judge):
+    """Judges by the loss, and answers by the logits of the model."""
+
+    def answers(self, batch: Batch) -> Logits | None:
+        return answer_logits(self.model, batch, self.model(**batch).logits)
 
 
 def opened(run: Path, data: Path | None = None) -> tuple[Recipe, Path, Any, Task]:

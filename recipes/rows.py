@@ -1,21 +1,27 @@
-"""Rows on which the rank of a LoRA may bind, for a small decoder that knows English.
+"""Rows that packages carry: texts on which the rank of a LoRA may bind, and a task of several classes.
 
     python recipes/rows.py language nb-NO data/language   Debian's handbook in Norwegian: apt install debian-handbook
     python recipes/rows.py rot13 en-US data/rot13         the same book in English, in other letters (rot13)
     python recipes/rows.py facts 500 data/facts           a phone book of 500 names that nobody has
+    python recipes/rows.py docstrings torch,sklearn,pandas,scipy data/docstrings   which package says this?
 
-Each writes train.jsonl and test.jsonl with the columns `prompt` and `text`. Of the handbook every fifth page is held
-out. A fact cannot be inferred from others, so that the test rows of the phone book are its training rows.
+Each writes train.jsonl and test.jsonl with the columns `prompt` and `text`, or `text` and `label`. Of the handbook
+every fifth page is held out, of a package every fifth file. A fact cannot be inferred from others, so that the test
+rows of the phone book are its training rows.
 """
 
+import ast
 import codecs
 import json
 import random
 import re
 import sys
+import warnings
 from collections.abc import Iterable
 from html import unescape
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 BOOK = Path("/usr/share/doc/debian-handbook/html")
 SHORTEST = 200  # letters of a paragraph; what is shorter is a caption or an entry of a list
@@ -62,12 +68,45 @@ def facts(number: str) -> dict[str, list[tuple[str, str]]]:
     return {"train": rows, "test": rows}
 
 
-KINDS = {"language": language, "rot13": rot13, "facts": facts}
+def docstrings(packages: str) -> dict[str, list[tuple[str, int]]]:
+    every: dict[str, list[list[tuple[str, int]]]] = {"train": [], "test": []}
+    for label, name in enumerate(packages.split(",")):
+        texts: dict[str, dict[str, int]] = {"train": {}, "test": {}}
+        for number, file in enumerate(sorted(Path(str(files(name))).rglob("*.py"))):
+            for text in documented(file):
+                # The name of the package would say all.
+                text = re.sub(name, "it", text, flags=re.IGNORECASE)
+                if SHORTEST / 4 <= len(text) and text not in texts["train"]:
+                    texts["train" if number % 5 else "test"][text] = label
+        for split, rows in texts.items():
+            every[split].append(list(rows.items()))
+    draw, rows = random.Random(0), {}
+    for split, parts in every.items():
+        least = min(map(len, parts))
+        rows[split] = draw.sample([row for part in parts for row in draw.sample(part, least)], least * len(parts))
+    return rows
 
 
-def write(folder: Path, split: str, rows: Iterable[tuple[str, str]]) -> None:
+def documented(file: Path) -> Iterable[str]:
+    """The first paragraph of each docstring of a module's functions and classes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # old escapes
+        try:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+        except SyntaxError:  # of a newer Python
+            return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and (text := ast.get_docstring(node)):
+            yield " ".join(text.split("\n\n")[0].split())
+
+
+KINDS = {"language": language, "rot13": rot13, "facts": facts, "docstrings": docstrings}
+
+
+def write(folder: Path, split: str, rows: Iterable[tuple[str, Any]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) + "\n" for prompt, text in rows]
+    names = ("prompt", "text") if isinstance(next(iter(rows))[1], str) else ("text", "label")
+    lines = [json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) + "\n" for row in rows]
     (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
     print(f"{folder}/{split}.jsonl: {len(lines)} rows")
 

@@ -22,7 +22,7 @@ from pedyra.fitting.cut import cut
 from pedyra.fitting.judge import Judge
 from pedyra.lora.files import SUMS
 
-WAYS = ["fit", "balanced", "singular values", "singular values, repaired"]
+WAYS = ["fit", "calibrated", "singular values", "singular values, repaired"]
 
 
 @pytest.mark.parametrize("rank", [1, 3])
