@@ -93,7 +93,7 @@ def calibrate(judge: Judge, batches: Iterable[Batch], *, adapter: str = "default
         ValueError: fewer than two batches have a finite loss; a layer was not seen.
     """
     called: set[str] = set()
-    gramians = measured(judge, batches, adapter, called)
+    gramians = gramians_of(judge, batches, adapter, called)
     sums, samples = gramians.joined(gather_object)
     if len(samples) < 2:
         total = sum(gather_object([gramians.batches]))
@@ -111,7 +111,7 @@ def calibrate(judge: Judge, batches: Iterable[Batch], *, adapter: str = "default
     return Calibration(result, samples)
 
 
-def measured(
+def gramians_of(
     judge: Judge, batches: Iterable[Batch], adapter: str = "default", called: set[str] | None = None
 ) -> Gramians:
     """Send each batch forwards and backwards, and sum what the slots of all layers see.
@@ -149,7 +149,7 @@ def seconds_a_batch(judge: Judge, trained: Batch, heldout: Batch, adapter: str =
         return time.perf_counter() - began
 
     whole = partial(evaluating, judge.model)
-    return second(lambda: measured(judge, [trained], adapter)), second(lambda: [*judge.losses([heldout], whole, [])])
+    return second(lambda: gramians_of(judge, [trained], adapter)), second(lambda: [*judge.losses([heldout], whole, [])])
 
 
 def _check_seen(sums: Mapping[str, Sums], layers: Mapping[str, Any], adapter: str, called: set[str]) -> None:

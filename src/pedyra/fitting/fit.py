@@ -27,7 +27,7 @@ from pedyra.fitting.logits import NUMBERS
 from pedyra.fitting.modes import disabled, evaluating
 from pedyra.fitting.request import FitRequest
 from pedyra.fitting.result import Fit
-from pedyra.fitting.search import FEW, LEAST, proved, search
+from pedyra.fitting.search import FEW, LEAST, search, with_proof
 from pedyra.fitting.sizes import Candidate, ranks_at, ranks_below
 from pedyra.fitting.verdict import Tolerance, verdict
 
@@ -257,7 +257,7 @@ class _Fitting:
 
         chosen, candidates = everything, []
         if self.request.rank is not None:  # whatever it does
-            candidates = [proved(each, limit, ask(each, 1.0)) for each in sizes]
+            candidates = [with_proof(each, limit, ask(each, 1.0)) for each in sizes]
             chosen = candidates[0] if candidates else everything
         elif limit.learned:
             candidates = search(sizes, limit, ask, self.heldout.batches)
@@ -358,7 +358,7 @@ def _refusal(largest: str, candidates: Sequence[Candidate], limit: Tolerance, me
     assert comparison is not None, "what can be told of a tolerance is asked of the largest size"
     allowed = f"{limit}{' of the answers' if limit.changed is not None else ' of the accuracy' if limit.points else ''}"
     allowed = f"{limit.loss:.3g}" if limit.of_loss else allowed
-    cost = f"{limit.says(comparison, measure)} ± {limit.measured(comparison)[1]:.2g}"
+    cost = f"{limit.says(comparison, measure)} ± {limit.estimate(comparison)[1]:.2g}"
     return (
         f"{message} with it {cost}, which is not within the tolerance of {allowed}; give a larger tolerance or more "
         f"rows, or {name}"

@@ -176,7 +176,7 @@ class Fit:
         if size.proof is None or not self._is_measured(size.proof):
             return {"value": None, "lower": None, "upper": None}
         low, high = self.tolerance.bounds(size.proof)
-        return {"value": self.tolerance.measured(size.proof)[0], "lower": low, "upper": high}
+        return {"value": self.tolerance.estimate(size.proof)[0], "lower": low, "upper": high}
 
     def _is_measured(self, proof: Comparison) -> bool:
         limit = self.tolerance
@@ -315,7 +315,7 @@ def _curve(fit: Fit) -> list[str]:
     for each in fit.curve:
         arrow, value, batches = "->" if each.ranks == fit.ranks else "", "", ""
         if each.proof is not None:
-            mean, error = fit.tolerance.measured(each.proof)
+            mean, error = fit.tolerance.estimate(each.proof)
             value = {
                 "answers": f"{mean:.2%} ± {error:.2%}",
                 "accuracy": f"{100 * mean:+.2f} ± {100 * error:.2f}",

@@ -41,29 +41,29 @@ def search(sizes: Iterable[Candidate], limit: Tolerance, ask: Ask, batches: int)
     """
     candidates: list[Candidate] = []
     for size in sizes:
-        candidates.append(_measured(size, limit, ask, batches))
+        candidates.append(_look_at(size, limit, ask, batches))
         if not candidates[-1].accepted:
             break
     for place in reversed(range(len(candidates))):
         size = candidates[place]
         if size.accepted and size.proof is not None and size.proof.batches < batches:
-            candidates[place] = size = proved(size, limit, ask(size, 1.0))
+            candidates[place] = size = with_proof(size, limit, ask(size, 1.0))
         if size.accepted:
             break
     return candidates
 
 
-def proved(size: Candidate, limit: Tolerance, comparison: Comparison, doubt: float = DOUBT) -> Candidate:
+def with_proof(size: Candidate, limit: Tolerance, comparison: Comparison, doubt: float = DOUBT) -> Candidate:
     """Return the size with what was found of it."""
     return replace(size, proof=comparison, accepted=limit.allows(comparison, doubt))
 
 
-def _measured(size: Candidate, limit: Tolerance, ask: Ask, batches: int) -> Candidate:
+def _look_at(size: Candidate, limit: Tolerance, ask: Ask, batches: int) -> Candidate:
     """Measure the size on as many rows as it takes to tell."""
     if limit.points is not None or math.floor(LOOKS[0][0] * batches) < FEW:
-        return proved(size, limit, ask(size, 1.0))
+        return with_proof(size, limit, ask(size, 1.0))
     for part, doubt in LOOKS:
-        measured = proved(size, limit, comparison := ask(size, part), doubt)
-        if measured.accepted or limit.forbids(comparison, REJECTED):
+        result = with_proof(size, limit, comparison := ask(size, part), doubt)
+        if result.accepted or limit.forbids(comparison, REJECTED):
             break
-    return measured
+    return result

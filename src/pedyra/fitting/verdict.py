@@ -78,11 +78,11 @@ class Tolerance:
     def rows_needed(self, comparison: Comparison) -> float:
         """Return how many times as many rows like these would tell, in 80 % of cases, on which side of the tolerance
         this is, if it is truly where it was measured."""
-        value, error = self.measured(comparison)
+        value, error = self.estimate(comparison)
         away, normal = self.limit - value, NormalDist()
         return ((normal.inv_cdf(1 - DOUBT) + normal.inv_cdf(0.8)) * error / away) ** 2 if away else math.inf
 
-    def measured(self, comparison: Comparison) -> tuple[float, float]:
+    def estimate(self, comparison: Comparison) -> tuple[float, float]:
         """Return what is held to the tolerance, and its standard error."""
         if self.changed is not None and comparison.changed is not None:
             return comparison.changed.mean, comparison.changed.error
@@ -103,7 +103,7 @@ class Tolerance:
 
     def says(self, comparison: Comparison, measure: str = "loss") -> str:
         """Say what was measured of what is held to the tolerance."""
-        value, _ = self.measured(comparison)
+        value, _ = self.estimate(comparison)
         if self.changed is not None:
             return f"{value:.2%} of the answers change"
         return (
