@@ -27,10 +27,6 @@ class Schedule:
         """Return the steps after which ranks are adjusted, ascending."""
         return range(self.initial_warmup + self.interval, self.total_steps - self.final_warmup, self.interval)
 
-    def is_adjustment(self, step: int) -> bool:
-        """Say whether ranks are adjusted after this step."""
-        return step in self.adjustments
-
     def next_adjustment(self, step: int) -> int | None:
         """Find the first adjustment at or after this step; None when there is none left."""
         steps = self.adjustments
@@ -46,11 +42,8 @@ def resolve_schedule(
     final_warmup: int | float,
     least_interval: int = 1,
 ) -> Schedule:
-    """Make the schedule of a run of `total_steps`; floats are fractions of it.
-
-    An interval that is a fraction has at least `least_interval` steps. Raises ValueError: a run of no step, no
-    adjustment between the two warm-ups, or an interval, given in steps, below the least.
-    """
+    """Make the schedule of a run of `total_steps`; floats are fractions of it, and such an interval has at least
+    `least_interval` steps. Raises ValueError: no step, no adjustment, or an interval, in steps, below the least."""
 
     if isinstance(interval, int) and interval < least_interval:
         raise UserError(
