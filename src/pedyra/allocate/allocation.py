@@ -1,7 +1,6 @@
 """An adjustment is a RankPlan; here is what plans are made of, and how much of it stays.
 
-Plain Python on purpose: a plan is made once per adjustment from a few thousand numbers already on the host, and ties
-must fall the same way on every machine: layer order, then triple index.
+In plain Python: its few thousand numbers are on the host, and ties must fall the same way on every machine.
 """
 
 from __future__ import annotations

@@ -50,11 +50,8 @@ def average_gradients(parameters: Iterable[Tensor], group: Any = None) -> None:
 
 
 def check_same(triples: Sequence[Tensor], group: Any, step: int) -> None:
-    """Raise ValueError, in every process, where the processes of a group have other numbers in their triples.
-
-    Such processes do not average their gradients, and nothing else would say so. Sums of all bits are compared, in one
-    collective.
-    """
+    """Raise ValueError, in every process, where processes of a group have other numbers in their triples: they do not
+    average their gradients, and nothing else would say so. Sums of all bits are compared, in one collective."""
     if Average(group).processes == 1:
         return
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -71,14 +68,11 @@ def check_same(triples: Sequence[Tensor], group: Any, step: int) -> None:
 
 
 def wrap_again(wrapper: DistributedDataParallel, *, init_sync: bool = True) -> None:
-    """Have a wrapper average the gradients of the parameters that its module has now, with the same settings.
+    """Have a wrapper average the gradients of the parameters that its module has now, with the same settings and hooks.
 
-    It keeps hooks on the parameters of its start; new ones would train on each process by itself, without an error. So
-    its constructor runs once more, on the same object, which training loops hold on to. Hooks of communication follow.
-
-    Args:
-        init_sync: the first process sends its whole model to the others, the frozen base too. After a move all of them
-            hold the same already, which `check_same` proves.
+    New parameters would train on each process by itself, without an error, so its constructor runs once more on the
+    same object, which training loops hold on to. `init_sync`: the first process sends its whole model, the frozen base
+    too, which is of no use after a move.
     """
     # torch 2.13 has renamed the setting, and warns of the old name.
     buffers = "forward_sync_buffers" if hasattr(wrapper, "forward_sync_buffers") else "broadcast_buffers"

@@ -1,5 +1,4 @@
-"""An optimizer's state by triples: which optimizers can follow a rank change, and how their state follows its rows,
-through a resize.
+"""An optimizer's state by triples: which optimizers can follow a rank change, and how their state follows its rows.
 
 A parameter of 4,096 elements or more has, under bitsandbytes' 8-bit optimizers, one byte an element, an index into a
 table (`qmap1`, `qmap2`), and the largest number of each block of 256 elements in a row (`absmax1`, `absmax2`). Rows of
@@ -68,11 +67,8 @@ def check_optimizer(optimizer: Optimizer) -> None:
 
 
 def check_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
-    """Raise ValueError if some state of these parameters cannot follow a rank change; changes nothing.
-
-    It must be a scalar, or an average of gradients or of their squares, which begins at zero for a new row. A copy of
-    the weights (schedule-free optimizers) would draw a new row to zero.
-    """
+    """Raise ValueError if some state of these parameters is no scalar and no average of gradients or of their squares,
+    which begins at zero for a new row: a copy of the weights (schedule-free optimizers) would draw it to zero."""
     for parameter in parameters:
         for key, value in _values(optimizer, parameter).items():
             flaw = None
@@ -92,9 +88,8 @@ def check_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
 def adopt(optimizer: Optimizer, layer: AdaptedLayer) -> None:
     """Put the layer's E, if it is trained, into the param group of its B, as LoRA+ does; behind A, if that is there.
 
-    So an optimizer built after `attach` has its parameters, and a checkpoint of either fits the other. An E that some
-    group holds already stays there. `add_param_group` would break schedulers that are already built. Raises
-    ValueError: as `check_held`.
+    A checkpoint then fits that of an optimizer built after `attach`, and `add_param_group` would break schedulers. An E
+    that some group holds already stays there. Raises ValueError: as `check_held`.
     """
     check_held(optimizer, [layer])
     A, E, B = layer.factors
@@ -213,8 +208,7 @@ def is_bitsandbytes(optimizer: Optimizer) -> bool:
 
 
 def dequantize(state: Mapping[str, Any], key: str, device: torch.device) -> Tensor:
-    """Return the numbers of `state[key]`, in float32 on `device`: pages that CPU and GPU share are on neither to
-    torch."""
+    """Return the numbers of `state[key]`, in float32 on `device`: pages are on neither device to torch."""
     from bitsandbytes.functional import dequantize_blockwise
 
     absmax, code = (state[f"{name}{key[-1]}"].to(device) for name in ("absmax", "qmap"))
@@ -222,11 +216,8 @@ def dequantize(state: Mapping[str, Any], key: str, device: torch.device) -> Tens
 
 
 def renew(optimizer: Any, parameter: Tensor, values: Mapping[str, Tensor]) -> None:
-    """Have bitsandbytes make the state of `parameter`, whose shape may be another now, and put these numbers into it.
-
-    It decides, by the number of elements and its own overrides, whether the state is in bytes. It never frees a page,
-    so that the new state of a paged optimizer is in ordinary memory, as it is after a checkpoint was loaded.
-    """
+    """Have bitsandbytes make the state of `parameter`, in bytes or not, as its shape is now, and put in these numbers.
+    It never frees a page, so that the new state of a paged optimizer is in ordinary memory, as after a load."""
     from bitsandbytes.functional import quantize_blockwise
 
     old, pages = optimizer.state[parameter], optimizer.is_paged

@@ -152,8 +152,7 @@ class RankAllocator:
         """Have the method observe the gradients of this optimizer step, and add its own to them (Eq. 2).
 
         Args:
-            loss_scale: what a GradScaler multiplied the loss by. It unscales its optimizer's parameters, but not what
-                hooks see in the backward pass.
+            loss_scale: of a GradScaler, which does not unscale what hooks see in the backward pass.
 
         Raises:
             ValueError: a second call in one step, or an adapter of other ranks was loaded since the last one.
@@ -172,13 +171,11 @@ class RankAllocator:
         self.run.before_step(step, loss_scale)
 
     def after_step(self) -> dict[str, Any] | None:
-        """Count the step; at an adjustment, prune, expand, move the optimizer's state, and return the record, else
-        None.
+        """Count the step; at an adjustment move triples and the optimizer's state, and return the record, else None.
 
-        The record has `step`, `ranks` (layer -> rank afterwards), `total_rank`, `parameters`
-        (afterwards), `seconds`, `skipped_steps`, `scores` (layer -> one a triple, those that the plan was made from),
-        `layer_scores` (layer -> mean of its scores), `pruned` (layer, triple, score), `added` (layer -> count), and
-        `masked` (layer, triple) of a method that masks.
+        The record has `step`, `ranks` (layer -> rank afterwards), `total_rank`, `parameters` (afterwards), `seconds`,
+        `skipped_steps`, `scores` (layer -> one a triple, of which the plan was made), `layer_scores` (layer -> mean of
+        its scores), `pruned` (layer, triple, score), `added` (layer -> count), and of some `masked` (layer, triple).
 
         Raises:
             ValueError: `before_step` was not called, or the optimizer's state, which is there from the first step on,
@@ -209,8 +206,7 @@ class RankAllocator:
         return record
 
     def load_state(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Go on from `checkpoint.run_record` and the tensors of its method, once the factors have the saved
-        ranks."""
+        """Go on from the record and tensors of a checkpoint, once the factors have the saved ranks."""
         self.step, self.history[:] = record["step"], record["history"]
         self.initial_ranks, self.initial_parameters = record["initial_ranks"], record["initial_parameters"]
         self._trained.hold()
@@ -255,11 +251,10 @@ class RankAllocator:
 
     @torch.no_grad()
     def snapshot(self, *, effective_ranks: bool = True) -> dict[str, Any]:
-        """Return diagnostics of the current state (Figs. 1a, 5, 10, 11). Not for the step path: it waits for the
-        device.
+        """Return diagnostics of the current state (Figs. 1a, 5, 10, 11), for which it waits for the device.
 
-        `grad_norms`, and `layer_scores` that come from observed steps, are None where the current one is not observed.
-        `effective_ranks` are most of the work; without them they are None.
+        `grad_norms`, and `layer_scores` that come from observed steps, are None where the current one is not observed,
+        and `effective_rank`, which is most of the work, without `effective_ranks`.
         """
         effective = None
         if effective_ranks:
@@ -378,11 +373,8 @@ def trainable(layers: Sequence[AdaptedLayer]) -> list[AdaptedLayer]:
 
 
 def _mark_ranks(layers: Sequence[AdaptedLayer]) -> None:
-    """Mark the rank dimension of every A, E and B as dynamic; to be done again for the new Parameters of a resize.
-
-    Turns off, for the whole process, torch's assumption that a parameter never changes its shape. Ranks 0 and 1 are
-    constants to the compiler: a layer that comes down to one costs a graph of its own.
-    """
+    """Mark the rank dimension of every A, E and B as dynamic, anew after a resize. In the whole process torch no longer
+    assumes that a parameter keeps its shape. Ranks 0 and 1 are constants to the compiler, of a graph of their own."""
     import torch._dynamo  # takes a second to import: only who compiles pays
 
     torch._dynamo.config.force_parameter_static_shapes = False

@@ -12,10 +12,8 @@ from pedyra.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The adjustments of one run, in optimizer steps, of which 1 is the first. All fields are resolved integers.
-
-    An adjustment follows step t when t > t_i, (t - t_i) % interval == 0 and t < T - t_f.
-    """
+    """The adjustments of one run follow step t, of which 1 is the first, when t > t_i, (t - t_i) % interval == 0 and
+    t < T - t_f."""
 
     total_steps: int
     initial_warmup: int

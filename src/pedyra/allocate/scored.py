@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, get_args
@@ -259,8 +258,7 @@ class ScoredRun:
                 self.ratios[step // RATIO_EVERY % RATIOS] = ratio
 
     def decide(self, now: ScoredSituation) -> tuple[RankPlan, Scores] | None:
-        """Make the plan of this adjustment, and return it with the scores that it is made from. None: too little was
-        measured."""
+        """Return the plan of this adjustment, and the scores that it is made from; None: too little was measured."""
         if not self.scores.observed:
             return None
         scores = self.scores.triple_scores()
@@ -308,13 +306,9 @@ FORGOTTEN = 1e-6
 
 
 def ema_window(beta: float) -> int:
-    """Return the steps W after which an EMA with `beta`, and an EMA of its deviations, have forgotten all before.
-
-    Sensitivity forgets as beta^W; the uncertainty of Eq. (3) follows its start-up error, a factor 1 + W (1 - beta).
-    """
-    if beta == 0:
-        return 1
-    window = math.ceil(math.log(FORGOTTEN) / math.log(beta))
+    """Return the steps W after which an EMA with `beta`, and one of its deviations, have forgotten all before: the
+    sensitivity as beta^W, the uncertainty of Eq. (3), which follows its error, by a factor 1 + W (1 - beta) later."""
+    window = 1
     while (1 + window * (1 - beta)) * beta**window > FORGOTTEN:
         window += 1
     return window

@@ -44,11 +44,8 @@ def update_sensitivity_(
 
 
 class ScoreState:
-    """What a method scores triples by observes the optimizer steps that `ScoredRun.observes`.
-
-    Here every triple has its layer's score, for methods that only decide which layers grow. `state`, `(layers,)`
-    tensors by name, goes into checkpoints.
-    """
+    """What a method scores triples by observes the optimizer steps that `ScoredRun.observes`. Here every triple has its
+    layer's score, for methods that decide which layers grow. `state`, `(layers,)` by name, goes into checkpoints."""
 
     compiles = True
     """Observing works in a model that torch compiles, which passes over hooks that come later."""
@@ -58,7 +55,7 @@ class ScoreState:
     def __init__(self, run: Run, settings: Any, names: Sequence[str] = ()) -> None:
         self.layers, self.settings = run.layers, settings
         device = self.layers[0].a.A.device
-        self.skipped = torch.zeros((), dtype=torch.long, device=device)
+        self.skipped: Tensor = torch.zeros((), dtype=torch.long, device=device)
         """Number of steps left out for a non-finite observation."""
         self.state = {name: torch.zeros(len(self.layers), device=device) for name in names}
 
@@ -112,12 +109,11 @@ class ScoreState:
 
 
 class Sensitivity(ScoreState):
-    """AdaLoRA's scores hold sensitivity and uncertainty of every element in float32, Eq. (3): flat, A, E, B of a layer,
-    then the next.
+    """AdaLoRA's scores: sensitivity and uncertainty of every element in float32, Eq. (3), flat, A, E, B layer by layer.
 
-    The importance of an element is the product of both, and a triple's score the mean over A's row and over B's column
-    plus that of E. `norms (layers, 3)` are the gradient norms of (A, E, B), `any_finite` whether any step of the window
-    was, `skipped` the number of steps left out for a gradient beyond `SPIKE`.
+    An element's importance is their product, and a triple's score the mean over A's row and B's column plus that of E.
+    `norms (layers, 3)` are the gradient norms of (A, E, B), `any_finite` whether any step of the window was, `skipped`
+    the number of steps left out for a gradient beyond `SPIKE`.
     """
 
     in_processes = True

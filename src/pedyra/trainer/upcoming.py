@@ -18,7 +18,9 @@ from pedyra.trainer.judge import TrainerJudge
 def upcoming(trainer: Any) -> Training:
     """Return the training of a Trainer: its steps, and its loss on batches of its own training rows."""
     return Training(
-        steps=partial(total_steps, trainer), batches=partial(_batches, trainer), losses=partial(_losses, trainer)
+        steps=partial(total_steps, trainer),
+        batches=lambda: _batch_losses(trainer, _rows(trainer)),
+        losses=partial(_losses, trainer),
     )
 
 
@@ -37,10 +39,6 @@ def _rows(trainer: Any) -> Any:
     if not hasattr(trainer.train_dataset, "__len__"):
         raise UserError("a search shuffles the training rows, and a stream has no end; give rows with a length")
     return trainer.train_dataset
-
-
-def _batches(trainer: Any) -> Iterator[BatchLoss]:
-    return _batch_losses(trainer, _rows(trainer))
 
 
 def _losses(trainer: Any, part: float) -> tuple[Iterator[BatchLoss], Iterator[BatchLoss]]:
