@@ -98,13 +98,8 @@ def make_plan(
 ) -> RankPlan:
     """Make the RankPlan of these removals and additions; a layer that gains no triple is left out of `added`."""
     ranks = {name: len(values) - len(pruned.get(name, ())) + added.get(name, 0) for name, values in scores.items()}
-    return RankPlan(
-        pruned=dict(pruned),
-        added={name: count for name, count in added.items() if count},
-        ranks=ranks,
-        layer_scores=dict(layer_scores),
-        rescale=dict(rescale or {}),
-    )
+    gains = {name: count for name, count in added.items() if count}
+    return RankPlan(dict(pruned), gains, ranks, dict(layer_scores), dict(rescale or {}))
 
 
 def stayed(history: Sequence[Mapping[str, Any]]) -> int:

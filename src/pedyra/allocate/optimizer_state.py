@@ -201,10 +201,8 @@ class TrainedTriples:
 
 
 def is_bitsandbytes(optimizer: Optimizer) -> bool:
-    return any(
-        base.__name__ == "Optimizer8bit" and base.__module__.startswith("bitsandbytes")
-        for base in type(optimizer).__mro__
-    )
+    kinds = type(optimizer).__mro__
+    return any(kind.__name__ == "Optimizer8bit" and kind.__module__.startswith("bitsandbytes") for kind in kinds)
 
 
 def dequantize(state: Mapping[str, Any], key: str, device: torch.device) -> Tensor:

@@ -361,8 +361,7 @@ def resize_layers(
 
 
 def trainable(layers: Sequence[AdaptedLayer]) -> list[AdaptedLayer]:
-    """List the layers that are trained; a frozen one keeps its rank, since it has no gradient to be scored by. Raises
-    ValueError: there is none."""
+    """List the layers that are trained: a frozen one has no gradient to be scored by. ValueError: there is none."""
     result = [layer for layer in layers if layer.a.A.requires_grad and layer.b.weight.requires_grad]
     if not result:
         raise UserError(

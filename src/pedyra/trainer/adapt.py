@@ -84,7 +84,7 @@ def adapt(
     # Before the optimizer is built and before a checkpoint is loaded: slots that take any rank must be there.
     handle.install(trainer.model)
     if trainer.model_init is not None:
-        trainer.model_init = handle.installing(trainer.model_init)
+        trainer.model_init = handle.model_maker(trainer.model_init)
     end_at_last_step(trainer)
     save_whole(trainer)
     put_around(trainer, "get_batch_samples", handle.first_batches)
@@ -355,17 +355,17 @@ class MethodTraining(TrainerCallback):
         keep_whole(self.trainer, model, layers)
         self._attached = [(layer, layer.factors) for layer in layers]
 
-    def installing(self, model_init: Callable[..., Any]) -> Callable[..., Any]:
+    def model_maker(self, model_init: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap a Trainer's `model_init`, whose models take a checkpoint of any ranks."""
 
-        def installed(*args: Any) -> Any:
+        def new_model(*args: Any) -> Any:
             model = model_init(*args)
             self.trainer.optimizer = None  # it was the model before's; Trainer makes it anew after this
             self.install(model)
             return model
 
         # Trainer counts the arguments, those of a functools.partial otherwise than a signature does.
-        return (lambda: installed()) if number_of_arguments(model_init) == 0 else (lambda trial: installed(trial))
+        return (lambda: new_model()) if number_of_arguments(model_init) == 0 else (lambda trial: new_model(trial))
 
     def create_optimizer(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Make the method's optimizer where Trainer would make its own."""
@@ -382,9 +382,9 @@ class MethodTraining(TrainerCallback):
             return
         rows_before = read_rows(self.record_to, {"step": (int, None)}) if step > 0 else []
         earlier = [row for row in rows_before if (row.get("step") or 0) <= step]
-        recorded = {row["step"] for row in earlier if row.get("kind") == "adjustment"}
-        lost = [record for record in allocator.history if record["step"] not in recorded]
-        rows = sorted([*(earlier or [allocator.describe()]), *lost], key=lambda row: row.get("step") or 0)
+        steps_on_file = {row["step"] for row in earlier if row.get("kind") == "adjustment"}
+        missing = [record for record in allocator.history if record["step"] not in steps_on_file]
+        rows = sorted([*(earlier or [allocator.describe()]), *missing], key=lambda row: row.get("step") or 0)
         self.record_to.parent.mkdir(parents=True, exist_ok=True)
         write_file(self.record_to, "".join(map(json_line, rows)))
         if not earlier:

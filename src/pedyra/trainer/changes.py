@@ -1,9 +1,7 @@
 """`adapt` changes this in the Trainer that it is given, each for its reason.
 
-- `MethodTraining.training`: the folder that a resume loads is noted, and an exception (Ctrl-C, say) ends with the
-  hooks taken off the model.
-- `end_at_last_step`: a training that is resumed at its last step takes none more. Trainer by itself takes one, with
-  ranks that the schedule has no place for.
+- `MethodTraining.training`: a resume's folder is noted, and an exception (Ctrl-C) ends with the hooks taken off.
+- `end_at_last_step`: a training that is resumed at its last step takes none more, which the schedule has no place for.
 - `MethodTraining.first_batches`: the first micro-batches are seen, so that the number of labels can be said.
 - `checkpoints.save_whole`: checkpoints appear whole or not at all, because a torn side file loses the run; one at the
   end of an epoch is written after the evaluation that is due there.

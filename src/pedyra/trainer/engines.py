@@ -81,8 +81,8 @@ def keep_whole(trainer: Trainer, model: nn.Module, layers: Sequence[AdaptedLayer
     if isinstance(theirs, str):
         theirs = [module for name, module in model.named_modules() if re.fullmatch(theirs, name)]
     plugin.ignored_modules = [*theirs, nn.ParameterList(whole)]
-    put_around(trainer.accelerator, "prepare", _prepared, trainer)
-    put_around(trainer, "training_step", _averaged, trainer)
+    put_around(trainer.accelerator, "prepare", _prepare, trainer)
+    put_around(trainer, "training_step", _train_and_average, trainer)
     for name in ("save_model", "_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler", "_load_best_model"):
         put_around(trainer, name, _without_fsdp, trainer)
 
@@ -111,17 +111,17 @@ def _why_not_whole(trainer: Trainer, plugin: Any, model: nn.Module, layers: Sequ
     return None
 
 
-def _prepared(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+def _prepare(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
     """Keep an optimizer's Parameters: accelerate looks for them by their address, and those of a rank 0 have none."""
     groups = [group for each in args if isinstance(each, Optimizer) for group in each.param_groups]
     lists = [[*group["params"]] for group in groups]
-    prepared = original(*args, **kwargs)
+    result = original(*args, **kwargs)
     for group, parameters in zip(groups, lists, strict=True):
         group["params"][:] = parameters
-    return prepared
+    return result
 
 
-def _averaged(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+def _train_and_average(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
     """Average at the last backward pass of a step, and so before clipping."""
     loss, model = original(*args, **kwargs), trainer.model
     if trainer.accelerator.sync_gradients and model is not None:

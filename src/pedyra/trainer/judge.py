@@ -66,14 +66,14 @@ class TrainerJudge(Judge):
     def losses(self, batches: Sequence[Batch], cut: Cut, predictions: Predictions | None = None) -> Iterator[float]:
         trainer = self.trainer
         judges = self._judges_parts and trainer.compute_metrics is not None and not trainer.args.batch_eval_metrics
-        kept = predictions if judges else None
+        predictions = predictions if judges else None
         torch.manual_seed(0)
         with cut():
             for number, batch in enumerate(batches):
                 inputs = trainer._prepare_input(batch)  # on the device, as a prepared loader gives it
                 with trainer.accelerator.autocast():
-                    loss, logits, labels = trainer.prediction_step(self.model, inputs, kept is None)
-                    if kept is not None and getattr(trainer.args, "predict_with_generate", False):
+                    loss, logits, labels = trainer.prediction_step(self.model, inputs, predictions is None)
+                    if predictions is not None and getattr(trainer.args, "predict_with_generate", False):
                         # With its texts it gives the model's own loss, and not that of compute_loss.
                         loss, _, _ = trainer.prediction_step(self.model, trainer._prepare_input(batch), True)
                 if loss is None:
@@ -81,10 +81,10 @@ class TrainerJudge(Judge):
                         f"the evaluation of {type(trainer).__name__} gives no loss for these rows; name their labels "
                         f"with TrainingArguments(label_names=...)"
                     )
-                if kept is not None and logits is not None and labels is not None:
+                if predictions is not None and logits is not None and labels is not None:
                     if trainer.preprocess_logits_for_metrics is not None:
                         logits = trainer.preprocess_logits_for_metrics(logits, labels)
-                    kept.append(send_to_device((logits, labels), "cpu"))
+                    predictions.append(send_to_device((logits, labels), "cpu"))
                 yield finite(float(loss.mean()), number)
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:

@@ -64,16 +64,16 @@ def fit_rows(trainer: Any, data: Any, request: FitRequest) -> Rows:
         size, room = _held_batch(trainer, len(heldout_places)), trainer.args.per_device_train_batch_size
         small = max(min(BATCH, room), min(room, len(train_places) // FEW) if _compares_rows(trainer) else 0)
     prompts = completions or 1
-    train_places = _shared(trainer, train_places[: CALIBRATION * small // prompts], small * processes // prompts)
-    heldout_places = _shared(trainer, heldout_places, size * processes // prompts)
+    train_places = _cut_evenly(trainer, train_places[: CALIBRATION * small // prompts], small * processes // prompts)
+    heldout_places = _cut_evenly(trainer, heldout_places, size * processes // prompts)
     for rows, lacking in ((train_places, "calibrate"), (heldout_places, "prove by")):
         if not rows:
             raise UserError(f"{name} leaves no rows to {lacking}; give more")
     calibration = _batches(trainer, training, train_places, small, completes=bool(completions))
     proof = _batches(trainer, heldout, heldout_places, size, completes=bool(completions))
     return Rows(
-        calibration=_written(trainer, calibration) if unlabelled else calibration,
-        heldout=_written(trainer, proof) if unlabelled else proof,
+        calibration=_label_prompts(trainer, calibration) if unlabelled else calibration,
+        heldout=_label_prompts(trainer, proof) if unlabelled else proof,
         unlabelled=unlabelled,
         name=name,
         counts=(len(train_places), len(heldout_places)),
@@ -89,14 +89,14 @@ def proof_rows(trainer: Any, data: Any, most: int | None) -> Rows:
             f"Trainer of the answers themselves (SFTTrainer with its default loss)"
         )
     name, heldout, _ = _held_out(trainer, data, "the proof")
-    heldout, heldout_places = _shuffled(heldout, most, torch.Generator().manual_seed(trainer.args.seed))
+    heldout, heldout_places = _shuffle(heldout, most, torch.Generator().manual_seed(trainer.args.seed))
     size = _held_batch(trainer, len(heldout_places))
-    heldout_places = _shared(trainer, heldout_places, size * trainer.accelerator.num_processes)
+    heldout_places = _cut_evenly(trainer, heldout_places, size * trainer.accelerator.num_processes)
     if len(heldout_places) < LEAST * size:
         raise UserError(f"{name} has {len(heldout_places)} rows, and a proof takes {LEAST * size} or more; give more")
     batches = _batches(trainer, heldout, heldout_places, size)
     unlabelled = _is_unlabelled(trainer, heldout, heldout_places)
-    batches = _written(trainer, batches) if unlabelled else batches
+    batches = _label_prompts(trainer, batches) if unlabelled else batches
     return Rows(calibration=(), heldout=batches, unlabelled=unlabelled, name=name, counts=(0, len(heldout_places)))
 
 
@@ -106,12 +106,12 @@ def training_rows(trainer: Any) -> list[Batch]:
         return []
     size = min(BATCH, trainer.args.per_device_train_batch_size)
     generator = torch.Generator().manual_seed(trainer.args.seed)
-    training, train_places = _shuffled(trainer.train_dataset, CALIBRATION * size, generator)
-    train_places = _shared(trainer, train_places, size * trainer.accelerator.num_processes)
+    training, train_places = _shuffle(trainer.train_dataset, CALIBRATION * size, generator)
+    train_places = _cut_evenly(trainer, train_places, size * trainer.accelerator.num_processes)
     return _batches(trainer, training, train_places, size)
 
 
-def _shared(trainer: Any, rows: list[int], step: int) -> list[int]:
+def _cut_evenly(trainer: Any, rows: list[int], step: int) -> list[int]:
     """Cut the rows to a multiple of `step`, so that every process has as many batches, and no row comes twice."""
     return rows if trainer.accelerator.num_processes == 1 else rows[: len(rows) // max(1, step) * max(1, step)]
 
@@ -151,9 +151,9 @@ def _held_out(trainer: Any, data: Any, what: str) -> tuple[str, Any, Any]:
     training = trainer.train_dataset
     if data is not None and data is not training:
         parts = data if isinstance(data, Mapping) else {"": data}
-        name, heldout = "data", _joined({key: _prepared(trainer, part) for key, part in parts.items()})
+        name, heldout = "data", _join({key: _prepare(trainer, part) for key, part in parts.items()})
     elif data is None and trainer.eval_dataset is not None:
-        name, heldout = "eval_dataset", _joined(trainer.eval_dataset)
+        name, heldout = "eval_dataset", _join(trainer.eval_dataset)
     else:
         name, heldout = "train_dataset", training
         if training is None:
@@ -173,11 +173,11 @@ def _sample(trainer: Any, data: Any, calibrating: int, proving: int) -> tuple[st
     name, heldout, training = _held_out(trainer, data, "the fit")
     generator = torch.Generator().manual_seed(trainer.args.seed)
     if training is None:
-        heldout, order = _shuffled(heldout, calibrating + proving, generator)
+        heldout, order = _shuffle(heldout, calibrating + proving, generator)
         third = min(calibrating, len(order) // 3)  # one set of rows, of which a third calibrates
         return name, heldout, order[:third], heldout, order[third:][:proving]
-    training, train_places = _shuffled(training, calibrating, generator)
-    heldout, heldout_places = _shuffled(heldout, proving, generator)
+    training, train_places = _shuffle(training, calibrating, generator)
+    heldout, heldout_places = _shuffle(heldout, proving, generator)
     return name, training, _apart(training, train_places, heldout, heldout_places, name), heldout, heldout_places
 
 
@@ -201,7 +201,7 @@ def _apart(training: Any, train_places: list[int], heldout: Any, heldout_places:
 
 def _contents(dataset: Any, places: Sequence[int]) -> list[str]:
     """Return each of these rows as JSON, so that equal rows are equal strings."""
-    return [json.dumps(row, sort_keys=True, default=_plain) for row in _selected(dataset, list(places))]
+    return [json.dumps(row, sort_keys=True, default=_plain) for row in _select(dataset, list(places))]
 
 
 def _plain(value: Any) -> Any:
@@ -226,12 +226,12 @@ def _batches(trainer: Any, dataset: Any, places: list[int], size: int, *, comple
     try:
         vars(trainer.args).update({name: settings[name] for name in before})
         batches = []
-        for batch in trainer.get_eval_dataloader(_selected(dataset, places)):  # which has sent it to the device
+        for batch in trainer.get_eval_dataloader(_select(dataset, places)):  # which has sent it to the device
             batches.append(send_to_device(batch, "cpu") if isinstance(batch, Mapping) else batch)
     finally:
         vars(trainer.args).update(before)
     if completes:
-        return [_completed(trainer, batch) for batch in batches]
+        return [_complete(trainer, batch) for batch in batches]
     if odd := [type(batch).__name__ for batch in batches if not isinstance(batch, Mapping)]:
         raise UserError(
             f"the batches of {type(trainer).__name__} are each a {odd[0]}, and a fit takes dicts of tensors; save the "
@@ -246,7 +246,7 @@ def _batches(trainer: Any, dataset: Any, places: list[int], size: int, *, comple
     return batches
 
 
-def _completed(trainer: Any, prompts: Any) -> dict[str, Tensor]:
+def _complete(trainer: Any, prompts: Any) -> dict[str, Tensor]:
     """Have the Trainer generate a completion of each prompt of a batch; the labels are the completion's tokens."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     with evaluating(model), torch.no_grad():
@@ -279,14 +279,14 @@ def _is_unlabelled(trainer: Any, heldout: Any, heldout_places: list[int]) -> boo
     return keys <= takes and not keys & targets and getattr(getattr(base, "config", None), "num_labels", 2) != 1
 
 
-def _written(trainer: Any, batches: list[Batch]) -> list[Batch]:
+def _label_prompts(trainer: Any, batches: list[Batch]) -> list[Batch]:
     """Label batches of prompts by what the model generates from them, greedily; others stay as they are."""
     if not writes(trainer.accelerator.unwrap_model(trainer.model)):
         return batches
-    return [_continued(trainer, batch) if batch.get("labels") is None else batch for batch in batches]
+    return [_continue_prompts(trainer, batch) if batch.get("labels") is None else batch for batch in batches]
 
 
-def _continued(trainer: Any, batch: Batch) -> Batch:
+def _continue_prompts(trainer: Any, batch: Batch) -> Batch:
     model = trainer.accelerator.unwrap_model(trainer.model)
     ids, config = batch["input_ids"], model.config
     mask = batch.get("attention_mask", torch.ones_like(ids)).bool()
@@ -305,7 +305,7 @@ def _continued(trainer: Any, batch: Batch) -> Batch:
     prompts = [row[on] for row, on in zip(ids, mask, strict=True)]
     inputs = {"input_ids": ids, "attention_mask": mask.long()}
     if not config.is_encoder_decoder:  # it goes on from the last token
-        inputs = _padded(prompts, pad, "left")
+        inputs = _pad(prompts, pad, "left")
     with evaluating(model), torch.no_grad(), trainer.accelerator.autocast():
         result = model.generate(**send_to_device(inputs, trainer.args.device), generation_config=settings).cpu()
     result = result[:, 1 if config.is_encoder_decoder else inputs["input_ids"].shape[1] :]
@@ -315,15 +315,15 @@ def _continued(trainer: Any, batch: Batch) -> Batch:
         return {**batch, "labels": pad_sequence(texts, batch_first=True, padding_value=-100)}
     rows = [torch.cat(both) for both in zip(prompts, texts, strict=True)]
     labels = [torch.cat([torch.full_like(row, -100), text]) for row, text in zip(prompts, texts, strict=True)]
-    return {**_padded(rows, pad, "right"), "labels": pad_sequence(labels, batch_first=True, padding_value=-100)}
+    return {**_pad(rows, pad, "right"), "labels": pad_sequence(labels, batch_first=True, padding_value=-100)}
 
 
-def _padded(rows: list[Tensor], pad: int, side: str) -> dict[str, Tensor]:
+def _pad(rows: list[Tensor], pad: int, side: str) -> dict[str, Tensor]:
     ids, mask = pad_sequence(rows, True, pad, side), pad_sequence([torch.ones_like(row) for row in rows], True, 0, side)
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _prepared(trainer: Any, data: Any) -> Any:
+def _prepare(trainer: Any, data: Any) -> Any:
     """Prepare rows as the Trainer takes them: TRL's tokenise them themselves, unless the collator does."""
     prepare = getattr(trainer, "_prepare_dataset", None)
     eval_packing = getattr(trainer.args, "eval_packing", None)
@@ -349,18 +349,18 @@ def _prepared(trainer: Any, data: Any) -> Any:
     return prepared
 
 
-def _joined(dataset: Any) -> Any:
+def _join(dataset: Any) -> Any:
     """Make one data set of several by name."""
     parts = list(dataset.values()) if dataset and isinstance(dataset, Mapping) else [dataset]
     return parts[0] if len(parts) == 1 else ConcatDataset(parts)
 
 
-def _shuffled(dataset: Any, most: int | None, generator: torch.Generator) -> tuple[Any, list[int]]:
+def _shuffle(dataset: Any, most: int | None, generator: torch.Generator) -> tuple[Any, list[int]]:
     """Return a data set with a length, and random places of at most `most` of its rows; of a stream its first rows."""
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         dataset = list(islice(dataset, most))
     return dataset, torch.randperm(len(dataset), generator=generator)[:most].tolist()
 
 
-def _selected(dataset: Any, indices: list[int]) -> Any:
+def _select(dataset: Any, indices: list[int]) -> Any:
     return dataset.select(indices) if hasattr(dataset, "select") else Subset(dataset, indices)

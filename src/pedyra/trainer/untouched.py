@@ -24,7 +24,7 @@ def untouched(trainer: Any, model: Any) -> Iterator[None]:
         stack.callback(np.random.set_state, np.random.get_state())
         owners = (trainer, trainer.args, trainer.state, trainer.control, trainer.callback_handler, trainer.accelerator)
         for owner in owners:
-            stack.callback(_restorer(owner))
+            stack.callback(_restorer(vars(owner)))
         stack.enter_context(frozen(model))
         stack.enter_context(checkpointing(model, trainer.args))
         stack.enter_context(evaluating(model))
@@ -46,35 +46,23 @@ def untouched(trainer: Any, model: Any) -> Iterator[None]:
 
 
 _LARGE = ("train_dataset", "eval_dataset")
+"""Attributes whose contents are left alone."""
 
 
-def _restorer(owner: Any) -> Callable[[], None]:
-    """Return a function that restores an object's attributes to what they are now, with the contents of containers."""
-    attributes = dict(vars(owner))
-    contents = [_contents(value) for name, value in attributes.items() if name not in _LARGE]
-
-    def restore() -> None:
-        vars(owner).clear()
-        vars(owner).update(attributes)
-        for put_back in contents:
-            put_back()
-
-    return restore
-
-
-def _contents(value: Any) -> Callable[[], object]:
+def _restorer(value: Any) -> Callable[[], object]:
     """Return a function that restores the contents of a container, those inside too, or of a small tensor."""
     if isinstance(value, dict | list | deque | set):
         content = dict(value) if isinstance(value, dict) else list(value)
-        inner = [_contents(each) for each in (content.values() if isinstance(content, dict) else content)]
+        items = content.items() if isinstance(content, dict) else enumerate(content)
+        inner = [_restorer(each) for name, each in items if name not in _LARGE]
 
-        def put_back() -> None:
+        def restore() -> None:
             value.clear()
             (value.update if isinstance(value, dict | set) else value.extend)(content)
             for each in inner:
                 each()
 
-        return put_back
+        return restore
     if type(value) is Tensor and value.numel() <= 1024:
         saved = value.detach().clone()
         return lambda: None if torch.equal(value, saved) else value.detach().copy_(saved)
