@@ -1,8 +1,7 @@
 """The contract of a method: its class, with its settings, is the method, and it names only what it has.
 
-`Method.install` prepares an adapter before its training, and returns the `Work` that acts around the steps: an
-optimizer, hooks, an end. A method that moves ranks scores triples and plans by the scores: a `ScoredMethod`
-(`scored.py`), which a `RankAllocator`, that knows no method by name, asks at every adjustment.
+`Method.install` prepares an adapter before its training, and returns the `Work` that acts around the steps. A method
+that moves ranks is a `ScoredMethod` (`scored.py`), which a `RankAllocator` asks at every adjustment.
 """
 
 from __future__ import annotations

@@ -42,7 +42,6 @@ def resolve_schedule(
 ) -> Schedule:
     """Make the schedule of a run of `total_steps`; floats are fractions of it, and such an interval has at least
     `least_interval` steps. Raises ValueError: no step, no adjustment, or an interval, in steps, below the least."""
-
     if isinstance(interval, int) and interval < least_interval:
         raise UserError(
             f"interval is {interval}, but fewer than {least_interval} steps between two adjustments tell this method "

@@ -246,9 +246,10 @@ class ScoredRun:
         if self.observes(step):
             # This step, where a checkpoint on a signal (enable_jit_checkpoint) came between reading and stepping.
             begins = self.last_observed not in (step - 1, step)
-            self.last_observed, adjusts = step, step in self.run.schedule.adjustments
+            self.last_observed = step
             if begins:
                 self.scores.restart()
+            adjusts = step in self.run.schedule.adjustments
             self.scores.observe(loss_scale=loss_scale, begins=begins, adjusts=adjusts)
         if weight := self.method.orth_weight:  # after the scores, which see the gradient of the task alone
             ratio = add_orthogonality_gradient(
@@ -307,7 +308,7 @@ FORGOTTEN = 1e-6
 
 def ema_window(beta: float) -> int:
     """Return the steps W after which an EMA with `beta`, and one of its deviations, have forgotten all before: the
-    sensitivity as beta^W, the uncertainty of Eq. (3), which follows its error, by a factor 1 + W (1 - beta) later."""
+    sensitivity as beta^W, the uncertainty of Eq. (3), which follows its error, as (1 + W (1 - beta)) beta^W."""
     window = 1
     while (1 + window * (1 - beta)) * beta**window > FORGOTTEN:
         window += 1

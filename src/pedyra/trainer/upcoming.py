@@ -26,11 +26,9 @@ def upcoming(trainer: Any) -> Training:
 
 def total_steps(trainer: Any) -> int:
     """Count the optimizer steps of the training, by Trainer's rule."""
-    args = trainer.args
-    if args.max_steps > 0:
-        return args.max_steps
-    *_, steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
-    return steps
+    if trainer.args.max_steps > 0:
+        return trainer.args.max_steps
+    return trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
 
 
 def _rows(trainer: Any) -> Any:
