@@ -130,12 +130,11 @@ class RankResult:
             words = f"no rank moved in {self.adjustments} adjustments"
         else:
             changed = sum(self.ranks[name] != rank for name, rank in self.ranks_before.items())
-            low, high = min(self.ranks.values()), max(self.ranks.values())
             words = (
                 f"{self.adjustments} of {self.planned} adjustments pruned {self.pruned} triples and added "
                 f"{self.added} ({self.stayed} of them stayed): the rank of {changed} of {len(self.ranks)} layers "
-                f"changed, ranks go from {low} to {high}, and the number of parameters went from "
-                f"{self.parameters_before:,} to {self.parameters:,}"
+                f"changed, ranks go from {min(self.ranks.values())} to {max(self.ranks.values())}, and the number of "
+                f"parameters went from {self.parameters_before:,} to {self.parameters:,}"
             )
             if 2 * self.stayed < self.added:
                 words += "; most of what was added was taken back, so lower moves or lengthen interval"
@@ -364,7 +363,7 @@ class MethodTraining(TrainerCallback):
             self.install(model)
             return model
 
-        # Trainer counts the arguments, those of a functools.partial otherwise than a signature does.
+        # As Trainer counts the arguments, which for a functools.partial is not what its signature says.
         return (lambda: new_model()) if number_of_arguments(model_init) == 0 else (lambda trial: new_model(trial))
 
     def create_optimizer(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

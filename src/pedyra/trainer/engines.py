@@ -55,15 +55,11 @@ def data_parallel(args: TrainingArguments, wrapped: Any) -> DistributedDataParal
     raise UserError(f"pedyra.adapt does not support training under {wrapper}; {repair}")
 
 
-# FSDP2 averages the gradients of what it has cut, and Trainer then saves and loads the parts of every process. What is
-# whole is averaged, saved and loaded here as under DDP.
-
-
 def keep_whole(trainer: Trainer, model: nn.Module, layers: Sequence[AdaptedLayer]) -> None:
     """Have a Trainer that will cut `model` by FSDP2 leave whole what is trained; nothing for any other Trainer.
 
-    Every process begins with the trained parameters of the first. A checkpoint goes on in any number of processes, and
-    without FSDP. Raises ValueError: accelerate would cut them all the same, or ranks could not move.
+    What is whole begins as in the first process, and is averaged, saved and loaded as under DDP: FSDP2 and Trainer do so
+    for what is cut alone. Raises ValueError: accelerate would cut it all the same, or ranks could not move.
     """
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is None or plugin.fsdp_version != 2:

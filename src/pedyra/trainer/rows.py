@@ -351,7 +351,7 @@ def _prepare(trainer: Any, data: Any) -> Any:
 
 def _join(dataset: Any) -> Any:
     """Make one data set of several by name."""
-    parts = list(dataset.values()) if isinstance(dataset, Mapping) and dataset else [dataset]
+    parts: list[Any] = list(dataset.values()) if isinstance(dataset, Mapping) and dataset else [dataset]
     return parts[0] if len(parts) == 1 else ConcatDataset(parts)
 
 
