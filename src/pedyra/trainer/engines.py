@@ -58,8 +58,8 @@ def data_parallel(args: TrainingArguments, wrapped: Any) -> DistributedDataParal
 def keep_whole(trainer: Trainer, model: nn.Module, layers: Sequence[AdaptedLayer]) -> None:
     """Have a Trainer that will cut `model` by FSDP2 leave whole what is trained; nothing for any other Trainer.
 
-    What is whole begins as in the first process, and is averaged, saved and loaded as under DDP: FSDP2 and Trainer do so
-    for what is cut alone. Raises ValueError: accelerate would cut it all the same, or ranks could not move.
+    What is whole begins as in the first process, and is averaged, saved and loaded as under DDP; FSDP2 and Trainer do
+    so for what is cut alone. Raises ValueError: accelerate would cut it all the same, or ranks could not move.
     """
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is None or plugin.fsdp_version != 2:
