@@ -103,7 +103,7 @@ def test_trainer_calls_its_events_in_another_order(recorded):
 
 
 def test_trainers_loop_is_no_longer_handed_the_checkpoint_by_name(recorded):
-    """`trainer.changes.watch_training`."""
+    """`trainer.adapt.MethodTraining.training`."""
     assert "resume_from_checkpoint=resume_from_checkpoint," in inspect.getsource(Trainer.train)
     assert "self._inner_training_loop," in inspect.getsource(Trainer.train)
     assert "resume_from_checkpoint" in inspect.signature(Trainer._inner_training_loop).parameters
@@ -143,7 +143,7 @@ def test_accelerate_no_longer_leaves_whole_what_fsdp2_is_told_to_ignore():
 
 
 def test_accelerate_wraps_an_optimizer_otherwise(recorded):
-    """`optimizer_state.unwrapped`, `callback._unscale`: state and groups are those of the optimizer inside."""
+    """`optimizer_state.unwrapped`, `adapt._unscale`: state and groups are those of the optimizer inside."""
     _, recorder = recorded
     optimizer = recorder.optimizer
     assert isinstance(optimizer, AcceleratedOptimizer) and isinstance(optimizer.optimizer, torch.optim.Optimizer)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pedyra.allocate.distributed import one_process
+from pedyra.allocate.distributed import Average
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.pe_dyra.method import PeDyra
@@ -39,7 +39,7 @@ def forced(kind: type[PeDyra] = Forced, *, train_e: bool = True, **settings: Any
 
 def run_of(layers: Sequence[AdaptedLayer]) -> Any:
     """A run of which scores see these layers alone."""
-    return SimpleNamespace(model=nn.Module(), layers=layers, average=one_process)
+    return SimpleNamespace(model=nn.Module(), layers=layers, average=Average())
 
 
 def trainable(model: Any) -> list[nn.Parameter]:

@@ -39,8 +39,11 @@ def stopped(make_trainer, quick, tmp_path, template) -> Path:
 
 
 def _edit(path: Path, **changes: Any) -> None:
-    record = json.loads(path.read_text())
-    path.write_text(json.dumps({**record, **changes}))
+    _write(path, {**json.loads(path.read_text()), **changes})
+
+
+def _write(path: Path, record: Any) -> None:
+    path.write_text(json.dumps(record))
     _resum(path.parent)
 
 
@@ -72,10 +75,10 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "no tensors": (lambda f: (f / TENSORS).unlink(), rf"checkpoint-8/{TENSORS} is missing"),
     "cut record": (
         lambda f: (f / STATE_RECORD).write_text((f / STATE_RECORD).read_text()[:99]),
-        rf"{STATE_RECORD} is damaged",
+        rf"{STATE_RECORD} does not match {SUMS}: damaged",
     ),
-    "a list": (lambda f: (f / STATE_RECORD).write_text("[]"), rf"{STATE_RECORD}: the whole is \[\], must be an object"),
-    "other format": (lambda f: _edit(f / STATE_RECORD, format=99), "has format 99; this version of pedyra reads ."),
+    "a list": (lambda f: _write(f / STATE_RECORD, []), rf"{STATE_RECORD}: the whole is \[\], must be an object"),
+    "other format": (lambda f: _edit(f / STATE_RECORD, format=99), "has format 99; this pedyra reads ."),
     "flipped bit": (
         lambda f: (f / TENSORS).write_bytes((f / TENSORS).read_bytes()[:-1] + b"\x55"),
         rf"checkpoint-8/{TENSORS} does not match {SUMS}: damaged",

@@ -29,14 +29,14 @@ def test_adjustments_are_those_of_the_definition():
         expected = [t for t in range(1, total + 1) if t > t_i and (t - t_i) % delta == 0 and t < total - t_f]
         assert list(schedule.adjustments) == expected
         for step in range(1, total + 1):
-            assert schedule.is_adjustment(step) == (step in expected)
+            assert (step in schedule.adjustments) == (step in expected)
             assert schedule.next_adjustment(step) == next((t for t in expected if t >= step), None)
 
 
 def test_a_run_of_any_length_costs_the_same():
     schedule = resolve_schedule(10**15, initial_warmup=10, interval=10, final_warmup=10)
     assert schedule.next_adjustment(10**14 + 1) == 10**14 + 10
-    assert schedule.is_adjustment(10**15 - 20) and not schedule.is_adjustment(10**15 - 10)
+    assert 10**15 - 20 in schedule.adjustments and 10**15 - 10 not in schedule.adjustments
 
 
 def test_fractions_are_of_the_run_and_equal_the_same_steps():

@@ -37,7 +37,7 @@ from pedyra.fitting.cut import CURVE, FIT_RECORD
 from pedyra.fitting.paired import Increase, Pairs
 from pedyra.fitting.request import FitRequest
 from pedyra.trainer.judge import TrainerJudge
-from pedyra.trainer.rows import _completed, fit_rows
+from pedyra.trainer.rows import _complete, fit_rows
 
 FAST: dict[str, Any] = {"rows": 96}
 
@@ -498,7 +498,7 @@ def test_prompts_with_images_are_refused_where_text_is_judged():
         model=model, accelerator=SimpleNamespace(unwrap_model=lambda model: model), _prepare_inputs=lambda _: found
     )
     with pytest.raises(ValueError, match=r"the prompts have images \(pixel_values\)"):
-        _completed(trainer, [])
+        _complete(trainer, [])
 
 
 def test_trained_biases_are_told_for_the_base_model_is_not_without_them(make_trainer: Any):

@@ -19,6 +19,7 @@ from transformers import (
     OPTForCausalLM,
 )
 
+from pedyra.allocate.distributed import Average
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.pe_dyra.input_energy import InputEnergy
@@ -27,7 +28,7 @@ from pedyra.pe_dyra.input_energy import InputEnergy
 def watched(model: Any) -> tuple[list[AdaptedLayer], InputEnergy, list[list[Tensor]]]:
     """The layers, their energies, and a literal record of every input each layer was called with."""
     layers = attach(model)
-    energy = InputEnergy(model, layers)
+    energy = InputEnergy(model, layers, Average())
     energy.active = True
     seen: list[list[Tensor]] = [[] for _ in layers]
     for layer, record in zip(layers, seen, strict=True):
@@ -238,7 +239,7 @@ def test_a_model_that_is_trained_in_evaluation_mode_is_seen(make_bert, tokens):
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_of_the_model_is_not_seen(copied, make_llama, tokens):
     model = make_llama().train()
-    energy = InputEnergy(model, attach(model))
+    energy = InputEnergy(model, attach(model), Average())
     energy.active = True
     model(**tokens)
     alone = energy.collect()

@@ -1,7 +1,6 @@
 """An adjustment is a RankPlan; here is what plans are made of, and how much of it stays.
 
-Plain Python on purpose: a plan is made once per adjustment from a few thousand numbers already on the host, and ties
-must fall the same way on every machine: layer order, then triple index.
+In plain Python: its few thousand numbers are on the host, and ties must fall the same way on every machine.
 """
 
 from __future__ import annotations
@@ -99,13 +98,8 @@ def make_plan(
 ) -> RankPlan:
     """Make the RankPlan of these removals and additions; a layer that gains no triple is left out of `added`."""
     ranks = {name: len(values) - len(pruned.get(name, ())) + added.get(name, 0) for name, values in scores.items()}
-    return RankPlan(
-        pruned=dict(pruned),
-        added={name: count for name, count in added.items() if count},
-        ranks=ranks,
-        layer_scores=dict(layer_scores),
-        rescale=dict(rescale or {}),
-    )
+    gains = {name: count for name, count in added.items() if count}
+    return RankPlan(dict(pruned), gains, ranks, dict(layer_scores), dict(rescale or {}))
 
 
 def stayed(history: Sequence[Mapping[str, Any]]) -> int:

@@ -1,8 +1,8 @@
 """The side file of a checkpoint: what an ordinary LoRA folder cannot hold and an exact resume needs.
 
 `pedyra_state.safetensors` has the raw A, E, B and the score state, `pedyra_state.json` the step, ranks, history and
-config. Both are written to a temporary name, synced and renamed; SHA256SUMS, written last, has their digests and those
-of the adapter beside them, so that files that do not belong together are recognised. No pickle.
+config; SHA256SUMS, written last, has their digests and those of the adapter beside them, so that files that do not
+belong together are recognised.
 """
 
 from __future__ import annotations
@@ -44,20 +44,13 @@ def save_state(allocator: RankAllocator, folder: Path | str) -> None:
     folder = _own_folder(folder, allocator.adapter_name)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"scores.{name}": value for name, value in allocator.run.tensors().items()}
-    for layer in adapted_layers(allocator.model, allocator.adapter_name):
-        tensors[f"A.{layer.name}"] = layer.a.A.detach()
-        tensors[f"E.{layer.name}"] = layer.a.E.detach()
-        tensors[f"B.{layer.name}"] = layer.b.weight.detach()
+    layers = adapted_layers(allocator.model, allocator.adapter_name)  # frozen ones, too
+    for layer in layers:
+        tensors |= {f"{kind}.{layer.name}": factor.detach() for kind, factor in zip("AEB", layer.factors, strict=True)}
         if layer.a.origin is not None and layer.b.origin is not None:
             tensors[f"origin_A.{layer.name}"], tensors[f"origin_B.{layer.name}"] = layer.a.origin, layer.b.origin
-    write_file(folder / TENSORS, save({name: value.contiguous().cpu() for name, value in tensors.items()}))
-    write_file(folder / STATE_RECORD, json.dumps({"format": FORMAT, **run_record(allocator)}))
-    write_sums(folder, [TENSORS, STATE_RECORD, *(name for name in ADAPTER_FILES if (folder / name).is_file())])
-
-
-def run_record(allocator: RankAllocator) -> dict[str, Any]:
-    """Return what an exact resume needs besides tensors: plain values for JSON."""
-    return {
+    record = {
+        "format": FORMAT,
         "step": allocator.step,
         "total_steps": allocator.schedule.total_steps,
         "adapter": allocator.adapter_name,
@@ -65,11 +58,13 @@ def run_record(allocator: RankAllocator) -> dict[str, Any]:
         "initial_parameters": allocator.initial_parameters,
         "config": allocator.method.to_dict(),
         "ranks": allocator.ranks,
-        # Of frozen layers too, whose factors are here as well.
-        "scaling": {layer.name: layer.scaling for layer in adapted_layers(allocator.model, allocator.adapter_name)},
+        "scaling": {layer.name: layer.scaling for layer in layers},
         "history": allocator.history,
         "method": allocator.run.values(),
     }
+    write_file(folder / TENSORS, save({name: value.contiguous().cpu() for name, value in tensors.items()}))
+    write_file(folder / STATE_RECORD, json.dumps(record))
+    write_sums(folder, [TENSORS, STATE_RECORD, *(name for name in ADAPTER_FILES if (folder / name).is_file())])
 
 
 def restore(allocator: RankAllocator, folder: Path | str) -> None:
@@ -103,32 +98,25 @@ def restore(allocator: RankAllocator, folder: Path | str) -> None:
             stacklevel=2,
         )
     _restore_factors(allocator.model, allocator.adapter_name, record, tensors, folder, allocator.optimizer)
-    prefix = "scores."
-    scores = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-    allocator.load_state(record, scores)
+    scores = {name: value for name, value in tensors.items() if name.startswith("scores.")}
+    allocator.load_state(record, {name.removeprefix("scores."): value for name, value in scores.items()})
 
 
 def restore_factors(model: nn.Module, folder: Path, adapter_name: str = "default") -> None:
-    """Restore only A, E, B of every layer, for inference from a checkpoint (`load_best_model_at_end`). Raises
-    SideFileError: as `restore`."""
+    """Restore only A, E, B of every layer, for inference (`load_best_model_at_end`). Raises SideFileError."""
     folder = _own_folder(folder, adapter_name)
-    record, tensors = read_state(folder)
-    _restore_factors(model, adapter_name, record, tensors, folder, None)
+    _restore_factors(model, adapter_name, *read_state(folder), folder)
 
 
 def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Read the record and the tensors of a side file, checked against each other and the adapter by their digests.
     Raises SideFileError: missing, unreadable, of another format, or the pair does not belong together."""
-    record_path, tensors_path = folder / STATE_RECORD, folder / TENSORS
-    for path in (record_path, tensors_path):
-        if not path.is_file():
-            raise SideFileError(f"{path} is missing")
     try:
-        record = read_json(record_path, {"format": int})
-        if record["format"] != FORMAT:
-            raise UserError(f"{record_path} has format {record['format']}; this version of pedyra reads {FORMAT}")
         check_sums(folder, [STATE_RECORD, TENSORS, *(name for name in ADAPTER_FILES if name in read_sums(folder))])
-        return record, read_tensors(tensors_path)
+        record = read_json(folder / STATE_RECORD, {"format": int})
+        if record["format"] != FORMAT:
+            raise UserError(f"{folder / STATE_RECORD} has format {record['format']}; this pedyra reads {FORMAT}")
+        return record, read_tensors(folder / TENSORS)
     except ValueError as error:
         raise SideFileError(str(error)) from None
 
@@ -144,7 +132,7 @@ def _restore_factors(
     record: dict[str, Any],
     tensors: dict[str, torch.Tensor],
     folder: Path,
-    optimizer: Optimizer | None,
+    optimizer: Optimizer | None = None,
 ) -> None:
     layers = adapted_layers(model, adapter_name)
     saved = {name[2:] for name in tensors if name.startswith("A.")}
@@ -163,9 +151,8 @@ def _restore_factors(
         )  # fmt: skip
     for layer in layers:
         olds = layer.factors
-        values = (tensors[f"{kind}.{layer.name}"] for kind in "AEB")
-        each = zip(olds, values, strict=True)
-        news = [successor(old, value.to(old.device, old.dtype, copy=True)) for old, value in each]
+        pairs = [(old, tensors[f"{kind}.{layer.name}"]) for kind, old in zip("AEB", olds, strict=True)]
+        news = [successor(old, value.to(old.device, old.dtype, copy=True)) for old, value in pairs]
         put_factors([(layer, news)])
         layer.rescale(record["scaling"][layer.name])
         if layer.a.start is not None:

@@ -1,8 +1,7 @@
 """The contract of a method: its class, with its settings, is the method, and it names only what it has.
 
-`Method.install` prepares an adapter before its training, and returns the `Work` that acts around the steps: an
-optimizer, hooks, an end. A method that moves ranks scores triples and plans by the scores: a `ScoredMethod`
-(`scored.py`), which a `RankAllocator`, that knows no method by name, asks at every adjustment.
+`Method.install` prepares an adapter before its training, and returns the `Work` that acts around the steps. A method
+that moves ranks is a `ScoredMethod` (`scored.py`), which a `RankAllocator` asks at every adjustment.
 """
 
 from __future__ import annotations
@@ -60,19 +59,12 @@ class Work:
     """A training can go on from a checkpoint."""
 
     def make_optimizer(self, kind: type[Optimizer], arguments: dict[str, Any], weight_decay: float) -> Optimizer | None:
-        """Make the optimizer in the groups that the method needs; None: any optimizer over all that is trained.
-
-        Args:
-            arguments: of `kind`, lr among them.
-        """
+        """Make the optimizer in the groups that the method needs, with these arguments of `kind`, lr among them; None:
+        any optimizer over all that is trained."""
 
     def begin(self, total_steps: int, micro_batches: int) -> None:
-        """Begin, before the first step or the first after a resume.
-
-        Args:
-            micro_batches: backward passes of a step, in all processes, whose losses are each divided by the whole
-                step's count already; else 1.
-        """
+        """Begin, before the first step or the first after a resume. `micro_batches`: backward passes of a step, in all
+        processes, whose losses are each divided by the whole step's count already; else 1."""
 
     def step_begins(self, step: int) -> None:
         """Act before the first forward pass of a step."""
@@ -91,21 +83,16 @@ def acts(work: Work, name: str) -> bool:
 
 
 class Method:
-    """A method and its settings, before any training, as a user gives it: `Sora(l1=1.3)`. It has no state.
-
-    A subclass is a frozen, keyword-only dataclass: its fields are the settings.
-    """
+    """A method and its settings, before any training, as a user gives it: `Sora(l1=1.3)`. It has no state: a subclass
+    is a frozen, keyword-only dataclass, whose fields are the settings."""
 
     in_processes: ClassVar[bool] = True
     """Processes that see parts of a batch can share its training."""
 
     def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
         """Give an adapter of `model` what the method trains, in place, before an optimizer is made; a second call
-        changes nothing. Raises ValueError: the adapter is none that the method can begin with.
-
-        Args:
-            training: for a method that looks at the training before its first step (AutoLoRA, EVA, GoRA).
-        """
+        changes nothing. `training`: for a method that looks at it before the first step (AutoLoRA, EVA, GoRA). Raises
+        ValueError: the adapter is none that the method can begin with."""
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,15 +13,12 @@ from pedyra.errors import UserError
 
 
 class Average:
-    """The mean of a tensor over all processes, the same on each; all of them call it, in the same order.
+    """The mean of a tensor over the processes of a group of torch.distributed (None: all that there are), the same on
+    each; all of them call it, in the same order."""
 
-    Args:
-        processes: how many there are.
-        group: of torch.distributed; None: all of them.
-    """
-
-    def __init__(self, processes: int = 1, group: Any = None) -> None:
-        self.processes, self.group = processes, group
+    def __init__(self, group: Any = None) -> None:
+        runs = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.processes, self.group = torch.distributed.get_world_size(group) if runs else 1, group
 
     def __call__(self, tensor: Tensor) -> Tensor:
         if self.processes == 1:
@@ -31,18 +28,6 @@ class Average:
         return total / self.processes
 
 
-one_process = Average()
-
-
-def averaging(group: Any = None) -> Average:
-    """Return the `Average` over a process group of torch.distributed; None: over all processes, if there are any
-    others."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return one_process
-    count = torch.distributed.get_world_size(group)
-    return one_process if count == 1 else Average(count, group)
-
-
 @torch.no_grad()
 def average_gradients(parameters: Iterable[Tensor], group: Any = None) -> None:
     """Average the gradients over the processes of a group, in one collective: for a model that no wrapper averages.
@@ -50,9 +35,9 @@ def average_gradients(parameters: Iterable[Tensor], group: Any = None) -> None:
     Call it after the backward passes of a step and before clipping. A gradient that no process has stays None; one that
     some lack counts as zero there. Nothing to do in one process.
     """
-    average = averaging(group)
+    average = Average(group)
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    if average is one_process or not trainable:
+    if average.processes == 1 or not trainable:
         return
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trainable]
     flat = torch.cat([gradient.reshape(-1).float() for gradient in gradients])
@@ -65,12 +50,9 @@ def average_gradients(parameters: Iterable[Tensor], group: Any = None) -> None:
 
 
 def check_same(triples: Sequence[Tensor], group: Any, step: int) -> None:
-    """Raise ValueError, in every process, where the processes of a group have other numbers in their triples.
-
-    Such processes do not average their gradients, and nothing else would say so. Sums of all bits are compared, in one
-    collective.
-    """
-    if averaging(group) is one_process:
+    """Raise ValueError, in every process, where processes of a group have other numbers in their triples: they do not
+    average their gradients, and nothing else would say so. Sums of all bits are compared, in one collective."""
+    if Average(group).processes == 1:
         return
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = torch.stack([triple.detach().view(bits[triple.element_size()]).sum(dtype=torch.int64) for triple in triples])
@@ -86,20 +68,17 @@ def check_same(triples: Sequence[Tensor], group: Any, step: int) -> None:
 
 
 def wrap_again(wrapper: DistributedDataParallel, *, init_sync: bool = True) -> None:
-    """Have a wrapper average the gradients of the parameters that its module has now, with the same settings.
+    """Have a wrapper average the gradients of the parameters that its module has now, with the same settings and hooks.
 
-    It keeps hooks on the parameters of its start; new ones would train on each process by itself, without an error. So
-    its constructor runs once more, on the same object, which training loops hold on to. Hooks of communication follow.
-
-    Args:
-        init_sync: the first process sends its whole model to the others, the frozen base too. After a move all of them
-            hold the same already, which `check_same` proves.
+    New parameters would train on each process by itself, without an error, so its constructor runs once more on the
+    same object, which training loops hold on to. `init_sync`: the first process sends its whole model, the frozen base
+    too, which is of no use after a move.
     """
-    settings = ["device_ids", "output_device", "dim", "process_group", "find_unused_parameters"]
-    settings += ["gradient_as_bucket_view", "static_graph"]
     # torch 2.13 has renamed the setting, and warns of the old name.
-    settings.append("forward_sync_buffers" if hasattr(wrapper, "forward_sync_buffers") else "broadcast_buffers")
-    values = {name: getattr(wrapper, name) for name in settings if hasattr(wrapper, name)}
+    buffers = "forward_sync_buffers" if hasattr(wrapper, "forward_sync_buffers") else "broadcast_buffers"
+    settings = ("device_ids", "output_device", "dim", "process_group", "find_unused_parameters", buffers)
+    settings += ("gradient_as_bucket_view", "static_graph")
+    values = {name: getattr(wrapper, name) for name in settings}
     if not getattr(wrapper, "bucket_bytes_cap_default", True):
         values["bucket_cap_mb"] = wrapper.bucket_bytes_cap / 1024**2
     hooks: list[tuple[Any, Any]] = list(getattr(wrapper, "_comm_hooks", ()))

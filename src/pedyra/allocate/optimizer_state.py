@@ -1,5 +1,4 @@
-"""An optimizer's state by triples: which optimizers can follow a rank change, and how their state follows its rows,
-through a resize.
+"""An optimizer's state by triples: which optimizers can follow a rank change, and how their state follows its rows.
 
 A parameter of 4,096 elements or more has, under bitsandbytes' 8-bit optimizers, one byte an element, an index into a
 table (`qmap1`, `qmap2`), and the largest number of each block of 256 elements in a row (`absmax1`, `absmax2`). Rows of
@@ -8,7 +7,6 @@ a factor do not end where blocks do, so that a block has to be unpacked before o
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import Any
@@ -38,15 +36,15 @@ _NOT_SEPARABLE = {
 }
 """Parts of the names of optimizers whose state is not separable by triples: to reset it would change the method."""
 
-MOMENTS = (
+MOMENTS = {
     *("exp_avg", "momentum_buffer", "grad_avg", "state1"),
     *("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "state2"),
-)
-"""Averages of gradients (Adam family and Lion, SGD, centred RMSprop, bitsandbytes), and of their squares (Adam family
-and RMSprop, Adagrad's "sum", bitsandbytes)."""
+}
+"""Averages of gradients (Adam family and Lion, SGD, centred RMSprop, bitsandbytes' first), and of their squares (Adam
+family and RMSprop, Adagrad's "sum", bitsandbytes' second)."""
 
 BLOCK = 256
-ABOUT_BLOCKS = re.compile(r"(qmap|absmax)[12]")
+ABOUT_BLOCKS = {"qmap1", "qmap2", "absmax1", "absmax2"}
 """Entries of the state that describe the bytes of another one."""
 
 
@@ -56,11 +54,7 @@ def unwrapped(optimizer: Optimizer) -> Optimizer:
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
-    """Refuse, before training, an optimizer whose state cannot follow a rank change.
-
-    Raises:
-        ValueError: naming the optimizer and what to use instead.
-    """
+    """Raise ValueError for an optimizer whose state cannot follow a rank change, with its name and what to use."""
     kind = type(optimizer)
     for base in kind.__mro__:
         for name, reason in _NOT_SEPARABLE.items():
@@ -73,41 +67,29 @@ def check_optimizer(optimizer: Optimizer) -> None:
 
 
 def check_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
-    """Raise ValueError if some state of these parameters cannot follow a rank change; changes nothing.
-
-    It must be a scalar, or an average of gradients or of their squares, which begins at zero for a new row. A copy of
-    the weights (schedule-free optimizers) would draw a new row to zero.
-    """
+    """Raise ValueError if some state of these parameters is no scalar and no average of gradients or of their squares,
+    which begins at zero for a new row: a copy of the weights (schedule-free optimizers) would draw it to zero."""
     for parameter in parameters:
-        state = optimizer.state.get(parameter, {})
-        for key, value in state.items():
-            if is_packed(optimizer, state) and ABOUT_BLOCKS.fullmatch(key):
-                continue
+        for key, value in _values(optimizer, parameter).items():
+            flaw = None
             if not isinstance(value, (Tensor, bool, int, float, str, NoneType)):
-                raise UserError(
-                    f"{type(optimizer).__name__} keeps {key!r}, a {type(value).__name__} whose rows are unknown, "
-                    f"and so it cannot follow a rank change; {REPAIR}"
+                flaw = f", a {type(value).__name__} whose rows are unknown, and so it cannot follow a rank change"
+            elif isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape:
+                flaw = (
+                    f" of shape {tuple(value.shape)} for a parameter of shape {tuple(parameter.shape)}; state that is "
+                    f"not row-wise cannot follow a rank change"
                 )
-            if isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape:
-                raise UserError(
-                    f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for a parameter of shape "
-                    f"{tuple(parameter.shape)}; state that is not row-wise cannot follow a rank change: {REPAIR}"
-                )
-        for key in row_keys(optimizer, parameter, parameter.shape):
-            if key not in MOMENTS:
-                raise UserError(
-                    f"{type(optimizer).__name__} keeps {key!r}, and what a new triple's is cannot be known; {REPAIR}"
-                )
+            elif _has_rows(value, parameter.shape) and key not in MOMENTS:
+                flaw = ", and what a new triple's is cannot be known"
+            if flaw is not None:
+                raise UserError(f"{type(optimizer).__name__} keeps {key!r}{flaw}; {REPAIR}")
 
 
 def adopt(optimizer: Optimizer, layer: AdaptedLayer) -> None:
     """Put the layer's E, if it is trained, into the param group of its B, as LoRA+ does; behind A, if that is there.
 
-    So an optimizer built after `attach` has its parameters, and a checkpoint of either fits the other. An E that some
-    group holds already stays there. `add_param_group` would break schedulers that are already built.
-
-    Raises:
-        ValueError: no group holds its A, or none its B.
+    A checkpoint then fits that of an optimizer built after `attach`, and `add_param_group` would break schedulers. An E
+    that some group holds already stays there. Raises ValueError: as `check_held`.
     """
     check_held(optimizer, [layer])
     A, E, B = layer.factors
@@ -144,36 +126,30 @@ def move_state(optimizer: Optimizer, replacements: Sequence[Replacement]) -> Non
     """Replace the old Parameters by the new ones, in place in their groups, and slice their state with the kept rows.
 
     New rows start with zero moments. Under Adam's old step count their first updates are of two learning rates where
-    gradients are noise, which falls to one within a dozen steps, and of up to six where they are constant. With the
-    second moment of the kept rows, whose gradients are far larger than those of a row that begins at zero, a new row
-    would hardly move for the hundreds of steps that Adam remembers. Call `check_state` first.
+    gradients are noise, and of up to six where they are constant. With the second moment of the kept rows, whose
+    gradients are far larger, a new row would hardly move for hundreds of steps. Call `check_state` first.
     """
     rekey_state(optimizer, {replacement.old: replacement.new for replacement in replacements})
     for replacement in replacements:
-        moved = {
-            key: select_rows(value, replacement.dim, replacement.indices, replacement.num_new)
-            for key, value in row_state(optimizer, replacement.new, replacement.old.shape).items()
-        }
+        new, moved = replacement.new, {}
+        for key, value in _values(optimizer, new).items():
+            if _has_rows(value, replacement.old.shape):
+                value = dequantize(optimizer.state[new], key, new.device) if value.dtype == torch.uint8 else value
+                moved[key] = select_rows(value, replacement.dim, replacement.indices, replacement.num_new)
         if moved and is_bitsandbytes(optimizer):
-            renew(optimizer, replacement.new, moved)
+            renew(optimizer, new, moved)
         elif moved:
-            optimizer.state[replacement.new].update(moved)
+            optimizer.state[new].update(moved)
 
 
-def row_keys(optimizer: Optimizer, parameter: Tensor, shape: torch.Size) -> list[str]:
-    """List the names of the state of `parameter` that has a row for each of its triples: all that has the given
-    shape."""
-    state = optimizer.state.get(parameter, {})
-    packed = is_packed(optimizer, state)
-    keys = (key for key, value in state.items() if isinstance(value, Tensor) and value.dim() and value.shape == shape)
-    return [key for key in keys if not (packed and ABOUT_BLOCKS.fullmatch(key))]
+def _values(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
+    """Return the state of `parameter` by name, without what describes bytes."""
+    return {key: value for key, value in optimizer.state.get(parameter, {}).items() if key not in ABOUT_BLOCKS}
 
 
-def row_state(optimizer: Optimizer, parameter: Tensor, shape: torch.Size) -> dict[str, Tensor]:
-    """Return the same state by name, in numbers: what bitsandbytes packed into bytes is unpacked."""
-    state, keys = optimizer.state.get(parameter, {}), row_keys(optimizer, parameter, shape)
-    packed = is_packed(optimizer, state)
-    return {key: dequantize(state, key, parameter.device) if packed else state[key] for key in keys}
+def _has_rows(value: Any, shape: torch.Size) -> bool:
+    """Tell whether it has a row for each triple of a parameter of this shape."""
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape == shape
 
 
 def rekey_state(optimizer: Optimizer, successors: Mapping[Tensor, Tensor]) -> None:
@@ -188,13 +164,7 @@ def rekey_state(optimizer: Optimizer, successors: Mapping[Tensor, Tensor]) -> No
 def drop_unfit_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
     """Forget the state of parameters that have another shape now: they go on as an optimizer's new ones."""
     for parameter in parameters:
-        state = optimizer.state.get(parameter, {})
-        packed = is_packed(optimizer, state)
-        tensors = [
-            value
-            for key, value in state.items()
-            if isinstance(value, Tensor) and not (packed and ABOUT_BLOCKS.fullmatch(key))
-        ]
+        tensors = [value for value in _values(optimizer, parameter).values() if isinstance(value, Tensor)]
         if any(tensor.dim() and tensor.shape != parameter.shape for tensor in tensors):
             del optimizer.state[parameter]
 
@@ -219,11 +189,8 @@ class TrainedTriples:
         self._slots += [(layer.b._parameters, layer.b.weight) for layer in self.layers]
 
     def rekey(self) -> bool:
-        """Point the optimizer at Parameters that a load has put in the place of those it holds.
-
-        Returns whether there was any of another rank. What is loaded at the same ranks is the same Parameters, but
-        where the rank is 0, which is loaded by way of a zero row.
-        """
+        """Point the optimizer at Parameters that a load has put in the place of those it holds. Returns whether any has
+        another rank: of the same rank 0 there is a new one too, which was loaded by way of a zero row."""
         if all(slot["weight"] is parameter for slot, parameter in self._slots):
             return False
         loaded = {old: new for old, new in zip(self._optimizer_factors, self.now, strict=True) if old is not new}
@@ -234,20 +201,12 @@ class TrainedTriples:
 
 
 def is_bitsandbytes(optimizer: Optimizer) -> bool:
-    return any(
-        base.__name__ == "Optimizer8bit" and base.__module__.startswith("bitsandbytes")
-        for base in type(optimizer).__mro__
-    )
-
-
-def is_packed(optimizer: Optimizer, state: Mapping[str, Any]) -> bool:
-    """Tell whether a parameter's state is in bytes."""
-    return is_bitsandbytes(optimizer) and "absmax1" in state
+    kinds = type(optimizer).__mro__
+    return any(kind.__name__ == "Optimizer8bit" and kind.__module__.startswith("bitsandbytes") for kind in kinds)
 
 
 def dequantize(state: Mapping[str, Any], key: str, device: torch.device) -> Tensor:
-    """Return the numbers of `state[key]`, in float32 on `device`: pages that CPU and GPU share are on neither to
-    torch."""
+    """Return the numbers of `state[key]`, in float32 on `device`: pages are on neither device to torch."""
     from bitsandbytes.functional import dequantize_blockwise
 
     absmax, code = (state[f"{name}{key[-1]}"].to(device) for name in ("absmax", "qmap"))
@@ -255,19 +214,20 @@ def dequantize(state: Mapping[str, Any], key: str, device: torch.device) -> Tens
 
 
 def renew(optimizer: Any, parameter: Tensor, values: Mapping[str, Tensor]) -> None:
-    """Have bitsandbytes make the state of `parameter`, whose shape may be another now, and put these numbers into it.
-
-    It decides, by the number of elements and its own overrides, whether the state is in bytes. It never frees a page,
-    so that the new state of a paged optimizer is in ordinary memory, as it is after a checkpoint was loaded.
-    """
+    """Have bitsandbytes make the state of `parameter`, in bytes or not, as its shape is now, and put in these numbers.
+    It never frees a page, so that the new state of a paged optimizer is in ordinary memory, as after a load."""
     from bitsandbytes.functional import quantize_blockwise
 
     old, pages = optimizer.state[parameter], optimizer.is_paged
-    of_group, place = _place_of(optimizer, parameter)
-    optimizer.state[parameter] = {}
-    optimizer.is_paged = False
+    of_group, group, place = next(
+        (number, group, place)
+        for number, group in enumerate(optimizer.param_groups)
+        for place, each in enumerate(group["params"])
+        if each is parameter
+    )
+    optimizer.state[parameter], optimizer.is_paged = {}, False
     try:
-        optimizer.init_state(optimizer.param_groups[of_group], parameter, of_group, place)
+        optimizer.init_state(group, parameter, of_group, place)
     finally:
         optimizer.is_paged = pages
     new = optimizer.state[parameter]
@@ -279,13 +239,4 @@ def renew(optimizer: Any, parameter: Tensor, values: Mapping[str, Tensor]) -> No
             new[f"absmax{number}"].copy_(constants.absmax)
         else:
             new[key].copy_(value)
-    new.update({key: value for key, value in old.items() if key not in values and not ABOUT_BLOCKS.fullmatch(key)})
-
-
-def _place_of(optimizer: Optimizer, parameter: Tensor) -> tuple[int, int]:
-    """Return its group's index, and its own in there."""
-    for of_group, group in enumerate(optimizer.param_groups):
-        for place, each in enumerate(group["params"]):
-            if each is parameter:
-                return of_group, place
-    raise AssertionError("the optimizer has the state of a parameter that it does not hold")
+    new.update({key: value for key, value in old.items() if key not in values and key not in ABOUT_BLOCKS})

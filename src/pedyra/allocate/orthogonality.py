@@ -18,10 +18,7 @@ from pedyra.lora.layer import AdaptedLayer
 
 
 def orthogonality(rows: Float[Tensor, "*batch r n"], *, form: str) -> Float[Tensor, "*batch"]:
-    """||M M^T - I||_F of factors whose r triples are rows, or its square.
-
-    "squared" is Eq. (2) as written; "norm" is the un-squared one of AdaLoRA's code, for which 0.1 and 0.3 were tuned.
-    """
+    """||M M^T - I||_F of factors whose triples are rows ("norm", as AdaLoRA's), or its square ("squared", Eq. 2)."""
     norm = torch.linalg.matrix_norm(_residual(rows))
     return norm.square() if form == "squared" else norm
 
@@ -31,11 +28,8 @@ def orthogonality_gradient(
 ) -> Float[Tensor, "*batch r n"]:
     """d `orthogonality` / d rows: 4 (M M^T - I) M when squared, 2 (M M^T - I) M / ||M M^T - I||_F otherwise.
 
-    Zero where the rows are exactly orthonormal, the minimum, at which the norm has no derivative, and where it is not
-    finite: rows that have diverged, beyond 1e9, are no business of this term.
-
-    Args:
-        ranks: matrix i of a batch has so many rows, and zeros after them; default: all are rows.
+    Zero where the rows are exactly orthonormal, at which the norm has no derivative, and where it is not finite: rows
+    beyond 1e9. `ranks`: matrix i of a batch has so many rows, and zeros after them; default: all are rows.
     """
     residual = _residual(rows, ranks)
     gradient = residual @ rows.float()
@@ -67,11 +61,8 @@ def add_orthogonality_gradient(
 ) -> Float[Tensor, ""] | None:
     """grad += weight * d R_orth / d factor, with R_orth the mean over the 2 L matrices ("norm") or their sum.
 
-    With `measure` it returns the norm of what was added over that of the gradients that were there, of all A and B
-    together.
-
-    Matrices of one width go together, zeros below those of a lower rank: a small model's step is made of the number of
-    operations, and so is a GPU's.
+    With `measure` it returns the norm of what was added over that of the gradients that were there, of all A and B.
+    Matrices of one width go together: the time of a step is that of the number of operations.
     """
     scale = weight / (2 * len(layers)) if form == "norm" else weight
     sizes: list[tuple[Tensor, Tensor]] = []  # norms of what was there, and of what is added, by width

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pedyra.allocate.allocation import RankPlan, Scores
+from pedyra.allocate.allocation import RankPlan
 from pedyra.allocate.contract import Run, method_of
-from pedyra.allocate.distributed import averaging, check_same
+from pedyra.allocate.distributed import Average, check_same
 from pedyra.allocate.optimizer_state import (
     TrainedTriples,
     adopt,
@@ -90,25 +90,27 @@ class RankAllocator:
                 f"update_and_allocate in a loop of your own, or use pedyra.adapt"
             )
         self.layers = trainable(adapted_layers(model, adapter_name))
-        check_device(self.layers)
+        check_unsharded(self.layers)
+        devices = {str(layer.a.A.device) for layer in self.layers}
+        if len(devices) > 1:
+            raise UserError(
+                f"the adapter's layers lie on {', '.join(sorted(devices))}, but ranks are decided over all layers; "
+                f"load the model on one device, with device_map={{'': 0}}"
+            )
         self._process_group = process_group
         self.step = 0
         self._read = 0
         self.history: list[dict[str, Any]] = []
-        """The records of the adjustments, oldest first; see `_record`."""
+        """The records of the adjustments, oldest first; see `after_step`."""
         self.initial_ranks = self.ranks
         self.initial_parameters = self.parameters
-        run = Run(
-            model=model,
-            layers=self.layers,
-            schedule=self.schedule,
-            average=averaging(process_group),
-        )
+        run = Run(model=model, layers=self.layers, schedule=self.schedule, average=Average(process_group))
         limits = growth_limits(self.layers, self.method.max_rank)
         start = self.situation(most_moves(self.method, sum(self.ranks.values())), limits)
         self.method.check(run, start)
-        compiled = _is_compiled(model)
-        if compiled:
+        # By `torch.compile(model)`, or by `model.compile()`.
+        self._compiled = hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
+        if self._compiled:
             self._check_compiles()
         check_held(self.optimizer, self.layers)
         other = _OWNERS.get(self.layers[0].a)
@@ -121,9 +123,8 @@ class RankAllocator:
         self._state_is_known = self._released = False
         self.run: ScoredRun = self.method.begin(run, start)
         """The method in this run."""
-        self._compiled = False
-        if compiled:
-            self.expect_compilation()
+        if self._compiled:
+            _mark_ranks(self.layers)
         self.run.prepare(0)
 
     @property
@@ -141,14 +142,8 @@ class RankAllocator:
         return self._trained.now
 
     def expect_compilation(self) -> None:
-        """The model is or will be compiled by torch: see that changing ranks do not compile it again.
-
-        Called here for a model that is already compiled, and by `adapt` for `torch_compile=True`. One
-        graph then serves a run, two where layer inputs are observed (Eq. 6).
-
-        Raises:
-            ValueError: a method that sees nothing inside a compiled model.
-        """
+        """See that changing ranks do not compile again a model that torch will compile: one graph then serves a run,
+        two where layer inputs are observed (Eq. 6). Raises ValueError: a method that sees nothing inside of it."""
         self._check_compiles()
         self._compiled = True
         _mark_ranks(self.layers)
@@ -157,8 +152,7 @@ class RankAllocator:
         """Have the method observe the gradients of this optimizer step, and add its own to them (Eq. 2).
 
         Args:
-            loss_scale: what a GradScaler multiplied the loss by. It unscales its optimizer's parameters, but not what
-                hooks see in the backward pass.
+            loss_scale: of a GradScaler, which does not unscale what hooks see in the backward pass.
 
         Raises:
             ValueError: a second call in one step, or an adapter of other ranks was loaded since the last one.
@@ -177,24 +171,33 @@ class RankAllocator:
         self.run.before_step(step, loss_scale)
 
     def after_step(self) -> dict[str, Any] | None:
-        """Count the step; at an adjustment, prune, expand, move the optimizer's state, and return the record, else
-        None.
+        """Count the step; at an adjustment move triples and the optimizer's state, and return the record, else None.
 
-        Of every method the record has `step`, `ranks` (layer -> rank afterwards), `total_rank`, `parameters`
-        (afterwards), `seconds`, `skipped_steps`, `scores` (layer -> one a triple, those that the plan was made from),
-        `layer_scores` (layer -> mean of its scores), `pruned` (layer, triple, score), `added` (layer -> count), and
-        `masked` (layer, triple) of a method that masks.
+        The record has `step`, `ranks` (layer -> rank afterwards), `total_rank`, `parameters` (afterwards), `seconds`,
+        `skipped_steps`, `scores` (layer -> one a triple, of which the plan was made), `layer_scores` (layer -> mean of
+        its scores), `pruned` (layer, triple, score), `added` (layer -> count), and of some `masked` (layer, triple).
 
         Raises:
             ValueError: `before_step` was not called, or the optimizer's state, which is there from the first step on,
                 cannot follow, or processes train apart (`distributed.check_same`).
         """
-        step = self._count()
+        self.step = step = self.step + 1
+        if self._read != step:
+            raise UserError(
+                f"after_step() without before_step() in step {step}; call before_step() once the gradients are "
+                f"complete and before optimizer.step()"
+            )
+        if step == self.schedule.total_steps + 1:
+            logger.warning(
+                "step %d of a run of %d: before_step() and after_step() belong to each optimizer.step(), not to each "
+                "micro-batch, and total_steps counts those",
+                *(step, self.schedule.total_steps),
+            )
         if not self._state_is_known:  # a step that a GradScaler skipped leaves none
             self._state_is_known = any(self.optimizer.state.get(parameter) for parameter in self.triples())
             if self._state_is_known:
                 check_state(self.optimizer, self.triples())
-        adjusts = self.schedule.is_adjustment(step)
+        adjusts = step in self.schedule.adjustments
         if adjusts or self._trained.is_new:
             check_same(self.triples(), self._process_group, step)
             self._trained.is_new = False
@@ -203,8 +206,7 @@ class RankAllocator:
         return record
 
     def load_state(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Go on from `checkpoint.run_record` and the tensors of its method, once the factors have the saved
-        ranks."""
+        """Go on from the record and tensors of a checkpoint, once the factors have the saved ranks."""
         self.step, self.history[:] = record["step"], record["history"]
         self.initial_ranks, self.initial_parameters = record["initial_ranks"], record["initial_parameters"]
         self._trained.hold()
@@ -219,8 +221,7 @@ class RankAllocator:
         """Take the hooks off and give the adapter free; the triples stay attached.
 
         Triples that were loaded into the model since the last step (the best checkpoint, a resume in the same
-        Trainer) take the place of the old ones in the optimizer, which would otherwise train what is gone. That is so
-        in a second call too, which does nothing else.
+        Trainer) take the place of the old ones in the optimizer, in a second call too, which does nothing else.
         """
         self._trained.rekey()
         if self._released:  # the adapter may be another allocator's by now
@@ -236,13 +237,8 @@ class RankAllocator:
         return {
             "kind": "layers",
             "layers": [
-                {
-                    "name": layer.name,
-                    "type": layer_place(layer.name)[0],
-                    "depth": layer_place(layer.name)[1],
-                    "rank": self.initial_ranks[layer.name],
-                }
-                for layer in self.layers
+                {"name": name, "type": layer_place(name)[0], "depth": layer_place(name)[1], "rank": rank}
+                for name, rank in self.initial_ranks.items()
             ],
             "budget": {"kind": self.method.budget, "total_rank": total, "parameters": self.initial_parameters},
             "schedule": {
@@ -255,16 +251,15 @@ class RankAllocator:
 
     @torch.no_grad()
     def snapshot(self, *, effective_ranks: bool = True) -> dict[str, Any]:
-        """Return diagnostics of the current state (Figs. 1a, 5, 10, 11). Not for the step path: it waits for the
-        device.
+        """Return diagnostics of the current state (Figs. 1a, 5, 10, 11), for which it waits for the device.
 
-        `grad_norms`, and `layer_scores` that come from observed steps, are None where the current one is not observed.
-        `effective_ranks` are most of the work; without them they are None.
+        `grad_norms`, and `layer_scores` that come from observed steps, are None where the current one is not observed,
+        and `effective_rank`, which is most of the work, without `effective_ranks`.
         """
         effective = None
         if effective_ranks:
-            updates = {layer.name: singular_values(layer.a.weight, layer.b.weight) for layer in self.layers}
-            effective = {name: effective_rank(values) for name, values in updates.items()}
+            values = {layer.name: singular_values(layer.a.weight, layer.b.weight) for layer in self.layers}
+            effective = {name: effective_rank(each) for name, each in values.items()}
         return {
             "kind": "snapshot",
             "step": self.step,
@@ -298,39 +293,17 @@ class RankAllocator:
                 f"train without torch.compile, or with PeDyra(), or train plain LoRA and cut it afterwards: pedyra fit"
             )
 
-    def _count(self) -> int:
-        """Count one more step, and return its number."""
-        self.step += 1
-        if self._read != self.step:
-            raise UserError(
-                f"after_step() without before_step() in step {self.step}; call before_step() once the gradients are "
-                f"complete and before optimizer.step()"
-            )
-        if self.step == self.schedule.total_steps + 1:
-            logger.warning(
-                "step %d of a run of %d: before_step() and after_step() belong to each optimizer.step(), not to each "
-                "micro-batch, and total_steps counts those",
-                self.step,
-                self.schedule.total_steps,
-            )
-        return self.step
-
     def _adjust(self) -> dict[str, Any] | None:
+        """Make and carry out a plan; return its record of plain values, for the history, `ranks.jsonl` and a report."""
         began = time.perf_counter()
         decision = self.run.decide(self.situation(self.run.moves, self.run.max_ranks))
         if decision is None:  # a run was taken up, or weights loaded, too late, or no step had a finite gradient
             logger.warning("nothing is adjusted after step %d: too few steps before it were measured", self.step)
             return None
-        self._carry_out(decision[0])
-        record = self._record(*decision, time.perf_counter() - began)
-        self.history.append(record)
-        return record
-
-    def _record(self, plan: RankPlan, scores: Scores, seconds: float) -> dict[str, Any]:
-        """Return what an adjustment leaves in the history and in `ranks.jsonl`: plain values, for JSON; see
-        `after_step`."""
+        plan, scores = decision
+        self._carry_out(plan)
         masked = [[name, i] for name, indices in plan.masked.items() for i in indices]
-        return {
+        record = {
             "kind": "adjustment",
             "step": self.step,
             "ranks": plan.ranks,
@@ -341,9 +314,11 @@ class RankAllocator:
             "total_rank": sum(plan.ranks.values()),
             **({"masked": masked} if masked else {}),
             "parameters": self.parameters,
-            "seconds": seconds,
+            "seconds": time.perf_counter() - began,
             "skipped_steps": self.run.skipped_steps,
         }
+        self.history.append(record)
+        return record
 
     @torch.no_grad()
     def _carry_out(self, plan: RankPlan) -> None:
@@ -358,7 +333,7 @@ class RankAllocator:
                 _mark_ranks(self.layers)
             write_ranks(self.model, self.adapter_name)
             assert self.ranks == plan.ranks
-        self.run.resized(replacements)
+        self.run.scores.resize(replacements)
 
 
 def resize_layers(
@@ -368,30 +343,25 @@ def resize_layers(
     optimizer: Optimizer,
     generator: torch.Generator,
 ) -> Mapping[str, list[Replacement]]:
-    """Prune and add as planned, the optimizer's state with it, and bring layers to the plan's scaling; what was
-    replaced, by layer.
-
-    Every new factor is built, and the optimizer's state checked, before anything is replaced. PEFT's config is not
-    touched; see `attach.write_ranks`. Raises ValueError: some state of the optimizer cannot follow.
-    """
-    changes = {}
+    """Prune and add as planned, the optimizer's state with it, and bring layers to the plan's scaling; return what was
+    replaced, by layer. Every new factor is built, and the optimizer's state checked, before anything is replaced."""
+    changes = []
     for layer in layers:
         pruned, num_new = plan.pruned.get(layer.name, ()), plan.added.get(layer.name, 0)
         if pruned or num_new:
             new = new_triples(layer, num_new, generator) if num_new else None
-            changes[layer.name] = replacements_of(layer, pruned, new)
-    replacements = [replacement for change in changes.values() for replacement in change]
+            changes.append((layer, replacements_of(layer, pruned, new)))
+    replacements = [replacement for _, change in changes for replacement in change]
     check_state(optimizer, [replacement.old for replacement in replacements])
-    put_replacements((layer, changes[layer.name]) for layer in layers if layer.name in changes)
+    put_replacements(changes)
     for layer in layers:
         layer.rescale(layer.scaling * plan.rescale.get(layer.name, 1.0))
     move_state(optimizer, replacements)
-    return changes
+    return {layer.name: change for layer, change in changes}
 
 
 def trainable(layers: Sequence[AdaptedLayer]) -> list[AdaptedLayer]:
-    """List the layers that are trained; a frozen one keeps its rank, since it has no gradient to be scored by. Raises
-    ValueError: there is none."""
+    """List the layers that are trained: a frozen one has no gradient to be scored by. ValueError: there is none."""
     result = [layer for layer in layers if layer.a.A.requires_grad and layer.b.weight.requires_grad]
     if not result:
         raise UserError(
@@ -401,31 +371,9 @@ def trainable(layers: Sequence[AdaptedLayer]) -> list[AdaptedLayer]:
     return result
 
 
-def check_device(layers: Sequence[AdaptedLayer]) -> None:
-    """Raise ValueError where the layers lie on several devices, or a factor is cut into shards.
-
-    What is compared is computed over all of them.
-    """
-    check_unsharded(layers)
-    devices = {str(layer.a.A.device) for layer in layers}
-    if len(devices) > 1:
-        raise UserError(
-            f"the adapter's layers lie on {', '.join(sorted(devices))}, but ranks are decided over all layers; "
-            f"load the model on one device, with device_map={{'': 0}}"
-        )
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    """Tell whether `model` went through `torch.compile(model)` or `model.compile()`."""
-    return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
-
-
 def _mark_ranks(layers: Sequence[AdaptedLayer]) -> None:
-    """Mark the rank dimension of every A, E and B as dynamic; to be done again for the new Parameters of a resize.
-
-    Turns off, for the whole process, torch's assumption that a parameter never changes its shape. Ranks 0 and 1 are
-    constants to the compiler: a layer that comes down to one costs a graph of its own.
-    """
+    """Mark the rank dimension of every A, E and B as dynamic, anew after a resize. In the whole process torch no longer
+    assumes that a parameter keeps its shape. Ranks 0 and 1 are constants to the compiler, of a graph of their own."""
     import torch._dynamo  # takes a second to import: only who compiles pays
 
     torch._dynamo.config.force_parameter_static_shapes = False

@@ -12,10 +12,8 @@ from pedyra.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The adjustments of one run, in optimizer steps, of which 1 is the first. All fields are resolved integers.
-
-    An adjustment follows step t when t > t_i, (t - t_i) % interval == 0 and t < T - t_f.
-    """
+    """The adjustments of one run follow step t, of which 1 is the first, when t > t_i, (t - t_i) % interval == 0 and
+    t < T - t_f."""
 
     total_steps: int
     initial_warmup: int
@@ -26,10 +24,6 @@ class Schedule:
     def adjustments(self) -> range:
         """Return the steps after which ranks are adjusted, ascending."""
         return range(self.initial_warmup + self.interval, self.total_steps - self.final_warmup, self.interval)
-
-    def is_adjustment(self, step: int) -> bool:
-        """Say whether ranks are adjusted after this step."""
-        return step in self.adjustments
 
     def next_adjustment(self, step: int) -> int | None:
         """Find the first adjustment at or after this step; None when there is none left."""
@@ -46,12 +40,8 @@ def resolve_schedule(
     final_warmup: int | float,
     least_interval: int = 1,
 ) -> Schedule:
-    """Make the schedule of a run of `total_steps`; floats are fractions of it.
-
-    An interval that is a fraction has at least `least_interval` steps. Raises ValueError: a run of no step, no
-    adjustment between the two warm-ups, or an interval, given in steps, below the least.
-    """
-
+    """Make the schedule of a run of `total_steps`; floats are fractions of it, and such an interval has at least
+    `least_interval` steps. Raises ValueError: no step, no adjustment, or an interval, in steps, below the least."""
     if isinstance(interval, int) and interval < least_interval:
         raise UserError(
             f"interval is {interval}, but fewer than {least_interval} steps between two adjustments tell this method "

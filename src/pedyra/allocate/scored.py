@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, get_args
@@ -12,14 +11,13 @@ from torch import Tensor, nn
 
 from pedyra.allocate.allocation import Budget, RankPlan, Scores, layer_means
 from pedyra.allocate.contract import Method, Run, Training, Work
-from pedyra.allocate.distributed import one_process
 from pedyra.allocate.orthogonality import add_orthogonality_gradient, layer_orthogonality
 from pedyra.allocate.schedule import Schedule, check_count, check_number, check_steps, check_word, resolve_schedule
 from pedyra.allocate.scores import ScoreState, Sensitivity
 from pedyra.errors import UserError
 from pedyra.lora.attach import attach, train_e
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.lora.replacement import NewTriples, Replacement
+from pedyra.lora.replacement import NewTriples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +78,7 @@ MOVED = 0.02
 
 
 class ScoredMethod(Method):
-    """A method moves ranks by scores. A subclass says how, in `plan`; start, scores, new triples and all settings that
-    it does not have for itself are AdaLoRA's."""
+    """A method moves ranks by scores. A subclass says how, in `plan`; what it does not have for itself is AdaLoRA's."""
 
     interval: int | float
     initial_warmup: int | float
@@ -108,19 +105,17 @@ class ScoredMethod(Method):
 
     def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
         """Put triples into the adapter, see `attach`; A and B stay the Parameters that they are."""
-        train_e(attach(model, adapter, self.start, self.seed), self.trains_e)
+        train_e(attach(model, adapter, self.start, self.seed), self.always_trains_e or self.start == "svd")
         work = Work()
         work.ranks = self
         return work
 
     def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
-        """Make the adjustment. It must be a pure function: a resume replays nothing and continues from the same
-        state."""
+        """Make the adjustment. It must be a pure function: a resume replays nothing."""
         raise NotImplementedError
 
     def check_start(self, start: ScoredSituation) -> None:
-        """Raise ValueError where the method cannot do its work from this start: here, where no layer has a triple to
-        spare."""
+        """Raise ValueError where the method cannot work from this start: here, where no layer has a triple to spare."""
         highest = max(start.ranks.values())
         if start.moves and highest <= start.min_rank:
             raise UserError(
@@ -129,11 +124,8 @@ class ScoredMethod(Method):
             )
 
     def new_triples(self, layer: AdaptedLayer, num: int, generator: torch.Generator) -> NewTriples:
-        """Draw triples that change nothing yet: B = 0 after a "lora" start, E = 0 after an "svd" start (AdaLoRA's).
-
-        The paper says "initialized for critical directions" and not how. They are drawn on the CPU, so that they are
-        the same whatever the device.
-        """
+        """Draw triples that change nothing yet: B = 0 after a "lora" start, E = 0 after an "svd" start (AdaLoRA's). The
+        paper does not say how. On the CPU they are the same whatever the device."""
         width, out = layer.a.in_features, layer.b.out_features
         # 1 / (3 in): the variance of PEFT's Kaiming-uniform start; 0.02: AdaLoRA's initial std.
         std = (3 * width) ** -0.5 if self.start == "lora" else 0.02
@@ -141,11 +133,6 @@ class ScoredMethod(Method):
         if self.start == "lora":
             return NewTriples(rows, torch.ones(num), torch.zeros(out, num))
         return NewTriples(rows, torch.zeros(num), (torch.randn(num, out, generator=generator) * std).T)
-
-    @property
-    def trains_e(self) -> bool:
-        """Tell whether E is a parameter, and no constant 1."""
-        return self.always_trains_e or self.start == "svd"
 
     @property
     def in_processes(self) -> bool:  # type: ignore[override]
@@ -168,7 +155,7 @@ class ScoredMethod(Method):
 
     def check(self, run: Run, start: ScoredSituation) -> None:
         """Raise ValueError where it cannot do its work in this run, which begins at `start`; changes nothing."""
-        if run.average is not one_process and not self.in_processes:
+        if run.average.processes > 1 and not self.in_processes:
             raise UserError(
                 "of all methods that score triples only PE-DyRA and those with its scores run in several processes; "
                 "train this one in one process"
@@ -192,9 +179,9 @@ class ScheduledMethod(ScoredMethod):
     interval: int | float = 0.05
     """Optimizer steps between adjustments; a float below 1 is a fraction of the run."""
     initial_warmup: int | float = 0.05
-    """Steps before the first interval begins; a float below 1 is a fraction of the run."""
+    """Steps before the first interval begins, or a fraction."""
     final_warmup: int | float = 0.25
-    """The length of the last phase, without adjustments; a float below 1 is a fraction of the run."""
+    """The length of the last phase, without adjustments, or a fraction."""
     seed: int = 0
     """Seed of what is drawn; it is never drawn from torch's global generator."""
 
@@ -215,11 +202,8 @@ def most_moves(settings: ScoredMethod, total_rank: int) -> int:
 
 
 def growth_limits(layers: Sequence[AdaptedLayer], max_rank: int | None) -> dict[str, int]:
-    """Return layer -> the rank it may grow to: `max_rank`, and no more than its width.
-
-    A start above the width is allowed, as in PEFT; such a layer does not grow. Raises ValueError: a layer starts above
-    `max_rank`.
-    """
+    """Return layer -> the rank it may grow to: `max_rank`, and no more than its width; where it starts above that, as
+    PEFT allows, its start. Raises ValueError: a layer starts above `max_rank`."""
     limits = {}
     for layer in layers:
         widest = max(layer.rank, min(layer.a.in_features, layer.b.out_features))
@@ -258,15 +242,14 @@ class ScoredRun:
         self.scores.watch(self.observes(step + 1))
 
     def before_step(self, step: int, loss_scale: float) -> None:
-        """Read the gradients of step `step`, which are complete, and add Eq. (2)'s to them. What no optimizer unscales
-        (what hooks saw in the backward pass) is `loss_scale` times as large."""
+        """Read the complete gradients of step `step`, and add Eq. (2)'s to them; see `ScoreState.observe`."""
         if self.observes(step):
             # This step, where a checkpoint on a signal (enable_jit_checkpoint) came between reading and stepping.
             begins = self.last_observed not in (step - 1, step)
             self.last_observed = step
             if begins:
                 self.scores.restart()
-            adjusts = self.run.schedule.is_adjustment(step)
+            adjusts = step in self.run.schedule.adjustments
             self.scores.observe(loss_scale=loss_scale, begins=begins, adjusts=adjusts)
         if weight := self.method.orth_weight:  # after the scores, which see the gradient of the task alone
             ratio = add_orthogonality_gradient(
@@ -276,16 +259,11 @@ class ScoredRun:
                 self.ratios[step // RATIO_EVERY % RATIOS] = ratio
 
     def decide(self, now: ScoredSituation) -> tuple[RankPlan, Scores] | None:
-        """Make the plan of this adjustment, and the scores it is made from: one a triple, by the indices that the plan
-        has. None: too little was measured, it is passed over."""
+        """Return the plan of this adjustment, and the scores that it is made from; None: too little was measured."""
         if not self.scores.observed:
             return None
         scores = self.scores.triple_scores()
         return self.method.plan(scores, now), scores
-
-    def resized(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
-        """Follow a plan that is carried out; by layer, what replaced its factors."""
-        self.scores.resize(replacements)
 
     def restart(self) -> None:
         """Forget what was observed: other triples were loaded, and nothing is known of these."""
@@ -293,8 +271,7 @@ class ScoredRun:
         self.scores.restart()
 
     def snapshot(self, step: int) -> dict[str, Any]:
-        """Return fields of `RankAllocator.snapshot`; plain values. `layer_scores`, `grad_norms` and
-        `two_thirds_log_variance` are always there, None where they are unknown."""
+        """Return fields of `RankAllocator.snapshot`, plain values; None: it is unknown."""
         snapshot: dict[str, Any] = dict.fromkeys(("grad_norms", "layer_scores", "two_thirds_log_variance"))
         snapshot["orthogonality"] = layer_orthogonality(self.run.layers, form=self.method.orth_form)
         if len(ratios := self.ratios[self.ratios > 0]):
@@ -330,14 +307,9 @@ FORGOTTEN = 1e-6
 
 
 def ema_window(beta: float) -> int:
-    """Return the steps W after which an EMA with `beta`, and an EMA of its deviations, have forgotten all before.
-
-    Sensitivity forgets as beta^W. The uncertainty of Eq. (3) follows the sensitivity's own start-up error, which
-    adds a factor 1 + W (1 - beta). For 0.85 this gives 103 steps.
-    """
-    if beta == 0:
-        return 1
-    window = math.ceil(math.log(FORGOTTEN) / math.log(beta))
+    """Return the steps W after which an EMA with `beta`, and one of its deviations, have forgotten all before: the
+    sensitivity as beta^W, the uncertainty of Eq. (3), which follows its error, as (1 + W (1 - beta)) beta^W."""
+    window = 1
     while (1 + window * (1 - beta)) * beta**window > FORGOTTEN:
         window += 1
     return window

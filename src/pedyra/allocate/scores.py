@@ -29,13 +29,9 @@ def update_sensitivity_(
 ) -> Bool[Tensor, ""]:
     """Eq. (3), in place: the two moving averages of one optimizer step, `product` being |w * grad|, element-wise.
 
-    The uncertainty uses the sensitivity of this step, already updated, as Eq. (3) writes it. A step with any
-    non-finite product leaves both averages as they were (overflow of fp16, a NaN loss); that is decided on the
-    device, without a synchronisation. Returns whether the step was finite, as a tensor; `product` is used up, so that
-    no temporary of its size is made.
-
-    Args:
-        finite: whether the step is; by default whether the product is.
+    The uncertainty uses the sensitivity of this step, already updated, as Eq. (3) writes it. A step that is not
+    `finite` (overflow of fp16, a NaN loss), by default one with any non-finite product, leaves both averages as they
+    were, without a synchronisation. Returns whether it was, as a tensor; `product` is used up.
     """
     if finite is None:
         finite = product.sum().isfinite()  # of values that are not negative: any that is not finite shows in the sum
@@ -48,11 +44,8 @@ def update_sensitivity_(
 
 
 class ScoreState:
-    """What a method scores triples by observes the optimizer steps that `ScoredRun.observes`.
-
-    Here every triple has its layer's score, for methods that only decide which layers grow. `state`, `(layers,)`
-    tensors by name, goes into checkpoints.
-    """
+    """What a method scores triples by observes the optimizer steps that `ScoredRun.observes`. Here every triple has its
+    layer's score, for methods that decide which layers grow. `state`, `(layers,)` by name, goes into checkpoints."""
 
     compiles = True
     """Observing works in a model that torch compiles, which passes over hooks that come later."""
@@ -62,7 +55,7 @@ class ScoreState:
     def __init__(self, run: Run, settings: Any, names: Sequence[str] = ()) -> None:
         self.layers, self.settings = run.layers, settings
         device = self.layers[0].a.A.device
-        self.skipped = torch.zeros((), dtype=torch.long, device=device)
+        self.skipped: Tensor = torch.zeros((), dtype=torch.long, device=device)
         """Number of steps left out for a non-finite observation."""
         self.state = {name: torch.zeros(len(self.layers), device=device) for name in names}
 
@@ -77,13 +70,8 @@ class ScoreState:
         """Forget what was observed: a new window of observed steps begins."""
 
     def observe(self, *, loss_scale: float, begins: bool, adjusts: bool) -> None:
-        """Take in one optimizer step, whose gradients are complete.
-
-        Args:
-            loss_scale: what was seen beside the gradients is so many times as large.
-            begins: the step is the first after `restart`.
-            adjusts: an adjustment follows it.
-        """
+        """Take in one optimizer step, whose gradients are complete; what was seen beside them is `loss_scale` times as
+        large. `begins`: it is the first after `restart`; `adjusts`: an adjustment follows it."""
 
     @property
     def observed(self) -> bool:
@@ -97,7 +85,7 @@ class ScoreState:
         return {layer.name: [score] * layer.rank for layer, score in zip(self.layers, scores, strict=True)}
 
     def details(self, means: Mapping[str, float]) -> dict[str, Any]:
-        """Return further fields of `MethodRun.snapshot`, from the mean score of every layer."""
+        """Return further fields of `ScoredRun.snapshot`, from the mean score of every layer."""
         return {}
 
     def resize(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
@@ -112,7 +100,7 @@ class ScoreState:
         return {"skipped": self.skipped, **self.state}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Do the inverse of `tensors`; the ranks must already be those of the saved state."""
+        """Do the inverse of `tensors`, once the ranks are those of the saved state."""
         self._load({name: tensors[name].to(self.skipped.device, copy=True) for name in self.tensors()})
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
@@ -121,12 +109,11 @@ class ScoreState:
 
 
 class Sensitivity(ScoreState):
-    """AdaLoRA's scores hold sensitivity and uncertainty of every element in float32, Eq. (3): flat, A, E, B of a layer,
-    then the next.
+    """AdaLoRA's scores: sensitivity and uncertainty of every element in float32, Eq. (3), flat, A, E, B layer by layer.
 
-    The importance of an element is the product of both, and a triple's score the mean over A's row and over B's column
-    plus that of E. `norms (layers, 3)` are the gradient norms of (A, E, B), `any_finite` whether any step of the window
-    was, `skipped` the number of steps left out for a gradient beyond `SPIKE`.
+    An element's importance is their product, and a triple's score the mean over A's row and B's column plus that of E.
+    `norms (layers, 3)` are the gradient norms of (A, E, B), `any_finite` whether any step of the window was, `skipped`
+    the number of steps left out for a gradient beyond `SPIKE`.
     """
 
     in_processes = True
@@ -158,7 +145,7 @@ class Sensitivity(ScoreState):
         present = [gradient.float() for gradient in gradients if gradient is not None]
         present_norms = iter(torch._foreach_norm(present) if present else ())
         norms = torch.stack([zero if gradient is None else next(present_norms) for gradient in gradients]).view(-1, 3)
-        del present
+        del present  # copies of half precision
         finite = (norms < SPIKE).all()
         if self.tracks:
             weights = [parameter.detach().float() for parameter in factors]
@@ -208,17 +195,14 @@ class Sensitivity(ScoreState):
             yield part.view(parameter.shape)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {
-            "sensitivity": self.sensitivity,
-            "uncertainty": self.uncertainty,
-            "norms": self.norms,
-            "any_finite": self.any_finite,
-            "skipped": self.skipped,
-        }
+        return {name: getattr(self, name) for name in _SAVED}
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
-        self.sensitivity, self.uncertainty = tensors["sensitivity"], tensors["uncertainty"]
-        self.norms, self.any_finite, self.skipped = tensors["norms"], tensors["any_finite"], tensors["skipped"]
+        for name in _SAVED:
+            setattr(self, name, tensors[name])
+
+
+_SAVED = ("sensitivity", "uncertainty", "norms", "any_finite", "skipped")
 
 
 def _factors(layers: Sequence[AdaptedLayer]) -> list[Tensor]:
@@ -226,9 +210,10 @@ def _factors(layers: Sequence[AdaptedLayer]) -> list[Tensor]:
 
 
 def _resized(flat: Tensor, layers: Sequence[AdaptedLayer], replacements: Mapping[str, Sequence[Replacement]]) -> Tensor:
+    changes = {each.new: each for of_layer in replacements.values() for each in of_layer}
     parts, at = [], 0
-    for layer, new in zip((layer for layer in layers for _ in range(3)), _factors(layers), strict=True):
-        change = next((r for r in replacements.get(layer.name, ()) if r.new is new), None)
+    for new in _factors(layers):
+        change = changes.get(new)
         old = new if change is None else change.old
         values = flat[at : at + old.numel()]
         at += old.numel()

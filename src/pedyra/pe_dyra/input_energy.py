@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pedyra.allocate.distributed import Average, one_process
+from pedyra.allocate.distributed import Average
 from pedyra.lora.layer import AdaptedLayer
 
 
@@ -40,7 +40,7 @@ class InputEnergy:
     the backward pass and is not counted again.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer], average: Average = one_process) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer], average: Average) -> None:
         self.active, self._average = False, average
         self._widths, self._device = [layer.a.in_features for layer in layers], layers[0].a.A.device
         self._sums: list[Tensor | None] = [None] * len(layers)
@@ -78,7 +78,7 @@ class InputEnergy:
     def collect(self) -> list[Tensor | None]:
         """Return the mean square per feature `(in,)` of every layer since the last call; None where nothing was
         seen."""
-        if self._average is not one_process:
+        if self._average.processes > 1:
             self._average_sums()
         # Layers that shared an input share its sum. One division for all: on a GPU launches are what costs.
         distinct = {id(total): (total, count) for total, count in zip(self._sums, self._counts, strict=True)

@@ -28,7 +28,7 @@ from pedyra.fitting.modes import use_averaged
 from pedyra.lora.files import append_row, json_line, read_rows, write_file
 from pedyra.lora.layer import AdaptedLayer, adapted_layers
 from pedyra.lora.layer_names import layer_place
-from pedyra.trainer.changes import end_at_last_step, put_around, watch_batches, watch_training
+from pedyra.trainer.changes import end_at_last_step, put_around
 from pedyra.trainer.checkpoint_folder import check_loaded
 from pedyra.trainer.checkpoints import save_whole
 from pedyra.trainer.engines import check_engine, data_parallel, keep_whole, reshard
@@ -39,17 +39,12 @@ logger = logging.getLogger(__name__)
 IGNORED = -100
 """A label that no loss counts, as transformers marks it."""
 MANY = 30
-"""Parameters a label. A phone book that is learned by heart, where ranks decide, has 24 at r = 2, and QNLI, where they
-do not, 76 at r = 8."""
+"""Parameters a label: a phone book, where ranks decide, has 24 at r = 2, and QNLI, where they do not, 76 at r = 8."""
 WHERE = "https://pedyra.github.io/pedyra/evidence"
 
 
 def adapt(
-    trainer: Trainer,
-    method: Method,
-    *,
-    adapter: str = "default",
-    record_to: str | Path | None = None,
+    trainer: Trainer, method: Method, *, adapter: str = "default", record_to: str | Path | None = None
 ) -> MethodTraining:
     """Have a Trainer train its LoRA by a method. Call it once the Trainer is made, and before `train()`.
 
@@ -89,23 +84,21 @@ def adapt(
     # Before the optimizer is built and before a checkpoint is loaded: slots that take any rank must be there.
     handle.install(trainer.model)
     if trainer.model_init is not None:
-        trainer.model_init = handle.installing(trainer.model_init)
-    for change in (end_at_last_step, save_whole):
-        change(trainer)
-    watch_batches(trainer, handle.first_batches)
+        trainer.model_init = handle.model_maker(trainer.model_init)
+    end_at_last_step(trainer)
+    save_whole(trainer)
+    put_around(trainer, "get_batch_samples", handle.first_batches)
     if acts(handle.work, "make_optimizer"):
         put_around(trainer, "create_optimizer", handle.create_optimizer)
-    watch_training(trainer, handle.training_begins, handle.release)
+    put_around(trainer, "_inner_training_loop", handle.training)
     trainer.callback_handler.callbacks.insert(0, handle)  # before the reporters, whose log gets its numbers
     return handle
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankResult:
-    """A training has moved ranks. `print` gives the line that is said at its end.
-
-    `pruned` and `added` count the triples of all adjustments, and `ranks_before` is of the start of the run.
-    """
+    """A training has moved ranks; `print` gives a line. `pruned` and `added` count the triples of all adjustments, and
+    `ranks_before` is of the start of the run."""
 
     steps: int
     adjustments: int
@@ -116,8 +109,7 @@ class RankResult:
     pruned: int
     added: int
     stayed: int
-    """So many of the added triples are there at the end. Where most are gone again, adjustments follow each other so
-    fast that a new triple has not learned anything yet."""
+    """So many of the added triples are there at the end; where most are gone, adjustments follow too fast."""
     ranks_before: dict[str, int]
     ranks: dict[str, int]
     parameters_before: int
@@ -138,12 +130,11 @@ class RankResult:
             words = f"no rank moved in {self.adjustments} adjustments"
         else:
             changed = sum(self.ranks[name] != rank for name, rank in self.ranks_before.items())
-            low, high = min(self.ranks.values()), max(self.ranks.values())
             words = (
                 f"{self.adjustments} of {self.planned} adjustments pruned {self.pruned} triples and added "
                 f"{self.added} ({self.stayed} of them stayed): the rank of {changed} of {len(self.ranks)} layers "
-                f"changed, ranks go from {low} to {high}, and the number of parameters went from "
-                f"{self.parameters_before:,} to {self.parameters:,}"
+                f"changed, ranks go from {min(self.ranks.values())} to {max(self.ranks.values())}, and the number of "
+                f"parameters went from {self.parameters_before:,} to {self.parameters:,}"
             )
             if 2 * self.stayed < self.added:
                 words += "; most of what was added was taken back, so lower moves or lengthen interval"
@@ -151,8 +142,8 @@ class RankResult:
 
 
 class MethodTraining(TrainerCallback):
-    """`adapt` returns it: it hands Trainer's events to the method's work, and to the RankAllocator of each training
-    where the method moves ranks."""
+    """`adapt` returns it: Trainer's events go to the method's work, and to the RankAllocator of each training in which
+    ranks move."""
 
     work: Work
     """The method acts by it in the Trainer's model."""
@@ -174,55 +165,64 @@ class MethodTraining(TrainerCallback):
         self._over = False
         """The method has made its adapter an ordinary one."""
         self._attached: list[tuple[AdaptedLayer, tuple[Tensor, ...]]] = []
-        """Until training begins, the layers stand here with the triples that they had when they were attached."""
+        """Layers with the triples that they had when they were attached, until training begins."""
 
     @property
     def result(self) -> RankResult:
-        """Return what the last training did to the ranks.
-
-        Raises:
-            ValueError: no training that moves ranks has ended yet.
-        """
+        """What the last training did to the ranks. Raises ValueError: none that moves ranks has ended yet."""
         if self._result is None:
             raise UserError("result is known when a training that moves ranks has ended; call trainer.train() first")
         return self._result
 
-    def training_begins(self, checkpoint: Path | None) -> None:
-        """Remember the checkpoint from which a training goes on; None: it begins anew. Raises ValueError: the method
-        cannot begin a second time, or not from there."""
-        name = type(self.method).__name__
+    def training(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Note where a training goes on from, and leave nothing of it in the model where an exception ends it."""
+        name, folder = type(self.method).__name__, kwargs.get("resume_from_checkpoint")
         if self._over:
             raise UserError(f"{name} has ended, and its adapter is an ordinary LoRA; make a new model and Trainer")
-        if checkpoint is not None and not self.work.resumable:
+        if folder is not None and not self.work.resumable:
             raise UserError(
                 f"{name} of PEFT's AdaLoRA cannot go on from a checkpoint; begin anew, or from a LoraConfig"
             )
-        self._resumes_from = checkpoint
-
-    def release(self) -> None:
-        """Leave nothing of a training in the model, at its end and where an exception ends it."""
-        if self.allocator is not None:
-            self.allocator.release()
+        self._resumes_from = None if folder is None else Path(folder)
+        try:
+            return original(*args, **kwargs)
+        except BaseException:  # Ctrl-C in a notebook, say
+            if self.allocator is not None:
+                self.allocator.release()
+            raise
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self._wrapper = data_parallel(args, self.trainer.model_wrapped)
         self._writes = state.is_world_process_zero
-        divides = self.trainer.model_accepts_loss_kwargs
+        self.record_to = self.record_to if self._writes else None
         if self.work.ranks is not None:
             self._ranks_begin(self.work.ranks, args, state, kwargs["model"], kwargs["optimizer"])
         # Trainer multiplies such a loss by their number, since the gradient is averaged over them.
         processes = args.world_size if args.average_tokens_across_devices else 1
+        divides = self.trainer.model_accepts_loss_kwargs
         self.work.begin(state.max_steps, args.gradient_accumulation_steps * processes if divides else 1)
 
     def _ranks_begin(self, method: ScoredMethod, args: Any, state: Any, model: Any, optimizer: Any) -> None:
-        self.release()  # a second training may have loaded a checkpoint, which its optimizer has to follow
-        self._follow_loaded(optimizer)
+        if self.allocator is not None:  # a second training may have loaded a checkpoint, which its optimizer follows
+            self.allocator.release()
+        # Trainer may have loaded a checkpoint of other ranks, and the state of a user's optimizer under the old ones.
+        for layer, before in self._attached:
+            pairs = zip(before, layer.factors, strict=True)
+            rekey_state(unwrapped(optimizer), {old: new for old, new in pairs if old is not new})
+        self._attached = []
         group = None if self._wrapper is None else self._wrapper.process_group
         self.allocator = RankAllocator(model, optimizer, method, state.max_steps, self.adapter, group)
         if args.torch_compile:
             self.allocator.expect_compilation()
         if self._resumes_from is not None and state.global_step > 0:
-            self._resume(self.allocator, self._resumes_from)
+            check_loaded(self._resumes_from)
+            try:
+                restore(self.allocator, self._resumes_from)
+            except SideFileError as problem:
+                raise UserError(
+                    f"{problem}, and ranks cannot go on without it; resume from a whole checkpoint, or begin a new "
+                    f"training with the adapter of this one"
+                ) from problem
         if self._wrapper is not None:  # attaching and resuming may have renewed parameters
             wrap_again(self._wrapper)
         self._counts_labels = self._warns_of_ratio = True
@@ -241,18 +241,25 @@ class MethodTraining(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         record = None if self.allocator is None else self.allocator.after_step()
-        if record is not None:
-            self._record(record)
-        if record is not None and self._wrapper is not None and (record["pruned"] or record["added"]):
+        if record is None:
+            return
+        self._record(record)
+        if self._wrapper is not None and (record["pruned"] or record["added"]):
             wrap_again(self._wrapper, init_sync=False)
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if self.allocator is None or logs is None or "loss" not in logs:
             return  # an evaluation or the summary: nothing of ours has changed
-        snapshot = self.allocator.snapshot(effective_ranks=self._records)
+        snapshot = self.allocator.snapshot(effective_ranks=self.record_to is not None)
         self._record(snapshot)
-        self._warn_of_ratio(snapshot)
-        ours = self._metrics(self.allocator, snapshot)
+        if self._warns_of_ratio and (ratio := snapshot.get("orthogonality_ratio", 0.0)) > 1:
+            self._warns_of_ratio = False
+            logger.warning(
+                "the gradient of Eq. (2) is %.1f times that of the task (the median so far), so A and B follow it and "
+                "hardly learn; set orth_weight=0, as PeDyra() has it, or a smaller one",
+                ratio,
+            )
+        ours = {"ranks/skipped_steps": self.allocator.run.skipped_steps, **_metrics(snapshot)}
         logs.update(ours)  # before any reporter sees them: we are called first
         state.log_history[-1].update(ours)
 
@@ -274,51 +281,12 @@ class MethodTraining(TrainerCallback):
 
     def _ranks_end(self, allocator: RankAllocator, args: Any, state: Any, model: Any) -> None:
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            self._restore_best(model, Path(state.best_model_checkpoint))
-        self._result = self._conclude(allocator)
-        self.release()
-        self._tell(str(self._result))
-
-    def _tell(self, line: str) -> None:
-        if not self._writes:
-            return
-        logger.info("%s", line)
-        if not self.trainer.args.disable_tqdm:  # where Trainer prints its progress
-            tqdm.write(f"pedyra: {line}")  # on a line of its own
-
-    def first_batches(self, samples: list[Any]) -> None:
-        """Say, from the micro-batches of the first step, how much there is to learn from beside what is trained."""
-        if not (self._counts_labels and samples and self.allocator is not None):
-            return
-        self._counts_labels = False
-        labels = [each["labels"] for each in samples if isinstance(each, Mapping) and "labels" in each]
-        if not labels or not all(isinstance(each, Tensor) and each.ndim for each in labels):
-            return  # a Trainer that is judged by something else
-        rows = sum(len(each) for each in labels)
-        answers = sum(int((each != IGNORED).sum()) for each in labels)
-        count = rows * self.trainer.args.world_size * self.trainer.state.max_steps
-        dataset = self.trainer.train_dataset
-        if hasattr(dataset, "__len__"):
-            count = min(count, len(dataset))  # type: ignore[arg-type]
-        about, parameters = round(count * answers / rows), self.allocator.parameters
-        line = f"the adapter has {parameters:,} parameters, to learn from about {about:,} labels or answer tokens"
-        if parameters > MANY * about:
-            line += f"; with so many more parameters than labels it hardly matters where the ranks are: {WHERE}"
-        self._tell(line)
-
-    def _warn_of_ratio(self, snapshot: Mapping[str, Any]) -> None:
-        ratio = snapshot.get("orthogonality_ratio", 0.0)
-        if self._warns_of_ratio and ratio > 1:
-            self._warns_of_ratio = False
-            logger.warning(
-                "the gradient of Eq. (2) is %.1f times that of the task (the median so far), so A and B follow it and "
-                "hardly learn; set orth_weight=0, as PeDyra() has it, or a smaller one",
-                ratio,
-            )
-
-    def _conclude(self, allocator: RankAllocator) -> RankResult:
+            best = Path(state.best_model_checkpoint)
+            if self.adapter != "default" and (best / self.adapter).is_dir():  # Trainer looks for "default" alone
+                model.load_adapter(str(best / self.adapter), self.adapter, is_trainable=True)
+            restore_factors(model, best, self.adapter)  # Trainer loads only the product E A, as PEFT saves it
         history, planned = allocator.history, allocator.schedule.adjustments
-        return RankResult(
+        self._result = RankResult(
             steps=allocator.step,
             adjustments=len(history),
             planned=len(planned),
@@ -331,6 +299,37 @@ class MethodTraining(TrainerCallback):
             parameters_before=allocator.initial_parameters,
             parameters=allocator.parameters,
         )
+        allocator.release()
+        self._print(str(self._result))
+
+    def _print(self, line: str) -> None:
+        if self._writes:
+            logger.info("%s", line)
+            if not self.trainer.args.disable_tqdm:  # where Trainer prints its progress
+                tqdm.write(f"pedyra: {line}")  # on a line of its own
+
+    def first_batches(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return Trainer's micro-batches of a step, and say of the first ones how much there is to learn from."""
+        samples, items = original(*args, **kwargs)
+        if self._counts_labels and samples and self.allocator is not None:
+            self._counts_labels = False
+            labels = [each["labels"] for each in samples if isinstance(each, Mapping) and "labels" in each]
+            if labels and all(isinstance(each, Tensor) and each.ndim for each in labels):
+                self._print_labels(labels, self.allocator.parameters)
+        return samples, items
+
+    def _print_labels(self, labels: list[Tensor], parameters: int) -> None:
+        rows = sum(len(each) for each in labels)
+        answers = sum(int((each != IGNORED).sum()) for each in labels)
+        count = rows * self.trainer.args.world_size * self.trainer.state.max_steps
+        dataset = self.trainer.train_dataset
+        if hasattr(dataset, "__len__"):
+            count = min(count, len(dataset))  # type: ignore[arg-type]
+        about = round(count * answers / rows)
+        line = f"the adapter has {parameters:,} parameters, to learn from about {about:,} labels or answer tokens"
+        if parameters > MANY * about:
+            line += f"; with so many more parameters than labels it hardly matters where the ranks are: {WHERE}"
+        self._print(line)
 
     def install(self, model: Any) -> None:
         """Give the adapter what the method trains, and the triples that are trained to the Trainer's optimizer, if it
@@ -355,17 +354,17 @@ class MethodTraining(TrainerCallback):
         keep_whole(self.trainer, model, layers)
         self._attached = [(layer, layer.factors) for layer in layers]
 
-    def installing(self, model_init: Callable[..., Any]) -> Callable[..., Any]:
+    def model_maker(self, model_init: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap a Trainer's `model_init`, whose models take a checkpoint of any ranks."""
 
-        def installed(*args: Any) -> Any:
+        def new_model(*args: Any) -> Any:
             model = model_init(*args)
             self.trainer.optimizer = None  # it was the model before's; Trainer makes it anew after this
             self.install(model)
             return model
 
-        # Trainer counts the arguments, those of a functools.partial otherwise than a signature does.
-        return (lambda: installed()) if number_of_arguments(model_init) == 0 else (lambda trial: installed(trial))
+        # As Trainer counts the arguments, which for a functools.partial is not what its signature says.
+        return (lambda: new_model()) if number_of_arguments(model_init) == 0 else (lambda trial: new_model(trial))
 
     def create_optimizer(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Make the method's optimizer where Trainer would make its own."""
@@ -375,73 +374,42 @@ class MethodTraining(TrainerCallback):
             trainer.optimizer = self.work.make_optimizer(kind, arguments, trainer.args.weight_decay)
         return original(*args, **kwargs)
 
-    def _follow_loaded(self, optimizer: Any) -> None:
-        """Point an optimizer that the user made at the Parameters of a checkpoint of other ranks, which Trainer has
-        loaded since; it has their state already, under the old ones."""
-        for layer, before in self._attached:
-            rekey_state(unwrapped(optimizer), {o: n for o, n in zip(before, layer.factors, strict=True) if o is not n})
-        self._attached = []
-
-    def _resume(self, allocator: RankAllocator, folder: Path) -> None:
-        check_loaded(folder)
-        try:
-            restore(allocator, folder)
-        except SideFileError as problem:
-            raise UserError(
-                f"{problem}, and ranks cannot go on without it; resume from a whole checkpoint, or begin a new "
-                f"training with the adapter of this one"
-            ) from problem
-
-    def _restore_best(self, model: Any, folder: Path) -> None:
-        """Restore A, E and the ranks of the best checkpoint, of which Trainer loads only the product E A, as PEFT
-        saves it."""
-        own = folder / self.adapter
-        if self.adapter != "default" and own.is_dir():  # Trainer looks there for "default" alone
-            model.load_adapter(str(own), self.adapter, is_trainable=True)
-        restore_factors(model, folder, self.adapter)
-
-    def _metrics(self, allocator: RankAllocator, snapshot: dict[str, Any]) -> dict[str, float]:
-        """Make flat numbers for the log: ranks and scores, by module type too, and orthogonality."""
-        metrics: dict[str, float] = {
-            "ranks/total": snapshot["total_rank"],
-            "ranks/parameters": snapshot["parameters"],
-            "ranks/skipped_steps": allocator.run.skipped_steps,
-        }
-        if "orthogonality" in snapshot:  # Eq. (2), of methods that know it
-            values = [value for pair in snapshot["orthogonality"].values() for value in pair]
-            metrics["orthogonality"] = sum(values) / len(values)
-        if "orthogonality_ratio" in snapshot:
-            metrics["orthogonality_ratio"] = snapshot["orthogonality_ratio"]
-        metrics |= _means_by_type("ranks", snapshot["ranks"])
-        if scores := snapshot["layer_scores"]:
-            values = scores.values()
-            metrics |= {"scores/mean": sum(values) / len(values), "scores/min": min(values), "scores/max": max(values)}
-            metrics |= _means_by_type("scores", scores)
-        return metrics
-
-    @property
-    def _records(self) -> bool:
-        """Tell whether this process keeps a record."""
-        return self.record_to is not None and self._writes
-
     def _start_record(self, allocator: RankAllocator, step: int) -> None:
-        """Begin a new record. A resume goes on with the old one, without the lines of steps that run again, and with
-        adjustments of the checkpoint that the file lacks."""
-        if self.record_to is None or not self._records:
+        """Begin a new record, or go on with that of a resume: without the lines of steps that run again, and with the
+        adjustments of the checkpoint that it lacks."""
+        if self.record_to is None:
             return
         rows_before = read_rows(self.record_to, {"step": (int, None)}) if step > 0 else []
         earlier = [row for row in rows_before if (row.get("step") or 0) <= step]
-        recorded = {row["step"] for row in earlier if row.get("kind") == "adjustment"}
-        lost = [record for record in allocator.history if record["step"] not in recorded]
-        rows = sorted([*(earlier or [allocator.describe()]), *lost], key=lambda row: row.get("step") or 0)
+        steps_on_file = {row["step"] for row in earlier if row.get("kind") == "adjustment"}
+        missing = [record for record in allocator.history if record["step"] not in steps_on_file]
+        rows = sorted([*(earlier or [allocator.describe()]), *missing], key=lambda row: row.get("step") or 0)
         self.record_to.parent.mkdir(parents=True, exist_ok=True)
         write_file(self.record_to, "".join(map(json_line, rows)))
         if not earlier:
             self._record(allocator.snapshot())
 
     def _record(self, entry: dict[str, Any]) -> None:
-        if self.record_to is not None and self._records:
+        if self.record_to is not None:
             append_row(self.record_to, entry)
+
+
+def _metrics(snapshot: dict[str, Any]) -> dict[str, float]:
+    """Make flat numbers of a snapshot, for the log."""
+    orthogonality = [value for pair in snapshot["orthogonality"].values() for value in pair]
+    metrics: dict[str, float] = {
+        "ranks/total": snapshot["total_rank"],
+        "ranks/parameters": snapshot["parameters"],
+        "orthogonality": sum(orthogonality) / len(orthogonality),
+        **_means_by_type("ranks", snapshot["ranks"]),
+    }
+    if "orthogonality_ratio" in snapshot:
+        metrics["orthogonality_ratio"] = snapshot["orthogonality_ratio"]
+    if scores := snapshot["layer_scores"]:
+        values = scores.values()
+        metrics |= {"scores/mean": sum(values) / len(values), "scores/min": min(values), "scores/max": max(values)}
+        metrics |= _means_by_type("scores", scores)
+    return metrics
 
 
 def _means_by_type(prefix: str, of_layers: Mapping[str, float]) -> dict[str, float]:
@@ -454,9 +422,7 @@ def _means_by_type(prefix: str, of_layers: Mapping[str, float]) -> dict[str, flo
 
 def _unscale(optimizer: Any) -> float:
     """Unscale the gradients of fp16, which stay scaled until clipping or the step: with no clipping we come first.
-
-    Returns the scale, 1 without a scaler: one wait for the device, as the scaler's own step has.
-    """
+    Returns the scale, 1 without a scaler."""
     scaler = getattr(optimizer, "scaler", None)
     if scaler is None or not scaler.is_enabled():
         return 1.0

@@ -28,14 +28,7 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def last_complete_checkpoint(run: Path, *, with_ranks: bool) -> tuple[Path, list[tuple[Path, str]]]:
-    """Find the newest whole checkpoint, and the newer broken ones with what is wrong with each.
-
-    Args:
-        with_ranks: whether the run adapts ranks, and so needs pedyra's side files.
-
-    Raises:
-        ValueError: the run has no whole checkpoint.
-    """
+    """Find the newest whole checkpoint, and the newer broken ones with the flaw of each. ValueError: there is none."""
     broken: list[tuple[Path, str]] = []
     for checkpoint in reversed(list_checkpoints(run)):
         flaw = find_flaw(checkpoint, with_ranks=with_ranks)
@@ -47,10 +40,7 @@ def last_complete_checkpoint(run: Path, *, with_ranks: bool) -> tuple[Path, list
 
 
 def find_flaw(checkpoint: Path, *, with_ranks: bool) -> str | None:
-    """Tell what makes a checkpoint unusable, as "file: what is wrong", or None if it is whole.
-
-    Every file of SHA256SUMS, which is written last and lists all, must be there and be what it says.
-    """
+    """Tell which file of SHA256SUMS, which is written last, or of a run with ranks, is missing or damaged; or None."""
     try:
         check_sums(checkpoint, {**dict.fromkeys(RANK_FILES if with_ranks else ()), **read_sums(checkpoint)})
     except ValueError as error:
@@ -59,13 +49,9 @@ def find_flaw(checkpoint: Path, *, with_ranks: bool) -> str | None:
 
 
 def check_loaded(checkpoint: Path) -> None:
-    """Check the files that Trainer has loaded, which it does not: a damaged one is refused, and a missing one is
-    warned of.
-
-    A checkpoint without digests was not saved with `save_whole`, and side files are for `checkpoint.restore` to judge.
-    Raises ValueError: a file is damaged or of another checkpoint; the message names an older checkpoint that is whole.
-    """
-    if not (checkpoint / SUMS).is_file():
+    """Check the files that Trainer has loaded, which it does not: a missing one is warned of, and for a damaged one
+    ValueError names a checkpoint that is whole. Side files are for `checkpoint.restore` to judge."""
+    if not (checkpoint / SUMS).is_file():  # it was not saved with `save_whole`
         return
     try:
         listed = [name for name in read_sums(checkpoint) if name not in RANK_FILES]

@@ -11,20 +11,16 @@ from transformers import Trainer
 from transformers.trainer_utils import IntervalStrategy, rotate_checkpoints
 
 from pedyra.lora.files import SUMS, remove, sync_folder, write_sums
-from pedyra.trainer.changes import put_around, replaced
+from pedyra.trainer.changes import attribute, put_around
 from pedyra.trainer.checkpoint_folder import ASIDE
 
 
 def save_whole(trainer: Trainer) -> None:
     """Have `trainer` write its checkpoints aside and rename them, so that none is ever seen half-written.
 
-    Trainer itself writes into `checkpoint-<step>` file by file, removes older checkpoints, and calls `on_save` only
-    then. From here on it writes into a folder aside; callbacks that have a `write_side_files(folder)` add theirs; the
-    digests of all files are put beside them; one rename makes it `checkpoint-<step>`; only then older ones go.
-    At every instant the newest checkpoint that has been finished is there whole.
-
-    Where the last step of an epoch is saved and the epoch evaluated, Trainer itself saves first. A resume would then
-    lack that evaluation, and the random numbers that it took. From here on the evaluation comes first.
+    It writes into a folder aside; callbacks that have a `write_side_files(folder)` add theirs; the digests of all files
+    are put beside them; one rename makes it `checkpoint-<step>`; only then older ones go. Where the last step of an
+    epoch is saved and the epoch evaluated, the evaluation comes first: a resume would lack it, and its random numbers.
     """
     put_around(trainer, "_save_checkpoint", _save, trainer)
     put_around(trainer, "_maybe_log_save_evaluate", _save_after_evaluation, trainer)
@@ -38,13 +34,12 @@ def _save_after_evaluation(original: Callable[..., Any], trainer: Trainer, *args
     control, state = trainer.control, trainer.state
     over = trainer.args.eval_strategy == IntervalStrategy.EPOCH and float(state.epoch or 0.5).is_integer()
     has_waited = vars(trainer).pop(_WAITED, None) == state.global_step
-    waits = over and control.should_save and not control.should_evaluate and not has_waited
-    if waits:
-        vars(trainer)[_WAITED], control.should_save = state.global_step, False
-    folders = original(*args, **kwargs)
-    if waits:
-        control.should_save = True  # the epoch ends now, where Trainer evaluates before it saves
-    return folders
+    if not over or not control.should_save or control.should_evaluate or has_waited:
+        return original(*args, **kwargs)
+    vars(trainer)[_WAITED], control.should_save = state.global_step, False
+    result = original(*args, **kwargs)
+    control.should_save = True  # the epoch ends now, where Trainer evaluates before it saves
+    return result
 
 
 def _save(original: Callable[..., Any], trainer: Trainer, model: Any, trial: Any = None) -> None:
@@ -55,19 +50,24 @@ def _save(original: Callable[..., Any], trainer: Trainer, model: Any, trial: Any
         remove(run / ASIDE)  # a link, too, which would lead out of the run folder
     wait()  # other processes write there, too
     try:
-        with replaced(trainer, "_get_output_dir", lambda trial: str(run / ASIDE)):
-            with replaced(trainer, "_push_from_checkpoint", lambda folder: None):
+        with attribute(trainer, "_get_output_dir", lambda trial: str(run / ASIDE)):
+            with attribute(trainer, "_push_from_checkpoint", lambda folder: None):
                 original(model, trial)
         is_best = state.best_model_checkpoint == str(draft)
         if is_best:  # every process may load it
             state.best_model_checkpoint = str(checkpoint)
         if args.should_save:
-            _complete(trainer, draft if draft.is_dir() else checkpoint, is_best)
+            if is_best:  # under its new name
+                state.save_to_json(str(draft / "trainer_state.json"))
+            for each in trainer.callback_handler.callbacks:
+                if callable(write := getattr(each, "write_side_files", None)):
+                    write(draft)
         wait()  # every process writes its random numbers
         # The first process of a node may have a disk of its own, with nothing but its node's random numbers.
         for finishes in (args.should_save, args.local_process_index == 0):
             if finishes and draft.is_dir():
-                write_sums(draft, _files(draft))
+                files = [path for path in draft.rglob("*") if path.is_file() and path != draft / SUMS]
+                write_sums(draft, [path.relative_to(draft).as_posix() for path in files])
                 sync_folder(draft)
                 _put(draft, checkpoint)
             wait()
@@ -78,15 +78,6 @@ def _save(original: Callable[..., Any], trainer: Trainer, model: Any, trial: Any
             shutil.rmtree(run / ASIDE, ignore_errors=True)
     if args.push_to_hub:
         trainer._push_from_checkpoint(str(checkpoint))
-
-
-def _complete(trainer: Trainer, draft: Path, is_best: bool) -> None:
-    """Add the side files, and Trainer's state anew, if its best checkpoint has got another name."""
-    if is_best:
-        trainer.state.save_to_json(str(draft / "trainer_state.json"))
-    for each in trainer.callback_handler.callbacks:
-        if callable(write := getattr(each, "write_side_files", None)):
-            write(draft)
 
 
 def _put(draft: Path, checkpoint: Path) -> None:
@@ -104,8 +95,3 @@ def _remove(folder: Path, aside: Path) -> None:
     if folder.is_dir():
         aside.mkdir(exist_ok=True)
         remove(folder.rename(aside / f"{folder.name}.old"))
-
-
-def _files(folder: Path) -> list[str]:
-    folders = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return [name for name in folders if name != SUMS]

@@ -19,55 +19,47 @@ from transformers import Trainer, TrainingArguments
 from pedyra.allocate.distributed import average_gradients
 from pedyra.errors import UserError
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.trainer.changes import put_around, replaced
+from pedyra.trainer.changes import attribute, put_around
 
 
 def check_engine(trainer: Any) -> None:
     """Refuse an engine that would cut the adapter into pieces, before it is set up; ValueError."""
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if getattr(trainer, "is_deepspeed_enabled", False):
-        raise UserError(
-            "pedyra.adapt does not support training under DeepSpeed; train under DDP, without args.deepspeed: an "
-            "adapter's own state is small; or train plain LoRA there and cut it afterwards: pedyra fit FOLDER"
-        )
-    if getattr(trainer, "is_fsdp_enabled", False) and plugin is not None and plugin.fsdp_version == 1:
-        raise UserError(
-            "pedyra.adapt does not support training under FSDP1; use fsdp_config={'version': 2}, or DDP, or train "
-            "plain LoRA there and cut it afterwards: pedyra fit FOLDER"
-        )
+        engine = "DeepSpeed; train under DDP, without args.deepspeed: an adapter's own state is small;"
+    elif getattr(trainer, "is_fsdp_enabled", False) and plugin is not None and plugin.fsdp_version == 1:
+        engine = "FSDP1; use fsdp_config={'version': 2}, or DDP,"
+    else:
+        return
+    cut = "or train plain LoRA there and cut it afterwards: pedyra fit FOLDER"
+    raise UserError(f"pedyra.adapt does not support training under {engine} {cut}")
 
 
 def data_parallel(args: TrainingArguments, wrapped: Any) -> DistributedDataParallel | None:
-    """Find the wrapper that averages gradients, which must follow a resize; None for one process, and for FSDP2.
-
-    Raises:
-        ValueError: another wrapper; a resize inside it would diverge or crash.
-    """
+    """Find the wrapper that averages gradients, which must follow a resize; None for one process, and for FSDP2. Raises
+    ValueError: another wrapper, in which a resize would diverge or crash."""
     wrapped = getattr(wrapped, "_orig_mod", wrapped)  # accelerate compiles what it has wrapped
-    wrapper, kind = None, type(wrapped).__name__
-    if isinstance(wrapped, FSDPModule):
-        return None  # `keep_whole` has seen to it, and `check_unsharded` looks
-    if not isinstance(wrapped, DistributedDataParallel) and (args.fsdp or kind == "FullyShardedDataParallel"):
+    kind = type(wrapped).__name__
+    if isinstance(wrapped, DistributedDataParallel):
+        return wrapped
+    if isinstance(wrapped, FSDPModule):  # `keep_whole` has seen to it, and `check_unsharded` looks
+        return None
+    if args.fsdp or kind == "FullyShardedDataParallel":
         wrapper, repair = "Trainer's FSDP but for version 2 on an accelerator", "see docs/processes.md, or use DDP"
-    elif args.world_size > 1 and not isinstance(wrapped, DistributedDataParallel):
+    elif args.world_size > 1:
         wrapper, repair = f"{args.world_size} processes in a {kind}", "use DDP, or one process"
     elif args.n_gpu > 1:
         wrapper, repair = f"DataParallel over {args.n_gpu} GPUs", "set CUDA_VISIBLE_DEVICES to one of them"
-    if wrapper is not None:
-        raise UserError(f"pedyra.adapt does not support training under {wrapper}; {repair}")
-    return wrapped if isinstance(wrapped, DistributedDataParallel) else None
-
-
-# FSDP2 averages the gradients of what it has cut, and Trainer then saves and loads the parts of every process. What is
-# whole is averaged, saved and loaded here as under DDP.
+    else:
+        return None
+    raise UserError(f"pedyra.adapt does not support training under {wrapper}; {repair}")
 
 
 def keep_whole(trainer: Trainer, model: nn.Module, layers: Sequence[AdaptedLayer]) -> None:
     """Have a Trainer that will cut `model` by FSDP2 leave whole what is trained; nothing for any other Trainer.
 
-    Every process begins with the trained parameters of the first. Gradients are averaged before they are clipped. A
-    checkpoint is that of a training under DDP: it goes on in any number of processes, and without FSDP. Raises
-    ValueError: a setting under which accelerate would cut them all the same, or ranks could not move.
+    What is whole begins as in the first process, and is averaged, saved and loaded as under DDP; FSDP2 and Trainer do
+    so for what is cut alone. Raises ValueError: accelerate would cut it all the same, or ranks could not move.
     """
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is None or plugin.fsdp_version != 2:
@@ -85,15 +77,14 @@ def keep_whole(trainer: Trainer, model: nn.Module, layers: Sequence[AdaptedLayer
     if isinstance(theirs, str):
         theirs = [module for name, module in model.named_modules() if re.fullmatch(theirs, name)]
     plugin.ignored_modules = [*theirs, nn.ParameterList(whole)]
-    put_around(trainer.accelerator, "prepare", _prepared, trainer)
-    put_around(trainer, "training_step", _averaged, trainer)
+    put_around(trainer.accelerator, "prepare", _prepare, trainer)
+    put_around(trainer, "training_step", _train_and_average, trainer)
     for name in ("save_model", "_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler", "_load_best_model"):
         put_around(trainer, name, _without_fsdp, trainer)
 
 
 def _why_not_whole(trainer: Trainer, plugin: Any, model: nn.Module, layers: Sequence[AdaptedLayer]) -> str | None:
-    """Tell what the settings, the model or the way its processes share a batch have that keeps `keep_whole` from its
-    work, and the repair."""
+    """Tell what keeps `keep_whole` from its work, and the repair."""
     if plugin.cpu_ram_efficient_loading:
         return (
             "cpu_ram_efficient_loading, which cuts the adapter too; set it to false in fsdp_config, or in a launch "
@@ -116,18 +107,17 @@ def _why_not_whole(trainer: Trainer, plugin: Any, model: nn.Module, layers: Sequ
     return None
 
 
-def _prepared(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
-    """Keep an optimizer's Parameters, which are whole, and so the same as before: accelerate looks for them by their
-    address, and those of a rank 0 have none."""
+def _prepare(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+    """Keep an optimizer's Parameters: accelerate looks for them by their address, and those of a rank 0 have none."""
     groups = [group for each in args if isinstance(each, Optimizer) for group in each.param_groups]
     lists = [[*group["params"]] for group in groups]
-    prepared = original(*args, **kwargs)
+    result = original(*args, **kwargs)
     for group, parameters in zip(groups, lists, strict=True):
         group["params"][:] = parameters
-    return prepared
+    return result
 
 
-def _averaged(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+def _train_and_average(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
     """Average at the last backward pass of a step, and so before clipping."""
     loss, model = original(*args, **kwargs), trainer.model
     if trainer.accelerator.sync_gradients and model is not None:
@@ -139,13 +129,12 @@ def _without_fsdp(original: Callable[..., Any], trainer: Trainer, *args: Any, **
     """Save and load as under DDP: the adapter by PEFT, the optimizer's state by its first process."""
     if trainer.model is not None:
         reshard(trainer.model)
-    with replaced(trainer, "is_fsdp_enabled", False):
+    with attribute(trainer, "is_fsdp_enabled", False):
         return original(*args, **kwargs)
 
 
 def reshard(model: nn.Module) -> None:
-    """Cut `model` again before its first process saves it: after an evaluation the state dict does this, and that
-    process would be alone."""
+    """Cut `model` again before its first process saves it, in whose state dict it would do so alone."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

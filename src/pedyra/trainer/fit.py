@@ -97,11 +97,11 @@ def fit_trainer(trainer: Trainer, request: FitRequest, *, place: Destination | N
     if trainer.args.fp16_full_eval or trainer.args.bf16_full_eval:  # the Trainer has left the model where it was
         trainer._move_model_to_device(model, trainer.args.device)
     with untouched(trainer, model):
-        judge = trainer_judge = TrainerJudge(trainer, model)
+        judge = of_loss = TrainerJudge(trainer, model)
         rows = fit_rows(trainer, data, request)
         if rows.unlabelled or is_surrogate(trainer):
-            judge = DivergenceJudge(model, trainer_judge.answers)
-            judge.loss_scale = trainer_judge.loss_scale
+            judge = DivergenceJudge(model, of_loss.answers)
+            judge.loss_scale = of_loss.loss_scale
         shown = ("estimate" if trainer.args.disable_tqdm else "bar") if trainer.is_world_process_zero() else "nothing"
         base = base_of(trainer, model, rows.calibration, adapter)
         result = fit_batches(judge, rows, request, place=place, base=base, adapter=adapter, shown=shown)
@@ -137,15 +137,12 @@ def base_of(trainer: Any, model: Any, batches: Sequence[Batch], adapter: str) ->
 def check_whole(trainer: Any, what: str) -> None:
     """Raise ValueError for a model in shards, which `what` (a fit, a proof) cannot evaluate."""
     parallel = getattr(trainer.accelerator, "parallelism_config", None)
-    ways = {
-        "FSDP": trainer.is_fsdp_enabled,
-        "DeepSpeed": trainer.is_deepspeed_enabled,
-        "tensor, context or sequence parallelism": parallel is not None
-        and any(getattr(parallel, f"{kind}_enabled", False) for kind in ("tp", "cp", "sp")),
-    }
-    if result := [name for name, on in ways.items() if on]:
+    parts = any(getattr(parallel, f"{kind}_enabled", False) for kind in ("tp", "cp", "sp"))
+    engines = {"FSDP": trainer.is_fsdp_enabled, "DeepSpeed": trainer.is_deepspeed_enabled}
+    engines["tensor, context or sequence parallelism"] = parts
+    if sharding := [name for name, on in engines.items() if on]:
         raise UserError(
-            f"the model is sharded ({result[0]}), and {what} takes it whole; save the adapter and run `pedyra "
+            f"the model is sharded ({sharding[0]}), and {what} takes it whole; save the adapter and run `pedyra "
             f"{'fit FOLDER' if what == 'a fit' else 'prove A B'} --data ROWS` in one process"
         )
 
@@ -153,10 +150,8 @@ def check_whole(trainer: Any, what: str) -> None:
 def check_live(model: Any, adapter: str) -> None:
     """Raise ValueError for a live adapter whose factors are not its update of the base: it is switched off, merged, or
     relative to a start (PiSSA)."""
-    config = model.peft_config[adapter].to_dict()
     title = f"adapter {adapter!r}"
-    layers = lora_layers(model, adapter)
-    for name, module in layers.items():
+    for name, module in lora_layers(model, adapter).items():
         if module.disable_adapters:
             raise UserError(f"{title} is switched off in {name}; call model.base_model.enable_adapter_layers() first")
         if adapter in module.merged_adapters:
@@ -166,4 +161,4 @@ def check_live(model: Any, adapter: str) -> None:
                 f"{title} began as a part of the weights (PiSSA, OLoRA), which the live model keeps beside it; call "
                 f"pedyra.detach(model, {adapter!r}) first, after which its factors hold the difference"
             )
-    check_supported("fit", title, config)
+    check_supported("fit", title, model.peft_config[adapter].to_dict())

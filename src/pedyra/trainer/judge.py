@@ -30,7 +30,10 @@ class TrainerJudge(Judge):
     def __init__(self, trainer: Trainer, model: Any) -> None:
         super().__init__(model)
         self.trainer: Any = trainer
-        self.loss_scale = _loss_scale(trainer, model)
+        # Of autocast, of the base, or of its 4-bit layers.
+        types = {parameter.dtype for parameter in model.parameters()}
+        types |= {getattr(module, "compute_dtype", None) for module in model.modules()}
+        self.loss_scale = FP16_SCALE if trainer.args.fp16 or torch.float16 in types else 1.0
         self._judges_parts = True
         """Once compute_metrics has not taken a part of the held-out rows, it is not asked again."""
 
@@ -47,32 +50,30 @@ class TrainerJudge(Judge):
         return super().samples(batch) / (2 if kinds & PAIRS else 1)
 
     def forward(self, batch: Batch) -> Any:
-        """Return what the model gives for a batch, without the loss that it would compute for its labels; the decoder
-        of an encoder-decoder is given them as its text."""
+        """Return what the model gives for a batch, without a loss of its labels, which are the text of a decoder."""
         inputs = send_to_device(dict(batch), self.trainer.args.device)
-        takes = inspect.signature(self.model.get_base_model().forward).parameters.keys()
+        takes = forward_names(self.model)
         takes -= set() if getattr(self.model.config, "is_encoder_decoder", False) else {"labels"}
         with self.trainer.accelerator.autocast():
             return self.model(**{key: value for key, value in inputs.items() if key in takes})
 
     def answers(self, batch: Batch) -> Logits | None:
-        takes = inspect.signature(self.model.get_base_model().forward).parameters.keys()
-        if (self.writes and "labels" not in batch) or not takes & batch.keys():  # pairs of texts, as DPO has them
+        # Pairs of texts, as DPO has them, are nothing that the model takes.
+        if (self.writes and "labels" not in batch) or not forward_names(self.model) & batch.keys():
             return None
         return answer_logits(self.model, batch, getattr(self.forward(batch), "logits", None))
 
     def losses(self, batches: Sequence[Batch], cut: Cut, predictions: Predictions | None = None) -> Iterator[float]:
         trainer = self.trainer
-        with_metrics = self._judges_parts and trainer.compute_metrics is not None
-        with_metrics = with_metrics and not trainer.args.batch_eval_metrics
-        loss_only = predictions is None or not with_metrics
+        judges = self._judges_parts and trainer.compute_metrics is not None and not trainer.args.batch_eval_metrics
+        predictions = predictions if judges else None
         torch.manual_seed(0)
         with cut():
             for number, batch in enumerate(batches):
                 inputs = trainer._prepare_input(batch)  # on the device, as a prepared loader gives it
                 with trainer.accelerator.autocast():
-                    loss, logits, labels = trainer.prediction_step(self.model, inputs, loss_only)
-                    if not loss_only and getattr(trainer.args, "predict_with_generate", False):
+                    loss, logits, labels = trainer.prediction_step(self.model, inputs, predictions is None)
+                    if predictions is not None and getattr(trainer.args, "predict_with_generate", False):
                         # With its texts it gives the model's own loss, and not that of compute_loss.
                         loss, _, _ = trainer.prediction_step(self.model, trainer._prepare_input(batch), True)
                 if loss is None:
@@ -80,7 +81,7 @@ class TrainerJudge(Judge):
                         f"the evaluation of {type(trainer).__name__} gives no loss for these rows; name their labels "
                         f"with TrainingArguments(label_names=...)"
                     )
-                if not loss_only and predictions is not None and logits is not None and labels is not None:
+                if predictions is not None and logits is not None and labels is not None:
                     if trainer.preprocess_logits_for_metrics is not None:
                         logits = trainer.preprocess_logits_for_metrics(logits, labels)
                     predictions.append(send_to_device((logits, labels), "cpu"))
@@ -110,27 +111,20 @@ class TrainerJudge(Judge):
     def correct(self, predictions: Predictions, metrics: Mapping[str, float]) -> list[bool] | None:
         """Return also None where the rows that have their label are not what the task calls its accuracy."""
         accuracy = next((value for name, value in metrics.items() if name.endswith("accuracy")), None)
-        if accuracy is None or not (rows := _rows_right(predictions)):
+        rows: list[bool] = []
+        for logits, labels in predictions:
+            first = logits[0] if isinstance(logits, tuple | list) else logits
+            if not isinstance(first, Tensor) or not isinstance(labels, Tensor):
+                return None
+            guesses = first.argmax(-1) if first.dim() == 2 else first
+            if labels.dim() != 1 or guesses.shape != labels.shape:  # a row has more than one label, or none
+                return None
+            rows += (guesses == labels).tolist()
+        if accuracy is None or not rows:
             return None
         return rows if abs(sum(rows) / len(rows) - accuracy) < 1e-6 else None
 
 
-def _rows_right(predictions: Predictions) -> list[bool] | None:
-    """Tell of each row whether it has its label; None where a row has more than one, or none."""
-    rows: list[bool] = []
-    for logits, labels in predictions:
-        first = logits[0] if isinstance(logits, tuple | list) else logits
-        if not isinstance(first, Tensor) or not isinstance(labels, Tensor):
-            return None
-        guesses = first.argmax(-1) if first.dim() == 2 else first
-        if labels.dim() != 1 or guesses.shape != labels.shape:
-            return None
-        rows += (guesses == labels).tolist()
-    return rows
-
-
-def _loss_scale(trainer: Any, model: Any) -> float:
-    """Return `FP16_SCALE` where gradients are in float16: by autocast, or as the base, or its 4-bit layers, are."""
-    types = {parameter.dtype for parameter in model.parameters()}
-    types |= {getattr(module, "compute_dtype", None) for module in model.modules()}
-    return FP16_SCALE if trainer.args.fp16 or torch.float16 in types else 1.0
+def forward_names(model: Any) -> set[str]:
+    """Return the names of what the base model's forward takes."""
+    return {*inspect.signature(model.get_base_model().forward).parameters}

@@ -7,7 +7,7 @@ of the gain over it would be the head's. A linear head on the base's own feature
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -22,15 +22,14 @@ from pedyra.trainer.judge import TrainerJudge
 STEPS = 100
 """LBFGS takes at most this number; the problem is convex."""
 PENALTIES = (1.0, 10.0, 100.0, 1e3, 1e4)
-"""A penalty is on half of the squared weights, of features of variance 1: with hundreds of them and of rows 1
-overfits."""
+"""On half of the squared weights, of features of variance 1: with hundreds of them and of rows 1 overfits."""
 FOLDS = 4
 
 
 def heads(model: nn.Module, adapter: str) -> list[nn.Module]:
     """List the modules that were trained in full beside the adapter's layers, in the order of the model."""
-    result = (module for module in model.modules() if isinstance(module, ModulesToSaveWrapper))
-    return [module for module in result if adapter in module.modules_to_save]
+    wrappers = (module for module in model.modules() if isinstance(module, ModulesToSaveWrapper))
+    return [module for module in wrappers if adapter in module.modules_to_save]
 
 
 def base_with_head(
@@ -39,8 +38,8 @@ def base_with_head(
     """Return a context manager under which the model is its base, with a head that is fitted to these batches; None
     where no head was trained, or it does not give classes or a number for whole rows.
 
-    The features are what the first of the trained modules is given, of the row's first token, or of its last one where
-    the head answers for each token; the head takes the place of what the last of them gives.
+    The features are what the first of the trained modules is given, of the row's first token, or of its last where the
+    head answers for each token; the head takes the place of what the last of them gives.
     """
     modules, judge = heads(model, adapter), TrainerJudge(trainer, model)
     if not modules or any(_labels(batch) is None for batch in batches):
@@ -54,19 +53,16 @@ def base_with_head(
             record["last"], record["width"], record["dims"] = module, output.shape[-1], output.dim()
 
     features, labels = [], []
-    handles = [module.register_forward_hook(look) for module in modules]
-    try:
-        with disabled(model), torch.no_grad():
-            for batch in batches:
-                record.pop("features", None)
-                judge.forward(batch)
-                if "features" not in record:
-                    return None
-                features.append(_of_rows(record["features"], batch, record["dims"] == 3).cpu())
-                labels.append(_labels(batch))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack, disabled(model), torch.no_grad():
+        for module in modules:
+            stack.enter_context(module.register_forward_hook(look))
+        for batch in batches:
+            record.pop("features", None)
+            judge.forward(batch)
+            if "features" not in record:
+                return None
+            features.append(_of_rows(record["features"], batch, record["dims"] == 3).cpu())
+            labels.append(_labels(batch))
     weight, bias = fit_head(torch.cat(gather_object(features)), torch.cat(gather_object(labels)), record["width"])
 
     @contextmanager
@@ -79,13 +75,9 @@ def base_with_head(
             values = values[:, 0] if values.dim() == 3 and output.dim() == 2 else values
             return (values.float() @ weight.to(values.device).T + bias.to(values.device)).to(output.dtype)
 
-        handles = [record["first"].register_forward_hook(keep), record["last"].register_forward_hook(answer)]
-        try:
-            with disabled(model):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        first, last = record["first"].register_forward_hook(keep), record["last"].register_forward_hook(answer)
+        with first, last, disabled(model):
+            yield
 
     return base
 
@@ -96,34 +88,33 @@ def _labels(batch: Batch) -> Tensor | None:
     return labels.cpu() if isinstance(labels, Tensor) and labels.dim() == 1 else None
 
 
-def _of_rows(result: Tensor, batch: Batch, every_token: bool) -> Tensor:
+def _of_rows(values: Tensor, batch: Batch, every_token: bool) -> Tensor:
     """Pick the features of each row from those of its tokens."""
-    if result.dim() < 3:
-        return result
+    if values.dim() < 3:
+        return values
     mask = batch.get("attention_mask")
     if not every_token or not isinstance(mask, Tensor):
-        return result[:, 0]
+        return values[:, 0]
     last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
-    return result[torch.arange(len(result), device=result.device), last.to(result.device)]
+    return values[torch.arange(len(values), device=values.device), last.to(values.device)]
 
 
 def fit_head(features: Tensor, labels: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Return weight `(width, n)` and bias `(width,)` of the linear head that fits features `(rows, n)` to their labels:
-    by logistic regression for classes, else by ridge regression, with the penalty that does best on rows left out."""
+    """Return weight `(width, n)` and bias `(width,)` of the logistic regression of features `(rows, n)` for classes,
+    else of the ridge regression, with the penalty that does best on rows left out."""
     X = features.double()
     mean, scale = X.mean(0), X.std(0).clamp_min(1e-6)
     X = (X - mean) / scale
     y = labels.double()[:, None] if labels.is_floating_point() else labels
     fold = torch.randperm(len(X), generator=torch.Generator().manual_seed(0)) % FOLDS
 
-    def left_out(penalty: float) -> float:
-        total = 0.0
-        for number in range(FOLDS):
-            head = _regression(X[fold != number], y[fold != number], width, penalty)
-            total += float(_loss(*head, X[fold == number], y[fold == number]))
-        return total
+    def loss(penalty: float) -> float:
+        """Of rows that are left out in turn."""
+        parts = [fold == number for number in range(FOLDS)]
+        heads = [_regression(X[~part], y[~part], width, penalty) for part in parts]
+        return sum(float(_loss(*head, X[part], y[part])) for head, part in zip(heads, parts, strict=True))
 
-    weight, bias = _regression(X, y, width, min(PENALTIES, key=left_out))
+    weight, bias = _regression(X, y, width, min(PENALTIES, key=loss))
     weight = weight / scale
     return weight.float(), (bias - weight @ mean).float()
 
@@ -137,9 +128,8 @@ def _loss(weight: Tensor, bias: Tensor, X: Tensor, y: Tensor) -> Tensor:
 
 
 def _regression(X: Tensor, y: Tensor, width: int, penalty: float) -> tuple[Tensor, Tensor]:
-    weight, bias = torch.zeros(width, X.shape[1]).double(), torch.zeros(width).double()
-    for each in (weight, bias):
-        each.requires_grad_()
+    weight = torch.zeros(width, X.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(width, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:

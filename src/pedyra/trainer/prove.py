@@ -67,7 +67,8 @@ def prove(
     check_whole(trainer, "a proof")
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     check_live(model, active_adapter(model))
-    with untouched(trainer, model), adapters_beside(model, (a, b)) as (in_a, in_b):
+    # To load an adapter has put the model into PEFT's own evaluation mode.
+    with untouched(trainer, model), adapters_beside(model, (a, b)) as (in_a, in_b), evaluating(model):
         judge = TrainerJudge(trainer, model)
         with in_a():  # it goes on from prompts without an answer
             heldout = heldout_rows(judge, data, rows)
@@ -75,22 +76,20 @@ def prove(
         facts: dict[str, Any] = {"weights": (), "a": str(a), "b": str(b), "rows": heldout.counts[1]}
         for name, using in ({} if heldout.unlabelled else {"A": in_a, "B": in_b}).items():
             with using():
-                measurements[name], facts["weights"] = measured(judge, heldout.heldout, name)
-        limit = settled(limit, heldout, measurements.get("A"))
+                measurements[name], facts["weights"] = measurement(judge, heldout.heldout, name)
+        limit = margin_of(limit, heldout, measurements.get("A"))
         if limit.of == "won":
             using, facts["base"] = base_of(trainer, model, training_rows(trainer), active_adapter(model))
             with using():
-                measurements["base"], _ = measured(judge, heldout.heldout, "base")
-        answering = [judge.answering(_evaluated(model, using)) for using in (in_a, in_b)]
-        counted = shown_as(judge, "answers", heldout.heldout)
-        facts["answers"] = answers_beside(answering[0], answering[1], counted(heldout.heldout), judge.writes)
+                measurements["base"], _ = measurement(judge, heldout.heldout, "base")
+        batches = progress_bar(judge, "answers", heldout.heldout)(heldout.heldout)
+        facts["answers"] = answers_beside(judge.answering(in_a), judge.answering(in_b), batches, judge.writes)
     none = Measurement()
     return compare(measurements.get("A", none), measurements.get("B", none), limit, measurements.get("base"), **facts)
 
 
-def settled(limit: Margin | None, rows: Rows, a: Measurement | None) -> Margin:
-    """Return the margin of the request, or the default one for these rows. Raises ValueError for a margin that needs
-    labels, of rows without."""
+def margin_of(limit: Margin | None, rows: Rows, a: Measurement | None) -> Margin:
+    """Return the margin of the request, or the default for these rows. ValueError: it needs labels that they lack."""
     if limit is None:
         return Margin.default(labelled=not rows.unlabelled, accuracy=a is not None and a.correct is not None)
     if rows.unlabelled and limit.of != "answers":
@@ -99,17 +98,6 @@ def settled(limit: Margin | None, rows: Rows, a: Measurement | None) -> Margin:
             f"share of the answers (changed 2%), or give labels"
         )
     return limit
-
-
-def _evaluated(model: Any, using: Callable[[], Any]) -> Callable[[], Any]:
-    """Return a context manager: that of `using`, with the model in evaluation mode."""
-
-    @contextmanager
-    def both() -> Iterator[None]:
-        with using(), evaluating(model):
-            yield
-
-    return both
 
 
 def check_margin(margin: Margin | None, is_base: bool) -> None:
@@ -132,13 +120,13 @@ def heldout_rows(judge: TrainerJudge, data: Any, most: int | None) -> Rows:
     return replace(rows, heldout=batches)
 
 
-def measured(judge: TrainerJudge, batches: Sequence[Batch], name: str) -> tuple[Measurement, list[float]]:
+def measurement(judge: TrainerJudge, batches: Sequence[Batch], name: str) -> tuple[Measurement, list[float]]:
     """Measure the judge's model, as it is, on these batches; and say how much each of them weighs."""
-    heldout = HeldOut(judge, batches, shown_as(judge, name, batches))
+    heldout = HeldOut(judge, batches, progress_bar(judge, name, batches))
     return Measurement(heldout.whole, heldout.metrics, heldout.correct), heldout.weights
 
 
-def shown_as(judge: TrainerJudge, name: str, batches: Sequence[Batch]) -> Callable[..., Any]:
+def progress_bar(judge: TrainerJudge, name: str, batches: Sequence[Batch]) -> Callable[..., Any]:
     """Return what passes batches on under a bar of this name, where the Trainer shows bars."""
     has_bar = not judge.trainer.args.disable_tqdm and judge.trainer.is_world_process_zero()
     return partial(tqdm, total=len(batches), desc=name, disable=not has_bar)
@@ -146,9 +134,17 @@ def shown_as(judge: TrainerJudge, name: str, batches: Sequence[Batch]) -> Callab
 
 @contextmanager
 def adapters_beside(model: PeftModel, adapters: Sequence[str | Path]) -> Iterator[list[Callable[[], Any]]]:
-    """Yield a context manager for each of these, under which the live model has this adapter. Folders are loaded under
-    names of their own, and taken out at the end."""
-    active, added, using = list(model.active_adapters), [], []
+    """Yield context managers under which the live model has one of these; folders are loaded, and taken out again."""
+    active, added, using = model.active_adapters[0], [], []
+
+    @contextmanager
+    def adapter(name: str) -> Iterator[None]:
+        model.set_adapter(name)
+        try:
+            yield
+        finally:
+            model.set_adapter(active)
+
     try:
         for number, each in enumerate(adapters):
             name = str(each)
@@ -159,19 +155,18 @@ def adapters_beside(model: PeftModel, adapters: Sequence[str | Path]) -> Iterato
                 name = f"pedyra_prove_{number}"
                 added.append(name)
                 _add_adapter(model, Path(each), name)
-            using.append(partial(_active, model, name))
-        model.set_adapter(active[0])
+            using.append(partial(adapter, name))
+        model.set_adapter(active)
         yield using
     finally:
-        model.set_adapter(active[0])
+        model.set_adapter(active)
         for name in added:
             if name in model.peft_config:
                 model.delete_adapter(name)
 
 
 def _add_adapter(model: PeftModel, path: Path, name: str) -> None:
-    """Load the LoRA in `path` under this name beside the live ones, as PEFT loads it. Raises ValueError: it does not
-    fit the live model, or was trained on another base."""
+    """Load the LoRA in `path` beside the live ones. Raises ValueError: it does not fit, or is of another base."""
     lora = read_lora(path)
     check_finite(lora)
     live: Any = next(iter(model.peft_config.values()))
@@ -186,14 +181,3 @@ def _add_adapter(model: PeftModel, path: Path, name: str) -> None:
         message = " ".join(str(error).split())[:300]
         raise UserError(f"{path} does not fit the live model: {message}") from error
     check_layers(lora, model, name)
-
-
-@contextmanager
-def _active(model: PeftModel, name: str) -> Iterator[None]:
-    """Make this the active adapter, and the one before at the end."""
-    before = model.active_adapters[0]
-    model.set_adapter(name)
-    try:
-        yield
-    finally:
-        model.set_adapter(before)

@@ -16,7 +16,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import IterableDataset, Subset
+from torch.utils.data import ConcatDataset, IterableDataset, Subset
 from transformers import GenerationConfig
 
 from pedyra.errors import UserError
@@ -30,8 +30,7 @@ from pedyra.fitting.search import FEW, LEAST
 logger = logging.getLogger(__name__)
 
 BATCH = 8
-"""A batch has at most this number of rows: the proof is paired batch by batch, and small ones make a better standard
-error."""
+"""A batch has at most so many rows: the proof is paired by batches, and small ones make a better standard error."""
 BATCHES = 2 * FEW
 """Few held-out rows make at least this number of batches, as far as they go in pairs."""
 CALIBRATION = 128
@@ -39,14 +38,13 @@ CALIBRATION = 128
 LEARNED = 0.1
 """From this part of the held-out rows on, a warning says that they were trained on."""
 MOST_HELD = 8192
-"""At most this number of held-out rows prove, where nothing else is asked; a fit takes as many as it has the time
-for."""
+"""At most this number of held-out rows prove by default; a fit takes as many as it has the time for."""
 CONTINUED_ROWS = 512
 """At most this number of prompts calibrate, and as many prove, where the adapter has to go on from them first."""
 WRITTEN = 64
 """It writes at most this number of tokens after each."""
 GENERATED_ROWS = 128
-"""Where the Trainer generates what it is judged on, at most this number of completions calibrate, and as many prove."""
+"""At most this number of completions calibrate, and as many prove, where the Trainer generates them."""
 
 
 def fit_rows(trainer: Any, data: Any, request: FitRequest) -> Rows:
@@ -58,7 +56,7 @@ def fit_rows(trainer: Any, data: Any, request: FitRequest) -> Rows:
         size = small = max(group, trainer.args.per_device_eval_batch_size // group * group)
         step = size * processes // completions
         calibrating = proving = min(calibrating, max(2 * BATCH, GENERATED_ROWS // completions, 2 * step))
-    name, training, train_places, heldout, heldout_places = _drawn(trainer, data, calibrating, proving)
+    name, training, train_places, heldout, heldout_places = _sample(trainer, data, calibrating, proving)
     unlabelled = not completions and _is_unlabelled(trainer, heldout, heldout_places)
     if unlabelled and writes(trainer.accelerator.unwrap_model(trainer.model)) and request.rows is None:
         train_places, heldout_places = train_places[:CONTINUED_ROWS], heldout_places[:CONTINUED_ROWS]
@@ -66,19 +64,16 @@ def fit_rows(trainer: Any, data: Any, request: FitRequest) -> Rows:
         size, room = _held_batch(trainer, len(heldout_places)), trainer.args.per_device_train_batch_size
         small = max(min(BATCH, room), min(room, len(train_places) // FEW) if _compares_rows(trainer) else 0)
     prompts = completions or 1
-    train_places = _shared(train_places[: CALIBRATION * small // prompts], small * processes // prompts, processes)
-    heldout_places = _shared(heldout_places, size * processes // prompts, processes)
+    train_places = _cut_evenly(trainer, train_places[: CALIBRATION * small // prompts], small * processes // prompts)
+    heldout_places = _cut_evenly(trainer, heldout_places, size * processes // prompts)
     for rows, lacking in ((train_places, "calibrate"), (heldout_places, "prove by")):
         if not rows:
             raise UserError(f"{name} leaves no rows to {lacking}; give more")
-    parts = (
-        _batches(trainer, _selected(of, rows), number, bool(completions))
-        for of, rows, number in ((training, train_places, small), (heldout, heldout_places, size))
-    )
-    calibration, proof = ([_written(trainer, batch) for batch in part] if unlabelled else part for part in parts)
+    calibration = _batches(trainer, training, train_places, small, completes=bool(completions))
+    proof = _batches(trainer, heldout, heldout_places, size, completes=bool(completions))
     return Rows(
-        calibration=calibration,
-        heldout=proof,
+        calibration=_label_prompts(trainer, calibration) if unlabelled else calibration,
+        heldout=_label_prompts(trainer, proof) if unlabelled else proof,
         unlabelled=unlabelled,
         name=name,
         counts=(len(train_places), len(heldout_places)),
@@ -94,16 +89,14 @@ def proof_rows(trainer: Any, data: Any, most: int | None) -> Rows:
             f"Trainer of the answers themselves (SFTTrainer with its default loss)"
         )
     name, heldout, _ = _held_out(trainer, data, "the proof")
-    heldout, heldout_places = _shuffled(heldout, most, torch.Generator().manual_seed(trainer.args.seed))
+    heldout, heldout_places = _shuffle(heldout, most, torch.Generator().manual_seed(trainer.args.seed))
     size = _held_batch(trainer, len(heldout_places))
-    processes = trainer.accelerator.num_processes
-    heldout_places = _shared(heldout_places, size * processes, processes)
+    heldout_places = _cut_evenly(trainer, heldout_places, size * trainer.accelerator.num_processes)
     if len(heldout_places) < LEAST * size:
         raise UserError(f"{name} has {len(heldout_places)} rows, and a proof takes {LEAST * size} or more; give more")
-    batches = _batches(trainer, _selected(heldout, heldout_places), size, False)
+    batches = _batches(trainer, heldout, heldout_places, size)
     unlabelled = _is_unlabelled(trainer, heldout, heldout_places)
-    if unlabelled:
-        batches = [_written(trainer, batch) for batch in batches]
+    batches = _label_prompts(trainer, batches) if unlabelled else batches
     return Rows(calibration=(), heldout=batches, unlabelled=unlabelled, name=name, counts=(0, len(heldout_places)))
 
 
@@ -113,28 +106,26 @@ def training_rows(trainer: Any) -> list[Batch]:
         return []
     size = min(BATCH, trainer.args.per_device_train_batch_size)
     generator = torch.Generator().manual_seed(trainer.args.seed)
-    training, train_places = _shuffled(trainer.train_dataset, CALIBRATION * size, generator)
-    processes = trainer.accelerator.num_processes
-    train_places = _shared(train_places, size * processes, processes)
-    return _batches(trainer, _selected(training, train_places), size, False)
+    training, train_places = _shuffle(trainer.train_dataset, CALIBRATION * size, generator)
+    train_places = _cut_evenly(trainer, train_places, size * trainer.accelerator.num_processes)
+    return _batches(trainer, training, train_places, size)
 
 
-def _shared(rows: list[int], step: int, processes: int) -> list[int]:
+def _cut_evenly(trainer: Any, rows: list[int], step: int) -> list[int]:
     """Cut the rows to a multiple of `step`, so that every process has as many batches, and no row comes twice."""
-    return rows if processes == 1 else rows[: len(rows) // max(1, step) * max(1, step)]
+    return rows if trainer.accelerator.num_processes == 1 else rows[: len(rows) // max(1, step) * max(1, step)]
 
 
 def _held_batch(trainer: Any, rows: int) -> int:
     """Return how many of the held-out rows make a batch."""
     most = trainer.args.per_device_eval_batch_size
-    size = min(BATCH, most)
-    size = max(min(2, size), min(size, rows // BATCHES))
+    size = max(min(2, most), min(BATCH, most, rows // BATCHES))
     return max(size, min(most, rows // FEW)) if _compares_rows(trainer) else size
 
 
 def _compares_rows(trainer: Any) -> bool:
-    """Tell whether the loss may compare the rows of a batch with each other, as most losses of sentence-transformers
-    do. Nearly any adapter finds the right one among eight rows, so the batches are those that the Trainer asks for."""
+    """Tell whether the loss may compare the rows of a batch, as most of sentence-transformers do. Nearly any adapter
+    finds the right one among eight rows, so the batches are those that the Trainer asks for."""
     return any(kind.__module__.startswith("sentence_transformers.") for kind in type(trainer).__mro__)
 
 
@@ -156,17 +147,13 @@ def is_surrogate(trainer: Any) -> bool:
 
 
 def _held_out(trainer: Any, data: Any, what: str) -> tuple[str, Any, Any]:
-    """Return the name of the held-out rows, they, and the rows of training; None for these where they are the same.
-
-    Args:
-        what: the words for what is judged by them.
-    """
+    """Return name and rows of what is held out to judge `what`, and the rows of training; None: they are the same."""
     training = trainer.train_dataset
     if data is not None and data is not training:
-        name, parts = "data", data if isinstance(data, Mapping) else {"": data}
-        heldout = _joined({key: _prepared(trainer, part) for key, part in parts.items()})
+        parts = data if isinstance(data, Mapping) else {"": data}
+        name, heldout = "data", _join({key: _prepare(trainer, part) for key, part in parts.items()})
     elif data is None and trainer.eval_dataset is not None:
-        name, heldout = "eval_dataset", _joined(trainer.eval_dataset)
+        name, heldout = "eval_dataset", _join(trainer.eval_dataset)
     else:
         name, heldout = "train_dataset", training
         if training is None:
@@ -181,27 +168,22 @@ def _held_out(trainer: Any, data: Any, what: str) -> tuple[str, Any, Any]:
     return name, heldout, None
 
 
-def _drawn(trainer: Any, data: Any, calibrating: int, proving: int) -> tuple[str, Any, list[int], Any, list[int]]:
-    """Draw the rows that calibrate and those held out, each a data set and places in it, after the name of the latter.
-
-    Args:
-        calibrating: the most that do so.
-        proving: the most that are held out.
-    """
+def _sample(trainer: Any, data: Any, calibrating: int, proving: int) -> tuple[str, Any, list[int], Any, list[int]]:
+    """Return the name of the held-out rows, and data sets and places of at most so many to calibrate and to prove."""
     name, heldout, training = _held_out(trainer, data, "the fit")
     generator = torch.Generator().manual_seed(trainer.args.seed)
     if training is None:
-        heldout, order = _shuffled(heldout, calibrating + proving, generator)
+        heldout, order = _shuffle(heldout, calibrating + proving, generator)
         third = min(calibrating, len(order) // 3)  # one set of rows, of which a third calibrates
         return name, heldout, order[:third], heldout, order[third:][:proving]
-    training, train_places = _shuffled(training, calibrating, generator)
-    heldout, heldout_places = _shuffled(heldout, proving, generator)
+    training, train_places = _shuffle(training, calibrating, generator)
+    heldout, heldout_places = _shuffle(heldout, proving, generator)
     return name, training, _apart(training, train_places, heldout, heldout_places, name), heldout, heldout_places
 
 
 def _apart(training: Any, train_places: list[int], heldout: Any, heldout_places: list[int], name: str) -> list[int]:
-    """Return the places of training rows that calibrate, without those that are held out too, as of a part that was
-    selected: repair would learn what the proof asks. Where most are, as where short texts repeat, all stay."""
+    """Return the places of training rows without those that are held out too: repair would learn what the proof asks.
+    Where most are, as where short texts repeat, all stay."""
     proving = set(_contents(heldout, heldout_places))
     rows = zip(train_places, _contents(training, train_places), strict=True)
     apart = [place for place, row in rows if row not in proving]
@@ -219,7 +201,7 @@ def _apart(training: Any, train_places: list[int], heldout: Any, heldout_places:
 
 def _contents(dataset: Any, places: Sequence[int]) -> list[str]:
     """Return each of these rows as JSON, so that equal rows are equal strings."""
-    return [json.dumps(row, sort_keys=True, default=_plain) for row in _selected(dataset, list(places))]
+    return [json.dumps(row, sort_keys=True, default=_plain) for row in _select(dataset, list(places))]
 
 
 def _plain(value: Any) -> Any:
@@ -228,8 +210,9 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else uuid4().hex  # an image is like no other
 
 
-def _batches(trainer: Any, dataset: Any, size: int, generates: bool) -> list[Batch]:
-    """Make this process's batches of a data set as the Trainer's own evaluation does, in the host's memory."""
+def _batches(trainer: Any, dataset: Any, places: list[int], size: int, *, completes: bool = False) -> list[Batch]:
+    """Make this process's batches of these rows as the Trainer's own evaluation does, in the host's memory.
+    `completes`: the whole adapter writes the completions, and a smaller one is judged by whether it writes the same."""
     settings = {
         "per_device_eval_batch_size": size,
         "dataloader_num_workers": 0,
@@ -243,28 +226,27 @@ def _batches(trainer: Any, dataset: Any, size: int, generates: bool) -> list[Bat
     try:
         vars(trainer.args).update({name: settings[name] for name in before})
         batches = []
-        for batch in trainer.get_eval_dataloader(dataset):  # which has sent it to the device
+        for batch in trainer.get_eval_dataloader(_select(dataset, places)):  # which has sent it to the device
             batches.append(send_to_device(batch, "cpu") if isinstance(batch, Mapping) else batch)
     finally:
         vars(trainer.args).update(before)
-    if odd := [type(batch).__name__ for batch in batches if not isinstance(batch, Mapping) and not generates]:
+    if completes:
+        return [_complete(trainer, batch) for batch in batches]
+    if odd := [type(batch).__name__ for batch in batches if not isinstance(batch, Mapping)]:
         raise UserError(
             f"the batches of {type(trainer).__name__} are each a {odd[0]}, and a fit takes dicts of tensors; save the "
             f"adapter and run `pedyra fit FOLDER --data ROWS`"
         )
-    if generates:
-        # The whole adapter writes the completions, and a smaller one is judged by whether it writes the same.
-        return [_completed(trainer, batch) for batch in batches]
-    if len(batches) != math.ceil(len(dataset) / (size * trainer.accelerator.num_processes)):
+    if len(batches) != math.ceil(len(places) / (size * trainer.accelerator.num_processes)):
         raise UserError(
-            f"{type(trainer).__name__}.get_eval_dataloader gives {len(batches)} batches for {len(dataset)} rows in "
-            f"batches of {size}, so rows cannot be kept apart; let it take the data "
-            f"set that it is given, and the batch size of its arguments"
+            f"{type(trainer).__name__}.get_eval_dataloader gives {len(batches)} batches for {len(places)} rows in "
+            f"batches of {size}, so rows cannot be kept apart; let it take the data set that it is given, and the "
+            f"batch size of its arguments"
         )
     return batches
 
 
-def _completed(trainer: Any, prompts: Any) -> dict[str, Tensor]:
+def _complete(trainer: Any, prompts: Any) -> dict[str, Tensor]:
     """Have the Trainer generate a completion of each prompt of a batch; the labels are the completion's tokens."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     with evaluating(model), torch.no_grad():
@@ -285,24 +267,27 @@ def _completed(trainer: Any, prompts: Any) -> dict[str, Tensor]:
 
 
 def _is_unlabelled(trainer: Any, heldout: Any, heldout_places: list[int]) -> bool:
-    """Tell whether the held-out rows are inputs alone: all that the model takes, and nothing that says what is right.
-    A model of one output has no classes, and its rows (the pairs of a reward model) are judged by the Trainer."""
+    """Tell whether the held-out rows are inputs alone: all that the model takes, and nothing that says what is right. A
+    model of one output has no classes (the pairs of a reward model)."""
     if not heldout_places or trainer.accelerator.num_processes > len(heldout_places):
         return False
     base = trainer.accelerator.unwrap_model(trainer.model).get_base_model()
-    batch = _batches(trainer, _selected(heldout, heldout_places[:1]), 1, False)[0]
+    batch = _batches(trainer, heldout, heldout_places[:1], 1)[0]
     keys = {name for name, value in batch.items() if value is not None}  # a collator may give labels that are None
     targets = {"labels", "label", "label_ids", "start_positions", "end_positions", *(trainer.label_names or ())}
     takes = inspect.signature(base.forward).parameters.keys()
     return keys <= takes and not keys & targets and getattr(getattr(base, "config", None), "num_labels", 2) != 1
 
 
-def _written(trainer: Any, batch: Batch) -> Batch:
-    """Label a batch of prompts by what the model generates from them, greedily. A batch that has labels, or of a
-    classifier, is returned as it is."""
+def _label_prompts(trainer: Any, batches: list[Batch]) -> list[Batch]:
+    """Label batches of prompts by what the model generates from them, greedily; others stay as they are."""
+    if not writes(trainer.accelerator.unwrap_model(trainer.model)):
+        return batches
+    return [_continue_prompts(trainer, batch) if batch.get("labels") is None else batch for batch in batches]
+
+
+def _continue_prompts(trainer: Any, batch: Batch) -> Batch:
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if not writes(model) or batch.get("labels") is not None:
-        return batch
     ids, config = batch["input_ids"], model.config
     mask = batch.get("attention_mask", torch.ones_like(ids)).bool()
     longest, most = int(mask.sum(1).max()), getattr(config, "max_position_embeddings", None) or math.inf
@@ -315,22 +300,12 @@ def _written(trainer: Any, batch: Batch) -> Batch:
     own = getattr(trainer.processing_class, "eos_token_id", None), model.generation_config.eos_token_id
     ends = {end for each in own for end in (each if isinstance(each, list) else [each]) if end is not None}
     pad = getattr(trainer.processing_class, "pad_token_id", None) or 0
-    settings = GenerationConfig(
-        max_new_tokens=room,
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
-        eos_token_id=[*ends] or None,
-        pad_token_id=pad,
-    )
+    tokens = {"eos_token_id": [*ends] or None, "pad_token_id": pad}
+    settings = GenerationConfig(max_new_tokens=room, do_sample=False, num_beams=1, use_cache=True, **tokens)
     prompts = [row[on] for row, on in zip(ids, mask, strict=True)]
-    sides = {"padding_value": pad, "batch_first": True, "padding_side": "left"}
     inputs = {"input_ids": ids, "attention_mask": mask.long()}
     if not config.is_encoder_decoder:  # it goes on from the last token
-        inputs["input_ids"] = pad_sequence(prompts, **sides)
-        inputs["attention_mask"] = pad_sequence(
-            [torch.ones_like(row) for row in prompts], **{**sides, "padding_value": 0}
-        )
+        inputs = _pad(prompts, pad, "left")
     with evaluating(model), torch.no_grad(), trainer.accelerator.autocast():
         result = model.generate(**send_to_device(inputs, trainer.args.device), generation_config=settings).cpu()
     result = result[:, 1 if config.is_encoder_decoder else inputs["input_ids"].shape[1] :]
@@ -340,16 +315,16 @@ def _written(trainer: Any, batch: Batch) -> Batch:
         return {**batch, "labels": pad_sequence(texts, batch_first=True, padding_value=-100)}
     rows = [torch.cat(both) for both in zip(prompts, texts, strict=True)]
     labels = [torch.cat([torch.full_like(row, -100), text]) for row, text in zip(prompts, texts, strict=True)]
-    return {
-        "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad),
-        "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
-        "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
-    }
+    return {**_pad(rows, pad, "right"), "labels": pad_sequence(labels, batch_first=True, padding_value=-100)}
 
 
-def _prepared(trainer: Any, data: Any) -> Any:
-    """Prepare rows as the Trainer takes them. TRL's Trainers tokenise what they are given themselves, unless they are
-    told to leave that to the collator; rows that are tokenised already they leave alone."""
+def _pad(rows: list[Tensor], pad: int, side: str) -> dict[str, Tensor]:
+    ids, mask = pad_sequence(rows, True, pad, side), pad_sequence([torch.ones_like(row) for row in rows], True, 0, side)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _prepare(trainer: Any, data: Any) -> Any:
+    """Prepare rows as the Trainer takes them: TRL's tokenise them themselves, unless the collator does."""
     prepare = getattr(trainer, "_prepare_dataset", None)
     eval_packing = getattr(trainer.args, "eval_packing", None)
     arguments = {
@@ -374,21 +349,18 @@ def _prepared(trainer: Any, data: Any) -> Any:
     return prepared
 
 
-def _joined(dataset: Any) -> Any:
+def _join(dataset: Any) -> Any:
     """Make one data set of several by name."""
-    if not isinstance(dataset, Mapping) or not dataset:
-        return dataset
-    parts = list(dataset.values())
-    return parts[0] if len(parts) == 1 else torch.utils.data.ConcatDataset(parts)
+    parts: list[Any] = list(dataset.values()) if isinstance(dataset, Mapping) and dataset else [dataset]
+    return parts[0] if len(parts) == 1 else ConcatDataset(parts)
 
 
-def _shuffled(dataset: Any, most: int | None, generator: torch.Generator) -> tuple[Any, list[int]]:
-    """Return a data set with a length, and the places of at most `most` of its rows, drawn at random; of a stream its
-    first rows."""
+def _shuffle(dataset: Any, most: int | None, generator: torch.Generator) -> tuple[Any, list[int]]:
+    """Return a data set with a length, and random places of at most `most` of its rows; of a stream its first rows."""
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         dataset = list(islice(dataset, most))
     return dataset, torch.randperm(len(dataset), generator=generator)[:most].tolist()
 
 
-def _selected(dataset: Any, indices: list[int]) -> Any:
+def _select(dataset: Any, indices: list[int]) -> Any:
     return dataset.select(indices) if hasattr(dataset, "select") else Subset(dataset, indices)

@@ -17,73 +17,53 @@ from pedyra.fitting.modes import checkpointing, evaluating, frozen, use_averaged
 
 @contextmanager
 def untouched(trainer: Any, model: Any) -> Iterator[None]:
-    """Restore at the end the Trainer's attributes (logs, metrics that are not logged yet, state, arguments), the modes
-    and gradients of the model, and all random states."""
+    """Restore at the end the Trainer and what it holds, the modes and gradients of the model, and random states."""
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())
-        for owner in (trainer, trainer.args, trainer.state, trainer.control, trainer.callback_handler):
-            stack.callback(_restorer(owner))
-        stack.callback(_restorer(trainer.accelerator))
+        owners = (trainer, trainer.args, trainer.state, trainer.control, trainer.callback_handler, trainer.accelerator)
+        for owner in owners:
+            stack.callback(_restorer(vars(owner)))
         stack.enter_context(frozen(model))
         stack.enter_context(checkpointing(model, trainer.args))
         stack.enter_context(evaluating(model))
         use_averaged(trainer.optimizer)
-        if getattr(trainer.args, "predict_with_generate", False) and not hasattr(trainer, "_gen_kwargs"):
+        args = trainer.args
+        if getattr(args, "predict_with_generate", False) and not hasattr(trainer, "_gen_kwargs"):
             # Its own evaluate() sets this, which may never have run.
-            args = trainer.args
             settings = {"max_length": args.generation_max_length, "num_beams": args.generation_num_beams}
             trainer._gen_kwargs = {name: value for name, value in settings.items() if value is not None}
         # Each process's loss is the mean over its own batch, whose samples are counted; on one device.
-        vars(trainer.args)["average_tokens_across_devices"] = False
+        vars(args)["average_tokens_across_devices"] = False
         # A loss of the user's own may log, as it does at steps, and the trackers of the training would get it.
         vars(trainer)["log"] = lambda *_, **__: None
         # A training sets it, which may have been in another process; TRL divides a router's loss by it.
         vars(trainer)["current_gradient_accumulation_steps"] = 1
-        if trainer.args.n_gpu > 1:
-            vars(trainer.args)["_n_gpu"] = 1
+        if args.n_gpu > 1:
+            vars(args)["_n_gpu"] = 1
         yield
 
 
 _LARGE = ("train_dataset", "eval_dataset")
+"""Attributes whose contents are left alone."""
 
 
-def _restorer(owner: Any) -> Callable[[], None]:
-    """Return a function that restores an object's attributes to what they are now, with the contents of containers."""
-    attributes = dict(vars(owner))
-    contents = [_contents(value) for name, value in attributes.items() if name not in _LARGE]
-
-    def restore() -> None:
-        vars(owner).clear()
-        vars(owner).update(attributes)
-        for put_back in contents:
-            put_back()
-
-    return restore
-
-
-def _contents(value: Any) -> Callable[[], None]:
-    """Return a function that restores the contents of a dict, list, set or deque, those inside too, or a small
-    tensor."""
+def _restorer(value: Any) -> Callable[[], object]:
+    """Return a function that restores the contents of a container, those inside too, or of a small tensor."""
     if isinstance(value, dict | list | deque | set):
         content = dict(value) if isinstance(value, dict) else list(value)
-        inner = [_contents(each) for each in (content.values() if isinstance(content, dict) else content)]
+        items = content.items() if isinstance(content, dict) else enumerate(content)
+        inner = [_restorer(each) for name, each in items if name not in _LARGE]
 
-        def put_back() -> None:
+        def restore() -> None:
             value.clear()
             (value.update if isinstance(value, dict | set) else value.extend)(content)
             for each in inner:
                 each()
 
-        return put_back
+        return restore
     if type(value) is Tensor and value.numel() <= 1024:
         saved = value.detach().clone()
-        return lambda: _copy(value, saved)
+        return lambda: None if torch.equal(value, saved) else value.detach().copy_(saved)
     return lambda: None
-
-
-@torch.no_grad()
-def _copy(value: Tensor, saved: Tensor) -> None:
-    if not torch.equal(value, saved):
-        value.copy_(saved)

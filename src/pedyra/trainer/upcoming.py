@@ -18,17 +18,17 @@ from pedyra.trainer.judge import TrainerJudge
 def upcoming(trainer: Any) -> Training:
     """Return the training of a Trainer: its steps, and its loss on batches of its own training rows."""
     return Training(
-        steps=partial(total_steps, trainer), batches=partial(_batches, trainer), losses=partial(_losses, trainer)
+        steps=partial(total_steps, trainer),
+        batches=lambda: _batch_losses(trainer, _rows(trainer)),
+        losses=partial(_losses, trainer),
     )
 
 
 def total_steps(trainer: Any) -> int:
     """Count the optimizer steps of the training, by Trainer's rule."""
-    args = trainer.args
-    if args.max_steps > 0:
-        return args.max_steps
-    *_, steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
-    return steps
+    if trainer.args.max_steps > 0:
+        return trainer.args.max_steps
+    return trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
 
 
 def _rows(trainer: Any) -> Any:
@@ -37,10 +37,6 @@ def _rows(trainer: Any) -> Any:
     if not hasattr(trainer.train_dataset, "__len__"):
         raise UserError("a search shuffles the training rows, and a stream has no end; give rows with a length")
     return trainer.train_dataset
-
-
-def _batches(trainer: Any) -> Iterator[BatchLoss]:
-    return _batch_losses(trainer, _rows(trainer))
 
 
 def _losses(trainer: Any, part: float) -> tuple[Iterator[BatchLoss], Iterator[BatchLoss]]:

@@ -30,7 +30,7 @@ from pedyra.fitting.prove import Margin, Measurement, Proof, compare
 from pedyra.lora.folder import check_finite, check_layers, find_adapter, load_adapter, read_adapter_config, read_lora
 from pedyra.trainer.fit import base_of
 from pedyra.trainer.judge import TrainerJudge
-from pedyra.trainer.prove import BASE, adapters_beside, check_margin, heldout_rows, measured, settled, shown_as
+from pedyra.trainer.prove import BASE, adapters_beside, check_margin, heldout_rows, margin_of, measurement, progress_bar
 from pedyra.trainer.rows import training_rows
 from pedyra.trainer.untouched import untouched
 
@@ -119,7 +119,7 @@ def prove_paths(
         heldout = proving.heldout_rows(in_a)
         if not heldout.unlabelled:
             measures["a"] = proving.measure(in_a, a)
-        margin = settled(margin, heldout, measures.get("a"))
+        margin = margin_of(margin, heldout, measures.get("a"))
         check_margin(margin, a == BASE)
         shares = models[0] == models[1] and sides[0].is_plain and (sides[1].is_plain or b == BASE)
         in_b = in_a.beside(stack, sides[1]) if shares else proving.load(stack, sides[1], models[1])
@@ -127,7 +127,7 @@ def prove_paths(
             measures["b"] = proving.measure(in_b, b)
         answers = Comparison()
         if in_a.answer(heldout.heldout[0]) is not None:
-            counted = shown_as(in_b.judge, "answers", heldout.heldout)
+            counted = progress_bar(in_b.judge, "answers", heldout.heldout)
             answers = answers_beside(in_a.answer, in_b.answer, counted(heldout.heldout), in_a.judge.writes)
         del in_a, in_b
     details = {"a": a, "b": b, "rows": heldout.counts[1], "weights": proving.weights, "answers": answers}
@@ -222,7 +222,7 @@ class _Proving:
 
     def measure(self, model: _Model, name: str) -> Measurement:
         with model.using():
-            result, self.weights = measured(model.judge, self._batches, name)
+            result, self.weights = measurement(model.judge, self._batches, name)
         return result
 
     def _loaded(self, side: _Side, section: ModelSection) -> Any:
