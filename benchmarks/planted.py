@@ -33,7 +33,6 @@ from pedyra.app.console import new_console
 from pedyra.app.options import json_option
 from pedyra.errors import UserError
 from pedyra.lora.attach import attach
-from pedyra.lora.layer import rank_parameters
 from pedyra.methods.names import setting_names
 from pedyra.methods.registry import METHODS, changed, get_method, with_ranks
 
@@ -389,7 +388,7 @@ def _final_size(model: PeftModel, layers: Sequence[str]) -> tuple[list[int] | No
             layer.name: layer.rank * bool(layer.a.weight.any() or layer.b.weight.any()) for layer in attach(model)
         }
     of = {name: base.get_submodule(name) for name in layers}
-    adapter = sum(rank * rank_parameters(of[name].in_features, of[name].out_features) for name, rank in ranks.items())
+    adapter = sum(rank * (of[name].in_features + of[name].out_features) for name, rank in ranks.items())
     return list(ranks.values()), others + adapter
 
 
