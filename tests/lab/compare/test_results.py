@@ -24,7 +24,7 @@ def test_the_rate_with_the_best_mean_over_seeds_wins():
     values = {1: (0.9, 0.1), 2: (0.6, 0.6), 3: (0.5, 0.5)}
     tuned = [result(rate, value, seed) for rate, both in values.items() for seed, value in enumerate(both)]
     curve = RateCurve(CELL, [1, 2, 3], tuned)
-    assert curve.chosen == 2 and not curve.edge
+    assert curve.best_rate == 2 and not curve.edge
 
 
 @pytest.mark.parametrize("metric", ["perplexity", "loss"])

@@ -126,14 +126,8 @@ HERE = ThisMachine()
 
 
 def run_jobs(jobs: Sequence[Job], report: Callable[[JobEnd], None], engine: Engine) -> None:
-    """Run the jobs; one that fails does not stop the others.
-
-    Args:
-        report: called, one at a time, when a job has ended.
-
-    Raises:
-        KeyboardInterrupt: after Ctrl-C, or SIGTERM to this process.
-    """
+    """Run the jobs; one that fails does not stop the others. Ctrl-C, or SIGTERM to this process, ends in a
+    KeyboardInterrupt once the running ones have ended."""
     stops: Stops = []
     with on_interrupt(lambda: stops.append(True), also=[signal.SIGTERM]):
         engine(jobs, report, stops)
@@ -142,11 +136,8 @@ def run_jobs(jobs: Sequence[Job], report: Callable[[JobEnd], None], engine: Engi
 
 
 def run_job(job: Job, start: Callable[[list[str], Path], int], stops: Stops) -> JobEnd | None:
-    """Run a job to its end, from its last checkpoint if there is one; None if it did not begin.
-
-    Args:
-        start: runs `pedyra` with these arguments, appends its output to a log, and returns its exit code.
-    """
+    """Run a job to its end, from its last checkpoint if there is one; None if it did not begin. `start` runs `pedyra`
+    with these arguments, appends its output to a log, and returns its exit code."""
     if stops:
         return None
     code = offset = 0
@@ -195,7 +186,7 @@ def _may_resume(job: Job) -> bool:
     return why_not_resumable(job.recipe["method"]["name"], job.recipe.get("training", {})) is None
 
 
-def _wait(child: subprocess.Popen[bytes], stops: list[bool]) -> int:
+def _wait(child: subprocess.Popen[bytes], stops: Stops) -> int:
     """Wait for the exit code. Ctrl-C in the terminal reaches the comparison alone, which passes it on once."""
     interrupted = False
     while True:

@@ -132,7 +132,7 @@ def _curves_table(comparison: Comparison) -> TextTable:
     for curve in comparison.curves:
         values = {rate: [row["value"] for row in curve.rows if row["learning_rate"] == rate] for rate in curve.rates}
         points = (f"{rate:g}: {number(fmean(each)) if each else 'no run'}" for rate, each in values.items())
-        choice = "none" if curve.chosen is None else f"{curve.chosen:g}{' (edge)' if curve.edge else ''}"
+        choice = "none" if curve.best_rate is None else f"{curve.best_rate:g}{' (edge)' if curve.edge else ''}"
         entry = curve.entry
         row = {"method": entry.method, "task": entry.task, "budget": str(entry.budget), "chosen": choice}
         rows.append({**row, "mean value at each rate": ", ".join(points)})
