@@ -91,8 +91,8 @@ def check_unsharded(layers: Sequence[AdaptedLayer]) -> None:
 
 
 def train_e(layers: Iterable[AdaptedLayer], on: bool) -> None:
-    """Train E where A is trained, or never. In the second case E is folded into A, so that E = 1: the function stays
-    the same, and the triples learn as a plain LoRA of the same ranks."""
+    """Train E where A is trained, or never: then E is folded into A, the function stays the same, and the triples learn
+    as a plain LoRA of the same ranks."""
     for layer in layers:
         layer.a.train_e(on)
         if not on and not layer.a.E.is_meta and not (layer.a.E == 1).all():
@@ -166,8 +166,8 @@ def _attach_layer(layer: AdaptedLayer) -> None:
 @torch.no_grad()
 def _detach_layer(layer: AdaptedLayer) -> None:
     a, b, module, adapter = layer.a, layer.b, layer.module, layer.adapter
-    kept = ((a, a.A.requires_grad), (b, b.weight.requires_grad))
-    on_disk = [nn.Parameter(factor.state_dict()["weight"], requires_grad=trains) for factor, trains in kept]
+    flags = ((a, a.A.requires_grad), (b, b.weight.requires_grad))
+    on_disk = [nn.Parameter(factor.state_dict()["weight"], requires_grad=trains) for factor, trains in flags]
     set_origin(layer, a.A[:0], b.weight[:, :0])
     for slots, factor, weight in zip((module.lora_A, module.lora_B), (a, b), on_disk, strict=True):
         slots[adapter] = linear(weight, factor.bias).train(factor.training)

@@ -63,8 +63,7 @@ start is refused. A training that changed the factors by less goes unnoticed."""
 
 @torch.no_grad()
 def is_start(layer: AdaptedLayer, init: str) -> bool:
-    """Tell whether the factors A `(r, in)` and B `(out, r)` of a layer are still those of its start, by what the start
-    left of its weight, R = W - s B A.
+    """Tell whether a layer's factors are still those of its start, by what that left of its weight, R = W - s B A.
 
     PiSSA's factors are singular vectors of W, so that Bᵀ R = 0 and R Aᵀ = 0; with `niter` only one of the two is exact
     in PEFT. OLoRA's B is orthonormal with Bᵀ W = A, so that Bᵀ R = (1 - s) A. The test misses a training of one factor

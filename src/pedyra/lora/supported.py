@@ -53,10 +53,6 @@ def _has(*fields: str) -> Callable[[Mapping[str, Any]], bool]:
 
 
 _EXPORTS: tuple[str, ...] = ("peft", "padded", "gguf")
-_OF_VARIANTS = (
-    *("alora_invocation_tokens", "arrow_config", "use_qalora", "use_bdlora"),
-    *("kasa_config", "monteclora_config", "velora_config"),
-)
 _RELATIVE = (
     "train it with pedyra.adapt, whose folders hold the difference to the original base, or save it with "
     "save_pretrained(..., path_initial_model_for_weight_conversion=...), as PEFT documents"
@@ -130,7 +126,10 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "aLoRA, Arrow, QA-LoRA, BD-LoRA, KaSA, MonteCLoRA, VeLoRA",
         "a field of the variant's name",
-        _has(*_OF_VARIANTS),
+        _has(
+            *("alora_invocation_tokens", "arrow_config", "use_qalora", "use_bdlora"),
+            *("kasa_config", "monteclora_config", "velora_config"),
+        ),
         ("adapt", "fit", *_EXPORTS, "merged"),
         "its update depends on the token, is no product of two matrices, or has another layout",
         "PEFT alone can serve it; to go on here, train a plain LoRA or a DoRA",

@@ -67,7 +67,7 @@ class NestedRank(Work):
             fill(layer, NestedA(layer.a.A, self), NestedB(layer.b.weight, self))
 
     def end(self) -> None:
-        """Cut every layer to its first ranks, as chosen: plain LoRA with alpha as it was, so alpha / rank."""
+        """Cut every layer to its first ranks: plain LoRA with alpha as it was, so alpha / rank."""
         factors = {}
         for layer in self.layers:
             A, B = layer.a.rows[: self.eval_rank], layer.b.columns[:, : self.eval_rank]  # type: ignore[attr-defined, index]

@@ -89,12 +89,9 @@ def by_type(layers: list[AdaptedLayer]) -> list[list[AdaptedLayer]]:
 
 
 class Pools(Work):
-    """Layers of one type train a pool together.
-
-    A fresh LoRA becomes RaSA: the first r - k ranks of a layer stay, and pools are drawn; B = 0. A_S is Kaiming-uniform
-    as A is. d starts at 0.5 alpha / (r - k) for private ranks and 0.5 alpha / (kL) for shared ones; there is no
-    scaling beside it.
-    """
+    """Layers of one type train a pool together: of a fresh LoRA the first r - k ranks of a layer stay, and pools are
+    drawn; B = 0. A_S is Kaiming-uniform as A is. d starts at 0.5 alpha / (r - k) for private ranks and 0.5 alpha / (kL)
+    for shared ones; there is no scaling beside it."""
 
     def __init__(self, model: nn.Module, adapter: str = "default", *, seed: int = 0) -> None:
         self.model, self.adapter = model, adapter

@@ -70,12 +70,17 @@ class Entry:
         (pissa_niter_4) does not come out twice. Raises ValueError for a setting, or a model, that it does not take.
         """
         method = make_method(self.name, settings, seed)
-        lora = changed(lora, **self.lora)
-        if self.name == "pissa":
-            lora = _pissa(lora)
-        if self.name == "qlora" and not is_quantised(base):
+        lora, quantised = changed(lora, **self.lora), getattr(base, "is_quantized", False)
+        if self.name == "pissa" and not str(lora.init_lora_weights).startswith("pissa"):
+            if lora.init_lora_weights is not True:
+                raise UserError(
+                    f"lora.init is {lora.init_lora_weights!r}, but method pissa is a start of its own; give pissa or "
+                    f"pissa_niter_16"
+                )
+            lora = changed(lora, init_lora_weights="pissa")
+        if self.name == "qlora" and not quantised:
             raise UserError("method qlora needs a quantised model; set model.quantization to nf4 or int8")
-        if str(lora.init_lora_weights).startswith("pissa") and is_quantised(base):
+        if str(lora.init_lora_weights).startswith("pissa") and quantised:
             raise UserError(
                 "the base model is quantised, but PiSSA decomposes the weight before it is quantised and rewrites it; "
                 "set model.quantization to none, or use another lora.init (method pissa: method qlora)"
@@ -102,22 +107,6 @@ def changed(lora: LoraConfig, **changes: Any) -> LoraConfig:
         assert hasattr(config, name), name
         setattr(config, name, value)
     return config
-
-
-def is_quantised(model: nn.Module) -> bool:
-    """Say whether the frozen weights are in 4 or 8 bits, as transformers marks its models."""
-    return bool(getattr(model, "is_quantized", False))
-
-
-def _pissa(lora: LoraConfig) -> LoraConfig:
-    """Begin with PiSSA (Meng et al. 2024). The authors set alpha = r; the recipe decides, and W - s B A keeps the
-    function whatever the scaling s."""
-    init = lora.init_lora_weights
-    if isinstance(init, str) and init.startswith("pissa"):
-        return lora
-    if init is not True:
-        raise UserError(f"lora.init is {init!r}, but method pissa is a start of its own; give pissa or pissa_niter_16")
-    return changed(lora, init_lora_weights="pissa")
 
 
 def _refuse(lora: LoraConfig, who: str) -> None:

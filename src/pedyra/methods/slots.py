@@ -72,11 +72,9 @@ def plain_ranks(model: nn.Module, adapter: str) -> list[int]:
 
 
 def linear_slots(model: nn.Module, adapter: str) -> list[AdaptedLayer]:
-    """List the LoRA layers of an adapter, in the model's order, once every one is known to be linear and plain.
-
-    Their slots hold A and B as Parameters (`layer.a.A`, `layer.b.weight`), for the method to take over. Raises
-    ValueError: a layer that is no linear one, or a bias of its own in B, which no slot here keeps.
-    """
+    """List the LoRA layers of an adapter, in the model's order, with A and B as Parameters (`layer.a.A`,
+    `layer.b.weight`), for the method to take over. Raises ValueError: a layer that is no linear one, or a bias of its
+    own in B, which no slot here keeps."""
     for layer in peft_layers(model, adapter):
         if adapter in layer.module.lora_A and isinstance(layer.module.lora_A[adapter], Slot):
             raise UserError(

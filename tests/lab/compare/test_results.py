@@ -80,9 +80,9 @@ def test_a_metric_that_is_no_number_is_none_in_the_file_and_nan_here(tmp_path, j
     job = Job(CELL, 0.1, 0, "jobs", tmp_path, {})
     final = {"metric": "perplexity", "value": None, "eval_loss": 750.0, "metrics": {"perplexity": None}}
     write_run(job.run, {**COSTS, **final})
-    (found,) = collect([job], judge)
-    assert math.isnan(found["metrics"]["perplexity"])
-    assert math.isnan(found["value"]) if judge == "metric" else found["value"] == 750.0
+    (row,) = collect([job], judge)
+    assert math.isnan(row["metrics"]["perplexity"])
+    assert math.isnan(row["value"]) if judge == "metric" else row["value"] == 750.0
 
 
 def write_run(run: Path, row: dict) -> None:

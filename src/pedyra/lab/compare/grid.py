@@ -109,7 +109,7 @@ class Grid(Section):
         if isinstance(methods, dict):
             for name, row in methods.items():
                 method = row.get("method") or {} if isinstance(row, dict) else None
-                if isinstance(method, dict):
+                if isinstance(method, dict):  # without a name of its own, the row's
                     methods[name] = {**row, "method": {"name": name, **method}}
         if "name" in data:
             data.setdefault("output_dir", f"runs/{data['name']}")

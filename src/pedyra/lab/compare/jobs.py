@@ -26,7 +26,6 @@ from pedyra.app.yaml_file import to_yaml
 from pedyra.lora.files import refuse_link, write_file
 from pedyra.trainer.checkpoint_folder import last_complete_checkpoint
 
-POLL_SECONDS = 0.5
 INTERRUPTED = 130
 """The exit code of `pedyra` after Ctrl-C."""
 Purpose = Literal["jobs", "tuning"]
@@ -59,7 +58,6 @@ class Job:
 
     @property
     def run(self) -> Path:
-        """Return the folder of the run itself."""
         method, task, budget = self.entry.method, self.entry.task, self.entry.budget
         return self.folder / self.purpose / method / task / f"r{budget}" / f"lr{self.rate:g}" / f"seed{self.seed}"
 
@@ -78,7 +76,6 @@ class Job:
 
     @property
     def label(self) -> str:
-        """Name the run in messages."""
         return f"{self.entry}, rate {self.rate:g}, {'' if self.purpose == 'jobs' else 'tuning '}seed {self.seed}"
 
 
@@ -122,7 +119,6 @@ class ThisMachine:
 
 
 HERE = ThisMachine()
-"""One run is trained after the other."""
 
 
 def run_jobs(jobs: Sequence[Job], report: Callable[[JobEnd], None], engine: Engine) -> None:
@@ -191,7 +187,7 @@ def _wait(child: subprocess.Popen[bytes], stops: Stops) -> int:
     interrupted = False
     while True:
         try:
-            return child.wait(timeout=POLL_SECONDS)
+            return child.wait(timeout=0.5)
         except subprocess.TimeoutExpired:
             if len(stops) == 1 and not interrupted:
                 child.send_signal(signal.SIGINT)

@@ -121,7 +121,10 @@ class Experiment:
 def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
     """Split the data, check every row's recipe, and match the rows; grid.yaml is replaced last. Raises ValueError: a
     mistake in the grid, or a folder with other rows, or with one of its runs of another recipe."""
-    sections = {label: _data_section(grid, label) for label in grid.tasks}
+    sections: dict[str, DataSection] = {}
+    for label, settings in grid.tasks.items():
+        data = task_data(label, settings, grid.data_dir)
+        sections[label] = check_recipe({"name": label, "model": grid.model, "data": data}, f"tasks.{label}").data
     if not (folder / "grid.yaml").is_file():  # marks the folder of a comparison
         write_file(folder / "grid.yaml", grid.to_yaml())
     splits = {
@@ -130,8 +133,8 @@ def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
     }
     bare = Experiment(grid, folder, splits, {}, {})
     recipes = {entry: _row_recipe(bare, entry) for entry in bare.entries}
-    of_kinds = {recipe.data.kind: recipe for recipe in recipes.values()}
-    models = {kind: BareModel(recipe) for kind, recipe in of_kinds.items()}
+    by_kind = {recipe.data.kind: recipe for recipe in recipes.values()}
+    models = {kind: BareModel(recipe) for kind, recipe in by_kind.items()}
     for entry, recipe in recipes.items():
         with _naming_row(_where(entry)):
             check_names(models[recipe.data.kind].base, recipe.lora)
@@ -143,12 +146,6 @@ def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
             experiment.reported_jobs(entry, {entry: rate})
     write_file(folder / "grid.yaml", grid.to_yaml())
     return experiment
-
-
-def _data_section(grid: Grid, label: str) -> Any:
-    """Return the task's section, checked as part of a recipe."""
-    data = task_data(label, grid.tasks[label], grid.data_dir)
-    return check_recipe({"name": label, "model": grid.model, "data": data}, f"tasks.{label}").data
 
 
 def _row_recipe(experiment: Experiment, entry: Entry) -> Recipe:
@@ -278,12 +275,8 @@ class BareModel:
 
 
 def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, count: BareModel) -> int:
-    """Return the rank at which a row has the trainable parameters of the baseline at lora.r = budget; of two equally
-    near ones, the smaller.
-
-    They are counted at the start of training; a dynamic method keeps that count or ends at it by its own budget, and
-    the results have the count at the end. Raises ValueError: the nearest count is more than 5 % off.
-    """
+    """Return the rank at which a row has the trainable parameters of the baseline at lora.r = budget, counted at the
+    start of training; of two equally near ones, the smaller. Raises ValueError: the nearest is more than 5 % off."""
     target, at_budget = count.lora_parameters(baseline, budget), count.lora_parameters(recipe, budget)
     # The count grows linearly with the rank.
     low = max(1, budget + (target - at_budget) // (count.lora_parameters(recipe, budget + 1) - at_budget))

@@ -77,8 +77,8 @@ class RayCluster:
 
 
 def _on_a_node(job: Job, root: str, version: str) -> JobEnd | None:
-    """Run a job in this process, which Ray has started for it on some node; its paths are from `root` on. It fails
-    where this node has another version of pedyra, or does not see the folder of the comparison."""
+    """Run a job in this process, which Ray has started on some node; its paths are from `root` on. It fails where the
+    node has another version of pedyra, or does not see the folder."""
     if version != pedyra.__version__:
         return JobEnd(job, "failed", f"{node()} has pedyra {pedyra.__version__}; install pedyra[cli] {version} there")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -6,6 +6,7 @@ A measure takes the records of a run folder, and is None where the run lacks the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -189,9 +190,7 @@ MEASURES: dict[str, Measure] = {
     "loss_roughness": _loss_roughness,
     "first_orthogonality": _at(0, orthogonalities),
     "last_orthogonality": _at(-1, orthogonalities),
-    "gradient_norm_A": _mean_of(lambda run: gradient_norms(run, "A")),
-    "gradient_norm_E": _mean_of(lambda run: gradient_norms(run, "E")),
-    "gradient_norm_B": _mean_of(lambda run: gradient_norms(run, "B")),
+    **{f"gradient_norm_{factor}": _mean_of(partial(gradient_norms, factor=factor)) for factor in FACTORS},
 }
 
 
