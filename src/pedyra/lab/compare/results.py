@@ -117,14 +117,11 @@ class Comparison:
 
     def ratio(self, key: str, method: str, budget: int) -> float | None:
         """Return a number relative to the baseline's, summed over the tasks and seeds where both have runs."""
-        ours, theirs = (
-            {
-                (row["task"], row["seed"]): row[key]
-                for row in self.rows
-                if (row["method"], row["budget"]) == (of, budget)
-            }
-            for of in (method, self.grid.baseline)
-        )
+        by_row: dict[str, dict[tuple[str, int], float]] = {method: {}, self.grid.baseline: {}}
+        for row in self.rows:
+            if row["method"] in by_row and row["budget"] == budget:
+                by_row[row["method"]][row["task"], row["seed"]] = row[key]
+        ours, theirs = by_row[method], by_row[self.grid.baseline]
         shared = ours.keys() & theirs.keys()
         total = sum(theirs[run] for run in shared)
         return sum(ours[run] for run in shared) / total if total else None

@@ -87,9 +87,7 @@ def difference_table(item: Item, scale: Scale, cells: Sequence[CellRow]) -> Text
     """Return the difference of each row to the first of its group; where each row is a task, of each column to the
     baseline. None where nothing can be compared."""
     by_place = {(each["row"], each["column"]): each for each in cells}
-    first: dict[tuple[str, str | None], str] = {}
-    for row in item.rows:
-        first.setdefault(_group(item, row), row)
+    first = {_group(item, row): row for row in reversed(item.rows)}
     others = {row: first[_group(item, row)] for row in item.rows if row != first[_group(item, row)]}
     if others:
         to = ", ".join(dict.fromkeys(others.values()))
@@ -121,9 +119,8 @@ def _group(item: Item, row: str) -> tuple[str, str | None]:
 
 
 def _difference(ours: CellRow, theirs: CellRow) -> str:
-    published = ""
-    if ours["published"] is not None and theirs["published"] is not None:
-        published = f" ({ours['published'] - theirs['published']:+.4g})"
+    pair = ours["published"], theirs["published"]
+    published = "" if None in pair else f" ({pair[0] - pair[1]:+.4g})"
     values = differences(ours["values"], theirs["values"])
     if not values:
         return f"{NOTHING}{published}"

@@ -48,8 +48,6 @@ TUNING_ROWS = 1000
 
 
 class MeasuredItem(NamedTuple):
-    """The results of an item."""
-
     results: list[CellRow]
     files: list[Path]
     """Tables and figures."""
