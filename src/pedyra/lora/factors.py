@@ -155,7 +155,7 @@ class AFactor(nn.Module):
 
 
 class BFactor(nn.Linear):
-    """The `lora_B` slot is an `nn.Linear` `(out, r)` whose rank may change, in memory and on loading."""
+    """The `lora_B` slot is an `nn.Linear` `(out, r)` whose rank may change."""
 
     origin: Tensor | None
     """B0 `(out, r)`, as in `AFactor`; so are the next two."""

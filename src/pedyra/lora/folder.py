@@ -50,22 +50,15 @@ def find_adapter(path: Path) -> Path:
         if (folder / "adapter_config.json").is_file():
             if not (folder / "adapter_model.safetensors").is_file():
                 raise UserError(f"{folder} has no adapter_model.safetensors; save the adapter in that format")
-            _check_undamaged(folder)
+            if (folder / SUMS).is_file():  # PEFT writes none
+                try:
+                    check_sums(folder, [name for name in ADAPTER_FILES if name in read_sums(folder)])
+                except ValueError as error:
+                    raise UserError(f"{error}; if you changed it yourself, remove {SUMS} beside it") from None
             return folder
     checkpoints = sorted(path.glob("checkpoint-*"), key=lambda folder: folder.stat().st_mtime)
     hint = f"; its run is unfinished, try {checkpoints[-1]}" if checkpoints else ""
     raise UserError(f"{path} holds no adapter (adapter_config.json){hint}")
-
-
-def _check_undamaged(folder: Path) -> None:
-    """Raise ValueError where a file of the adapter does not match its digest, because a flipped bit would be served. A
-    folder without digests, as PEFT writes it, is accepted."""
-    if not (folder / SUMS).is_file():
-        return
-    try:
-        check_sums(folder, [name for name in ADAPTER_FILES if name in read_sums(folder)])
-    except ValueError as error:
-        raise UserError(f"{error}; if you changed it yourself, remove {SUMS} beside it") from None
 
 
 _OF_LORA = {

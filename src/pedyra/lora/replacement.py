@@ -53,8 +53,7 @@ def select_rows(value: Tensor, dim: int, indices: Tensor, num_new: int = 0, new:
     rows = value.index_select(dim, indices)
     if not num_new:
         return rows
-    shape = list(rows.shape)
-    shape[dim] = num_new
+    shape = [*rows.shape[:dim], num_new, *rows.shape[dim + 1 :]]
     return torch.cat([rows, rows.new_zeros(shape) if new is None else new.to(rows)], dim)
 
 
