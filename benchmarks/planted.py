@@ -33,9 +33,9 @@ from pedyra.app.console import new_console
 from pedyra.app.options import json_option
 from pedyra.errors import UserError
 from pedyra.lora.attach import attach
-from pedyra.lora.layer import rank_parameters
+from pedyra.lora.layer_names import pattern_keys
 from pedyra.methods.names import setting_names
-from pedyra.methods.registry import METHODS, changed, get_method, with_ranks
+from pedyra.methods.registry import METHODS, changed, get_method
 
 PLANTED_KEY = ("method", "architecture", "width", "depth", "rank", "profile", "noise", "seed", "steps", "lr")
 PROFILES: dict[str, tuple[int, ...]] = {
@@ -358,7 +358,9 @@ def _begun(problem: Problem, spec: MethodSpec, job: Row) -> tuple[PeftModel, Met
     lora = LoraConfig(r=beginning.r, lora_alpha=RANK * beginning.alpha, target_modules=names)  # type: ignore[arg-type]
     if spec.text == ORACLE:
         ranks = {name: rank for name, rank in zip(names, problem.true_ranks, strict=True) if rank}
-        lora = changed(with_ranks(lora, ranks, ranks), target_modules=set(ranks))  # each with the scaling of the others
+        keys = pattern_keys(ranks)
+        pattern = {keys[name]: rank for name, rank in ranks.items()}  # of alphas too: one scaling for all
+        lora = changed(lora, rank_pattern=pattern, alpha_pattern=dict(pattern), target_modules=set(ranks))
     settings: dict[str, Any] = {**WINDOW, "budget": "parameters"}
     if spec.name in MOVES:
         settings["moves"] = max(1, round(MOVES[spec.name] * RANK * len(names)))
@@ -389,7 +391,7 @@ def _final_size(model: PeftModel, layers: Sequence[str]) -> tuple[list[int] | No
             layer.name: layer.rank * bool(layer.a.weight.any() or layer.b.weight.any()) for layer in attach(model)
         }
     of = {name: base.get_submodule(name) for name in layers}
-    adapter = sum(rank * rank_parameters(of[name].in_features, of[name].out_features) for name, rank in ranks.items())
+    adapter = sum(rank * (of[name].in_features + of[name].out_features) for name, rank in ranks.items())
     return list(ranks.values()), others + adapter
 
 

@@ -211,9 +211,9 @@ def test_what_is_written_into_the_weights_is_what_runs(make_net):
 def test_the_svd_start_of_a_layer_narrower_than_its_rank_keeps_the_function(make_net):
     model, x = make_net(r=9, trained=True).eval(), torch.randn(4, 8)  # layers of 8, 6 and 6 singular values
     before = model(x)
-    for layer, found in zip(attach(model, start="svd"), (8, 6, 6), strict=True):
-        assert torch.count_nonzero(layer.a.E[:found]) == found and torch.count_nonzero(layer.a.E[found:]) == 0
-        assert bool(layer.a.A[found:].any()) and bool(layer.b.weight[:, found:].any())  # can learn
+    for layer, count in zip(attach(model, start="svd"), (8, 6, 6), strict=True):
+        assert torch.count_nonzero(layer.a.E[:count]) == count and torch.count_nonzero(layer.a.E[count:]) == 0
+        assert bool(layer.a.A[count:].any()) and bool(layer.b.weight[:, count:].any())  # can learn
     assert torch.allclose(model(x), before, atol=1e-5)
 
 

@@ -25,7 +25,7 @@ def test_what_is_of_the_shape_passes_and_what_may_be_null_may_be_absent(value):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"step": True}, "file: step is True, must be a whole number"),
         ({"step": 1.5}, "file: step is 1.5, must be a whole number"),
@@ -34,10 +34,10 @@ def test_what_is_of_the_shape_passes_and_what_may_be_null_may_be_absent(value):
         ({"rows": "x" * 99}, f"file: rows is '{'x' * 39}, must be a list"),
     ],
 )
-def test_the_field_that_is_wrong_is_named(change, told):
+def test_the_field_that_is_wrong_is_named(change, message):
     with pytest.raises(ValueError) as raised:
         check_shape({**WHOLE, **change}, SHAPE, "file")
-    assert str(raised.value) == told
+    assert str(raised.value) == message
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"1" * 5000, b"", b"[" * 100_000])
@@ -117,5 +117,5 @@ ELSEWHERE = {
 
 def test_files_are_written_in_one_place():
     package = Path(pedyra.__file__).parent
-    found = {file.relative_to(package).as_posix() for file in package.rglob("*.py") if WRITES.search(file.read_text())}
-    assert found == set(ELSEWHERE)
+    result = {file.relative_to(package).as_posix() for file in package.rglob("*.py") if WRITES.search(file.read_text())}
+    assert result == set(ELSEWHERE)

@@ -88,9 +88,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_holds_no_whole_lora_is_refused(case, adapter):
-    spoil, told = REFUSED[case]
+    spoil, message = REFUSED[case]
     spoil(adapter)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         inspect_adapter(adapter)
 
 

@@ -34,13 +34,13 @@ def test_the_ranks_that_are_told_are_those_that_are_saved(prepare: Any, tmp_path
     run = prepare("adalora")
     whole = layer_rows(run.model)
     run.train()
-    told = layer_rows(run.model)
+    rows = layer_rows(run.model)
     run.model.save_pretrained(tmp_path)
     saved = {row["layer"]: row["rank"] for row in inspect_adapter(tmp_path)[:-1]}
-    assert {row["layer"]: row["rank"] for row in told} == saved
-    assert sum(row["rank"] for row in told) < sum(row["rank"] for row in whole)
+    assert {row["layer"]: row["rank"] for row in rows} == saved
+    assert sum(row["rank"] for row in rows) < sum(row["rank"] for row in whole)
     before = {row["layer"]: row for row in whole}
-    for row in told:  # each rank of a layer has as many parameters as the others
+    for row in rows:  # each rank of a layer has as many parameters as the others
         assert row["parameters"] * before[row["layer"]]["rank"] == before[row["layer"]]["parameters"] * row["rank"]
 
 

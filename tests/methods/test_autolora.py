@@ -54,14 +54,14 @@ def test_the_hypergradient_is_the_derivative_through_the_step():
     # Exact: w' = w - eta dL_tr/dw as a function of a, by autograd through the gradient.
     (slope,) = torch.autograd.grad(problem.train_loss(), w, create_graph=True)
     (exact,) = torch.autograd.grad(problem.val_loss(w - ETA * slope), a)
-    (found,) = hypergradient(
+    (result,) = hypergradient(
         problem.train_loss, problem.val_loss, [w], [a], lower_step=problem.lower_step, learning_rate=ETA
     )
     # dL_tr/da is quadratic in w, so its central difference is exact.
-    torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(result, exact, rtol=1e-9, atol=1e-9)
     assert same_bits(w.detach(), start)
     (direct,) = torch.autograd.grad(problem.val_loss(), a)
-    assert (found - direct).abs().max() > 1e-2  # not what leaving the step out would give
+    assert (result - direct).abs().max() > 1e-2  # not what leaving the step out would give
 
 
 def test_both_ends_of_the_difference_see_the_same_dropout():
@@ -74,17 +74,17 @@ def test_both_ends_of_the_difference_see_the_same_dropout():
         with torch.no_grad():
             w.sub_(ETA)
 
-    (found,) = hypergradient(train_loss, lambda: w.sum(), [w], [a], lower_step=lower_step, learning_rate=ETA)
+    (result,) = hypergradient(train_loss, lambda: w.sum(), [w], [a], lower_step=lower_step, learning_rate=ETA)
     # d2 L_tr / da dw is the mask: 0 or 2. With two masks it would be hundreds.
-    assert set(found.mul(-1 / ETA).round(decimals=2).abs().tolist()) == {0.0, 2.0}
+    assert set(result.mul(-1 / ETA).round(decimals=2).abs().tolist()) == {0.0, 2.0}
 
 
 def test_no_slope_of_the_validation_loss_leaves_the_direct_term():
     w, a = nn.Parameter(torch.ones(2)), nn.Parameter(torch.tensor([3.0]))
-    (found,) = hypergradient(
+    (result,) = hypergradient(
         lambda: (w * a).sum(), lambda: a.square().sum(), [w], [a], lower_step=lambda: None, learning_rate=ETA
     )
-    assert found.tolist() == [6.0]
+    assert result.tolist() == [6.0]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_search_gives_weight_to_the_rank_that_explains_the_target():
     parts = zip(x.split(16), z.split(16), (3 * x[:, 0]).split(16), strict=True)
     losses = [lambda model, x=x, z=z, y=y: model(x=x, z=z, y=y).loss for x, z, y in parts]
     train, validation = itertools.cycle(losses[:3]), itertools.cycle(losses[3:])
-    found = search(
+    result = search(
         linear_slots(model, "default"),
         model,
         train,
@@ -152,7 +152,7 @@ def test_a_search_gives_weight_to_the_rank_that_explains_the_target():
         upper_learning_rate=0.05,
     )
     a = useful.lora_B["default"].a
-    assert a[0] > a[1] + 0.1 and found["useful"] == 1
+    assert a[0] > a[1] + 0.1 and result["useful"] == 1
 
 
 def test_a_search_takes_adams_steps_on_a_and_b_and_no_others(make_net, net_batch):
@@ -175,9 +175,9 @@ def test_a_search_takes_adams_steps_on_a_and_b_and_no_others(make_net, net_batch
         optimizer.step()
         optimizer.zero_grad()
     expected = {name: p for name, p in reference.named_parameters() if "lora_" in name}
-    found = {name: p for name, p in model.named_parameters() if name.endswith(("lora_A.default.weight", ".B"))}
-    assert len(found) == len(expected) == 6
-    for one, other in zip(found.values(), expected.values(), strict=True):
+    result = {name: p for name, p in model.named_parameters() if name.endswith(("lora_A.default.weight", ".B"))}
+    assert len(result) == len(expected) == 6
+    for one, other in zip(result.values(), expected.values(), strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -190,8 +190,8 @@ def test_the_search_takes_rows_of_training_only_and_each_once(prepare):
             seen.append([])
             for loss in itertools.islice(source, count // size):
                 loss(run.model)
-    found = [row[row != 0].tolist() for batches in seen for batch in batches for row in batch]
-    assert sorted(found) == sorted(list(row["input_ids"]) for row in rows)
+    result = [row[row != 0].tolist() for batches in seen for batch in batches for row in batch]
+    assert sorted(result) == sorted(list(row["input_ids"]) for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,9 @@ def test_a_training_forward_equals_evaluation_at_the_rank_it_drew(make_net, net_
     for step in range(12):
         nested.step_begins(step)
         trained = model.train()(x)
-        nested.choose(nested.drawn)
+        nested.choose(nested.train_rank)
         torch.testing.assert_close(model.eval()(x), trained)
-        seen.add(nested.drawn)
+        seen.add(nested.train_rank)
     assert seen == {1, 2, 3, 4}
 
 
@@ -64,7 +64,7 @@ def test_draws_are_uniform_one_a_step_and_depend_on_the_step_and_seed_alone(make
     def draw(seed: int, step: int) -> int:
         nested = nest(make_net(), seed=seed)
         nested.step_begins(step)
-        return nested.drawn
+        return nested.train_rank
 
     assert draw(0, 7) == draw(0, 7)
     assert [draw(0, step) for step in range(20)] != [draw(1, step) for step in range(20)]
@@ -104,7 +104,7 @@ def test_recomputed_activations_use_the_rank_of_their_forward(
         nested.step_begins(next(step for step in range(99) if Random(f"5/{step}").randint(1, 4) == 2))
         model(**tokens, labels=tokens["input_ids"], use_cache=False).loss.backward()
         gradients.append([layer.a.rows.grad for layer in nested.layers])
-        draws.append(nested.drawn)
+        draws.append(nested.train_rank)
     assert draws[0] == draws[1] < 4
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(recomputed, plain)

@@ -57,8 +57,8 @@ def test_what_is_saved_of_a_start_from_the_weight_is_what_was_trained(
     base, _, _ = make_base(run.recipe)
     loaded = PeftModel.from_pretrained(base, str(tmp_path)).eval()
     with torch.no_grad():
-        found = loaded(**run.inputs()).logits
-    torch.testing.assert_close(found, run.logits(), rtol=1e-4, atol=1e-5)
+        result = loaded(**run.inputs()).logits
+    torch.testing.assert_close(result, run.logits(), rtol=1e-4, atol=1e-5)
 
 
 def test_qlora_is_nf4_unless_the_recipe_says_int8(make_recipe: Any):

@@ -20,7 +20,7 @@ from pedyra.fitting.gramians import Gramians, Sums
 from pedyra.fitting.judge import Batch, Judge
 from pedyra.fitting.modes import evaluating, frozen, unpack
 from pedyra.fitting.repair import mixings
-from pedyra.lora.layer import peft_layers, rank_parameters
+from pedyra.lora.layer import peft_layers
 from pedyra.lora.supported import check_supported, kind_of_module
 
 
@@ -107,7 +107,7 @@ def calibrate(judge: Judge, batches: Iterable[Batch], *, adapter: str = "default
         P, Q, K, tokens = sums[name]
         basis = balance(P / max(tokens, 1e-3), Q / max(tokens, 1e-3))
         A, B = (slot[adapter].weight for slot in (module.lora_A, module.lora_B))
-        result[name] = Directions(basis, in_basis(K, basis), rank_parameters(A.shape[1], B.shape[0]))
+        result[name] = Directions(basis, in_basis(K, basis), A.shape[1] + B.shape[0])
     return Calibration(result, samples)
 
 

@@ -80,10 +80,7 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
 
 
 def check_unsharded(layers: Sequence[AdaptedLayer]) -> None:
-    """Raise ValueError where a factor is sharded (a DTensor); the base may be, by FSDP2 or tensor parallelism.
-
-    The layers may hold triples or not.
-    """
+    """Refuse factors that are sharded (DTensors); the base may be, by FSDP2 or tensor parallelism."""
     for layer in layers:
         for slot in ("lora_A", "lora_B"):
             if any(hasattr(each, "placements") for each in getattr(layer.module, slot)[layer.adapter].parameters()):
@@ -94,8 +91,8 @@ def check_unsharded(layers: Sequence[AdaptedLayer]) -> None:
 
 
 def train_e(layers: Iterable[AdaptedLayer], on: bool) -> None:
-    """Train E where A is trained, or never. In the second case E is folded into A, so that E = 1: the function stays
-    the same, and the triples learn as a plain LoRA of the same ranks."""
+    """Train E where A is trained, or never: then E is folded into A, the function stays the same, and the triples learn
+    as a plain LoRA of the same ranks."""
     for layer in layers:
         layer.a.train_e(on)
         if not on and not layer.a.E.is_meta and not (layer.a.E == 1).all():
@@ -120,13 +117,11 @@ def _ranks_as_loaded(model: nn.Module, incompatible_keys: Any) -> None:
 
 def _watch_loading(model: nn.Module) -> None:
     """Register `_ranks_as_loaded` while an adapter holds triples, and remove it afterwards."""
-    holds = any(adapted_layers(model, name) for name in getattr(model, "peft_config", {}))
     hooks = model._load_state_dict_post_hooks
-    ours = [key for key, hook in hooks.items() if hook is _ranks_as_loaded]
-    if holds and not ours:
-        model.register_load_state_dict_post_hook(_ranks_as_loaded)
-    for key in () if holds else ours:
+    for key in [key for key, hook in hooks.items() if hook is _ranks_as_loaded]:
         del hooks[key]
+    if any(adapted_layers(model, name) for name in getattr(model, "peft_config", {})):
+        model.register_load_state_dict_post_hook(_ranks_as_loaded)
 
 
 def detach(model: nn.Module, adapter_name: str = "default") -> None:
@@ -147,10 +142,8 @@ def detach(model: nn.Module, adapter_name: str = "default") -> None:
 
 
 def write_ranks(model: nn.Module, adapter_name: str = "default") -> None:
-    """Bring the live PEFT config, and each layer's `r` and `lora_alpha`, in line with the ranks as they are.
-
-    The fields are those of `rank_fields`, which keep the scaling; rank 0 counts as the one row of zeros that is saved.
-    """
+    """Bring the live PEFT config, and each layer's `r` and `lora_alpha`, in line with the ranks, and keep the scaling.
+    Rank 0 counts as the one row of zeros that is saved."""
     config: Any = model.peft_config[adapter_name]  # type: ignore[index]
     sizes = {}
     for layer in adapted_layers(model, adapter_name):
@@ -166,18 +159,17 @@ def _attach_layer(layer: AdaptedLayer) -> None:
     linear_A, linear_B = layer.module.lora_A[layer.adapter], layer.module.lora_B[layer.adapter]
     A, B = linear_A.weight, linear_B.weight  # the same Parameters, because an optimizer may hold them
     E = nn.Parameter(torch.ones(A.shape[0], dtype=A.dtype, device=A.device), requires_grad=A.requires_grad)
-    a = AFactor(A, E).train(linear_A.training)
-    b = BFactor(B, linear_B.bias).train(linear_B.training)
-    layer.module.lora_A[layer.adapter], layer.module.lora_B[layer.adapter] = a, b
+    layer.module.lora_A[layer.adapter] = AFactor(A, E).train(linear_A.training)
+    layer.module.lora_B[layer.adapter] = BFactor(B, linear_B.bias).train(linear_B.training)
 
 
 @torch.no_grad()
 def _detach_layer(layer: AdaptedLayer) -> None:
     a, b, module, adapter = layer.a, layer.b, layer.module, layer.adapter
-    on_disk = [factor.state_dict()["weight"] for factor in (a, b)]
+    flags = ((a, a.A.requires_grad), (b, b.weight.requires_grad))
+    on_disk = [nn.Parameter(factor.state_dict()["weight"], requires_grad=trains) for factor, trains in flags]
     set_origin(layer, a.A[:0], b.weight[:, :0])
-    flags = a.A.requires_grad, b.weight.requires_grad
-    for slots, factor, weight, trainable in zip((module.lora_A, module.lora_B), (a, b), on_disk, flags, strict=True):
-        slots[adapter] = linear(nn.Parameter(weight, requires_grad=trainable), factor.bias).train(factor.training)
+    for slots, factor, weight in zip((module.lora_A, module.lora_B), (a, b), on_disk, strict=True):
+        slots[adapter] = linear(weight, factor.bias).train(factor.training)
     module.r[adapter] = module.lora_A[adapter].out_features
     module.lora_alpha[adapter] = layer.scaling * module.r[adapter]

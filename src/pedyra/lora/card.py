@@ -27,16 +27,11 @@ def adapter_card(
     dataset: str | None = None,
     metrics: Sequence[str] = (),
 ) -> str:
-    """Write the card as Markdown, with the Hub's metadata on top.
-
-    Args:
-        rows: what was done, as name -> value; an empty value is left out.
-        text: more of it, in Markdown, below them.
-        base: the base model, and `dataset` the data, of which only a name of the Hub goes into the metadata.
-    """
+    """Write the card as Markdown: the Hub's metadata, `rows` of name and value (an empty value is left out), `text`.
+    The metadata has `base`, the model, and `dataset` only where they are names of the Hub."""
     data = ModelCardData(
         base_model=base if names_repository(base) else None,
-        datasets=[dataset] if dataset is not None and names_repository(dataset) else None,
+        datasets=[dataset] if dataset and names_repository(dataset) else None,
         library_name="peft",
         metrics=list(metrics) or None,
         tags=["pedyra", "lora"],
@@ -48,16 +43,14 @@ def adapter_card(
 
 def names_repository(name: str | None) -> bool:
     """Tell whether this is the name of a repository of the Hub, owner/name, and no path of this machine."""
-    if name is None or name.startswith((".", "/", "~")) or Path(name).exists():
+    if name is None or name.startswith((".", "/", "~")) or "\\" in name or Path(name).exists():
         return False
-    return name.count("/") == 1 and "\\" not in name
+    return name.count("/") == 1
 
 
 def shown_name(name: str | None) -> str:
     """Give a base model's name as others may read it: a path of this machine is cut to its last part."""
-    if not name:
-        return ""
-    return name if names_repository(name) else Path(name).name
+    return name if name and names_repository(name) else Path(name or "").name
 
 
 def shown_ranks(ranks: Sequence[int]) -> str:

@@ -18,11 +18,7 @@ def as_saved(weight: Tensor, origin: Tensor | None, dim: int) -> Tensor:
     cannot load."""
     if origin is not None and origin.shape[dim]:
         return torch.cat([weight, origin.to(weight)], dim)
-    if weight.shape[dim] == 0:
-        shape = list(weight.shape)
-        shape[dim] = 1
-        return weight.new_zeros(shape)
-    return weight
+    return weight if weight.shape[dim] else weight.new_zeros([size or 1 for size in weight.shape])
 
 
 ANOTHER_START = "the weight does not end with the start (PiSSA, OLoRA) of this model; load it into a fresh base"
@@ -31,10 +27,11 @@ ANOTHER_START = "the weight does not end with the start (PiSSA, OLoRA) of this m
 def as_read(weight: Tensor, dim: int) -> tuple[Tensor, Tensor | None]:
     """Undo `as_saved` for triples with an origin: the values and their initial values, None where the file has none."""
     count = weight.shape[dim]
-    if count == 1 and not weight.any():
-        return weight.narrow(dim, 0, 0), weight.narrow(dim, 0, 0)
-    values, origin = weight.narrow(dim, 0, count // 2), weight.narrow(dim, count // 2, count - count // 2)
-    return values, origin if origin.shape == values.shape else None
+    if count % 2:  # the row of zeros, or a plain LoRA
+        empty = weight.narrow(dim, 0, 0)
+        return empty, empty if count == 1 and not weight.any() else None
+    values, origin = weight.chunk(2, dim)
+    return values, origin
 
 
 @dataclass
@@ -46,9 +43,8 @@ class Start:
     B: Tensor
     """`(out, r)`, with the scaling in it."""
     weight: Tensor | None = None
-    """A copy on the host of the base weight that the start left, made when the first triple is pruned. Every later
-    weight is computed from this copy, so that it does not depend on the order of pruning, and a resumed run has the
-    same bits."""
+    """A copy on the host of the base weight that the start left, made when the first triple is pruned. Later weights
+    are computed from it, so that they do not depend on the order of pruning, and a resumed run has the same bits."""
 
 
 class AFactor(nn.Module):
@@ -76,11 +72,8 @@ class AFactor(nn.Module):
         self.register_buffer("origin", None, persistent=False)
 
     def replace(self, A: nn.Parameter, E: Tensor) -> None:
-        """Set A and E, at any rank.
-
-        A is registered as the Parameter `weight`, as in a plain LoRA, for code that reads weights by the names of
-        Parameters (to save them, to keep the best, to copy an adapter); where E is trained, it is registered beside it.
-        """
+        """Set A and E, at any rank. A is the Parameter named `weight`, as in a plain LoRA, for code that reads weights
+        by the names of Parameters (to save them, to keep the best, to copy an adapter)."""
         self._parameters["weight"] = A
         self.E = E
 
@@ -90,12 +83,9 @@ class AFactor(nn.Module):
         return self._parameters["weight"]  # type: ignore[return-value]
 
     def train_e(self, on: bool) -> None:
-        """Train E where A is trained, or never.
-
-        An E that is never trained is a plain tensor: PEFT makes every Parameter of an adapter trainable, frozen or not,
-        when it is made active (`set_adapter`) and at the end of `with model.disable_adapter()`, as in each step of a
-        preference loss; and buffers are broadcast in every forward under DistributedDataParallel.
-        """
+        """Train E where A is trained, or never: then it is a plain tensor, because PEFT makes every Parameter of an
+        adapter trainable when it is made active (`set_adapter`) and after `with model.disable_adapter()`, as in each
+        step of a preference loss, and DistributedDataParallel broadcasts buffers in every forward."""
         if on == isinstance(self.E, nn.Parameter):
             self.E.requires_grad_(on and self.A.requires_grad)
             return
@@ -111,11 +101,8 @@ class AFactor(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """E A, `(r, in)`, the weight of the ordinary LoRA; differentiable.
-
-        Where E is fixed at 1 this is A itself, so that writing into it (hot-swapping, averages of weights) works as in
-        an ordinary LoRA. Elsewhere it is computed at each access, and writing into it changes nothing.
-        """
+        """E A, `(r, in)`, the weight of the ordinary LoRA; differentiable. Where E is fixed at 1 this is A itself, so
+        that writing into it (hot-swapping, averages of weights) works; elsewhere writing into it changes nothing."""
         return self.A if self.e_fixed_at_one else self.E.unsqueeze(1) * self.A
 
     def identity_e(self, rank: int) -> Tensor:
@@ -151,10 +138,9 @@ class AFactor(nn.Module):
     def split_weight(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Split a loaded `weight` `(r, in)` into A `(r, in)` and E `(r,)` with weight = E A, up to rounding.
 
-        Where E is trained, each row of A keeps its current norm, and E its current sign, because Eq. (2) and the
-        optimizer's moving averages depend on the norms. A callback may therefore load other weights for an evaluation
-        and then the original ones, and the training goes on as before. A row of zeros gives E = 0 and keeps the current
-        row of A. At another rank, and for rows that are not finite, E is 1 and A is the weight.
+        Where E is trained, each row of A keeps its norm, and E its sign, on which Eq. (2) and the optimizer's averages
+        depend: a callback may load other weights for an evaluation and then the original ones. A row of zeros gives
+        E = 0 and keeps the row of A. At another rank, and for rows that are not finite, E is 1 and A is the weight.
         """
         live = self.A.detach()
         if not isinstance(self.E, nn.Parameter) or live.is_meta or len(weight) != len(live):
@@ -169,7 +155,7 @@ class AFactor(nn.Module):
 
 
 class BFactor(nn.Linear):
-    """The `lora_B` slot is an `nn.Linear` `(out, r)` whose rank may change, in memory and on loading."""
+    """The `lora_B` slot is an `nn.Linear` `(out, r)` whose rank may change."""
 
     origin: Tensor | None
     """B0 `(out, r)`, as in `AFactor`; so are the next two."""

@@ -35,11 +35,8 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 
 def write_folder(path: Path, save: Callable[[Path], Any]) -> None:
-    """Let `save` fill a folder that appears as `path` whole or not at all, and replaces an old folder.
-
-    The old folder is renamed to `.<name>.old` before it is removed, so that a kill leaves one of the two whole; the
-    next call renames it back first.
-    """
+    """Let `save` fill a folder that appears as `path` whole or not at all, and replaces an old one. A kill leaves one
+    of the two whole: the old one is first renamed to `.<name>.old`, and back by the next call."""
     # Links above the folder are followed, and the folder itself is none; "." and ".." have no name of their own.
     path = path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
     part, old = (path.with_name(f".{path.name}.{state}") for state in ("part", "old"))
@@ -82,12 +79,7 @@ def refuse_unwritable(path: Path, name: str) -> None:
 
 def refuse_occupied(out: Path, records: Collection[str], what: str, overwrite: bool = False) -> None:
     """Raise ValueError where no folder may be written as `out`: a link, a place without permission, or one that holds
-    anything but, with `overwrite`, an earlier one of its kind.
-
-    Args:
-        records: the files by one of which its kind is known.
-        what: its kind, in words.
-    """
+    anything but, with `overwrite`, an earlier one of its kind (`what`), which has one of the files `records`."""
     if out.is_symlink():
         raise UserError(f"{out} is a link, which is not followed; remove it, or choose another folder")
     if os.path.ismount(out):
@@ -109,14 +101,19 @@ def is_disk_full(error: BaseException) -> bool:
     """Tell whether a full disk is the cause of this error."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    if any(sign in str(error) for sign in _FAILED_WRITES):
-        return True
     below = error.__cause__ or error.__context__
-    return below is not None and is_disk_full(below)
+    return any(sign in str(error) for sign in _FAILED_WRITES) or (below is not None and is_disk_full(below))
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file to the disk (fsync), if it exists."""
+    how = "r+b" if os.name == "nt" else "rb"  # Windows flushes only files that are open for writing
+    if path.is_file():
+        with path.open(how) as handle:
+            os.fsync(handle.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush every file in `folder` to the disk (fsync)."""
     for file in folder.rglob("*"):
         sync_file(file)
 
@@ -167,14 +164,6 @@ def json_line(row: Mapping[str, Any]) -> str:
     return json.dumps(without_nan(row), allow_nan=False) + "\n"
 
 
-def sync_file(path: Path) -> None:
-    """Flush a file to the disk (fsync), if it exists."""
-    how = "r+b" if os.name == "nt" else "rb"  # Windows flushes only files that are open for writing
-    if path.is_file():
-        with path.open(how) as handle:
-            os.fsync(handle.fileno())
-
-
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Append `json_line`. Raises ValueError where `path` is a link."""
     refuse_link(path)
@@ -184,13 +173,7 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 
 def read_rows(path: Path, shape: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """Read the JSON objects of a file's lines, none if it is absent; a last line cut short by a crash is left out.
-
-    Args:
-        shape: what each line must be, as in `check_shape`.
-
-    Raises:
-        ValueError: any other line is no JSON object, or not of this shape; the message has file and number.
-    """
+    Raises ValueError, with file and number, for a line that is no JSON object of this shape (see `check_shape`)."""
     if not path.is_file():
         return []
     *lines, _ = path.read_bytes().split(b"\n")
@@ -216,10 +199,10 @@ _ABSENT = object()
 
 
 def check_shape(value: Any, shape: Mapping[str, Any], where: str) -> None:
-    """Raise ValueError, which begins with `where` and names the field, unless JSON is an object with these fields.
+    """Raise ValueError, which begins with `where` and names the field, unless JSON is an object of this shape.
 
-    A shape is {field: its type}, beside which there may be others. A tuple has types of which one fits; float takes
-    whole numbers, int no true or false, and None what is null or absent.
+    It is {field: its type, or a tuple of types}; other fields may be there. float takes whole numbers, int no true or
+    false, and None what is null or absent.
     """
     if not isinstance(value, dict):
         raise UserError(f"{where}: the whole is {repr(value)[:40]}, must be an object")

@@ -41,12 +41,8 @@ _SLOTS = {
 
 
 def find_adapter(path: Path) -> Path:
-    """Find the adapter folder of a run, or take the folder itself if it is one.
-
-    Raises:
-        ValueError: neither, and for an unfinished run it names the checkpoint to use instead; or a file of it is not
-            the one that was written.
-    """
+    """Find the adapter folder of a run, or take the folder itself if it is one. Raises ValueError: neither, or a file
+    of it is not the one that was written."""
     if not path.is_dir():
         problem = "is a file" if path.is_file() else "does not exist"
         raise UserError(f"{path} {problem}; give a run folder or an adapter folder")
@@ -54,28 +50,17 @@ def find_adapter(path: Path) -> Path:
         if (folder / "adapter_config.json").is_file():
             if not (folder / "adapter_model.safetensors").is_file():
                 raise UserError(f"{folder} has no adapter_model.safetensors; save the adapter in that format")
-            _check_undamaged(folder)
+            if (folder / SUMS).is_file():  # PEFT writes none
+                try:
+                    check_sums(folder, [name for name in ADAPTER_FILES if name in read_sums(folder)])
+                except ValueError as error:
+                    raise UserError(f"{error}; if you changed it yourself, remove {SUMS} beside it") from None
             return folder
-    checkpoints = sorted(path.glob("checkpoint-*"), key=lambda problem: problem.stat().st_mtime)
+    checkpoints = sorted(path.glob("checkpoint-*"), key=lambda folder: folder.stat().st_mtime)
     hint = f"; its run is unfinished, try {checkpoints[-1]}" if checkpoints else ""
     raise UserError(f"{path} holds no adapter (adapter_config.json){hint}")
 
 
-def _check_undamaged(folder: Path) -> None:
-    """Raise ValueError where a file of the adapter does not match its digest, because a flipped bit would be served. A
-    folder without digests, as PEFT writes it, is accepted."""
-    if not (folder / SUMS).is_file():
-        return
-    try:
-        check_sums(folder, [name for name in ADAPTER_FILES if name in read_sums(folder)])
-    except ValueError as error:
-        raise UserError(f"{error}; if you changed it yourself, remove {SUMS} beside it") from None
-
-
-_CONFIG = {
-    "peft_type": str,
-    "megatron_config": None,  # PEFT would import the module that megatron_core names
-}
 _OF_LORA = {
     **{"r": int, "lora_alpha": float, "rank_pattern": (dict, None), "alpha_pattern": (dict, None)},
     "modules_to_save": (list, None),
@@ -83,8 +68,9 @@ _OF_LORA = {
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Read `adapter_config.json`. Raises ValueError, which names the field, where that is damaged."""
-    return read_json(folder / "adapter_config.json", _CONFIG)
+    """Read `adapter_config.json`. Raises ValueError for a damaged one, and for one with a `megatron_config`, because
+    PEFT would import the module that it names."""
+    return read_json(folder / "adapter_config.json", {"peft_type": str, "megatron_config": None})
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -99,18 +85,18 @@ def keys_by_layer(keys: Iterable[str]) -> dict[str, dict[str, str]]:
     """Group the keys: layer name in the base model -> slot (A, B, E, bias, magnitude) -> key of its tensor."""
     result: dict[str, dict[str, str]] = {}
     for key in keys:
-        name, separator, slot = key.removeprefix(PREFIX).rpartition(".lora_")
-        if separator and slot in _SLOTS:
+        name, _, slot = key.removeprefix(PREFIX).rpartition(".lora_")
+        if name and slot in _SLOTS:
             result.setdefault(name, {})[_SLOTS[slot]] = key
     return result
 
 
 @dataclass(frozen=True)
 class SavedLayer:
-    """A layer adds scaling * B A to its weight, with A `(rank, in)` and B `(out, rank)` under their keys."""
+    """A layer adds scaling * B A to its weight, with A `(rank, in)` and B `(out, rank)` under their keys; its name is
+    that in the base model."""
 
     name: str
-    """Its name in the base model."""
     keys: dict[str, str]
     """Slot (A, B, bias, magnitude) -> the key of its tensor."""
     rank: int
@@ -220,28 +206,23 @@ _PROCESSING = (
 
 def copy_processing(folder: Path, out: Path) -> None:
     """Copy the tokenizer, or another processor, that was saved beside an adapter, because prompts are written by it.
-
-    A link is followed inside the folder, or inside a repository of the Hub's cache, whose files are links. Elsewhere a
-    link would publish a file of this machine.
-    """
+    A link is followed only inside the folder, or a repository of the Hub's cache: it could publish another file."""
     repository = folder.resolve().parent.parent if folder.resolve().parent.name == "snapshots" else folder.resolve()
     for file in folder.iterdir():
-        if file.is_symlink() and not file.resolve().is_relative_to(repository):
-            continue
-        if file.is_file() and any(file.match(pattern) for pattern in _PROCESSING):
+        inside = not file.is_symlink() or file.resolve().is_relative_to(repository)
+        if inside and file.is_file() and any(file.match(pattern) for pattern in _PROCESSING):
             shutil.copyfile(file, out / file.name)
 
 
 def load_adapter(base: nn.Module, folder: Path, title: str | None = None, **options: Any) -> PeftModel:
     """Load the adapter on `base` with PEFT. Raises ValueError: its files are damaged, or do not fit this model."""
-    title = title or str(folder)
     read_adapter_config(folder)
     try:
         _follow_vocabulary(base, folder)
         return PeftModel.from_pretrained(base, folder, **options)  # type: ignore[arg-type]
     except MISFITS as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{title} does not fit the base model {type(base).__name__}: {reason}") from error
+        raise UserError(f"{title or folder} does not fit the base model {type(base).__name__}: {reason}") from error
 
 
 def check_layers(lora: SavedLora, model: Any, adapter: str = "default") -> None:

@@ -17,13 +17,10 @@ def inspect_adapter(path: Path) -> list[dict[str, Any]]:
     """List the layers of a run folder's adapter, or of any PEFT LoRA folder (a checkpoint is one too), by name, with
     block 2 before block 10; the last row is `total`.
 
-    A layer of rank 0, which is saved as one triple of zeros, has rank 0 and no parameters. The effective rank
-    (`lora.singular`) is that of the update B A. It is None for the experts of a MoE block, which have an update each,
-    and so is their rank where the config has a `rank_pattern`. `total` also has the number of parameters that are saved
-    beside the factors (a classification head, biases), and the bytes of all tensors.
-
-    Raises:
-        ValueError: no adapter is there, it is no LoRA, or its file is damaged.
+    A layer of rank 0, which is saved as one triple of zeros, has no parameters. The effective rank is that of the
+    update B A. It is None for the experts of a MoE block, which have an update each, and so is their rank where the
+    config has a `rank_pattern`. `total` also counts the parameters beside the factors (a head, biases), and the bytes.
+    Raises ValueError: no adapter is there, it is no LoRA, or its file is damaged.
     """
     folder = find_adapter(path)
     config = read_adapter_config(folder)

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from pedyra.lora.factors import AFactor, BFactor
-
-
-def rank_parameters(in_features: int, out_features: int) -> int:
-    """Count the parameters of one rank of a linear layer on disk: a row of A and a column of B."""
-    return in_features + out_features
 
 
 @dataclass(frozen=True)
@@ -28,18 +22,13 @@ class AdaptedLayer:
     """PEFT's LoraLayer."""
     adapter: str
 
-    @cached_property
-    def _slots(self) -> tuple[Any, Any]:
-        """PEFT's `lora_A` and `lora_B` never change, but the modules in them may."""
-        return self.module.lora_A, self.module.lora_B
-
     @property
     def a(self) -> AFactor:
-        return self._slots[0][self.adapter]
+        return self.module.lora_A[self.adapter]
 
     @property
     def b(self) -> BFactor:
-        return self._slots[1][self.adapter]
+        return self.module.lora_B[self.adapter]
 
     @property
     def factors(self) -> tuple[nn.Parameter, Tensor, nn.Parameter]:
@@ -59,8 +48,7 @@ class AdaptedLayer:
     @property
     def direction_parameters(self) -> int:
         """Count the trainable parameters of a triple: in + out, and 1 where E is trained, which no file has."""
-        a = self.a
-        return rank_parameters(a.in_features, self.b.out_features) + int(a.E.requires_grad)
+        return self.a.in_features + self.b.out_features + int(self.a.E.requires_grad)
 
     @property
     def parameters(self) -> int:

@@ -21,16 +21,10 @@ def layer_place(name: str) -> tuple[str, int]:
 
 
 def pattern_keys(names: Iterable[str]) -> dict[str, str]:
-    """Give each layer name its key in `rank_pattern`, which means this layer alone.
-
-    PEFT takes keys as regular expressions for the end of a name. So one that ends another name too is anchored, and one
-    in which a character means something else is escaped ("c++.q" is "ccc.q", and not itself).
-    """
+    """Give each layer name its key in `rank_pattern`, which means this layer alone: PEFT takes keys as regular
+    expressions for the end of a name, so one that ends another name too is anchored, and "c++.q" is escaped."""
     names = list(names)
-    ends = set()
-    for name in names:
-        parts = name.split(".")
-        ends |= {".".join(parts[start:]) for start in range(1, len(parts))}
+    ends = {name[dot + 1 :] for name in names for dot, character in enumerate(name) if character == "."}
     plain = {name: name if re.fullmatch(r"[\w.-]+", name) else re.escape(name) for name in names}
     return {name: "^" + key if name in ends else key for name, key in plain.items()}
 

@@ -38,15 +38,11 @@ def replacements_of(layer: AdaptedLayer, pruned: Sequence[int], new: NewTriples 
     """Compute the three factors of the layer without `pruned` and with `new`; the layer itself stays as it is."""
     removed_rows = set(pruned)
     assert not removed_rows or layer.a.E.shape == (layer.rank,), "an E that is no diagonal can only grow"
-    indices_of = {
-        count: torch.tensor(
-            [i for i in range(count) if i not in removed_rows], dtype=torch.long, device=layer.a.A.device
-        )
-        for count in {layer.rank, len(layer.a.E)}
-    }
     replacements = []
     for old, dim, new_rows in zip(layer.factors, (0, 0, 1), new or (None,) * 3, strict=True):
-        indices, num_new = indices_of[old.shape[dim]], 0 if new_rows is None else new_rows.shape[dim]
+        remaining = [index for index in range(old.shape[dim]) if index not in removed_rows]
+        indices = torch.tensor(remaining, dtype=torch.long, device=old.device)
+        num_new = 0 if new_rows is None else new_rows.shape[dim]
         value = select_rows(old.detach(), dim, indices, num_new, new_rows)
         replacements.append(Replacement(old, successor(old, value), dim, indices, num_new))
     return replacements
@@ -57,18 +53,15 @@ def select_rows(value: Tensor, dim: int, indices: Tensor, num_new: int = 0, new:
     rows = value.index_select(dim, indices)
     if not num_new:
         return rows
-    shape = list(rows.shape)
-    shape[dim] = num_new
+    shape = [*rows.shape[:dim], num_new, *rows.shape[dim + 1 :]]
     return torch.cat([rows, rows.new_zeros(shape) if new is None else new.to(rows)], dim)
 
 
 def put_replacements(changes: Iterable[tuple[AdaptedLayer, Sequence[Replacement]]]) -> None:
-    """Put the new factors into each layer's slots; `write_ranks` then brings PEFT's config in line.
-
-    Where the start took a part of the weight (PiSSA), the initial value of a pruned triple returns to the base weight.
-    """
+    """Put the new factors into each layer's slots; `write_ranks` then brings PEFT's config in line. Where the start
+    took a part of the weight (PiSSA), the initial value of a pruned triple returns to the base weight."""
     changes = list(changes)
-    put_factors((layer, [replacement.new for replacement in replaced]) for layer, replaced in changes)
+    put_factors((layer, [each.new for each in replacements]) for layer, replacements in changes)
     for layer, (of_A, _, _) in changes:
         follow(layer, of_A.indices, of_A.num_new)
 

@@ -7,7 +7,6 @@ B = Qb Rb and A^T = Qa Ra, B A = Qb (Rb Ra^T) Qa^T, and only the r x r matrix in
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -49,10 +48,7 @@ def singular(A: Float[Tensor, "r in"], B: Float[Tensor, "out r"], dtype: torch.d
 
 
 def singular_values(A: Float[Tensor, "r in"], B: Float[Tensor, "out r"]) -> Float[Tensor, " n"]:
-    """Find those of B A, n = min(in, out, r), by QR of both factors, and never from the dense product.
-
-    NaN where a factor is not finite.
-    """
+    """Find those of B A, n = min(in, out, r), by QR of both factors; NaN where a factor is not finite."""
     if len(A) == 0:
         return A.new_zeros(0)
     if A.device.type == "mps":  # which has no singular values
@@ -72,9 +68,4 @@ def effective_rank(values: Float[Tensor, " n"]) -> float:
     The paper plots an "effective rank" (Fig. 1a) without defining it; this is the field's usual definition.
     """
     total = values.sum()
-    if total.isnan():
-        return math.nan
-    if not total > 0:
-        return 0.0
-    shares = values / total
-    return float(torch.exp(-torch.special.xlogy(shares, shares).sum()))
+    return 0.0 if total == 0 else float(torch.special.entr(values / total).sum().exp())

@@ -6,19 +6,9 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
-def did_you_mean(
-    name: object,
-    known: Iterable[str],
-    *,
-    otherwise: str | None = None,
-    prefix: str = "",
-) -> str:
-    """Ask "did you mean 'lora'?" with the nearest known name, for the end of a message.
-
-    Args:
-        otherwise: what is said where none is near; default: all that are known.
-        prefix: goes before the name that was meant, e.g. the section of a key.
-    """
+def did_you_mean(name: object, known: Iterable[str], *, otherwise: str | None = None, prefix: str = "") -> str:
+    """Ask "did you mean 'lora'?" with the nearest known name after `prefix`, for the end of a message; where none is
+    near, say `otherwise`, or all that are known."""
     names = {each.lower(): each for each in reversed(list(known))}
     near = get_close_matches(str(name).lower(), names, n=1, cutoff=0.5)
     if near:

@@ -29,11 +29,7 @@ def takes_from_weight(init: object) -> bool:
 def check_start(model: nn.Module, layers: Sequence[AdaptedLayer], init: str) -> None:
     """Refuse a layer whose weight cannot take an initial triple back (quantised, sharded), or is saved with the adapter
     (PEFT saves those of its `EMBEDDING_LAYER_NAMES`); and triples that were trained before, because that training
-    would be mistaken for a part of the start and lost on saving.
-
-    Raises:
-        ValueError: with the layer and the repair.
-    """
+    would be mistaken for a part of the start and lost on saving."""
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     heads = EMBEDDING_LAYER_NAMES if hasattr(base, "get_input_embeddings") else ()
     for layer in layers:
@@ -67,8 +63,7 @@ start is refused. A training that changed the factors by less goes unnoticed."""
 
 @torch.no_grad()
 def is_start(layer: AdaptedLayer, init: str) -> bool:
-    """Tell whether the factors A `(r, in)` and B `(out, r)` of a layer are still those of its start, by what the start
-    left of its weight, R = W - s B A.
+    """Tell whether a layer's factors are still those of its start, by what that left of its weight, R = W - s B A.
 
     PiSSA's factors are singular vectors of W, so that Bᵀ R = 0 and R Aᵀ = 0; with `niter` only one of the two is exact
     in PEFT. OLoRA's B is orthonormal with Bᵀ W = A, so that Bᵀ R = (1 - s) A. The test misses a training of one factor
@@ -94,24 +89,20 @@ def is_start(layer: AdaptedLayer, init: str) -> bool:
 
 def check_svd_start(layers: Sequence[AdaptedLayer], init: object) -> None:
     """Raise ValueError where start="svd" would discard a start of PEFT other than the default and the Gaussian one."""
-    weights = [layer.module.lora_B[layer.adapter].weight for layer in layers]
     # On the meta device B has no values. B of PiSSA, and of an orthogonal start, is not zero.
-    fresh = any(not weight.is_meta and not weight.any() for weight in weights)
+    fresh = any(not layer.b.weight.is_meta and not layer.b.weight.any() for layer in layers)
     if fresh and isinstance(init, str) and init.lower() != "gaussian":
-        raise UserError(
-            f"start is 'svd', which would discard the adapter's {init!r} start; use start='lora' to keep it"
-        )
+        raise UserError(f"start is 'svd', which would discard the adapter's {init!r} start; use start='lora'")
 
 
 @torch.no_grad()
 def start_svd(layer: AdaptedLayer, generator: torch.Generator) -> None:
-    """Draw A, B ~ N(0, 0.02^2) with E = 0, as AdaLoRA; where B is not zero, take the singular triples of the update."""
+    """Draw A, B ~ N(0, 0.02^2) with E = 0, as AdaLoRA; where B is not zero, take the singular triples of the update,
+    which give the same function."""
     a, b = layer.a, layer.b
     if a.A.is_meta:
         return  # the meta device has shapes alone
-    update = None
-    if b.weight.any():  # the singular triples of the update give the same function
-        update = singular(a.A, b.weight, torch.float32)
+    update = singular(a.A, b.weight, torch.float32) if b.weight.any() else None
     for parameter in (a.A, b.weight):  # 0.02: AdaLoRA's initial std
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
     a.E.zero_()
@@ -134,11 +125,8 @@ def _begin(layer: AdaptedLayer, A: Tensor, B: Tensor) -> None:
 
 @torch.no_grad()
 def set_origin(layer: AdaptedLayer, A: Tensor, B: Tensor) -> None:
-    """Set the initial values of the layer's triples: A `(r, in)` with E in it, and B `(out, r)`.
-
-    The initial values of triples that are no longer there are added to the base weight, in place. A layer without a
-    recorded start is left as it is.
-    """
+    """Set the initial values of the layer's triples, A `(r, in)` with E in it and B `(out, r)`, and add those of
+    triples that are gone to the base weight, in place. A layer without a recorded start is left as it is."""
     a, b, start = layer.a, layer.b, layer.a.start
     if start is None or a.origin is None or b.origin is None:
         return
@@ -173,14 +161,8 @@ def follow(layer: AdaptedLayer, indices: Tensor, num_new: int) -> None:
 
 @torch.no_grad()
 def follow_loaded(layer: AdaptedLayer, weight_too: bool) -> None:
-    """Adjust the base weight to the initial triples of a loaded state dict.
-
-    Args:
-        weight_too: the state dict had the base weight too, so that only the record of the start changes.
-
-    Raises:
-        RuntimeError: as torch for a state dict that does not fit: the initial triples are none of this model's start.
-    """
+    """Adjust the base weight to the initial triples of a loaded state dict; with `weight_too` that had the base weight
+    too, so that only the record changes. Raises torch's RuntimeError: they are none of this model's start."""
     A, B, start = layer.a.loaded_origin, layer.b.loaded_origin, layer.a.start
     layer.a.loaded_origin = layer.b.loaded_origin = None
     if A is None or B is None or start is None or A.shape[0] != B.shape[1]:

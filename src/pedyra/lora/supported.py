@@ -7,7 +7,7 @@ adapter alone (it is merged already, its file is damaged) are reported where the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pedyra.errors import UserError
@@ -30,9 +30,8 @@ class Kind:
     name: str
     sign: str
     """Its field of LoraConfig, or "a layer"."""
-    is_in: Callable[[Mapping[str, Any]], bool] = field(default=lambda config: False, repr=False)
-    """Recognises the kind by LoraConfig's fields; kinds of layers are recognised by `kind_of_module`, or by the
-    file."""
+    is_in: Callable[[Mapping[str, Any]], bool] = lambda config: False
+    """Recognises the kind by LoraConfig's fields; `kind_of_module`, or the file, says that of layers."""
     refused: tuple[str, ...] = ()
     why: str = ""
     repair: str = ""
@@ -54,10 +53,6 @@ def _has(*fields: str) -> Callable[[Mapping[str, Any]], bool]:
 
 
 _EXPORTS: tuple[str, ...] = ("peft", "padded", "gguf")
-_OF_VARIANTS = (
-    *("alora_invocation_tokens", "arrow_config", "use_qalora", "use_bdlora"),
-    *("kasa_config", "monteclora_config", "velora_config"),
-)
 _RELATIVE = (
     "train it with pedyra.adapt, whose folders hold the difference to the original base, or save it with "
     "save_pretrained(..., path_initial_model_for_weight_conversion=...), as PEFT documents"
@@ -131,7 +126,10 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "aLoRA, Arrow, QA-LoRA, BD-LoRA, KaSA, MonteCLoRA, VeLoRA",
         "a field of the variant's name",
-        _has(*_OF_VARIANTS),
+        _has(
+            *("alora_invocation_tokens", "arrow_config", "use_qalora", "use_bdlora"),
+            *("kasa_config", "monteclora_config", "velora_config"),
+        ),
         ("adapt", "fit", *_EXPORTS, "merged"),
         "its update depends on the token, is no product of two matrices, or has another layout",
         "PEFT alone can serve it; to go on here, train a plain LoRA or a DoRA",
@@ -173,31 +171,19 @@ _OF_LAYERS = {kind.name for kind in KINDS if kind.sign.startswith("a ")}
 
 
 def kinds_of(config: Mapping[str, Any], layers: Iterable[str] = ()) -> list[Kind]:
-    """List the kinds that an adapter is of, by its LoraConfig (or adapter_config.json) and by those of its layers.
-
-    Args:
-        layers: names of kinds that its layers and tensors are of, as `kind_of_module` says them.
-    """
+    """List the kinds of an adapter, by its LoraConfig (or adapter_config.json) and the names of those of its layers."""
     return [kind for kind in KINDS if kind.name in layers or kind.is_in(config)]
 
 
 def check_supported(verb: str, title: str, config: Mapping[str, Any], layers: Mapping[str, str] | None = None) -> None:
-    """Refuse an adapter of a kind that this verb does not take.
-
-    Args:
-        title: the adapter's name in the message.
-        layers: layer -> its kind, as `kind_of_module` says it, of the layers that are not plainly linear.
-
-    Raises:
-        ValueError: with the layer, the reason and the repair.
-    """
+    """Raise ValueError for an adapter of a kind that this verb does not take; `layers` has the kind of each layer that
+    is not plainly linear."""
     layers = layers or {}
     for kind in kinds_of(config, layers.values()):
         if verb in kind.refused:
             layer = next((name for name, each in layers.items() if each == kind.name), "")
-            where = layer if kind.name in _OF_LAYERS else title
-            kind_name = kind.name if kind.name in _OF_LAYERS else f"{kind.name} ({kind.sign})"
-            raise UserError(f"{where}: {kind_name} {VERBS[verb]}: {kind.why}; {kind.repair.format(layer=layer)}")
+            what = f"{layer}: {kind.name}" if kind.name in _OF_LAYERS else f"{title}: {kind.name} ({kind.sign})"
+            raise UserError(f"{what} {VERBS[verb]}: {kind.why}; {kind.repair.format(layer=layer)}")
 
 
 def kind_of_module(module: Any, adapter: str) -> str | None:
@@ -212,10 +198,8 @@ def kind_of_module(module: Any, adapter: str) -> str | None:
     if hasattr(slot, "kernel_size"):
         return "convolution"
     variant = type(module.lora_variant[adapter]).__name__ if adapter in module.lora_variant else ""
-    is_variant = any(each in variant for each in _KNOWN_VARIANTS)
-    if (variant and not is_variant) or type(slot).__name__ not in ("Linear", "AFactor"):
-        return "unknown layer"
-    return None
+    is_known = not variant or any(each in variant for each in _KNOWN_VARIANTS)
+    return None if is_known and type(slot).__name__ in ("Linear", "AFactor") else "unknown layer"
 
 
 _KNOWN_VARIANTS = ("Dora", "Arrow", "BdLora", "ALora", "Velora", "Monteclora", "MiCA", "Kasa", "QALora")

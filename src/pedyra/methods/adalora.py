@@ -104,7 +104,16 @@ class MaskedRanks(Work):
             )
         self.weight = self.config.orth_reg_weight or NO_PENALTY
         """The weight of the orthogonality term in the loss of a micro-batch."""
-        self._without_penalty_in_evaluation()
+        weight = self.config.orth_reg_weight
+
+        def before(module: nn.Module, args: Any) -> None:
+            self.config.orth_reg_weight = self.weight if module.training else NO_PENALTY
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            self.config.orth_reg_weight = weight  # as it was asked for, and is saved
+
+        model.base_model.register_forward_pre_hook(before)
+        model.base_model.register_forward_hook(after)
 
     def begin(self, total_steps: int, micro_batches: int) -> None:
         # Where the model divides its own loss by the tokens of all micro-batches, PEFT adds the term to each.
@@ -115,22 +124,9 @@ class MaskedRanks(Work):
         self.config.deltaT = schedule.interval
 
     def stepped(self, step: int, *, skipped: bool = False) -> None:
-        tuner: Any = self.model.base_model
         if skipped:
             # Infinite gradients: in PEFT's averages they would stay, and nothing would be masked.
             for name, parameter in self.model.named_parameters():
                 if "lora_" in name and parameter.grad is not None:
                     parameter.grad.zero_()
-        tuner.update_and_allocate(step + 1)
-
-    def _without_penalty_in_evaluation(self) -> None:
-        weight = self.config.orth_reg_weight
-
-        def before(module: nn.Module, args: Any) -> None:
-            self.config.orth_reg_weight = self.weight if module.training else NO_PENALTY
-
-        def after(module: nn.Module, args: Any, output: Any) -> None:
-            self.config.orth_reg_weight = weight  # as it was asked for, and is saved
-
-        self.model.base_model.register_forward_pre_hook(before)
-        self.model.base_model.register_forward_hook(after)
+        self.model.base_model.update_and_allocate(step + 1)

@@ -109,12 +109,8 @@ def search(
     lower_learning_rate: float = RATE,
     upper_learning_rate: float = RATE,
 ) -> dict[str, int]:
-    """Return layer name -> rank, for the LoRA layers of `linear_slots(model)`, which are of no use afterwards. The
-    ranks are about half of those that there are.
-
-    One step, on the next batch of each side: w' = w - Adam(L_tr); the hypergradient of a; back to w; Adam on a; a
-    lower step with the new a.
-    """
+    """Return layer name -> rank, for the layers of `linear_slots(model)`, which are of no use afterwards. One step:
+    w' = w - Adam(L_tr); the hypergradient of a; back to w; Adam on a; a lower step with the new a."""
     slots = [WeighedB(layer.b.weight) for layer in layers]
     lower = [factor for layer in layers for factor in (layer.a.A, layer.b.weight)]
     for layer, slot in zip(layers, slots, strict=True):
@@ -159,13 +155,9 @@ def hypergradient(
 ) -> list[Tensor]:
     """Return dL_val(w'(a), a) / da with w' one lower step from w, by the finite difference of DARTS (Liu et al. 2019).
 
-    dL_val/da (w') - eta (dL_tr/da (w + eps v) - dL_tr/da (w - eps v)) / (2 eps), with v = dL_val/dw (w') and
-    eps = 0.01 / |v|: w' is taken as w - eta dL_tr/dw, whatever the optimizer that makes the step.
-
-    Args:
-        train_loss, val_loss: the losses at the current values of `lower` (w) and `upper` (a), on one batch each.
-        lower_step: takes the step from w to w'; afterwards `lower` has its values of before again.
-        learning_rate: eta.
+    dL_val/da (w') - eta (dL_tr/da (w + eps v) - dL_tr/da (w - eps v)) / (2 eps), with v = dL_val/dw (w'),
+    eps = 0.01 / |v| and the learning rate eta: w' is taken as w - eta dL_tr/dw, whatever the optimizer of `lower_step`.
+    Afterwards `lower` (w) has its values of before.
     """
     before = [parameter.detach().clone() for parameter in lower]
     lower_step()

@@ -49,15 +49,8 @@ class DyLora(Method):
 
 
 class NestedRank(Work):
-    """All layers of a model run at this rank, which is drawn anew for each optimizer step, and chosen for evaluation.
-
-    Args:
-        model: every LoRA layer of it has one rank, the largest.
-        seed: of the draws; the same draws follow the same seed and step.
-
-    Raises:
-        ValueError: layers of different ranks, or ones that are no plain linear LoRA.
-    """
+    """All layers of a model train at one rank, which is drawn anew for each optimizer step, and are evaluated at one
+    that is chosen. Raises ValueError: layers of different ranks, or ones that are no plain linear LoRA."""
 
     def __init__(self, model: nn.Module, adapter: str = "default", *, seed: int = 0) -> None:
         self.model, self.adapter = model, adapter
@@ -65,7 +58,7 @@ class NestedRank(Work):
         ranks = sorted({layer.rank for layer in self.layers})
         if len(ranks) > 1:
             raise UserError(f"the layers have ranks {ranks}, but DyLoRA draws one rank for all; give them one r")
-        self.r = self.chosen = self.drawn = ranks[0]
+        self.r = self.eval_rank = self.train_rank = ranks[0]
         self._seed = seed
 
     def nest(self) -> None:
@@ -74,27 +67,27 @@ class NestedRank(Work):
             fill(layer, NestedA(layer.a.A, self), NestedB(layer.b.weight, self))
 
     def end(self) -> None:
-        """Cut every layer to its first ranks, as chosen: plain LoRA with alpha as it was, so alpha / rank."""
+        """Cut every layer to its first ranks: plain LoRA with alpha as it was, so alpha / rank."""
         factors = {}
         for layer in self.layers:
-            A, B = layer.a.rows[: self.chosen], layer.b.columns[:, : self.chosen]  # type: ignore[attr-defined, index]
-            factors[layer] = Factors(A, B, layer.scaling * self.r / self.chosen)
+            A, B = layer.a.rows[: self.eval_rank], layer.b.columns[:, : self.eval_rank]  # type: ignore[attr-defined, index]
+            factors[layer] = Factors(A, B, layer.scaling * self.r / self.eval_rank)
         write_plain(self.model, self.adapter, factors)
 
     def choose(self, rank: int) -> None:
         """Evaluate, merge and cut at this rank from now on. Raises ValueError: no rank of 1 to r."""
         if not 1 <= rank <= self.r:
             raise UserError(f"rank is {rank}, but the LoRA has ranks 1 to {self.r}; give one of them, or raise its r")
-        self.chosen = rank
+        self.eval_rank = rank
 
     def step_begins(self, step: int) -> None:
         """Draw b ~ Uniform{1..r}, by the seed and the step's number alone: a resume repeats the draws."""
-        self.drawn = Random(f"{self._seed}/{step}").randint(1, self.r)
+        self.train_rank = Random(f"{self._seed}/{step}").randint(1, self.r)
 
     def rows(self, full: Tensor, dim: int) -> Tensor:
         """Take the first b of `full` along `dim` in training, with a gradient for the last one only, as in the authors'
         GLUE script: each row learns in one step of r."""
-        earlier, last = full.narrow(dim, 0, self.drawn - 1), full.narrow(dim, self.drawn - 1, 1)
+        earlier, last = full.narrow(dim, 0, self.train_rank - 1), full.narrow(dim, self.train_rank - 1, 1)
         return torch.cat([earlier.detach(), last], dim)
 
 
@@ -108,7 +101,7 @@ class NestedA(Slot):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """A at the chosen rank, for merging."""
-        return self.rows[: self.nested.chosen]
+        return self.rows[: self.nested.eval_rank]
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.nested.rows(self.rows, 0) if self.training else self.weight)
@@ -125,9 +118,9 @@ class NestedB(Slot):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """r/b B at the chosen rank, for merging."""
-        return self.columns[:, : self.nested.chosen] * (self.nested.r / self.nested.chosen)
+        return self.columns[:, : self.nested.eval_rank] * (self.nested.r / self.nested.eval_rank)
 
     def forward(self, h: Tensor) -> Tensor:
         if not self.training:
             return F.linear(h, self.weight)
-        return F.linear(h, self.nested.rows(self.columns, 1)) * (self.nested.r / self.nested.drawn)
+        return F.linear(h, self.nested.rows(self.columns, 1)) * (self.nested.r / self.nested.train_rank)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby, islice
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
 
-from pedyra.allocate.allocation import Budget, RankPlan, Scores, layer_means, lowest, make_plan
+from pedyra.allocate.allocation import Budget, RankPlan, Scores, layer_means, lowest, make_plan, prunable
 from pedyra.allocate.contract import Training, Work
 from pedyra.allocate.schedule import check_count
 from pedyra.allocate.scored import ScheduledMethod, ScoredSituation
@@ -78,11 +80,8 @@ class ElaLora(ScheduledMethod):
 
 def candidates(scores: Scores) -> list[tuple[float, int, int, str]]:
     """List (score, layer position, triple, layer) of each layer's min(k, r - 1) lowest triples, lowest first."""
-    offers = []
-    for position, (name, values) in enumerate(scores.items()):
-        order = sorted(range(len(values)), key=lambda index: (values[index], index))
-        offers += [(values[index], position, index, name) for index in order[: min(PER_LAYER, len(values) - 1)]]
-    return sorted(offers)
+    of_layers = groupby(prunable(scores, min_rank=1), key=itemgetter(3))
+    return sorted(offer for _, offers in of_layers for offer in islice(offers, PER_LAYER))
 
 
 def exchange(

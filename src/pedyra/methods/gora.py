@@ -75,7 +75,8 @@ class Gora(Method):
             A = A.to(layer.a.A)
             G = transpose(gradients[layer.name], getattr(layer.module, "fan_in_fan_out", False)).to(A)
             step = self.gamma * math.sqrt(width / len(A)) / layer.scaling
-            factors[layer] = Factors(A, -step * coefficients(G, A), layer.scaling)
+            projection = torch.linalg.lstsq(A.float().T, G.float().T).solution.T.to(A)  # times A: G on the rows of A
+            factors[layer] = Factors(A, -step * projection, layer.scaling)
         write_plain(model, adapter, factors)
         return Work()
 
@@ -111,8 +112,3 @@ def ranks_by_importance(
         name: min(max(round(budget * importance[name] / total / sizes[name]), 1, round(LEAST * rank)), MOST * rank)
         for name, rank in ranks.items()
     }
-
-
-def coefficients(G: Float[Tensor, "out in"], A: Float[Tensor, "r in"]) -> Float[Tensor, "out r"]:
-    """Return B = G A^T (A A^T)^-1: B A is G, projected on the rows of A."""
-    return torch.linalg.lstsq(A.float().T, G.float().T).solution.T.to(A)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,11 +28,8 @@ _BLOCK_ELEMENTS = 1 << 20
 
 
 def dense_sensitivity(x: Tensor, gradient: Tensor, A: Tensor, E: Tensor, B: Tensor) -> Tensor:
-    """Return sum |dW * dL/d dW| / sqrt(out in) of the update dW = B diag(E) A, in blocks of rows.
-
-    Args:
-        x: input of the A slot, `(..., in)`.
-        gradient: dL / d(output of the B slot), `(..., out)`; with it the scaling, which dW has too, cancels.
+    """Return sum |dW * dL/d dW| / sqrt(out in) of the update dW = B diag(E) A, in blocks of rows, from the input of the
+    A slot `(..., in)` and dL / d(output of the B slot) `(..., out)`, with which the scaling, that dW has too, cancels.
     """
     x, gradient = x.reshape(-1, x.shape[-1]).float(), gradient.reshape(-1, gradient.shape[-1]).float()
     weight = E.float()[:, None] * A.float()
@@ -64,10 +62,8 @@ class DenseSensitivity(ScoreState):
     def watch(self, active: bool) -> None:
         if active and not self._handles:
             for index, layer in enumerate(self.layers):
-                see_input = lambda module, args, index=index: self._inputs.update({index: args[0].detach()})  # noqa: E731
-                see_output = lambda module, args, output, index=index: self._see_output(index, output)  # noqa: E731
-                self._handles.append(layer.a.register_forward_pre_hook(see_input))
-                self._handles.append(layer.b.register_forward_hook(see_output))
+                self._handles.append(layer.a.register_forward_pre_hook(partial(self._see_input, index)))
+                self._handles.append(layer.b.register_forward_hook(partial(self._see_output, index)))
         elif not active:
             for handle in self._handles:
                 handle.remove()
@@ -87,7 +83,10 @@ class DenseSensitivity(ScoreState):
         self.skipped += ~update_sensitivity_(*averages, self.now / loss_scale, beta1=of.beta1, beta2=of.beta2)
         self.forget()
 
-    def _see_output(self, index: int, output: Tensor) -> None:
+    def _see_input(self, index: int, module: Any, args: tuple[Tensor, ...]) -> None:
+        self._inputs[index] = args[0].detach()
+
+    def _see_output(self, index: int, module: Any, args: Any, output: Tensor) -> None:
         x = self._inputs.pop(index, None)
         if x is None or not output.requires_grad:
             return

@@ -36,8 +36,6 @@ CLASSES: dict[str, tuple[str, str]] = {
 }
 """Name -> class and module. `adalora` is PEFT's own, of an AdaLoraConfig, and `adalora-svd` that of a LoraConfig."""
 NAMES = ("lora", "lora+", "pissa", "dora", "qlora", *(name for name in CLASSES if name != "lora+"))
-NOT_PEFTS = {"adalora": ("budget",)}
-"""Name -> fields of its class that PEFT's own form of it lacks."""
 
 
 def check_method(name: str) -> None:
@@ -56,8 +54,8 @@ def class_of(name: str) -> Any:
 def setting_names(name: str) -> list[str]:
     """List the settings of a method: the fields of its class."""
     kind = class_of(name)
-    lacking = NOT_PEFTS.get(name, ())
-    return [] if kind is None else [each.name for each in fields(kind) if each.init and each.name not in lacking]
+    names = [] if kind is None else [each.name for each in fields(kind) if each.init]
+    return [each for each in names if (name, each) != ("adalora", "budget")]  # which PEFT's own lacks
 
 
 def field_docs(kind: type) -> dict[str, str]:

@@ -40,15 +40,11 @@ class Rasa(Method):
 
 
 class PooledA(Slot):
-    """The A slot maps x (..., in) -> d * x [A; A_S]^T (..., r - k + kL).
+    """The A slot maps x (..., in) -> d * x [A; A_S]^T (..., r - k + kL), with private rows A `(r - k, in)` and one
+    factor a rank, d `(r - k + kL, 1)`, which carries alpha.
 
-    One layer of a type, the owner, has the pool as parameters of its own: A_S `(kL, in)` and B_S `(out, kL)`. They lie
-    flat in it, because peft 0.19 loads no module inside a factor. The other layers read them there.
-
-    Args:
-        A: private rows `(r - k, in)`.
-        d: `(r - k + kL, 1)`, one factor a rank; it carries alpha.
-        owner: who has the pool. None: this one; then `pool_A` and `pool_B` are to be set.
+    One layer of a type, the owner (None: this one), has the pool as parameters of its own: A_S `(kL, in)` and B_S
+    `(out, kL)`. They lie flat in it, because peft 0.19 loads no module inside a factor. The others read them there.
     """
 
     pool_A: nn.Parameter
@@ -93,12 +89,9 @@ def by_type(layers: list[AdaptedLayer]) -> list[list[AdaptedLayer]]:
 
 
 class Pools(Work):
-    """Layers of one type train a pool together.
-
-    A fresh LoRA becomes RaSA: the first r - k ranks of a layer stay, and pools are drawn; B = 0. A_S is Kaiming-uniform
-    as A is. d starts at 0.5 alpha / (r - k) for private ranks and 0.5 alpha / (kL) for shared ones; there is no
-    scaling beside it.
-    """
+    """Layers of one type train a pool together: of a fresh LoRA the first r - k ranks of a layer stay, and pools are
+    drawn; B = 0. A_S is Kaiming-uniform as A is. d starts at 0.5 alpha / (r - k) for private ranks and 0.5 alpha / (kL)
+    for shared ones; there is no scaling beside it."""
 
     def __init__(self, model: nn.Module, adapter: str = "default", *, seed: int = 0) -> None:
         self.model, self.adapter = model, adapter

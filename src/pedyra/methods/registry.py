@@ -20,7 +20,6 @@ from pedyra.allocate.scored import ScoredMethod
 from pedyra.errors import REFUSALS, UserError, as_user_error
 from pedyra.lora.attach import attach, train_e
 from pedyra.lora.layer import peft_layers
-from pedyra.lora.layer_names import pattern_keys
 from pedyra.lora.start import takes_from_weight
 from pedyra.methods.adalora import ON_PEFT, AdaLora
 from pedyra.methods.names import NAMES, check_method, class_of, make_method
@@ -67,19 +66,21 @@ class Entry:
         method that is to be installed, None where PEFT's config is all of it.
 
         A start that takes from the weight (PiSSA, OLoRA) is attached, with E frozen at 1. It trains exactly as PEFT
-        does, and what is saved is an ordinary LoRA against the pristine weight, of rank 2r. PEFT's own folder needs the
-        start again when it is loaded, and a random SVD (pissa_niter_4) does not come out twice.
-
-        Raises:
-            ValueError: a setting that the method does not have, or what it cannot do.
+        does, and what is saved is an ordinary LoRA against the pristine weight, of rank 2r, because a random SVD
+        (pissa_niter_4) does not come out twice. Raises ValueError for a setting, or a model, that it does not take.
         """
         method = make_method(self.name, settings, seed)
-        lora = changed(lora, **self.lora)
-        if self.name == "pissa":
-            lora = _pissa(lora)
-        if self.name == "qlora" and not is_quantised(base):
+        lora, quantised = changed(lora, **self.lora), getattr(base, "is_quantized", False)
+        if self.name == "pissa" and not str(lora.init_lora_weights).startswith("pissa"):
+            if lora.init_lora_weights is not True:
+                raise UserError(
+                    f"lora.init is {lora.init_lora_weights!r}, but method pissa is a start of its own; give pissa or "
+                    f"pissa_niter_16"
+                )
+            lora = changed(lora, init_lora_weights="pissa")
+        if self.name == "qlora" and not quantised:
             raise UserError("method qlora needs a quantised model; set model.quantization to nf4 or int8")
-        if str(lora.init_lora_weights).startswith("pissa") and is_quantised(base):
+        if str(lora.init_lora_weights).startswith("pissa") and quantised:
             raise UserError(
                 "the base model is quantised, but PiSSA decomposes the weight before it is quantised and rewrites it; "
                 "set model.quantization to none, or use another lora.init (method pissa: method qlora)"
@@ -106,30 +107,6 @@ def changed(lora: LoraConfig, **changes: Any) -> LoraConfig:
         assert hasattr(config, name), name
         setattr(config, name, value)
     return config
-
-
-def with_ranks(lora: LoraConfig, ranks: Mapping[str, int], alphas: Mapping[str, float]) -> LoraConfig:
-    """Copy the config with a rank and an alpha per layer (full name)."""
-    keys = pattern_keys(ranks)
-    patterns: dict[str, Any] = {"rank_pattern": {keys[name]: rank for name, rank in ranks.items()}}
-    patterns["alpha_pattern"] = {keys[name]: alpha for name, alpha in alphas.items()}
-    return changed(lora, **patterns)
-
-
-def is_quantised(model: nn.Module) -> bool:
-    """Say whether the frozen weights are in 4 or 8 bits, as transformers marks its models."""
-    return bool(getattr(model, "is_quantized", False))
-
-
-def _pissa(lora: LoraConfig) -> LoraConfig:
-    """Begin with PiSSA (Meng et al. 2024). The authors set alpha = r; the recipe decides, and W - s B A keeps the
-    function whatever the scaling s."""
-    init = lora.init_lora_weights
-    if isinstance(init, str) and init.startswith("pissa"):
-        return lora
-    if init is not True:
-        raise UserError(f"lora.init is {init!r}, but method pissa is a start of its own; give pissa or pissa_niter_16")
-    return changed(lora, init_lora_weights="pissa")
 
 
 def _refuse(lora: LoraConfig, who: str) -> None:
@@ -188,15 +165,9 @@ _ENTRIES = (
     Entry("dora", "LoRA of a direction, and its magnitude (Liu et al. 2024)", lora={"use_dora": True}),
     Entry("qlora", "LoRA over weights in 4 bits (Dettmers et al. 2023)", quantization="nf4"),
     Entry("randlora", peft_type="RANDLORA"),
-    Entry(
-        "adalora",
-        "AdaLoRA (Zhang et al. 2023), PEFT's own: masked ranks",
-        resumable=False,
-        peft_type="ADALORA",
-    ),
+    Entry("adalora", "AdaLoRA (Zhang et al. 2023), PEFT's own: masked ranks", resumable=False, peft_type="ADALORA"),
 )
-_GIVEN = {entry.name: entry for entry in _ENTRIES}
-METHODS: dict[str, Entry] = {name: _GIVEN.get(name, Entry(name)) for name in NAMES}
+METHODS = {name: Entry(name) for name in NAMES} | {entry.name: entry for entry in _ENTRIES}
 
 
 def get_method(name: str) -> Entry:

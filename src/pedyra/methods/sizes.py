@@ -98,14 +98,8 @@ class Growing(ScoredMethod):
 def growth(
     layer_scores: Mapping[str, float], active: Mapping[str, int], missing: int, top: int, add: int
 ) -> dict[str, int]:
-    """Return layer -> ranks it gains: `add` for each of the `top` highest, never more than `missing` in all.
-
-    Ties fall in layer order; the authors' threshold lets all of them grow, beyond the budget.
-    """
-    gains: dict[str, int] = {}
-    for name in sorted(active, key=lambda name: -layer_scores[name])[:top]:
-        gains[name] = min(add, missing)
-        missing -= gains[name]
-        if missing == 0:
-            break
-    return gains
+    """Return layer -> ranks it gains: `add` for each of the `top` highest, ties in layer order, never more than
+    `missing` in all."""
+    best = sorted(active, key=lambda name: -layer_scores[name])[:top]
+    gains = {name: min(add, missing - place * add) for place, name in enumerate(best)}
+    return {name: gain for name, gain in gains.items() if gain > 0}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pedyra.errors import UserError
 from pedyra.lora.attach import attach, detach
-from pedyra.lora.factors import linear
+from pedyra.lora.factors import as_saved, linear
 from pedyra.lora.layer import AdaptedLayer, holds_triples, peft_layers
 
 
@@ -72,11 +72,9 @@ def plain_ranks(model: nn.Module, adapter: str) -> list[int]:
 
 
 def linear_slots(model: nn.Module, adapter: str) -> list[AdaptedLayer]:
-    """List the LoRA layers of an adapter, in the model's order, once every one is known to be linear and plain.
-
-    Their slots hold A and B as Parameters (`layer.a.A`, `layer.b.weight`), for the method to take over. Raises
-    ValueError: a layer that is no linear one, or a bias of its own in B, which no slot here keeps.
-    """
+    """List the LoRA layers of an adapter, in the model's order, with A and B as Parameters (`layer.a.A`,
+    `layer.b.weight`), for the method to take over. Raises ValueError: a layer that is no linear one, or a bias of its
+    own in B, which no slot here keeps."""
     for layer in peft_layers(model, adapter):
         if adapter in layer.module.lora_A and isinstance(layer.module.lora_A[adapter], Slot):
             raise UserError(
@@ -101,26 +99,20 @@ def grow(model: nn.Module, adapter: str, num: int) -> None:
     """Give every plain LoRA layer `num` more ranks that add nothing, at the scaling that it has."""
     for layer in peft_layers(model, adapter):
         slots = layer.module.lora_A, layer.module.lora_B
-        for slot, dim in zip(slots, (0, 1), strict=True):
+        for slot, padding in zip(slots, ((0, 0, 0, num), (0, num)), strict=True):
             weight = slot[adapter].weight
-            shape = [*weight.shape]
-            shape[dim] = num
-            wider = nn.Parameter(torch.cat([weight, weight.new_zeros(shape)], dim), weight.requires_grad)
+            wider = nn.Parameter(F.pad(weight, padding), weight.requires_grad)
             slot[adapter] = linear(wider, slot[adapter].bias).train(slot[adapter].training)
         layer.module.r[adapter] += num
 
 
 @torch.no_grad()
 def write_plain(model: nn.Module, adapter: str, layers: Mapping[AdaptedLayer, Factors]) -> None:
-    """Turn these layers into ordinary LoRA, with new Parameters, and bring PEFT's config in line.
-
-    As everywhere on disk, rank 0 is one zero row. What `save_pretrained` then writes loads without pedyra.
-    """
+    """Turn these layers into ordinary LoRA, with new Parameters, and bring PEFT's config in line. As on disk, rank 0 is
+    one zero row."""
     for layer, factors in layers.items():
-        A, B = factors.A, factors.B
-        if A.shape[0] == 0:
-            A, B = A.new_zeros(1, A.shape[1]), B.new_zeros(B.shape[0], 1)
-        fill(layer, *(linear(nn.Parameter(each.detach().clone())) for each in (A, B)))
+        A, B = as_saved(factors.A.detach(), None, 0), as_saved(factors.B.detach(), None, 1)
+        fill(layer, *(linear(nn.Parameter(each.clone())) for each in (A, B)))
         layer.module.scaling[layer.adapter] = factors.scaling
     attach(model, adapter)  # brings PEFT's config in line with ranks and scalings
     detach(model, adapter)

@@ -72,7 +72,6 @@ def gated(model: nn.Module, adapter: str = "default", *, seed: int = 0) -> list[
 
 
 def gates_of(layers: Sequence[AdaptedLayer]) -> list[nn.Parameter]:
-    """List the gates `(r, 1)` of these layers."""
     return [layer.a.gate for layer in layers]  # type: ignore[attr-defined, misc]
 
 
@@ -82,10 +81,8 @@ def soft_threshold(gate: Tensor, threshold: float) -> Tensor:
 
 
 def add_gate_steps(optimizer: Optimizer, gates: Sequence[nn.Parameter], settings: Sora) -> None:
-    """Put the L1 term's gradient before, and the proximal step after, every step of `optimizer`.
-
-    Hooks of the optimizer itself: they hold in any loop, and a step that is not taken shrinks nothing.
-    """
+    """Put the L1 term's gradient before, and the proximal step after, every step of `optimizer`, by its own hooks: they
+    hold in any loop, and a step that is not taken shrinks nothing."""
     count = sum(gate.numel() for gate in gates)
 
     @torch.no_grad()
@@ -109,11 +106,11 @@ def groups_with_gates(model: nn.Module, gates: Sequence[nn.Parameter], weight_de
     gate_ids = {id(gate) for gate in gates}
     others = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in gate_ids}
     decays = {name for name in get_parameter_names(model, ALL_LAYERNORM_LAYERS) if "bias" not in name}
-    groups: list[dict[str, Any]] = [
-        {"params": [p for name, p in others.items() if (name in decays) == which], "weight_decay": decay}
-        for decay, which in ((weight_decay, True), (0.0, False))
+    return [
+        {"params": [p for name, p in others.items() if name in decays], "weight_decay": weight_decay},
+        {"params": [p for name, p in others.items() if name not in decays], "weight_decay": 0.0},
+        {"params": list(gates), "weight_decay": 0.0},
     ]
-    return [*groups, {"params": list(gates), "weight_decay": 0.0}]
 
 
 class Gates(Work):

@@ -29,8 +29,8 @@ def test_rates_are_tuned_first_and_reported_runs_use_the_best(make_grid, calls, 
     # 2 methods x 2 rates x 1 tuning seed, then 2 methods x 3 seeds at the higher rate, which the trainer rewards.
     assert sorted(calls()[:4]) == ["lora 1000 0.01", "lora 1000 0.1", "pedyra 1000 0.01", "pedyra 1000 0.1"]
     assert sorted(calls()[4:]) == [f"{method} {seed} 0.1" for method in ("lora", "pedyra") for seed in (0, 1, 2)]
-    found = rows(folder / "runs/grid/comparison.jsonl")
-    assert [row["value"] for row in found] == pytest.approx([0.51, 0.52, 0.53, 0.61, 0.62, 0.63])
+    result = rows(folder / "runs/grid/comparison.jsonl")
+    assert [row["value"] for row in result] == pytest.approx([0.51, 0.52, 0.53, 0.61, 0.62, 0.63])
     assert len(rows(folder / "runs/grid/tuning.jsonl")) == 4
     assert not comparison.failed and not comparison.missing
 
@@ -113,8 +113,8 @@ def test_the_scaling_is_the_same_at_every_budget(use_rslora, make_grid, folder):
     experiment = prepare_experiment(make_grid(lora=lora, budgets=[2, 8, 32]), folder)
     scalings = set()
     for entry in experiment.entries:
-        found = experiment.content(entry, 0.1, "jobs")["lora"]
-        scalings.add(round(found["alpha"] / (found["r"] ** 0.5 if use_rslora else found["r"]), 9))
+        result = experiment.content(entry, 0.1, "jobs")["lora"]
+        scalings.add(round(result["alpha"] / (result["r"] ** 0.5 if use_rslora else result["r"]), 9))
     assert len(scalings) == 1 and len(experiment.entries) == 6
 
 
@@ -127,16 +127,16 @@ def test_rows_of_equal_parameters_keep_their_number(make_grid, folder):
         "expand": {"method": {"name": "expand", "budget": "ranks"}},
     }
     experiment = prepare_experiment(make_grid(methods=rows, match="parameters"), folder)
-    found = {
+    result = {
         entry.method: experiment.content(entry, 0.1, "jobs")["method"].get("budget") for entry in experiment.entries
     }
-    assert found == {"lora": None, "pedyra": "parameters", "prune": None, "expand": "ranks"}
+    assert result == {"lora": None, "pedyra": "parameters", "prune": None, "expand": "ranks"}
 
 
-@pytest.mark.parametrize(("seeds", "told"), [([0, 1, 2], ["4.3", "2.78"]), ([0, 1, 2, 3, 4], [])])
-def test_fewer_than_five_seeds_are_told_to_have_wide_intervals(make_grid, seeds, told):
-    found = [remark for remark in Comparison(make_grid(seeds=seeds), [], []).remarks() if "intervals" in remark]
-    assert bool(found) == bool(told) and all(number in found[0] for number in told)
+@pytest.mark.parametrize(("seeds", "message"), [([0, 1, 2], ["4.3", "2.78"]), ([0, 1, 2, 3, 4], [])])
+def test_fewer_than_five_seeds_are_told_to_have_wide_intervals(make_grid, seeds, message):
+    result = [remark for remark in Comparison(make_grid(seeds=seeds), [], []).remarks() if "intervals" in remark]
+    assert bool(result) == bool(message) and all(number in result[0] for number in message)
 
 
 def test_a_folder_can_be_moved_whose_rows_name_their_runs_from_there_on(make_grid, calls, folder):
@@ -177,13 +177,13 @@ def test_a_narrower_call_shows_its_own_rows_and_a_wide_one_has_all_again(make_gr
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         ({"method": "lora", "lora": {"target_modules": ["query", "nope"]}}, "lora.target_modules: 'nope' matches no"),
     ],
 )
-def test_a_mistake_in_a_row_is_told_before_anything_runs(make_grid, calls, row, told):
-    with pytest.raises(ValueError, match=f"methods.a on toy: {told}") as caught:
+def test_a_mistake_in_a_row_is_told_before_anything_runs(make_grid, calls, row, message):
+    with pytest.raises(ValueError, match=f"methods.a on toy: {message}") as caught:
         compare_grid(make_grid(methods={"lora": {}, "a": row}))
     assert "\n" not in str(caught.value) and calls() == []
 

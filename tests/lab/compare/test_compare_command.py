@@ -45,7 +45,7 @@ def test_a_grid_from_nothing_to_its_tables(call, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["absent.yaml"], "grid 'absent.yaml' does not exist"),
         ([SMOKE, "seeds=[]"], "seeds is []: List should have at least 1 item"),
@@ -58,7 +58,7 @@ def test_a_grid_from_nothing_to_its_tables(call, tmp_path, monkeypatch):
         ([SMOKE, "model.name=absent/model", "tasks.toy.text=text"], "model.name 'absent/model' is no folder"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(call, arguments, told):
+def test_a_mistake_is_one_line_and_exit_code_2(call, arguments, message):
     code, _, err = call(*arguments)
     assert code == 2
-    assert err.startswith("Error: ") and err.count("\n") == 1 and told in err, err
+    assert err.startswith("Error: ") and err.count("\n") == 1 and message in err, err

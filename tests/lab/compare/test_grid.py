@@ -41,7 +41,7 @@ def test_without_rates_a_grid_has_that_of_a_recipe(folder):
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("methods=[lora, pedira]", "method 'pedira' is unknown; did you mean 'pedyra'?"),
         ("tasks=[colla]", "task 'colla' is unknown; did you mean 'cola'?"),
@@ -64,11 +64,11 @@ def test_without_rates_a_grid_has_that_of_a_recipe(folder):
         ("methods.lora.lora.r=3", "methods.lora.lora.r follows from budgets and match"),
     ],
 )
-def test_a_mistake_is_one_line(make_grid, override: str, told: str):
+def test_a_mistake_is_one_line(make_grid, override: str, message: str):
     methods = {"lora": {}, "pedyra": {}}  # a mapping, so that overrides reach into it
     with pytest.raises(ValueError) as caught:
         make_grid(override, methods=methods)
-    assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_the_folder_of_a_comparison_may_be_in_the_users_home(make_grid, monkeypatch):

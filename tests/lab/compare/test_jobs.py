@@ -91,8 +91,8 @@ def test_what_cannot_resume_starts_anew(job, calls):
 def test_a_refusal_that_passes_keeps_the_checkpoint(job, calls, monkeypatch):
     """A full disk, say, or another process that trains the run now."""
     run_all([job("pedyra")])
-    found = (Path("checkpoint-5"), [])
-    monkeypatch.setattr("pedyra.lab.compare.jobs.last_complete_checkpoint", lambda run, with_ranks: found)
+    checkpoint = (Path("checkpoint-5"), [])
+    monkeypatch.setattr("pedyra.lab.compare.jobs.last_complete_checkpoint", lambda run, with_ranks: checkpoint)
     assert run_all([job("pedyra")])["pedyra", 0].status == "failed"
     assert calls() == ["pedyra 0 0.1", "pedyra 0 0.1 --resume"]
 

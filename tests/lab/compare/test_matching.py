@@ -47,11 +47,11 @@ def test_dora_is_matched_where_its_magnitudes_are_few(count):
 def test_dora_at_a_small_budget_is_refused_with_the_closest_two(count, shape):
     layers, width = shape
     low, high = layers * 3 * width, layers * 5 * width
-    told = (
+    message = (
         f"method dora cannot match the baseline's {layers * 4 * width:,} parameters within 5%: the closest are "
         f"{low:,} at lora.r 1 and {high:,} at lora.r 2"
     )
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         match_parameters("dora", recipe("dora"), 2, recipe("lora"), count)
 
 

@@ -24,7 +24,7 @@ def test_the_rate_with_the_best_mean_over_seeds_wins():
     values = {1: (0.9, 0.1), 2: (0.6, 0.6), 3: (0.5, 0.5)}
     tuned = [result(rate, value, seed) for rate, both in values.items() for seed, value in enumerate(both)]
     curve = RateCurve(CELL, [1, 2, 3], tuned)
-    assert curve.chosen == 2 and not curve.edge
+    assert curve.best_rate == 2 and not curve.edge
 
 
 @pytest.mark.parametrize("metric", ["perplexity", "loss"])
@@ -80,9 +80,9 @@ def test_a_metric_that_is_no_number_is_none_in_the_file_and_nan_here(tmp_path, j
     job = Job(CELL, 0.1, 0, "jobs", tmp_path, {})
     final = {"metric": "perplexity", "value": None, "eval_loss": 750.0, "metrics": {"perplexity": None}}
     write_run(job.run, {**COSTS, **final})
-    (found,) = collect([job], judge)
-    assert math.isnan(found["metrics"]["perplexity"])
-    assert math.isnan(found["value"]) if judge == "metric" else found["value"] == 750.0
+    (row,) = collect([job], judge)
+    assert math.isnan(row["metrics"]["perplexity"])
+    assert math.isnan(row["value"]) if judge == "metric" else row["value"] == 750.0
 
 
 def write_run(run: Path, row: dict) -> None:

@@ -37,7 +37,7 @@ def test_no_group_is_on_two_sides(tmp_path):
     assert groups["train"] == groups["tuning-train"] | groups["tuning"]
     assert not groups["train"] & groups["reported"] and not groups["tuning-train"] & groups["tuning"]
     # 32 groups of 16 rows: a quarter is reported, then a tenth of the 24 others judges tuning runs.
-    assert {name: len(found) for name, found in groups.items()} == {
+    assert {name: len(rows) for name, rows in groups.items()} == {
         **{"train": 24, "reported": 8},
         **{"tuning-train": 21, "tuning": 3},
     }

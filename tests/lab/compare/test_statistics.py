@@ -39,5 +39,5 @@ def test_only_shared_seeds_are_paired():
 
 def test_a_run_that_diverged_leaves_no_interval():
     for lost in (math.nan, math.inf):
-        found = differences({0: lost, 1: 1.0}, {0: 1.0, 1: 1.0})
-        assert len(found) == 2 and interval(found) is None
+        result = differences({0: lost, 1: 1.0}, {0: 1.0, 1: 1.0})
+        assert len(result) == 2 and interval(result) is None

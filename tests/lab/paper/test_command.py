@@ -51,7 +51,7 @@ def test_a_folder_of_data_and_a_copy_of_a_model_are_taken(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["tabel2"], "did you mean 'table2'"),
         (["table4", "--model", "bart"], "--model is 'bart'; it is NAME=PATH"),
@@ -64,8 +64,8 @@ def test_a_folder_of_data_and_a_copy_of_a_model_are_taken(tmp_path):
         (["table13", "--row", "STS-B, LoRA"], "table13 measures no such cell at scale smoke"),
     ],
 )
-def test_a_mistake_is_one_line_and_nothing_is_written(arguments, told, capsys, tmp_path):
-    assert told in refusal(capsys, "run", *arguments, "--scale", "smoke", "--out", str(tmp_path / "out"))
+def test_a_mistake_is_one_line_and_nothing_is_written(arguments, message, capsys, tmp_path):
+    assert message in refusal(capsys, "run", *arguments, "--scale", "smoke", "--out", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

@@ -11,8 +11,8 @@ from pedyra.lab.paper.run_item import measurements
 
 def planned(name, scale, tmp_path, rows=()):
     """The only grid of these rows."""
-    (found,) = measurements(get_item(name).only(rows), scale, tmp_path, Places())
-    return found
+    (result,) = measurements(get_item(name).only(rows), scale, tmp_path, Places())
+    return result
 
 
 def test_a_setting_that_the_recipe_has_too_makes_no_run_of_its_own(tmp_path):
@@ -28,7 +28,7 @@ def test_encoders_choose_a_rate_at_scale_small_and_starts_without_gradients_from
     grid = planned("figure4b", "small", tmp_path).grid
     assert grid.rates("pedyra") == [1e-3, 3e-3, 1e-2, 3e-2]
     assert grid.tuning.rows == 1000
-    grids = [found.grid for found in measurements(get_item("table11"), "small", tmp_path, Places())]
+    grids = [result.grid for result in measurements(get_item("table11"), "small", tmp_path, Places())]
     for grid in grids:  # on PiSSA, E starts at the singular values
         for row in ("pissa", "pedyra_init=pissa"):
             assert grid.rates(row) == pytest.approx([1e-4, 3e-4, 1e-3, 3e-3])

@@ -79,12 +79,12 @@ def test_a_part_of_a_table_keeps_its_published_numbers():
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns", "told"),
+    ("rows", "columns", "message"),
     [
         (["+Prun"], [], "table5 has no row '\\+Prun'; did you mean '\\+Prune'"),
         ([], ["STSB"], "table5 has no column 'STSB'; did you mean 'STS-B'"),
     ],
 )
-def test_a_part_that_is_not_there_names_the_nearest(rows, columns, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_part_that_is_not_there_names_the_nearest(rows, columns, message):
+    with pytest.raises(ValueError, match=message):
         get_item("table5").only(rows, columns)

@@ -12,8 +12,8 @@ from pedyra.lab.paper.item_results import difference_table, remarks, result_tabl
 
 def test_a_mean_its_error_and_its_interval_by_hand():
     values = {("with input-based", "MBPP"): {0: 38.0, 1: 40.0, 2: 42.0}}
-    found = results(get_item("table6"), "full", values, {("with input-based", "MBPP"): 2e-4})
-    one = next(row for row in found if row["values"])
+    result = results(get_item("table6"), "full", values, {("with input-based", "MBPP"): 2e-4})
+    one = next(row for row in result if row["values"])
     error = 2 / math.sqrt(3)  # standard deviation 2, three seeds
     assert one == {
         **{"id": "table6", "row": "with input-based", "column": "MBPP", "published": 38.9, "measured": 40.0},
@@ -22,24 +22,24 @@ def test_a_mean_its_error_and_its_interval_by_hand():
         "learning_rate": 2e-4,
         "values": {"0": 38.0, "1": 40.0, "2": 42.0},
     }
-    table = result_table(get_item("table6"), "full", found)
+    table = result_table(get_item("table6"), "full", result)
     assert [row["MBPP"] for row in table.rows] == ["– (38.4)", "40.00 ± 1.15 [35.03, 44.97] (38.9)"]
 
 
 def test_an_average_is_over_the_measured_columns_and_their_common_seeds():
     values = {("PE-DyRA", "SST-2"): {0: 90.0, 1: 92.0}, ("PE-DyRA", "CoLA"): {1: 60.0, 2: 70.0}}
-    found = results(get_item("table2"), "small", values, {})
-    average = next(row for row in found if (row["row"], row["column"]) == ("PE-DyRA", "All"))
+    result = results(get_item("table2"), "small", values, {})
+    average = next(row for row in result if (row["row"], row["column"]) == ("PE-DyRA", "All"))
     assert average["values"] == {"1": 76.0} and average["interval_low"] is None
-    told = remarks(get_item("table2"), "small", found)
-    assert "Measured averages are over the measured columns." in told
-    assert any(remark.startswith("Not measured: MNLI, QNLI") for remark in told)
+    lines = remarks(get_item("table2"), "small", result)
+    assert "Measured averages are over the measured columns." in lines
+    assert any(remark.startswith("Not measured: MNLI, QNLI") for remark in lines)
 
 
 def test_an_average_of_a_part_is_told_to_be_of_other_columns_than_the_published_one():
     part = get_item("table2").only(columns=["SST-2", "All"])
-    found = results(part, "small", {("PE-DyRA", "SST-2"): {0: 90.0}}, {})
-    assert "Measured averages are over the measured columns." in remarks(part, "small", found)
+    result = results(part, "small", {("PE-DyRA", "SST-2"): {0: 90.0}}, {})
+    assert "Measured averages are over the measured columns." in remarks(part, "small", result)
     whole = get_item("table2")
     every = {("PE-DyRA", column): {0: 90.0} for column, of in whole.columns.items() if not of.average}
     assert "Measured averages are over the measured columns." not in remarks(
@@ -49,8 +49,8 @@ def test_an_average_of_a_part_is_told_to_be_of_other_columns_than_the_published_
 
 def test_rows_are_averaged_over_the_same_columns():
     values = {("LoRA", "SST-2"): {0: 90.0}, ("LoRA", "CoLA"): {0: 60.0}, ("PE-DyRA", "SST-2"): {0: 91.0}}
-    found = results(get_item("table2"), "small", values, {})
-    averages = {row["row"]: row["values"] for row in found if row["column"] == "All" and row["values"]}
+    result = results(get_item("table2"), "small", values, {})
+    averages = {row["row"]: row["values"] for row in result if row["column"] == "All" and row["values"]}
     assert averages == {"LoRA": {"0": 90.0}, "PE-DyRA": {"0": 91.0}}
 
 

@@ -195,8 +195,8 @@ def test_functions_are_asked_for_alike_at_every_scale(tmp_path):
         one = recipe(name)
         for test_set in ("humaneval", "humanevalplus"):
             section = one.generate[test_set].model_copy(update={"source": str(file)})
-            (found,) = load_test_sets({test_set: section}, one.data, tokenizer, [], seed=0)
-            asked[name, test_set] = (tokenizer.decode(found.prompts[0]), tuple(found.settings.stop or ()))
+            (result,) = load_test_sets({test_set: section}, one.data, tokenizer, [], seed=0)
+            asked[name, test_set] = (tokenizer.decode(result.prompts[0]), tuple(result.settings.stop or ()))
     prompt, stop = asked["small_code", "humaneval"]
     assert "Complete the function.\n\ndef add(a, b):\n" in prompt and "\ndef " in stop
     assert prompt.endswith("### Response:\ndef add(a, b):\n")

@@ -86,8 +86,8 @@ def test_only_the_test_sets_that_are_asked_for_are_answered_and_each_once(tmp_pa
     row = {"run": str(tmp_path), "metrics": {"loss": 1.0}}
     for columns in (["HumanEval"], ["HumanEval", "MBPP+"], ["HumanEval"]):
         (each,) = measurements(get_item("table6").only(columns=columns), "small", tmp_path / "out", Places())
-        found = with_generated(row, each, allow_code_execution=True)
-        assert found["metrics"]["humaneval"] == 0.25 and found["metrics"]["loss"] == 1.0
+        result = with_generated(row, each, allow_code_execution=True)
+        assert result["metrics"]["humaneval"] == 0.25 and result["metrics"]["loss"] == 1.0
     assert calls == [{"humaneval"}, {"mbppplus"}]
     assert each.recipe.generate["humaneval"].rows == 20
     asked = each.recipe.generate | {"humaneval": GenerateSection(rows=21)}
@@ -109,8 +109,8 @@ def test_a_set_whose_file_has_changed_is_answered_again(tmp_path, monkeypatch):
         get_item("table6").only(columns=["HumanEval"]), "small", tmp_path / "out", Places(data_dir=tmp_path)
     )
     row = {"run": str(tmp_path), "metrics": {}}
-    found = [with_generated(row, each, allow_code_execution=True)["metrics"]["humaneval"] for _ in range(2)]
-    assert found == [1, 1]
+    result = [with_generated(row, each, allow_code_execution=True)["metrics"]["humaneval"] for _ in range(2)]
+    assert result == [1, 1]
     file.write_text("{}\n{}\n")
     assert with_generated(row, each, allow_code_execution=True)["metrics"]["humaneval"] == 2
 

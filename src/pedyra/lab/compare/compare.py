@@ -31,56 +31,35 @@ def open_experiment(grid: Grid) -> Experiment:
 
 
 def compare_experiment(experiment: Experiment, engine: Engine = HERE, console: Console | None = None) -> Comparison:
-    """Run the missing runs of a comparison, and write its tables into its folder.
-
-    Finished runs are kept, interrupted ones resume from their checkpoint, failed ones are tried again.
-
-    Args:
-        engine: trains the runs.
-        console: shows progress and tables, if there is one.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C; running jobs have saved a checkpoint.
-    """
+    """Run the missing runs of a comparison, and write its tables into its folder. Finished runs are kept, interrupted
+    ones resume from their checkpoint, failed ones are tried again. After Ctrl-C it raises KeyboardInterrupt."""
     console, grid = console or Console(quiet=True), experiment.grid
     tuning = {entry: jobs for entry in experiment.entries if (jobs := experiment.tuning_jobs(entry))}
     num_reported = len(experiment.entries) * len(grid.seeds)
     console.print(f"{grid.name}: {len(experiment.entries)} rows x tasks x budgets")
     console.print(f"runs        {sum(map(len, tuning.values()))} to choose rates, {num_reported} reported")
-    ranks = {(each.method, each.budget, r) for each, r in experiment.matched.items() if r != each.budget}
+    ranks = {(each.method, each.budget, r) for each, r in experiment.lora_ranks.items() if r != each.budget}
     for method, budget, r in sorted(ranks):
         console.print(f"matched     {method}, r = {budget}: lora.r = {r}", soft_wrap=True, markup=False)
     failed = _run_missing([job for jobs in tuning.values() for job in jobs], engine, console)
     curves = [RateCurve(entry, grid.rates(entry.method), collect(jobs, grid.judge)) for entry, jobs in tuning.items()]
-    rate_by_entry = {curve.entry: curve.chosen for curve in curves}
+    rate_by_entry = {curve.entry: curve.best_rate for curve in curves}
     jobs = [job for entry in experiment.entries for job in experiment.reported_jobs(entry, rate_by_entry)]
     failed += _run_missing(jobs, engine, console)
     rows = collect(jobs, grid.judge)
     comparison = Comparison(grid, rows, curves, failed, num_reported - len(rows))
-    _show(comparison, console)
-    _keep(comparison)
-    return comparison
-
-
-def _show(comparison: Comparison, console: Console) -> None:
-    """Print the tables, and write them into the folder."""
     tables, remarks = comparison_tables(comparison), comparison.remarks()
     print_tables(console, tables)
     for remark in remarks:
         console.print(f"- {remark}", soft_wrap=True)
-    stem = Path(comparison.grid.output_dir) / "comparison"
-    console.print(f"written     {write_tables(stem, comparison.grid.name, tables, remarks)}", soft_wrap=True)
-
-
-def _keep(comparison: Comparison) -> None:
-    """Write the rows into the folder, with the runs' paths relative to it, so that it can be moved."""
-    folder = Path(comparison.grid.output_dir)
-    tuning_rows = [
-        {**row, "chosen": row["learning_rate"] == curve.chosen} for curve in comparison.curves for row in curve.rows
-    ]
-    for name, rows in ((REPORTED, comparison.rows), (TUNING, tuning_rows)):
-        relative_rows = ({**row, "run": str(Path(row["run"]).relative_to(folder))} for row in rows)
+    folder = Path(grid.output_dir)
+    console.print(f"written     {write_tables(folder / 'comparison', grid.name, tables, remarks)}", soft_wrap=True)
+    tuning_rows = [{**row, "chosen": row["learning_rate"] == curve.best_rate} for curve in curves for row in curve.rows]
+    for name, each in ((REPORTED, rows), (TUNING, tuning_rows)):
+        # The runs' paths are relative to the folder, so that it can be moved.
+        relative_rows = ({**row, "run": str(Path(row["run"]).relative_to(folder))} for row in each)
         write_file(folder / name, "".join(map(json_line, relative_rows)))
+    return comparison
 
 
 def _run_missing(jobs: Sequence[Job], engine: Engine, console: Console) -> list[JobEnd]:

@@ -107,10 +107,10 @@ class Grid(Section):
                 data[key] = {str(name): value or {} for name, value in data[key].items()}
         methods = data.get("methods")
         if isinstance(methods, dict):
-            data["methods"] = {
-                name: {**row, "method": _named(row.get("method"), name)} if isinstance(row, dict) else row
-                for name, row in methods.items()
-            }
+            for name, row in methods.items():
+                method = row.get("method") or {} if isinstance(row, dict) else None
+                if isinstance(method, dict):  # without a name of its own, the row's
+                    methods[name] = {**row, "method": {"name": name, **method}}
         if "name" in data:
             data.setdefault("output_dir", f"runs/{data['name']}")
         return data
@@ -186,17 +186,9 @@ class Grid(Section):
         return to_yaml(self.model_dump(mode="json", exclude_unset=True))
 
 
-def _named(method: Any, name: str) -> Any:
-    """Give a row's method the row's name, where it has none."""
-    return {"name": name, **(method or {})} if method is None or isinstance(method, dict) else method
-
-
 def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
-    """Read a YAML grid, apply `key.path=value` overrides and check it.
-
-    Raises ValueError, one line, as `load_recipe` does, and for an unknown method or task (with the nearest), a grid
-    without jobs, and settings that would make the comparison unfair.
-    """
+    """Read a YAML grid, apply `key.path=value` overrides and check it. Raises ValueError, one line, as `load_recipe`
+    does, and for settings that would make the comparison unfair."""
     path = Path(path)
     content = read_settings(path, overrides, what="grid", starts_with="methods")
     content.setdefault("name", path.stem)
@@ -204,7 +196,6 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
 
 
 def check_grid(content: dict[str, Any], where: str) -> Grid:
-    """Return the grid with this content. Raise ValueError, a line that begins with `where`, as `load_grid` does."""
     try:
         return Grid.model_validate(content)
     except ValidationError as error:

@@ -26,7 +26,6 @@ from pedyra.app.yaml_file import to_yaml
 from pedyra.lora.files import refuse_link, write_file
 from pedyra.trainer.checkpoint_folder import last_complete_checkpoint
 
-POLL_SECONDS = 0.5
 INTERRUPTED = 130
 """The exit code of `pedyra` after Ctrl-C."""
 Purpose = Literal["jobs", "tuning"]
@@ -59,7 +58,6 @@ class Job:
 
     @property
     def run(self) -> Path:
-        """Return the folder of the run itself."""
         method, task, budget = self.entry.method, self.entry.task, self.entry.budget
         return self.folder / self.purpose / method / task / f"r{budget}" / f"lr{self.rate:g}" / f"seed{self.seed}"
 
@@ -78,7 +76,6 @@ class Job:
 
     @property
     def label(self) -> str:
-        """Name the run in messages."""
         return f"{self.entry}, rate {self.rate:g}, {'' if self.purpose == 'jobs' else 'tuning '}seed {self.seed}"
 
 
@@ -122,18 +119,11 @@ class ThisMachine:
 
 
 HERE = ThisMachine()
-"""One run is trained after the other."""
 
 
 def run_jobs(jobs: Sequence[Job], report: Callable[[JobEnd], None], engine: Engine) -> None:
-    """Run the jobs; one that fails does not stop the others.
-
-    Args:
-        report: called, one at a time, when a job has ended.
-
-    Raises:
-        KeyboardInterrupt: after Ctrl-C, or SIGTERM to this process.
-    """
+    """Run the jobs; one that fails does not stop the others. Ctrl-C, or SIGTERM to this process, ends in a
+    KeyboardInterrupt once the running ones have ended."""
     stops: Stops = []
     with on_interrupt(lambda: stops.append(True), also=[signal.SIGTERM]):
         engine(jobs, report, stops)
@@ -142,11 +132,8 @@ def run_jobs(jobs: Sequence[Job], report: Callable[[JobEnd], None], engine: Engi
 
 
 def run_job(job: Job, start: Callable[[list[str], Path], int], stops: Stops) -> JobEnd | None:
-    """Run a job to its end, from its last checkpoint if there is one; None if it did not begin.
-
-    Args:
-        start: runs `pedyra` with these arguments, appends its output to a log, and returns its exit code.
-    """
+    """Run a job to its end, from its last checkpoint if there is one; None if it did not begin. `start` runs `pedyra`
+    with these arguments, appends its output to a log, and returns its exit code."""
     if stops:
         return None
     code = offset = 0
@@ -195,12 +182,12 @@ def _may_resume(job: Job) -> bool:
     return why_not_resumable(job.recipe["method"]["name"], job.recipe.get("training", {})) is None
 
 
-def _wait(child: subprocess.Popen[bytes], stops: list[bool]) -> int:
+def _wait(child: subprocess.Popen[bytes], stops: Stops) -> int:
     """Wait for the exit code. Ctrl-C in the terminal reaches the comparison alone, which passes it on once."""
     interrupted = False
     while True:
         try:
-            return child.wait(timeout=POLL_SECONDS)
+            return child.wait(timeout=0.5)
         except subprocess.TimeoutExpired:
             if len(stops) == 1 and not interrupted:
                 child.send_signal(signal.SIGINT)

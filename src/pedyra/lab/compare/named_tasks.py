@@ -74,14 +74,12 @@ NAMES = (*HUB, *PACKAGED)
 
 
 def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | None) -> dict[str, Any]:
-    """Return the `data` section of one task of a grid.
+    """Return the `data` section of one task of a grid, under this label.
 
     Args:
-        label: the task's name in the grid; the name of a known task unless `settings` say otherwise.
         settings: keys of `data`. With `source` they are a task of their own; without, they change the named task
             `task` (default: the label), whose local files are in the folder `folder` (default: that name).
-        data_dir: where local files of named tasks are; None: from the Hub. They are checked
-            when they are read.
+        data_dir: where local files of named tasks are; None: from the Hub.
     """
     changes = dict(settings or {})
     if "source" in changes:
@@ -93,17 +91,15 @@ def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | No
         raise UserError(f"task {name!r} is unknown; {hint} A task of your own has a source (tasks.{label}.source)")
     if name in PACKAGED:
         return {**PACKAGED[name], **changes}
-    repository, configuration, held_out = _HUB_SOURCES[name]
+    repository, configuration, heldout = _HUB_SOURCES[name]
     if data_dir is None:
-        source: dict[str, Any] = {"source": repository, "config": configuration, "validation": held_out}
+        source: dict[str, Any] = {"source": repository, "config": configuration, "validation": heldout}
     else:
-        source = _local_source(Path(data_dir).expanduser() / folder, (held_out or "").removesuffix("_matched"))
+        place = Path(data_dir).expanduser() / folder
+        source = {"source": local_file(place, "train")}
+        if heldout is not None:
+            source["validation"] = local_file(place, heldout.removesuffix("_matched"))
     return {**source, **HUB[name], **changes}
-
-
-def _local_source(folder: Path, held_out: str) -> dict[str, Any]:
-    validation = {"validation": local_file(folder, held_out)} if held_out else {}
-    return {"source": local_file(folder, "train"), **validation}
 
 
 def local_file(folder: Path, split: str) -> str:

@@ -28,7 +28,7 @@ from pedyra.app.recipe import Recipe, check_recipe, identity
 from pedyra.app.recipe_sections import METRICS, DataSection, MethodSection
 from pedyra.app.runs.arguments import training_arguments
 from pedyra.app.runs.setup import begin_method, resolve
-from pedyra.app.tasks.sources import Rows, check_apart, held_out, load_rows, sample
+from pedyra.app.tasks.sources import check_apart, held_out, load_rows, sample
 from pedyra.app.tasks.text import known_labels
 from pedyra.app.yaml_file import first_difference, read_settings
 from pedyra.errors import UserError
@@ -57,7 +57,8 @@ class Experiment:
     folder: Path
     splits: Mapping[str, Mapping[str, Any]]
     """Task -> purpose of a job -> its section `data`."""
-    matched: Mapping[Entry, int]
+    lora_ranks: Mapping[Entry, int]
+    """The rank at which a row has the baseline's parameters."""
     weights: Mapping[str, int]
     """Kind of data -> the number of parameters of the base model."""
 
@@ -95,7 +96,7 @@ class Experiment:
     def content(self, entry: Entry, rate: float, purpose: Purpose) -> dict[str, Any]:
         """Return a recipe: the grid's sections, the row's own over them, and the matched rank."""
         grid, row = self.grid, self.grid.methods[entry.method]
-        r = self.matched.get(entry, entry.budget)
+        r = self.lora_ranks.get(entry, entry.budget)
         lora, alpha, settings = grid.lora_of(entry.method), grid.lora.alpha, grid.settings_of(entry.method)
         if r != grid.lora.r:  # the scaling stays: alpha / r, or alpha / sqrt(r)
             ratio = r / grid.lora.r
@@ -103,8 +104,7 @@ class Experiment:
         if "final_rank" not in settings:  # a row that has one begins with the LoRA of the budget
             beginning = get_method(row.method.name).at_budget(r)
             r, alpha, settings = beginning.r, alpha * beginning.alpha, beginning.settings | settings
-        by_parameters = (row.match or grid.match) == "parameters"
-        if by_parameters and "budget" in setting_names(row.method.name):
+        if grid.match_of(entry.method) == "parameters" and "budget" in setting_names(row.method.name):
             # A budget of ranks would end with another number of parameters than the matched one.
             settings = {"budget": "parameters", **settings}
         bits = {} if row.quantization is None else {"quantization": row.quantization}
@@ -119,12 +119,12 @@ class Experiment:
 
 
 def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
-    """Split the data, check every row's recipe, and match the rows; grid.yaml is replaced last.
-
-    Raises:
-        ValueError: a mistake in the grid, or a folder with other rows, or with one of its runs of another recipe.
-    """
-    sections = {label: _data_section(grid, label) for label in grid.tasks}
+    """Split the data, check every row's recipe, and match the rows; grid.yaml is replaced last. Raises ValueError: a
+    mistake in the grid, or a folder with other rows, or with one of its runs of another recipe."""
+    sections: dict[str, DataSection] = {}
+    for label, settings in grid.tasks.items():
+        data = task_data(label, settings, grid.data_dir)
+        sections[label] = check_recipe({"name": label, "model": grid.model, "data": data}, f"tasks.{label}").data
     if not (folder / "grid.yaml").is_file():  # marks the folder of a comparison
         write_file(folder / "grid.yaml", grid.to_yaml())
     splits = {
@@ -133,8 +133,8 @@ def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
     }
     bare = Experiment(grid, folder, splits, {}, {})
     recipes = {entry: _row_recipe(bare, entry) for entry in bare.entries}
-    of_kinds = {recipe.data.kind: recipe for recipe in recipes.values()}
-    models = {kind: BareModel(recipe) for kind, recipe in of_kinds.items()}
+    by_kind = {recipe.data.kind: recipe for recipe in recipes.values()}
+    models = {kind: BareModel(recipe) for kind, recipe in by_kind.items()}
     for entry, recipe in recipes.items():
         with _naming_row(_where(entry)):
             check_names(models[recipe.data.kind].base, recipe.lora)
@@ -146,12 +146,6 @@ def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
             experiment.reported_jobs(entry, {entry: rate})
     write_file(folder / "grid.yaml", grid.to_yaml())
     return experiment
-
-
-def _data_section(grid: Grid, label: str) -> Any:
-    """Return the task's section, checked as part of a recipe."""
-    data = task_data(label, grid.tasks[label], grid.data_dir)
-    return check_recipe({"name": label, "model": grid.model, "data": data}, f"tasks.{label}").data
 
 
 def _row_recipe(experiment: Experiment, entry: Entry) -> Recipe:
@@ -186,11 +180,10 @@ def _match(grid: Grid, recipes: Mapping[Entry, Recipe], models: Mapping[str, Bar
         if grid.match_of(entry.method) == "rank":
             result[entry] = entry.budget
             continue
-        kind = recipe.data.kind
-        key = (entry.method, kind, entry.budget)
+        key = (entry.method, recipe.data.kind, entry.budget)
         if key not in ranks:
             baseline = recipes[Entry(grid.baseline, entry.task, entry.budget)]
-            ranks[key] = match_parameters(entry.method, recipe, entry.budget, baseline, models[kind])
+            ranks[key] = match_parameters(entry.method, recipe, entry.budget, baseline, models[recipe.data.kind])
         result[entry] = ranks[key]
     return result
 
@@ -198,11 +191,8 @@ def _match(grid: Grid, recipes: Mapping[Entry, Recipe], models: Mapping[str, Bar
 def split_task(label: str, data: DataSection, tuning_rows: int | None, folder: Path) -> dict[str, Any]:
     """Load and split a task, or read the split in `folder` of an earlier call; return the section of each purpose.
 
-    The reported rows are `data.validation`, or `data.validation_fraction` of the rows, the same for every run. The
-    tuning rows come off the training rows. `group_by` is respected at both splits.
-
-    Args:
-        tuning_rows: at most this many judge tuning runs; None: as many as `data.eval_rows` says.
+    The reported rows are `data.validation`, or `data.validation_fraction` of the rows. The tuning rows, at most
+    `tuning_rows` or as many as `data.eval_rows` says, come off the training rows. Both splits respect `group_by`.
     """
     summary, settings = folder / "splits.json", {**data.model_dump(mode="json"), "tuning_rows": tuning_rows}
     if not summary.is_file():
@@ -247,24 +237,16 @@ def _split(label: str, data: DataSection, tuning_rows: int | None, folder: Path)
     for name, rows in files.items():
         lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)  # dates and decimals
         write_file(folder / f"{name}.jsonl", "".join(lines))
-    common = data.model_dump(mode="json", exclude_defaults=True, exclude={*WHICH_ROWS})
-    return {**common, "metric": metric, **_classes(train, data, class_names)}
-
-
-def _classes(train: Rows, data: DataSection, class_names: list[str] | None) -> dict[str, Any]:
-    """Return the class names, because a part of the rows may lack one, and a file does not have the Hub's names."""
-    if data.kind not in ("classification", "pairs"):
-        return {}
-    return {"labels": list(known_labels(train, data, class_names).names)}
+    common = data.model_dump(mode="json", exclude_defaults=True, exclude=WHICH_ROWS) | {"metric": metric}
+    if data.kind in ("classification", "pairs"):
+        # A part of the rows may lack a class, and a file does not have the Hub's names.
+        common["labels"] = list(known_labels(train, data, class_names).names)
+    return common
 
 
 class BareModel:
-    """The base model on torch's meta device, without weights, by which the parameters of adapters are counted, without
-    heads.
-
-    Args:
-        recipe: one with the model, its tokenizer and the kind of data.
-    """
+    """The base model of a recipe on torch's meta device, without weights, by which the parameters of adapters are
+    counted, without heads."""
 
     def __init__(self, recipe: Recipe) -> None:
         kind = recipe.data.kind
@@ -288,16 +270,13 @@ class BareModel:
 
     def _count_trained(self, recipe: Recipe) -> int:
         with torch.device("meta"):
-            return _trained(begin_method(recipe, copy.deepcopy(self.base))[0])
+            parameters = begin_method(recipe, copy.deepcopy(self.base))[0].named_parameters()
+        return sum(each.numel() for name, each in parameters if each.requires_grad and "modules_to_save" not in name)
 
 
 def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, count: BareModel) -> int:
-    """Return the rank at which a row has the trainable parameters of the baseline at lora.r = budget; of two equally
-    near ones, the smaller.
-
-    They are counted at the start of training; a dynamic method keeps that count or ends at it by its own budget, and
-    the results have the count at the end. Raises ValueError: the nearest count is more than 5 % off.
-    """
+    """Return the rank at which a row has the trainable parameters of the baseline at lora.r = budget, counted at the
+    start of training; of two equally near ones, the smaller. Raises ValueError: the nearest is more than 5 % off."""
     target, at_budget = count.lora_parameters(baseline, budget), count.lora_parameters(recipe, budget)
     # The count grows linearly with the rank.
     low = max(1, budget + (target - at_budget) // (count.lora_parameters(recipe, budget + 1) - at_budget))
@@ -311,9 +290,3 @@ def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, c
         f"method {name} cannot match the baseline's {target:,} parameters within {TOLERANCE:.0%}: "
         f"the closest are {closest}; {repair_hint}, or methods.{name}.match: rank to compare it as it is"
     )
-
-
-def _trained(model: Any) -> int:
-    """Count the trainable parameters, without a head."""
-    parameters = model.named_parameters()
-    return sum(each.numel() for name, each in parameters if each.requires_grad and "modules_to_save" not in name)

@@ -23,17 +23,8 @@ from pedyra.lab.compare.jobs import INTERRUPTED, Job, JobEnd, Stops, run_job
 
 
 class RayCluster:
-    """Each run is a task of Ray.
-
-    Args:
-        address: of a cluster (`auto`, `ray://HOST:PORT`), or `local`, which starts one on this machine.
-        gpus, cpus: what one run takes; gpus None: one where the cluster has any, else none.
-        retries: how often a run begins again whose node or process has died.
-
-    Raises:
-        ImportError: Ray is not installed.
-        ValueError: nothing answers at the address.
-    """
+    """Each run is a task of Ray, which takes these GPUs (None: one where the cluster has any) and CPUs, and begins so
+    many times again when its node or process has died. Raises ValueError: nothing answers at the address."""
 
     def __init__(self, address: str, *, gpus: float | None = None, cpus: float = 1.0, retries: int = 3) -> None:
         try:
@@ -43,11 +34,11 @@ class RayCluster:
         self.ray: Any = ray
         if address not in ("auto", "local") and not address.startswith("ray://"):
             raise UserError(f"--ray is {address!r}; it is auto, ray://HOST:PORT or local")
-        more: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+        options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # its words about a time-out are said below
-                ray.init(address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR, **more)
+                ray.init(address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
@@ -86,8 +77,8 @@ class RayCluster:
 
 
 def _on_a_node(job: Job, root: str, version: str) -> JobEnd | None:
-    """Run a job in this process, which Ray has started for it on some node; its paths are from `root` on. It fails
-    where this node has another version of pedyra, or does not see the folder of the comparison."""
+    """Run a job in this process, which Ray has started on some node; its paths are from `root` on. It fails where the
+    node has another version of pedyra, or does not see the folder."""
     if version != pedyra.__version__:
         return JobEnd(job, "failed", f"{node()} has pedyra {pedyra.__version__}; install pedyra[cli] {version} there")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

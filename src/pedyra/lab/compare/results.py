@@ -29,10 +29,8 @@ def collect(jobs: Iterable[Job], judge: Judge) -> list[RunRow]:
 
 
 def result_row(job: Job, final: Mapping[str, Any], judge: Judge) -> RunRow:
-    """Return the row of a finished run in comparison.jsonl.
-
-    `metric` is the task's own (`task_metric`) or "loss", as `judge` says; `metrics` has all of the last evaluation.
-    """
+    """Return the row of a finished run in comparison.jsonl: `metric` is the task's own (`task_metric`) or "loss", as
+    `judge` says; `metrics` has all of the last evaluation."""
     loss, own = _number(final["eval_loss"]), _number(final["value"])
     metrics = {name: _number(value) for name, value in final["metrics"].items()}
     if not math.isfinite(loss):  # a diverged model still has an accuracy, of the one class it predicts
@@ -86,16 +84,13 @@ class RateCurve:
     rows: Sequence[RunRow]
 
     @property
-    def chosen(self) -> float | None:
+    def best_rate(self) -> float | None:
         return choose_rate(self.rows)
 
     @property
     def edge(self) -> str:
-        """Return "lowest" or "highest" where the best rate is at an end of the grid, beyond which a better one may
-        lie."""
-        if len(self.rates) == 1:
-            return ""
-        return {self.rates[0]: "lowest", self.rates[-1]: "highest"}.get(self.chosen or 0.0, "")
+        """Return "lowest" or "highest" where a better rate may lie beyond the end of the grid."""
+        return {self.rates[0]: "lowest", self.rates[-1]: "highest"}.get(self.best_rate or 0.0, "")
 
 
 @dataclass(frozen=True)
@@ -122,14 +117,11 @@ class Comparison:
 
     def ratio(self, key: str, method: str, budget: int) -> float | None:
         """Return a number relative to the baseline's, summed over the tasks and seeds where both have runs."""
-        ours, theirs = (
-            {
-                (row["task"], row["seed"]): row[key]
-                for row in self.rows
-                if (row["method"], row["budget"]) == (of, budget)
-            }
-            for of in (method, self.grid.baseline)
-        )
+        by_row: dict[str, dict[tuple[str, int], float]] = {method: {}, self.grid.baseline: {}}
+        for row in self.rows:
+            if row["method"] in by_row and row["budget"] == budget:
+                by_row[row["method"]][row["task"], row["seed"]] = row[key]
+        ours, theirs = by_row[method], by_row[self.grid.baseline]
         shared = ours.keys() & theirs.keys()
         total = sum(theirs[run] for run in shared)
         return sum(ours[run] for run in shared) / total if total else None
@@ -151,9 +143,9 @@ class Comparison:
                 entry = Entry(row["method"], row["task"], row["budget"])
                 lines.append(f"diverged: {entry}, seed {row['seed']}, rate {row['learning_rate']:g}")
         for curve in self.curves:
-            if curve.chosen is None:
+            if curve.best_rate is None:
                 lines.append(f"no learning rate could be chosen for {curve.entry}")
             elif curve.edge:
-                best = f"the best rate, {curve.chosen:g}, is the {curve.edge} of its grid"
+                best = f"the best rate, {curve.best_rate:g}, is the {curve.edge} of its grid"
                 lines.append(f"warning: {curve.entry}: {best}; widen it")
         return lines

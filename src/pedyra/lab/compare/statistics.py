@@ -20,11 +20,8 @@ def standard_error(values: Sequence[float]) -> float | None:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return Student's 95 % interval of the mean; None where there is no standard error.
-
-    It is valid for few values that are about normal. The percentile bootstrap of three values covers the mean in 75 %
-    of cases.
-    """
+    """Return Student's 95 % interval of the mean, which is valid for few values that are about normal (the percentile
+    bootstrap of three covers the mean in 75 % of cases); None where there is no standard error."""
     error = standard_error(values)
     if error is None:
         return None

@@ -20,7 +20,7 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table of text, column -> text for each row; the first column names the row."""
+    """Rows of column -> text; the first column names the row."""
 
     title: str
     rows: Sequence[Mapping[str, str]]
@@ -101,12 +101,10 @@ def _resources(comparison: Comparison, method: str, budget: int) -> dict[str, st
 
 def _differences_table(comparison: Comparison, budget: int) -> TextTable:
     grid = comparison.grid
-    rows = [
-        {"method": method}
-        | {_task_title(comparison, task): _difference(comparison, method, task, budget) for task in grid.tasks}
-        for method in grid.methods
-        if method != grid.baseline
-    ]
+    rows = []
+    for method in (name for name in grid.methods if name != grid.baseline):
+        cells = {_task_title(comparison, task): _difference(comparison, method, task, budget) for task in grid.tasks}
+        rows.append({"method": method, **cells})
     note = "Positive is better. Mean of the differences, paired by seed [Student's 95 % interval]."
     return TextTable(f"Difference to {grid.baseline}, budget r = {budget}", rows, note)
 
@@ -132,14 +130,12 @@ def _curves_table(comparison: Comparison) -> TextTable:
     for curve in comparison.curves:
         values = {rate: [row["value"] for row in curve.rows if row["learning_rate"] == rate] for rate in curve.rates}
         points = (f"{rate:g}: {number(fmean(each)) if each else 'no run'}" for rate, each in values.items())
-        choice = "none" if curve.chosen is None else f"{curve.chosen:g}{' (edge)' if curve.edge else ''}"
+        choice = "none" if curve.best_rate is None else f"{curve.best_rate:g}{' (edge)' if curve.edge else ''}"
         entry = curve.entry
         row = {"method": entry.method, "task": entry.task, "budget": str(entry.budget), "chosen": choice}
         rows.append({**row, "mean value at each rate": ", ".join(points)})
-    note = (
-        "Judged on rows split off the training rows, with seeds "
-        f"{_listed(comparison.grid.tuning.seeds)}; the reported rows had no part in it."
-    )
+    seeds = _listed(comparison.grid.tuning.seeds)
+    note = f"Judged on rows split off the training rows, with seeds {seeds}; the reported rows had no part in it."
     return TextTable("Learning rates", rows, note)
 
 

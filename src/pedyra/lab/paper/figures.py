@@ -6,6 +6,7 @@ A measure takes the records of a run folder, and is None where the run lacks the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -47,14 +48,18 @@ def series(records: Iterable[Record], value: Callable[[Record], float | None]) -
     return [(record["step"], number) for record in records if (number := value(record)) is not None]
 
 
-def effective_ranks(run: RunRecords) -> Series:
-    """Return the sum of the layers' effective ranks (Fig. 1a)."""
-    return series(run.snapshots, total_effective_rank)
+def snapshots(value: Callable[[Record], float | None]) -> Callable[[RunRecords], Series]:
+    return lambda run: series(run.snapshots, value)
 
 
-def utilisations(run: RunRecords) -> Series:
-    """Return the effective ranks over the sum of the ranks (Fig. 1a)."""
-    return series(run.snapshots, utilisation)
+effective_ranks = snapshots(total_effective_rank)
+"""Fig. 1a: the sum of the layers' effective ranks."""
+utilisations = snapshots(utilisation)
+"""Fig. 1a: the effective ranks over the sum of the ranks."""
+log_variances = snapshots(lambda record: record.get("two_thirds_log_variance"))
+"""Fig. 5: the log variance over layers of G^(2/3) / r, where scores were followed."""
+orthogonalities = snapshots(lambda record: fmean(x for pair in record["orthogonality"].values() for x in pair))
+"""Fig. 10: the orthogonality term averaged over all A and B."""
 
 
 def stabilities(run: RunRecords) -> Series:
@@ -62,18 +67,9 @@ def stabilities(run: RunRecords) -> Series:
     points = []
     for before, now in pairwise(run.adjustments):
         old, new = before["layer_scores"], now["layer_scores"]
-        points.append({"step": now["step"], "value": spearman([old[name] for name in new], list(new.values()))})
-    return series(points, lambda record: record["value"])
-
-
-def log_variances(run: RunRecords) -> Series:
-    """Return the log variance over layers of G^(2/3) / r, where scores were followed (Fig. 5)."""
-    return series(run.snapshots, lambda record: record.get("two_thirds_log_variance"))
-
-
-def orthogonalities(run: RunRecords) -> Series:
-    """Return the orthogonality term averaged over all A and B (Fig. 10)."""
-    return series(run.snapshots, lambda record: fmean(x for pair in record["orthogonality"].values() for x in pair))
+        if (correlation := spearman([old[name] for name in new], list(new.values()))) is not None:
+            points.append((now["step"], correlation))
+    return points
 
 
 def training_losses(run: RunRecords) -> Series:
@@ -84,8 +80,8 @@ def training_losses(run: RunRecords) -> Series:
 def gradient_norms(run: RunRecords, factor: str) -> Series:
     """Return the mean over layers of the norms of the gradients of A, E or B, where they were followed (Fig. 11)."""
     place = FACTORS.index(factor)
-    followed = (record for record in run.snapshots if record.get("grad_norms"))
-    return series(followed, lambda record: fmean(norms[place] for norms in record["grad_norms"].values()))
+    records = (record for record in run.snapshots if record.get("grad_norms"))
+    return series(records, lambda record: fmean(norms[place] for norms in record["grad_norms"].values()))
 
 
 def masks(run: RunRecords) -> list[tuple[int, set[tuple[str, int]]]]:
@@ -173,12 +169,7 @@ def _at(place: int, of: Callable[[RunRecords], Series]) -> Measure:
 
 
 def _mean_of(of: Callable[[RunRecords], Series]) -> Measure:
-    return lambda run: _mean(value for _, value in of(run))
-
-
-def _mean(values: Iterable[float]) -> float | None:
-    values = list(values)
-    return fmean(values) if values else None
+    return lambda run: fmean(value for _, value in of(run)) if of(run) else None
 
 
 MEASURES: dict[str, Measure] = {
@@ -199,9 +190,7 @@ MEASURES: dict[str, Measure] = {
     "loss_roughness": _loss_roughness,
     "first_orthogonality": _at(0, orthogonalities),
     "last_orthogonality": _at(-1, orthogonalities),
-    "gradient_norm_A": _mean_of(lambda run: gradient_norms(run, "A")),
-    "gradient_norm_E": _mean_of(lambda run: gradient_norms(run, "E")),
-    "gradient_norm_B": _mean_of(lambda run: gradient_norms(run, "B")),
+    **{f"gradient_norm_{factor}": _mean_of(partial(gradient_norms, factor=factor)) for factor in FACTORS},
 }
 
 
@@ -291,9 +280,9 @@ def mask_maps(runs: Runs, cells: Sequence[CellRow]) -> Panels:
 
 
 def _mask_map(run: RunRecords) -> Chart:
-    masked = masks(run)
-    cells = [{"step": step, "triple": f"{name} {i}", "state": "masked"} for step, each in masked for name, i in each]
-    for (_, before), (step, now) in pairwise(masked):
+    sets = masks(run)
+    cells = [{"step": step, "triple": f"{name} {i}", "state": "masked"} for step, each in sets for name, i in each]
+    for (_, before), (step, now) in pairwise(sets):
         cells += [{"step": step, "triple": f"{name} {i}", "state": "came back"} for name, i in before - now]
     shades = alt.Scale(domain=["masked", "came back"], range=["#b4bac0", "#C8500A"])
     chart = alt.Chart(alt.InlineData(values=cells)).mark_rect()

@@ -111,9 +111,8 @@ class Item(Section):
     @classmethod
     def _values_by_column(cls, content: Any) -> Any:
         """Name the values of a row's published list by their columns."""
-        published, columns = {}, list(content["columns"])
-        for row, values in content.get("published", {}).items():
-            published[row] = dict(zip(columns, values, strict=True))
+        lists = content.get("published", {})
+        published = {row: dict(zip(content["columns"], values, strict=True)) for row, values in lists.items()}
         return {**content, "published": published}
 
     @property
@@ -191,7 +190,8 @@ def items() -> dict[str, Item]:
     """Return every table and figure by id: tables first, each in the paper's order."""
     contents = (read_settings(path, (), what="table", starts_with="id") for path in TABLES.glob("*.yaml"))
     result = [Item.model_validate(content) for content in contents]
-    return {item.id: item for item in sorted(result, key=_order)}
+    result.sort(key=lambda item: (item.is_figure, int("".join(filter(str.isdigit, item.id))), item.id))
+    return {item.id: item for item in result}
 
 
 def get_item(name: str) -> Item:
@@ -210,8 +210,3 @@ def _written(name: str) -> dict[str, Any]:
 def recipe(name: str) -> Recipe:
     """Return the recipe of this name, e.g. sst2 or smoke_encoder."""
     return load_recipe(RECIPES / f"{name}.yaml")
-
-
-def _order(item: Item) -> tuple[bool, int, str]:
-    digits = "".join(character for character in item.id if character.isdigit())
-    return item.is_figure, int(digits), item.id

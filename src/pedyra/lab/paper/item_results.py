@@ -11,12 +11,6 @@ from pedyra.lab.compare.statistics import differences, interval, standard_error
 from pedyra.lab.compare.tables import NOTHING, TextTable
 from pedyra.lab.paper.item import Item, Scale, get_item
 
-Values = Mapping[tuple[str, str], Mapping[int, float]]
-"""(row, column) -> seed -> value, in the published unit."""
-
-Rates = Mapping[tuple[str, str], float]
-"""(row, column) -> the learning rate of its runs."""
-
 CellRow = dict[str, Any]
 """A line of the JSON file, for one row x column of an item; `result_row` makes it."""
 
@@ -24,10 +18,8 @@ CellRow = dict[str, Any]
 def result_row(
     item: Item, scale: Scale, row: str, column: str, values: Mapping[int, float], learning_rate: float | None
 ) -> CellRow:
-    """Return the published number and the measured mean, with its standard error and 95 % interval over the seeds.
-
-    Without `values` (by seed) the measured numbers are None. The learning rate of an average over tasks is None.
-    """
+    """Return the published number and the measured mean, with its standard error and 95 % interval over the seeds of
+    `values`; without any they are None. The learning rate of an average over tasks is None."""
     numbers = list(values.values())
     low, high = interval(numbers) or (None, None)
     return {
@@ -46,11 +38,14 @@ def result_row(
     }
 
 
-def results(item: Item, scale: Scale, values: Values, rates: Rates) -> list[CellRow]:
-    """Return every row x column of the item.
-
-    An average is over the columns that all measured rows have, so that rows are compared over the same tasks.
-    """
+def results(
+    item: Item,
+    scale: Scale,
+    values: Mapping[tuple[str, str], Mapping[int, float]],
+    rates: Mapping[tuple[str, str], float],
+) -> list[CellRow]:
+    """Return every row x column of the item, from (row, column) -> seed -> value in the published unit. An average is
+    over the columns that all measured rows have, so that rows are compared over the same tasks."""
     cells = []
     for row in item.rows:
         for column, part in item.columns.items():
@@ -92,9 +87,7 @@ def difference_table(item: Item, scale: Scale, cells: Sequence[CellRow]) -> Text
     """Return the difference of each row to the first of its group; where each row is a task, of each column to the
     baseline. None where nothing can be compared."""
     by_place = {(each["row"], each["column"]): each for each in cells}
-    first: dict[tuple[str, str | None], str] = {}
-    for row in item.rows:
-        first.setdefault(_group(item, row), row)
+    first = {_group(item, row): row for row in reversed(item.rows)}
     others = {row: first[_group(item, row)] for row in item.rows if row != first[_group(item, row)]}
     if others:
         to = ", ".join(dict.fromkeys(others.values()))
@@ -126,9 +119,8 @@ def _group(item: Item, row: str) -> tuple[str, str | None]:
 
 
 def _difference(ours: CellRow, theirs: CellRow) -> str:
-    published = ""
-    if ours["published"] is not None and theirs["published"] is not None:
-        published = f" ({ours['published'] - theirs['published']:+.4g})"
+    pair = ours["published"], theirs["published"]
+    published = "" if None in pair else f" ({pair[0] - pair[1]:+.4g})"
     values = differences(ours["values"], theirs["values"])
     if not values:
         return f"{NOTHING}{published}"

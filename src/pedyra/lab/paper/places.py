@@ -61,8 +61,6 @@ class Places:
 
 def task_name(data: Mapping[str, Any]) -> str | None:
     """Return the known task whose Hub data set this is; None for any other."""
-    for name in HUB:
-        task = task_data(name, None, None)
-        if (task["source"], task["config"]) == (data["source"], data.get("config")):
-            return name
-    return None
+    place = data["source"], data.get("config")
+    tasks = {name: task_data(name, None, None) for name in HUB}
+    return next((name for name, task in tasks.items() if (task["source"], task["config"]) == place), None)

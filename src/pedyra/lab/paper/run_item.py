@@ -48,8 +48,6 @@ TUNING_ROWS = 1000
 
 
 class MeasuredItem(NamedTuple):
-    """The results of an item."""
-
     results: list[CellRow]
     files: list[Path]
     """Tables and figures."""
@@ -69,27 +67,17 @@ def run_item(
     """Run the missing runs of an item's comparisons and write its table, and its figure, into `out/<scale>/<id>`.
 
     A part of its rows or columns (`Item.only`) goes into the folder `part` there, beside the whole table. Finished runs
-    are kept, for every item of the scale that shares them; interrupted ones resume.
-
-    Args:
-        out: folder of runs, which all items of a scale share, and of tables.
-        places: the places of models and data.
-        engine: trains the runs.
-        allow_code_execution: run generated code, for HumanEval and MBPP.
-        console: shows progress, if there is one.
-
-    Raises:
-        ValueError: a model or data that does not exist, before anything runs.
-        KeyboardInterrupt: Ctrl-C; running jobs have saved a checkpoint.
+    are kept, for every item of the scale that shares them; interrupted ones resume. Raises ValueError, before anything
+    runs, for a model or data that does not exist.
     """
     values: dict[tuple[str, str], dict[int, float]] = {}
     rates: dict[tuple[str, str], float] = {}
     runs: dict[str, Path] = {}
     failed: list[str] = []
     notes: list[str] = []
-    measured_by = measurements(item, scale, out, places)
-    experiments = [open_experiment(each.grid) for each in measured_by]  # all are checked before the first runs
-    for each, experiment in zip(measured_by, experiments, strict=True):
+    grids = measurements(item, scale, out, places)
+    experiments = [open_experiment(each.grid) for each in grids]  # all are checked before the first runs
+    for each, experiment in zip(grids, experiments, strict=True):
         comparison = compare_experiment(experiment, engine, console)
         failed += [f"{end.job.label}: {end.message}" for end in comparison.failed]
         notes += comparison.remarks()
@@ -211,12 +199,13 @@ def grid_content(recipe: Recipe, parts: Sequence[CellPart], scale: Scale, r: int
     alpha = recipe.lora.alpha * r / recipe.lora.r  # the scaling alpha / r is the recipe's at every rank
     factors = RATES if scale == "small" and recipe.data.kind not in GENERATED else (1.0,)
     rates = [rate * factor for factor in factors]
+    names = {name for part in parts for name in setting_names(str(part.method))}
     return {
         "name": folder.name,
         "output_dir": str(folder),
         "model": content["model"],
         "lora": {**content.get("lora", {}), "r": r, "alpha": alpha},
-        "shared": _shared(recipe, parts),
+        "shared": {key: value for key, value in recipe.method.settings.items() if key in names},
         "training": training,
         "methods": {row_name(part): _row(part, rates, scale) for part in parts},
         "tasks": {recipe.name: content["data"]},
@@ -227,12 +216,6 @@ def grid_content(recipe: Recipe, parts: Sequence[CellPart], scale: Scale, r: int
     }
 
 
-def _shared(recipe: Recipe, parts: Sequence[CellPart]) -> dict[str, Any]:
-    """Return the settings of the recipe's method that some row's method has too: its schedule, say."""
-    names = {key for part in parts for key in setting_names(str(part.method))}
-    return {key: value for key, value in recipe.method.settings.items() if key in names}
-
-
 def row_name(part: CellPart) -> str:
     """Name a method with its settings in a grid: equal settings have one name, which can be a folder's."""
     settings = {**part.lora, **part.settings, **({"quantization": part.quantization} if part.quantization else {})}
@@ -240,10 +223,8 @@ def row_name(part: CellPart) -> str:
 
 
 def _row(part: CellPart, rates: list[float], scale: Scale) -> dict[str, Any]:
-    keys = ("match", "quantization", "lora")
-    row = {key: value for key in keys if (value := getattr(part, key))}
+    row = {key: value for key in ("match", "quantization", "lora") if (value := getattr(part, key))}
     row["method"] = {"name": part.method, **part.settings}
-    slow = part.method in STARTS_FROM_ZERO and "init" not in part.lora
-    if slow and scale == "small":
+    if scale == "small" and part.method in STARTS_FROM_ZERO and "init" not in part.lora:
         row["learning_rates"] = [float(f"{rate * FROM_ZERO:g}") for rate in rates]  # not 0.0029999999999999996
     return row
