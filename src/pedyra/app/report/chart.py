@@ -1,7 +1,6 @@
 """Rows become charts of Altair. The page draws them with Vega, `images` draws them without a browser.
 
-Names that come from a run are data here, never part of an expression. The reader says how large a chart is, the theme
-which colours it has.
+Names that come from a run are data here, never part of an expression.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ PALETTE = {
     "dark": ["#5EB5EE", "#FF9557", "#38C8A0", "#E79AC8", "#E8C04F", "#A6D3F5", "#B3B2F5", "#B0B0B0"],
 }
 GREY, CHANGED = "#78828c", "#C8500A"
-MARKED = 12
-"""A curve of so few points shows each."""
+MARKED = 12  # a curve of so few points shows each
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,7 @@ class Curve:
     y: Sequence[Value]
     low: Sequence[Value] | None = None
     high: Sequence[Value] | None = None
-    quiet: bool = False
-    """Drawn in grey, under the others."""
+    quiet: bool = False  # in grey, under the others
 
     def rows(self) -> list[Row]:
         """Make a row of each point that has a number."""
@@ -52,25 +49,17 @@ class Curve:
 class Axes:
     """Curves share these axes."""
 
-    x: str
-    """Title, with the unit."""
+    x: str  # title, with the unit
     y: str
     log_x: bool = False
     log_y: bool = False
-    x_ticks: Sequence[float] | None = None
-    """The x axis has these labels, of its points, alone."""
-    linear_to: float | None = None
-    """The y axis is linear up to this distance from 0, and logarithmic beyond."""
-    from_zero: bool = False
-    """The y axis includes 0."""
-    reverse: bool = False
-    """The value 1 is at the top, for places in a ranking."""
-    step: bool = False
-    """A value holds until the next."""
-    line_at: tuple[str, float] | None = None
-    """Name and value of a horizontal line."""
-    ring: tuple[float, float] | None = None
-    """A ring is around this point."""
+    x_ticks: Sequence[float] | None = None  # the x axis has these labels alone
+    linear_to: float | None = None  # the y axis is linear up to this distance from 0, and logarithmic beyond
+    from_zero: bool = False  # the y axis includes 0
+    reverse: bool = False  # the value 1 is at the top, for places in a ranking
+    step: bool = False  # a value holds until the next
+    line_at: tuple[str, float] | None = None  # name and value of a horizontal line
+    ring: tuple[float, float] | None = None  # around this point
 
 
 def curves(several: Sequence[Curve], axes: Axes) -> alt.LayerChart:
@@ -112,11 +101,9 @@ def curves(several: Sequence[Curve], axes: Axes) -> alt.LayerChart:
 def rank_map(
     cells: Sequence[Mapping[str, Any]], *, at: str = "adjustment", highest: float | None = None
 ) -> alt.LayerChart:
-    """Draw ranks as module type by depth, coloured by rank.
+    """Draw ranks as module type by depth, coloured by rank; the cells are those of `figures.map_cells`.
 
     Args:
-        cells: there is one for each place in the model: `type`, `depth` (as text), and `ranks`, `changes`: one each per
-            frame.
         at: the number of the frame to draw, as an expression; by default the parameter `adjustment`.
         highest: the rank that is darkest; by default the highest of the cells.
     """
@@ -146,13 +133,8 @@ def theme(scheme: str) -> dict[str, Any]:
     """Return Vega-Lite's config for "light" or "dark"."""
     light, dark = ("#fcfcfa", "#1a1e23", "#5a636d", "#e8eaea"), ("#13161a", "#e5e8ea", "#9ca6af", "#262c32")
     paper, strong, ink, grid = dark if scheme == "dark" else light
-    words = {
-        "labelColor": ink,
-        "titleColor": ink,
-        "titleFontWeight": "normal",
-        "labelFontSize": 12,
-        "titleFontSize": 12,
-    }
+    words = {"labelColor": ink, "titleColor": ink, "titleFontWeight": "normal"}
+    words |= {"labelFontSize": 12, "titleFontSize": 12}
     return {
         "background": paper,
         "font": 'system-ui, "Liberation Sans", Arial, sans-serif',
@@ -190,7 +172,6 @@ def _plain(value: Any) -> Any:
 
 
 def _of(kind: str) -> alt.Chart:
-    """Make a layer of the curves of one kind."""
     return alt.Chart().transform_filter(alt.FieldEqualPredicate(field="kind", equal=kind))
 
 

@@ -21,13 +21,8 @@ _WIDTH, _HEIGHT = 380, 240  # of a panel, in points
 
 
 def save_figures(run_dir: Path, out_dir: Path) -> list[Path]:
-    """Write every figure of the report of a run as `out_dir/<figure>.<format>`; the paths written.
-
-    Raises:
-        ValueError: a damaged run folder, as in `build_report`, or `out_dir` is a link, which a run of somebody else may
-            have.
-    """
-    refuse_link(out_dir)
+    """Write every figure of the report of a run as `out_dir/<figure>.<format>`; the paths written."""
+    refuse_link(out_dir)  # which a run of somebody else may have
     files = []
     out_dir.mkdir(parents=True, exist_ok=True)
     for figure in make_figures(read_run(run_dir)):
