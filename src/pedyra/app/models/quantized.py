@@ -15,8 +15,6 @@ def quantization_config(
     """Make QLoRA's setting for nf4 (double quantisation), LLM.int8 for int8; `heads` are modules to leave as they are.
 
     transformers leaves a language model's head alone by itself (None), but not every new classification head.
-
-    Raises ImportError with the line that installs bitsandbytes.
     """
     import_extra("bitsandbytes", f"model.quantization {quantization} needs bitsandbytes", "quant")
     if quantization == "int8":

@@ -60,10 +60,7 @@ TINY = tuple(_SHAPES)
 
 
 def tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """Learn byte pairs from the toy data: its words are tokens, and any other text is read as bytes.
-
-    tiny-llama's has a chat template.
-    """
+    """Learn byte pairs from the toy data: its words are tokens, and any other text is read as bytes."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

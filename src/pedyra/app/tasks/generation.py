@@ -30,31 +30,24 @@ from pedyra.lora.files import append_row, json_line, read_rows, write_file
 
 PLAIN_LINES = 10  # of progress, where stdout is no terminal
 
-WRITING = {"max_new_tokens", "stop", "beams", "batch_size"}
-"""Keys of `GenerateSection` that change what is written after given tokens."""
+WRITING = {"max_new_tokens", "stop", "beams", "batch_size"}  # keys of `GenerateSection` that change what is written
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """The text that a model generated for one prompt."""
 
-    row: int
-    """Index of the prompt."""
-    text: str
-    """Without the prompt, and up to the stop string."""
-    finished: bool
-    """False where max_new_tokens ended it."""
+    row: int  # of the prompt
+    text: str  # without the prompt, and up to the stop string
+    finished: bool  # False where max_new_tokens ended it
     tokens: int
 
 
 class SampleFile:
-    """The texts of one test set in a run's samples.jsonl.
+    """The texts of one test set in a run's samples.jsonl, whose key is the hash of weights, prompts and settings.
 
     Lines of this set with another key are removed; lines of another set with the same key are used for both (HumanEval
     and HumanEval+).
-
-    Args:
-        made_of: weights, prompts and settings; their hash is the key.
     """
 
     def __init__(self, path: Path, name: str, made_of: Any) -> None:
@@ -82,22 +75,16 @@ def write_texts(
     console: Console,
     ends: Sequence[int] = (),
 ) -> list[Sample]:
-    """Generate a text for each prompt, in the prompts' order; the model is left in evaluation mode.
-
-    Args:
-        prompts: token ids: the source of an encoder-decoder, the beginning of the text for a decoder.
-        file: where texts are saved, and read if they exist.
-        ends: end tokens beside those of the model and its tokenizer.
-    """
+    """Generate a text for each prompt, in the prompts' order, or read it from the file; the model is left in evaluation
+    mode. `ends` are end tokens beside those of the model and its tokenizer."""
     longest_first = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))  # little padding
     size, next_report = settings.batch_size, 0
     batches = [longest_first[start : start + size] for start in range(0, len(prompts), size)]
     with _plain_settings(model):
         for batch in track(batches, file.name, console=console, disable=not console.is_terminal):
             if any(row not in file.done for row in batch):
-                for row, sample in zip(
-                    batch, _batch(model, tokenizer, [prompts[row] for row in batch], settings, ends), strict=True
-                ):
+                texts = _batch(model, tokenizer, [prompts[row] for row in batch], settings, ends)
+                for row, sample in zip(batch, texts, strict=True):
                     if row not in file.done:
                         prompt = tokenizer.decode(list(prompts[row]), skip_special_tokens=True)
                         file.add(prompt, Sample(row=row, **sample))
@@ -154,11 +141,7 @@ def _batch(
 
 
 class _Stops(StoppingCriteria):
-    """Ends a text at a stop string, without those that begin in the prompt.
-
-    Args:
-        start: number of tokens before the text.
-    """
+    """Ends a text at a stop string, without those that begin in the prompt, of `start` tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: list[str], start: int) -> None:
         self.strings, self.start = StopStringCriteria(tokenizer, stop), start
@@ -179,14 +162,13 @@ def _decode(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """List the end tokens of the tokenizer and of the model's generation config (Qwen, Llama 3)."""
     of_model: Any = getattr(model.generation_config, "eos_token_id", None)
-    own: Any = tokenizer.eos_token_id
     of_model = of_model if isinstance(of_model, list) else [of_model]
-    return [int(token) for token in dict.fromkeys([*of_model, own]) if token is not None]
+    return [token for token in dict.fromkeys([*of_model, tokenizer.eos_token_id]) if token is not None]
 
 
 # These of a model's own generation settings are part of the architecture.
 _STRUCTURAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
-_STRUCTURAL = (*_STRUCTURAL, "forced_eos_token_id", "suppress_tokens", "bad_words_ids")
+_STRUCTURAL += ("forced_eos_token_id", "suppress_tokens", "bad_words_ids")
 
 
 @contextmanager

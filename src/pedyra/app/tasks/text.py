@@ -20,21 +20,16 @@ from pedyra.errors import UserError
 class Labels:
     """The classes of a task by name and by number."""
 
-    names: tuple[str, ...] = ()
-    """Names of the classes, in the order of their numbers; a regression has none.
-
-    As `data.labels` they give the rows of another file the same numbers.
-    """
-    numbers: Mapping[str, int] = field(default_factory=dict)
-    """Label as text -> number of its class; empty for a regression."""
+    names: tuple[str, ...] = ()  # in the order of their numbers; a regression has none
+    numbers: Mapping[str, int] = field(default_factory=dict)  # label as text -> number of its class
 
     @property
     def count(self) -> int:
-        """Return how many outputs the head has: one a class, or 1 for a regression."""
+        """How many outputs the head has."""
         return len(self.names) or 1
 
     def number(self, value: Any) -> int | float:
-        """Return the label as the head's target. Raises ValueError for what is no label of this task."""
+        """Return the label as the head's target."""
         if not self.names:
             return _real(value)
         result = self.numbers.get(_written(value))
@@ -123,10 +118,7 @@ def encode(
     rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, labels: Labels, side: str
 ) -> list[dict[str, Any]]:
     """Make the tokenizer's columns and, where there are labels, `labels`, a dict a row, cut to max_length tokens, the
-    longer of two texts first.
-
-    Raises ValueError for a label that is none, and a text without tokens.
-    """
+    longer of two texts first."""
     targets = [{"labels": labels.number(row[data.label])} if data.label else {} for row in rows]
     texts = [str(row[data.text]) for row in rows]
     pairs = [str(row[data.text_pair]) for row in rows] if data.text_pair else None
