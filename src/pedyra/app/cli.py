@@ -59,7 +59,6 @@ class Ordered(TyperGroup):
     """What most people want comes first in the help."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
-        """Return the names in the order of `ORDER`."""
         return sorted(super().list_commands(ctx), key=ORDER.index)
 
 
@@ -175,10 +174,7 @@ def evaluate(
 
 
 @app.command()
-def inspect(
-    path: FolderArgument,
-    json_file: JsonFile = None,
-) -> None:
+def inspect(path: FolderArgument, json_file: JsonFile = None) -> None:
     """Show ranks, parameters, effective ranks and memory of an adapter."""
     from pedyra.lora.inspection import inspect_adapter
 
@@ -200,8 +196,7 @@ def export(
     destination: ForPlace = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: RUN/export/TARGET or PLACE.")] = None,
     base: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="Of merged: another base than the adapter's own."),
+        str | None, typer.Option(metavar="MODEL", help="Of merged: another base than the adapter's own.")
     ] = None,
     overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -263,7 +258,7 @@ def resize(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)],
+    run: RunArgument,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: report.html of the run.")] = None,
     figures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write every figure there, as SVG and PNG.")
@@ -386,11 +381,10 @@ def prove(
     ] = None,
     rows: Annotated[int | None, typer.Option(metavar="N", min=8, help="At most so many rows. Default: all.")] = None,
     base_b: Annotated[
-        str | None, typer.Option("--base-b", metavar="MODEL", help="Another base of B: a folder, or a name on the Hub.")
+        str | None, typer.Option(metavar="MODEL", help="Another base of B: a folder, or a name on the Hub.")
     ] = None,
     quantization_b: Annotated[
-        Literal["none", "nf4", "int8"] | None,
-        typer.Option("--quantization-b", help="Another quantization of B's base."),
+        Literal["none", "nf4", "int8"] | None, typer.Option(help="Another quantization of B's base.")
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     json_file: JsonFile = None,
@@ -412,7 +406,6 @@ def prove(
                 "--samples loads no model and takes all documents; give beside it --margin, --metric, --filter"
             )
         proof = prove_samples(Path(a), Path(b), margin, metric, filter_name)
-        verdict = proof.proof.verdict
     else:
         if metric or filter_name:
             raise UserError("--metric and --filter say what of --samples is compared; give --samples")
@@ -420,10 +413,9 @@ def prove(
         from pedyra.app.runs.prove import prove_paths
 
         proof = prove_paths(a, b, limit, source, other, rows=rows, progress=console.is_terminal)
-        verdict = proof.verdict
     console.print(str(proof), soft_wrap=True, markup=False)
     write_json_lines(json_file, [proof.row()])
-    raise typer.Exit({NO_WORSE: 0, WORSE: 1}.get(verdict, 3))
+    raise typer.Exit({NO_WORSE: 0, WORSE: 1}.get(proof.verdict, 3))
 
 
 def main(arguments: list[str] | None = None, commands: typer.Typer = app, name: str = "pedyra") -> None:

@@ -46,8 +46,7 @@ def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequenc
 def print_rank_map(console: Console, layers: Sequence[Mapping[str, Any]]) -> None:
     """Print ranks as module type (down, by name) x depth (across), in as many bands as the width asks for.
 
-    `layers` are `{"layer", "rank"}`; nothing where there are none, as with methods that are no LoRA. Layers at one
-    place (of an encoder and a decoder, or the experts of a block) share a cell, which has their mean.
+    Layers at one place (of an encoder and a decoder, or the experts of a block) share a cell, which has their mean.
     """
     if not layers:
         return
@@ -116,7 +115,6 @@ def print_beside(console: Console, finals: Mapping[str, Mapping[str, Any]]) -> N
 
 
 def _print_named(console: Console, lines: Iterable[tuple[str, str]]) -> None:
-    """Print lines of a name and its value."""
     for name, value in lines:
         console.print(f"{name:12}{value}", soft_wrap=True)
 

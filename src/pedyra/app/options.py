@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from pydantic import TypeAdapter
 
-from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.source import Source
 from pedyra.fitting.request import FitRequest
 
@@ -23,13 +22,7 @@ def _checked(path: Path | None) -> Path | None:
     return path
 
 
-def _run_folder(path: Path) -> Path:
-    RunFolder(path).check_holds_run()
-    return path
-
-
 def json_option(help: str) -> Any:
-    """Make --json FILE, which is checked before anything is done."""
     return typer.Option("--json", metavar="FILE", help=help, callback=_checked, dir_okay=False, show_default=False)
 
 
@@ -42,11 +35,10 @@ def _trust(wanted: bool) -> bool:
 
 
 TrustRemoteCode = Annotated[
-    bool,
-    typer.Option("--trust-remote-code", help="Run code that a model's repository carries.", callback=_trust),
+    bool, typer.Option("--trust-remote-code", help="Run code that a model's repository carries.", callback=_trust)
 ]
 RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Run folder.", callback=_run_folder, show_default=False)
+    Path, typer.Argument(metavar="RUN", help="Run folder.", exists=True, file_okay=False, show_default=False)
 ]
 FolderArgument = Annotated[
     Path,
@@ -73,7 +65,6 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier
 
 
 def place_of(name: str | None) -> Destination | None:
-    """Find the place of `--for`, if there is one."""
     from pedyra.export.destinations import destination
 
     return None if name is None else destination(name)

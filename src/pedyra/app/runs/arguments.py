@@ -19,8 +19,7 @@ from pedyra.lora.spelling import did_you_mean
 def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
     """Make TrainingArguments of a recipe: its `training` section, output_dir and seed, then `overrides`.
 
-    `fsdp` is left out where no launcher has started the process. Raises ValueError for an unknown name (with the
-    nearest one), a value of another type, and the errors of TrainingArguments itself.
+    `fsdp` is left out where no launcher has started the process.
     """
     settings = {
         # Pinning without an accelerator does nothing but warn.

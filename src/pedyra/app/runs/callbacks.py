@@ -16,13 +16,8 @@ PLAIN_LINES = 20  # lines a whole run prints when stdout is no terminal, beside 
 
 
 class MetricsLog(TrainerCallback):
-    """Appends `{"step", "epoch", "seconds", ...}` to `path` at each log; `seconds` are those of the whole training.
-
-    Args:
-        path: the metrics.jsonl.
-        resumed_step: step of the checkpoint that the run resumes from; later lines are dropped. 0 for a new run.
-        writes: False where another process writes the file, and this one only measures the time.
-    """
+    """Appends `{"step", "epoch", "seconds", ...}` to metrics.jsonl at each log, from the step of the checkpoint on that
+    the run resumes from; where another process `writes`, it only measures the time."""
 
     def __init__(self, path: Path, resumed_step: int = 0, *, writes: bool = True) -> None:
         self.path, self.writes = path, writes
@@ -38,7 +33,7 @@ class MetricsLog(TrainerCallback):
 
     @property
     def seconds(self) -> float:
-        """Return the wall time of training so far, evaluations included, over all resumes."""
+        """Wall time of training so far, evaluations included, over all resumes."""
         running = 0.0 if self._started is None else time.perf_counter() - self._started
         return self._seconds_before + self._seconds_here + running
 
@@ -63,28 +58,18 @@ class MetricsLog(TrainerCallback):
 
 
 class TrainingProgress(TrainerCallback):
-    """Shows step, loss, held-out metric, total rank and last adjustment, beside Trainer's progress bar or in plain
-    lines.
+    """Shows step, loss, held-out metric, total rank and last adjustment, in plain lines where there is no terminal."""
 
-    Args:
-        console: a terminal shows the progress bar.
-        metric: name of the task's metric, as Trainer logs it after `eval_`.
-    """
-
-    handle: MethodTraining | None = None
-    """The handle of `adapt`; None for a plain LoRA."""
-    total_rank = 0
-    """The sum of all ranks at the start."""
+    handle: MethodTraining | None = None  # None for a plain LoRA
+    total_rank = 0  # at the start
 
     def __init__(self, console: Console, metric: str) -> None:
         self.console, self.metric = console, metric
-        self._logged: dict[str, float] = {}
-        """Name -> the last value that was logged."""
+        self._values: dict[str, float] = {}  # the last ones of the log
         self._next_line = 0.0
 
     def status(self) -> str:
-        """Return loss, metric, total rank and last adjustment in one line, as far as they are known."""
-        parts = [f"{name} {value:.4f}" for name, value in self._logged.items()]
+        parts = [f"{name} {value:.4f}" for name, value in self._values.items()]
         allocator = self.handle.allocator if self.handle else None
         parts.append(f"rank {sum(allocator.ranks.values()) if allocator else self.total_rank}")
         if allocator and allocator.history:
@@ -100,7 +85,7 @@ class TrainingProgress(TrainerCallback):
             return  # Trainer's summary of the whole training
         for name, key in (("loss", "loss"), (self.metric, f"eval_{self.metric}")):
             if key in logs:
-                self._logged[name] = logs[key]
+                self._values[name] = logs[key]
         # Where an evaluation follows, its line has the loss too.
         due = "eval_loss" in logs or (step >= self._next_line and not control.should_evaluate)
         if due and not self.console.is_terminal:
@@ -121,10 +106,7 @@ class TrainingBar(ProgressCallback):
 
 
 class StopOnInterrupt(TrainerCallback):
-    """At the first `request` (Ctrl-C) Trainer saves and stops after the current step; a second one aborts at once.
-
-    `requested` tells afterwards whether there was a request.
-    """
+    """At the first `request` (Ctrl-C) Trainer saves and stops after the current step; a second one aborts at once."""
 
     def __init__(self) -> None:
         self.requested = False

@@ -27,15 +27,16 @@ def serving_lines(folder: Path, target: str) -> list[str]:
 def served_lines(result: Fit, lora: SavedLora, place: Destination, out: Path) -> list[str]:
     """Write the rank of the smaller adapter at the destination, the memory that it reserves, and the command lines."""
     before, after = (place.rank_for(rank) for rank in (max(layer.rank for layer in lora.layers), result.chosen.rank))
-    lines = [f"for         {place.title}, which held it at a rank of {_rank(before)}, and now at {_rank(after)}"]
+    was, now = ("none: it is too large" if rank is None else rank for rank in (before, after))
+    lines = [f"for         {place.title}, which held it at a rank of {was}, and now at {now}"]
     if place.pads and after is not None:
         names = [layer.name for layer in lora.layers]  # of all, since one that keeps nothing has a row of zeros
-        now = place.slot_bytes(_widths(result.model, names, place), after)
-        reservation = f"{now / 1e6:,.1f} MB a slot"
-        if before is not None:
-            was = place.slot_bytes(_widths(result.model, names, place), before)
-            reservation = f"{was / 1e6:,.1f} MB a slot before, {reservation} now"
-        lines.append(f"reserves    {reservation}, in the layers of its own modules")
+        slots = [
+            f"{place.slot_bytes(_widths(result.model, names, place), rank) / 1e6:,.1f} MB a slot {when}"
+            for rank, when in ((before, "before"), (after, "now"))
+            if rank is not None
+        ]
+        lines.append(f"reserves    {', '.join(slots)}, in the layers of its own modules")
     evidence = f"seen with {place.title} {place.seen}" if place.seen else f"not run here; by {place.sources[0]}"
     lines.append(f"seen        {evidence}")
     return [*lines, *served_together(place, {out.name: out})]
@@ -46,10 +47,6 @@ def served_together(place: Destination, folders: Mapping[str, Path]) -> list[str
     which the server reserves for each."""
     commands = place.commands({name: read_lora(folder) for name, folder in folders.items()})
     return [f"{'' if number else 'serve':12}{line}" for number, line in enumerate(commands)]
-
-
-def _rank(rank: int | None) -> str:
-    return "none: it is too large" if rank is None else str(rank)
 
 
 def _widths(model: Any, names: Collection[str], place: Destination) -> Iterator[tuple[int, int]]:
