@@ -27,7 +27,6 @@ from pedyra.app.console import (
     write_json_lines,
 )
 from pedyra.app.options import (
-    Curve,
     Data,
     Dtype,
     FolderArgument,
@@ -37,13 +36,10 @@ from pedyra.app.options import (
     Overrides,
     Overwrite,
     Quantization,
-    Rank,
-    Rows,
     Run,
     RunArgument,
-    Shares,
-    Tolerances,
     TrustRemoteCode,
+    field_option,
     place_of,
 )
 from pedyra.app.runs.run_folder import RunFolder
@@ -52,6 +48,7 @@ from pedyra.errors import UserError
 from pedyra.fitting.request import FitRequest
 from pedyra.lora.files import is_disk_full
 
+SEVERAL = " May be given several times."
 ORDER = ("train", "fit", "prove", "compare", "paper", "report", "eval", "inspect", "export", "resize", "schema")
 
 
@@ -287,11 +284,11 @@ def fit(
             file_okay=False,
         ),
     ],
-    tolerance: Tolerances = None,
-    changed: Shares = None,
-    rank: Rank = None,
-    rows: Rows = None,
-    curve: Curve = False,
+    tolerance: Annotated[list[str] | None, field_option("tolerance", "PART", SEVERAL)] = None,
+    changed: Annotated[list[str] | None, field_option("changed", "SHARE", SEVERAL)] = None,
+    rank: Annotated[int | None, field_option("rank", "R")] = None,
+    rows: Annotated[int | None, field_option("rows")] = None,
+    curve: Annotated[bool, field_option("curve")] = False,
     data: Data = None,
     run: Run = None,
     max_length: MaxLength = None,

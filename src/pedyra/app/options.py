@@ -70,26 +70,20 @@ def place_of(name: str | None) -> Destination | None:
     return None if name is None else destination(name)
 
 
+# The docstrings of the fields of both records, which recipes show too.
 _HELP: dict[str, str] = {
     name: " ".join(field["description"].split())
     for record in (FitRequest, Source)
     for name, field in TypeAdapter(record).json_schema()["properties"].items()
 }
-"""The docstrings of the fields of both records, which recipes show too."""
 
 
-def _field(name: str, metavar: str | None = None, more: str = "") -> Any:
+def field_option(name: str, metavar: str | None = None, more: str = "") -> Any:
     return typer.Option(f"--{name.replace('_', '-')}", help=f"{_HELP[name]}{more}", metavar=metavar)
 
 
-_SEVERAL = " May be given several times."
-Tolerances = Annotated[list[str] | None, _field("tolerance", "PART", _SEVERAL)]
-Shares = Annotated[list[str] | None, _field("changed", "SHARE", _SEVERAL)]
-Rank = Annotated[int | None, _field("rank", "R")]
-Rows = Annotated[int | None, _field("rows")]
-Curve = Annotated[bool, _field("curve")]
-Data = Annotated[Path | None, _field("data", "ROWS")]
-Run = Annotated[Path | None, _field("run", "RUN")]
-MaxLength = Annotated[int | None, _field("max_length", "N")]
-Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"] | None, _field("dtype")]
-Quantization = Annotated[Literal["nf4", "int8"] | None, _field("quantization")]
+Data = Annotated[Path | None, field_option("data", "ROWS")]
+Run = Annotated[Path | None, field_option("run", "RUN")]
+MaxLength = Annotated[int | None, field_option("max_length", "N")]
+Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"] | None, field_option("dtype")]
+Quantization = Annotated[Literal["nf4", "int8"] | None, field_option("quantization")]

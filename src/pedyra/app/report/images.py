@@ -20,17 +20,14 @@ RESOLUTION = 200  # dots per inch of a PNG
 _WIDTH, _HEIGHT = 380, 240  # of a panel, in points
 
 
-def save_figures(run_dir: Path, out_dir: Path) -> list[Path]:
-    """Write every figure of the report of a run as `out_dir/<figure>.<format>`; the paths written."""
+def save_figures(run_dir: Path, out_dir: Path) -> None:
+    """Write every figure of the report of a run as `out_dir/<figure>.<format>`."""
     refuse_link(out_dir)  # which a run of somebody else may have
-    files = []
     out_dir.mkdir(parents=True, exist_ok=True)
     for figure in make_figures(read_run(run_dir)):
         stills = [still for panel in figure.panels for still in panel.stills or [(panel.title, panel.chart)]]
         for name in FORMATS:
-            files.append(out_dir / f"{figure.id}.{name}")
-            save_image(side_by_side(stills), files[-1])
-    return files
+            save_image(side_by_side(stills), out_dir / f"{figure.id}.{name}")
 
 
 def side_by_side(panels: Iterable[tuple[str, Chart]]) -> alt.ConcatChart:

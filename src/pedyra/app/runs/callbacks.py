@@ -28,20 +28,18 @@ class MetricsLog(TrainerCallback):
         if writes:
             write_file(path, "".join(map(json_line, rows)))
         self._seconds_before = max((row.get("seconds") or 0.0 for row in earlier), default=0.0)
-        self._seconds_here = 0.0
         self._started: float | None = None
 
     @property
     def seconds(self) -> float:
         """Wall time of training so far, evaluations included, over all resumes."""
-        running = 0.0 if self._started is None else time.perf_counter() - self._started
-        return self._seconds_before + self._seconds_here + running
+        return self._seconds_before + (0.0 if self._started is None else time.perf_counter() - self._started)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._started = time.perf_counter()
 
     def on_train_end(self, args, state, control, **kwargs):
-        self._seconds_here, self._started = self.seconds - self._seconds_before, None
+        self._seconds_before, self._started = self.seconds, None
 
     def write_side_files(self, folder: Path) -> None:
         """Flush the rows of the run to the disk (fsync) before the checkpoint in `folder`."""

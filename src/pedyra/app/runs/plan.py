@@ -25,10 +25,10 @@ def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -
     folder.check(overwrite=overwrite, resume=resume)
     if resume:
         last_checkpoint(folder, recipe)
-    setup, stop = set_up(recipe), _StopAtBegin()
+    setup = set_up(recipe)
     with TemporaryDirectory() as scratch:  # Trainer makes its output folder
-        trainer, handle = setup.training(scratch, [stop], report_to="none")
-        with suppress(_StopAtBegin.Begun):
+        trainer, handle = setup.training(scratch, [_StopAtBegin()], report_to="none")
+        with suppress(_Begun):
             trainer.train()
     recipe, task, layers = setup.recipe, setup.task, layer_rows(setup.model)
     allocator = None if handle is None else handle.allocator
@@ -43,7 +43,7 @@ def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -
         "train_rows": len(task.train),
         "eval_rows": len(task.eval),
         "classes": task.num_labels if task.kind in ("classification", "pairs") else None,
-        "total_steps": stop.total_steps,
+        "total_steps": trainer.state.max_steps,
         "layers": len(layers),
         "total_rank": sum(layer["rank"] for layer in layers),
         "budget": budget.get("kind"),
@@ -53,14 +53,10 @@ def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -
     return [row, *layers]
 
 
-class _StopAtBegin(TrainerCallback):
+class _Begun(Exception):
     """Ends a training before its first step, once the method has begun."""
 
-    total_steps = 0
 
-    class Begun(Exception):
-        pass
-
+class _StopAtBegin(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
-        self.total_steps = state.max_steps
-        raise self.Begun
+        raise _Begun

@@ -142,8 +142,10 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
     step, total_steps = trainer.state.global_step, trainer.state.max_steps
     is_over = step >= total_steps or not stop.requested
     final = _finish(setup, folder, trainer, log, progress.handle) if is_over else None
-    sizes = {"start": start, "layers": layer_rows(setup.model)}
-    result = RunResult(recipe=setup.recipe, folder=folder, step=step, total_steps=total_steps, final=final, **sizes)
+    layers = layer_rows(setup.model)
+    result = RunResult(
+        recipe=setup.recipe, folder=folder, step=step, total_steps=total_steps, layers=layers, start=start, final=final
+    )
     if setup.recipe.fit is None or final is None or result.diverged:
         return result
     return replace(result, fit=_fit(setup.recipe, folder, trainer, console))

@@ -162,8 +162,8 @@ def _decode(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """List the end tokens of the tokenizer and of the model's generation config (Qwen, Llama 3)."""
     of_model: Any = getattr(model.generation_config, "eos_token_id", None)
-    of_model = of_model if isinstance(of_model, list) else [of_model]
-    return [token for token in dict.fromkeys([*of_model, tokenizer.eos_token_id]) if token is not None]
+    tokens: list[Any] = [*(of_model if isinstance(of_model, list) else [of_model]), tokenizer.eos_token_id]
+    return [token for token in dict.fromkeys(tokens) if token is not None]
 
 
 # These of a model's own generation settings are part of the architecture.

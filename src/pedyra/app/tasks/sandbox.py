@@ -83,14 +83,8 @@ class Sandbox:
     def _run(self, parts: Sequence[str], stderr: int = subprocess.DEVNULL) -> subprocess.CompletedProcess[bytes]:
         limits = {"RLIMIT_CPU": CPU_SECONDS, "RLIMIT_AS": MEMORY, "RLIMIT_CORE": 0}
         plan = {"limits": limits, "packages": _PACKAGES, "done": _DONE, "parts": list(parts)}
-        return subprocess.run(
-            self._command,
-            input=json.dumps(plan).encode(),
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            timeout=SECONDS,
-            check=False,
-        )
+        text = json.dumps(plan).encode()
+        return subprocess.run(self._command, input=text, stdout=subprocess.DEVNULL, stderr=stderr, timeout=SECONDS)
 
 
 def _view() -> Iterator[str]:
