@@ -87,24 +87,20 @@ def print_result(console: Console, result: RunResult) -> None:
         return
     final = result.final
     print_rank_map(console, result.layers)
-    lines = [("metric", f"held-out {final['metric']} {final['value']:.4f}")]
+    _print_named(console, "metric", f"held-out {final['metric']} {final['value']:.4f}")
     if result.layers:
         ranks, parameters = (
             [sum(layer[key] for layer in layers) for layers in (result.start, result.layers)]
             for key in ("rank", "parameters")
         )
-        lines.append(("total rank", f"{_change(*ranks)}, in {len(result.layers)} layers"))
-        lines.append(("parameters", _change(*parameters)))
+        _print_named(console, "total rank", f"{_change(*ranks)}, in {len(result.layers)} layers")
+        _print_named(console, "parameters", _change(*parameters))
     time, peak = format_seconds(final["seconds"]), decimal(final["peak_memory_bytes"])
-    lines.append(("training", f"{result.step:,} steps in {time}, peak memory {peak}"))
-    size = sum(file.stat().st_size for file in result.folder.adapter.glob("adapter_model.*"))
-    lines.append(("adapter", f"{result.folder.adapter}, {decimal(size)}"))
-    _print_named(console, lines)
+    _print_named(console, "training", f"{result.step:,} steps in {time}, peak memory {peak}")
+    _print_named(console, "adapter", _with_size(result.folder.adapter))
     if result.fit is not None:
         console.print(f"\n{result.fit}", soft_wrap=True, markup=False)
-        smaller = result.folder.path / "fit"
-        size = sum(file.stat().st_size for file in smaller.glob("adapter_model.*"))
-        _print_named(console, [("whole" if result.fit.is_whole else "smaller", f"{smaller}, {decimal(size)}")])
+        _print_named(console, "whole" if result.fit.is_whole else "smaller", _with_size(result.folder.path / "fit"))
 
 
 def print_beside(console: Console, finals: Mapping[str, Mapping[str, Any]]) -> None:
@@ -114,9 +110,12 @@ def print_beside(console: Console, finals: Mapping[str, Mapping[str, Any]]) -> N
     print_table(console, ["", *finals], [[name, *(row[key] for row in finals.values())] for key, name in names.items()])
 
 
-def _print_named(console: Console, lines: Iterable[tuple[str, str]]) -> None:
-    for name, value in lines:
-        console.print(f"{name:12}{value}", soft_wrap=True)
+def _print_named(console: Console, name: str, value: str) -> None:
+    console.print(f"{name:12}{value}", soft_wrap=True)
+
+
+def _with_size(adapter: Path) -> str:
+    return f"{adapter}, {decimal(sum(file.stat().st_size for file in adapter.glob('adapter_model.*')))}"
 
 
 def _change(start: int, end: int) -> str:

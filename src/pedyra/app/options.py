@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pedyra.export.destinations import Destination
 
 
-def _checked(path: Path | None) -> Path | None:
+def _check_parent(path: Path | None) -> Path | None:
     """Refuse a file that cannot be written before a long run, not after it."""
     if path is not None and not path.parent.is_dir():
         raise typer.BadParameter(f"the folder {path.parent} does not exist")
@@ -23,7 +23,7 @@ def _checked(path: Path | None) -> Path | None:
 
 
 def json_option(help: str) -> Any:
-    return typer.Option("--json", metavar="FILE", help=help, callback=_checked, dir_okay=False, show_default=False)
+    return typer.Option("--json", metavar="FILE", help=help, callback=_check_parent, dir_okay=False, show_default=False)
 
 
 def _trust(wanted: bool) -> bool:

@@ -71,7 +71,7 @@ class MethodSection(BaseModel):
         return {"name": content} if isinstance(content, str) else content
 
     @model_validator(mode="after")
-    def _known(self) -> MethodSection:
+    def _check_name(self) -> MethodSection:
         check_method(self.name)
         if self.settings:  # the class, and torch with it, is loaded for those alone
             make_method(self.name, self.settings)

@@ -65,8 +65,8 @@ def load_model(
 ) -> PreTrainedModel:
     """Load the base model with the head of the task (`HEADS`), which is drawn with `seed` where it is new.
 
-    The global seeds are set to it. Quantised weights come prepared for training. `drawn_anew` of the model names what
-    its checkpoint lacks, see `models.lora.check_drawn`.
+    The global seeds are set to it. Quantised weights come prepared for training. `random_weights` of the model names
+    what its checkpoint lacks, see `models.lora.check_random_weights`.
     """
     set_seed(seed)
     if section.name in TINY and section.quantization == "none":
@@ -83,7 +83,7 @@ def load_model(
         model = _from_pretrained(auto, _source(section), section, **_loading(section, kind), **options, **head)
         if options:
             model, loading_info = model
-            model.drawn_anew = _drawn(model, loading_info["missing_keys"])
+            model.random_weights = _random_weights(model, loading_info["missing_keys"])
     _set_padding_and_dropout(model, section, tokenizer)
     if section.quantization != "none":
         # Trainer turns gradient checkpointing on, where `training` has it.
@@ -92,7 +92,7 @@ def load_model(
     return model
 
 
-def _drawn(model: PreTrainedModel, missing: Iterable[str]) -> list[str]:
+def _random_weights(model: PreTrainedModel, missing: Iterable[str]) -> list[str]:
     """List the parameters that the checkpoint lacks and that are random: no buffers, no sine tables (Pegasus)."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     owners = {name: type(model.get_submodule(name.rpartition(".")[0])).__name__ for name in parameters}

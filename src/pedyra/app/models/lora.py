@@ -46,7 +46,7 @@ def _new_heads(model: nn.Module, kind: str) -> list[str]:
     weights, so that they are trained, and saved with the adapter."""
     if task_type(kind) != TaskType.SEQ_CLS:
         return []
-    random_weights, names = {*getattr(model, "drawn_anew", ())}, [name for name, _ in model.named_modules()]
+    random_weights, names = {*getattr(model, "random_weights", ())}, [name for name, _ in model.named_modules()]
     heads = []
     for name, child in model.named_children():
         weights = {f"{name}.{weight}" for weight, _ in child.named_parameters()}
@@ -58,14 +58,14 @@ def _new_heads(model: nn.Module, kind: str) -> list[str]:
     return heads
 
 
-def check_drawn(model: nn.Module, config: LoraConfig, name: str) -> None:
+def check_random_weights(model: nn.Module, config: LoraConfig, name: str) -> None:
     """Refuse a base with random weights, which its checkpoint lacks, that are not saved with the adapter: they would be
     others wherever the adapter is loaded."""
     modules_to_save = [*(config.modules_to_save or ())]
     trainable = {*modules_to_save, *(SEQ_CLS_HEAD_NAMES if config.task_type == TaskType.SEQ_CLS else ())}
     trainable |= {"qa_outputs"} if config.task_type == TaskType.QUESTION_ANS else set()
     weights: dict[str, str] = {}
-    for weight in getattr(model, "drawn_anew", ()):
+    for weight in getattr(model, "random_weights", ()):
         parts = weight.split(".")[:-1]
         modules = [".".join(parts[: count + 1]) for count in range(len(parts))]
         if not any(_is_called(module, key) for module in modules for key in trainable):

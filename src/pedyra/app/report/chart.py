@@ -39,8 +39,8 @@ class Curve:
     def rows(self) -> list[Row]:
         """Make a row of each point that has a number."""
         columns = {"x": self.x, "y": self.y, "low": self.low, "high": self.high}
-        known = {key: values for key, values in columns.items() if values is not None}
-        points = [dict(zip(known, values, strict=True)) for values in zip(*known.values(), strict=True)]
+        columns = {key: values for key, values in columns.items() if values is not None}
+        points = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         kind = "quiet" if self.quiet else "drawn"
         return [{"name": self.name, "kind": kind, **point} for point in points if point["y"] is not None]
 
@@ -84,8 +84,8 @@ def curves(several: Sequence[Curve], axes: Axes) -> alt.LayerChart:
         few = max(len(curve.x) for curve in foreground) <= MARKED and not axes.step
         layers.append(_of("drawn").mark_line(point=few, **line).encode(x, y, color))
         values = [alt.Tooltip(f"{key}:Q", title=title, format=",.5~g") for key, title in (("x", axes.x), ("y", axes.y))]
-        pointed = _of("drawn").mark_point(filled=True, size=160, opacity=0)  # the pointer finds these
-        layers.append(pointed.encode(x, y, color, tooltip=[who, *values]))
+        hover = _of("drawn").mark_point(filled=True, size=160, opacity=0)  # the pointer finds these
+        layers.append(hover.encode(x, y, color, tooltip=[who, *values]))
     if axes.line_at:
         name, value = axes.line_at
         there = alt.Chart(alt.InlineData(values=[{"y": value, "text": f"{name} {value:,}"}]))

@@ -99,9 +99,9 @@ def _map(run: RunRecords) -> Panel:
     title, states = "Module type by depth in the model", _states(run)
     frames = [f"Start: {_total(run.start_ranks, run.header['budget'])}"]
     for number, record in enumerate(run.adjustments, start=1):
-        moved = f"{len(record['pruned'])} pruned, {sum(record['added'].values())} added"
+        counts = f"{len(record['pruned'])} pruned, {sum(record['added'].values())} added"
         where = f"Adjustment {number} of {len(run.adjustments)}, step {record['step']:,}"
-        frames.append(f"{where}: {moved}; {_total(record['ranks'], record)}")
+        frames.append(f"{where}: {counts}; {_total(record['ranks'], record)}")
     cells = map_cells(run.places, states)
     last = len(frames) - 1
     stills = [(f"{title}, start", rank_map(cells, at="0")), (f"{title}, end", rank_map(cells, at=str(last)))]

@@ -32,11 +32,11 @@ def save_figures(run_dir: Path, out_dir: Path) -> None:
 
 def side_by_side(panels: Iterable[tuple[str, Chart]]) -> alt.ConcatChart:
     """Put titles and charts into one chart, two in a row."""
-    sized = []
+    charts = []
     for title, chart in panels:
         size = {"width": _WIDTH, "height": _HEIGHT} if chart.width is alt.Undefined else {}
-        sized.append(chart.properties(title=title, **size))
-    return alt.concat(*sized, columns=2).resolve_scale(color="independent", shape="independent")
+        charts.append(chart.properties(title=title, **size))
+    return alt.concat(*charts, columns=2).resolve_scale(color="independent", shape="independent")
 
 
 def save_image(chart: alt.TopLevelMixin, path: Path) -> None:

@@ -27,7 +27,7 @@ def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
         "logging_nan_inf_filter": False,  # a NaN loss is logged as NaN, and not as 0
         # Without it several processes on a CPU would each train alone, and write into the same folder.
         "use_cpu": is_launched() and not torch.accelerator.is_available(),
-        **_checked(recipe),
+        **_training_section(recipe),
         "output_dir": recipe.output_dir,
         "seed": recipe.seed,
         **overrides,
@@ -44,7 +44,7 @@ def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
     return arguments
 
 
-def _checked(recipe: Recipe) -> dict[str, Any]:
+def _training_section(recipe: Recipe) -> dict[str, Any]:
     """Check names and types, because TrainingArguments checks no types and fails long after the start."""
     types = get_type_hints(TrainingArguments)
     arguments = {}

@@ -107,27 +107,27 @@ class StopOnInterrupt(TrainerCallback):
     """At the first `request` (Ctrl-C) Trainer saves and stops after the current step; a second one aborts at once."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.has_request = False
 
     def request(self) -> None:
-        if self.requested:
+        if self.has_request:
             raise KeyboardInterrupt
-        self.requested = True
+        self.has_request = True
 
     def on_step_end(self, args, state, control, **kwargs):
         # All processes stop after the same step, or they would wait for each other.
-        self.requested = any_of_all(self.requested)
-        if self.requested:
+        self.has_request = any_of_all(self.has_request)
+        if self.has_request:
             control.should_save = True  # after an evaluation that is due, which a resume would skip
             control.should_training_stop = True
         return control
 
     def on_save(self, args, state, control, **kwargs):
-        if self.requested:  # or Trainer would at last remove this checkpoint with all but the best
+        if self.has_request:  # or Trainer would at last remove this checkpoint with all but the best
             args.save_total_limit = None
 
     def on_epoch_end(self, args, state, control, **kwargs):
         # Trainer ends the epoch when it stops; in the middle of one, the checkpoint has been written already.
         over = float(state.epoch).is_integer() or state.global_step >= state.max_steps
-        if self.requested and not over:
+        if self.has_request and not over:
             control.should_save = control.should_evaluate = control.should_log = False

@@ -89,10 +89,10 @@ def _for_others(result: Fit, others: Sequence[FitRequest], report: Report) -> It
             other = result.at(request.tolerance, changed=request.changed)
         except UserError as error:
             report(f"{name}{error}")
-            continue
-        report(f"{name}{other.promise}")
-        report(answer(other))
-        yield other
+        else:
+            report(f"{name}{other.promise}")
+            report(answer(other))
+            yield other
 
 
 def _refuse_second_fit(path: Path) -> None:

@@ -126,8 +126,8 @@ def prove_paths(
             measures["b"] = proving.measure(in_b, b)
         answers = Comparison()
         if in_a.answer(heldout.heldout[0]) is not None:
-            counted = shown_as(in_b.judge, "answers", heldout.heldout)
-            answers = answers_beside(in_a.answer, in_b.answer, counted(heldout.heldout), in_a.judge.writes)
+            with_bar = shown_as(in_b.judge, "answers", heldout.heldout)
+            answers = answers_beside(in_a.answer, in_b.answer, with_bar(heldout.heldout), in_a.judge.writes)
         del in_a, in_b
     details = {"a": a, "b": b, "rows": heldout.counts[1], "weights": proving.weights, "answers": answers}
     if margin.of == "won":
@@ -180,16 +180,26 @@ class _Proving:
         """Load this model and a Trainer for it, until the stack is closed. Where what A won is counted from it, a head
         that is drawn at random is fitted to it first."""
         stack.callback(_make_room)
-        model = self._loaded(side, section)
-        trainer = stack.enter_context(
-            judging(self._recipe, self._tokenizer, self._task, model, progress=self._progress)
-        )
+        recipe, tokenizer, task = self._recipe, self._tokenizer, self._task
+        base = load_model(section, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
+        if side.adapter is None:
+            # What asks a Trainer takes a model with an adapter, and no Trainer takes a quantised one without; B of this
+            # one is zero, so that it adds nothing.
+            empty = LoraConfig(r=1, target_modules="all-linear", task_type=task_type(recipe.data.kind))
+            model: Any = get_peft_model(base, empty)
+        else:
+            model = load_adapter(base, side.adapter)
+            if side.is_lora:
+                lora = read_lora(side.adapter)
+                check_finite(lora)
+                check_layers(lora, model)
+        trainer = stack.enter_context(judging(recipe, tokenizer, task, model, progress=self._progress))
         ready_to_fit(self._recipe, trainer)
         if self._all:  # nothing is calibrated, so both halves of a file of rows are for the proof
             trainer.train_dataset = None
         stack.enter_context(untouched(trainer, model))
         using = nullcontext
-        if is_won_from and getattr(model.get_base_model(), "drawn_anew", ["tiny"]):
+        if is_won_from and getattr(model.get_base_model(), "random_weights", ["tiny"]):
             using, self.base = base_of(trainer, model, [] if self._all else training_rows(trainer), "default")
         return _Model(TrainerJudge(trainer, model), using)
 
@@ -205,21 +215,6 @@ class _Proving:
         with model.using():
             result, self.weights = measured(model.judge, self._batches, name)
         return result
-
-    def _loaded(self, side: _Side, section: ModelSection) -> Any:
-        kind = self._recipe.data.kind
-        base = load_model(section, kind, self._task.num_labels, self._tokenizer, self._recipe.seed)
-        if side.adapter is None:
-            # What asks a Trainer takes a model with an adapter, and no Trainer takes a quantised one without; B of this
-            # one is zero, so that it adds nothing.
-            empty = LoraConfig(r=1, target_modules="all-linear", task_type=task_type(kind))
-            return get_peft_model(base, empty)
-        model = load_adapter(base, side.adapter)
-        if side.is_lora:
-            lora = read_lora(side.adapter)
-            check_finite(lora)
-            check_layers(lora, model)
-        return model
 
 
 def _make_room() -> None:

@@ -47,8 +47,7 @@ def last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple
     for each in (before, now):
         each.pop("fit", None)  # asked when the run has ended
         each["training"] = {key: value for key, value in each["training"].items() if key not in SHARING}
-    difference = first_difference(before, now)
-    if difference:
+    if difference := first_difference(before, now):
         raise UserError(
             f"--resume: {difference}; continue with the run's own recipe, {folder.recipe}, or start anew with "
             f"--overwrite"
@@ -65,8 +64,8 @@ def last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple
     return last_complete_checkpoint(folder.path, with_ranks=folder.ranks.is_file())
 
 
+# Keys of `training` by which processes share the rows of a step; a resume may change them.
 SHARING = ("per_device_train_batch_size", "gradient_accumulation_steps", "fsdp", "fsdp_config")
-"""Keys of `training` by which processes share the rows of a step; a resume may change them."""
 
 
 def rows_per_step(args: TrainingArguments) -> int:

@@ -140,7 +140,7 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
     with on_interrupt(stop.request), as_user_error(what, UnpicklingError, reason=lambda error: repair):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step, total_steps = trainer.state.global_step, trainer.state.max_steps
-    is_over = step >= total_steps or not stop.requested
+    is_over = step >= total_steps or not stop.has_request
     final = _finish(setup, folder, trainer, log, progress.handle) if is_over else None
     layers = layer_rows(setup.model)
     result = RunResult(

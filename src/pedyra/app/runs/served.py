@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from pedyra.export.destinations import Destination, destination
 from pedyra.export.loading import python_line
 from pedyra.fitting.result import Fit
+from pedyra.lora.files import read_json
 from pedyra.lora.folder import SavedLora, read_lora
 
 
@@ -19,9 +17,9 @@ def serving_lines(folder: Path, target: str) -> list[str]:
     """Write the command lines that load an export without a destination: llama.cpp's for gguf, transformers' for merged
     weights, else PEFT's."""
     if target == "merged":
-        architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
-        return [python_line(f"from transformers import {architectures[0] or 'AutoModel'} as Model", folder)]
-    return destination("llama.cpp" if target == "gguf" else "peft").commands({folder.name: read_lora(folder)})
+        architectures = read_json(folder / "config.json").get("architectures") or ["AutoModel"]
+        return ["serve       " + python_line(f"from transformers import {architectures[0]} as Model", folder)]
+    return served_together(destination("llama.cpp" if target == "gguf" else "peft"), {folder.name: folder})
 
 
 def served_lines(result: Fit, lora: SavedLora, place: Destination, out: Path) -> list[str]:
@@ -52,9 +50,6 @@ def served_together(place: Destination, folders: Mapping[str, Path]) -> list[str
 def _widths(model: Any, names: Collection[str], place: Destination) -> Iterator[tuple[int, int]]:
     """Yield (inputs, outputs) of every layer that a server wraps for the modules of these layers."""
     ends = {name.rpartition(".")[2] for name in names}
-    modules: Mapping[str, nn.Module] = dict(model.get_base_model().named_modules())
-    for name, module in modules.items():
-        if place.dropped([name]):
-            continue
-        if name.rpartition(".")[2] in ends and hasattr(module, "in_features") and hasattr(module, "out_features"):
-            yield int(module.in_features), int(module.out_features)  # pyright: ignore[reportArgumentType]
+    for name, module in model.get_base_model().named_modules():
+        if name.rpartition(".")[2] in ends and hasattr(module, "in_features") and not place.dropped([name]):
+            yield module.in_features, module.out_features

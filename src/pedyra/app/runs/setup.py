@@ -24,7 +24,7 @@ from transformers import (
 
 from pedyra.allocate.contract import Method
 from pedyra.app.models.base import load_model, load_tokenizer, positions
-from pedyra.app.models.lora import check_drawn, check_names, lora_config
+from pedyra.app.models.lora import check_names, check_random_weights, lora_config
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import GENERATED, LOWER_IS_BETTER
 from pedyra.app.runs.arguments import asks_for_fsdp, training_arguments
@@ -165,7 +165,7 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     load_test_sets(recipe.generate, recipe.data, tokenizer, task.held_out, recipe.seed)  # refuses mistakes in time
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
     check_names(base, recipe.lora)
-    check_drawn(base, lora_config(recipe.lora, recipe.data.kind, base), recipe.model.name)
+    check_random_weights(base, lora_config(recipe.lora, recipe.data.kind, base), recipe.model.name)
     model, method = begin_method(recipe, base)
     widen_heads(args, model)
     if recipe.fit is not None:

@@ -50,20 +50,22 @@ class SampleFile:
     and HumanEval+).
     """
 
-    def __init__(self, path: Path, name: str, made_of: Any) -> None:
+    def __init__(self, path: Path, name: str, key_parts: Any) -> None:
         self.path, self.name = path, name
-        self._of = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]
+        self._of = hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:12]
         shape = {"row": int, "text": str, "finished": bool, "tokens": int}
         rows = read_rows(path, {"set": str, "of": str, **shape})
         useful = [row for row in rows if row["set"] != name or row["of"] == self._of]
         whole = "".join(map(json_line, useful))
         if path.is_file() and path.read_text(encoding="utf-8") != whole:  # also where a line was cut short
             write_file(path, whole)
-        self.done = {row["row"]: Sample(**{key: row[key] for key in shape}) for row in useful if row["of"] == self._of}
+        self.samples = {
+            row["row"]: Sample(**{key: row[key] for key in shape}) for row in useful if row["of"] == self._of
+        }
 
     def add(self, prompt: Any, sample: Sample) -> None:
         append_row(self.path, {"set": self.name, "of": self._of, "prompt": prompt, **asdict(sample)})
-        self.done[sample.row] = sample
+        self.samples[sample.row] = sample
 
 
 def write_texts(
@@ -82,17 +84,17 @@ def write_texts(
     batches = [longest_first[start : start + size] for start in range(0, len(prompts), size)]
     with _plain_settings(model):
         for batch in track(batches, file.name, console=console, disable=not console.is_terminal):
-            if any(row not in file.done for row in batch):
+            if any(row not in file.samples for row in batch):
                 texts = _batch(model, tokenizer, [prompts[row] for row in batch], settings, ends)
                 for row, sample in zip(batch, texts, strict=True):
-                    if row not in file.done:
+                    if row not in file.samples:
                         prompt = tokenizer.decode(list(prompts[row]), skip_special_tokens=True)
                         file.add(prompt, Sample(row=row, **sample))
-            count = sum(row in file.done for row in longest_first)
+            count = sum(row in file.samples for row in longest_first)
             if not console.is_terminal and (count >= next_report or count == len(prompts)):
                 console.print(f"{file.name}  {count}/{len(prompts)} texts", soft_wrap=True)
                 next_report = count + len(prompts) / PLAIN_LINES
-    return [file.done[row] for row in range(len(prompts))]
+    return [file.samples[row] for row in range(len(prompts))]
 
 
 def _batch(

@@ -105,12 +105,12 @@ def _positions(part: ContextPart, answers: dict[str, list[Any]]) -> tuple[int, i
         return part.no_answer, part.no_answer
     start_span, end_span = part.spans[inside[0]], part.spans[inside[-1]]
     assert start_span and end_span
-    if start_span[0] > first and _cut(part, inside[0], -1) or end_span[1] < last and _cut(part, inside[-1], 1):
+    if start_span[0] > first and _is_edge(part, inside[0], -1) or end_span[1] < last and _is_edge(part, inside[-1], 1):
         return part.no_answer, part.no_answer  # a part of the answer is in another feature
     return inside[0], inside[-1]
 
 
-def _cut(part: ContextPart, token: int, step: int) -> bool:
+def _is_edge(part: ContextPart, token: int, step: int) -> bool:
     """Tell whether the context of this part ends at the token; spaces belong to no token, and do not end it."""
     neighbour = token + step
     return not 0 <= neighbour < len(part.spans) or part.spans[neighbour] is None
