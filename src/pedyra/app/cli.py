@@ -204,7 +204,7 @@ def export(
     place = place_of(destination)
     quiet_libraries()
     from pedyra.app.runs.export import export_folder
-    from pedyra.app.runs.served import served_together, serving_lines
+    from pedyra.app.runs.served import served_together, serving_lines, with_label
     from pedyra.lora.files import refuse_link
     from pedyra.lora.folder import read_lora
 
@@ -219,7 +219,8 @@ def export(
     export_folder(run, target, out, base=base, overwrite=overwrite)
     console = new_console()
     console.print(f"{target} adapter written to {out}", soft_wrap=True)
-    for line in serving_lines(out, target) if place is None else served_together(place, {out.name: out}):
+    lines = with_label(serving_lines(out, target)) if place is None else served_together(place, {out.name: out})
+    for line in lines:
         console.print(line, soft_wrap=True, markup=False)
 
 

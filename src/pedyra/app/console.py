@@ -44,10 +44,8 @@ def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequenc
 
 
 def print_rank_map(console: Console, layers: Sequence[Mapping[str, Any]]) -> None:
-    """Print ranks as module type (down, by name) x depth (across), in as many bands as the width asks for.
-
-    Layers at one place (of an encoder and a decoder, or the experts of a block) share a cell, which has their mean.
-    """
+    """Print ranks as module type (down, by name) x depth (across), in as many bands as the width asks for. Layers at
+    one place (of an encoder and a decoder, or the experts of a block) share a cell, which has their mean."""
     if not layers:
         return
     places = {layer["layer"]: layer_place(layer["layer"]) for layer in layers}

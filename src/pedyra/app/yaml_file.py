@@ -17,10 +17,8 @@ from pedyra.lora.spelling import did_you_mean
 
 
 def read_settings(path: Path, overrides: Sequence[str], *, what: str, starts_with: str) -> dict[str, Any]:
-    """Read the mapping in a YAML file, with `key.path=value` overrides (values are YAML).
-
-    `what` the file is and the key it typically `starts_with` are for the messages.
-    """
+    """Read the mapping in a YAML file, with `key.path=value` overrides (values are YAML); `what` the file is and the
+    key it typically `starts_with` are for the messages."""
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"{what} {str(path)!r} {problem}; give the path of a YAML file")
@@ -98,10 +96,8 @@ def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str |
 
 
 def one_line(error: ValidationError, model: type[BaseModel], depth: int) -> str:
-    """Describe the first mistake in one line with its full key path, and count the other keys with mistakes.
-
-    `depth` is the length of a key path at the first mistake; pydantic's own paths may be longer, e.g. in a union.
-    """
+    """Describe the first mistake in one line with its full key path, and count the other keys with mistakes. `depth` is
+    the length of a key path at the first mistake; pydantic's own paths may be longer, e.g. in a union."""
     mistakes: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
     for mistake in error.errors(include_url=False):
         mistakes.setdefault(mistake["loc"][:depth], []).append(mistake)

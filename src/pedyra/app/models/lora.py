@@ -14,10 +14,8 @@ from pedyra.errors import REFUSALS, UserError, as_user_error
 
 
 def lora_config(section: LoraSection, kind: str, model: nn.Module, revision: str | None = None) -> LoraConfig:
-    """Make PEFT's LoraConfig; the task type follows from the kind of data, so that a new head is trained and saved.
-
-    Whoever loads the adapter has to load the base of this `revision` too.
-    """
+    """Make PEFT's LoraConfig, which names the `revision` of the base for whoever loads the adapter; its task type has a
+    new head trained and saved."""
     modules_to_save = [*(section.modules_to_save or ()), *_new_heads(model, kind)]
     exclude_modules = section.exclude_modules
     if kind == "question_answering" and section.target_modules == "all-linear" and not isinstance(exclude_modules, str):

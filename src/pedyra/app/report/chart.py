@@ -101,12 +101,8 @@ def curves(several: Sequence[Curve], axes: Axes) -> alt.LayerChart:
 def rank_map(
     cells: Sequence[Mapping[str, Any]], *, at: str = "adjustment", highest: float | None = None
 ) -> alt.LayerChart:
-    """Draw ranks as module type by depth, coloured by rank; the cells are those of `figures.map_cells`.
-
-    Args:
-        at: the number of the frame to draw, as an expression; by default the parameter `adjustment`.
-        highest: the rank that is darkest; by default the highest of the cells.
-    """
+    """Draw ranks as module type by depth, coloured by rank up to the `highest`, of the cells of `figures.map_cells`;
+    the frame to draw is an expression, by default the parameter `adjustment`."""
     darkest = highest or max([1, *(rank for cell in cells for rank in cell["ranks"])])
     number = "format(datum.rank, datum.rank % 1 ? '.1f' : 'd')"
     mark = "datum.change > 0 ? '▲' : datum.change < 0 ? '▼' : ''"

@@ -109,10 +109,8 @@ def _map(run: RunRecords) -> Panel:
 
 
 def map_cells(places: Mapping[str, tuple[str, int | None]], states: Sequence[Mapping[str, int]]) -> list[Record]:
-    """Make the cells of `rank_map`: `type`, `depth` (as text), and a frame a state of `ranks` and `changes`.
-
-    Layers at one place share a cell, and what is outside of blocks comes last.
-    """
+    """Make the cells of `rank_map`: `type`, `depth` (as text), and a frame a state of `ranks` and `changes`. Layers at
+    one place share a cell, and what is outside of blocks comes last."""
     cells: dict[tuple[str, str], list[str]] = {}
     for name, (kind, depth) in sorted(places.items(), key=lambda item: (item[1][1] is None, item[1][1] or 0)):
         cells.setdefault((kind, "–" if depth is None else str(depth)), []).append(name)
@@ -239,10 +237,8 @@ def utilisation(record: Record) -> float | None:
 def _panel(
     title: str, records: Iterable[Record], measure: Callable[[Record], Any], y: str, **options: Any
 ) -> list[Panel]:
-    """Return `[the panel]` of the finite measures over the steps, the last of a step; [] where there are not two.
-
-    A long run has more of them than a page can draw: then `MOST_POINTS` of them, and the last, spread evenly.
-    """
+    """Return `[the panel]` of the finite measures over the steps, the last of a step; [] where there are not two. Of a
+    long run, which has more than a page can draw, it has `MOST_POINTS`, and the last, spread evenly."""
     values = {record["step"]: value for record in records if (value := measure(record)) is not None}
     points = {step: value for step, value in values.items() if math.isfinite(value)}
     sample = list(points.items())

@@ -17,10 +17,8 @@ from pedyra.lora.spelling import did_you_mean
 
 
 def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
-    """Make TrainingArguments of a recipe: its `training` section, output_dir and seed, then `overrides`.
-
-    `fsdp` is left out where no launcher has started the process.
-    """
+    """Make TrainingArguments of a recipe: its `training` section, output_dir and seed, then `overrides`; without `fsdp`
+    where no launcher has started the process."""
     settings = {
         # Pinning without an accelerator does nothing but warn.
         "dataloader_pin_memory": torch.cuda.is_available(),

@@ -34,10 +34,8 @@ def evaluate_run(
     allow_code_execution: bool = False,
     generate: Mapping[str, GenerateSection] | None = None,
 ) -> dict[str, float]:
-    """Return metric -> value of the task, the loss and the test sets, by default those of the run's recipe.
-
-    Texts are saved in the run's samples.jsonl, so that an interrupted call resumes.
-    """
+    """Return metric -> value of the task, the loss and the test sets, by default those of the run's recipe. Texts are
+    saved in the run's samples.jsonl, so that an interrupted call resumes."""
     folder, recipe, adapter = finished_run(run)
     tokenizer, task = load_rows(recipe, run)
     console = console or Console(quiet=True)

@@ -77,10 +77,8 @@ class RunResult:
 
 
 def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, console: Console) -> RunResult:
-    """Train a recipe into its run folder, save the adapter and evaluate it on the held-out rows.
-
-    A run that ends before it has logged or saved anything leaves nothing.
-    """
+    """Train a recipe into its run folder, save the adapter and evaluate it on the held-out rows. A run that ends before
+    it has logged or saved anything leaves nothing."""
     folder = RunFolder(Path(recipe.output_dir))
     if not is_first():
         return _train(set_up(recipe), folder, from_first(None), console)  # which has prepared the folder by then

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ def serving_lines(folder: Path, target: str) -> list[str]:
     weights, else PEFT's."""
     if target == "merged":
         architectures = read_json(folder / "config.json").get("architectures") or ["AutoModel"]
-        return ["serve       " + python_line(f"from transformers import {architectures[0]} as Model", folder)]
-    return served_together(destination("llama.cpp" if target == "gguf" else "peft"), {folder.name: folder})
+        return [python_line(f"from transformers import {architectures[0]} as Model", folder)]
+    return destination("llama.cpp" if target == "gguf" else "peft").commands({folder.name: read_lora(folder)})
 
 
 def served_lines(result: Fit, lora: SavedLora, place: Destination, out: Path) -> list[str]:
@@ -43,7 +43,10 @@ def served_lines(result: Fit, lora: SavedLora, place: Destination, out: Path) ->
 def served_together(place: Destination, folders: Mapping[str, Path]) -> list[str]:
     """Write the command lines that serve these adapters (name -> folder) on one server, at the largest of their ranks,
     which the server reserves for each."""
-    commands = place.commands({name: read_lora(folder) for name, folder in folders.items()})
+    return with_label(place.commands({name: read_lora(folder) for name, folder in folders.items()}))
+
+
+def with_label(commands: Sequence[str]) -> list[str]:
     return [f"{'' if number else 'serve':12}{line}" for number, line in enumerate(commands)]
 
 

@@ -123,10 +123,8 @@ def _content(message: dict[str, Any], data: DataSection) -> str | None:
 
 
 def answer_loss(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
-    """Sum the loss and count the answer tokens of each row, `(batch, 2)`, from logits `(batch, length, vocab)`.
-
-    Given to Trainer as preprocess_logits_for_metrics, so that no logits are kept over an evaluation.
-    """
+    """Sum the loss and count the answer tokens of each row, `(batch, 2)`, from logits `(batch, length, vocab)`, of
+    which none are kept over an evaluation."""
     logits = logits[0] if isinstance(logits, tuple) else logits
     return token_losses(logits[:, :-1], labels[:, 1:])
 

@@ -44,11 +44,8 @@ class Sample:
 
 
 class SampleFile:
-    """The texts of one test set in a run's samples.jsonl, whose key is the hash of weights, prompts and settings.
-
-    Lines of this set with another key are removed; lines of another set with the same key are used for both (HumanEval
-    and HumanEval+).
-    """
+    """The texts of one test set in a run's samples.jsonl, whose key is the hash of weights, prompts and settings. Lines
+    of this set with another key are removed; those of another set with this key (HumanEval, HumanEval+) are used."""
 
     def __init__(self, path: Path, name: str, key_parts: Any) -> None:
         self.path, self.name = path, name

@@ -51,10 +51,7 @@ SECONDS = 60.0  # of the wall clock, as a busy machine gives a program a part of
 
 
 class Sandbox:
-    """Runs Python source apart from the machine.
-
-    Making one runs an empty program, so that a machine without the means refuses before long work.
-    """
+    """Runs Python source apart from the machine; one that lacks the means is refused when this is made."""
 
     def __init__(self) -> None:
         bubblewrap = shutil.which("bwrap") if sys.platform == "linux" else None

@@ -40,10 +40,8 @@ def answer_loss(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
 
 
 def rouge(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Compute mean F of ROUGE-1, -2, -L and -Lsum in per cent, with Porter's stemmer, as papers on XSum do.
-
-    For Lsum each line is a sentence, as in the scripts of transformers; neither side is split into sentences first.
-    """
+    """Compute mean F of ROUGE-1, -2, -L and -Lsum in per cent, with Porter's stemmer, as papers on XSum do. For Lsum
+    each line is a sentence, as in the scripts of transformers; neither side is split into sentences first."""
     scorer = rouge_scorer()
     scores = [scorer.score(reference, text) for text, reference in zip(texts, references, strict=True)]
     return {name: 100 * sum(score[name].fmeasure for score in scores) / len(scores) for name in ROUGE}

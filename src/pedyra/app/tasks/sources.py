@@ -50,10 +50,8 @@ COMPRESSED = (".gz", ".bz2", ".xz")
 
 
 def load_rows(data: DataSection) -> tuple[Rows, Rows | None, list[str] | None]:
-    """Read training rows, validation rows (None: to be split off), and class names where the source declares them.
-
-    Rows have the columns that `data` names and no others.
-    """
+    """Read training rows, validation rows (None: to be split off), and class names where the source declares them; rows
+    have the columns that `data` names and no others."""
     columns, names = _columns(data), None
     if data.source in PACKAGED:
         if data.validation is not None:
@@ -79,10 +77,8 @@ def read_test_rows(source: str, config: str | None, split: str, columns: list[st
 
 
 def held_out(rows: Rows, fraction: float, group_by: str | None, seed: int) -> tuple[Rows, Rows]:
-    """Split into training and validation rows; rows with the same value of `group_by` stay on one side.
-
-    Groups are held out in random order until they hold `fraction` of the rows.
-    """
+    """Split into training and validation rows; rows with the same value of `group_by` stay on one side, and groups are
+    held out in random order until they hold `fraction` of the rows."""
     groups: dict[Any, list[int]] = {}
     for index, row in enumerate(rows):
         groups.setdefault(row[group_by] if group_by else index, []).append(index)

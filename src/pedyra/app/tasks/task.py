@@ -52,10 +52,8 @@ class Task:
 
 
 def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, positions: int | None = None) -> Task:
-    """Read, split, sample and tokenise the data of a recipe; the same seed gives the same rows in the same order.
-
-    Rows longer than the `positions` that the base has are truncated, and their number is logged.
-    """
+    """Read, split, sample and tokenise the data of a recipe; the same seed gives the same rows in the same order. Rows
+    longer than the `positions` that the base has are truncated, and their number is logged."""
     data = with_limit(data, tokenizer, positions)
     train, evaluation, class_names = load_rows(data)
     every = train  # classes are those of all rows, whatever is drawn and held out

@@ -200,10 +200,8 @@ def _with_place(template: str, place: str) -> str:
 
 
 def score(test_set: TestSet, samples: Sequence[Sample], sandbox: Any = None) -> tuple[dict[str, float], list[str]]:
-    """Return metric -> value, and lines about the texts that could not be scored.
-
-    The main metric of a known set has the set's name, and is a fraction.
-    """
+    """Return metric -> value, and lines about the texts that could not be scored. The main metric of a known set has
+    the set's name, and is a fraction."""
     texts, references = [each.text for each in samples], test_set.references
     unfinished, notes = sum(not each.finished for each in samples), []
     if unfinished:
@@ -228,10 +226,8 @@ def score(test_set: TestSet, samples: Sequence[Sample], sandbox: Any = None) -> 
 
 
 def _math_scores(test_set: TestSet, texts: Sequence[str], notes: list[str]) -> dict[str, float]:
-    """Return the share of right answers, and the number of texts without an answer, which count as wrong.
-
-    GSM8K is scored by the last number of a text, and by the number after "####" (strict match).
-    """
+    """Return the share of right answers, and the number of texts without an answer, which count as wrong. GSM8K is
+    scored by the last number of a text, and by the number after "####" (strict match)."""
     answers: list[Any]
     if test_set.settings.score == "gsm8k":
         answers = [last_number(text) for text in texts]
