@@ -189,7 +189,7 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
             ["no rank could ever move", "of 4", "train for"],
         ),
         (["train", "recipe.yaml", "--resume"], ["no run to resume"]),
-        (["eval", "absent"], ["absent is no run folder"]),
+        (["eval", "."], [". is no run folder"]),
         (["fit", ".", "--max-length", "9"], ["--max-length cuts the rows of --data; leave it out"]),
     ],
 )
@@ -200,7 +200,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(call, tmp_path, arguments, parts)
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
-@pytest.mark.parametrize("arguments", [["train", "recipe.yaml", "--json", "absent/rows"], ["inspect", "absent"]])
+@pytest.mark.parametrize(
+    "arguments", [["train", "recipe.yaml", "--json", "absent/rows"], ["inspect", "absent"], ["eval", "absent"]]
+)
 def test_a_path_that_is_not_there_is_told_before_any_work(call, arguments):
     code, _, err = call(*arguments)
     assert code == 2 and "absent" in err and "does not exist" in err

@@ -10,7 +10,7 @@ from time import sleep
 
 import pytest
 
-from pedyra.app.packaged import cache_dir, cached_folder, packaged_file
+from pedyra.app.packaged import cached_folder, packaged_file
 
 
 @pytest.fixture(autouse=True)
@@ -33,14 +33,14 @@ def test_an_absent_package_is_told_with_the_line_that_installs_it(monkeypatch: p
         packaged_file("carrier/text.csv", install="pip install carrier")
 
 
-def test_a_failed_preparation_leaves_nothing():
+def test_a_failed_preparation_leaves_nothing(tmp_path: Path):
     def prepare(folder: Path) -> None:
         (folder / "half").write_text("")
         raise RuntimeError("disk full")
 
     with pytest.raises(RuntimeError):
         cached_folder("thing", prepare)
-    assert not (cache_dir() / "thing").exists()
+    assert not (tmp_path / "cache" / "thing").exists()
 
 
 def test_of_two_preparations_at_once_the_second_waits_and_takes_the_first():

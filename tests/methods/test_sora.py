@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from pedyra import adapt
-from pedyra.app.runs.setup import trainable_parameters
 from pedyra.methods.sora import (
     Gates,
     Sora,
@@ -80,7 +79,7 @@ def test_gates_have_a_group_of_their_own_without_weight_decay(prepare):
     assert [id(p) for p in groups[-1]["params"]] == [id(p) for p in gates] and groups[-1]["weight_decay"] == 0
     grouped = [p for group in groups for p in group["params"]]
     assert len(grouped) == len({id(p) for p in grouped})
-    assert sum(p.numel() for p in grouped) == trainable_parameters(run.model)
+    assert sum(p.numel() for p in grouped) == run.model.get_nb_trainable_parameters()[0]
     assert {group["weight_decay"] for group in groups[:-1]} == {0.1, 0.0}
 
 

@@ -27,7 +27,6 @@ from pedyra.app.console import (
     write_json_lines,
 )
 from pedyra.app.options import (
-    Curve,
     Data,
     Dtype,
     FolderArgument,
@@ -37,13 +36,10 @@ from pedyra.app.options import (
     Overrides,
     Overwrite,
     Quantization,
-    Rank,
-    Rows,
     Run,
     RunArgument,
-    Shares,
-    Tolerances,
     TrustRemoteCode,
+    field_option,
     place_of,
 )
 from pedyra.app.runs.run_folder import RunFolder
@@ -52,6 +48,7 @@ from pedyra.errors import UserError
 from pedyra.fitting.request import FitRequest
 from pedyra.lora.files import is_disk_full
 
+SEVERAL = " May be given several times."
 ORDER = ("train", "fit", "prove", "compare", "paper", "report", "eval", "inspect", "export", "resize", "schema")
 
 
@@ -59,7 +56,6 @@ class Ordered(TyperGroup):
     """What most people want comes first in the help."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
-        """Return the names in the order of `ORDER`."""
         return sorted(super().list_commands(ctx), key=ORDER.index)
 
 
@@ -175,10 +171,7 @@ def evaluate(
 
 
 @app.command()
-def inspect(
-    path: FolderArgument,
-    json_file: JsonFile = None,
-) -> None:
+def inspect(path: FolderArgument, json_file: JsonFile = None) -> None:
     """Show ranks, parameters, effective ranks and memory of an adapter."""
     from pedyra.lora.inspection import inspect_adapter
 
@@ -200,8 +193,7 @@ def export(
     destination: ForPlace = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: RUN/export/TARGET or PLACE.")] = None,
     base: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="Of merged: another base than the adapter's own."),
+        str | None, typer.Option(metavar="MODEL", help="Of merged: another base than the adapter's own.")
     ] = None,
     overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -212,7 +204,7 @@ def export(
     place = place_of(destination)
     quiet_libraries()
     from pedyra.app.runs.export import export_folder
-    from pedyra.app.runs.served import serving_lines
+    from pedyra.app.runs.served import served_together, serving_lines, with_label
     from pedyra.lora.files import refuse_link
     from pedyra.lora.folder import read_lora
 
@@ -227,9 +219,9 @@ def export(
     export_folder(run, target, out, base=base, overwrite=overwrite)
     console = new_console()
     console.print(f"{target} adapter written to {out}", soft_wrap=True)
-    lines = serving_lines(out, target) if place is None else place.commands({out.name: read_lora(out)})
-    for number, line in enumerate(lines):
-        console.print(f"{'' if number else 'serve':12}{line}", soft_wrap=True, markup=False)
+    lines = with_label(serving_lines(out, target)) if place is None else served_together(place, {out.name: out})
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -263,7 +255,7 @@ def resize(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)],
+    run: RunArgument,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: report.html of the run.")] = None,
     figures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write every figure there, as SVG and PNG.")
@@ -292,11 +284,11 @@ def fit(
             file_okay=False,
         ),
     ],
-    tolerance: Tolerances = None,
-    changed: Shares = None,
-    rank: Rank = None,
-    rows: Rows = None,
-    curve: Curve = False,
+    tolerance: Annotated[list[str] | None, field_option("tolerance", "PART", SEVERAL)] = None,
+    changed: Annotated[list[str] | None, field_option("changed", "SHARE", SEVERAL)] = None,
+    rank: Annotated[int | None, field_option("rank", "R")] = None,
+    rows: Annotated[int | None, field_option("rows")] = None,
+    curve: Annotated[bool, field_option("curve")] = False,
     data: Data = None,
     run: Run = None,
     max_length: MaxLength = None,
@@ -386,11 +378,10 @@ def prove(
     ] = None,
     rows: Annotated[int | None, typer.Option(metavar="N", min=8, help="At most so many rows. Default: all.")] = None,
     base_b: Annotated[
-        str | None, typer.Option("--base-b", metavar="MODEL", help="Another base of B: a folder, or a name on the Hub.")
+        str | None, typer.Option(metavar="MODEL", help="Another base of B: a folder, or a name on the Hub.")
     ] = None,
     quantization_b: Annotated[
-        Literal["none", "nf4", "int8"] | None,
-        typer.Option("--quantization-b", help="Another quantization of B's base."),
+        Literal["none", "nf4", "int8"] | None, typer.Option(help="Another quantization of B's base.")
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     json_file: JsonFile = None,
@@ -412,7 +403,6 @@ def prove(
                 "--samples loads no model and takes all documents; give beside it --margin, --metric, --filter"
             )
         proof = prove_samples(Path(a), Path(b), margin, metric, filter_name)
-        verdict = proof.proof.verdict
     else:
         if metric or filter_name:
             raise UserError("--metric and --filter say what of --samples is compared; give --samples")
@@ -420,10 +410,9 @@ def prove(
         from pedyra.app.runs.prove import prove_paths
 
         proof = prove_paths(a, b, limit, source, other, rows=rows, progress=console.is_terminal)
-        verdict = proof.verdict
     console.print(str(proof), soft_wrap=True, markup=False)
     write_json_lines(json_file, [proof.row()])
-    raise typer.Exit({NO_WORSE: 0, WORSE: 1}.get(verdict, 3))
+    raise typer.Exit({NO_WORSE: 0, WORSE: 1}.get(proof.verdict, 3))
 
 
 def main(arguments: list[str] | None = None, commands: typer.Typer = app, name: str = "pedyra") -> None:

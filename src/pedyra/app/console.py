@@ -44,11 +44,8 @@ def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequenc
 
 
 def print_rank_map(console: Console, layers: Sequence[Mapping[str, Any]]) -> None:
-    """Print ranks as module type (down, by name) x depth (across), in as many bands as the width asks for.
-
-    `layers` are `{"layer", "rank"}`; nothing where there are none, as with methods that are no LoRA. Layers at one
-    place (of an encoder and a decoder, or the experts of a block) share a cell, which has their mean.
-    """
+    """Print ranks as module type (down, by name) x depth (across), in as many bands as the width asks for. Layers at
+    one place (of an encoder and a decoder, or the experts of a block) share a cell, which has their mean."""
     if not layers:
         return
     places = {layer["layer"]: layer_place(layer["layer"]) for layer in layers}
@@ -88,24 +85,20 @@ def print_result(console: Console, result: RunResult) -> None:
         return
     final = result.final
     print_rank_map(console, result.layers)
-    lines = [("metric", f"held-out {final['metric']} {final['value']:.4f}")]
+    _print_named(console, "metric", f"held-out {final['metric']} {final['value']:.4f}")
     if result.layers:
         ranks, parameters = (
             [sum(layer[key] for layer in layers) for layers in (result.start, result.layers)]
             for key in ("rank", "parameters")
         )
-        lines.append(("total rank", f"{_change(*ranks)}, in {len(result.layers)} layers"))
-        lines.append(("parameters", _change(*parameters)))
+        _print_named(console, "total rank", f"{_change(*ranks)}, in {len(result.layers)} layers")
+        _print_named(console, "parameters", _change(*parameters))
     time, peak = format_seconds(final["seconds"]), decimal(final["peak_memory_bytes"])
-    lines.append(("training", f"{result.step:,} steps in {time}, peak memory {peak}"))
-    size = sum(file.stat().st_size for file in result.folder.adapter.glob("adapter_model.*"))
-    lines.append(("adapter", f"{result.folder.adapter}, {decimal(size)}"))
-    _print_named(console, lines)
+    _print_named(console, "training", f"{result.step:,} steps in {time}, peak memory {peak}")
+    _print_named(console, "adapter", _with_size(result.folder.adapter))
     if result.fit is not None:
         console.print(f"\n{result.fit}", soft_wrap=True, markup=False)
-        smaller = result.folder.path / "fit"
-        size = sum(file.stat().st_size for file in smaller.glob("adapter_model.*"))
-        _print_named(console, [("whole" if result.fit.is_whole else "smaller", f"{smaller}, {decimal(size)}")])
+        _print_named(console, "whole" if result.fit.is_whole else "smaller", _with_size(result.folder.path / "fit"))
 
 
 def print_beside(console: Console, finals: Mapping[str, Mapping[str, Any]]) -> None:
@@ -115,10 +108,12 @@ def print_beside(console: Console, finals: Mapping[str, Mapping[str, Any]]) -> N
     print_table(console, ["", *finals], [[name, *(row[key] for row in finals.values())] for key, name in names.items()])
 
 
-def _print_named(console: Console, lines: Iterable[tuple[str, str]]) -> None:
-    """Print lines of a name and its value."""
-    for name, value in lines:
-        console.print(f"{name:12}{value}", soft_wrap=True)
+def _print_named(console: Console, name: str, value: str) -> None:
+    console.print(f"{name:12}{value}", soft_wrap=True)
+
+
+def _with_size(adapter: Path) -> str:
+    return f"{adapter}, {decimal(sum(file.stat().st_size for file in adapter.glob('adapter_model.*')))}"
 
 
 def _change(start: int, end: int) -> str:

@@ -10,10 +10,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def on_interrupt(act: Callable[[], None], *, also: Sequence[signal.Signals] = ()) -> Iterator[None]:
-    """Call `act` at every SIGINT inside the block, and raise nothing; `also` lists signals with the same meaning.
-
-    Outside of the main thread, where Python allows no signal handler, it does nothing.
-    """
+    """Call `act` at every SIGINT, or signal of `also`, inside the block, and raise nothing. Outside of the main thread,
+    where Python allows no signal handler, do nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

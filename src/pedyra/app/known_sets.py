@@ -21,11 +21,8 @@ TEST_SETS: dict[str, dict[str, Any]] = {
     "mbpp": {"source": "google-research-datasets/mbpp", "config": "full", "score": "code", "max_new_tokens": 512},
     "mbppplus": {"source": "evalplus/mbppplus", "score": "code", "max_new_tokens": 512},
 }
-"""The defaults of each known test set, whose split is `test`; `generate.<name>` may override them.
-
-Where the training had a template with one column, the question takes the place of that column; the set's own template
-is for a model that was trained without one.
-"""
+"""The defaults of each known test set, whose split is `test`; `generate.<name>` may override them. Where the training
+had a template with one column, the question takes the place of that column in it."""
 
 COMPLETED = ("humaneval", "humanevalplus")
 """The prompts of these sets are signatures of functions; a model trained on instructions is asked to complete them."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from pydantic import TypeAdapter
 
-from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.source import Source
 from pedyra.fitting.request import FitRequest
 
@@ -16,21 +15,15 @@ if TYPE_CHECKING:
     from pedyra.export.destinations import Destination
 
 
-def _checked(path: Path | None) -> Path | None:
+def _check_parent(path: Path | None) -> Path | None:
     """Refuse a file that cannot be written before a long run, not after it."""
     if path is not None and not path.parent.is_dir():
         raise typer.BadParameter(f"the folder {path.parent} does not exist")
     return path
 
 
-def _run_folder(path: Path) -> Path:
-    RunFolder(path).check_holds_run()
-    return path
-
-
 def json_option(help: str) -> Any:
-    """Make --json FILE, which is checked before anything is done."""
-    return typer.Option("--json", metavar="FILE", help=help, callback=_checked, dir_okay=False, show_default=False)
+    return typer.Option("--json", metavar="FILE", help=help, callback=_check_parent, dir_okay=False, show_default=False)
 
 
 def _trust(wanted: bool) -> bool:
@@ -42,11 +35,10 @@ def _trust(wanted: bool) -> bool:
 
 
 TrustRemoteCode = Annotated[
-    bool,
-    typer.Option("--trust-remote-code", help="Run code that a model's repository carries.", callback=_trust),
+    bool, typer.Option("--trust-remote-code", help="Run code that a model's repository carries.", callback=_trust)
 ]
 RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Run folder.", callback=_run_folder, show_default=False)
+    Path, typer.Argument(metavar="RUN", help="Run folder.", exists=True, file_okay=False, show_default=False)
 ]
 FolderArgument = Annotated[
     Path,
@@ -73,32 +65,25 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier
 
 
 def place_of(name: str | None) -> Destination | None:
-    """Find the place of `--for`, if there is one."""
     from pedyra.export.destinations import destination
 
     return None if name is None else destination(name)
 
 
+# The docstrings of the fields of both records, which recipes show too.
 _HELP: dict[str, str] = {
     name: " ".join(field["description"].split())
     for record in (FitRequest, Source)
     for name, field in TypeAdapter(record).json_schema()["properties"].items()
 }
-"""The docstrings of the fields of both records, which recipes show too."""
 
 
-def _field(name: str, metavar: str | None = None, more: str = "") -> Any:
+def field_option(name: str, metavar: str | None = None, more: str = "") -> Any:
     return typer.Option(f"--{name.replace('_', '-')}", help=f"{_HELP[name]}{more}", metavar=metavar)
 
 
-_SEVERAL = " May be given several times."
-Tolerances = Annotated[list[str] | None, _field("tolerance", "PART", _SEVERAL)]
-Shares = Annotated[list[str] | None, _field("changed", "SHARE", _SEVERAL)]
-Rank = Annotated[int | None, _field("rank", "R")]
-Rows = Annotated[int | None, _field("rows")]
-Curve = Annotated[bool, _field("curve")]
-Data = Annotated[Path | None, _field("data", "ROWS")]
-Run = Annotated[Path | None, _field("run", "RUN")]
-MaxLength = Annotated[int | None, _field("max_length", "N")]
-Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"] | None, _field("dtype")]
-Quantization = Annotated[Literal["nf4", "int8"] | None, _field("quantization")]
+Data = Annotated[Path | None, field_option("data", "ROWS")]
+Run = Annotated[Path | None, field_option("run", "RUN")]
+MaxLength = Annotated[int | None, field_option("max_length", "N")]
+Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"] | None, field_option("dtype")]
+Quantization = Annotated[Literal["nf4", "int8"] | None, field_option("quantization")]

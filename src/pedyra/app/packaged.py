@@ -16,11 +16,8 @@ from pedyra.lora.files import write_folder
 
 
 def packaged_file(relative: str, *, install: str) -> Path:
-    """Find a file of an installed package, `relative` to a folder of sys.path.
-
-    The package is not imported, because that may need many other packages. Raises ImportError with the line that
-    installs it.
-    """
+    """Find a file of an installed package, `relative` to a folder of sys.path, without importing the package, because
+    that may need many others."""
     for folder in sys.path:
         path = Path(folder or ".") / relative
         if path.exists():
@@ -29,25 +26,16 @@ def packaged_file(relative: str, *, install: str) -> Path:
 
 
 def import_extra(module: str, what: str, extra: str) -> Any:
-    """Import the module of an optional package. Raises ImportError: `what` needs it, with the line that installs it."""
+    """Import the module of an optional package, or say that `what` needs it, and the line that installs it."""
     try:
         return import_module(module)
     except ImportError:
         raise ImportError(f'{what}; run in a checkout: pip install ".[{extra}]"') from None
 
 
-def cache_dir() -> Path:
-    """Return where prepared models are kept: $PEDYRA_CACHE, or ~/.cache/pedyra."""
-    return Path(os.environ.get("PEDYRA_CACHE") or Path.home() / ".cache" / "pedyra").expanduser()
-
-
 def cached_folder(name: str, prepare: Callable[[Path], None]) -> Path:
-    """Return the cached folder `name`; when absent, `prepare` fills it. It appears complete or not at all.
-
-    Raises:
-        ValueError: the cache cannot be written.
-    """
-    folder = cache_dir() / name
+    """Return the cached folder `name`; when absent, `prepare` fills it, and it appears complete or not at all."""
+    folder = Path(os.environ.get("PEDYRA_CACHE") or Path.home() / ".cache" / "pedyra").expanduser() / name
     if folder.is_dir():
         return folder
     try:

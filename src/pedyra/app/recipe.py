@@ -1,5 +1,4 @@
-"""A recipe is one training run as a YAML file; it is read and checked here, before torch, transformers or peft are
-imported."""
+"""A recipe is one training run as YAML, read and checked before torch, transformers or peft are imported."""
 
 from __future__ import annotations
 
@@ -7,13 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import (
-    Field,
-    TypeAdapter,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from pedyra.app.recipe_sections import (
     GENERATED,
@@ -44,7 +37,6 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "report_to": "none",
 }
 """A recipe's `training` starts from these; every other name keeps the default of TrainingArguments."""
-
 
 NOT_HERE = {
     "output_dir": "is set by the recipe's top-level key 'output_dir'; move it there",
@@ -111,19 +103,14 @@ class Recipe(Section):
 
 
 def identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Select the settings that decide the outcome of a run, without the places of files and questions asked
-    afterwards."""
+    """Select what decides the outcome of a run: no places of files, and no questions asked afterwards."""
     sections = {key: value for key, value in recipe.items() if key not in ("output_dir", "generate")}
     paths = ("source", "validation")
     return {**sections, "data": {key: value for key, value in recipe["data"].items() if key not in paths}}
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a YAML recipe, apply `key.path=value` overrides (values are YAML), and check it.
-
-    Raises ValueError, one line, for a file that is missing or no YAML mapping, an override without `=`, an
-    unknown key (with the nearest valid one) and a value out of range.
-    """
+    """Read a YAML recipe, apply `key.path=value` overrides (values are YAML), and check it: one line for a mistake."""
     path = Path(path)
     content = read_settings(path, overrides, what="recipe", starts_with="model")
     content.setdefault("name", path.stem)
@@ -131,7 +118,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def check_recipe(content: dict[str, Any], where: str) -> Recipe:
-    """Check a recipe of this content. Raises ValueError, one line beginning with `where`, as `load_recipe` does."""
+    """Check a recipe of this content; the line about a mistake begins with `where`."""
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -141,7 +128,7 @@ def check_recipe(content: dict[str, Any], where: str) -> Recipe:
 
 
 def recipe_schema() -> dict[str, Any]:
-    """Make the JSON schema of a recipe, for editors; `method` lists the settings of each method."""
+    """Make the JSON schema for editors, in which `method` has the settings of each method."""
     schema = Recipe.model_json_schema()
     schema["required"] = ["model", "data"]
     schema["properties"]["method"] = _method_schema()

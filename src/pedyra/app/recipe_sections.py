@@ -1,7 +1,4 @@
-"""The sections of a recipe say what its keys mean, and what they may be.
-
-Nothing heavy is imported here, as in `pedyra.app.recipe`.
-"""
+"""The sections of a recipe say what its keys mean, and what they may be; nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -9,13 +6,7 @@ import os.path
 import string
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from pedyra.errors import UserError
 from pedyra.lora.supported import check_supported
@@ -32,21 +23,15 @@ METRICS: dict[str, tuple[str, ...]] = {
 """Kind of data -> its metrics on held-out rows; the first is the default of `data.metric`."""
 
 LOWER_IS_BETTER = ("loss", "perplexity")
-"""Metrics of which lower is better."""
-
-GENERATED = ("causal_lm", "seq2seq")
-"""The kinds whose models generate text, for `generate`."""
-
-LARGEST_SEED = 2**32 - 1
-"""NumPy takes no larger one."""
+GENERATED = ("causal_lm", "seq2seq")  # the kinds whose models generate text
+LARGEST_SEED = 2**32 - 1  # NumPy takes no larger one
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-HomePath = Annotated[str, AfterValidator(os.path.expanduser)]
-"""A path, or a name, that may begin with ~, the user's home."""
+HomePath = Annotated[str, AfterValidator(os.path.expanduser)]  # a path, or a name, that may begin with ~
 
 
 class ModelSection(Section):
@@ -78,7 +63,6 @@ class MethodSection(BaseModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return all but the name."""
         return dict(self.model_extra or {})
 
     @model_validator(mode="before")
@@ -87,7 +71,7 @@ class MethodSection(BaseModel):
         return {"name": content} if isinstance(content, str) else content
 
     @model_validator(mode="after")
-    def _known(self) -> MethodSection:
+    def _check_name(self) -> MethodSection:
         check_method(self.name)
         if self.settings:  # the class, and torch with it, is loaded for those alone
             make_method(self.name, self.settings)
@@ -217,32 +201,24 @@ class DataSection(Section):
                 raise UserError(f"data.kind {self.kind} takes one of {choices}; given: {keys}")
             if self.completion is not None and prompts == ["messages"]:
                 raise UserError("data.completion goes with data.prompt or data.template, not with data.messages")
-            check_template(self.template, "data.template")
+            if self.template is not None and not template_columns(self.template):
+                raise UserError(f"data.template {self.template!r} has no {{column}} place, so all prompts are alike")
         return self
 
     @property
     def labelled(self) -> bool:
-        """Tell whether the rows have labels: a class, an answer, a completion."""
+        """Whether the rows have labels: a class, an answer, a completion."""
         if self.kind in GENERATED:
             return self.completion is not None or self.messages is not None
         return self.label is not None or self.kind == "question_answering"
 
 
-def check_template(template: str | None, key: str) -> None:
-    """Refuse a template without a place for a column, or with braces that do not pair."""
-    if template is not None and not template_columns(template, key):
-        raise UserError(f"{key} {template!r} has no {{column}} place, so all prompts are alike")
-
-
-def template_columns(template: str, key: str = "data.template") -> list[str]:
+def template_columns(template: str) -> list[str]:
     """Find the columns that a template has places for. Raises ValueError for braces that do not pair."""
     try:
         return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
-        raise UserError(f"{key} {template!r}: {error}; a brace itself is written twice") from None
-
-
-Score = Literal["rouge", "exact", "gsm8k", "math", "code"]
+        raise UserError(f"data.template {template!r}: {error}; a brace itself is written twice") from None
 
 
 class GenerateSection(Section):
@@ -256,7 +232,7 @@ class GenerateSection(Section):
     """A local file or a Hub id with the columns of the known set; default: the known set's on the Hub."""
     rows: int | None = Field(default=None, ge=1)
     """At most this many rows, drawn with the seed."""
-    score: Score | None = None
+    score: Literal["rouge", "exact", "gsm8k", "math", "code"] | None = None
     """How texts are scored: rouge, exact (equal but for spaces), gsm8k, math, or code, which is run."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Tokens after which a text that has not ended is cut, and counted as unfinished; default: the set's, or 128."""

@@ -17,11 +17,8 @@ from pedyra.lora.spelling import did_you_mean
 
 
 def read_settings(path: Path, overrides: Sequence[str], *, what: str, starts_with: str) -> dict[str, Any]:
-    """Read the mapping in a YAML file, with `key.path=value` overrides (values are YAML).
-
-    `what` the file is and the key it typically `starts_with` are for the messages. Raises ValueError, one line, for a
-    file that is missing or no YAML mapping, and an override without `=`.
-    """
+    """Read the mapping in a YAML file, with `key.path=value` overrides (values are YAML); `what` the file is and the
+    key it typically `starts_with` are for the messages."""
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"{what} {str(path)!r} {problem}; give the path of a YAML file")
@@ -49,7 +46,7 @@ def to_yaml(content: Any) -> str:
 
 
 def parse_yaml(text: str | bytes, where: str) -> Any:
-    """Read YAML 1.2 text, of which JSON is a part. Raises ValueError, one line that begins with `where`."""
+    """Read YAML 1.2 text, of which JSON is a part; the line about a mistake begins with `where`."""
     kinds = (YAMLError, ValueError, RecursionError)  # ValueError: bytes that are no text, a date that cannot be
     with as_user_error(f"{where} is not valid YAML", *kinds, reason=_reason):
         return _yaml().load(text if isinstance(text, str) else text.decode("utf-8-sig"))
@@ -99,12 +96,8 @@ def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str |
 
 
 def one_line(error: ValidationError, model: type[BaseModel], depth: int) -> str:
-    """Describe the first mistake in one line with its full key path, and count the other keys with mistakes.
-
-    Args:
-        model: the schema, which has the names of the keys.
-        depth: the length of a key path at the first mistake; pydantic's own paths may be longer, e.g. in a union.
-    """
+    """Describe the first mistake in one line with its full key path, and count the other keys with mistakes. `depth` is
+    the length of a key path at the first mistake; pydantic's own paths may be longer, e.g. in a union."""
     mistakes: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
     for mistake in error.errors(include_url=False):
         mistakes.setdefault(mistake["loc"][:depth], []).append(mistake)

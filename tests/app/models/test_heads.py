@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, DistilBertConfig, XLMConfig, XLNetConfig
 
 from pedyra.app.models.base import load_model, load_tokenizer
-from pedyra.app.models.lora import check_drawn, lora_config
+from pedyra.app.models.lora import check_random_weights, lora_config
 from pedyra.app.recipe_sections import LoraSection, ModelSection
 from pedyra.export.loading import num_labels
 from pedyra.lora.folder import read_lora
@@ -84,9 +84,9 @@ def test_a_weight_that_the_checkpoint_lacks_is_trained_in_full_or_refused(tmp_pa
                 with pytest.raises(
                     ValueError, match=r"no bert.pooler.dense.bias, .*modules_to_save=\[bert.pooler.dense\]"
                 ):
-                    check_drawn(base, config, section.name)
+                    check_random_weights(base, config, section.name)
             else:
-                check_drawn(base, config, section.name)
+                check_random_weights(base, config, section.name)
 
 
 THREE: dict[str, Any] = {"vocab_size": 60, "num_labels": 3}

@@ -9,8 +9,8 @@ from pedyra.app.report.images import save_figures
 
 
 def test_every_figure_is_a_file_of_both_formats(dynamic_run: Path, tmp_path: Path):
-    paths = save_figures(dynamic_run, tmp_path / "figures")
-    vectors, images = ([path for path in paths if path.suffix == suffix] for suffix in (".svg", ".png"))
+    save_figures(dynamic_run, tmp_path / "figures")
+    vectors, images = ([*(tmp_path / "figures").glob(f"*.{name}")] for name in ("svg", "png"))
     assert len(vectors) == len(images) == 4
     assert all(ElementTree.parse(path).getroot().tag.endswith("svg") for path in vectors)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in images)

@@ -73,7 +73,7 @@ NEW = {"recipe.yaml": "name: new\n", "environment.json": "{}\n", "metrics.jsonl"
 def replace(run):
     run.begin("name: new\n")
     append_row(run.metrics, {"step": 2})
-    run.settle()
+    run.remove_empty_run()
 
 
 def test_a_new_run_takes_the_place_of_what_a_run_wrote_and_of_nothing_else(run, contents):
@@ -84,7 +84,7 @@ def test_a_new_run_takes_the_place_of_what_a_run_wrote_and_of_nothing_else(run, 
 def test_a_first_run_that_logs_and_saves_nothing_leaves_nothing(tmp_path):
     run = RunFolder(tmp_path)
     run.begin("name: new\n")
-    run.settle()
+    run.remove_empty_run()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -44,15 +44,10 @@ HEADS: dict[str, tuple[Any, TaskType | None]] = {
 """A kind of data has this model class of transformers and task type of PEFT; any other kind is a classifier."""
 MORE_HEADS = ("classification_head", "logits_proj", "pooler", "pre_classifier", "sequence_summary")
 """Heads that PEFT does not know, of the classifiers BART, T5, XLNet, DeBERTa, DistilBERT and XLM."""
-_WITH_HEAD = [auto for auto, _ in (*HEADS.values(), _CLASSIFIER)]
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
-    """Load the model's tokenizer; it pads and truncates on the right, with the end token where it has no padding token.
-
-    Raises ValueError if there is no such model, or none of this revision, ImportError if the package that carries it is
-    missing.
-    """
+    """Load the tokenizer; it pads and truncates on the right, with the end token where it has no padding token."""
     if section.tokenizer is None and section.name in TINY:
         return tiny_tokenizer(section.name)
     if section.tokenizer is None:
@@ -68,11 +63,10 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
 def load_model(
     section: ModelSection, kind: str, num_labels: int | None, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> PreTrainedModel:
-    """Load the base model with the head of the task (`HEADS`), else as a classifier (`regression`: one output).
+    """Load the base model with the head of the task (`HEADS`), which is drawn with `seed` where it is new.
 
-    A new head is drawn with `seed`, and the global seeds are set to it. Quantised weights come prepared for training.
-    `drawn_anew` of the model names what its checkpoint lacks, see `models.lora.check_drawn`. Raises ValueError and
-    ImportError as `load_tokenizer`.
+    The global seeds are set to it. Quantised weights come prepared for training. `random_weights` of the model names
+    what its checkpoint lacks, see `models.lora.check_random_weights`.
     """
     set_seed(seed)
     if section.name in TINY and section.quantization == "none":
@@ -89,10 +83,8 @@ def load_model(
         model = _from_pretrained(auto, _source(section), section, **_loading(section, kind), **options, **head)
         if options:
             model, loading_info = model
-            model.drawn_anew = _drawn(model, loading_info["missing_keys"])
-    model.config.pad_token_id = tokenizer.pad_token_id
-    if section.head_dropout is not None:
-        _set_head_dropout(model, section)
+            model.random_weights = _random_weights(model, loading_info["missing_keys"])
+    _set_padding_and_dropout(model, section, tokenizer)
     if section.quantization != "none":
         # Trainer turns gradient checkpointing on, where `training` has it.
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
@@ -100,7 +92,7 @@ def load_model(
     return model
 
 
-def _drawn(model: PreTrainedModel, missing: Iterable[str]) -> list[str]:
+def _random_weights(model: PreTrainedModel, missing: Iterable[str]) -> list[str]:
     """List the parameters that the checkpoint lacks and that are random: no buffers, no sine tables (Pegasus)."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     owners = {name: type(model.get_submodule(name.rpartition(".")[0])).__name__ for name in parameters}
@@ -110,18 +102,15 @@ def _drawn(model: PreTrainedModel, missing: Iterable[str]) -> list[str]:
 def shape_of(
     section: ModelSection, kind: str, num_labels: int | None, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
-    """Make the model of `load_model` from its config alone, on the current device; no weights are read.
-
-    Raises ValueError as `load_tokenizer`, and for a model that cannot do the task.
-    """
+    """Make the model of `load_model` from its config alone, on the current device; no weights are read."""
     auto, head = HEADS.get(kind, _CLASSIFIER)[0], _head(kind, num_labels)
     if section.name in TINY:
         config = tiny_config(section.name, len(tokenizer))
         config.update(head)
     else:
         config = _from_pretrained(AutoConfig, _source(section), section, **head)
-    if not trusts_remote_code():
-        _check_head(auto, config, section)
+    if auto is AutoModelForCausalLM and not trusts_remote_code():
+        _check_decoder(config, section)
     arguments = _loading(section, kind)
     arguments.pop("quantization_config", None)
     dtype = arguments.pop("dtype")
@@ -131,21 +120,18 @@ def shape_of(
         dtype = getattr(config, "dtype", None) or "float32"
     with as_user_error(f"model.name {section.name!r} cannot be loaded", reason=why_not_loaded):
         model = auto.from_config(config, dtype=dtype, trust_remote_code=trusts_remote_code(), **arguments)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    if section.head_dropout is not None:
-        _set_head_dropout(model, section)
+    _set_padding_and_dropout(model, section, tokenizer)
     return model
 
 
 def positions(section: ModelSection) -> int | None:
-    """Return how many tokens of a row the base takes, None for any number. Raises ValueError as `load_tokenizer`."""
+    """Return how many tokens of a row the base takes, None for any number."""
     if section.name in TINY:
         return positions_of(tiny_config(section.name, 1))
     return positions_of(_from_pretrained(AutoConfig, _source(section), section))
 
 
 def task_type(kind: str) -> TaskType | None:
-    """Return PEFT's task type of a kind of data."""
     return HEADS.get(kind, _CLASSIFIER)[1]
 
 
@@ -187,18 +173,16 @@ def _from_pretrained(auto: Any, source: str, section: ModelSection, *, key: str 
     if not Path(source).exists() and (reason := why_not_on_hub(source, "model", revision)) is not None:
         hint = did_you_mean(value, [*PACKAGED, *TINY], otherwise="") if key == "name" else ""
         raise UserError(f"model.{key} {value!r} is no folder from {Path.cwd()}, and {reason}{hint and '; '}{hint}")
-    if auto in _WITH_HEAD and not trusts_remote_code():
-        _check_head(auto, _from_pretrained(AutoConfig, source, section, key=key), section)
+    if auto is AutoModelForCausalLM and not trusts_remote_code():
+        _check_decoder(_from_pretrained(AutoConfig, source, section, key=key), section)
     with as_user_error(f"model.{key} {value!r} cannot be loaded", reason=why_not_loaded):
         return auto.from_pretrained(
             source, revision=revision or "main", trust_remote_code=trusts_remote_code(), **arguments
         )
 
 
-def _check_head(auto: Any, config: PretrainedConfig, section: ModelSection) -> None:
+def _check_decoder(config: PretrainedConfig, section: ModelSection) -> None:
     """Refuse an encoder, or an encoder-decoder, that transformers would silently train as a causal LM."""
-    if auto is not AutoModelForCausalLM:
-        return
     kind, where = config.model_type, f"model.name {section.name!r}"
     if getattr(config, "is_encoder_decoder", False):  # it takes the decoder alone
         raise UserError(
@@ -211,8 +195,11 @@ def _check_head(auto: Any, config: PretrainedConfig, section: ModelSection) -> N
         )
 
 
-def _set_head_dropout(model: PreTrainedModel, section: ModelSection) -> None:
-    """Set the dropout before the head, which BERT and DeBERTa have beside it and RoBERTa inside."""
+def _set_padding_and_dropout(model: PreTrainedModel, section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Set the padding token, and the dropout before the head, which BERT and DeBERTa have beside it, RoBERTa inside."""
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if section.head_dropout is None:
+        return
     modules: dict[str, Any] = dict(model.named_modules())
     dropout = next(
         (m for name in ("dropout", "classifier.dropout") if type(m := modules.get(name)) is nn.Dropout), None
@@ -222,4 +209,4 @@ def _set_head_dropout(model: PreTrainedModel, section: ModelSection) -> None:
             f"model.head_dropout is {section.head_dropout}, but {type(model).__name__} has no dropout before its head; "
             f"remove it"
         )
-    dropout.p = float(section.head_dropout)  # type: ignore[arg-type]
+    dropout.p = section.head_dropout

@@ -14,13 +14,12 @@ from pedyra.errors import REFUSALS, UserError, as_user_error
 
 
 def lora_config(section: LoraSection, kind: str, model: nn.Module, revision: str | None = None) -> LoraConfig:
-    """Make PEFT's LoraConfig; the task type follows from the kind of data, so that a new head is trained and saved.
-
-    Args:
-        model: the base that it is for.
-        revision: of the base model, which whoever loads the adapter has to load too.
-    """
+    """Make PEFT's LoraConfig, which names the `revision` of the base for whoever loads the adapter; its task type has a
+    new head trained and saved."""
     modules_to_save = [*(section.modules_to_save or ()), *_new_heads(model, kind)]
+    exclude_modules = section.exclude_modules
+    if kind == "question_answering" and section.target_modules == "all-linear" and not isinstance(exclude_modules, str):
+        exclude_modules = [*(exclude_modules or ()), "qa_outputs"]  # this head is trained in full
     with as_user_error("lora", *REFUSALS):
         return LoraConfig(
             revision=revision,
@@ -31,7 +30,7 @@ def lora_config(section: LoraSection, kind: str, model: nn.Module, revision: str
             rank_pattern=section.rank_pattern,
             alpha_pattern={name: section.alpha * rank / section.r for name, rank in section.rank_pattern.items()},
             target_modules=section.target_modules,
-            exclude_modules=_excluded(section, kind),
+            exclude_modules=exclude_modules,
             init_lora_weights=section.init,  # pyright: ignore[reportArgumentType] (PEFT checks the name)
             use_dora=section.use_dora,
             use_rslora=section.use_rslora,
@@ -45,7 +44,7 @@ def _new_heads(model: nn.Module, kind: str) -> list[str]:
     weights, so that they are trained, and saved with the adapter."""
     if task_type(kind) != TaskType.SEQ_CLS:
         return []
-    random_weights, names = {*getattr(model, "drawn_anew", ())}, [name for name, _ in model.named_modules()]
+    random_weights, names = {*getattr(model, "random_weights", ())}, [name for name, _ in model.named_modules()]
     heads = []
     for name, child in model.named_children():
         weights = {f"{name}.{weight}" for weight, _ in child.named_parameters()}
@@ -57,22 +56,14 @@ def _new_heads(model: nn.Module, kind: str) -> list[str]:
     return heads
 
 
-def check_drawn(model: nn.Module, config: LoraConfig, name: str) -> None:
+def check_random_weights(model: nn.Module, config: LoraConfig, name: str) -> None:
     """Refuse a base with random weights, which its checkpoint lacks, that are not saved with the adapter: they would be
-    others wherever the adapter is loaded.
-
-    Args:
-        model: of `load_model`.
-        name: of the model, as the recipe has it.
-
-    Raises:
-        ValueError: naming the weights, and what to train in full.
-    """
+    others wherever the adapter is loaded."""
     modules_to_save = [*(config.modules_to_save or ())]
     trainable = {*modules_to_save, *(SEQ_CLS_HEAD_NAMES if config.task_type == TaskType.SEQ_CLS else ())}
     trainable |= {"qa_outputs"} if config.task_type == TaskType.QUESTION_ANS else set()
     weights: dict[str, str] = {}
-    for weight in getattr(model, "drawn_anew", ()):
+    for weight in getattr(model, "random_weights", ()):
         parts = weight.split(".")[:-1]
         modules = [".".join(parts[: count + 1]) for count in range(len(parts))]
         if not any(_is_called(module, key) for module in modules for key in trainable):
@@ -85,20 +76,8 @@ def check_drawn(model: nn.Module, config: LoraConfig, name: str) -> None:
         )
 
 
-def _excluded(section: LoraSection, kind: str) -> str | list[str] | None:
-    """Exclude the head of question answering, which is trained in full, from all-linear."""
-    patterns = section.exclude_modules
-    if kind != "question_answering" or section.target_modules != "all-linear" or isinstance(patterns, str):
-        return patterns
-    return [*(patterns or ()), "qa_outputs"]
-
-
 def check_names(model: nn.Module, section: LoraSection) -> None:
-    """Refuse a name of target_modules, exclude_modules or modules_to_save that matches no module; PEFT ignores it.
-
-    Raises:
-        ValueError: with the names that could have been meant.
-    """
+    """Refuse a name of target_modules, exclude_modules or modules_to_save that matches no module; PEFT ignores it."""
     names = [name for name, _ in model.named_modules()]
     for key in ("target_modules", "exclude_modules", "modules_to_save"):
         patterns = getattr(section, key)
@@ -112,12 +91,9 @@ def check_names(model: nn.Module, section: LoraSection) -> None:
         else:
             strays = [pattern for pattern in patterns if not any(_is_called(name, pattern) for name in names)]
         if strays:
-            linear = [
-                name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)
-            ]
+            linear = {name.rpartition(".")[2]: 0 for name, each in model.named_modules() if isinstance(each, nn.Linear)}
             raise UserError(
-                f"lora.{key}: {strays[0]!r} matches no module of the model; "
-                f"candidates: {', '.join(dict.fromkeys(linear))}"
+                f"lora.{key}: {strays[0]!r} matches no module of the model; candidates: {', '.join(linear)}"
             )
 
 

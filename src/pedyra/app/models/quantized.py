@@ -12,12 +12,8 @@ from pedyra.app.packaged import import_extra
 def quantization_config(
     quantization: str, compute_dtype: torch.dtype, heads: list[str] | None = None
 ) -> BitsAndBytesConfig:
-    """Make QLoRA's setting for nf4 (double quantisation), LLM.int8 for int8; `heads` are modules to leave as they are.
-
-    transformers leaves a language model's head alone by itself (None), but not every new classification head.
-
-    Raises ImportError with the line that installs bitsandbytes.
-    """
+    """Make QLoRA's setting for nf4 (double quantisation), LLM.int8 for int8; `heads` are modules to leave as they are:
+    transformers leaves a language model's head alone by itself (None), but not every new classification head."""
     import_extra("bitsandbytes", f"model.quantization {quantization} needs bitsandbytes", "quant")
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)

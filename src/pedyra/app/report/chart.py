@@ -1,7 +1,6 @@
 """Rows become charts of Altair. The page draws them with Vega, `images` draws them without a browser.
 
-Names that come from a run are data here, never part of an expression. The reader says how large a chart is, the theme
-which colours it has.
+Names that come from a run are data here, never part of an expression.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ PALETTE = {
     "dark": ["#5EB5EE", "#FF9557", "#38C8A0", "#E79AC8", "#E8C04F", "#A6D3F5", "#B3B2F5", "#B0B0B0"],
 }
 GREY, CHANGED = "#78828c", "#C8500A"
-MARKED = 12
-"""A curve of so few points shows each."""
+MARKED = 12  # a curve of so few points shows each
 
 
 @dataclass(frozen=True)
@@ -36,14 +34,13 @@ class Curve:
     y: Sequence[Value]
     low: Sequence[Value] | None = None
     high: Sequence[Value] | None = None
-    quiet: bool = False
-    """Drawn in grey, under the others."""
+    quiet: bool = False  # in grey, under the others
 
     def rows(self) -> list[Row]:
         """Make a row of each point that has a number."""
         columns = {"x": self.x, "y": self.y, "low": self.low, "high": self.high}
-        known = {key: values for key, values in columns.items() if values is not None}
-        points = [dict(zip(known, values, strict=True)) for values in zip(*known.values(), strict=True)]
+        columns = {key: values for key, values in columns.items() if values is not None}
+        points = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         kind = "quiet" if self.quiet else "drawn"
         return [{"name": self.name, "kind": kind, **point} for point in points if point["y"] is not None]
 
@@ -52,25 +49,17 @@ class Curve:
 class Axes:
     """Curves share these axes."""
 
-    x: str
-    """Title, with the unit."""
+    x: str  # title, with the unit
     y: str
     log_x: bool = False
     log_y: bool = False
-    x_ticks: Sequence[float] | None = None
-    """The x axis has these labels, of its points, alone."""
-    linear_to: float | None = None
-    """The y axis is linear up to this distance from 0, and logarithmic beyond."""
-    from_zero: bool = False
-    """The y axis includes 0."""
-    reverse: bool = False
-    """The value 1 is at the top, for places in a ranking."""
-    step: bool = False
-    """A value holds until the next."""
-    line_at: tuple[str, float] | None = None
-    """Name and value of a horizontal line."""
-    ring: tuple[float, float] | None = None
-    """A ring is around this point."""
+    x_ticks: Sequence[float] | None = None  # the x axis has these labels alone
+    linear_to: float | None = None  # the y axis is linear up to this distance from 0, and logarithmic beyond
+    from_zero: bool = False  # the y axis includes 0
+    reverse: bool = False  # the value 1 is at the top, for places in a ranking
+    step: bool = False  # a value holds until the next
+    line_at: tuple[str, float] | None = None  # name and value of a horizontal line
+    ring: tuple[float, float] | None = None  # around this point
 
 
 def curves(several: Sequence[Curve], axes: Axes) -> alt.LayerChart:
@@ -95,8 +84,8 @@ def curves(several: Sequence[Curve], axes: Axes) -> alt.LayerChart:
         few = max(len(curve.x) for curve in foreground) <= MARKED and not axes.step
         layers.append(_of("drawn").mark_line(point=few, **line).encode(x, y, color))
         values = [alt.Tooltip(f"{key}:Q", title=title, format=",.5~g") for key, title in (("x", axes.x), ("y", axes.y))]
-        pointed = _of("drawn").mark_point(filled=True, size=160, opacity=0)  # the pointer finds these
-        layers.append(pointed.encode(x, y, color, tooltip=[who, *values]))
+        hover = _of("drawn").mark_point(filled=True, size=160, opacity=0)  # the pointer finds these
+        layers.append(hover.encode(x, y, color, tooltip=[who, *values]))
     if axes.line_at:
         name, value = axes.line_at
         there = alt.Chart(alt.InlineData(values=[{"y": value, "text": f"{name} {value:,}"}]))
@@ -116,15 +105,8 @@ def rank_map(
     highest: float | None = None,
     x: str = "depth in the model (block)",
 ) -> alt.LayerChart:
-    """Draw ranks as module type by depth, coloured by rank.
-
-    Args:
-        cells: there is one for each place in the model: `type`, `depth` (as text), and `ranks`, `changes`: one each per
-            frame.
-        x: what `depth` is.
-        at: the number of the frame to draw, as an expression; by default the parameter `adjustment`.
-        highest: the rank that is darkest; by default the highest of the cells.
-    """
+    """Draw ranks as module type by depth, coloured by rank up to the `highest`, of the cells of `figures.map_cells`;
+    the frame to draw is an expression, by default the parameter `adjustment`, and `x` says what their `depth` is."""
     darkest = highest or max([1, *(rank for cell in cells for rank in cell["ranks"])])
     number = "format(datum.rank, datum.rank % 1 ? '.1f' : 'd')"
     mark = "datum.change > 0 ? '▲' : datum.change < 0 ? '▼' : ''"
@@ -151,13 +133,8 @@ def theme(scheme: str) -> dict[str, Any]:
     """Return Vega-Lite's config for "light" or "dark"."""
     light, dark = ("#fcfcfa", "#1a1e23", "#5a636d", "#e8eaea"), ("#13161a", "#e5e8ea", "#9ca6af", "#262c32")
     paper, strong, ink, grid = dark if scheme == "dark" else light
-    words = {
-        "labelColor": ink,
-        "titleColor": ink,
-        "titleFontWeight": "normal",
-        "labelFontSize": 12,
-        "titleFontSize": 12,
-    }
+    words = {"labelColor": ink, "titleColor": ink, "titleFontWeight": "normal"}
+    words |= {"labelFontSize": 12, "titleFontSize": 12}
     return {
         "background": paper,
         "font": 'system-ui, "Liberation Sans", Arial, sans-serif',
@@ -195,7 +172,6 @@ def _plain(value: Any) -> Any:
 
 
 def _of(kind: str) -> alt.Chart:
-    """Make a layer of the curves of one kind."""
     return alt.Chart().transform_filter(alt.FieldEqualPredicate(field="kind", equal=kind))
 
 

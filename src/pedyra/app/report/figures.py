@@ -44,18 +44,14 @@ def make_figures(run: RunRecords) -> list[Figure]:
     return [figure for figure in (build(run) for build in builders) if figure.panels]
 
 
-# The first figure says how small the adapter may be.
-
-
 def increase_by_size(run: RunRecords) -> Figure:
-    """Show what a fit held to its tolerance (answers that change, points of the accuracy, the loss) by the rank of the
-    adapter."""
+    """Show what the tolerance is of (answers that change, points of the accuracy, the loss) by the adapter's rank."""
     measure = run.fit["measure"] if run.fit else "loss"
     title, axis, unit = {
         "answers": ("Answers that change with a smaller adapter", "answers that change, %", 100),
         "accuracy": ("The accuracy with a smaller adapter", "points of the accuracy lost", 100),
     }.get(measure, ("The loss with a smaller adapter", f"rise of the {measure}", 1))
-    panels = [Panel(title, held_curve(run.curve, axis, unit))] if len(run.curve) > 1 else []
+    panels = [Panel(title, size_curve(run.curve, axis, unit))] if len(run.curve) > 1 else []
     caption = (
         "What changes, against the whole adapter on the same held-out rows, when every layer keeps this rank at most: "
         "its most useful directions, which make up for those that go (bar: the truth lies below it, or above it, in "
@@ -67,9 +63,8 @@ def increase_by_size(run: RunRecords) -> Figure:
     return Figure("fit", "Size", "How small may the adapter be?", caption, panels)
 
 
-def held_curve(rows: Sequence[Mapping[str, Any]], axis: str, unit: float) -> Chart:
-    """Draw one fit by rank, from the rows of its curve, in this unit of what is held to the tolerance; the whole
-    adapter, to which the others are compared, is at 0."""
+def size_curve(rows: Sequence[Mapping[str, Any]], axis: str, unit: float) -> Chart:
+    """Draw one fit by rank; the whole adapter, to which the others are compared, is at 0."""
     whole = max(rows, key=lambda row: row["parameters"])
     points = [row if row is not whole else {**row, "value": 0.0, "lower": None, "upper": None} for row in rows]
     points = sorted((row for row in points if row.get("value") is not None), key=lambda row: row["rank"])
@@ -90,26 +85,23 @@ def held_curve(rows: Sequence[Mapping[str, Any]], axis: str, unit: float) -> Cha
     return curves([Curve("measured", ranks, values, low, high)], axes)
 
 
-# These figures say where the ranks are, and how they got there.
-
-
 def rank_of_every_layer(run: RunRecords) -> Figure:
     """Show ranks as module type by depth, one frame per adjustment."""
     caption = (
         "Each cell is one adapted layer of the model and shows its rank, that is how many directions it may learn; "
         "the stronger the colour, the higher. The slider goes through the adjustments; ▲ gained ranks, ▼ lost some."
     )
-    panels = [_map(run, "Module type by depth in the model")] if run.layers else []
+    panels = [_map(run)] if run.layers else []
     return Figure("map", "Ranks", "Rank of every layer", caption, panels)
 
 
-def _map(run: RunRecords, title: str) -> Panel:
-    states = [run.start_ranks, *(record["ranks"] for record in run.adjustments)]
+def _map(run: RunRecords) -> Panel:
+    title, states = "Module type by depth in the model", _states(run)
     frames = [f"Start: {_total(run.start_ranks, run.header['budget'])}"]
     for number, record in enumerate(run.adjustments, start=1):
-        moved = f"{len(record['pruned'])} pruned, {sum(record['added'].values())} added"
+        counts = f"{len(record['pruned'])} pruned, {sum(record['added'].values())} added"
         where = f"Adjustment {number} of {len(run.adjustments)}, step {record['step']:,}"
-        frames.append(f"{where}: {moved}; {_total(record['ranks'], record)}")
+        frames.append(f"{where}: {counts}; {_total(record['ranks'], record)}")
     cells = map_cells(run.places, states)
     last = len(frames) - 1
     stills = [(f"{title}, start", rank_map(cells, at="0")), (f"{title}, end", rank_map(cells, at=str(last)))]
@@ -117,11 +109,8 @@ def _map(run: RunRecords, title: str) -> Panel:
 
 
 def map_cells(places: Mapping[str, tuple[str, int | None]], states: Sequence[Mapping[str, int]]) -> list[Record]:
-    """Make the cells of `rank_map`, a frame a state; layers at one place share one, what is outside of blocks is last.
-
-    Args:
-        places: layer -> its module type and depth.
-    """
+    """Make the cells of `rank_map`: `type`, `depth` (as text), and a frame a state of `ranks` and `changes`. Layers at
+    one place share a cell, and what is outside of blocks comes last."""
     cells: dict[tuple[str, str], list[str]] = {}
     for name, (kind, depth) in sorted(places.items(), key=lambda item: (item[1][1] is None, item[1][1] or 0)):
         cells.setdefault((kind, "–" if depth is None else str(depth)), []).append(name)
@@ -152,8 +141,10 @@ def history(run: RunRecords) -> Figure:
 
 def history_panels(run: RunRecords) -> list[Panel]:
     """Make the panels of `history`: the places by importance have one where there are two of them to compare."""
-    steps, states = _states(run)
-    at = [record["step"] for record in run.adjustments]
+    at, states = [record["step"] for record in run.adjustments], _states(run)
+    steps, end = [0, *at], run.header["schedule"]["total_steps"] or 0
+    if end > steps[-1]:  # ranks stay as they are to the end of the schedule
+        steps, states = [*steps, end], [*states, states[-1]]
     places = [importance_ranks(record["layer_scores"]) for record in run.adjustments]
     ranks = Panel("Rank", _by_layer(run, steps, states, Axes(STEP, "rank", step=True, from_zero=True)))
     if len(at) < 2:
@@ -165,52 +156,44 @@ def history_panels(run: RunRecords) -> list[Panel]:
 def importance_ranks(scores: Mapping[str, float]) -> dict[str, int]:
     """Give each layer its place by importance, 1 = most important (Fig. 3b); ties go by the order of the layers."""
     order = sorted(scores, key=lambda name: -scores[name])
-    place = {name: index + 1 for index, name in enumerate(order)}
-    return {name: place[name] for name in scores}
+    return {name: place for place, name in enumerate(order, start=1)}
 
 
 def _by_layer(run: RunRecords, steps: Sequence[int], values: Sequence[Mapping[str, Any]], axes: Axes) -> Chart:
     """Draw a line a layer, in colour those whose rank changed most."""
     notables = notable(run)
-    lines = [
-        Curve(
-            layer.short_name,
-            steps,
-            [value[layer.name] for value in values],
-            quiet=layer not in notables,
-        )
-        for layer in (*notables, *(layer for layer in run.layers if layer not in notables))
-    ]
-    return curves(lines, axes)
+    layers = [*notables, *(layer for layer in run.layers if layer not in notables)]
+    return curves(
+        [
+            Curve(layer.short_name, steps, [value[layer.name] for value in values], quiet=layer not in notables)
+            for layer in layers
+        ],
+        axes,
+    )
 
 
 def notable(run: RunRecords) -> list[Layer]:
     """Find the layers that gained most, then those that lost most: at most `SHOWN` each, only layers that changed."""
     change = {layer.name: run.final_ranks[layer.name] - layer.rank for layer in run.layers}
     by_change = sorted(run.layers, key=lambda layer: -change[layer.name])
-    gained = [layer for layer in by_change[:SHOWN] if change[layer.name] > 0]
-    return gained + [layer for layer in by_change[-SHOWN:] if change[layer.name] < 0]
+    most = [layer for layer in by_change[:SHOWN] if change[layer.name] > 0]
+    return most + [layer for layer in by_change[-SHOWN:] if change[layer.name] < 0]
 
 
 def _changes(run: RunRecords) -> str:
     """Say which layers changed their rank most."""
-    parts = []
-    for verb, sign in (("Gained", 1), ("Lost", -1)):
-        moved = [(layer, run.final_ranks[layer.name]) for layer in notable(run)]
-        names = [f"{layer.short_name} ({layer.rank} → {end})" for layer, end in moved if sign * (end - layer.rank) > 0]
-        parts += [f"{verb} most: {', '.join(names)}."] if names else []
+    by_verb: dict[str, list[str]] = {}
+    for layer in notable(run):
+        end = run.final_ranks[layer.name]
+        verb = "Gained" if end > layer.rank else "Lost"
+        by_verb.setdefault(verb, []).append(f"{layer.short_name} ({layer.rank} → {end})")
+    parts = [f"{verb} most: {', '.join(names)}." for verb, names in by_verb.items()]
     return " ".join(parts) or "No layer changed its rank."
 
 
-def _states(run: RunRecords) -> tuple[list[int], list[Mapping[str, int]]]:
-    """Return the ranks at step 0, after each adjustment and, unchanged, at the end of the schedule."""
-    steps = [0, *(record["step"] for record in run.adjustments)]
-    states = [run.start_ranks, *(record["ranks"] for record in run.adjustments)]
-    end = run.header["schedule"]["total_steps"] or steps[-1]
-    return ([*steps, end], [*states, states[-1]]) if end > steps[-1] else (steps, states)
-
-
-# This figure says how it trained.
+def _states(run: RunRecords) -> list[Mapping[str, int]]:
+    """Return the ranks at the start and after each adjustment."""
+    return [run.start_ranks, *(record["ranks"] for record in run.adjustments)]
 
 
 def loss_and_metrics(run: RunRecords) -> Figure:
@@ -224,9 +207,6 @@ def loss_and_metrics(run: RunRecords) -> Figure:
     if run.final["value"] is not None:
         caption += f"Final result: {run.final['metric']} {run.final['value']:.4g}."
     return Figure("loss", "Training", "Loss and metric", caption, panels)
-
-
-# This figure says what the ranks are worth.
 
 
 def effective_rank(run: RunRecords) -> Figure:
@@ -257,15 +237,10 @@ def utilisation(record: Record) -> float | None:
 def _panel(
     title: str, records: Iterable[Record], measure: Callable[[Record], Any], y: str, **options: Any
 ) -> list[Panel]:
-    """Return `[the panel]` of the finite measures over the steps, the last of a step; [] where there are not two.
-
-    A long run has more of them than a page can draw: then `MOST_POINTS` of them, and the last, spread evenly.
-    """
-    points = {}
-    for record in records:
-        value = measure(record)
-        if isinstance(value, int | float) and math.isfinite(value):
-            points[record["step"]] = value
+    """Return `[the panel]` of the finite measures over the steps, the last of a step; [] where there are not two. Of a
+    long run, which has more than a page can draw, it has `MOST_POINTS`, and the last, spread evenly."""
+    values = {record["step"]: value for record in records if (value := measure(record)) is not None}
+    points = {step: value for step, value in values.items() if math.isfinite(value)}
     sample = list(points.items())
     if len(sample) > MOST_POINTS:
         sample = [sample[round(n * (len(sample) - 1) / MOST_POINTS)] for n in range(MOST_POINTS + 1)]

@@ -20,31 +20,23 @@ RESOLUTION = 200  # dots per inch of a PNG
 _WIDTH, _HEIGHT = 380, 240  # of a panel, in points
 
 
-def save_figures(run_dir: Path, out_dir: Path) -> list[Path]:
-    """Write every figure of the report of a run as `out_dir/<figure>.<format>`; the paths written.
-
-    Raises:
-        ValueError: a damaged run folder, as in `build_report`, or `out_dir` is a link, which a run of somebody else may
-            have.
-    """
-    refuse_link(out_dir)
-    files = []
+def save_figures(run_dir: Path, out_dir: Path) -> None:
+    """Write every figure of the report of a run as `out_dir/<figure>.<format>`."""
+    refuse_link(out_dir)  # which a run of somebody else may have
     out_dir.mkdir(parents=True, exist_ok=True)
     for figure in make_figures(read_run(run_dir)):
         stills = [still for panel in figure.panels for still in panel.stills or [(panel.title, panel.chart)]]
         for name in FORMATS:
-            files.append(out_dir / f"{figure.id}.{name}")
-            save_image(side_by_side(stills), files[-1])
-    return files
+            save_image(side_by_side(stills), out_dir / f"{figure.id}.{name}")
 
 
 def side_by_side(panels: Iterable[tuple[str, Chart]]) -> alt.ConcatChart:
     """Put titles and charts into one chart, two in a row."""
-    sized = []
+    charts = []
     for title, chart in panels:
         size = {"width": _WIDTH, "height": _HEIGHT} if chart.width is alt.Undefined else {}
-        sized.append(chart.properties(title=title, **size))
-    return alt.concat(*sized, columns=2).resolve_scale(color="independent", shape="independent")
+        charts.append(chart.properties(title=title, **size))
+    return alt.concat(*charts, columns=2).resolve_scale(color="independent", shape="independent")
 
 
 def save_image(chart: alt.TopLevelMixin, path: Path) -> None:

@@ -16,7 +16,7 @@ from rich.filesize import decimal
 from pedyra.allocate.allocation import stayed
 from pedyra.app.console import format_seconds
 from pedyra.app.report.chart import PALETTE, spec_of, theme
-from pedyra.app.report.figures import Panel, make_figures
+from pedyra.app.report.figures import make_figures
 from pedyra.app.report.images import vega_script
 from pedyra.app.report.records import RunRecords, read_run
 from pedyra.app.yaml_file import to_yaml
@@ -29,17 +29,7 @@ ABSENT = "–"  # it stands for what a run did not record
 
 
 def build_report(run_dir: Path, out: Path | None = None) -> Path:
-    """Write the report of a run.
-
-    Args:
-        out: the HTML file to write; default `report.html` in the run folder.
-
-    Returns:
-        The path written.
-
-    Raises:
-        ValueError: the run folder is missing or damaged; the message names the file, the line and the repair.
-    """
+    """Write the report of a run to `out`, by default `report.html` in the run folder; the path written."""
     run = read_run(run_dir)
     target = run.path / "report.html" if out is None else out
     if target.is_dir():
@@ -50,13 +40,14 @@ def build_report(run_dir: Path, out: Path | None = None) -> Path:
 
 
 def render(run: RunRecords) -> str:
-    """Write the page as text."""
     figures = make_figures(run)
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     panels = {
-        f"{figure.id}-{i}": {**spec_of(panel.chart), "params": _slider(panel)}
+        # The slider of a panel sets this parameter, and begins at its last place.
+        f"{figure.id}-{i}": spec_of(panel.chart)
+        | {"params": [{"name": "adjustment", "value": len(panel.frames) - 1}] if panel.frames else []}
         for figure in figures
         for i, panel in enumerate(figure.panels)
     }
@@ -77,11 +68,6 @@ def render(run: RunRecords) -> str:
     )
 
 
-def _slider(panel: Panel) -> list[dict]:
-    """Return the parameter that a panel's slider sets, at its last place."""
-    return [{"name": "adjustment", "value": len(panel.frames) - 1}] if panel.frames else []
-
-
 def _data(value: dict) -> Markup:
     """Write JSON for a script element: "<" is escaped, so that no layer name can end the element."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -90,9 +76,6 @@ def _data(value: dict) -> Markup:
 
 def _asset(name: str) -> str:
     return (files("pedyra.app.report") / name).read_text(encoding="utf-8")
-
-
-# The page tells as text what was run, and what came out.
 
 
 def description(run: RunRecords) -> dict[str, str]:
@@ -128,19 +111,13 @@ def fit_line(run: RunRecords) -> str:
     return f"{size_text}: {change} (95 %), {verdict}."
 
 
-Fact = tuple[str, str]
-"""A property of a run is its value as text, and a second line that puts it in proportion."""
-
-
-def facts(run: RunRecords) -> dict[str, Fact]:
-    """Collect result, size, rank, adjustments, time and memory, as far as they are known."""
+def facts(run: RunRecords) -> dict[str, tuple[str, str]]:
+    """Collect what is known of a run: name -> its value as text, and a second line that puts it in proportion."""
     final, facts = run.final, {}
     if final["value"] is not None:
         name, loss = str(final["metric"] or "result").replace("_", " "), final["eval_loss"]
-        facts[name[:1].upper() + name[1:]] = (
-            _number(final["value"]),
-            "" if loss is None else f"held-out loss {_number(loss)}",
-        )
+        detail = "" if loss is None else f"held-out loss {_number(loss)}"
+        facts[name[:1].upper() + name[1:]] = (_number(final["value"]), detail)
     elif not final["final"]:
         facts["Result"] = (ABSENT, "the run is not finished")
     trainable, factors = final["trainable_parameters"], run.parameters
@@ -150,7 +127,10 @@ def facts(run: RunRecords) -> dict[str, Fact]:
     elif trainable is not None:
         facts["Trainable parameters"] = (f"{trainable:,}", "")
     if run.layers:
-        facts["Total rank"] = _total_rank(run)
+        start, ends = sum(run.start_ranks.values()), run.final_ranks.values()
+        each = " to ".join(map(str, sorted({min(ends), max(ends)})))
+        value = f"{start:,}" if start == sum(ends) else f"{start:,} → {sum(ends):,}"
+        facts["Total rank"] = (value, f"{len(run.layers)} layers of rank {each}")
     if run.adjustments:
         pruned = sum(len(record["pruned"]) for record in run.adjustments)
         added = sum(sum(record["added"].values()) for record in run.adjustments)
@@ -165,13 +145,6 @@ def facts(run: RunRecords) -> dict[str, Fact]:
         device = str(run.environment.get("device", ""))
         facts["Peak memory"] = (decimal(final["peak_memory_bytes"]), device)
     return facts
-
-
-def _total_rank(run: RunRecords) -> Fact:
-    start, ends = sum(run.start_ranks.values()), run.final_ranks.values()
-    each = " to ".join(map(str, sorted({min(ends), max(ends)})))
-    value = f"{start:,}" if start == sum(ends) else f"{start:,} → {sum(ends):,}"
-    return (value, f"{len(run.layers)} layers of rank {each}")
 
 
 def _words(section: Mapping[str, Any], *keys: str) -> str:

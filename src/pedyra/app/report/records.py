@@ -21,34 +21,28 @@ from pedyra.lora.files import read_json, read_rows
 
 Record = dict[str, Any]
 
+# The last line of metrics.jsonl, and the first of ranks.jsonl, in a run that has no such line.
 UNFINISHED: Record = {
     **dict.fromkeys(("metric", "value", "eval_loss", "seconds", "peak_memory_bytes", "trainable_parameters")),
     **{"step": 0, "final": False, "best_step": None},
 }
-"""The last line of metrics.jsonl has these fields, which are so in a run that is not finished."""
-
 NO_RANKS: Record = {"layers": [], "budget": {"parameters": None}, "schedule": {"total_steps": None}}
-"""The first line of ranks.jsonl has these fields, which are so in a run without such a file."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer has a place in the model, and the rank that it started with.
-
-    `depth` is the number of its block, None outside of any block. `short_name` is type and depth, the full module path
-    where these do not tell the layer from another, as with the experts of a block.
-    """
+    """A layer has a place in the model, and the rank that it started with."""
 
     name: str
     type: str
-    depth: int | None
+    depth: int | None  # the number of its block, None outside of any block
     rank: int
-    short_name: str
+    short_name: str  # type and depth, or the module path where these are another's too, as with the experts of a block
 
 
 @dataclass(frozen=True)
 class RunRecords:
-    """The report knows a run by this record. Lists are in order of step; absent values are empty."""
+    """What the report knows of a run. Lists are in order of step; absent values are empty."""
 
     path: Path
     recipe: Record
@@ -74,7 +68,7 @@ class RunRecords:
 
     @property
     def final_ranks(self) -> dict[str, int]:
-        """Return the ranks of the adapter that was saved: the best one's, where that is of an earlier step."""
+        """Ranks of the adapter that was saved: the best one's, where that is of an earlier step."""
         return self._final["ranks"] if self._final else self.start_ranks
 
     @property
@@ -94,14 +88,7 @@ class RunRecords:
 
 
 def read_run(path: Path) -> RunRecords:
-    """Read a run folder.
-
-    Raises:
-        ValueError: the folder or one of its required files is missing, or a line is cut short; the message names the
-            file, the line and the repair.
-    """
-    if not path.is_dir():
-        raise UserError(f"{path} is not a folder: a report is made from a run folder; check the path")
+    """Read a run folder; the line about a missing or damaged file names it, and the repair."""
     if (run := run_of(path)) not in (None, path):
         raise UserError(f"{path} is a part of a run; give the run folder, {run}")
     environment, fit = path / "environment.json", path / "fit" / "pedyra_fit.json"
@@ -131,24 +118,19 @@ def read_run(path: Path) -> RunRecords:
 
 def _with_nan(row: Record) -> Record:
     """Read null in the numbers of layers as NaN, for which it stands where a run has diverged."""
-    numbers = {key: row[key] for key in ("layer_scores", "effective_rank") if row.get(key)}
-    return row | {
-        key: {name: math.nan if value is None else value for name, value in each.items()}
-        for key, each in numbers.items()
-    }
+    for key in {"layer_scores", "effective_rank"} & row.keys():
+        row[key] = {name: math.nan if value is None else value for name, value in (row[key] or {}).items()}
+    return row
 
 
 def make_layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:
     """Make layers of the `name`, `type`, `depth`, `rank` rows of ranks.jsonl, in their order."""
     depths = [row["depth"] if any(part.isdigit() for part in row["name"].split(".")) else None for row in rows]
-    places = Counter((row["type"], depth) for row, depth in zip(rows, depths, strict=True))
-
-    def short_name(row: Mapping[str, Any], depth: int | None) -> str:
-        if places[row["type"], depth] > 1:
-            return row["name"]
-        return row["type"] if depth is None else f"{row['type']} {depth}"
-
+    places = [
+        row["type"] if depth is None else f"{row['type']} {depth}" for row, depth in zip(rows, depths, strict=True)
+    ]
+    counts = Counter(places)
     return [
-        Layer(row["name"], row["type"], depth, row["rank"], short_name(row, depth))
-        for row, depth in zip(rows, depths, strict=True)
+        Layer(row["name"], row["type"], depth, row["rank"], place if counts[place] == 1 else row["name"])
+        for row, depth, place in zip(rows, depths, places, strict=True)
     ]

@@ -29,11 +29,7 @@ COLUMNS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def recipe_of(path: Path, lora: SavedLora, source: Source) -> Recipe:
-    """Return the recipe of the run, or one of the adapter's base and the rows.
-
-    Raises:
-        ValueError: no rows; an adapter that does not name its base or its task.
-    """
+    """Return the recipe of the run, or one of the adapter's base and the rows."""
     folder = source.folder(path)
     if source.data is not None:
         check_file(str(source.data), "--data")
@@ -107,11 +103,7 @@ def _proving(rows: Rows) -> float:
 
 def _columns(rows: Rows, data: Mapping[str, Any], where: Path) -> dict[str, str | None]:
     """Return the columns of these rows where they are not those of `data`: none for labels that no row has, and for a
-    language model's rows the chat or the text that they have instead of a prompt.
-
-    Raises ValueError for rows without any of these, and for a regression without labels, in which nothing is the same
-    or not.
-    """
+    language model's rows the chat or the text that they have instead of a prompt."""
     first = rows[0] if rows else {}
     names = [data[name] for name in ("prompt", "messages") if data.get(name)]
     if data["kind"] == "causal_lm" and first and names and names[0] not in first:

@@ -17,18 +17,15 @@ from pedyra.lora.spelling import did_you_mean
 
 
 def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
-    """Make TrainingArguments of a recipe: its `training` section, output_dir and seed, then `overrides`.
-
-    `fsdp` is left out where no launcher has started the process. Raises ValueError for an unknown name (with the
-    nearest one), a value of another type, and the errors of TrainingArguments itself.
-    """
+    """Make TrainingArguments of a recipe: its `training` section, output_dir and seed, then `overrides`; without `fsdp`
+    where no launcher has started the process."""
     settings = {
         # Pinning without an accelerator does nothing but warn.
         "dataloader_pin_memory": torch.cuda.is_available(),
         "logging_nan_inf_filter": False,  # a NaN loss is logged as NaN, and not as 0
         # Without it several processes on a CPU would each train alone, and write into the same folder.
         "use_cpu": is_launched() and not torch.accelerator.is_available(),
-        **_checked(recipe),
+        **_training_section(recipe),
         "output_dir": recipe.output_dir,
         "seed": recipe.seed,
         **overrides,
@@ -45,7 +42,7 @@ def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
     return arguments
 
 
-def _checked(recipe: Recipe) -> dict[str, Any]:
+def _training_section(recipe: Recipe) -> dict[str, Any]:
     """Check names and types, because TrainingArguments checks no types and fails long after the start."""
     types = get_type_hints(TrainingArguments)
     arguments = {}

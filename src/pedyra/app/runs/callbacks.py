@@ -16,13 +16,8 @@ PLAIN_LINES = 20  # lines a whole run prints when stdout is no terminal, beside 
 
 
 class MetricsLog(TrainerCallback):
-    """Appends `{"step", "epoch", "seconds", ...}` to `path` at each log; `seconds` are those of the whole training.
-
-    Args:
-        path: the metrics.jsonl.
-        resumed_step: step of the checkpoint that the run resumes from; later lines are dropped. 0 for a new run.
-        writes: False where another process writes the file, and this one only measures the time.
-    """
+    """Appends `{"step", "epoch", "seconds", ...}` to metrics.jsonl at each log, from the step of the checkpoint on that
+    the run resumes from; where another process `writes`, it only measures the time."""
 
     def __init__(self, path: Path, resumed_step: int = 0, *, writes: bool = True) -> None:
         self.path, self.writes = path, writes
@@ -33,20 +28,18 @@ class MetricsLog(TrainerCallback):
         if writes:
             write_file(path, "".join(map(json_line, rows)))
         self._seconds_before = max((row.get("seconds") or 0.0 for row in earlier), default=0.0)
-        self._seconds_here = 0.0
         self._started: float | None = None
 
     @property
     def seconds(self) -> float:
-        """Return the wall time of training so far, evaluations included, over all resumes."""
-        running = 0.0 if self._started is None else time.perf_counter() - self._started
-        return self._seconds_before + self._seconds_here + running
+        """Wall time of training so far, evaluations included, over all resumes."""
+        return self._seconds_before + (0.0 if self._started is None else time.perf_counter() - self._started)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._started = time.perf_counter()
 
     def on_train_end(self, args, state, control, **kwargs):
-        self._seconds_here, self._started = self.seconds - self._seconds_before, None
+        self._seconds_before, self._started = self.seconds, None
 
     def write_side_files(self, folder: Path) -> None:
         """Flush the rows of the run to the disk (fsync) before the checkpoint in `folder`."""
@@ -63,28 +56,18 @@ class MetricsLog(TrainerCallback):
 
 
 class TrainingProgress(TrainerCallback):
-    """Shows step, loss, held-out metric, total rank and last adjustment, beside Trainer's progress bar or in plain
-    lines.
+    """Shows step, loss, held-out metric, total rank and last adjustment, in plain lines where there is no terminal."""
 
-    Args:
-        console: a terminal shows the progress bar.
-        metric: name of the task's metric, as Trainer logs it after `eval_`.
-    """
-
-    handle: MethodTraining | None = None
-    """The handle of `adapt`; None for a plain LoRA."""
-    total_rank = 0
-    """The sum of all ranks at the start."""
+    handle: MethodTraining | None = None  # None for a plain LoRA
+    total_rank = 0  # at the start
 
     def __init__(self, console: Console, metric: str) -> None:
         self.console, self.metric = console, metric
-        self._logged: dict[str, float] = {}
-        """Name -> the last value that was logged."""
+        self._values: dict[str, float] = {}  # the last ones of the log
         self._next_line = 0.0
 
     def status(self) -> str:
-        """Return loss, metric, total rank and last adjustment in one line, as far as they are known."""
-        parts = [f"{name} {value:.4f}" for name, value in self._logged.items()]
+        parts = [f"{name} {value:.4f}" for name, value in self._values.items()]
         allocator = self.handle.allocator if self.handle else None
         parts.append(f"rank {sum(allocator.ranks.values()) if allocator else self.total_rank}")
         if allocator and allocator.history:
@@ -100,7 +83,7 @@ class TrainingProgress(TrainerCallback):
             return  # Trainer's summary of the whole training
         for name, key in (("loss", "loss"), (self.metric, f"eval_{self.metric}")):
             if key in logs:
-                self._logged[name] = logs[key]
+                self._values[name] = logs[key]
         # Where an evaluation follows, its line has the loss too.
         due = "eval_loss" in logs or (step >= self._next_line and not control.should_evaluate)
         if due and not self.console.is_terminal:
@@ -121,33 +104,30 @@ class TrainingBar(ProgressCallback):
 
 
 class StopOnInterrupt(TrainerCallback):
-    """At the first `request` (Ctrl-C) Trainer saves and stops after the current step; a second one aborts at once.
-
-    `requested` tells afterwards whether there was a request.
-    """
+    """At the first `request` (Ctrl-C) Trainer saves and stops after the current step; a second one aborts at once."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.has_request = False
 
     def request(self) -> None:
-        if self.requested:
+        if self.has_request:
             raise KeyboardInterrupt
-        self.requested = True
+        self.has_request = True
 
     def on_step_end(self, args, state, control, **kwargs):
         # All processes stop after the same step, or they would wait for each other.
-        self.requested = any_of_all(self.requested)
-        if self.requested:
+        self.has_request = any_of_all(self.has_request)
+        if self.has_request:
             control.should_save = True  # after an evaluation that is due, which a resume would skip
             control.should_training_stop = True
         return control
 
     def on_save(self, args, state, control, **kwargs):
-        if self.requested:  # or Trainer would at last remove this checkpoint with all but the best
+        if self.has_request:  # or Trainer would at last remove this checkpoint with all but the best
             args.save_total_limit = None
 
     def on_epoch_end(self, args, state, control, **kwargs):
         # Trainer ends the epoch when it stops; in the middle of one, the checkpoint has been written already.
         over = float(state.epoch).is_integer() or state.global_step >= state.max_steps
-        if self.requested and not over:
+        if self.has_request and not over:
             control.should_save = control.should_evaluate = control.should_log = False

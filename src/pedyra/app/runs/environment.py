@@ -14,14 +14,11 @@ from typing import Any
 import psutil
 import torch
 
-PACKAGES = (
-    *("pedyra", "torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "numpy"),
-    "bitsandbytes",
-)
+PACKAGES = ("pedyra", "torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "numpy")
+PACKAGES += ("bitsandbytes",)
 
 
 def describe_environment(seed: int, device: torch.device) -> dict[str, Any]:
-    """Return versions, seed, device, threads and the command."""
     packages = {each.name: each.version for each in distributions() if each.name in PACKAGES}
     return {
         "seed": seed,
@@ -46,7 +43,6 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Return the current memory, measured as in `peak_memory_bytes`."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return psutil.Process().memory_info().rss

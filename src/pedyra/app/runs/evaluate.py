@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from peft import PeftModel
 from peft.helpers import DoraCaching
@@ -19,8 +18,9 @@ from pedyra.app.runs.resume import how_to_go_on
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import judge, judging, resolve
 from pedyra.app.tasks.generation import WRITING, SampleFile, write_texts
+from pedyra.app.tasks.sandbox import Sandbox
 from pedyra.app.tasks.task import Task, load_task
-from pedyra.app.tasks.test_sets import TestSet, check_scorer, load_test_sets, score
+from pedyra.app.tasks.test_sets import check_scorer, load_test_sets, score
 from pedyra.errors import UserError
 from pedyra.lora.files import digest
 from pedyra.lora.folder import find_adapter, load_adapter
@@ -34,18 +34,8 @@ def evaluate_run(
     allow_code_execution: bool = False,
     generate: Mapping[str, GenerateSection] | None = None,
 ) -> dict[str, float]:
-    """Return metric -> value of the task, the loss and the test sets.
-
-    The adapter is loaded by PEFT. Texts are saved in the run's samples.jsonl, so that an interrupted call resumes.
-
-    Args:
-        console: shows the progress, and texts that could not be scored.
-        allow_code_execution: run generated code in a sandbox.
-        generate: the test sets, by name; None: those of the run's recipe.
-
-    Raises:
-        ValueError: `run` is no run folder, or has no saved adapter; code would have to be run and may not.
-    """
+    """Return metric -> value of the task, the loss and the test sets, by default those of the run's recipe. Texts are
+    saved in the run's samples.jsonl, so that an interrupted call resumes."""
     folder, recipe, adapter = finished_run(run)
     tokenizer, task = load_rows(recipe, run)
     console = console or Console(quiet=True)
@@ -55,7 +45,13 @@ def evaluate_run(
     test_sets = load_test_sets(generate, recipe.data, tokenizer, task.held_out, recipe.seed)
     for test_set in test_sets:
         check_scorer(test_set.settings.score)
-    sandbox = _sandbox(test_sets, allow_code_execution)
+    sandbox = None
+    if code := [test_set.name for test_set in test_sets if test_set.problems]:
+        if not allow_code_execution:
+            raise UserError(
+                f"generate.{code[0]} judges code by running what the model writes; allow it with --allow-code-execution"
+            )
+        sandbox = Sandbox()  # which may refuse, before texts are generated
     model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
     with judging(recipe, tokenizer, task, model) as trainer:
         metrics = judge(trainer)
@@ -73,16 +69,15 @@ def evaluate_run(
                 console,
                 test_set.ends,
             )
-        scores = score(test_set, texts, sandbox=sandbox)
-        for note in scores.notes:
+        scores, notes = score(test_set, texts, sandbox)
+        for note in notes:
             console.print(f"{test_set.name}: {note}", soft_wrap=True)
-        metrics |= scores.metrics
+        metrics |= scores
     return metrics
 
 
 def load_rows(recipe: Recipe, run: Path | None) -> tuple[PreTrainedTokenizerBase, Task]:
-    """Load the tokenizer and the rows of a recipe. Raises ValueError where the run in this folder was trained on
-    others."""
+    """Load the tokenizer and the rows of a recipe, and refuse others than the run in this folder was trained on."""
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
     if run is not None and RunFolder(run).recorded("train_sha256") not in (None, task.digest(train_only=True)):
@@ -94,13 +89,12 @@ def load_rows(recipe: Recipe, run: Path | None) -> tuple[PreTrainedTokenizerBase
 
 
 def finished_run(run: Path) -> tuple[RunFolder, Recipe, Path]:
-    """Return a run's folder, its recipe as its method resolves it, and its adapter folder.
-
-    Raises:
-        ValueError: `run` is no run folder, or holds no whole adapter.
-    """
+    """Return a run's folder, its recipe as its method resolves it, and its adapter folder."""
     folder = RunFolder(run)
-    folder.check_holds_run()
+    if not folder.holds_run():
+        raise UserError(
+            f"{run} is no run folder (it lacks recipe.yaml or environment.json); give the output_dir of a training run"
+        )
     recipe = resolve(load_recipe(folder.recipe))
     if folder.final is None and not folder.adapter.is_dir():
         raise UserError(f"the run in {run} is not finished; {how_to_go_on(recipe, folder)}")
@@ -121,17 +115,3 @@ def adapted_model(
         if hasattr(config, "orth_reg_weight"):
             config.orth_reg_weight = NO_PENALTY  # type: ignore[attr-defined]
     return model
-
-
-def _sandbox(test_sets: Sequence[TestSet], allow_code_execution: bool) -> Any:
-    """Make the sandbox for code, before texts are generated, because it may refuse."""
-    code = [test_set.name for test_set in test_sets if test_set.problems]
-    if not code:
-        return None
-    if not allow_code_execution:
-        raise UserError(
-            f"generate.{code[0]} judges code by running what the model writes; allow it with --allow-code-execution"
-        )
-    from pedyra.app.tasks.sandbox import Sandbox
-
-    return Sandbox()

@@ -20,7 +20,7 @@ from pedyra.lora.folder import SavedLora, read_lora
 
 def export_folder(path: Path, target: str, out: Path, *, base: str | None = None, overwrite: bool = False) -> Path:
     """Do what `pedyra.export_adapter` does with a folder; that of a run is merged into the base of its recipe, with the
-    tokenizer and the template of its training. Raises ValueError as that, and for a recipe with a quantised base."""
+    tokenizer and the template of its training."""
     run = run_of(path)
     if target != "merged" or run is None:
         return export_adapter(path, target, out, base=base, overwrite=overwrite)

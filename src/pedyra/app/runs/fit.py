@@ -31,57 +31,41 @@ class FitOptions:
     """The options of `pedyra fit`, for one adapter, or for several alike."""
 
     request: FitRequest = FitRequest()
-    others: Sequence[FitRequest] = ()
-    """The same calibration answers these too, of which no adapter is written."""
+    others: Sequence[FitRequest] = ()  # the same calibration answers these too, of which no adapter is written
     source: Source = Source()
-    place: Destination | None = None
-    """This place will serve it: at the least rank that is proved, or at the one that is named whatever that does to the
-    loss, and in the form that the place reads."""
+    place: Destination | None = None  # which will serve it
     overwrite: bool = False
-    """Replace an earlier fit."""
-    began: float | None = None
-    """The command began at this time of `time.perf_counter`, from which it is told how long it took."""
+    began: float | None = None  # the time of `time.perf_counter` from which it is told how long the command took
     progress: bool = False
-    """A progress bar is beside the estimate of the time, which is printed in any case."""
 
 
-Report = Callable[[str], None]
-"""Prints a line; a result is printed before it is written."""
+Report = Callable[[str], None]  # prints a line; a result is printed before it is written
 
 
 def fit_folders(outs: Mapping[Path, Path], options: FitOptions, report: Report) -> list[Fit]:
-    """Fit each adapter -> the folder for the smaller one; then tell the lines by which one server has them all.
-
-    Raises:
-        UserError: as of `fit_folder`; adapters of different bases.
-    """
+    """Fit each adapter -> the folder for the smaller one; then tell the lines by which one server has them all."""
     bases = dict.fromkeys(base_name(read_lora(path)) for path in outs)
     if len(bases) > 1:
         raise UserError(f"one server has one base, and these adapters are of {' and of '.join(bases)}; fit them apart")
     for out in outs.values():
         check_out(out, options.overwrite)
-    fits, served = [], {}
+    fits, folders = [], {}
     for path, out in outs.items():
         if len(outs) > 1:
             report(f"\n{path}")
         fits += fit_folder(path, out, options, report)
-        served[path.name if path.name not in served else f"{path.name}-{len(served)}"] = out
+        folders[path.name if path.name not in folders else f"{path.name}-{len(folders)}"] = out
         report(f"adapter     {out}")
         options = replace(options, began=None)
     if options.place is not None and len(outs) > 1:
-        for line in ("", f"all {len(outs)} on one server", *served_together(options.place, served)):
+        for line in ("", f"all {len(outs)} on one server", *served_together(options.place, folders)):
             report(line)
     return fits
 
 
 def fit_folder(path: Path, out: Path, options: FitOptions, report: Report = lambda line: None) -> list[Fit]:
-    """Fit the adapter in `path` (a run folder, or a PEFT folder) on rows, and write the smaller one to `out`. What is
-    written comes first, and then what was found for each other tolerance that has an answer.
-
-    Raises:
-        UserError: no data, an adapter that is no plain LoRA, a base that cannot be found, `out` that holds files, no
-            rank of the place within tolerance.
-    """
+    """Fit the adapter in `path` (a run folder, or a PEFT folder) on rows, and write the smaller one to `out`. It comes
+    first, and then the result for each other tolerance that has an answer."""
     began = options.began or time.perf_counter()
     check_out(out, options.overwrite)
     check_asked(options.request, options.place)
@@ -105,10 +89,10 @@ def _for_others(result: Fit, others: Sequence[FitRequest], report: Report) -> It
             other = result.at(request.tolerance, changed=request.changed)
         except UserError as error:
             report(f"{name}{error}")
-            continue
-        report(f"{name}{other.promise}")
-        report(answer(other))
-        yield other
+        else:
+            report(f"{name}{other.promise}")
+            report(answer(other))
+            yield other
 
 
 def _refuse_second_fit(path: Path) -> None:
@@ -126,7 +110,7 @@ def _refuse_second_fit(path: Path) -> None:
 
 @contextmanager
 def adapter_trainer(path: Path, source: Source, *, progress: bool = False) -> Iterator[tuple[Trainer, SavedLora]]:
-    """Give the adapter in `path`, and a Trainer that has it with its base and its rows; errors as of `fit_folder`."""
+    """Give the adapter in `path`, and a Trainer that has it with its base and its rows."""
     lora = read_lora(path)
     lora.check_supported("fit")
     check_finite(lora)

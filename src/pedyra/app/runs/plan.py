@@ -12,28 +12,23 @@ from transformers import TrainerCallback
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.resume import last_checkpoint
 from pedyra.app.runs.run_folder import RunFolder
-from pedyra.app.runs.setup import layer_rows, set_up, trainable_parameters
+from pedyra.app.runs.setup import layer_rows, set_up
 
 
 def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -> list[dict[str, Any]]:
     """Start the run in a Trainer and read the plan from it; nothing is trained or saved.
 
-    Returns:
-        A row of the whole run, then one of each adapted layer: layer (its name), rank, parameters (of its factors). Of
-        the run, `trainable_parameters` are factors, and a head or other modules trained in full; `classes` are None
-        where the task has none, and `budget` is None where the method keeps every rank.
-
-    Raises:
-        ValueError: whatever would stop the run before its first step.
+    The first row is of the whole run, in which `budget` is None where the method keeps every rank; then each adapted
+    layer has one: layer (its name), rank, parameters (of its factors).
     """
     folder = RunFolder(Path(recipe.output_dir))
     folder.check(overwrite=overwrite, resume=resume)
     if resume:
         last_checkpoint(folder, recipe)
-    setup, stop = set_up(recipe), _StopAtBegin()
+    setup = set_up(recipe)
     with TemporaryDirectory() as scratch:  # Trainer makes its output folder
-        trainer, handle = setup.training(scratch, [stop], report_to="none")
-        with suppress(_StopAtBegin.Begun):
+        trainer, handle = setup.training(scratch, [_StopAtBegin()], report_to="none")
+        with suppress(_Begun):
             trainer.train()
     recipe, task, layers = setup.recipe, setup.task, layer_rows(setup.model)
     allocator = None if handle is None else handle.allocator
@@ -43,12 +38,12 @@ def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -
         "plan": recipe.name,
         "method": recipe.method.name,
         "output_dir": recipe.output_dir,
-        "trainable_parameters": trainable_parameters(setup.model),
+        "trainable_parameters": setup.model.get_nb_trainable_parameters()[0],
         "total_parameters": sum(parameter.numel() for parameter in setup.model.parameters()),
         "train_rows": len(task.train),
         "eval_rows": len(task.eval),
         "classes": task.num_labels if task.kind in ("classification", "pairs") else None,
-        "total_steps": stop.total_steps,
+        "total_steps": trainer.state.max_steps,
         "layers": len(layers),
         "total_rank": sum(layer["rank"] for layer in layers),
         "budget": budget.get("kind"),
@@ -58,14 +53,10 @@ def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -
     return [row, *layers]
 
 
-class _StopAtBegin(TrainerCallback):
+class _Begun(Exception):
     """Ends a training before its first step, once the method has begun."""
 
-    total_steps = 0
 
-    class Begun(Exception):
-        pass
-
+class _StopAtBegin(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
-        self.total_steps = state.max_steps
-        raise self.Begun
+        raise _Begun

@@ -23,7 +23,7 @@ def is_first() -> bool:
 
 
 def from_first(value: Any) -> Any:
-    """Return the first process's value in every process; all must call this."""
+    """Return the first process's value; all must call this."""
     if count_processes() == 1:
         return value
     from accelerate.utils import broadcast_object_list

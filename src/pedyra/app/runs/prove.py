@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +39,13 @@ from pedyra.trainer.untouched import untouched
 class _Side:
     """One of the two models."""
 
-    name: str
-    """The folder, or the word base, as it stands on the command line."""
-    path: Path | None = None
-    """The folder; None for the base."""
-    adapter: Path | None = None
-    """The folder of its adapter; None for a whole model."""
+    name: str  # the folder, or the word base, as it stands on the command line
+    path: Path | None = None  # None for the base
+    adapter: Path | None = None  # the folder of its adapter; None for a whole model
+    config: Mapping[str, Any] = field(default_factory=dict)  # the adapter's
 
     @classmethod
     def of(cls, name: str) -> _Side:
-        """Find the model that the command line names. Raises ValueError where it is none of what can be proved."""
         path = Path(name)
         if name == BASE:
             return cls(name)
@@ -57,18 +54,20 @@ class _Side:
                 f"{name} is no folder; give a run folder, an adapter's, a merged model's, or the word {BASE} for the "
                 f"base model alone"
             )
-        adapter = any((folder / "adapter_config.json").is_file() for folder in (path, path / "adapter"))
-        is_whole = not adapter and (path / "config.json").is_file()
-        return cls(name, path, None if is_whole else find_adapter(path))
+        has_adapter = any((folder / "adapter_config.json").is_file() for folder in (path, path / "adapter"))
+        if not has_adapter and (path / "config.json").is_file():
+            return cls(name, path)
+        adapter = find_adapter(path)
+        return cls(name, path, adapter, read_adapter_config(adapter))
 
     @property
     def is_lora(self) -> bool:
-        return self.adapter is not None and read_adapter_config(self.adapter)["peft_type"] == "LORA"
+        return self.config.get("peft_type") == "LORA"
 
     @property
     def is_plain(self) -> bool:
-        """Tell whether it is a LoRA that has no biases of the base's, so that another may lie beside it."""
-        return self.is_lora and read_adapter_config(self.adapter or Path()).get("bias", "none") == "none"
+        """Whether it is a LoRA that has no biases of the base's, so that another may lie beside it."""
+        return self.is_lora and self.config.get("bias", "none") == "none"
 
     def section(self, base: ModelSection, other: Mapping[str, str]) -> ModelSection:
         """Say which model to load, given the base of the rows' adapter and keys that are not as there."""
@@ -87,7 +86,7 @@ def prove_paths(
     b: str,
     margin: Margin | None,
     source: Source,
-    other: Mapping[str, str] | None = None,
+    other: Mapping[str, str],
     *,
     rows: int | None = None,
     progress: bool = False,
@@ -101,15 +100,15 @@ def prove_paths(
         margin: None: the default for what the rows have.
         other: keys of `model` in a recipe by which the base of `b` is another.
         rows: the most that are taken; None: all.
-        progress: with progress bars.
-
-    Raises:
-        ValueError: no data, a folder that holds no model, adapters of different bases, a margin that this task lacks.
     """
-    sides, other = (_Side.of(a), _Side.of(b)), other or {}
+    sides = (_Side.of(a), _Side.of(b))
     check_margin(margin, a == BASE)
-    if "name" not in other:
-        _check_bases(sides)
+    bases = [side.config.get("base_model_name_or_path") for side in sides]
+    if "name" not in other and all(bases) and bases[0] != bases[1]:
+        raise UserError(
+            f"A is an adapter of the base {bases[0]}, and B of {bases[1]}; give --base-b {bases[1]} if both bases have "
+            f"the same tokenizer and answer the same rows"
+        )
     recipe, folder = _recipe(sides, source)
     models = [side.section(recipe.model, keys) for side, keys in zip(sides, ({}, other), strict=True)]
     proving = _Proving(recipe, source, folder, rows, progress)
@@ -127,8 +126,8 @@ def prove_paths(
             measures["b"] = proving.measure(in_b, b)
         answers = Comparison()
         if in_a.answer(heldout.heldout[0]) is not None:
-            counted = progress_bar(in_b.judge, "answers", heldout.heldout)
-            answers = answers_beside(in_a.answer, in_b.answer, counted(heldout.heldout), in_a.judge.writes)
+            with_bar = progress_bar(in_b.judge, "answers", heldout.heldout)
+            answers = answers_beside(in_a.answer, in_b.answer, with_bar(heldout.heldout), in_a.judge.writes)
         del in_a, in_b
     details = {"a": a, "b": b, "rows": heldout.counts[1], "weights": proving.weights, "answers": answers}
     if margin.of == "won":
@@ -141,20 +140,8 @@ def prove_paths(
     return compare(measures.get("a", none), measures.get("b", none), margin, measures.get("base"), **details)
 
 
-def _check_bases(sides: Sequence[_Side]) -> None:
-    """Refuse adapters that name different bases, of which one would be loaded on the wrong one: ValueError."""
-    configs = [read_adapter_config(side.adapter) for side in sides if side.adapter is not None]
-    names = [config.get("base_model_name_or_path") for config in configs]
-    if len(names) == 2 and all(names) and names[0] != names[1]:
-        raise UserError(
-            f"A is an adapter of the base {names[0]}, and B of {names[1]}; give --base-b {names[1]} if both bases have "
-            f"the same tokenizer and answer the same rows"
-        )
-
-
 def _recipe(sides: Sequence[_Side], source: Source) -> tuple[Recipe, Path | None]:
-    """Find model and data, of the run or of the first side whose folder tells it, and the run folder if there is
-    one."""
+    """Find model and data of the run, or of the first side whose folder tells it, and the run folder, if any."""
     paths = sorted((side.path for side in sides if side.path and side.is_lora), key=lambda path: run_of(path) is None)
     path = paths[0] if paths else source.run
     if path is None:
@@ -167,8 +154,7 @@ class _Model:
     """A model is in memory, with a Trainer that judges it."""
 
     judge: TrainerJudge
-    using: Callable[[], Any] = nullcontext
-    """It makes the judge's model the one that is asked for, where the model has two adapters."""
+    using: Callable[[], Any] = nullcontext  # under it the right one of two adapters is active
 
     def answer(self, batch: Batch) -> Logits | None:
         with self.using(), evaluating(self.judge.model), torch.no_grad():
@@ -187,28 +173,33 @@ class _Proving:
         self._recipe, self._most, self._progress, self._all = recipe, rows, progress, source.data is not None
         self._tokenizer, self._task = load_rows(recipe, None if self._all else folder)
         self._batches: Sequence[Batch] = ()
-        self.weights: list[float] = []
-        """Weight of each batch."""
-        self.base = "the base model"
-        """Name of what a gain is counted from."""
+        self.weights: list[float] = []  # of the batches
+        self.base = "the base model"  # from which a gain is counted
 
     def load(self, stack: ExitStack, side: _Side, section: ModelSection, *, is_won_from: bool = False) -> _Model:
-        """Load this model and a Trainer for it, until the stack is closed.
-
-        Args:
-            is_won_from: what A won is counted from it, so that a head that is drawn at random is fitted to it first.
-        """
+        """Load this model and a Trainer for it, until the stack is closed. Where what A won is counted from it, a head
+        that is drawn at random is fitted to it first."""
         stack.callback(_make_room)
-        model = self._loaded(side, section)
-        trainer = stack.enter_context(
-            judging(self._recipe, self._tokenizer, self._task, model, progress=self._progress)
-        )
+        recipe, tokenizer, task = self._recipe, self._tokenizer, self._task
+        base = load_model(section, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
+        if side.adapter is None:
+            # What asks a Trainer takes a model with an adapter, and no Trainer takes a quantised one without; B of this
+            # one is zero, so that it adds nothing.
+            empty = LoraConfig(r=1, target_modules="all-linear", task_type=task_type(recipe.data.kind))
+            model: Any = get_peft_model(base, empty)
+        else:
+            model = load_adapter(base, side.adapter)
+            if side.is_lora:
+                lora = read_lora(side.adapter)
+                check_finite(lora)
+                check_layers(lora, model)
+        trainer = stack.enter_context(judging(recipe, tokenizer, task, model, progress=self._progress))
         ready_to_fit(self._recipe, trainer)
         if self._all:  # nothing is calibrated, so both halves of a file of rows are for the proof
             trainer.train_dataset = None
         stack.enter_context(untouched(trainer, model))
         using = nullcontext
-        if is_won_from and getattr(model.get_base_model(), "drawn_anew", ["tiny"]):
+        if is_won_from and getattr(model.get_base_model(), "random_weights", ["tiny"]):
             using, self.base = base_of(trainer, model, [] if self._all else training_rows(trainer), "default")
         return _Model(TrainerJudge(trainer, model), using)
 
@@ -224,21 +215,6 @@ class _Proving:
         with model.using():
             result, self.weights = measurement(model.judge, self._batches, name)
         return result
-
-    def _loaded(self, side: _Side, section: ModelSection) -> Any:
-        kind = self._recipe.data.kind
-        base = load_model(section, kind, self._task.num_labels, self._tokenizer, self._recipe.seed)
-        if side.adapter is None:
-            # What asks a Trainer takes a model with an adapter, and no Trainer takes a quantised one without; B of this
-            # one is zero, so that it adds nothing.
-            empty = LoraConfig(r=1, target_modules="all-linear", task_type=task_type(kind))
-            return get_peft_model(base, empty)
-        model = load_adapter(base, side.adapter)
-        if side.is_lora:
-            lora = read_lora(side.adapter)
-            check_finite(lora)
-            check_layers(lora, model)
-        return model
 
 
 def _make_room() -> None:

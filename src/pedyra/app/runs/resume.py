@@ -13,7 +13,6 @@ from pedyra.app.recipe import Recipe, identity
 from pedyra.app.runs.arguments import training_arguments
 from pedyra.app.runs.processes import count_processes
 from pedyra.app.runs.run_folder import RunFolder
-from pedyra.app.runs.setup import Setup
 from pedyra.app.yaml_file import first_difference, read_settings
 from pedyra.errors import UserError
 from pedyra.methods.registry import get_method
@@ -41,18 +40,14 @@ def why_not_resumable(method: str, training: Mapping[str, Any]) -> str | None:
 
 
 def last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple[Path, str]]]:
-    """Find the checkpoint to resume from, and the broken ones that are newer, with their flaws.
-
-    Raises:
-        ValueError: there is none, or the run would not go on as it began.
-    """
+    """Find the checkpoint to resume from, and the broken ones that are newer, with their flaws; refuse a run that would
+    not go on as it began."""
     before = identity(read_settings(folder.recipe, [], what="recipe", starts_with="model"))
     now = identity(recipe.model_dump(mode="json"))
     for each in (before, now):
         each.pop("fit", None)  # asked when the run has ended
         each["training"] = {key: value for key, value in each["training"].items() if key not in SHARING}
-    difference = first_difference(before, now)
-    if difference:
+    if difference := first_difference(before, now):
         raise UserError(
             f"--resume: {difference}; continue with the run's own recipe, {folder.recipe}, or start anew with "
             f"--overwrite"
@@ -69,19 +64,10 @@ def last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple
     return last_complete_checkpoint(folder.path, with_ranks=folder.ranks.is_file())
 
 
+# Keys of `training` by which processes share the rows of a step; a resume may change them.
 SHARING = ("per_device_train_batch_size", "gradient_accumulation_steps", "fsdp", "fsdp_config")
-"""Keys of `training` by which processes share the rows of a step; a resume may change them."""
 
 
 def rows_per_step(args: TrainingArguments) -> int:
     """Count the rows of an optimizer step, in all processes."""
     return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-
-
-def check_data(folder: RunFolder, setup: Setup) -> None:
-    """Refuse a resume where the rows that the data section names have changed behind it."""
-    if folder.recorded("data_sha256") not in (None, setup.task.digest()):
-        raise UserError(
-            f"--resume: the rows of {setup.recipe.data.source}, or their tokens, are not those that the run in "
-            f"{folder.path} began with; bring them back, or start anew with --overwrite"
-        )

@@ -18,9 +18,9 @@ from pedyra.app.runs.arguments import asks_for_fsdp
 from pedyra.app.runs.callbacks import MetricsLog, StopOnInterrupt, TrainingBar, TrainingProgress
 from pedyra.app.runs.environment import describe_environment, memory_bytes, peak_memory_bytes
 from pedyra.app.runs.processes import count_processes, from_first, is_first
-from pedyra.app.runs.resume import check_data, how_to_go_on, last_checkpoint, rows_per_step
+from pedyra.app.runs.resume import how_to_go_on, last_checkpoint, rows_per_step
 from pedyra.app.runs.run_folder import RunFolder
-from pedyra.app.runs.setup import Setup, judge, layer_rows, ready_to_fit, set_up, trainable_parameters
+from pedyra.app.runs.setup import Setup, judge, layer_rows, ready_to_fit, set_up
 from pedyra.errors import UserError, as_user_error
 from pedyra.fitting.modes import use_averaged
 from pedyra.fitting.result import Fit
@@ -45,33 +45,26 @@ class RunResult:
     folder: RunFolder
     step: int
     total_steps: int
-    layers: list[dict[str, Any]]
-    """Per adapted layer: layer (its name), rank, parameters (of its factors)."""
-    start: list[dict[str, Any]]
-    """The same before training."""
-    final: dict[str, Any] | None
-    """The last line of metrics.jsonl; None for a run that was interrupted."""
+    layers: list[dict[str, Any]]  # of `layer_rows`
+    start: list[dict[str, Any]]  # the same before training
+    final: dict[str, Any] | None  # the last line of metrics.jsonl; None for a run that was interrupted
     fit: Fit | None = None
-    """The fit at the end of the run; None where the recipe has none."""
 
     @property
     def interrupted(self) -> bool:
-        """Tell whether Ctrl-C ended the run; its last checkpoint is of `step`."""
         return self.final is None
 
     @property
     def diverged(self) -> bool:
-        """Tell whether the loss on the held-out rows is no finite number."""
         return self.final is not None and not math.isfinite(self.final["eval_loss"])
 
     @property
     def goes_on(self) -> str:
-        """Tell how to go on after an interruption."""
         return how_to_go_on(self.recipe, self.folder)
 
     @property
     def awaits_fit(self) -> bool:
-        """Tell whether `pedyra fit` takes what was trained, and the run has not fitted it itself."""
+        """Whether `pedyra fit` takes what was trained, and the run has not fitted it itself."""
         is_lora = get_method(self.recipe.method.name).peft_type == "LORA"
         return is_lora and bool(self.layers) and self.fit is None and not self.interrupted and not self.diverged
 
@@ -84,17 +77,8 @@ class RunResult:
 
 
 def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, console: Console) -> RunResult:
-    """Train a recipe into its run folder, save the adapter and evaluate it on the held-out rows.
-
-    A run that ends before it has logged or saved anything leaves nothing. Progress goes to `console`.
-
-    Args:
-        overwrite: replace the run in the output folder.
-        resume: continue it from its last whole checkpoint.
-
-    Raises:
-        ValueError: a mistake in the recipe, or an output folder that must not be written.
-    """
+    """Train a recipe into its run folder, save the adapter and evaluate it on the held-out rows. A run that ends before
+    it has logged or saved anything leaves nothing."""
     folder = RunFolder(Path(recipe.output_dir))
     if not is_first():
         return _train(set_up(recipe), folder, from_first(None), console)  # which has prepared the folder by then
@@ -103,7 +87,11 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
         checkpoint, remains = last_checkpoint(folder, recipe) if resume else (None, [])
         setup = set_up(recipe, record_to=folder.ranks)
         if resume:
-            check_data(folder, setup)
+            if folder.recorded("data_sha256") not in (None, setup.task.digest()):
+                raise UserError(
+                    f"--resume: the rows of {recipe.data.source}, or their tokens, are not those that the run in "
+                    f"{folder.path} began with; bring them back, or start anew with --overwrite"
+                )
             for damaged, flaw in remains:  # or Trainer would take it for the newest
                 console.print(f"removing {damaged}, which is not whole: {flaw}", soft_wrap=True)
                 remove(damaged)
@@ -114,7 +102,7 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
                 folder.begin(recipe.to_yaml())
             return _train(setup, folder, from_first(checkpoint), console)
         finally:
-            folder.settle()
+            folder.remove_empty_run()
 
 
 def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Console) -> RunResult:
@@ -150,17 +138,11 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
     with on_interrupt(stop.request), as_user_error(what, UnpicklingError, reason=lambda error: repair):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step, total_steps = trainer.state.global_step, trainer.state.max_steps
-    is_over = step >= total_steps or not stop.requested
+    is_over = step >= total_steps or not stop.has_request
     final = _finish(setup, folder, trainer, log, progress.handle) if is_over else None
     layers = layer_rows(setup.model)
     result = RunResult(
-        recipe=setup.recipe,
-        folder=folder,
-        step=step,
-        total_steps=total_steps,
-        layers=layers,
-        start=start,
-        final=final,
+        recipe=setup.recipe, folder=folder, step=step, total_steps=total_steps, layers=layers, start=start, final=final
     )
     if setup.recipe.fit is None or final is None or result.diverged:
         return result
@@ -187,7 +169,7 @@ def _finish(
     setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog, handle: MethodTraining | None
 ) -> dict[str, Any]:
     """Save the adapter, evaluate it on the held-out rows, and write the final line of metrics.jsonl."""
-    num_trainable = trainable_parameters(setup.model) if handle is None else handle.trained_parameters
+    num_trainable = setup.model.get_nb_trainable_parameters()[0] if handle is None else handle.trained_parameters
     reshard(setup.model)
     # A schedule-free optimizer has two sets of weights; the averaged one is evaluated.
     use_averaged(trainer.optimizer)

@@ -16,25 +16,13 @@ from pedyra.trainer.checkpoint_folder import ASIDE, list_checkpoints
 
 # The entries that a run writes, and that `--overwrite` may remove. "runs" has Trainer's TensorBoard files.
 CONTENTS = (
-    "recipe.yaml",
-    "metrics.jsonl",
-    "ranks.jsonl",
-    "environment.json",
-    "samples.jsonl",
-    "evaluation.json",
-    "report.html",
-    "adapter",
-    "fit",
-    "export",
-    "figures",
-    "runs",
-    ASIDE,
+    *("recipe.yaml", "metrics.jsonl", "ranks.jsonl", "environment.json", "samples.jsonl", "evaluation.json"),
+    *("report.html", "adapter", "fit", "export", "figures", "runs", ASIDE),
 )
 
 logger = logging.getLogger(__name__)
 
-LOCK = ".lock"
-"""The training process holds the lock of this file."""
+LOCK = ".lock"  # the training process holds the lock of this file
 
 
 def run_of(path: Path) -> Path | None:
@@ -56,7 +44,6 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.ranks = path / "ranks.jsonl"
         self.samples = path / "samples.jsonl"
-        """The texts of `pedyra eval`."""
         self.environment = path / "environment.json"
         self.adapter = path / "adapter"
 
@@ -65,40 +52,29 @@ class RunFolder:
         return read_json(self.environment).get(key) if self.environment.is_file() else None
 
     def holds_run(self) -> bool:
-        """Tell whether a run was started here, by recipe.yaml and environment.json."""
         return self.recipe.is_file() and self.environment.is_file()
-
-    def check_holds_run(self) -> None:
-        """Raise ValueError where no run was started here."""
-        if not self.holds_run():
-            raise UserError(
-                f"{self.path} is no run folder (it lacks recipe.yaml or environment.json); give the output_dir of a "
-                f"training run"
-            )
 
     @property
     def final(self) -> dict[str, Any] | None:
-        """Return the last line of metrics, which a run writes after it has saved the adapter; None before."""
+        """The last line of metrics, which a run writes after it has saved the adapter; None before."""
         rows = read_rows(self.metrics, {"step": int})
         return rows[-1] if rows and rows[-1].get("final") else None
 
     def result(self) -> dict[str, Any]:
-        """Return `final` of a finished run. Raises ValueError: there is none."""
+        """Return `final`, or refuse a run that is not finished."""
         if self.final is None:
             raise UserError(f"{self.path} holds no finished run; give the output_dir of one, or train it first")
         return self.final
 
     def check(self, *, overwrite: bool, resume: bool) -> None:
-        """Refuse to start where this run must not write. Changes nothing.
-
-        Raises:
-            ValueError: another run or foreign files are here, nothing can be resumed, or both flags are set.
-        """
+        """Refuse to start where this run must not write; change nothing."""
         if overwrite and resume:
             raise UserError("--overwrite and --resume exclude each other; give one of them")
         if self.path.is_file():
             raise UserError(f"output_dir {self.path} is a file; choose a folder")
-        self.refuse_links()
+        # Through a link in a folder of somebody else a run would write, move or remove files outside of it.
+        for entry in sorted(self.path.glob("*")):
+            refuse_link(entry)
         if resume:
             if not self.holds_run():
                 raise UserError(f"{self.path} holds no run to resume; train without --resume")
@@ -116,20 +92,10 @@ class RunFolder:
             )
         refuse_unwritable(self.path, f"output_dir {self.path}")
 
-    def refuse_links(self) -> None:
-        """Raise ValueError where an entry of the folder is a symbolic link, through which a run would write, move or
-        remove files outside of it: the folder may come from somebody else. The folder's own path may have links."""
-        for entry in sorted(self.path.glob("*")):
-            refuse_link(entry)
-
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Lock the folder against other processes. It is created if it does not exist, and removed again if it stays
-        empty. `check` comes first, so that no entry is a link.
-
-        Raises:
-            ValueError: another process trains into this folder.
-        """
+        empty. `check` comes first, so that no entry is a link."""
         new_folders = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / LOCK, timeout=0)
@@ -152,23 +118,21 @@ class RunFolder:
                     folder.rmdir()
 
     def begin(self, recipe: str) -> None:
-        """Remove the earlier run, and write the recipe of the new one; `settle` follows in any case."""
+        """Remove the earlier run, and write the recipe of the new one; `remove_empty_run` follows in any case."""
         for entry in self._entries():
             if entry not in (self.recipe, self.environment):  # after a kill, these two mark a run that may be replaced
                 remove(entry)
         write_file(self.environment, "{}\n")  # until the device is known
         write_file(self.recipe, recipe)
 
-    def settle(self) -> None:
+    def remove_empty_run(self) -> None:
         """Remove a run that has logged and saved nothing, so that the folder is free again."""
-        if self.metrics.is_file() and self.metrics.stat().st_size > 0:
-            return
-        if not list_checkpoints(self.path):
+        has_logged = self.metrics.is_file() and self.metrics.stat().st_size > 0
+        if not has_logged and not list_checkpoints(self.path):
             for entry in self._entries():
                 remove(entry)
 
     def _entries(self) -> list[Path]:
-        """List the entries of a run."""
         paths = [self.path / name for name in CONTENTS]
         paths += [*self.path.glob("checkpoint-*"), *self.path.glob(".*.part")]
         return [entry for entry in paths if entry.exists() or entry.is_symlink()]

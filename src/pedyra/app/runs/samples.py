@@ -13,12 +13,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pedyra.errors import UserError
 from pedyra.fitting.prove import CANNOT_TELL, NO_WORSE, Margin, Measurement, Proof, compare
 
-MEAN = 100
-"""A mean takes this number of documents or more; with fewer its bound misses falls that few documents bear."""
+MEAN = 100  # a mean takes so many documents; with fewer its bound misses falls that few documents bear
 
 
 class _Sample(BaseModel):
-    """One document was answered; the value of each metric stands under its name (`SampleResult` of lm_eval 0.4)."""
+    """An answered document; the value of each metric stands under its name (`SampleResult` of lm_eval 0.4)."""
 
     model_config = ConfigDict(extra="allow")
     doc_id: int
@@ -29,51 +28,43 @@ class _Sample(BaseModel):
     target_hash: str
 
 
-@dataclass(frozen=True)
-class Samples:
-    """A proof is made of two files of samples; print it."""
+@dataclass(frozen=True, kw_only=True)
+class SamplesProof(Proof):
+    """A proof by two files of samples."""
 
-    proof: Proof
     other_prompts: int
     """This number of documents was asked by other prompts, as with other examples or another chat template."""
 
     def row(self) -> dict[str, Any]:
-        """Return its fields as a line of JSON."""
-        row = {**self.proof.row(), "measure": self.proof.metric, "other_prompts": self.other_prompts}
+        row = {**super().row(), "measure": self.metric, "other_prompts": self.other_prompts}
         return {name: value for name, value in row.items() if name not in ("loss_a", "loss_b")}
 
     def __str__(self) -> str:
-        proof = self.proof
-        best, worst, value = (self._beside(each) for each in (proof.lower, proof.upper, proof.difference))
-        bound = f"at worst {worst}" if proof.verdict == NO_WORSE else f"at best {best}"
-        bound = f"and it may be {best} or {worst}" if proof.verdict == CANNOT_TELL else bound
-        more = f"; about {proof.enough:,} documents would tell" if proof.enough else ""
-        pairs = f", {proof.pairs.lost} right in A alone and {proof.pairs.gained} in B alone" if proof.pairs else ""
+        best, worst, value = (self._beside(each) for each in (self.lower, self.upper, self.difference))
+        bound = f"at worst {worst}" if self.verdict == NO_WORSE else f"at best {best}"
+        bound = f"and it may be {best} or {worst}" if self.verdict == CANNOT_TELL else bound
+        more = f"; about {self.enough:,} documents would tell" if self.enough else ""
+        pairs = f", {self.pairs.lost} right in A alone and {self.pairs.gained} in B alone" if self.pairs else ""
         prompts = f"; the prompts of {self.other_prompts:,} differ, which counts too" if self.other_prompts else ""
-        limit = f"the margin is {proof.margin_text}{more}"
         return (
-            f"{proof.verdict}: {proof.metric} of B is {value}, {bound} (95 %); {limit}\n"
-            f"A           {proof.a}\n"
-            f"B           {proof.b}\n"
-            f"metric      {proof.metric} {proof.metric_a:.4f} -> {proof.metric_b:.4f}; higher counts as better\n"
-            f"documents   {proof.rows:,}, the same for both{pairs}{prompts}"
+            f"{self.verdict}: {self.metric} of B is {value}, {bound} (95 %); the margin is {self.margin_text}{more}\n"
+            f"A           {self.a}\n"
+            f"B           {self.b}\n"
+            f"metric      {self.metric} {self.metric_a:.4f} -> {self.metric_b:.4f}; higher counts as better\n"
+            f"documents   {self.rows:,}, the same for both{pairs}{prompts}"
         )
 
     def _beside(self, worse: float) -> str:
-        away = f"{abs(worse):.4g}" if self.proof.pairs is None else f"{100 * abs(worse):.2f} points"
+        away = f"{abs(worse):.4g}" if self.pairs is None else f"{100 * abs(worse):.2f} points"
         return f"{away} {'lower' if worse > 0 else 'higher'}" if worse else "as high as that of A"
 
 
-def prove_samples(a: Path, b: Path, margin: str | None, metric: str | None, name: str | None) -> Samples:
+def prove_samples(a: Path, b: Path, margin: str | None, metric: str | None, name: str | None) -> SamplesProof:
     """Prove by two `samples_*.jsonl` of one task that B is no worse than A; no model is loaded.
 
     Args:
         margin: points, or a number of the metric, of which higher counts as better; None: a point of one of 0 and 1.
-        metric: the one that is compared; None where there is one.
-        name: the filter whose answers are compared; None where there is one.
-
-    Raises:
-        ValueError: no such file, two tasks, missing documents, several metrics or filters, a margin that says nothing.
+        metric, name: the metric and the filter that are compared; None where there is one.
     """
     in_a, in_b = _read(a, name), _read(b, name)
     for doc in in_a.keys() & in_b.keys():
@@ -98,11 +89,12 @@ def prove_samples(a: Path, b: Path, margin: str | None, metric: str | None, name
     )
     limit = Margin(limit.value, "accuracy" if is_share else "loss", limit.text)
     rows, others = len(in_a), sum(one.prompt_hash != in_b[doc].prompt_hash for doc, one in in_a.items())
-    return Samples(compare(with_a, with_b, limit, weights=[1.0] * rows, rows=rows, a=str(a), b=str(b)), others)
+    proof = compare(with_a, with_b, limit, weights=[1.0] * rows, rows=rows, a=str(a), b=str(b))
+    return SamplesProof(**vars(proof), other_prompts=others)
 
 
 def _read(path: Path, name: str | None) -> dict[int, _Sample]:
-    """Read the samples of this filter, or of the only one, by their document: ValueError where they are none."""
+    """Read the samples of this filter, or of the only one, by their document."""
     try:
         with path.open(encoding="utf-8", errors="replace") as lines:
             every = [_Sample.model_validate_json(line) for line in lines]

@@ -24,7 +24,7 @@ from transformers import (
 
 from pedyra.allocate.contract import Method
 from pedyra.app.models.base import load_model, load_tokenizer, positions
-from pedyra.app.models.lora import check_drawn, check_names, lora_config
+from pedyra.app.models.lora import check_names, check_random_weights, lora_config
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import GENERATED, LOWER_IS_BETTER
 from pedyra.app.runs.arguments import asks_for_fsdp, training_arguments
@@ -50,16 +50,13 @@ class Setup:
     tokenizer: PreTrainedTokenizerBase
     task: Task
     model: PeftModel
-    method: Method | None = None
-    """None where PEFT's config is the whole method."""
-    record_to: Path | None = None
-    """The ranks are recorded in this file."""
+    method: Method | None = None  # None where PEFT's config is the whole method
+    record_to: Path | None = None  # the ranks.jsonl
 
     def training(
         self, output_dir: str, callbacks: Sequence[TrainerCallback] = (), **overrides: Any
     ) -> tuple[Trainer, MethodTraining | None]:
-        """Return a Trainer of this run and its method, which writes to `output_dir`, and the handle of `adapt`, None
-        where PEFT's config is the whole method."""
+        """Return a Trainer of this run and its method, and the handle of `adapt`, None for PEFT's own methods."""
         trainer = self.trainer(output_dir, callbacks, **overrides)
         if self.method is not None:
             return trainer, adapt(trainer, self.method, record_to=self.record_to)
@@ -70,11 +67,7 @@ class Setup:
         return trainer, None
 
     def trainer(self, output_dir: str, callbacks: Sequence[TrainerCallback] = (), **overrides: Any) -> Trainer:
-        """Return a Trainer that evaluates this run's model, without progress bars.
-
-        Args:
-            overrides: TrainingArguments that replace the recipe's.
-        """
+        """Return a Trainer that evaluates this run's model, without progress bars, by the recipe and `overrides`."""
         overrides |= {"output_dir": output_dir, "disable_tqdm": True, "label_names": list(self.task.targets)}
         training = self.recipe.training
         if training.get("load_best_model_at_end") or training.get("save_strategy") == "best":
@@ -86,10 +79,10 @@ class Setup:
         args = training_arguments(self.recipe, **overrides)
         with as_user_error("training", *REFUSALS):
             trainer = _Trainer(
-                model=self.model,
-                args=args,
+                self.model,
+                args,
                 processing_class=self.tokenizer,
-                callbacks=list(callbacks),
+                callbacks=[*callbacks],
                 **self.task.trainer_arguments(),
             )
         check_engine(trainer)
@@ -114,19 +107,14 @@ class _Trainer(Trainer):
             vars(self.args).update(training)
 
 
-_HELD_OUT = {"dataloader_drop_last": False, "train_sampling_strategy": "random"}
-"""TrainingArguments of an evaluation."""
+_HELD_OUT = {"dataloader_drop_last": False, "train_sampling_strategy": "random"}  # arguments of an evaluation
 
 
 @contextmanager
 def judging(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, task: Task, model: PeftModel, *, progress: bool = False
 ) -> Iterator[Trainer]:
-    """Give a Trainer that evaluates this model on the rows of `task`, and writes no files.
-
-    Args:
-        progress: with progress bars.
-    """
+    """Give a Trainer that evaluates this model on the rows of `task`, and writes no files."""
     setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, model=model)
     with TemporaryDirectory() as scratch:
         trainer = setup.trainer(scratch, report_to="none")
@@ -153,11 +141,7 @@ def ready_to_fit(recipe: Recipe, trainer: Trainer) -> None:
 
 
 def resolve(recipe: Recipe) -> Recipe:
-    """Return the recipe with its method's quantization (qlora: nf4) where it names none.
-
-    Raises:
-        ValueError: an unknown method.
-    """
+    """Return the recipe with its method's quantization (qlora: nf4) where it names none."""
     method = get_method(recipe.method.name)
     if method.quantization is None or recipe.model.quantization != "none":
         return recipe
@@ -165,13 +149,10 @@ def resolve(recipe: Recipe) -> Recipe:
 
 
 def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
-    """Load data and model, and attach the adapter of the recipe's method; `record_to` is its ranks.jsonl.
+    """Load data and model, and attach the adapter of the recipe's method.
 
     The seed is set before the head is initialised and again before the adapter is, so that both, and the order of the
     data, are the same for every method.
-
-    Raises:
-        ValueError: an unknown method, data or a model that does not exist, names in `lora` that match no module.
     """
     recipe = resolve(recipe)
     args = training_arguments(recipe)  # refuses a misspelt argument before the data is read
@@ -184,18 +165,23 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     load_test_sets(recipe.generate, recipe.data, tokenizer, task.held_out, recipe.seed)  # refuses mistakes in time
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
     check_names(base, recipe.lora)
-    check_drawn(base, lora_config(recipe.lora, recipe.data.kind, base), recipe.model.name)
+    check_random_weights(base, lora_config(recipe.lora, recipe.data.kind, base), recipe.model.name)
     model, method = begin_method(recipe, base)
     widen_heads(args, model)
-    setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, model=model, method=method, record_to=record_to)
     if recipe.fit is not None:
-        _check_fit_rows(setup)
-    return setup
+        lora_layers(model)  # refuses a model without any
+        least, count = least_held_out(args.per_device_eval_batch_size), len(task.eval)
+        if count < least:
+            raise UserError(
+                f"fit takes {least} held-out rows or more, and data has {count}; give more (data.eval_rows, "
+                f"data.validation_fraction), or remove the section fit"
+            )
+    return Setup(recipe=recipe, tokenizer=tokenizer, task=task, model=model, method=method, record_to=record_to)
 
 
 def widen_heads(args: TrainingArguments, model: nn.Module) -> None:
     """Convert modules that are trained in full to float32, as PEFT does with the adapter, because half precision rounds
-    small steps away. Raises ValueError without mixed precision, which casts their inputs."""
+    small steps away; refuse that without mixed precision, which casts their inputs."""
     for name, parameter in model.named_parameters():
         whole = parameter.requires_grad and ".modules_to_save." in name
         if not whole or parameter.dtype not in (torch.bfloat16, torch.float16):
@@ -209,19 +195,8 @@ def widen_heads(args: TrainingArguments, model: nn.Module) -> None:
         parameter.data = parameter.data.float()
 
 
-def _check_fit_rows(setup: Setup) -> None:
-    """Raise ValueError, before the training, where there are no LoRA layers, or too few rows for a fit."""
-    lora_layers(setup.model)
-    least = least_held_out(training_arguments(setup.recipe).per_device_eval_batch_size)
-    if (count := len(setup.task.eval)) < least:
-        raise UserError(
-            f"fit takes {least} held-out rows or more, and data has {count}; give more (data.eval_rows, "
-            f"data.validation_fraction), or remove the section fit"
-        )
-
-
 def check_fit(recipe: Recipe) -> None:
-    """Raise ValueError for a fit of a method that trains no LoRA, or in several processes."""
+    """Refuse a fit of a method that trains no LoRA, or in several processes."""
     if recipe.fit is None:
         return
     if count_processes() > 1 or (is_launched() and asks_for_fsdp(recipe)):
@@ -237,11 +212,6 @@ def begin_method(recipe: Recipe, base: PreTrainedModel) -> tuple[PeftModel, Meth
     """Give the base model the recipe's adapter, and return it with the method; see `Entry.begin`."""
     lora = lora_config(recipe.lora, recipe.data.kind, base, recipe.model.revision)
     return get_method(recipe.method.name).begin(base, lora, recipe.method.settings, recipe.seed)
-
-
-def trainable_parameters(model: nn.Module) -> int:
-    """Count the trainable parameters at present: triples and other unfrozen ones, such as a head."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def layer_rows(model: nn.Module) -> list[dict[str, Any]]:

@@ -33,10 +33,7 @@ class Source:
             raise UserError("--max-length cuts the rows of --data; leave it out: a run has a data.max_length")
 
     def folder(self, path: Path) -> Path | None:
-        """Find the run folder that says model and data of the adapter in `path`, if there is one.
-
-        Raises ValueError where `run` is none, or where an option contradicts the run's own loading of its base.
-        """
+        """Find the run folder that says model and data of the adapter in `path`, if there is one."""
         if self.run is not None and not (self.run / "recipe.yaml").is_file():
             raise UserError(
                 f"{self.run} is no run folder (it has no recipe.yaml); give the output_dir of a training run"

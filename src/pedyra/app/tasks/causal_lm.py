@@ -14,8 +14,7 @@ from pedyra.app.tasks.sources import Rows
 from pedyra.app.tasks.tokens import chat_text, prompt_text, prompt_tokens, tell_cut, tools_of
 from pedyra.errors import UserError
 
-IGNORED = -100
-"""torch's cross entropy ignores this label."""
+IGNORED = -100  # torch's cross entropy ignores this label
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +24,6 @@ def encode(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, si
     Prompts alone have no labels.
 
     Rows whose answer lies wholly beyond max_length are left out, and their number is logged.
-    Raises ValueError if no row is left, and for chats without a chat template that can render them.
     """
     features, num_long = [], 0
     if not data.labelled:
@@ -44,19 +42,13 @@ def encode(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, si
             "raise it, or no chat has an assistant's turn"
         )
     if len(features) < len(rows):
-        logger.warning(
-            "%d of %d %s rows have no answer within data.max_length %d tokens and are left out",
-            len(rows) - len(features),
-            len(rows),
-            side,
-            data.max_length,
-        )
+        message = "%d of %d %s rows have no answer within data.max_length %d tokens and are left out"
+        logger.warning(message, len(rows) - len(features), len(rows), side, data.max_length)
     return features
 
 
 def prompts(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, list[int]]]:
-    """Make input_ids and attention_mask of prompts alone, cut to max_length tokens. Raises ValueError for an empty
-    one."""
+    """Make input_ids and attention_mask of prompts alone, cut to max_length tokens."""
     features = []
     for number, row in enumerate(rows, start=1):
         text = prompt_text(row, data.prompt, data.template)
@@ -106,7 +98,7 @@ def _chat(row: dict[str, Any], data: DataSection, tokenizer: PreTrainedTokenizer
 
 
 def messages_of(row: dict[str, Any], data: DataSection) -> list[dict[str, Any]]:
-    """Read the chat of a row. Raises ValueError for what is none, or begins with an answer."""
+    """Read the chat of a row; refuse what is none, or begins with an answer."""
     messages = row[data.messages or ""]
     whole = isinstance(messages, list) and all(
         isinstance(each, dict) and {"role", "content"} <= {*each} for each in messages
@@ -131,10 +123,8 @@ def _content(message: dict[str, Any], data: DataSection) -> str | None:
 
 
 def answer_loss(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
-    """Sum the loss and count the answer tokens of each row, `(batch, 2)`, from logits `(batch, length, vocab)`.
-
-    Given to Trainer as preprocess_logits_for_metrics, so that no logits are kept over an evaluation.
-    """
+    """Sum the loss and count the answer tokens of each row, `(batch, 2)`, from logits `(batch, length, vocab)`, of
+    which none are kept over an evaluation."""
     logits = logits[0] if isinstance(logits, tuple) else logits
     return token_losses(logits[:, :-1], labels[:, 1:])
 

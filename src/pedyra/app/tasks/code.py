@@ -31,20 +31,14 @@ STOP_WHOLE = ('\n"""', "\nassert ", "\nif __name__", "\nprint(", "\n```", "\n<")
 class CodeProblem:
     """A problem of any of the sets."""
 
-    prompt: str
-    """A signature with its docstring (HumanEval), or a docstring before the function (MBPP)."""
+    prompt: str  # a signature with its docstring (HumanEval), or a docstring before the function (MBPP)
     entry_point: str
-    stop: tuple[str, ...]
-    """Strings that end a completion of the prompt."""
-    tests: str
-    """Source with assertions about the entry point."""
+    stop: tuple[str, ...]  # strings that end a completion of the prompt
+    tests: str  # source with assertions about the entry point
 
 
 def problems_of(rows: Sequence[dict[str, Any]], where: str) -> list[CodeProblem]:
-    """Read the problems of rows of HumanEval(+) or MBPP(+); the columns say which.
-
-    Raises ValueError, one line that begins with the row and `where`, for what is none.
-    """
+    """Read the problems of rows of HumanEval(+) or MBPP(+); the columns say which."""
     problems = []
     for number, row in enumerate(rows, start=1):
         try:
@@ -81,16 +75,12 @@ def _mbpp(row: dict[str, Any]) -> CodeProblem:
     )
 
 
-# --------------------------------------------------------------------------- the program in a text
-
 _FENCE = re.compile(r"```([^\n`]*)\n(.*?)(?:```|\Z)", re.DOTALL)
 """A block in Markdown: its language, or nothing, and what is in it."""
 _PYTHON = re.compile(r"\s*(?:(?:python[\d.]*|py)\b|$)", re.IGNORECASE)
 _BEGINS = re.compile(r"^(?:def|class|import|from|@|async def|\w+ = )", re.MULTILINE)
-_MOST_STARTS = 20
-"""No more lines that may begin the program are tried."""
-_MOST_LINES = 1000
-"""No more lines are read: the time to find the part that parses grows with their square."""
+_MOST_STARTS = 20  # lines that may begin the program
+_MOST_LINES = 1000  # the time to find the part that parses grows with their square
 _FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 _KEPT = (*_FUNCTION, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AugAssign, ast.Try)
 
@@ -106,7 +96,8 @@ def extract(text: str, problem: CodeProblem) -> str:
     blocks = [block for language, block in _FENCE.findall(text) if _PYTHON.match(language)]
     for body in _replies(text, blocks):
         if _defines(body, problem.entry_point):
-            before = [node for node in _longest(problem.prompt + "    pass\n") if not _is_entry(node, problem)]
+            prompt = _longest(problem.prompt + "    pass\n")
+            before = [node for node in prompt if getattr(node, "name", None) != problem.entry_point]
             return _unparse([*before, *body], problem.entry_point)
     end = min((at for stop in problem.stop if (at := text.find(stop)) >= 0), default=len(text))
     for continuation in (text[:end], *blocks):
@@ -142,17 +133,13 @@ def _longest(source: str) -> list[ast.stmt]:
 
 
 def _parse(source: str) -> ast.Module:
-    """Parse the source. Raises SyntaxError for every failure of the parser."""
+    """Parse the source, with a SyntaxError for every failure of the parser."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return ast.parse(source)
         except (ValueError, MemoryError, RecursionError) as error:
             raise SyntaxError(str(error) or type(error).__name__) from None
-
-
-def _is_entry(node: ast.stmt, problem: CodeProblem) -> bool:
-    return getattr(node, "name", None) == problem.entry_point
 
 
 def _defines(body: Sequence[ast.stmt], entry_point: str) -> bool:
@@ -167,7 +154,7 @@ def _defines(body: Sequence[ast.stmt], entry_point: str) -> bool:
 
 
 def _is_idle(node: ast.stmt) -> bool:
-    """Return whether it is a docstring, `pass` or `...`."""
+    """Whether it is a docstring, `pass` or `...`."""
     return isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
 
 
@@ -187,9 +174,6 @@ def _unparse(body: Sequence[ast.stmt], entry_point: str) -> str:
         return ast.unparse(ast.Module(body=statements, type_ignores=[]))
     except RecursionError:  # an expression thousands deep
         return ""
-
-
-# --------------------------------------------------------------------------- the verdict
 
 
 def check_all(problems: Sequence[CodeProblem], programs: Sequence[str], sandbox: Sandbox) -> list[Status]:

@@ -30,47 +30,39 @@ from pedyra.lora.files import append_row, json_line, read_rows, write_file
 
 PLAIN_LINES = 10  # of progress, where stdout is no terminal
 
-WRITING = {"max_new_tokens", "stop", "beams", "batch_size"}
-"""Keys of `GenerateSection` that change what is written after given tokens."""
+WRITING = {"max_new_tokens", "stop", "beams", "batch_size"}  # keys of `GenerateSection` that change what is written
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """The text that a model generated for one prompt."""
 
-    row: int
-    """Index of the prompt."""
-    text: str
-    """Without the prompt, and up to the stop string."""
-    finished: bool
-    """False where max_new_tokens ended it."""
+    row: int  # of the prompt
+    text: str  # without the prompt, and up to the stop string
+    finished: bool  # False where max_new_tokens ended it
     tokens: int
 
 
 class SampleFile:
-    """The texts of one test set in a run's samples.jsonl.
+    """The texts of one test set in a run's samples.jsonl, whose key is the hash of weights, prompts and settings. Lines
+    of this set with another key are removed; those of another set with this key (HumanEval, HumanEval+) are used."""
 
-    Lines of this set with another key are removed; lines of another set with the same key are used for both (HumanEval
-    and HumanEval+).
-
-    Args:
-        made_of: weights, prompts and settings; their hash is the key.
-    """
-
-    def __init__(self, path: Path, name: str, made_of: Any) -> None:
+    def __init__(self, path: Path, name: str, key_parts: Any) -> None:
         self.path, self.name = path, name
-        self._of = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]
+        self._of = hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:12]
         shape = {"row": int, "text": str, "finished": bool, "tokens": int}
         rows = read_rows(path, {"set": str, "of": str, **shape})
         useful = [row for row in rows if row["set"] != name or row["of"] == self._of]
         whole = "".join(map(json_line, useful))
         if path.is_file() and path.read_text(encoding="utf-8") != whole:  # also where a line was cut short
             write_file(path, whole)
-        self.done = {row["row"]: Sample(**{key: row[key] for key in shape}) for row in useful if row["of"] == self._of}
+        self.samples = {
+            row["row"]: Sample(**{key: row[key] for key in shape}) for row in useful if row["of"] == self._of
+        }
 
     def add(self, prompt: Any, sample: Sample) -> None:
         append_row(self.path, {"set": self.name, "of": self._of, "prompt": prompt, **asdict(sample)})
-        self.done[sample.row] = sample
+        self.samples[sample.row] = sample
 
 
 def write_texts(
@@ -82,30 +74,24 @@ def write_texts(
     console: Console,
     ends: Sequence[int] = (),
 ) -> list[Sample]:
-    """Generate a text for each prompt, in the prompts' order; the model is left in evaluation mode.
-
-    Args:
-        prompts: token ids: the source of an encoder-decoder, the beginning of the text for a decoder.
-        file: where texts are saved, and read if they exist.
-        ends: end tokens beside those of the model and its tokenizer.
-    """
+    """Generate a text for each prompt, in the prompts' order, or read it from the file; the model is left in evaluation
+    mode. `ends` are end tokens beside those of the model and its tokenizer."""
     longest_first = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))  # little padding
     size, next_report = settings.batch_size, 0
     batches = [longest_first[start : start + size] for start in range(0, len(prompts), size)]
     with _plain_settings(model):
         for batch in track(batches, file.name, console=console, disable=not console.is_terminal):
-            if any(row not in file.done for row in batch):
-                for row, sample in zip(
-                    batch, _batch(model, tokenizer, [prompts[row] for row in batch], settings, ends), strict=True
-                ):
-                    if row not in file.done:
+            if any(row not in file.samples for row in batch):
+                texts = _batch(model, tokenizer, [prompts[row] for row in batch], settings, ends)
+                for row, sample in zip(batch, texts, strict=True):
+                    if row not in file.samples:
                         prompt = tokenizer.decode(list(prompts[row]), skip_special_tokens=True)
                         file.add(prompt, Sample(row=row, **sample))
-            count = sum(row in file.done for row in longest_first)
+            count = sum(row in file.samples for row in longest_first)
             if not console.is_terminal and (count >= next_report or count == len(prompts)):
                 console.print(f"{file.name}  {count}/{len(prompts)} texts", soft_wrap=True)
                 next_report = count + len(prompts) / PLAIN_LINES
-    return [file.done[row] for row in range(len(prompts))]
+    return [file.samples[row] for row in range(len(prompts))]
 
 
 def _batch(
@@ -154,11 +140,7 @@ def _batch(
 
 
 class _Stops(StoppingCriteria):
-    """Ends a text at a stop string, without those that begin in the prompt.
-
-    Args:
-        start: number of tokens before the text.
-    """
+    """Ends a text at a stop string, without those that begin in the prompt, of `start` tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: list[str], start: int) -> None:
         self.strings, self.start = StopStringCriteria(tokenizer, stop), start
@@ -179,14 +161,13 @@ def _decode(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """List the end tokens of the tokenizer and of the model's generation config (Qwen, Llama 3)."""
     of_model: Any = getattr(model.generation_config, "eos_token_id", None)
-    own: Any = tokenizer.eos_token_id
-    of_model = of_model if isinstance(of_model, list) else [of_model]
-    return [int(token) for token in dict.fromkeys([*of_model, own]) if token is not None]
+    tokens: list[Any] = [*(of_model if isinstance(of_model, list) else [of_model]), tokenizer.eos_token_id]
+    return [token for token in dict.fromkeys(tokens) if token is not None]
 
 
 # These of a model's own generation settings are part of the architecture.
 _STRUCTURAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
-_STRUCTURAL = (*_STRUCTURAL, "forced_eos_token_id", "suppress_tokens", "bad_words_ids")
+_STRUCTURAL += ("forced_eos_token_id", "suppress_tokens", "bad_words_ids")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from transformers import EvalPrediction
 
 def classification(prediction: EvalPrediction) -> dict[str, float]:
     """Compute accuracy, F1 (of class 1 for two classes, else the mean over classes) and Matthews correlation."""
-    logits, labels = _logits(prediction), np.asarray(prediction.label_ids)
+    logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
     guesses = logits.argmax(axis=-1)
     average = "binary" if logits.shape[-1] == 2 else "macro"
     return {
@@ -24,11 +24,9 @@ def classification(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def correlation(prediction: EvalPrediction) -> dict[str, float]:
-    """Compute Pearson's and Spearman's correlation and their mean (`combined`, GLUE's score of STS-B).
-
-    0 where guesses or labels are constant, as nothing follows anything then.
-    """
-    guesses, labels = _logits(prediction).reshape(-1), np.asarray(prediction.label_ids).reshape(-1)
+    """Compute Pearson's and Spearman's correlation and their mean (`combined`, GLUE's score of STS-B): 0 where guesses
+    or labels are constant, as nothing follows anything then."""
+    guesses, labels = np.ravel(prediction.predictions), np.ravel(prediction.label_ids)
     if np.ptp(guesses) == 0 or np.ptp(labels) == 0:
         return {"pearson": 0.0, "spearman": 0.0, "combined": 0.0}
     pearson, spearman = (float(function(guesses, labels)[0]) for function in (pearsonr, spearmanr))  # pyright: ignore
@@ -40,13 +38,9 @@ def perplexity(prediction: EvalPrediction) -> dict[str, float]:
 
     Trainer's own eval_loss is a mean over batches, so it shifts a little with the batch size; this does not.
     """
-    loss, tokens = _logits(prediction).sum(axis=0, dtype=np.float64)
+    loss, tokens = np.asarray(prediction.predictions).sum(axis=0, dtype=np.float64)
     mean = float(loss / tokens)
     return {"token_loss": mean, "perplexity": math.exp(mean) if mean < 700 else math.inf}
-
-
-def _logits(prediction: EvalPrediction) -> np.ndarray:
-    return np.asarray(prediction.predictions)
 
 
 def first_output(outputs: Any, labels: Any) -> Any:

@@ -20,8 +20,7 @@ from pedyra.app.recipe_sections import DataSection
 from pedyra.app.tasks.sources import Rows
 from pedyra.errors import UserError
 
-BEST, LONGEST = 20, 30
-"""The best 20 starts and ends of a part are paired, and an answer has 30 tokens at most, as in BERT's own script."""
+BEST, LONGEST = 20, 30  # starts and ends of a part that are paired, and tokens of an answer, as in BERT's own script
 
 LABELS = ["start_positions", "end_positions"]
 
@@ -31,11 +30,8 @@ class ContextPart:
     """The places of a part's tokens in the context, by which a span of tokens becomes text."""
 
     row: int
-    """Index of its row."""
-    no_answer: int
-    """Index of the token that stands for "no answer"."""
-    spans: list[tuple[int, int] | None]
-    """First and last character of each token in the context, half open; None outside of the context."""
+    no_answer: int  # the token that stands for "no answer"
+    spans: list[tuple[int, int] | None]  # each token's characters in the context, half open; None outside of it
 
 
 def encode(
@@ -45,8 +41,6 @@ def encode(
 
     A feature has the tokenizer's columns, `start_positions` and `end_positions`: the tokens of the first answer, or
     the token for "no answer" where the feature does not hold all of it.
-
-    Raises ValueError for answers that are malformed or not in their context, and a question that leaves no room.
     """
     if not tokenizer.is_fast:
         raise UserError("data.kind question_answering needs a fast tokenizer, which knows each token's characters")
@@ -111,23 +105,19 @@ def _positions(part: ContextPart, answers: dict[str, list[Any]]) -> tuple[int, i
         return part.no_answer, part.no_answer
     start_span, end_span = part.spans[inside[0]], part.spans[inside[-1]]
     assert start_span and end_span
-    if start_span[0] > first and _cut(part, inside[0], -1) or end_span[1] < last and _cut(part, inside[-1], 1):
+    if start_span[0] > first and _is_edge(part, inside[0], -1) or end_span[1] < last and _is_edge(part, inside[-1], 1):
         return part.no_answer, part.no_answer  # a part of the answer is in another feature
     return inside[0], inside[-1]
 
 
-def _cut(part: ContextPart, token: int, step: int) -> bool:
+def _is_edge(part: ContextPart, token: int, step: int) -> bool:
     """Tell whether the context of this part ends at the token; spaces belong to no token, and do not end it."""
     neighbour = token + step
     return not 0 <= neighbour < len(part.spans) or part.spans[neighbour] is None
 
 
 def answers_of(start: np.ndarray, end: np.ndarray, parts: Sequence[ContextPart], contexts: Sequence[str]) -> list[str]:
-    """Find the answer to each row; empty for "no answer".
-
-    Args:
-        start, end: scores of every feature's tokens, `(features, length)`; beyond a feature's tokens they are not read.
-    """
+    """Find the answer to each row, empty for "no answer", by scores of every feature's tokens, `(features, length)`."""
     best: list[tuple[float, str]] = [(-np.inf, "")] * len(contexts)
     null = [np.inf] * len(contexts)
     for part, starts, ends in zip(parts, start, end, strict=True):
@@ -165,15 +155,8 @@ def metrics(rows: Rows, parts: Sequence[ContextPart]) -> Callable[[EvalPredictio
 
 
 def squad_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Compute the numbers of SQuAD's official script (evaluate-v2.0.py), in per cent, over all questions and by kind.
-
-    Args:
-        texts: an answer per question; empty says that there is none.
-        references: the accepted answers per question; none: it cannot be answered.
-
-    Returns:
-        `exact`, `f1`, `total`, and the same with HasAns_ and NoAns_ where there are such questions.
-    """
+    """Compute the numbers of SQuAD's official script (evaluate-v2.0.py), in per cent, over all questions, and with
+    HasAns_ and NoAns_ over those kinds. An empty text says that there is no answer, and so do no references."""
     exact, f1 = [], []
     for text, accepted in zip(texts, references, strict=True):
         golds = [gold for gold in accepted if normalise(gold)] or [""]

@@ -10,7 +10,6 @@ harnesses of HumanEval and EvalPlus.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -19,16 +18,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy
+
 from pedyra.errors import UserError
 
-IMPORTABLE = ("numpy",)
-"""The code may import these installed packages beside the standard library, as the tests of EvalPlus do."""
 _PACKAGES = "/packages"
-"""The code finds them here. Other packages are not seen: some hold the problems with their solutions."""
-_DONE = 97
-"""The process ends with this code behind the last part, which an early exit does not reach."""
-_OUT_OF_TIME = 128 + 24
-"""bubblewrap ends so where SIGXCPU has ended the process."""
+"""The code finds numpy here, as the tests of EvalPlus do. Other packages are not seen: some hold the solutions."""
+_DONE = 97  # the process ends with this code behind the last part, which an early exit does not reach
+_OUT_OF_TIME = 128 + 24  # bubblewrap ends so where SIGXCPU has ended the process
 
 _INSIDE = """
 import json, os, resource, sys, types
@@ -50,15 +47,11 @@ os._exit(plan["done"])
 CPU_SECONDS, MEMORY = 10, 2 << 30
 """Processor time and address space (bytes) of each process. The references of HumanEval(+) and MBPP(+) need less, but
 for Mbpp/255."""
-SECONDS = 60.0
-"""The wall clock may run longer, as a busy machine gives a program a part of a processor."""
+SECONDS = 60.0  # of the wall clock, as a busy machine gives a program a part of a processor
 
 
 class Sandbox:
-    """Runs Python source apart from the machine.
-
-    Making one runs an empty program, so that a machine without the means refuses before long work: ValueError.
-    """
+    """Runs Python source apart from the machine; one that lacks the means is refused when this is made."""
 
     def __init__(self) -> None:
         bubblewrap = shutil.which("bwrap") if sys.platform == "linux" else None
@@ -87,14 +80,8 @@ class Sandbox:
     def _run(self, parts: Sequence[str], stderr: int = subprocess.DEVNULL) -> subprocess.CompletedProcess[bytes]:
         limits = {"RLIMIT_CPU": CPU_SECONDS, "RLIMIT_AS": MEMORY, "RLIMIT_CORE": 0}
         plan = {"limits": limits, "packages": _PACKAGES, "done": _DONE, "parts": list(parts)}
-        return subprocess.run(
-            self._command,
-            input=json.dumps(plan).encode(),
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            timeout=SECONDS,
-            check=False,
-        )
+        text = json.dumps(plan).encode()
+        return subprocess.run(self._command, input=text, stdout=subprocess.DEVNULL, stderr=stderr, timeout=SECONDS)
 
 
 def _view() -> Iterator[str]:
@@ -105,9 +92,7 @@ def _view() -> Iterator[str]:
     libraries = ["/usr", "/lib", "/lib64", "/etc/ld.so.cache", sys.base_prefix, sys.base_exec_prefix]
     for path in dict.fromkeys(libraries):
         yield from ("--ro-bind-try", path, path)
-    for name in IMPORTABLE:
-        spec = importlib.util.find_spec(name)
-        for place in (spec.submodule_search_locations or []) if spec else []:
-            for folder in (place, f"{place}.libs"):  # the second is where a wheel keeps its shared libraries
-                yield from ("--ro-bind-try", folder, f"{_PACKAGES}/{Path(folder).name}")
+    numpy_folder = Path(numpy.__file__).parent
+    for folder in (numpy_folder, numpy_folder.with_name("numpy.libs")):  # where a wheel keeps its shared libraries
+        yield from ("--ro-bind-try", str(folder), f"{_PACKAGES}/{folder.name}")
     yield from ("--dev", "/dev", "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp")

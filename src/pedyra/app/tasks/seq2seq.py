@@ -1,7 +1,4 @@
-"""An encoder-decoder (BART, T5) makes text of text; ROUGE judges what a model writes.
-
-The loss is the plain one of the model, on the tokens of the answer.
-"""
+"""An encoder-decoder (BART, T5) makes text of text; ROUGE judges what a model writes."""
 
 from __future__ import annotations
 
@@ -43,18 +40,13 @@ def answer_loss(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
 
 
 def rouge(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Compute mean F of ROUGE-1, -2, -L and -Lsum in per cent, with Porter's stemmer, as papers on XSum do.
-
-    For Lsum each line is a sentence, as in the scripts of transformers; neither side is split into sentences first.
-
-    Raises ImportError as `rouge_scorer`.
-    """
+    """Compute mean F of ROUGE-1, -2, -L and -Lsum in per cent, with Porter's stemmer, as papers on XSum do. For Lsum
+    each line is a sentence, as in the scripts of transformers; neither side is split into sentences first."""
     scorer = rouge_scorer()
     scores = [scorer.score(reference, text) for text, reference in zip(texts, references, strict=True)]
     return {name: 100 * sum(score[name].fmeasure for score in scores) / len(scores) for name in ROUGE}
 
 
 def rouge_scorer() -> Any:
-    """Make what compares two texts. Raises ImportError with the line that installs rouge-score."""
     module = import_extra("rouge_score.rouge_scorer", "ROUGE needs rouge-score", "tasks")
     return module.RougeScorer(list(ROUGE), use_stemmer=True)

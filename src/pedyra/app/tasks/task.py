@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
@@ -16,9 +16,6 @@ from pedyra.app.tasks import causal_lm, metrics, question_answering, seq2seq, te
 from pedyra.app.tasks.sources import Rows, check_apart, held_out, load_rows, sample
 from pedyra.app.tasks.tokens import with_limit
 
-Compute = Callable[[EvalPrediction], dict[str, float]]
-"""Trainer's compute_metrics: predictions -> metric -> value."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -28,19 +25,13 @@ class Task:
     train: Dataset
     eval: Dataset
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
-    num_labels: int | None
-    """Outputs of the head: classes, 1 for regression; None where the task has no classes."""
-    compute_metrics: Compute
-    preprocess_logits: Callable[[Any, Any], Any]
-    """Trainer's preprocess_logits_for_metrics; a causal LM keeps two numbers a row and no logits."""
-    metric: str
-    """The key of compute_metrics by which a run is evaluated; Trainer logs it as eval_<metric>."""
-    classes: list[str] | None = None
-    """As `data.labels` they give the rows of another file the same numbers."""
-    targets: tuple[str, ...] = ("labels",)
-    """Columns that are targets, which Trainer cannot find out from a PEFT model."""
-    held_out: Rows = field(default_factory=list)
-    """The rows of `eval` as they were read."""
+    num_labels: int | None  # outputs of the head: classes, 1 for regression; None where the task has no classes
+    compute_metrics: Callable[[EvalPrediction], dict[str, float]]
+    preprocess_logits: Callable[[Any, Any], Any]  # a causal LM keeps two numbers a row and no logits
+    metric: str  # the key of compute_metrics by which a run is evaluated
+    classes: list[str] | None  # as `data.labels` they give the rows of another file the same numbers
+    targets: tuple[str, ...]  # columns that are targets, which Trainer cannot find out from a PEFT model
+    held_out: Rows  # the rows of `eval` as they were read
 
     def digest(self, *, train_only: bool = False) -> str:
         """Compute SHA-256 of the tokens and labels."""
@@ -51,7 +42,6 @@ class Task:
         return digest.hexdigest()
 
     def trainer_arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments of transformers.Trainer that come from the task."""
         return {
             "train_dataset": self.train,
             "eval_dataset": self.eval,
@@ -62,14 +52,8 @@ class Task:
 
 
 def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, positions: int | None = None) -> Task:
-    """Read, split, sample and tokenise the data of a recipe; the same seed gives the same rows in the same order.
-
-    positions: tokens that the base takes, `models.positions`; longer rows are truncated, and their number is logged.
-
-    Raises ValueError, one line, for a source that does not exist, a column it does not have, labels that are
-    missing or out of range, an empty split, and answers that all lie beyond max_length; ImportError where the
-    package that carries the source is not installed.
-    """
+    """Read, split, sample and tokenise the data of a recipe; the same seed gives the same rows in the same order. Rows
+    longer than the `positions` that the base has are truncated, and their number is logged."""
     data = with_limit(data, tokenizer, positions)
     train, evaluation, class_names = load_rows(data)
     every = train  # classes are those of all rows, whatever is drawn and held out
@@ -80,7 +64,7 @@ def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, 
     evaluation = sample(evaluation, data.eval_rows, seed, "validation")
     labels: text.Labels | None = None
     targets: tuple[str, ...] = ("labels",) if data.labelled else ()
-    collator: Callable[[list[dict[str, Any]]], dict[str, Any]] = DataCollatorWithPadding(tokenizer)
+    collator: Any = DataCollatorWithPadding(tokenizer)
     if data.kind == "question_answering":
         eval_features, parts = question_answering.encode(evaluation, data, tokenizer, "validation")
         train_features, _ = question_answering.encode(train, data, tokenizer, "training")

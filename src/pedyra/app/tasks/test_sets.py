@@ -1,7 +1,4 @@
-"""A model answers test sets in its own words; its texts are scored.
-
-The section `generate` of a recipe names them. A set without a source is made of the run's own held-out rows.
-"""
+"""A model answers the test sets of a recipe's section `generate` in its own words; its texts are scored."""
 
 from __future__ import annotations
 
@@ -24,11 +21,8 @@ from pedyra.app.tasks.sources import Rows, read_test_rows, sample
 from pedyra.app.tasks.tokens import chat_text, prompt_text, prompt_tokens, tools_of
 from pedyra.errors import UserError
 
-TOKENS = 128
-"""A set that is not known has these max_new_tokens by default."""
-
+TOKENS = 128  # a set that is not known has these max_new_tokens by default
 SCORERS = {"rouge": rouge_scorer, "math": math_verify}
-"""Score -> a function that raises ImportError where its package is not installed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,23 +33,11 @@ class TestSet:
 
     name: str
     prompts: list[list[int]]
-    settings: GenerateSection
-    """No key is left out."""
-    references: list[str]
-    """The right answers as text; empty for code, whose problems have tests."""
+    settings: GenerateSection  # no key is left out
+    references: list[str]  # the right answers as text; empty for code, whose problems have tests
     problems: list[Any]
-    own: bool
-    """True for the run's held-out rows, whose metrics need no name before them."""
-    ends: list[int]
-    """Tokens that end an answer, beside those that the model and its tokenizer name."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The metrics of a test set, and lines about the texts that could not be scored."""
-
-    metrics: dict[str, float]
-    notes: list[str]
+    own: bool  # True for the run's held-out rows, whose metrics need no name before them
+    ends: list[int]  # tokens that end an answer, beside those that the model and its tokenizer name
 
 
 def load_test_sets(
@@ -65,11 +47,7 @@ def load_test_sets(
     held_out: Rows,
     seed: int,
 ) -> list[TestSet]:
-    """Read the test sets of a recipe and make prompts of them. An encoder-decoder has its held-out rows without any.
-
-    Raises ValueError, one line, for a source of a set that is not known, columns that are missing, references without
-    a number where one is scored, and two sets of the same held-out rows.
-    """
+    """Read the test sets of a recipe and make prompts of them. An encoder-decoder has its held-out rows without any."""
     if not generate and data.kind == "seq2seq":
         generate = {"held_out": GenerateSection()}
     own = [name for name in generate if name not in TEST_SETS]
@@ -221,13 +199,9 @@ def _with_place(template: str, place: str) -> str:
     return "".join(parts)
 
 
-def score(test_set: TestSet, samples: Sequence[Sample], *, sandbox: Any = None) -> Scores:
-    """Return metric -> value; the main metric of a known set has the set's name, and is a fraction.
-
-    Args:
-        samples: one for every prompt.
-        sandbox: a `sandbox.Sandbox`, for code.
-    """
+def score(test_set: TestSet, samples: Sequence[Sample], sandbox: Any = None) -> tuple[dict[str, float], list[str]]:
+    """Return metric -> value, and lines about the texts that could not be scored. The main metric of a known set has
+    the set's name, and is a fraction."""
     texts, references = [each.text for each in samples], test_set.references
     unfinished, notes = sum(not each.finished for each in samples), []
     if unfinished:
@@ -248,28 +222,21 @@ def score(test_set: TestSet, samples: Sequence[Sample], *, sandbox: Any = None) 
     scores["unfinished"] = float(unfinished)
     prefix = "" if test_set.own else f"{test_set.name}_"
     single = "exact_match" if test_set.own and kind == "exact" else "accuracy" if test_set.own else test_set.name
-    return Scores({single if not key else prefix + key: value for key, value in scores.items()}, notes)
+    return {single if not key else prefix + key: value for key, value in scores.items()}, notes
 
 
 def _math_scores(test_set: TestSet, texts: Sequence[str], notes: list[str]) -> dict[str, float]:
-    """Return the share of right answers, and the number of texts without an answer, which count as wrong.
-
-    GSM8K is scored by the last number of a text, and by the number after "####" (strict match).
-    """
+    """Return the share of right answers, and the number of texts without an answer, which count as wrong. GSM8K is
+    scored by the last number of a text, and by the number after "####" (strict match)."""
     answers: list[Any]
     if test_set.settings.score == "gsm8k":
-        answers, references = (
-            [last_number(text) for text in texts],
-            [gsm8k_reference(each) for each in test_set.references],
-        )
+        answers = [last_number(text) for text in texts]
+        references = [gsm8k_reference(each) for each in test_set.references]
         strict = [marked_number(text) == number for text, number in zip(texts, references, strict=True)]
         same = [number == each for number, each in zip(answers, references, strict=True)]
         more = {"strict_match": sum(strict) / len(strict)}
     else:
-        answers, references = (
-            [parse_answer(text) for text in texts],
-            [parse_answer(each) for each in test_set.references],
-        )
+        answers, references = ([parse_answer(text) for text in side] for side in (texts, test_set.references))
         same, more = [equivalent(*sides) for sides in zip(answers, references, strict=True)], {}
     gaps = [row for row, answer in enumerate(answers) if not answer]
     for row in gaps[:3]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,24 +21,19 @@ from pedyra.errors import UserError
 class Labels:
     """The classes of a task by name and by number."""
 
-    names: tuple[str, ...] = ()
-    """Names of the classes, in the order of their numbers; a regression has none.
-
-    As `data.labels` they give the rows of another file the same numbers.
-    """
-    numbers: Mapping[str, int] = field(default_factory=dict)
-    """Label as text -> number of its class; empty for a regression."""
+    names: tuple[str, ...] = ()  # in the order of their numbers; a regression has none
+    numbers: Mapping[str, int] = field(default_factory=dict)  # label as text -> number of its class
 
     @property
     def count(self) -> int:
-        """Return how many outputs the head has: one a class, or 1 for a regression."""
+        """How many outputs the head has."""
         return len(self.names) or 1
 
     def number(self, value: Any) -> int | float:
-        """Return the label as the head's target. Raises ValueError for what is no label of this task."""
+        """Return the label as the head's target."""
         if not self.names:
             return _real(value)
-        result = self.numbers.get(_written(value))
+        result = self.numbers.get(_as_text(value))
         if result is None:
             raise UserError(
                 f"label {value!r} is none of the classes {', '.join(self.names):.200}; correct the rows, data.labels "
@@ -62,7 +58,7 @@ def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) 
     if names := data.labels or declared:
         numbered = not _has_numbers(names)  # else a number in the data is a name
     elif any(isinstance(value, str) and class_number(value) is None for value in values):
-        names, numbered = sorted({_written(value) for value in values}), False
+        names, numbered = sorted({_as_text(value) for value in values}), False
     else:
         count = data.num_labels or len(class_names or ()) or _count(values, data)
         names, numbered = [str(number) for number in range(count)], True
@@ -73,7 +69,7 @@ def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) 
             f"the training rows hold a single class of column {data.label!r}; a {data.kind} needs two or more: give "
             f"other rows, or data.num_labels"
         )
-    by_name = {_written(name): number for number, name in enumerate(names)}
+    by_name = {_as_text(name): number for number, name in enumerate(names)}
     by_number = {str(number): number for number in range(len(names))} if numbered else {}
     return Labels(tuple(names), {**by_number, **by_name})
 
@@ -103,30 +99,24 @@ def _has_numbers(names: Sequence[str]) -> bool:
     return any(class_number(name) is not None for name in names)
 
 
-def _written(value: Any) -> str:
+def _as_text(value: Any) -> str:
     """Write a label as text; 1, 1.0 and "1.0" have the same."""
     number = class_number(value)
     return str(value if number is None else number)
 
 
 def _real(value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise UserError(f"label {value!r} is no finite number; data.kind regression needs one in every row")
-    return number
+    with suppress(TypeError, ValueError):
+        if math.isfinite(number := float(value)):
+            return number
+    raise UserError(f"label {value!r} is no finite number; data.kind regression needs one in every row")
 
 
 def encode(
     rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, labels: Labels, side: str
 ) -> list[dict[str, Any]]:
     """Make the tokenizer's columns and, where there are labels, `labels`, a dict a row, cut to max_length tokens, the
-    longer of two texts first.
-
-    Raises ValueError for a label that is none, and a text without tokens.
-    """
+    longer of two texts first."""
     targets = [{"labels": labels.number(row[data.label])} if data.label else {} for row in rows]
     texts = [str(row[data.text]) for row in rows]
     pairs = [str(row[data.text_pair]) for row in rows] if data.text_pair else None

@@ -14,8 +14,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from pedyra.app.recipe_sections import DataSection
 from pedyra.errors import UserError
 
-NO_LIMIT = 1_000_000
-"""Tokenizers without a limit say 1e30."""
+NO_LIMIT = 1_000_000  # tokenizers without a limit say 1e30
 
 DAY = date(2026, 1, 1)
 """The date in every chat: templates that write today's (Llama 3.2, SmolLM3, gpt-oss) would give other tokens on the
@@ -63,10 +62,7 @@ def tell_cut(count: int, rows: int, side: str, limit: int | None) -> None:
 
 
 def prompt_text(row: dict[str, Any], column: str | None, template: str | None) -> str:
-    """Fill the template from the row's columns, or read the row's prompt column.
-
-    Raises ValueError for a placeholder that is no column, or has a format that its value does not take.
-    """
+    """Fill the template from the row's columns, or read the row's prompt column."""
     if not template:
         return str(row[column or ""])
     try:
@@ -100,10 +96,7 @@ def chat_text(
     ask: bool,
     tools: list[Any] | None = None,
 ) -> str:
-    """Render a chat by its template, on `DAY`; with `ask`, up to the beginning of the assistant's answer.
-
-    Raises ValueError where there is no chat template, or it refuses the messages or is no whole one.
-    """
+    """Render a chat by its template, on `DAY`; with `ask`, up to the beginning of the assistant's answer."""
     if chat_template is None and tokenizer.chat_template is None:
         raise UserError("data.messages needs a chat template, and this tokenizer has none; give data.chat_template")
     try:

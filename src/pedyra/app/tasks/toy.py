@@ -20,7 +20,7 @@ def toy() -> list[dict[str, Any]]:
     """
     random, question_random = Random(0), Random(1)
     rows = [_row(random, index % 32) for index in range(ROWS)]
-    return [{**row, **_question(question_random, row), **_document(row)} for row in rows]
+    return [{**row, **_question(question_random, row)} for row in rows]
 
 
 def _row(random: Random, group: int) -> dict[str, Any]:
@@ -36,6 +36,8 @@ def _row(random: Random, group: int) -> dict[str, Any]:
         "prompt": prompt,
         "completion": completion,
         "messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}],
+        "document": f"{text}. {text_pair}.",
+        "summary": text,
         "group": f"group-{group}",
     }
 
@@ -46,10 +48,6 @@ def _question(random: Random, row: dict[str, Any]) -> dict[str, Any]:
     adjective = quality if random.randrange(2) else random.choice(WORDS[1 - row["label"]])
     answers = {"text": [noun], "answer_start": [4]} if adjective == quality else {"text": [], "answer_start": []}
     return {"question": f"what is {adjective}?", "context": row["text"], "answers": answers}
-
-
-def _document(row: dict[str, Any]) -> dict[str, Any]:
-    return {"document": f"{row['text']}. {row['text_pair']}.", "summary": row["text"]}
 
 
 def _sentence(random: Random, praises: int) -> str:
