@@ -617,30 +617,48 @@ def starts() -> Cells:
     return cells
 
 
-REPAIRS = {"none": "", "mixing": "mixing", "distil 160": "160 steps", "mixing + distil 40": "mixing, 40 steps"}
-"""Of a cut; steps are of distillation."""
-
-
 @table("ways")
 def ways() -> Cells:
-    """What a cut costs before and after repair, and how much more other ways cost than the first, on the same rows."""
-    others = ("balanced uniform", "uniform", "energy")
-    cells = [["adapter", "left", "repair", "by worth", *(f"{way} less that" for way in others)]]
+    """By how much the loss rises with what a fit takes at a rank, and with each of the ways that it chooses among."""
+    others = ("calibrated", "singular values, repaired", "singular values")
+    cells = [["adapter", "rank", "fit", "takes", *others]]
     every = rows("ways")
-    for adapter, asked, repair in dict.fromkeys((row["adapter"], row["asked"], row["repair"]) for row in every):
-        of = {row["way"]: row for row in where(every, adapter=adapter, asked=asked, repair=repair)}
-        if repair not in REPAIRS or "fit" not in of:
-            continue
-        ours = f"{of['fit']['all']:+.4f} ± {of['fit']['all_error']:.4f}"
-        told = []
-        for found in (of.get(way) for way in others):
-            if found is None:
-                told.append("")
-            elif "above_first" in found:
-                told.append(f"{found['above_first']:+.4f} ± {found['above_first_error']:.4f}")
-            else:  # it was measured at another time
-                told.append(f"{found['all'] - of['fit']['all']:+.4f}")
-        cells.append([adapter, percent(asked), REPAIRS[repair], ours, *told])
+    for adapter, rank in dict.fromkeys((row["adapter"], row["rank"]) for row in every):
+        case = {row["way"]: row for row in where(every, adapter=adapter, rank=rank)}
+        rises = {way: f"{row['increase']:+.4f} ± {row['standard_error']:.4f}" for way, row in case.items()}
+        more = case["fit"]["parameters"] / case["calibrated"]["parameters"] - 1
+        taken = case["fit"]["taken"] + (f", and {100 * more:.1f} % more in some layers" if more else "")
+        line = [f"{adapter}, {case['fit']['classes']} classes", str(rank), rises["fit"], taken]
+        cells.append([*line, *(rises[way] for way in others)])
+    return cells
+
+
+@table("alphas")
+def alphas() -> Cells:
+    """The loss of both at LoRA's rate, at three alphas."""
+    cells = [["alpha / r", "LoRA", "`PeDyra()`", "lower by"]]
+    for alpha in (8, 16, 40):
+        lora, ours = (
+            by_seed(where(rows("alphas"), alpha=alpha, method=method), "eval_loss") for method in ("lora", "pedyra")
+        )
+        cells.append([str(alpha // 8), spread(lora.values()), spread(ours.values()), gain(lora, ours)])
+    return cells
+
+
+@table("decoders")
+def decoders() -> Cells:
+    """Ranks of one fit of each language model, by the share of next tokens that may change."""
+    cells = [["adapter", "rows", *(f"{share} of the next tokens" for share in SHARES), "1 % of the loss"]]
+    for run in dict.fromkeys(row["run"] for row in rows("decoders")):
+        case = {row["asked"]: row for row in where(rows("decoders"), run=run)}
+        line = [run, str(next(iter(case.values()))["rows"])]
+        for asked in (*(f"changed {share}" for share in SHARES), "tolerance 1%"):
+            row = case.get(asked)
+            shown = f"{row['rank']} of {row['of']}" if row else ""
+            if row and "changed" in row:
+                shown += f": {percent(row['changed'])}, at most {percent(row['changed_at_most'])}"
+            line.append(shown)
+        cells.append(line)
     return cells
 
 
