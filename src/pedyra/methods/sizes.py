@@ -76,6 +76,10 @@ class Growing(ScoredMethod):
         super().__post_init__()  # type: ignore[misc]
         check_count("final_rank", self.final_rank, 2)
 
+    def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
+        check_grows(self.final_rank, plain_ranks(model, adapter))
+        return super().install(model, adapter)
+
     def check_start(self, start: ScoredSituation) -> None:
         """Any start will do: nothing is pruned."""
 
