@@ -1,6 +1,6 @@
 """The side file of a checkpoint: what an ordinary LoRA folder cannot hold and an exact resume needs.
 
-`pedyra_state.safetensors` has the raw A, E, B and the score state, `pedyra_state.json` the step, ranks, history and
+`pedyra_state.safetensors` has the raw A, E, B and the score state, `pedyra_state.json` the step, history and
 config; SHA256SUMS, written last, has their digests and those of the adapter beside them, so that files that do not
 belong together are recognised.
 """
@@ -57,7 +57,6 @@ def save_state(allocator: RankAllocator, folder: Path | str) -> None:
         "initial_ranks": allocator.initial_ranks,
         "initial_parameters": allocator.initial_parameters,
         "config": allocator.method.to_dict(),
-        "ranks": allocator.ranks,
         "scaling": {layer.name: layer.scaling for layer in layers},
         "history": allocator.history,
         "method": allocator.run.values(),

@@ -79,6 +79,17 @@ def check_steps(name: str, value: Any, least: int = 0) -> None:
         raise UserError(f"{name} is {value}; it must be {'positive' if least else '0 or more'}")
 
 
+def check_fields(settings: Any) -> None:
+    """Check the fields that every method on a schedule has: when ranks move, seed, and how triples are scored."""
+    for name in ("interval", "initial_warmup", "final_warmup"):
+        check_steps(name, getattr(settings, name), least=1 if name == "interval" else 0)
+    for name in ("min_rank", "seed"):
+        check_count(name, getattr(settings, name), 0)
+    for name in ("beta1", "beta2"):
+        check_number(name, getattr(settings, name), least=0, below=1)
+    check_number("orth_weight", settings.orth_weight, least=0)
+
+
 def check_count(name: str, value: Any, least: int) -> None:
     """Raise ValueError unless the value is an integer of at least so much."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:

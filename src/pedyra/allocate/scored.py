@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pedyra.allocate.allocation import Budget, RankPlan, Scores, layer_means
 from pedyra.allocate.contract import Method, Run, Training, Work
 from pedyra.allocate.orthogonality import add_orthogonality_gradient, layer_orthogonality
-from pedyra.allocate.schedule import Schedule, check_count, check_number, check_steps, check_word, resolve_schedule
+from pedyra.allocate.schedule import Schedule, check_fields, check_word, resolve_schedule
 from pedyra.allocate.scores import ScoreState, Sensitivity
 from pedyra.errors import UserError
 from pedyra.lora.attach import attach, train_e
@@ -186,13 +186,7 @@ class ScheduledMethod(ScoredMethod):
     """Seed of what is drawn; it is never drawn from torch's global generator."""
 
     def __post_init__(self) -> None:
-        for name in ("interval", "initial_warmup", "final_warmup"):
-            check_steps(name, getattr(self, name), least=1 if name == "interval" else 0)
-        check_count("seed", self.seed, 0)
-        check_count("min_rank", self.min_rank, 0)
-        for name in ("beta1", "beta2"):
-            check_number(name, getattr(self, name), least=0, below=1)
-        check_number("orth_weight", self.orth_weight, least=0)
+        check_fields(self)
         check_word("budget", self.budget, get_args(Budget))
 
 

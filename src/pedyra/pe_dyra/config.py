@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pedyra.allocate.allocation import Budget
-from pedyra.allocate.schedule import check_count, check_number, check_steps, check_word
+from pedyra.allocate.schedule import check_count, check_fields, check_number, check_word
 from pedyra.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,16 +90,12 @@ class RankSettings:
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
             check_word(name, getattr(self, name), allowed)
-        for name in ("interval", "initial_warmup", "final_warmup"):
-            check_steps(name, getattr(self, name), least=1 if name == "interval" else 0)
-        for name, least in (("moves", 0), ("max_rank", 1), ("min_rank", 0), ("seed", 0)):
-            if getattr(self, name) is not None or name in ("min_rank", "seed"):
+        check_fields(self)
+        for name, least in (("moves", 0), ("max_rank", 1)):
+            if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), least)
         if self.max_rank is not None and self.max_rank < self.min_rank:
             raise UserError(f"max_rank is {self.max_rank}, below min_rank {self.min_rank}; raise it")
-        for name in ("beta1", "beta2"):
-            check_number(name, getattr(self, name), least=0, below=1)
-        check_number("orth_weight", self.orth_weight, least=0)
         check_number("alpha", self.alpha, least=0)
         if self.alpha > 1:
             raise UserError(f"alpha is {self.alpha}; it weighs two scores and lies in [0, 1]")
