@@ -20,7 +20,7 @@ from pedyra.fitting.share import Share
 from pedyra.fitting.sizes import Candidate
 from pedyra.fitting.verdict import Tolerance
 
-TWO_PERCENT = Tolerance(Increase(0.0, 0.0, 2), changed=0.02)
+TWO_PERCENT = Tolerance(Increase(0.0, 0.0, 2), 0.02, "answers")
 SIZES = [Candidate(ranks={"q": rank}, parameters=rank, share=rank / 16, predicted=0.0) for rank in (8, 6, 4, 3, 2, 1)]
 Draw = Callable[[np.random.Generator, int, float], Any]
 """The parts of so many rows' answers that change, of which the mean is this in truth."""

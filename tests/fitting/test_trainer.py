@@ -592,7 +592,7 @@ def drop_rows(trainer: Any) -> None:
         (Trainer, drop_rows, {}, "no eval_dataset and no train_dataset; give rows as data="),
         (Trainer, lambda trainer: setattr(trainer, "data_collator", list), {}, "each a list, and a fit takes dicts"),
         (Trainer, None, {"data": "rows.jsonl"}, "data is 'rows.jsonl'; give the rows themselves"),
-        (Trainer, None, {"tolerance": 0.1}, "tolerance is 0.1; it is a part of what was won"),
+        (Trainer, None, {"tolerance": 0.1}, "tolerance is 0.1; it is a part of the gain"),
         (Stubborn, None, {"rows": 64}, "Stubborn.get_eval_dataloader gives"),
     ],
 )

@@ -178,12 +178,6 @@ class HeldOut:
                     raise UserError(NUMBERS)
                 yield answered
 
-    def losses(self, cut: Cut) -> tuple[list[float], Metrics]:
-        """Return the loss of each batch of all processes with the model that `cut` makes, and its metrics."""
-        answers = Answers()
-        self._ask(self._judge.losses, cut, answers, len(self._batches))
-        return gather_object(answers.losses), self._metrics_of(answers)[0]
-
     def repeats(self, cut: Cut | None = None, answers: Answers | None = None) -> bool:
         """Tell whether the model that `cut` makes, by default the whole adapter, says of the first batch what it said
         before, in every process: a layer that keeps weights of another size does not.
@@ -202,10 +196,6 @@ class HeldOut:
             noise = REPEATED * sum(map(abs, before)) / max(1, len(before))
             same = same and all(abs(x - y) <= noise for x, y in zip(now, before, strict=False))
         return all(gather_object([same]))
-
-    def increase(self, losses: Sequence[float]) -> Increase:
-        """Return by how much these losses of the batches are above those of the whole adapter."""
-        return paired(self.whole, losses, self.weights)
 
     def _ask(self, losses_of: Callable[..., Iterable[float]], cut: Cut, answers: Answers, count: int) -> None:
         """Have the model answer the first `count` batches of this process, those aside that it has answered."""

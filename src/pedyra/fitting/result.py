@@ -17,7 +17,7 @@ from pedyra.errors import UserError
 from pedyra.export.destinations import Destination, destination
 from pedyra.export.readers import export_lora
 from pedyra.fitting.cut import CURVE, FIT_RECORD, Factors, check_out, cut_live, write_cut
-from pedyra.fitting.heldout import Comparison, Metrics
+from pedyra.fitting.heldout import Metrics
 from pedyra.fitting.sizes import Candidate
 from pedyra.fitting.verdict import FLAT, Tolerance
 from pedyra.lora.card import CARD, adapter_card, shown_megabytes, shown_name, shown_ranks
@@ -53,7 +53,7 @@ class Fit:
     rows: str = ""
     """The words name the rows on which the fit measured."""
     base: str = "the base model"
-    """What was won is counted from this model."""
+    """The model from which the gain is counted."""
     seconds: float = 0.0
     steps: float = 0.0
     """In the time of the fit training could have gone on by this number of steps, each a batch of the calibration."""
@@ -98,20 +98,19 @@ class Fit:
 
     @property
     def decides(self) -> str:
-        """Name what is held to the tolerance: the answers, the accuracy, or the measure."""
-        return (
-            "answers" if self.tolerance.changed is not None else "accuracy" if self.tolerance.points else self.measure
-        )
+        """Name what is compared with the tolerance: the answers, the accuracy, or the measure."""
+        return self.measure if self.tolerance.of == "gain" else self.tolerance.of
 
     @property
     def promise(self) -> str:
         """Say in a sentence what holds of a size that is accepted."""
         limit = self.tolerance
-        if limit.changed is not None:
-            return f"with 95 % confidence at most {limit} of the answers are others than the whole adapter's"
-        if limit.points is not None:
-            return f"with 95 % confidence the accuracy is at most {limit} below the whole adapter's"
-        return f"with 95 % confidence the {self.measure} rises by at most {limit} of what fine-tuning won"
+        promises = {
+            "answers": f"at most {limit} of the answers are others than the whole adapter's",
+            "accuracy": f"the accuracy is at most {limit} below the whole adapter's",
+            "gain": f"the {self.measure} rises by at most {limit} of what fine-tuning won",
+        }
+        return f"with 95 % confidence {promises[limit.of]}"
 
     def row(self) -> dict[str, Any]:
         """Return the result as one row of plain values."""
@@ -143,7 +142,7 @@ class Fit:
         if self.metrics:
             row["metrics"] = {key: dict(values) for key, values in self.metrics.items()}
         if proof and proof.pairs:
-            row |= {"accuracy_change": -proof.pairs.fall, "accuracy_interval": [*proof.pairs.interval()]}
+            row |= {"accuracy_change": -proof.pairs.mean, "accuracy_interval": [*proof.pairs.change()]}
         return {**row, "ranks": self.ranks}
 
     def curve_rows(self) -> list[dict[str, Any]]:
@@ -172,16 +171,11 @@ class Fit:
         return size.proof is not None and self.tolerance.learned and self.tolerance.forbids(size.proof)
 
     def _decided(self, size: Candidate) -> dict[str, Any]:
-        """Return what is held to the tolerance, with its bounds of 95 % to each side."""
-        if size.proof is None or not self._is_measured(size.proof):
+        """Return what is compared with the tolerance, with its bounds of 95 % to each side."""
+        if size.proof is None:
             return {"value": None, "lower": None, "upper": None}
-        low, high = self.tolerance.bounds(size.proof)
-        return {"value": self.tolerance.estimate(size.proof)[0], "lower": low, "upper": high}
-
-    def _is_measured(self, proof: Comparison) -> bool:
-        limit = self.tolerance
-        values = proof.changed if limit.changed is not None else proof.pairs if limit.points is not None else proof.rise
-        return values is not None
+        estimate = self.tolerance.estimate(size.proof)
+        return {"value": estimate.mean, "lower": estimate.lower(), "upper": estimate.upper()}
 
     def __str__(self) -> str:
         return report(self)
@@ -262,8 +256,8 @@ def report(fit: Fit) -> str:
         lines.append(f"without     the LoRA of {' and '.join(lost)}, which {fit.place.title} leaves out")
     if limit.gain is not None:
         gain = f"{limit.gain.mean:.4f} ± {limit.gain.error:.4f} of the {fit.measure} over {fit.base}"
-        if limit.of_loss:
-            gain += f"; {limit.part:.1%} of it is {limit.loss:.4f}"
+        if limit.of == "gain":
+            gain += f"; {limit.value:.1%} of it is {limit.loss:.4f}"
         lines.append(f"won         {gain}")
     if fit.rows:
         lines.append(f"rows        {fit.rows}")
@@ -300,11 +294,12 @@ def _proof(fit: Fit) -> list[str]:
         (low, high), batches = proof.rise.interval(), proof.rise.batches
         change = f"rises by {proof.rise.mean:+.4f} [{low:+.4f}, {high:+.4f}] (95 %) on {batches} batches"
         lines.append(f"loss        the {fit.measure} {change}")
-    if limit.points is not None:
-        bound = 100 * limit.bounds(proof)[1]
+    if limit.of == "accuracy":
+        bound = 100 * limit.estimate(proof).upper()
         return [*lines, f"proof       {limit.says(proof)}, at most by {bound:.2f} (95 %); {limit} may be given up"]
-    decides = lines.pop(-1 if limit.of_loss else 0)
-    allowed = f"{limit.loss:.4f}" if limit.of_loss else str(limit)
+    by_loss = limit.of == "gain"
+    decides = lines.pop(-1 if by_loss else 0)
+    allowed = f"{limit.loss:.4f}" if by_loss else str(limit)
     return [*lines, f"proof       {decides[12:]}; {allowed} may be given up"]
 
 
@@ -315,7 +310,8 @@ def _curve(fit: Fit) -> list[str]:
     for each in fit.curve:
         arrow, value, batches = "->" if each.ranks == fit.ranks else "", "", ""
         if each.proof is not None:
-            mean, error = fit.tolerance.estimate(each.proof)
+            estimate = fit.tolerance.estimate(each.proof)
+            mean, error = estimate.mean, estimate.error
             value = {
                 "answers": f"{mean:.2%} ± {error:.2%}",
                 "accuracy": f"{100 * mean:+.2f} ± {100 * error:.2f}",

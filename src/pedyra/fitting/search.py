@@ -54,13 +54,13 @@ def search(sizes: Iterable[Candidate], limit: Tolerance, ask: Ask, batches: int)
 
 
 def with_proof(size: Candidate, limit: Tolerance, comparison: Comparison, doubt: float = DOUBT) -> Candidate:
-    """Return the size with what was found of it."""
+    """Return the size with its measurement, and whether it is within the tolerance."""
     return replace(size, proof=comparison, accepted=limit.allows(comparison, doubt))
 
 
 def _look_at(size: Candidate, limit: Tolerance, ask: Ask, batches: int) -> Candidate:
     """Measure the size on as many rows as it takes to tell."""
-    if limit.points is not None or math.floor(LOOKS[0][0] * batches) < FEW:
+    if limit.of == "accuracy" or math.floor(LOOKS[0][0] * batches) < FEW:
         return with_proof(size, limit, ask(size, 1.0))
     for part, doubt in LOOKS:
         result = with_proof(size, limit, comparison := ask(size, part), doubt)
