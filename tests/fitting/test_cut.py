@@ -430,7 +430,7 @@ def test_a_size_goes_on_where_its_last_look_ended(two_used: Any):
         ({}, 0.01, "gain"),
     ],
 )
-def test_a_tolerance_is_of_the_gain_the_accuracy_or_the_answers(wanted: dict[str, str], value: float, of: str):
+def test_a_tolerance_is_of_the_gain_the_accuracy_or_the_answers(wanted: dict[str, Any], value: float, of: str):
     assert FitRequest(**wanted).limit == (pytest.approx(value), of)
 
 

@@ -27,9 +27,9 @@ from pedyra.lora.layer_names import rank_fields, whole_number
 Factors = dict[str, tuple[Tensor, Tensor]]
 """Layer -> A `(r, in)` and B `(out, r)`; a layer of rank 0 adds nothing."""
 FIT_RECORD = "pedyra_fit.json"
-"""It lies beside the adapter: how it was chosen, and by how much the loss rises."""
+"""The file beside the adapter that says how it was chosen, and by how much the loss rises."""
 CURVE = "pedyra_fit_curve.jsonl"
-"""It lies beside the adapter: one row for each size that was measured."""
+"""The file beside the adapter that has a row for each size that was measured."""
 
 
 def cut(
@@ -66,11 +66,10 @@ def cut_factors(
 def cut_to(
     model: nn.Module, factors: Factors, adapter: str = "default", read: set[str] | None = None
 ) -> Iterator[None]:
-    """While it lasts, the model is in evaluation mode, and each layer adds what these factors give; those of the
-    adapter stay as they are.
+    """While it lasts, the model is in evaluation mode, and each layer has these factors in place of its own.
 
     Args:
-        read: gets the layers that took them. One that keeps what it computed of its weights earlier does not.
+        read: gets the layers that read them. One that keeps what it computed of its weights earlier does not.
     """
     layers = lora_layers(model, adapter)
     own = {name: (layer.lora_A[adapter], layer.lora_B[adapter]) for name, layer in layers.items()}

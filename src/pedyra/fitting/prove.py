@@ -222,15 +222,11 @@ def _answer(proof: Proof) -> str:
         there = f"of B's answers {_beside(proof, proof.difference)} are others than A's"
     limit = f"the margin is {_plain(proof, proof.margin)}"
     if proof.verdict == NO_WORSE:
-        return (
-            f"no worse: B is no worse than A by the margin; {there}, at worst {_beside(proof, proof.upper)} (95 %); "
-            f"{limit}"
-        )
+        bound = f"at worst {_beside(proof, proof.upper)} (95 %)"
+        return f"no worse: B is no worse than A by the margin; {there}, {bound}; {limit}"
     if proof.verdict == WORSE:
-        return (
-            f"worse: B is worse than A by more than the margin; {there}, at best {_beside(proof, proof.lower)} (95 %); "
-            f"{limit}"
-        )
+        bound = f"at best {_beside(proof, proof.lower)} (95 %)"
+        return f"worse: B is worse than A by more than the margin; {there}, {bound}; {limit}"
     if proof.gain is not None and proof.gain.lower() <= 0:
         return (
             f"cannot tell: A has not lowered the loss of the base beyond its noise ({proof.gain.mean:+.4f} ± "
