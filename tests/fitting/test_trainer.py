@@ -188,7 +188,7 @@ def test_another_tolerance_is_asked_by_the_same_calibration(make_trainer: Any):
     with pytest.raises(UserError, match="one of them is held"):
         found.at("1pt", changed="2%")
     found.apply()
-    with pytest.raises(UserError, match="another one than was calibrated"):
+    with pytest.raises(UserError, match="changed since its calibration"):
         found.at("1pt")
 
 
