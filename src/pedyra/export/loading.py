@@ -30,8 +30,8 @@ def loading_line(lora: SavedLora) -> str:
     auto = "AutoPeftModel" if by_class else f"AutoPeftModelFor{TASKS.get(str(task), 'CausalLM')}"
     # Without it PEFT makes a head of two.
     labels = num_labels(lora) if by_class or task in ("SEQ_CLS", "TOKEN_CLS") else None
-    given = "" if labels is None else f", num_labels={labels}"
-    return python_line(f"from peft import {auto} as Model", lora.folder, given)
+    arguments = "" if labels is None else f", num_labels={labels}"
+    return python_line(f"from peft import {auto} as Model", lora.folder, arguments)
 
 
 def head_line(lora: SavedLora, base: str, labels: int, revision: str | None, out: str) -> str:
@@ -60,9 +60,9 @@ def class_name(lora: SavedLora) -> str:
     return name
 
 
-def python_line(imported: str, folder: Path, given: str = "") -> str:
+def python_line(imports: str, folder: Path, arguments: str = "") -> str:
     """Write the line of a shell that loads the folder by Python, with these arguments."""
-    return f"python -c {shlex.quote(f'{imported}; model = Model.from_pretrained({json.dumps(str(folder))}{given})')}"
+    return f"python -c {shlex.quote(f'{imports}; model = Model.from_pretrained({json.dumps(str(folder))}{arguments})')}"
 
 
 def num_labels(lora: SavedLora) -> int | None:
