@@ -415,9 +415,9 @@ def test_a_size_goes_on_where_its_last_look_ended(two_used: Any):
     factors = cut_factors(two_used, calibration, dict.fromkeys(calibration.layers, 1))
     smaller, answers = partial(cut_to, two_used, factors), Answers()
     seen.clear()
-    looks = [held.compared(smaller, part, answers) for part in (0.25, 0.5, 1.0)]
+    looks = [held.comparison(smaller, part, answers) for part in (0.25, 0.5, 1.0)]
     assert [each.rise.batches for each in looks] == [25, 50, 100] and seen == [id(batch) for batch in rows]
-    assert looks[-1].rise == held.compared(smaller).rise and looks[-1].rise.mean > 0
+    assert looks[-1].rise == held.comparison(smaller).rise and looks[-1].rise.mean > 0
 
 
 @pytest.mark.parametrize(

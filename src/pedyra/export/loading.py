@@ -37,11 +37,10 @@ def loading_line(lora: SavedLora) -> str:
 def head_line(lora: SavedLora, base: str, labels: int, revision: str | None, out: str) -> str:
     """Write the line of a shell that saves the base as the class of the adapter's head, with so many outputs: a server
     loads a base without a head as another class, which has no place for that of the adapter."""
-    revised = f", revision={revision!r}" if revision else ""
-    loaded = (
-        f"Model.from_pretrained({base!r}, num_labels={labels}, ignore_mismatched_sizes=True, dtype='auto'{revised})"
-    )
-    code = f"from transformers import {class_name(lora)} as Model; {loaded}.save_pretrained({out!r})"
+    arguments = f"num_labels={labels}, ignore_mismatched_sizes=True, dtype='auto'"
+    arguments += f", revision={revision!r}" if revision else ""
+    model = f"Model.from_pretrained({base!r}, {arguments})"
+    code = f"from transformers import {class_name(lora)} as Model; {model}.save_pretrained({out!r})"
     return f"python -c {shlex.quote(code)}"
 
 

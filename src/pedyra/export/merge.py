@@ -93,8 +93,8 @@ def merge_into(base: Any, lora: SavedLora) -> PreTrainedModel:
 def _check_place(base: nn.Module, lora: SavedLora) -> None:
     """Refuse factors that have no place in the model, which PEFT overlooks."""
     names = {name for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
-    if lost := [layer.name for layer in lora.layers if layer.name not in names]:
-        raise UserError(f"{lora.title} does not fit the base model {type(base).__name__}, which has no layer {lost[0]}")
+    if missing := next((layer.name for layer in lora.layers if layer.name not in names), ""):
+        raise UserError(f"{lora.title} does not fit the base model {type(base).__name__}, which has no layer {missing}")
 
 
 def _check_unshared(base: nn.Module) -> None:

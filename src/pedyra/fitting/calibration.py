@@ -93,14 +93,14 @@ def calibrate(judge: Judge, batches: Iterable[Batch], *, adapter: str = "default
         ValueError: fewer than two batches have a finite loss; a layer was not seen.
     """
     gramians = gramians_of(judge, batches, adapter)
-    sums, samples = gramians.joined()
+    sums, samples = gramians.totals()
     if len(samples) < 2:
         total = sum(gather_object([gramians.batches]))
         raise UserError(
             f"{len(samples)} of {total} calibration batches have a finite loss, and it takes two; give more rows"
         )
     layers = lora_layers(judge.model, adapter)
-    _check_seen(sums, layers, adapter, set(gather_object([*gramians.called])))
+    _check_seen(sums, layers, adapter, set(gather_object([*gramians.active])))
     result = {}
     for name, module in layers.items():
         P, Q, K, tokens = sums[name]
@@ -141,12 +141,12 @@ def seconds_a_batch(judge: Judge, trained: Batch, heldout: Batch, adapter: str =
     return second(lambda: gramians_of(judge, [trained], adapter)), second(lambda: [*judge.losses([heldout], whole, [])])
 
 
-def _check_seen(sums: Mapping[str, Sums], layers: Mapping[str, Any], adapter: str, called: set[str]) -> None:
+def _check_seen(sums: Mapping[str, Sums], layers: Mapping[str, Any], adapter: str, active: set[str]) -> None:
     """Raise ValueError for a layer that does something and was not measured: its directions would seem worthless."""
     for name, module in layers.items():
         if sums[name].tokens or not does_something(module, adapter):
             continue
-        if name in called:
+        if name in active:
             raise UserError(
                 f"no gradient reached {name} in the calibration, although its adapter is not zero, so what its "
                 f"directions are worth is unknown: the loss does not depend on it, or what computes it cuts the "
@@ -169,7 +169,7 @@ def _reading(slots: Mapping[str, nn.Module], gramians: Gramians) -> Iterator[Non
         def read(module: nn.Module, args: tuple[Any, ...], h: Tensor) -> Tensor:
             if not torch.is_grad_enabled():
                 return h
-            gramians.called.add(name)
+            gramians.active.add(name)
             if not h.requires_grad:
                 h = h.detach().requires_grad_()
             activation = h.detach()  # a hook that held h itself would keep it alive

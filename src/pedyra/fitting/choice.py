@@ -148,10 +148,9 @@ class Choice:
         cuts = [as_it_is, *(partial(cut_to, model, self.factors(each), self._adapter) for each in candidates)]
         own: list[tuple[list[float], float]] = []
         for batch in self._batches:
-            answered = [self._judge.answering(cut)(batch) for cut in cuts]
-            first = answered[0]
+            first, *others = (self._judge.answering(cut)(batch) for cut in cuts)
             if first is not None:
-                values_of = [divergences(each.values, first.values) for each in answered[1:] if each is not None]
+                values_of = [divergences(each.values, first.values) for each in others if each is not None]
                 values, weight = [float(each.mean()) for each in values_of], float(len(first.values))
             else:
                 values, weight = self._rises(batch, cuts), self._judge.samples(batch)

@@ -64,12 +64,12 @@ def cut_factors(
 
 @contextmanager
 def cut_to(
-    model: nn.Module, factors: Factors, adapter: str = "default", read: set[str] | None = None
+    model: nn.Module, factors: Factors, adapter: str = "default", readers: set[str] | None = None
 ) -> Iterator[None]:
     """While it lasts, the model is in evaluation mode, and each layer has these factors in place of its own.
 
     Args:
-        read: gets the layers that read them. One that keeps what it computed of its weights earlier does not.
+        readers: gets the layers that read them. One that keeps what it computed of its weights earlier does not.
     """
     layers = lora_layers(model, adapter)
     own = {name: (layer.lora_A[adapter], layer.lora_B[adapter]) for name, layer in layers.items()}
@@ -82,8 +82,8 @@ def cut_to(
         finally:
             for name, layer in layers.items():
                 layer.lora_A[adapter], layer.lora_B[adapter] = own[name]
-            if read is not None:
-                read.update(name for name, pair in slots.items() if all(slot.was_read for slot in pair))
+            if readers is not None:
+                readers.update(name for name, pair in slots.items() if all(slot.was_read for slot in pair))
 
 
 class _Slot(BFactor):
@@ -101,12 +101,12 @@ class _Slot(BFactor):
         return super().__getattr__(name)
 
 
-def check_read(model: nn.Module, ranks: Mapping[str, int], read: Collection[str], adapter: str = "default") -> None:
+def check_read(model: nn.Module, ranks: Mapping[str, int], readers: Collection[str], adapter: str = "default") -> None:
     """Raise ValueError for a layer that does something and was cut to fewer directions than it has, and whose smaller
     factors nothing read on any held-out row: its cost would be reported as nothing."""
     for name, layer in lora_layers(model, adapter).items():
         smaller = ranks[name] < len(layer.lora_A[adapter].weight)
-        if smaller and name not in read and does_something(layer, adapter):
+        if smaller and name not in readers and does_something(layer, adapter):
             raise UserError(
                 f"{name} was cut, and nothing read its smaller factors on the held-out rows, so what that costs is "
                 f"unknown: it goes on with weights that were computed or captured before, or no held-out token "

@@ -104,11 +104,10 @@ def fit_batches(
         )
     if batches < FEW:
         warnings.warn(f"there are {batches} batches of held-out rows, so the interval is wide; give more", stacklevel=3)
-    share, of = request.limit
-    if of == "answers":
+    if request.changed is not None:
         with evaluating(judge.model), torch.no_grad():
             if judge.answers(heldout[0]) is None:
-                raise UserError(f"changed is {share:.3g}; {NUMBERS}")
+                raise UserError(f"changed is {request.changed}; {NUMBERS}")
     fitting = _Fitting(judge, rows, request, adapter, place, base or (partial(disabled, judge.model), PLAIN_BASE))
     try:
         return fitting.run(shown)
@@ -119,7 +118,7 @@ def fit_batches(
 
 
 def check_labels(rows: Rows, request: FitRequest) -> None:
-    """Refuse a tolerance that rows without labels cannot tell: ValueError."""
+    """Refuse a tolerance of the loss or the accuracy for rows without labels: ValueError."""
     if rows.unlabelled and request.tolerance is not None:
         raise UserError(
             f"tolerance is {request}, and {rows.name} has no labels, which tell a loss and an accuracy; ask for a "
@@ -145,14 +144,14 @@ class _Fitting:
         layers = lora_layers(self.model, adapter)
         highest = max(len(layer.lora_A[adapter].weight) for layer in layers.values())
         self.ranks = ranks_below(highest) if place is None else ranks_at(place, highest)
-        lost = [] if place is None else place.dropped(layers)
-        self.dropped = [name for name in lost if does_something(layers[name], adapter)]
+        names = [] if place is None else place.dropped(layers)
+        self.dropped = [name for name in names if does_something(layers[name], adapter)]
         self.bar = tqdm(disable=True)
         self.step = 1.0
         """Seconds that a batch takes forwards and backwards."""
         self.answers: dict[tuple[Any, ...], Answers] = defaultdict(Answers)
         """The answers of each size to the held-out batches."""
-        self.read: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+        self.readers: dict[tuple[Any, ...], set[str]] = defaultdict(set)
         """The layers that have read the factors of each size."""
 
     def run(self, shown: Shown) -> Fit:
@@ -165,7 +164,7 @@ class _Fitting:
         self.gain, self.of_base = None, {}
         if not self.rows.unlabelled:
             self.bar.set_description("base model")
-            comparison = self.heldout.compared(self.base)
+            comparison = self.heldout.comparison(self.base)
             self.gain, self.of_base = comparison.rise, comparison.metrics
         self.factors = _sums(self.model, self.adapter)
         return self._result(self.request, began)
@@ -178,8 +177,8 @@ class _Fitting:
         return self._result(replace(self.request, tolerance=tolerance, changed=changed), time.perf_counter())
 
     def _with_default(self, request: FitRequest) -> tuple[FitRequest, str]:
-        """Return what is asked, and why where the user has not said it. Raises UserError: points without an accuracy,
-        a tolerance of rows without labels."""
+        """Return the request with its tolerance, and, where that is the default, the reason. Raises UserError: points
+        without an accuracy, a tolerance of rows without labels."""
         check_labels(self.rows, request)
         if request.limit[1] == "accuracy" and self.heldout.correct is None:
             raise UserError(
@@ -238,12 +237,12 @@ class _Fitting:
         def smaller(each: Candidate) -> tuple[Cut, Answers]:
             key = _key(each)
             factors = self.choice.factors(each)
-            return partial(cut_to, self.model, factors, self.adapter, self.read[key]), self.answers[key]
+            return partial(cut_to, self.model, factors, self.adapter, self.readers[key]), self.answers[key]
 
         def ask(each: Candidate, part: float) -> Comparison:
             self.bar.set_description(f"rank {each.rank}, {each.share:.1%}")
             cut, earlier = smaller(each)
-            measure = self.heldout.changed if limit.of == "answers" else self.heldout.compared
+            measure = self.heldout.changes if limit.of == "answers" else self.heldout.comparison
             return measure(cut, part, earlier)
 
         chosen, candidates = everything, []
@@ -266,7 +265,7 @@ class _Fitting:
             each = candidates[place]
             candidates[place] = replace(each, proof=self._everything(each, *smaller(each), limit))
             chosen = everything if chosen is everything else candidates[place]
-            check_read(self.model, chosen.ranks, gather_object([*self.read[_key(chosen)]]), self.adapter)
+            check_read(self.model, chosen.ranks, gather_object([*self.readers[_key(chosen)]]), self.adapter)
             # The whole adapter comes before and after, so that a layer which keeps weights has those of another size.
             repeats = heldout.repeats() and (chosen is everything or heldout.repeats(*smaller(chosen)))
             if not (repeats and heldout.repeats()):
@@ -282,11 +281,11 @@ class _Fitting:
             return None
         proof = Comparison(batches=self.heldout.batches)
         if not self.rows.unlabelled:
-            proof = self.heldout.compared(cut, 1.0, earlier)
+            proof = self.heldout.comparison(cut, 1.0, earlier)
         if self.judge.writes or limit.of != "answers":
-            answers = self.heldout.beside(cut)
+            answers = self.heldout.answers(cut)
             return replace(proof, changed=answers.changed, per_token=answers.per_token)
-        return replace(proof, changed=self.heldout.changed(cut, 1.0, earlier).changed)
+        return replace(proof, changed=self.heldout.changes(cut, 1.0, earlier).changed)
 
     def _choice_of_cuts(self) -> Choice:
         self.bar.set_description("calibration")
@@ -340,7 +339,7 @@ class _Fitting:
 
 
 def _refusal(largest: str, candidates: Sequence[Candidate], limit: Tolerance, measure: str) -> str:
-    """Say what the largest size that the place takes costs, and what can be asked instead."""
+    """Say what the largest size that the place takes costs, and what the user can do."""
     message, name = f"{largest} is the largest that the place takes, and", "name the rank to take it whatever it does"
     if (gain := limit.gain) is not None and not limit.learned:
         return (

@@ -61,7 +61,7 @@ class Gramians:
         """Of each block; 0 where nothing in it counts."""
         self.batches = 0
         """Closed batches, also those that count for nothing."""
-        self.called: set[str] = set()
+        self.active: set[str] = set()
         """The layers that were called with gradients."""
 
     def observer(self, name: str) -> Callable[[Tensor, Tensor], None]:
@@ -114,7 +114,7 @@ class Gramians:
             running.K = list((pairs * weights[..., None, None]).sum(1).unbind())
         self._samples = list(both.unbind())
 
-    def joined(self) -> tuple[dict[str, Sums], Float[Tensor, " blocks"]]:
+    def totals(self) -> tuple[dict[str, Sums], Float[Tensor, " blocks"]]:
         """Return the sums of all layers and the samples of each block that counts, on the CPU, of all processes, which
         saw other batches. Waits for the device."""
         samples = torch.stack(self._samples).cpu()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pedyra.errors import UserError
 from pedyra.fitting.judge import Answer, Batch, Cut, Judge, Predictions
-from pedyra.fitting.logits import NUMBERS, Logits, RowAnswers, by_row, compared_rows, per_token, share_of
+from pedyra.fitting.logits import NUMBERS, Logits, RowAnswers, by_row, per_token, row_answers, share_of
 from pedyra.fitting.modes import evaluating
 from pedyra.fitting.paired import Increase, Pairs, paired
 from pedyra.fitting.share import Share
@@ -22,7 +22,7 @@ Metrics = dict[str, float]
 """Name of a metric of the task -> its value."""
 REPEATED = 1e-3
 """The same model may give a loss that differs by this part, as half precision rounds on a GPU."""
-Counted = Callable[[Iterable[Any]], Iterable[Any]]
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
 """It yields the same items, and counts each as a batch that is done."""
 
 
@@ -89,7 +89,7 @@ def answers_beside(whole: Answer, smaller: Answer, batches: Iterable[Batch], wri
         both = [answer(batch) for answer in (whole, smaller)]
         if both[0] is None or both[1] is None:
             return Comparison()
-        result += compared_rows(both[0], both[1])
+        result += row_answers(both[0], both[1])
     result = gather_object(result)
     return Comparison(changed=share_of(result), per_token=per_token(result) if writes else None)
 
@@ -101,8 +101,8 @@ def _height(values: Tensor) -> float:
 class HeldOut:
     """The held-out batches of this process, and the answers of the whole adapter to them."""
 
-    def __init__(self, judge: Judge, batches: Sequence[Batch], counted: Counted) -> None:
-        self._judge, self._batches, self._counted = judge, batches, counted
+    def __init__(self, judge: Judge, batches: Sequence[Batch], progress: Progress) -> None:
+        self._judge, self._batches, self._progress = judge, batches, progress
         self._weights = [judge.samples(batch) for batch in batches]
         answers = Answers()
         self._ask(judge.whole, partial(evaluating, judge.model), answers, len(batches))
@@ -123,7 +123,7 @@ class HeldOut:
         """Return the samples of each batch, by which it counts."""
         return gather_object(self._weights)
 
-    def compared(self, cut: Cut, part: float = 1.0, answers: Answers | None = None) -> Comparison:
+    def comparison(self, cut: Cut, part: float = 1.0, answers: Answers | None = None) -> Comparison:
         """Compare the model that `cut` makes with the whole adapter, on the first rows of the held-out ones.
 
         Args:
@@ -140,9 +140,9 @@ class HeldOut:
         pairs = None if correct is None or self.correct is None else Pairs.of(self.correct, correct)
         return Comparison(rise, pairs, metrics, batches=rise.batches)
 
-    def changed(self, cut: Cut, part: float = 1.0, answers: Answers | None = None) -> Comparison:
+    def changes(self, cut: Cut, part: float = 1.0, answers: Answers | None = None) -> Comparison:
         """Count the answers that differ from the whole adapter's, of which no logits are kept; arguments as of
-        `compared`. Raises UserError: the judge's model gives no answers."""
+        `comparison`. Raises UserError: the judge's model gives no answers."""
         if not self._top:
             for values, _ in self._logits(partial(evaluating, self._judge.model)):
                 self._top.append(values.argmax(-1).cpu())
@@ -155,18 +155,18 @@ class HeldOut:
         batches = gather_object(answers.rows[:count])
         return Comparison(changed=share_of([row for rows in batches for row in rows]), batches=len(batches))
 
-    def beside(self, cut: Cut) -> Comparison:
+    def answers(self, cut: Cut) -> Comparison:
         """Compare all answers with the whole adapter's, as `answers_beside` does."""
         both = [self._judge.answering(using) for using in (partial(evaluating, self._judge.model), cut)]
-        return answers_beside(both[0], both[1], self._counted(self._batches), self._judge.writes)
+        return answers_beside(both[0], both[1], self._progress(self._batches), self._judge.writes)
 
     def _logits(self, cut: Cut, first: int = 0, last: int | None = None) -> Iterator[Logits]:
         """Yield what the model that `cut` makes answers to these batches."""
         with cut(), torch.no_grad():
-            for batch in self._counted(self._batches[first:last]):
-                if (answered := self._judge.answers(batch)) is None:
+            for batch in self._progress(self._batches[first:last]):
+                if (logits := self._judge.answers(batch)) is None:
                     raise UserError(NUMBERS)
-                yield answered
+                yield logits
 
     def repeats(self, cut: Cut | None = None, answers: Answers | None = None) -> bool:
         """Tell whether the model that `cut` makes, by default the whole adapter, gives the first batch its earlier
@@ -186,7 +186,7 @@ class HeldOut:
         """Have the model answer the first `count` batches of this process, but for those that it has answered."""
         batches = self._batches[len(answers.losses) : count]
         if batches:
-            answers.losses += self._counted(losses_of(batches, cut, answers.predictions))
+            answers.losses += self._progress(losses_of(batches, cut, answers.predictions))
 
     def _metrics_of(self, answers: Answers) -> tuple[Metrics, list[bool] | None]:
         """Return the metrics of all rows, and whether each row is right."""

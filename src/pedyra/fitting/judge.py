@@ -111,10 +111,10 @@ class DivergenceJudge(Judge):
         return self._answer(batch)
 
     def _values(self, batch: Batch) -> Tensor:
-        answered = self._answer(batch)
-        if answered is None:
+        logits = self._answer(batch)
+        if logits is None:
             raise UserError(NUMBERS)
-        return answered.values
+        return logits.values
 
     def trained_loss(self, batch: Batch) -> Tensor:
         """Return minus the log-likelihood of what the whole adapter itself would say, drawn at random: the second

@@ -88,7 +88,7 @@ def by_row(
     return [RowAnswers(answers, round(differ), total) for answers, differ, total in table if answers]
 
 
-def compared_rows(whole: Logits, smaller: Logits) -> list[RowAnswers]:
+def row_answers(whole: Logits, smaller: Logits) -> list[RowAnswers]:
     """Compare two models' answers to the same batch."""
     changed = smaller.values.argmax(-1) != whole.values.argmax(-1)
     return by_row(whole.rows, changed, divergences(smaller.values, whole.values))

@@ -65,8 +65,8 @@ class InputEnergy:
         for module, place in places.items():
             if not isinstance(module, nn.Module):
                 continue
-            named = [*inspect.signature(base.forward if module is model else module.forward).parameters]
-            position = named.index("attention_mask") if "attention_mask" in named else None
+            names = [*inspect.signature(base.forward if module is model else module.forward).parameters]
+            position = names.index("attention_mask") if "attention_mask" in names else None
             enter = Watch(functools.partial(self._enter, place=place, position=position))
             leave = Watch(functools.partial(self._leave, place=place))
             self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
@@ -96,11 +96,11 @@ class InputEnergy:
     def _average_sums(self) -> None:
         """Average over the processes, of which each may have seen other layers: one collective, and one wait for the
         device."""
-        filled = (
+        pairs = (
             pair or (torch.zeros(width, device=self._device), torch.zeros((), device=self._device))
             for pair, width in zip(self._sums, self._widths, strict=True)
         )
-        totals, counts = zip(*filled, strict=True)
+        totals, counts = zip(*pairs, strict=True)
         flat = self._average(torch.cat([*totals, torch.stack(counts)]))
         *totals, means = flat.split([*self._widths, len(counts)])
         averages = zip(totals, means, (means > 0).tolist(), strict=True)
