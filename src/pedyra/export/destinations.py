@@ -160,7 +160,7 @@ class Destination:
         """Write the lines of a shell that serve these adapters, by their names, on their base: at the rank that was
         asked for, else the least that holds them all.
 
-        vLLM and SGLang are told the modules that any of them has, which they wrap, and reserve slots in. A server
+        vLLM and SGLang get the modules that any of them has, which they wrap, and reserve slots in. A server
         without a flag for several takes each adapter by a line of its own."""
         first, *_ = adapters.values()
         layers = [layer for lora in adapters.values() for layer in lora.layers]
@@ -196,7 +196,7 @@ class Destination:
         return lines
 
     def _wrapped(self, layers: Iterable[SavedLayer], classifies: bool) -> list[str]:
-        """Name the modules that a server is told to wrap: by the ends of the layers' names, or, in a classifier, by the
+        """Name the modules that a server has to wrap: by the ends of the layers' names, or, in a classifier, by the
         whole name where the end is also that of a layer which cannot be wrapped, at which vLLM ends with an error."""
         ends = {part.rpartition(".")[2] for part in self.drops} if classifies else set()
         names = {layer.name for layer in layers} - {*self.dropped(layer.name for layer in layers)}

@@ -1,4 +1,4 @@
-"""PEFT loads an adapter folder by the class of its task, and is told how many classes it has."""
+"""The lines of a shell that load an adapter folder: PEFT needs the class of its task, and the number of labels."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from pedyra.fitting.paired import Increase, paired
 from pedyra.fitting.share import Share
 
 CHUNK = 256
-"""Divergences are taken of this number of answers at once: a vocabulary of 150,000 in float32 is 0.15 GB then."""
+"""Answers whose divergence is computed at once: with a vocabulary of 150,000 they are 0.15 GB in float32."""
 NUMBERS = (
     "an answer is a class of a row or the next token of a text, and this model gives numbers (a regression, a reward) "
     "or no logits, of which no share changes; ask for a part of the gain (1%)"

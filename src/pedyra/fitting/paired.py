@@ -1,4 +1,4 @@
-"""Two models differ on the same rows by so much: in their losses batch by batch, in their answers row by row."""
+"""The difference of two models on the same rows: in their losses batch by batch, in their accuracy row by row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
-"""Every statement holds with this probability."""
+"""The probability with which a statement holds."""
 
 
 class Increase(NamedTuple):
@@ -22,7 +22,7 @@ class Increase(NamedTuple):
     """Its standard error; infinite for fewer than two batches."""
     batches: int
     skew: float = 0.0
-    """The differences are skewed by this, positive where few batches bear the rise."""
+    """The skewness of the differences, positive where few batches bear the rise."""
 
     def upper(self, level: float = 1 - CONFIDENCE) -> float:
         """Return the bound that the true increase lies above with this probability at most."""
@@ -80,12 +80,12 @@ def paired(before: Sequence[float], after: Sequence[float], weights: Sequence[fl
 
 @dataclass(frozen=True)
 class Pairs:
-    """Rows are counted by which of two models has them right, as Tango's score interval takes them."""
+    """The fall of the accuracy from A to B: counts of rows that one of them has right, with Tango's score interval."""
 
     lost: float
-    """A has this number of rows right that B has wrong."""
+    """Rows that A has right and B has wrong."""
     gained: float
-    """B has this number of rows right that A has wrong."""
+    """Rows that B has right and A has wrong."""
     rows: float
 
     @classmethod

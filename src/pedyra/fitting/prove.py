@@ -1,4 +1,4 @@
-"""Is B no worse than A, by a margin? What two models lose, and get right, on the same rows says so."""
+"""Is B no worse than A, by a margin? The losses, accuracies and answers of both on the same rows say so."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pedyra.fitting.request import amount, check_changed
 
 NO_WORSE, WORSE, CANNOT_TELL = "no worse", "worse", "cannot tell"
 POWER = 0.8
-"""With as many rows as are said to tell, they do so in this part of cases, were the difference what it is here."""
+"""The probability with which `Proof.enough` rows tell, if the true difference is the one that was measured."""
 NOTHING = Comparison()
 MOST_ROWS = 10**8
-"""More are not worth a number."""
+"""A larger `Proof.enough` is left out."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Margin:
 
     @classmethod
     def default(cls, *, labelled: bool, accuracy: bool) -> Margin:
-        """Return what is asked where the user has not said it, by what there is."""
+        """Return the margin for rows with or without labels and an accuracy, where the user gives none."""
         if not labelled:
             return cls(0.02, "answers", "2%", "the default for rows without labels")
         if accuracy:
@@ -123,7 +123,7 @@ class Proof:
     """How many rows would tell; None where these rows do, or no number can be said."""
 
     def row(self) -> dict[str, Any]:
-        """Return its fields as a line of JSON."""
+        """Return the fields of its line of JSON."""
         names = (
             *("a", "b", "measure", "difference", "standard_error", "lower", "upper", "margin", "verdict"),
             *("metric", "metric_a", "metric_b", "loss_a", "loss_b", "rows", "enough"),
@@ -157,7 +157,7 @@ def compare(
     """
     rows, changed = facts["rows"], answers.changed
     both = None if a.correct is None or b.correct is None else Pairs.of(a.correct, b.correct)
-    metric = _metric([*a.metrics])
+    metric = next((name for name in a.metrics if name.endswith("accuracy")), next(iter(a.metrics), None))
     facts |= {"margin_text": margin.text, "why": margin.why, "pairs": both, "answers": answers}
     if a.losses:
         totals = (sum(w * loss for w, loss in zip(weights, each.losses, strict=True)) for each in (a, b))
@@ -199,8 +199,8 @@ def compare(
 
 
 def _enough(value: float, bounds: tuple[float, float], margin: float, error: float, rows: int) -> int | None:
-    """Return how many rows would tell, were the difference what it is here: the bounds and the error come nearer to it
-    with the root of the rows."""
+    """Return how many rows would tell, if the true difference is the one that was measured: the distance of the bounds
+    and the error shrink with the root of the rows."""
     away = value - margin
     reach = bounds[1] - value if away < 0 else value - bounds[0]
     reach_of_power = reach + NormalDist().inv_cdf(POWER) * error
@@ -208,11 +208,6 @@ def _enough(value: float, bounds: tuple[float, float], margin: float, error: flo
         return None
     most = rows * (reach_of_power / away) ** 2
     return math.ceil(most) if most <= MOST_ROWS else None
-
-
-def _metric(names: Sequence[str]) -> str | None:
-    """Choose the one that is shown: the accuracy, else the first."""
-    return next((name for name in names if name.endswith("accuracy")), names[0] if names else None)
 
 
 def _answer(proof: Proof) -> str:
@@ -261,7 +256,7 @@ def _facts(proof: Proof) -> list[str]:
 
 
 def _beside(proof: Proof, worse: float) -> str:
-    """Say where B is beside A: an accuracy that is worse is lower, a loss higher, and of answers more are others."""
+    """Say how B differs from A: an accuracy that is worse is lower, a loss is higher."""
     if proof.measure == "answers":
         return f"{worse:.2%}"
     accuracy = proof.measure == "accuracy"

@@ -66,12 +66,12 @@ class FitRequest:
             raise UserError(f"rows is {self.rows}; a fit takes at least 32")
 
     def __str__(self) -> str:
-        """Write the tolerance as it is asked; empty where none is."""
+        """Write the tolerance as the user did; empty where there is none."""
         return self.tolerance or self.changed or ""
 
     @property
     def limit(self) -> tuple[float, str]:
-        """Return what may be given up, and of what: 0.01 of the "gain" (also where nothing is asked), of the "accuracy"
+        """Return what may be given up, and of what: 0.01 of the "gain" (the default), of the "accuracy"
         (a point) or of the "answers"."""
         value, unit = amount(self.changed or self.tolerance or "1%")
         return value, "answers" if self.changed is not None else "accuracy" if unit == "pt" else "gain"

@@ -13,7 +13,7 @@ from pedyra.fitting.share import Share
 from pedyra.fitting.sizes import Candidate
 
 DOUBT = 1 - CONFIDENCE
-"""A statement may be wrong with this probability."""
+"""The probability with which a statement may be wrong."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Tolerance:
         return self.estimate(comparison).lower(doubt) > self.limit
 
     def rows_needed(self, comparison: Comparison) -> float:
-        """Return how many times as many rows like these would tell, in 80 % of cases, on which side of the tolerance
-        this is, if it is truly where it was measured."""
+        """Return how many times as many rows would tell, in 80 % of cases, on which side of the tolerance this is, if
+        the measured value is the true one."""
         estimate, normal = self.estimate(comparison), NormalDist()
         away = self.limit - estimate.mean
         return ((normal.inv_cdf(1 - DOUBT) + normal.inv_cdf(0.8)) * estimate.error / away) ** 2 if away else math.inf
@@ -91,7 +91,7 @@ class Tolerance:
         }[self.of]
 
     def __str__(self) -> str:
-        """Write it as it is asked."""
+        """Write it as a request has it: 1%, or 0.5pt."""
         return f"{100 * self.value:.3g}{'pt' if self.of == 'accuracy' else '%'}"
 
 
@@ -133,7 +133,7 @@ def verdict(
 
 
 def _missing(curve: Sequence[Candidate], tolerance: Tolerance) -> str:
-    """Say what would tell: how many times as many rows, or which tolerance would allow the size that was not proved."""
+    """Say how many times as many rows would tell, or which tolerance would allow the size that was not proved."""
     more, larger = "give more rows", "a larger tolerance"
     undecided = next((each for each in curve if each.proof and not each.accepted), None)
     if undecided is not None and undecided.proof is not None:
@@ -146,8 +146,8 @@ def _missing(curve: Sequence[Candidate], tolerance: Tolerance) -> str:
 
 
 def otherwise(chosen: Candidate, curve: Sequence[Candidate], tolerance: Tolerance) -> str:
-    """Name the other ways to ask of a fit that kept everything, with the least that these rows would allow in each for
-    the largest size that was asked; empty where there is none."""
+    """Name the smallest tolerance of each other kind that would allow the largest size, where a fit kept everything;
+    empty where there is none."""
     largest = next((each for each in curve if each.proof is not None), None)
     if chosen.share < 1 or largest is None or largest.proof is None:
         return ""
