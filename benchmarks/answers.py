@@ -115,7 +115,8 @@ class _Truth:
         smaller = self.whole
         if not result.is_whole:
             smaller, _ = self._answers(partial(cut_to, self._model, result.factors))
-        changed, limit, proof = float((smaller != self.whole).mean()), result.tolerance.changed, result.chosen.proof
+        changed, proof = float((smaller != self.whole).mean()), result.chosen.proof
+        limit = result.tolerance.value if result.tolerance.of == "answers" else None
         share = proof.changed if proof else None
         accuracy = float((self.whole == self._right).mean())
         return {

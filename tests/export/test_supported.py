@@ -15,7 +15,7 @@ from peft import AdaLoraConfig, KasaConfig, LoraConfig, PeftModel, get_peft_mode
 from torch import Tensor, nn
 
 from pedyra import export_adapter
-from pedyra.export.merge import merge_into, save_merged
+from pedyra.export.merge import write_merged
 from pedyra.fitting.calibration import lora_layers
 from pedyra.fitting.cut import write_cut
 from pedyra.lora.attach import attach
@@ -178,7 +178,7 @@ def used(verb: str, case: Case, model: Any, scratch: Path) -> Any:
     if verb == "merged":
         lora = read_lora(saved)
         lora.check_supported("merged")
-        save_merged(merge_into(base, lora), None, scratch / "out")
+        write_merged(base, None, lora, scratch / "out")
         return type(base).from_pretrained(scratch / "out")
     if verb == "fit":
         lora = read_lora(saved)

@@ -415,18 +415,23 @@ def test_a_size_goes_on_where_its_last_look_ended(two_used: Any):
     factors = cut_factors(two_used, calibration, dict.fromkeys(calibration.layers, 1))
     smaller, answers = partial(cut_to, two_used, factors), Answers()
     seen.clear()
-    looks = [held.compared(smaller, part, answers) for part in (0.25, 0.5, 1.0)]
+    looks = [held.comparison(smaller, part, answers) for part in (0.25, 0.5, 1.0)]
     assert [each.rise.batches for each in looks] == [25, 50, 100] and seen == [id(batch) for batch in rows]
-    assert looks[-1].rise == held.compared(smaller).rise and looks[-1].rise.mean > 0
+    assert looks[-1].rise == held.comparison(smaller).rise and looks[-1].rise.mean > 0
 
 
 @pytest.mark.parametrize(
-    ("given", "part", "points"),
-    [("2%", 0.02, None), ("0.5pt", 0.01, 0.005), (" 3 pt", 0.01, 0.03)],
+    ("wanted", "value", "of"),
+    [
+        ({"tolerance": "2%"}, 0.02, "gain"),
+        ({"tolerance": "0.5pt"}, 0.005, "accuracy"),
+        ({"tolerance": " 3 pt"}, 0.03, "accuracy"),
+        ({"changed": "2%"}, 0.02, "answers"),
+        ({}, 0.01, "gain"),
+    ],
 )
-def test_a_tolerance_is_a_part_or_points(given: Any, part: float, points: float | None):
-    wanted = FitRequest(tolerance=given)
-    assert wanted.part == pytest.approx(part) and wanted.points == (points and pytest.approx(points))
+def test_a_tolerance_is_of_the_gain_the_accuracy_or_the_answers(wanted: dict[str, Any], value: float, of: str):
+    assert FitRequest(**wanted).limit == (pytest.approx(value), of)
 
 
 @pytest.mark.parametrize(

@@ -79,13 +79,16 @@ def tango(lost: int, gained: int, rows: int, sign: int) -> float:
 @pytest.mark.parametrize(("lost", "gained", "rows"), COUNTS)
 def test_the_bounds_of_a_fall_are_tangos(lost: int, gained: int, rows: int):
     pairs = Pairs(lost, gained, rows)
-    assert pairs.fall == pytest.approx((lost - gained) / rows)
-    assert pairs.bounds(ONE_SIDED) == pytest.approx([tango(lost, gained, rows, sign) for sign in (1, -1)], abs=1e-4)
+    assert pairs.mean == pytest.approx((lost - gained) / rows)
+    assert (pairs.lower(), pairs.upper()) == pytest.approx(
+        [tango(lost, gained, rows, sign) for sign in (1, -1)], abs=1e-4
+    )
 
 
 def test_the_bound_where_both_are_right_on_the_same_rows():
     right = [True, False] * 50
-    low, high = Pairs.of(right, right).bounds(ONE_SIDED)
+    pairs = Pairs.of(right, right)
+    low, high = pairs.lower(), pairs.upper()
     assert high == pytest.approx(ONE_SIDED**2 / (100 + ONE_SIDED**2), rel=1e-6) and -2 / 100 - high < low < -high
     assert Pairs.of([True, True, False, True], [False, True, True, False]) == Pairs(2, 1, 4)
 
@@ -95,7 +98,7 @@ def test_an_accuracy_at_the_margin_is_seldom_proved_no_worse(rows: int, gained: 
     draw, margin, count = np.random.default_rng(1), 0.02, 2000
     shares = [gained + margin, gained, 1 - 2 * gained - margin]
     found = [Pairs(int(each[0]), int(each[1]), rows) for each in draw.multinomial(rows, shares, count)]
-    accepted = sum(each.bounds(ONE_SIDED)[1] <= margin for each in found)
+    accepted = sum(each.upper() <= margin for each in found)
     assert accepted <= 0.05 * count + 3 * math.sqrt(0.05 * 0.95 * count) + 0.01 * count  # a score test is not exact
 
 
@@ -103,7 +106,7 @@ def test_an_accuracy_at_the_margin_is_seldom_proved_no_worse(rows: int, gained: 
 def test_an_accuracy_within_the_margin_is_seldom_called_worse(rows: int):
     """The probability is summed over all counts, at the worst of a grid of falls and of shares gained, in rows."""
     lost, gained = (each.ravel() for each in np.meshgrid(np.arange(30), np.arange(30)))
-    lower = np.array([Pairs(int(a), int(b), rows).bounds(ONE_SIDED)[0] for a, b in zip(lost, gained, strict=True)])
+    lower = np.array([Pairs(int(a), int(b), rows).lower() for a, b in zip(lost, gained, strict=True)])
     for fall in np.array([0.0, 0.5, 1.0, 3.0, 6.0]) / rows:
         for q in np.array([0.1, 0.7, 1.5, 3.0]) / rows:
             counts = np.stack([lost, gained, rows - lost - gained], 1)

@@ -19,12 +19,10 @@ from pedyra.fitting.prove import CANNOT_TELL, NO_WORSE, WORSE, Margin, Measureme
 from pedyra.trainer.probe import base_with_head
 from pedyra.trainer.rows import training_rows
 
-ONE_SIDED = float(stats.norm.ppf(0.95))
-
 
 @pytest.mark.parametrize(
     ("given", "value", "of"),
-    [("1%", 0.01, "won"), ("0.01 loss", 0.01, "loss"), ("1e-3loss", 0.001, "loss"), ("0.5pt", 0.005, "accuracy")],
+    [("1%", 0.01, "gain"), ("0.01 loss", 0.01, "loss"), ("1e-3loss", 0.001, "loss"), ("0.5pt", 0.005, "accuracy")],
 )
 def test_a_margin_has_three_forms(given: Any, value: float, of: str):
     read = Margin.read(given)
@@ -61,7 +59,7 @@ def test_as_many_rows_as_are_said_to_tell_do_so_four_times_of_five():
     asked = compare(Measurement([1.0], {}, a), Measurement([1.0], {}, b), Margin.read("3pt"), **given)
     assert asked.verdict == CANNOT_TELL and (enough := asked.enough) is not None and enough > 300
     found = [Pairs(int(each[0]), int(each[1]), enough) for each in draw.multinomial(enough, [0.03, 0.02, 0.95], 500)]
-    assert 0.7 < sum(each.bounds(ONE_SIDED)[1] <= 0.03 for each in found) / 500 < 0.9
+    assert 0.7 < sum(each.upper() <= 0.03 for each in found) / 500 < 0.9
     a = draw.normal(1, 0.3, 24)
     unsure = proof("0.05 loss", a, a + stats.norm.ppf((np.arange(24) + 0.5) / 24) * 0.2)
     assert unsure.verdict == CANNOT_TELL and unsure.enough is not None and unsure.rows < unsure.enough

@@ -144,7 +144,7 @@ def test_points_of_the_accuracy_are_judged_by_the_rows_that_are_lost_on_all_of_t
         calls.append(part)
         return Comparison(Increase(100.0, 0.1, 128), Pairs(*lost[size.rank], 1000))
 
-    found = search(SIZES, Tolerance(Increase(0.0, 1.0, 128), 0.01, points), ask, 128)
+    found = search(SIZES, Tolerance(Increase(0.0, 1.0, 128), points, "accuracy"), ask, 128)
     assert [each.accepted for each in found] == ranks and set(calls) == {1.0}
 
 
@@ -218,7 +218,11 @@ def test_as_many_rows_as_are_said_to_be_needed_tell_in_four_of_five_cases(truth:
         (Tolerance(Increase(0.2, 0.0, 1000), 0.01), Comparison(Increase(0.003, 0.001, 1000)), "3%"),
         (Tolerance(Increase(0.2, 0.0, 1000), 0.03), Comparison(Increase(0.003, 0.001, 1000)), "4%"),
         (Tolerance(Increase(0.2, 0.0, 1000), 0.01), Comparison(Increase(0.3, 0.001, 1000)), None),
-        (Tolerance(Increase(0.2, 0.0, 1000), 0.01, 0.005), Comparison(Increase(0, 0, 2), Pairs(30, 20, 1000)), "2.3pt"),
+        (
+            Tolerance(Increase(0.2, 0.0, 1000), 0.005, "accuracy"),
+            Comparison(Increase(0, 0, 2), Pairs(30, 20, 1000)),
+            "2.3pt",
+        ),
     ],
     ids=["percent", "above the present one", "more than was won", "points"],
 )

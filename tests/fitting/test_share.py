@@ -13,14 +13,14 @@ from closeness import close
 from scipy import stats
 
 from pedyra.fitting.heldout import Comparison
-from pedyra.fitting.logits import Logits, compared_rows, per_token, share_of
+from pedyra.fitting.logits import Logits, per_token, row_answers, share_of
 from pedyra.fitting.paired import Increase
 from pedyra.fitting.search import search
 from pedyra.fitting.share import Share
 from pedyra.fitting.sizes import Candidate
 from pedyra.fitting.verdict import Tolerance
 
-TWO_PERCENT = Tolerance(Increase(0.0, 0.0, 2), changed=0.02)
+TWO_PERCENT = Tolerance(Increase(0.0, 0.0, 2), 0.02, "answers")
 SIZES = [Candidate(ranks={"q": rank}, parameters=rank, share=rank / 16, predicted=0.0) for rank in (8, 6, 4, 3, 2, 1)]
 Draw = Callable[[np.random.Generator, int, float], Any]
 """The parts of so many rows' answers that change, of which the mean is this in truth."""
@@ -89,7 +89,7 @@ def test_rows_are_compared_answer_by_answer():
     whole = torch.tensor([[3.0, 0, 0], [0, 2.0, 0], [0, 0, 1.0], [1.0, 0, 0]])
     smaller = torch.tensor([[2.0, 0, 0], [1.0, 0, 0], [0, 0, 1.0], [2.0, 0, 0]])
     rows = torch.tensor([0, 0, 0, 2])  # the row between has none
-    found = compared_rows(Logits(whole, rows), Logits(smaller, rows))
+    found = row_answers(Logits(whole, rows), Logits(smaller, rows))
     expected = [stats.entropy(p, q) for p, q in zip(whole.softmax(-1), smaller.softmax(-1), strict=True)]
     assert [(row.answers, row.changed) for row in found] == [(3, 1), (1, 0)]
     assert close(torch.tensor([row.divergence for row in found]), torch.tensor([sum(expected[:3]), expected[3]]))

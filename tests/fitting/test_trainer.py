@@ -188,7 +188,7 @@ def test_another_tolerance_is_asked_by_the_same_calibration(make_trainer: Any):
     with pytest.raises(UserError, match="one of them is held"):
         found.at("1pt", changed="2%")
     found.apply()
-    with pytest.raises(UserError, match="another one than was calibrated"):
+    with pytest.raises(UserError, match="changed since its calibration"):
         found.at("1pt")
 
 
@@ -592,7 +592,7 @@ def drop_rows(trainer: Any) -> None:
         (Trainer, drop_rows, {}, "no eval_dataset and no train_dataset; give rows as data="),
         (Trainer, lambda trainer: setattr(trainer, "data_collator", list), {}, "each a list, and a fit takes dicts"),
         (Trainer, None, {"data": "rows.jsonl"}, "data is 'rows.jsonl'; give the rows themselves"),
-        (Trainer, None, {"tolerance": 0.1}, "tolerance is 0.1; it is a part of what was won"),
+        (Trainer, None, {"tolerance": 0.1}, "tolerance is 0.1; it is a part of the gain"),
         (Stubborn, None, {"rows": 64}, "Stubborn.get_eval_dataloader gives"),
     ],
 )

@@ -81,7 +81,7 @@ def test_kernels_are_off_where_the_method_has_to_see_the_layers(plugin: Any, sec
         ({"metod": "pedyra"}, "metod"),
         ({"settings": {"alpha": 1}}, "pedyra.settings is given without"),
         ({"method": "pedyra", "settings": {"alpha": 2}}, "alpha is 2; it weighs two scores"),
-        ({"fit": {"tolerance": 3}}, "tolerance is .3.; it is a part of what was won"),
+        ({"fit": {"tolerance": 3}}, "tolerance is .3.; it is a part of the gain"),
         ({"method": "pedyra", "settings": {"nope": 1}}, "pedyra.settings: .*nope"),
     ],
 )

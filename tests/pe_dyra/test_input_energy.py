@@ -122,7 +122,7 @@ def test_gradient_checkpointing_is_counted_once(reentrant, make_llama, tokens, c
     calls = len(seen[0])
     model(**tokens, labels=tokens["input_ids"]).loss.backward()
     assert len(seen[0]) == calls + 2  # the forward, and its recomputation
-    counts = [count for count in energy._counts if count is not None]
+    counts = [pair[1] for pair in energy._sums if pair is not None]
     assert {float(count) for count in counts} == {float(tokens["attention_mask"].sum())}
     assert agree(energy.collect(), [value for value in plain if value is not None])
 
@@ -132,10 +132,10 @@ def test_text_that_is_written_in_a_training_step_is_not_seen(make_llama, tokens)
     model = make_llama().train()
     _, energy, _ = watched(model)
     model(**tokens, labels=tokens["input_ids"]).loss.backward()
-    before = [float(count) for count in energy._counts if count is not None]
+    before = [float(pair[1]) for pair in energy._sums if pair is not None]
     with torch.no_grad():
         model.generate(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], max_new_tokens=3)
-    assert model.training and [float(count) for count in energy._counts if count is not None] == before
+    assert model.training and [float(pair[1]) for pair in energy._sums if pair is not None] == before
 
 
 def test_dropout_comes_after(make_net):

@@ -26,18 +26,6 @@ SERVED_BYTES = 2
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """The reason why a destination does not take an adapter, and what its owner can do."""
-
-    field: str
-    reason: str
-    repair: str
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.reason}; {self.repair}"
-
-
-@dataclass(frozen=True)
 class Destination:
     """A place that serves a LoRA. The fields are those of destinations.yaml, which says what each means."""
 
@@ -63,7 +51,7 @@ class Destination:
     head: str | None = None
     largest_mb: int | None = None
     rank: int | None = field(default=None, compare=False)
-    """The rank that was asked for: 16 of "vllm:16"."""
+    """The requested rank: 16 of "vllm:16"."""
 
     def rank_for(self, largest: int) -> int | None:
         """Find the smallest rank of this place that holds one whose largest rank is this; None: it is too large."""
@@ -72,20 +60,21 @@ class Destination:
         rank = max(self.least, largest)
         return rank if self.most is None or rank <= self.most else None
 
-    def refusals(self, lora: SavedLora) -> list[Refusal]:
-        """Find everything in this adapter that the row of the place refuses, each with its repair. What its form cannot
-        hold is said in `lora.supported`; a rank that is too high, or a layer that is left out, a fit or `pedyra resize`
-        mends."""
-        refusals = [Refusal(name, *self.refuses[name]) for name in self.refuses if name in self._refused(lora)]
+    def refusals(self, lora: SavedLora) -> list[tuple[str, str]]:
+        """List everything in this adapter that the row of the place refuses: the field, and a reason with the repair.
+        What its form cannot hold is said in `lora.supported`; a rank that is too high, or a layer that is left out, a
+        fit or `pedyra resize` mends."""
+        present = self._refused(lora)
+        refusals = [(name, "; ".join(words)) for name, words in self.refuses.items() if name in present]
         ends = sorted({layer.name.rpartition(".")[2] for layer in lora.layers})
         if self.modules and (others := [end for end in ends if end not in self.modules]):
-            refusals.append(Refusal("target_modules", f"it takes no {' and no '.join(others)}", "train other modules"))
+            refusals.append(("target_modules", f"it takes no {' and no '.join(others)}; train other modules"))
         for parent in sorted({layer.name.rpartition(".")[0] for layer in lora.layers}):
             ends = {layer.name.rpartition(".")[2] for layer in lora.layers if layer.name.startswith(f"{parent}.")}
             lacking = [name for name in self.together if name not in ends]
             if lacking and len(lacking) < len(self.together):
                 both = f"{parent} has {' and '.join(ends & {*self.together})} without {' and '.join(lacking)}"
-                refusals.append(Refusal("target_modules", f"it stacks the two, and {both}", "keep a rank of 1 in each"))
+                refusals.append(("target_modules", f"it stacks the two, and {both}; keep a rank of 1 in each"))
                 break
         return refusals
 
@@ -93,7 +82,7 @@ class Destination:
         """Name everything in this adapter for which the place does not serve it as it is: fields of its config,
         "tensors" and "embeddings" that only the file shows, and "layers" that would be left out."""
         kinds = [kind.sign for kind in kinds_of(lora.config, lora.kinds.values()) if self.form in kind.refused]
-        fields = [refusal.field for refusal in self.refusals(lora)]
+        fields = [name for name, _ in self.refusals(lora)]
         return [*kinds, *fields, *(["layers"] if self._lost(lora) else [])]
 
     def _refused(self, lora: SavedLora) -> set[str]:
@@ -126,7 +115,7 @@ class Destination:
         repair; and, if its largest rank is given, for that, and for a layer that would be left out."""
         lora.check_supported(self.form)
         if refusals := self.refusals(lora):
-            raise UserError(f"{self.title} does not take {lora.title}: {refusals[0]}")
+            raise UserError(f"{self.title} does not take {lora.title}: {': '.join(refusals[0])}")
         if largest is None:
             return
         if lost := self._lost(lora):
@@ -171,7 +160,7 @@ class Destination:
         """Write the lines of a shell that serve these adapters, by their names, on their base: at the rank that was
         asked for, else the least that holds them all.
 
-        vLLM and SGLang are told the modules that any of them has, which they wrap, and reserve slots in. A server
+        vLLM and SGLang get the modules that any of them has, which they wrap, and reserve slots in. A server
         without a flag for several takes each adapter by a line of its own."""
         first, *_ = adapters.values()
         layers = [layer for lora in adapters.values() for layer in lora.layers]
@@ -207,7 +196,7 @@ class Destination:
         return lines
 
     def _wrapped(self, layers: Iterable[SavedLayer], classifies: bool) -> list[str]:
-        """Name the modules that a server is told to wrap: by the ends of the layers' names, or, in a classifier, by the
+        """Name the modules that a server has to wrap: by the ends of the layers' names, or, in a classifier, by the
         whole name where the end is also that of a layer which cannot be wrapped, at which vLLM ends with an error."""
         ends = {part.rpartition(".")[2] for part in self.drops} if classifies else set()
         names = {layer.name for layer in layers} - {*self.dropped(layer.name for layer in layers)}

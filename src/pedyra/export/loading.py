@@ -1,4 +1,4 @@
-"""PEFT loads an adapter folder by the class of its task, and is told how many classes it has."""
+"""The lines of a shell that load an adapter folder: PEFT needs the class of its task, and the number of labels."""
 
 from __future__ import annotations
 
@@ -30,18 +30,17 @@ def loading_line(lora: SavedLora) -> str:
     auto = "AutoPeftModel" if by_class else f"AutoPeftModelFor{TASKS.get(str(task), 'CausalLM')}"
     # Without it PEFT makes a head of two.
     labels = num_labels(lora) if by_class or task in ("SEQ_CLS", "TOKEN_CLS") else None
-    given = "" if labels is None else f", num_labels={labels}"
-    return python_line(f"from peft import {auto} as Model", lora.folder, given)
+    arguments = "" if labels is None else f", num_labels={labels}"
+    return python_line(f"from peft import {auto} as Model", lora.folder, arguments)
 
 
 def head_line(lora: SavedLora, base: str, labels: int, revision: str | None, out: str) -> str:
     """Write the line of a shell that saves the base as the class of the adapter's head, with so many outputs: a server
     loads a base without a head as another class, which has no place for that of the adapter."""
-    revised = f", revision={revision!r}" if revision else ""
-    loaded = (
-        f"Model.from_pretrained({base!r}, num_labels={labels}, ignore_mismatched_sizes=True, dtype='auto'{revised})"
-    )
-    code = f"from transformers import {class_name(lora)} as Model; {loaded}.save_pretrained({out!r})"
+    arguments = f"num_labels={labels}, ignore_mismatched_sizes=True, dtype='auto'"
+    arguments += f", revision={revision!r}" if revision else ""
+    model = f"Model.from_pretrained({base!r}, {arguments})"
+    code = f"from transformers import {class_name(lora)} as Model; {model}.save_pretrained({out!r})"
     return f"python -c {shlex.quote(code)}"
 
 
@@ -60,9 +59,9 @@ def class_name(lora: SavedLora) -> str:
     return name
 
 
-def python_line(imported: str, folder: Path, given: str = "") -> str:
+def python_line(imports: str, folder: Path, arguments: str = "") -> str:
     """Write the line of a shell that loads the folder by Python, with these arguments."""
-    return f"python -c {shlex.quote(f'{imported}; model = Model.from_pretrained({json.dumps(str(folder))}{given})')}"
+    return f"python -c {shlex.quote(f'{imports}; model = Model.from_pretrained({json.dumps(str(folder))}{arguments})')}"
 
 
 def num_labels(lora: SavedLora) -> int | None:

@@ -28,7 +28,15 @@ def write_merged(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
         tokenizer = _of_vocabulary(tokenizer, before, _vocabulary(merged))
     dtype = str(merged.dtype).removeprefix("torch.")
     record = {"target": "merged", "dtype": dtype, "tokenizer": tokenizer is not None}
-    return write_export(out, record, lambda folder: save_merged(merged, tokenizer, folder))
+    if not getattr(merged.config, "tie_word_embeddings", True):
+        _untie(merged)
+
+    def save(folder: Path) -> None:
+        merged.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+    return write_export(out, record, save)
 
 
 def _vocabulary(model: PreTrainedModel) -> int | None:
@@ -48,15 +56,6 @@ def _of_vocabulary(
         stacklevel=4,
     )
     return None
-
-
-def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
-    """Save a model of `merge_into`, and its tokenizer beside it where one was found."""
-    if not getattr(model.config, "tie_word_embeddings", True):
-        _untie(model)
-    model.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
 
 
 def _untie(model: nn.Module) -> None:
@@ -94,8 +93,8 @@ def merge_into(base: Any, lora: SavedLora) -> PreTrainedModel:
 def _check_place(base: nn.Module, lora: SavedLora) -> None:
     """Refuse factors that have no place in the model, which PEFT overlooks."""
     names = {name for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
-    if lost := [layer.name for layer in lora.layers if layer.name not in names]:
-        raise UserError(f"{lora.title} does not fit the base model {type(base).__name__}, which has no layer {lost[0]}")
+    if missing := next((layer.name for layer in lora.layers if layer.name not in names), ""):
+        raise UserError(f"{lora.title} does not fit the base model {type(base).__name__}, which has no layer {missing}")
 
 
 def _check_unshared(base: nn.Module) -> None:

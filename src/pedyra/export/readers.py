@@ -21,13 +21,7 @@ from torch import Tensor
 from pedyra.errors import UserError
 from pedyra.export.destinations import destination
 from pedyra.lora.files import refuse_occupied, write_file, write_folder
-from pedyra.lora.folder import (
-    SavedLora,
-    active_adapter,
-    copy_processing,
-    save_lora,
-    saved_lora,
-)
+from pedyra.lora.folder import SavedLora, active_adapter, copy_processing, save_lora, saved_lora
 from pedyra.lora.layer import adapted_layers
 from pedyra.lora.layer_names import rank_fields
 from pedyra.lora.spelling import did_you_mean

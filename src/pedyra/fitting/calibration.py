@@ -26,14 +26,14 @@ from pedyra.lora.supported import check_supported, kind_of_module
 
 @dataclass(frozen=True)
 class Directions:
-    """A calibration has measured these directions of one layer."""
+    """The directions of one layer, as calibrated."""
 
     basis: Balance
     products: Float[Tensor, "blocks r r"]
-    """Each block of batches has a T K T^-1 of its loss: the diagonal is the slope of every direction's gate, and the
-    rest that of mixing one direction into another."""
+    """T K T^-1 of each block of batches: the diagonal is the slope of every direction's gate, and the rest that of
+    mixing one direction into another."""
     parameters: int
-    """One direction adds this number: a row of A and a column of B."""
+    """Of one direction: a row of A and a column of B."""
 
     @property
     def rank(self) -> int:
@@ -47,12 +47,12 @@ class Directions:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A calibration has measured the directions of all layers."""
+    """The directions of all layers, as calibrated."""
 
     layers: dict[str, Directions]
     samples: Float[Tensor, " blocks"]
     repairs: bool = True
-    """What is kept makes up for what is removed; without, directions stay as they are, as a benchmark compares them."""
+    """Whether what is kept makes up for what is removed."""
 
     def mixed(self, ranks: Mapping[str, int]) -> dict[str, Tensor]:
         """Return, for each layer, I + M `(k, k)` of its first `ranks[name]` directions, which make up for what is
@@ -87,21 +87,20 @@ def does_something(layer: Any, adapter: str = "default") -> bool:
 def calibrate(judge: Judge, batches: Iterable[Batch], *, adapter: str = "default") -> Calibration:
     """Send each batch forwards and backwards, in evaluation mode; no weight and no gradient of the model changes.
 
-    The processes of accelerate have other batches, as many each; all of them are given the same.
+    The processes of accelerate have other batches, as many each, and the same result.
 
     Raises:
         ValueError: fewer than two batches have a finite loss; a layer was not seen.
     """
-    called: set[str] = set()
-    gramians = gramians_of(judge, batches, adapter, called)
-    sums, samples = gramians.joined(gather_object)
+    gramians = gramians_of(judge, batches, adapter)
+    sums, samples = gramians.totals()
     if len(samples) < 2:
         total = sum(gather_object([gramians.batches]))
         raise UserError(
             f"{len(samples)} of {total} calibration batches have a finite loss, and it takes two; give more rows"
         )
     layers = lora_layers(judge.model, adapter)
-    _check_seen(sums, layers, adapter, set(gather_object([*called])))
+    _check_seen(sums, layers, adapter, set(gather_object([*gramians.active])))
     result = {}
     for name, module in layers.items():
         P, Q, K, tokens = sums[name]
@@ -111,22 +110,12 @@ def calibrate(judge: Judge, batches: Iterable[Batch], *, adapter: str = "default
     return Calibration(result, samples)
 
 
-def gramians_of(
-    judge: Judge, batches: Iterable[Batch], adapter: str = "default", called: set[str] | None = None
-) -> Gramians:
-    """Send each batch forwards and backwards, and sum what the slots of all layers see.
-
-    Args:
-        called: it gets the layers that were called.
-    """
+def gramians_of(judge: Judge, batches: Iterable[Batch], adapter: str = "default") -> Gramians:
+    """Send each batch forwards and backwards, and sum what the slots of all layers see."""
     slots = {name: module.lora_A[adapter] for name, module in lora_layers(judge.model, adapter).items()}
     gramians = Gramians({name: slot.weight for name, slot in slots.items()})
     unpack(judge.model)
-    with (
-        evaluating(judge.model, checkpointing=True),
-        frozen(judge.model),
-        _reading(slots, gramians, set() if called is None else called),
-    ):
+    with evaluating(judge.model, checkpointing=True), frozen(judge.model), _reading(slots, gramians):
         for batch in batches:
             value = judge.trained_loss(batch)
             if value.requires_grad:
@@ -152,12 +141,12 @@ def seconds_a_batch(judge: Judge, trained: Batch, heldout: Batch, adapter: str =
     return second(lambda: gramians_of(judge, [trained], adapter)), second(lambda: [*judge.losses([heldout], whole, [])])
 
 
-def _check_seen(sums: Mapping[str, Sums], layers: Mapping[str, Any], adapter: str, called: set[str]) -> None:
+def _check_seen(sums: Mapping[str, Sums], layers: Mapping[str, Any], adapter: str, active: set[str]) -> None:
     """Raise ValueError for a layer that does something and was not measured: its directions would seem worthless."""
     for name, module in layers.items():
         if sums[name].tokens or not does_something(module, adapter):
             continue
-        if name in called:
+        if name in active:
             raise UserError(
                 f"no gradient reached {name} in the calibration, although its adapter is not zero, so what its "
                 f"directions are worth is unknown: the loss does not depend on it, or what computes it cuts the "
@@ -171,8 +160,8 @@ def _check_seen(sums: Mapping[str, Sums], layers: Mapping[str, Any], adapter: st
 
 
 @contextmanager
-def _reading(slots: Mapping[str, nn.Module], gramians: Gramians, called: set[str]) -> Iterator[None]:
-    """While it lasts, what the A slots give is a leaf of the graph, and is seen with its gradient."""
+def _reading(slots: Mapping[str, nn.Module], gramians: Gramians) -> Iterator[None]:
+    """While it lasts, the output of each A slot and its gradient are summed."""
 
     def reader(name: str) -> Callable[..., Tensor]:
         observe = gramians.observer(name)
@@ -180,7 +169,7 @@ def _reading(slots: Mapping[str, nn.Module], gramians: Gramians, called: set[str
         def read(module: nn.Module, args: tuple[Any, ...], h: Tensor) -> Tensor:
             if not torch.is_grad_enabled():
                 return h
-            called.add(name)
+            gramians.active.add(name)
             if not h.requires_grad:
                 h = h.detach().requires_grad_()
             activation = h.detach()  # a hook that held h itself would keep it alive

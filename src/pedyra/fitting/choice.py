@@ -1,10 +1,10 @@
-"""There are several cuts of one size, and the one that says most nearly what the whole adapter says is taken.
+"""Of several cuts of one size the one is chosen whose answers are nearest to those of the whole adapter.
 
 Slopes come from few rows, and a repair that fits them may do harm on others: of an adapter of four classes three
 calibrations made cuts to rank 2 that cost +0.78, +0.11 and +0.03, where singular values cost +0.06. And one rank for
 all layers may leave out a direction that one layer cannot do without: there the pooler needs three. So the cuts of a
-size are compared on rows that calibrated nothing, which costs forward passes alone, and only the one that is taken is
-held to the tolerance on held-out rows.
+size are compared on rows that calibrated nothing, which costs forward passes alone, and only the chosen one is compared
+with the tolerance on held-out rows.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ from pedyra.fitting.modes import evaluating
 from pedyra.fitting.sizes import Candidate, Ranks, of_rank, predicted_increase, size, whole
 
 CHOOSING = 16
-"""At most this number of batches choose, and at most a quarter of those that would calibrate. They calibrate nothing,
-since a repair is always good on the rows that it was made from."""
+"""At most this number of batches choose among cuts, and at most a quarter of those that would calibrate. They calibrate
+nothing, since a repair is always good on the rows that it was made from."""
 NEGLIGIBLE = 0.005
 """A cut whose answers are no further than this from the whole adapter's, in nats an answer, is taken without a look at
 others: none of them can be better by more."""
 STANDS_OUT = 10
-"""A direction stays beyond the rank that was asked if it is worth a tenth of all that the cut removes, and ten times
-the mean of what it removes."""
+"""A direction beyond the rank stays if it is worth a tenth of all that the cut removes, and ten times their mean."""
 WORTH_MORE = 0.5
 """Mixed ranks have more parameters, so they are taken where they leave at most this part of the divergence."""
 
@@ -85,7 +84,7 @@ class Choice:
 
     Args:
         batches: rows that have calibrated nothing; without any, the calibration's own cut is taken.
-        mixed: layers may keep more than the rank that was asked.
+        mixed: layers may keep more than the rank.
         without: these layers keep nothing.
     """
 
@@ -148,10 +147,9 @@ class Choice:
         cuts = [as_it_is, *(partial(cut_to, model, self.factors(each), self._adapter) for each in candidates)]
         own: list[tuple[list[float], float]] = []
         for batch in self._batches:
-            answered = [self._judge.answering(cut)(batch) for cut in cuts]
-            first = answered[0]
+            first, *others = (self._judge.answering(cut)(batch) for cut in cuts)
             if first is not None:
-                values_of = [divergences(each.values, first.values) for each in answered[1:] if each is not None]
+                values_of = [divergences(each.values, first.values) for each in others if each is not None]
                 values, weight = [float(each.mean()) for each in values_of], float(len(first.values))
             else:
                 values, weight = self._rises(batch, cuts), self._judge.samples(batch)

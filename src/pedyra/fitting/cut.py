@@ -27,9 +27,9 @@ from pedyra.lora.layer_names import rank_fields, whole_number
 Factors = dict[str, tuple[Tensor, Tensor]]
 """Layer -> A `(r, in)` and B `(out, r)`; a layer of rank 0 adds nothing."""
 FIT_RECORD = "pedyra_fit.json"
-"""It lies beside the adapter: how it was chosen, and by how much the loss rises."""
+"""The file beside the adapter that says how it was chosen, and by how much the loss rises."""
 CURVE = "pedyra_fit_curve.jsonl"
-"""It lies beside the adapter: one row for each size that was measured."""
+"""The file beside the adapter that has a row for each size that was measured."""
 
 
 def cut(
@@ -64,13 +64,12 @@ def cut_factors(
 
 @contextmanager
 def cut_to(
-    model: nn.Module, factors: Factors, adapter: str = "default", read: set[str] | None = None
+    model: nn.Module, factors: Factors, adapter: str = "default", readers: set[str] | None = None
 ) -> Iterator[None]:
-    """While it lasts, the model is in evaluation mode, and each layer adds what these factors give; those of the
-    adapter stay as they are.
+    """While it lasts, the model is in evaluation mode, and each layer has these factors in place of its own.
 
     Args:
-        read: gets the layers that took them. One that keeps what it computed of its weights earlier does not.
+        readers: gets the layers that read them. One that keeps what it computed of its weights earlier does not.
     """
     layers = lora_layers(model, adapter)
     own = {name: (layer.lora_A[adapter], layer.lora_B[adapter]) for name, layer in layers.items()}
@@ -83,8 +82,8 @@ def cut_to(
         finally:
             for name, layer in layers.items():
                 layer.lora_A[adapter], layer.lora_B[adapter] = own[name]
-            if read is not None:
-                read.update(name for name, pair in slots.items() if all(slot.was_read for slot in pair))
+            if readers is not None:
+                readers.update(name for name, pair in slots.items() if all(slot.was_read for slot in pair))
 
 
 class _Slot(BFactor):
@@ -102,12 +101,12 @@ class _Slot(BFactor):
         return super().__getattr__(name)
 
 
-def check_read(model: nn.Module, ranks: Mapping[str, int], read: Collection[str], adapter: str = "default") -> None:
+def check_read(model: nn.Module, ranks: Mapping[str, int], readers: Collection[str], adapter: str = "default") -> None:
     """Raise ValueError for a layer that does something and was cut to fewer directions than it has, and whose smaller
     factors nothing read on any held-out row: its cost would be reported as nothing."""
     for name, layer in lora_layers(model, adapter).items():
         smaller = ranks[name] < len(layer.lora_A[adapter].weight)
-        if smaller and name not in read and does_something(layer, adapter):
+        if smaller and name not in readers and does_something(layer, adapter):
             raise UserError(
                 f"{name} was cut, and nothing read its smaller factors on the held-out rows, so what that costs is "
                 f"unknown: it goes on with weights that were computed or captured before, or no held-out token "

@@ -34,41 +34,34 @@ from pedyra.fitting.verdict import Tolerance, verdict
 logger = logging.getLogger(__name__)
 
 PLAIN_BASE = "the base model"
-"""The base is called so where the adapter is only switched off."""
+"""The name of the base model, which is the live one with the adapter switched off."""
 Base = tuple[Cut, str]
-"""The first makes the model the one that what was won is counted from, and the second names it."""
+"""A context manager that makes the live model the one from which the gain is counted, and the name of that model."""
 CALIBRATING = 1024
-"""At most this number of rows calibrate, where nothing else is asked, and at least as many prove."""
+"""By default at most this number of rows calibrate, and at least as many prove."""
 Shown = Literal["nothing", "estimate", "bar"]
-"""The screen shows the time that a fit takes: not at all, as an estimate beforehand, or with a bar as well."""
+"""What the screen shows of the time that a fit takes: nothing, an estimate beforehand, or a progress bar as well."""
 
 
 class NotWithin(UserError):
-    """No size that can be held where the adapter will be served is within the tolerance; the message says what the
-    largest of them costs."""
+    """No size that the destination takes is within the tolerance; the message says what the largest of them costs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """A fit takes these batches, on this process."""
+    """The batches of a fit, on this process."""
 
     calibration: Sequence[Batch]
-    """Gradients come from rows like those the adapter was trained on."""
+    """Of rows like those that the adapter was trained on."""
     heldout: Sequence[Batch]
-    """The proof needs rows that it was not trained on."""
+    """Of rows that it was not trained on."""
     unlabelled: bool = False
-    """Nothing says what is right."""
     name: str = ""
-    """The held-out rows are called so."""
+    """What the held-out rows are called."""
     counts: tuple[int, int] = (0, 0)
-    """Rows calibrate, and rows prove, in all processes."""
+    """How many rows calibrate, and how many prove, in all processes."""
     a_batch: int = 1
-    """All processes together have this number of held-out rows in a batch."""
-
-    def first(self, batches: int) -> Rows:
-        """Return the same with the first of the held-out batches."""
-        proving = min(self.counts[1], batches * self.a_batch)
-        return replace(self, heldout=self.heldout[:batches], counts=(self.counts[0], proving))
+    """Held-out rows in a batch of all processes together."""
 
     def __str__(self) -> str:
         calibrating, proving = self.counts
@@ -88,16 +81,13 @@ def fit_batches(
     """Find how small the LoRA of the judge's model may be. The model stays as it is. `pedyra.fit` is this with a
     Trainer.
 
-    The processes of accelerate hold other batches of the same rows, and all of them find the same. A held-out batch in
-    which nothing has a label (prompts that were cut before their completion) has no loss and is left out, in every
-    process.
+    The processes of accelerate hold other batches of the same rows, and have the same result. A held-out batch in which
+    nothing has a label (prompts that were cut before their completion) has no loss and is left out, in every process.
 
     Args:
-        place: the adapter will be served there: the ranks that it takes are asked, by default `ranks_below` of the
+        place: where the adapter will be served: the ranks that it takes are measured, by default `ranks_below` of the
             adapter's own, and a layer whose LoRA it leaves out keeps none.
-        base: what makes the model the one that what was won is counted from, and what it is called; by default the
-            adapter is switched off.
-        shown: on the screen: an estimate before the work begins, and a progress bar with it.
+        base: the model from which the gain is counted; by default the live one with the adapter switched off.
 
     Raises:
         NotWithin: the place does not take the whole adapter, and its largest rank is not within tolerance.
@@ -114,10 +104,10 @@ def fit_batches(
         )
     if batches < FEW:
         warnings.warn(f"there are {batches} batches of held-out rows, so the interval is wide; give more", stacklevel=3)
-    if request.share is not None:
+    if request.changed is not None:
         with evaluating(judge.model), torch.no_grad():
             if judge.answers(heldout[0]) is None:
-                raise UserError(f"changed is {request.share:.3g}; {NUMBERS}")
+                raise UserError(f"changed is {request.changed}; {NUMBERS}")
     fitting = _Fitting(judge, rows, request, adapter, place, base or (partial(disabled, judge.model), PLAIN_BASE))
     try:
         return fitting.run(shown)
@@ -128,7 +118,7 @@ def fit_batches(
 
 
 def check_labels(rows: Rows, request: FitRequest) -> None:
-    """Refuse a tolerance that rows without labels cannot tell: ValueError."""
+    """Refuse a tolerance of the loss or the accuracy for rows without labels: ValueError."""
     if rows.unlabelled and request.tolerance is not None:
         raise UserError(
             f"tolerance is {request}, and {rows.name} has no labels, which tell a loss and an accuracy; ask for a "
@@ -144,7 +134,7 @@ def labelled(judge: Judge, batches: Sequence[Batch]) -> list[Batch]:
 
 
 class _Fitting:
-    """A fit calibrates once, and keeps here what is asked of it again."""
+    """One calibration and its held-out rows, which answer for one tolerance after the other."""
 
     def __init__(
         self, judge: Judge, rows: Rows, request: FitRequest, adapter: str, place: Destination | None, base: Base
@@ -154,15 +144,15 @@ class _Fitting:
         layers = lora_layers(self.model, adapter)
         highest = max(len(layer.lora_A[adapter].weight) for layer in layers.values())
         self.ranks = ranks_below(highest) if place is None else ranks_at(place, highest)
-        lost = [] if place is None else place.dropped(layers)
-        self.dropped = [name for name in lost if does_something(layers[name], adapter)]
+        names = [] if place is None else place.dropped(layers)
+        self.dropped = [name for name in names if does_something(layers[name], adapter)]
         self.bar = tqdm(disable=True)
         self.step = 1.0
-        """A batch takes this number of seconds forwards and backwards."""
+        """Seconds that a batch takes forwards and backwards."""
         self.answers: dict[tuple[Any, ...], Answers] = defaultdict(Answers)
-        """Each size has answered these held-out batches."""
-        self.read: dict[tuple[Any, ...], set[str]] = defaultdict(set)
-        """Each size was read by these layers."""
+        """The answers of each size to the held-out batches."""
+        self.readers: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+        """The layers that have read the factors of each size."""
 
     def run(self, shown: Shown) -> Fit:
         began = time.perf_counter()
@@ -174,26 +164,26 @@ class _Fitting:
         self.gain, self.of_base = None, {}
         if not self.rows.unlabelled:
             self.bar.set_description("base model")
-            losses, self.of_base = self.heldout.losses(self.base)
-            self.gain = self.heldout.increase(losses)
+            comparison = self.heldout.comparison(self.base)
+            self.gain, self.of_base = comparison.rise, comparison.metrics
         self.factors = _sums(self.model, self.adapter)
         return self._result(self.request, began)
 
     def at(self, tolerance: Any = None, changed: Any = None) -> Fit:
         """Find the size for another tolerance, by the same calibration and the same held-out rows."""
         if _sums(self.model, self.adapter) != self.factors:
-            raise UserError("the live adapter is another one than was calibrated (applied, or trained on); fit it anew")
+            raise UserError("the live adapter has changed since its calibration (applied, or trained on); fit it anew")
         self.bar = tqdm(disable=True)
         return self._result(replace(self.request, tolerance=tolerance, changed=changed), time.perf_counter())
 
     def _with_default(self, request: FitRequest) -> tuple[FitRequest, str]:
-        """Return what is asked, and why where the user has not said it. Raises UserError: points without an accuracy,
-        a tolerance of rows without labels."""
+        """Return the request with its tolerance, and, where that is the default, the reason. Raises UserError: points
+        without an accuracy, a tolerance of rows without labels."""
         check_labels(self.rows, request)
-        if request.points is not None and self.heldout.correct is None:
+        if request.limit[1] == "accuracy" and self.heldout.correct is None:
             raise UserError(
                 f"tolerance is {request.tolerance}, and this task has no accuracy of rows; give a share of the answers "
-                f"(changed 2%), a part of what was won, such as 1%, or a Trainer whose compute_metrics returns the "
+                f"(changed 2%), a part of the gain, such as 1%, or a Trainer whose compute_metrics returns the "
                 f"accuracy"
             )
         if str(request):
@@ -207,7 +197,7 @@ class _Fitting:
 
     def _result(self, request: FitRequest, began: float) -> Fit:
         request, why = self._with_default(request)
-        limit = Tolerance(self.gain, request.part, request.points, request.share)
+        limit = Tolerance(self.gain, *request.limit)
         everything = self.choice.whole
         sizes = (self.choice.of_rank(rank) for rank in (self.ranks if request.rank is None else [request.rank]))
         chosen, candidates = self._search(everything, (each for each in sizes if each.ranks != everything.ranks), limit)
@@ -242,17 +232,17 @@ class _Fitting:
     def _search(
         self, everything: Candidate, sizes: Iterator[Candidate], limit: Tolerance
     ) -> tuple[Candidate, list[Candidate]]:
-        """Return the size that is taken, and those that were asked, each with what was found of it."""
+        """Return the size that is taken, and those that were asked, each with its measurement."""
 
         def smaller(each: Candidate) -> tuple[Cut, Answers]:
             key = _key(each)
             factors = self.choice.factors(each)
-            return partial(cut_to, self.model, factors, self.adapter, self.read[key]), self.answers[key]
+            return partial(cut_to, self.model, factors, self.adapter, self.readers[key]), self.answers[key]
 
         def ask(each: Candidate, part: float) -> Comparison:
             self.bar.set_description(f"rank {each.rank}, {each.share:.1%}")
             cut, earlier = smaller(each)
-            measure = self.heldout.compared if limit.changed is None else self.heldout.changed
+            measure = self.heldout.changes if limit.of == "answers" else self.heldout.comparison
             return measure(cut, part, earlier)
 
         chosen, candidates = everything, []
@@ -270,12 +260,12 @@ class _Fitting:
         if self.request.curve:
             candidates += [replace(each, proof=ask(each, 1.0)) for each in sizes]
         if candidates:
-            # Of what is taken all is told; of an adapter that is kept whole, what could be asked of the largest size.
+            # All is measured of the size that is taken, or, where the adapter is kept whole, of the largest size.
             place, heldout = 0 if chosen is everything else candidates.index(chosen), self.heldout
             each = candidates[place]
             candidates[place] = replace(each, proof=self._everything(each, *smaller(each), limit))
             chosen = everything if chosen is everything else candidates[place]
-            check_read(self.model, chosen.ranks, gather_object([*self.read[_key(chosen)]]), self.adapter)
+            check_read(self.model, chosen.ranks, gather_object([*self.readers[_key(chosen)]]), self.adapter)
             # The whole adapter comes before and after, so that a layer which keeps weights has those of another size.
             repeats = heldout.repeats() and (chosen is everything or heldout.repeats(*smaller(chosen)))
             if not (repeats and heldout.repeats()):
@@ -286,16 +276,16 @@ class _Fitting:
         return chosen, candidates
 
     def _everything(self, each: Candidate, cut: Cut, earlier: Answers, limit: Tolerance) -> Comparison | None:
-        """Measure the size on all rows, with what decides nothing beside it: its loss, and its answers."""
+        """Measure the loss and the answers of the size on all rows, whichever of them decides."""
         if each.proof is None:
             return None
         proof = Comparison(batches=self.heldout.batches)
         if not self.rows.unlabelled:
-            proof = self.heldout.compared(cut, 1.0, earlier)
-        if self.judge.writes or limit.changed is None:
-            answers = self.heldout.beside(cut)
+            proof = self.heldout.comparison(cut, 1.0, earlier)
+        if self.judge.writes or limit.of != "answers":
+            answers = self.heldout.answers(cut)
             return replace(proof, changed=answers.changed, per_token=answers.per_token)
-        return replace(proof, changed=self.heldout.changed(cut, 1.0, earlier).changed)
+        return replace(proof, changed=self.heldout.changes(cut, 1.0, earlier).changed)
 
     def _choice_of_cuts(self) -> Choice:
         self.bar.set_description("calibration")
@@ -316,14 +306,16 @@ class _Fitting:
             self.bar.update()
 
     def _estimate(self, shown: Shown) -> None:
-        """Tell how long it takes at most, by one batch of each kind, without the held-out rows that would take one
-        model longer than the calibration."""
+        """Say how long the fit takes at most, by one batch of each kind. Where no number of rows was asked, held-out
+        rows that would take one model longer than the calibration are left out."""
         calibration = len(self.rows.calibration)
         one, other = self.rows.calibration[0], self.rows.heldout[0]
         calibrated, evaluated = seconds_a_batch(self.judge, one, other, self.adapter)
         if self.request.rows is None:
             most = max(CALIBRATING // self.rows.a_batch, int(calibration * calibrated / max(evaluated, 1e-9)))
-            self.rows = self.rows.first(min(gather_object([most])))
+            batches, (calibrating, proving) = min(gather_object([most])), self.rows.counts
+            counts = calibrating, min(proving, batches * self.rows.a_batch)
+            self.rows = replace(self.rows, heldout=self.rows.heldout[:batches], counts=counts)
         heldout = len(self.rows.heldout)
         sizes = 1 if self.request.rank is not None else len(self.ranks)
         chosen = PASSES * self._apart() * evaluated
@@ -347,7 +339,7 @@ class _Fitting:
 
 
 def _refusal(largest: str, candidates: Sequence[Candidate], limit: Tolerance, measure: str) -> str:
-    """Say what the largest size that the place takes costs, and what can be asked instead."""
+    """Say what the largest size that the place takes costs, and what the user can do."""
     message, name = f"{largest} is the largest that the place takes, and", "name the rank to take it whatever it does"
     if (gain := limit.gain) is not None and not limit.learned:
         return (
@@ -355,10 +347,9 @@ def _refusal(largest: str, candidates: Sequence[Candidate], limit: Tolerance, me
             f"{gain.error:.2g}), so nothing tells whether that is enough; give more rows, or {name}"
         )
     comparison = candidates[0].proof
-    assert comparison is not None, "what can be told of a tolerance is asked of the largest size"
-    allowed = f"{limit}{' of the answers' if limit.changed is not None else ' of the accuracy' if limit.points else ''}"
-    allowed = f"{limit.loss:.3g}" if limit.of_loss else allowed
-    cost = f"{limit.says(comparison, measure)} ± {limit.estimate(comparison)[1]:.2g}"
+    assert comparison is not None, "the largest size is always measured"
+    allowed = f"{limit.loss:.3g}" if limit.of == "gain" else f"{limit} of the {limit.of}"
+    cost = f"{limit.says(comparison, measure)} ± {limit.estimate(comparison).error:.2g}"
     return (
         f"{message} with it {cost}, which is not within the tolerance of {allowed}; give a larger tolerance or more "
         f"rows, or {name}"

@@ -4,68 +4,69 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from accelerate.utils import gather_object
 from jaxtyping import Float
 from torch import Tensor
 
 BLOCKS = 128
-"""The slopes of this number of batches, or more, are kept one by one. Beyond it neighbours are put together, so that
-memory does not grow with them. Ranks above 32 keep fewer, in the same memory, but never below `FEWEST_BLOCKS`."""
+"""The slopes of so many batches, up to twice as many, are kept one by one. Beyond it neighbours are put together, so
+that memory does not grow with them. Ranks above 32 keep fewer, in the same memory, but at least `FEWEST_BLOCKS`."""
 FEWEST_BLOCKS = 16
 
 
 class Sums(NamedTuple):
-    """One layer sums these over all batches, with h and g as in `pedyra.fitting.balance`."""
+    """The sums of one layer over all batches, with h and g as in `pedyra.fitting.balance`."""
 
     P: Float[Tensor, "r r"]
-    """P sums h h^T over the tokens whose gradient is not zero: padding has none."""
+    """Of h h^T over the tokens whose gradient is not zero: padding has none."""
     Q: Float[Tensor, "r r"]
-    """Q sums g g^T over them, g of the loss of one sample."""
+    """Of g g^T over them, g of the loss of one sample."""
     K: Float[Tensor, "blocks r r"]
-    """K sums h g^T in each block, of the mean loss over its samples."""
+    """Of h g^T in each block, g of the mean loss over its samples."""
     tokens: float
 
 
 @dataclass
 class _Running:
-    """The same sums of one layer grow here, in float32, on its device."""
+    """The same sums of one layer as they grow, in float32, on its device."""
 
     P: Tensor
     Q: Tensor
     tokens: Tensor
     K: list[Tensor] = field(default_factory=list)
     batch: list[Tensor] = field(default_factory=list)
-    """P, Q, K and tokens of the batch that is not complete add up here, call by call of the layer."""
+    """P, Q, K and tokens of the present batch, which add up call by call of the layer."""
 
 
 class Gramians:
-    """The sums of every layer are kept here: `observer` sees the tokens of a batch, `close` ends it. Nothing waits for
-    the device.
+    """The sums of every layer: `observer` sees the tokens of a batch, `close` ends it. Nothing waits for the device.
 
     Memory is 2 r^2 a layer, and r^2 for every block: a batch, or a few batches together where there are many.
 
     Args:
         factors: layer -> its A `(r, in)`, on whose device its sums are.
-        blocks: how many are kept at least; by default `BLOCKS`, and fewer of high ranks.
     """
 
-    def __init__(self, factors: Mapping[str, Tensor], blocks: int | None = None) -> None:
+    def __init__(self, factors: Mapping[str, Tensor]) -> None:
         high = max(32, *map(len, factors.values()))
-        self._most = 2 * (blocks or max(FEWEST_BLOCKS, BLOCKS * 32**2 // high**2))
+        self._most = 2 * max(FEWEST_BLOCKS, BLOCKS * 32**2 // high**2)
         self._layers: dict[str, _Running] = {}
         for name, A in factors.items():
             empty = torch.zeros(len(A), len(A), device=A.device)
             self._layers[name] = _Running(empty, empty.clone(), torch.zeros((), device=A.device))
         self._samples: list[Tensor] = []
-        """Each block has a number; 0 where nothing in it counts."""
+        """Of each block; 0 where nothing in it counts."""
         self.batches = 0
-        """Closed batches are counted, with those that count for nothing."""
+        """Closed batches, also those that count for nothing."""
+        self.active: set[str] = set()
+        """The layers that were called with gradients."""
 
     def observer(self, name: str) -> Callable[[Tensor, Tensor], None]:
-        """Return what is given h `(..., r)` and g `(..., r)`, of the loss that is differentiated, of each call of a
-        layer."""
+        """Return the function that takes h `(..., r)` of a call of this layer, and g `(..., r)` of the loss that is
+        differentiated."""
         running = self._layers[name]
 
         def observe(h: Tensor, g: Tensor) -> None:
@@ -113,18 +114,15 @@ class Gramians:
             running.K = list((pairs * weights[..., None, None]).sum(1).unbind())
         self._samples = list(both.unbind())
 
-    def joined(self, join: Callable[[list[Any]], list[Any]] = list) -> tuple[dict[str, Sums], Float[Tensor, " blocks"]]:
-        """Return the sums of all layers and the samples of each block that counts, on the CPU. Waits for the device.
-
-        Args:
-            join: it joins the lists of processes that saw other batches; all of them are given the same.
-        """
+    def totals(self) -> tuple[dict[str, Sums], Float[Tensor, " blocks"]]:
+        """Return the sums of all layers and the samples of each block that counts, on the CPU, of all processes, which
+        saw other batches. Waits for the device."""
         samples = torch.stack(self._samples).cpu()
         own = {
             name: Sums(each.P.cpu(), each.Q.cpu(), torch.stack(each.K).cpu()[samples > 0], float(each.tokens))
             for name, each in self._layers.items()
         }
-        every = join([(own, samples[samples > 0].double())])
+        every = gather_object([(own, samples[samples > 0].double())])
         sums = {}
         for name in own:
             P, Q, K, tokens = zip(*(each[name] for each, _ in every), strict=True)

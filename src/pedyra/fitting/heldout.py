@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pedyra.errors import UserError
 from pedyra.fitting.judge import Answer, Batch, Cut, Judge, Predictions
-from pedyra.fitting.logits import NUMBERS, Logits, RowAnswers, by_row, compared_rows, per_token, share_of
+from pedyra.fitting.logits import NUMBERS, Logits, RowAnswers, by_row, per_token, row_answers, share_of
 from pedyra.fitting.modes import evaluating
 from pedyra.fitting.paired import Increase, Pairs, paired
 from pedyra.fitting.share import Share
@@ -22,29 +22,28 @@ Metrics = dict[str, float]
 """Name of a metric of the task -> its value."""
 REPEATED = 1e-3
 """The same model may give a loss that differs by this part, as half precision rounds on a GPU."""
-Counted = Callable[[Iterable[Any]], Iterable[Any]]
-"""It passes items on, and tells each as a batch that is done."""
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+"""It yields the same items, and counts each as a batch that is done."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A smaller adapter was compared with the whole one, on the same held-out rows."""
+    """A smaller adapter beside the whole one, on the same held-out rows; None stands for what was not measured."""
 
     rise: Increase | None = None
-    """The loss rises by this; None where it was not asked."""
+    """The rise of the loss."""
     pairs: Pairs | None = None
-    """Rows are counted that one has right and the other wrong; None where the task has no accuracy of rows."""
+    """The rows that one has right and the other wrong; None where the task has no accuracy of rows."""
     metrics: Metrics = field(default_factory=dict)
-    """The task's metrics are those of the smaller adapter; empty where it has none."""
+    """The task's metrics of the smaller adapter; empty where the task has none."""
     changed: Share | None = None
-    """This share of the answers is another one; None where it was not asked."""
+    """The share of the answers that differ."""
     per_token: tuple[Increase, Increase] | None = None
     """The mean divergence a token, and the share of the same top token; None where the answers are no tokens."""
     batches: int = 0
-    """It was measured on this number."""
 
     def row(self) -> dict[str, Any]:
-        """Return what was told of the answers as fields of a row."""
+        """Return the measurements of the answers as fields of a row."""
         row: dict[str, Any] = {}
         if self.changed is not None:
             row |= {"changed": self.changed.mean, "changed_interval": [*self.changed.interval()]}
@@ -55,7 +54,7 @@ class Comparison:
         return row
 
     def lines(self) -> list[str]:
-        """Write what was told of the answers; of tokens in the words of llama.cpp."""
+        """Write the measurements of the answers; of tokens in the words of llama.cpp."""
         lines = []
         if (share := self.changed) is not None:
             what = "next tokens" if self.per_token else "rows"
@@ -72,29 +71,25 @@ class Comparison:
 
 @dataclass
 class Answers:
-    """One model has answered the first batches of this process so far."""
+    """The answers of one model to the first batches of this process, as many as were asked so far."""
 
     losses: list[float] = field(default_factory=list)
     predictions: Predictions = field(default_factory=list)
     rows: list[list[RowAnswers]] = field(default_factory=list)
-    """Each batch that was compared has its rows."""
+    """Of each batch that was compared."""
     heights: list[float] = field(default_factory=list)
-    """The top answer of each such batch has this mean logit."""
+    """The mean logit of the top answers of each such batch."""
 
 
 def answers_beside(whole: Answer, smaller: Answer, batches: Iterable[Batch], writes: bool) -> Comparison:
-    """Compare two models' answers by their logits too. Each batch of this process is answered by both, so that no
-    logits are kept. Empty where a model gives no answers.
-
-    Args:
-        writes: the answers are tokens.
-    """
+    """Compare two models' answers, and their logits where these are of tokens (`writes`). Each batch of this process is
+    answered by both, so that no logits are kept. Empty where a model gives no answers."""
     result: list[RowAnswers] = []
     for batch in batches:
         both = [answer(batch) for answer in (whole, smaller)]
         if both[0] is None or both[1] is None:
             return Comparison()
-        result += compared_rows(both[0], both[1])
+        result += row_answers(both[0], both[1])
     result = gather_object(result)
     return Comparison(changed=share_of(result), per_token=per_token(result) if writes else None)
 
@@ -104,19 +99,19 @@ def _height(values: Tensor) -> float:
 
 
 class HeldOut:
-    """The whole adapter has answered these held-out batches of this process."""
+    """The held-out batches of this process, and the answers of the whole adapter to them."""
 
-    def __init__(self, judge: Judge, batches: Sequence[Batch], counted: Counted) -> None:
-        self._judge, self._batches, self._counted = judge, batches, counted
+    def __init__(self, judge: Judge, batches: Sequence[Batch], progress: Progress) -> None:
+        self._judge, self._batches, self._progress = judge, batches, progress
         self._weights = [judge.samples(batch) for batch in batches]
         answers = Answers()
         self._ask(judge.whole, partial(evaluating, judge.model), answers, len(batches))
         self._answers, self._whole = answers, answers.losses
         self.metrics, self.correct = self._metrics_of(answers)
         self.batches = len(gather_object(answers.losses))
-        """All processes together have this number."""
+        """Of all processes together."""
         self._top: list[Tensor] = []
-        """The whole adapter's answers to each batch are these, once they were asked."""
+        """The whole adapter's answers to each batch, once they were asked."""
 
     @property
     def whole(self) -> list[float]:
@@ -128,12 +123,12 @@ class HeldOut:
         """Return the samples of each batch, by which it counts."""
         return gather_object(self._weights)
 
-    def compared(self, cut: Cut, part: float = 1.0, answers: Answers | None = None) -> Comparison:
+    def comparison(self, cut: Cut, part: float = 1.0, answers: Answers | None = None) -> Comparison:
         """Compare the model that `cut` makes with the whole adapter, on the first rows of the held-out ones.
 
         Args:
-            part: of the rows that are asked; metrics are of all of them.
-            answers: those of an earlier call for the same model, which are gone on from.
+            part: the part of the rows that is measured; there are metrics where it is 1.
+            answers: those of an earlier call for the same model, to which this one adds the rest.
         """
         answers = Answers() if answers is None else answers
         self._ask(self._judge.losses, cut, answers, max(1, round(part * len(self._batches))))
@@ -145,14 +140,9 @@ class HeldOut:
         pairs = None if correct is None or self.correct is None else Pairs.of(self.correct, correct)
         return Comparison(rise, pairs, metrics, batches=rise.batches)
 
-    def changed(self, cut: Cut, part: float = 1.0, answers: Answers | None = None) -> Comparison:
-        """Count the answers that are others than the whole adapter's, whose own are kept and no logits of them.
-
-        Args: as of `compared`.
-
-        Raises:
-            UserError: the judge's model gives no answers.
-        """
+    def changes(self, cut: Cut, part: float = 1.0, answers: Answers | None = None) -> Comparison:
+        """Count the answers that differ from the whole adapter's, of which no logits are kept; arguments as of
+        `comparison`. Raises UserError: the judge's model gives no answers."""
         if not self._top:
             for values, _ in self._logits(partial(evaluating, self._judge.model)):
                 self._top.append(values.argmax(-1).cpu())
@@ -165,56 +155,41 @@ class HeldOut:
         batches = gather_object(answers.rows[:count])
         return Comparison(changed=share_of([row for rows in batches for row in rows]), batches=len(batches))
 
-    def beside(self, cut: Cut) -> Comparison:
+    def answers(self, cut: Cut) -> Comparison:
         """Compare all answers with the whole adapter's, as `answers_beside` does."""
         both = [self._judge.answering(using) for using in (partial(evaluating, self._judge.model), cut)]
-        return answers_beside(both[0], both[1], self._counted(self._batches), self._judge.writes)
+        return answers_beside(both[0], both[1], self._progress(self._batches), self._judge.writes)
 
     def _logits(self, cut: Cut, first: int = 0, last: int | None = None) -> Iterator[Logits]:
         """Yield what the model that `cut` makes answers to these batches."""
         with cut(), torch.no_grad():
-            for batch in self._counted(self._batches[first:last]):
-                if (answered := self._judge.answers(batch)) is None:
+            for batch in self._progress(self._batches[first:last]):
+                if (logits := self._judge.answers(batch)) is None:
                     raise UserError(NUMBERS)
-                yield answered
-
-    def losses(self, cut: Cut) -> tuple[list[float], Metrics]:
-        """Return the loss of each batch of all processes with the model that `cut` makes, and its metrics."""
-        answers = Answers()
-        self._ask(self._judge.losses, cut, answers, len(self._batches))
-        return gather_object(answers.losses), self._metrics_of(answers)[0]
+                yield logits
 
     def repeats(self, cut: Cut | None = None, answers: Answers | None = None) -> bool:
-        """Tell whether the model that `cut` makes, by default the whole adapter, says of the first batch what it said
-        before, in every process: a layer that keeps weights of another size does not.
-
-        Args:
-            answers: what the model said before.
-        """
+        """Tell whether the model that `cut` makes, by default the whole adapter, gives the first batch its earlier
+        `answers` again, in every process: a layer that keeps weights of another size does not."""
         losses_of = self._judge.whole if cut is None else self._judge.losses
         using, again, earlier = cut or partial(evaluating, self._judge.model), Answers(), answers or self._answers
         if earlier.heights:  # rows without labels have no loss to go by
-            again.heights += [_height(values) for values, _ in self._logits(using, 0, 1)]
+            now, before = [_height(values) for values, _ in self._logits(using, 0, 1)], earlier.heights
         else:
             self._ask(losses_of, using, again, 1)
-        same = True
-        for now, before in ((again.losses, earlier.losses), (again.heights, earlier.heights)):
-            noise = REPEATED * sum(map(abs, before)) / max(1, len(before))
-            same = same and all(abs(x - y) <= noise for x, y in zip(now, before, strict=False))
+            now, before = again.losses, earlier.losses
+        noise = REPEATED * sum(map(abs, before)) / max(1, len(before))
+        same = all(abs(x - y) <= noise for x, y in zip(now, before, strict=False))
         return all(gather_object([same]))
 
-    def increase(self, losses: Sequence[float]) -> Increase:
-        """Return by how much these losses of the batches are above those of the whole adapter."""
-        return paired(self.whole, losses, self.weights)
-
     def _ask(self, losses_of: Callable[..., Iterable[float]], cut: Cut, answers: Answers, count: int) -> None:
-        """Have the model answer the first `count` batches of this process, those aside that it has answered."""
+        """Have the model answer the first `count` batches of this process, but for those that it has answered."""
         batches = self._batches[len(answers.losses) : count]
         if batches:
-            answers.losses += self._counted(losses_of(batches, cut, answers.predictions))
+            answers.losses += self._progress(losses_of(batches, cut, answers.predictions))
 
     def _metrics_of(self, answers: Answers) -> tuple[Metrics, list[bool] | None]:
-        """Return the metrics of all rows, and which of them are right."""
+        """Return the metrics of all rows, and whether each row is right."""
         predictions = gather_object(answers.predictions)
         metrics = self._judge.metrics(predictions)
         return metrics, self._judge.correct(predictions, metrics)

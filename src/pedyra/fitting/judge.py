@@ -1,4 +1,4 @@
-"""A model is judged on a batch by the loss that was trained, or by what it says of it."""
+"""A judge measures a model on a batch: by the loss that was trained, or by the divergence of its answers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pedyra.fitting.modes import evaluating
 
 Batch = Mapping[str, Any]
 Cut = Callable[[], AbstractContextManager[None]]
-"""While it lasts, the live model is the one that is judged: the whole adapter, a smaller one, none."""
+"""Makes the context in which the live model is the one to be measured: with the whole adapter, a smaller one, none."""
 Loss = Callable[[nn.Module, Batch], Tensor]
-"""It gives the mean loss of a batch, `()`."""
+"""Gives the mean loss of a batch, `()`."""
 Answer = Callable[[Batch], Logits | None]
-"""It gives the model's answers to a batch."""
+"""Gives the model's answers to a batch."""
 Predictions = list[Any]
-"""Each batch adds one, in the form that `Judge.metrics` takes."""
+"""One for each batch, in the form that `Judge.metrics` takes."""
 
 
 def model_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -31,16 +31,12 @@ def model_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 class Judge:
-    """A model is judged by a loss.
-
-    Args:
-        loss: of a batch, whatever was trained.
-    """
+    """Measures a model by its loss."""
 
     loss_scale = 1.0
     """The loss that is differentiated is multiplied by this."""
     measure = "loss"
-    """A result names what rises by this."""
+    """The name of the loss in a report."""
 
     def __init__(self, model: Any, loss: Loss = model_loss) -> None:
         self.model, self._loss = model, loss
@@ -59,11 +55,11 @@ class Judge:
         return float(next(rows, 1))
 
     def answers(self, batch: Batch) -> Logits | None:
-        """Answer a batch with the model as it is; None where it gives no answers that are the same or not."""
+        """Answer a batch with the model as it is; None where its output is no choice among answers."""
         return None
 
     def answering(self, using: Cut) -> Answer:
-        """Return what answers a batch with the model that `using` makes."""
+        """Return the function that answers a batch with the model that `using` makes."""
 
         def answer(batch: Batch) -> Logits | None:
             with using(), torch.no_grad():
@@ -77,14 +73,14 @@ class Judge:
         return writes(self.model)
 
     def whole(self, batches: Sequence[Batch], cut: Cut, predictions: Predictions | None = None) -> Iterator[float]:
-        """Yield the loss of each batch with the whole adapter, which others are compared with."""
+        """Yield the loss of each batch with the whole adapter, the reference."""
         yield from self.losses(batches, cut, predictions)
 
     def losses(self, batches: Sequence[Batch], cut: Cut, predictions: Predictions | None = None) -> Iterator[float]:
         """Yield the loss of each batch with the model that `cut` makes. Every pass draws the same random numbers.
 
         Args:
-            predictions: is given what `metrics` takes.
+            predictions: gets the prediction of each batch, for `metrics`.
         """
         torch.manual_seed(0)
         with cut(), torch.no_grad():
@@ -102,12 +98,8 @@ class Judge:
 
 
 class DivergenceJudge(Judge):
-    """Judges by how far the model's outputs are from those of the whole adapter, where the trained loss is a surrogate
-    that says nothing about held-out rows: the mean of KL(whole || cut) over the tokens of the batch.
-
-    Args:
-        answer: how the model answers a batch.
-    """
+    """Measures how far the model's answers are from those of the whole adapter, where the trained loss is a surrogate
+    that says nothing about held-out rows: the mean of KL(whole || cut) over the answers of the batch."""
 
     measure = "divergence from the whole adapter"
 
@@ -119,10 +111,10 @@ class DivergenceJudge(Judge):
         return self._answer(batch)
 
     def _values(self, batch: Batch) -> Tensor:
-        answered = self._answer(batch)
-        if answered is None:
+        logits = self._answer(batch)
+        if logits is None:
             raise UserError(NUMBERS)
-        return answered.values
+        return logits.values
 
     def trained_loss(self, batch: Batch) -> Tensor:
         """Return minus the log-likelihood of what the whole adapter itself would say, drawn at random: the second

@@ -13,38 +13,34 @@ from pedyra.fitting.paired import Increase, paired
 from pedyra.fitting.share import Share
 
 CHUNK = 256
-"""Divergences are taken of this number of answers at once: a vocabulary of 150,000 in float32 is 0.15 GB then."""
+"""Answers whose divergence is computed at once: with a vocabulary of 150,000 they are 0.15 GB in float32."""
 NUMBERS = (
     "an answer is a class of a row or the next token of a text, and this model gives numbers (a regression, a reward) "
-    "or no logits, of which no share changes; ask for a part of what was won (1%)"
+    "or no logits, of which no share changes; ask for a part of the gain (1%)"
 )
-"""A refusal says this."""
 
 
 class Logits(NamedTuple):
-    """A model has answered a batch."""
+    """The answers of a model to a batch."""
 
     values: Float[Tensor, "answers choices"]
     rows: Int[Tensor, " answers"]
-    """Each answer belongs to this row of the batch."""
+    """The row of the batch to which each answer belongs."""
 
 
 class RowAnswers(NamedTuple):
-    """Two models have answered a row."""
+    """The answers of two models to a row."""
 
     answers: int
     changed: int
-    """This number of answers differ."""
+    """How many of them differ."""
     divergence: float
     """The sum of KL(whole || smaller) over the answers; 0 where it was not measured."""
 
 
 def shifts(model: Any) -> bool:
     """Tell whether labels are the tokens themselves, each predicted from those before it, so that none predicts the
-    first.
-
-    So it is of models that write, but for those whose decoder is given the labels one place later.
-    """
+    first: in language models, but for those whose decoder is given the labels one place later."""
     return writes(model) and not getattr(model.config, "is_encoder_decoder", False)
 
 
@@ -92,7 +88,7 @@ def by_row(
     return [RowAnswers(answers, round(differ), total) for answers, differ, total in table if answers]
 
 
-def compared_rows(whole: Logits, smaller: Logits) -> list[RowAnswers]:
+def row_answers(whole: Logits, smaller: Logits) -> list[RowAnswers]:
     """Compare two models' answers to the same batch."""
     changed = smaller.values.argmax(-1) != whole.values.argmax(-1)
     return by_row(whole.rows, changed, divergences(smaller.values, whole.values))

@@ -16,7 +16,7 @@ def evaluating(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
     """While it lasts, the model is in evaluation mode.
 
     Args:
-        checkpointing: layers that were told to checkpoint their activations go on to do so, so that a backward pass
+        checkpointing: layers that checkpoint their activations in training go on to do so, so that a backward pass
             needs no more memory than training did. transformers asks their own `training` for it; all that is inside
             of them is in evaluation mode. The few that drop out in their own forward (BART, OPT, Falcon) do so then,
             which adds noise to the directions and none to the proof.

@@ -1,4 +1,4 @@
-"""Two models differ on the same rows by so much: in their losses batch by batch, in their answers row by row."""
+"""The difference of two models on the same rows: in their losses batch by batch, in their accuracy row by row."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import NamedTuple
 from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
-"""Every statement holds with this probability."""
+"""The probability with which a statement holds."""
 
 
 class Increase(NamedTuple):
-    """The loss rises by a mean of paired differences over batches, which has a standard error."""
+    """The rise of the loss: a mean of paired differences over batches."""
 
     mean: float
     error: float
-    """Fewer than two batches have an infinite one."""
+    """Its standard error; infinite for fewer than two batches."""
     batches: int
     skew: float = 0.0
-    """The differences are skewed by this, positive where few batches bear the rise."""
+    """The skewness of the differences, positive where few batches bear the rise."""
 
     def upper(self, level: float = 1 - CONFIDENCE) -> float:
         """Return the bound that the true increase lies above with this probability at most."""
@@ -80,12 +80,12 @@ def paired(before: Sequence[float], after: Sequence[float], weights: Sequence[fl
 
 @dataclass(frozen=True)
 class Pairs:
-    """Rows are counted by which of two models has them right, as Tango's score interval takes them."""
+    """The fall of the accuracy from A to B: counts of rows that one of them has right, with Tango's score interval."""
 
     lost: float
-    """A has this number of rows right that B has wrong."""
+    """Rows that A has right and B has wrong."""
     gained: float
-    """B has this number of rows right that A has wrong."""
+    """Rows that B has right and A has wrong."""
     rows: float
 
     @classmethod
@@ -95,33 +95,37 @@ class Pairs:
         return cls(sum(x and not y for x, y in both), sum(y and not x for x, y in both), len(both))
 
     @property
-    def fall(self) -> float:
-        """Return by how much the accuracy of B is below that of A."""
+    def mean(self) -> float:
+        """Return the fall of the accuracy from A to B."""
         return (self.lost - self.gained) / self.rows
 
     @property
     def error(self) -> float:
         """Return the standard error of the fall."""
-        return math.sqrt(max(0.0, self.lost + self.gained - self.rows * self.fall**2)) / self.rows
+        return math.sqrt(max(0.0, self.lost + self.gained - self.rows * self.mean**2)) / self.rows
 
-    def bounds(self, z: float) -> tuple[float, float]:
-        """Return the two bounds of the true fall, `z` standard errors of the score test to each side (Tango 1998): it
-        holds with few rows too, and where both models are right on the same ones.
+    def upper(self, level: float = 1 - CONFIDENCE) -> float:
+        """Return the bound that the true fall lies above with this probability at most, by the score test (Tango 1998):
+        it holds with few rows too, and where both models are right on the same ones."""
+        return self._bound(NormalDist().inv_cdf(level))
 
-        The lower one takes a row less for lost, since counts go in steps: where few rows change, what is truly within
-        it would else be called beyond in 8.9 % of cases instead of 5, and so it is in 4.4 (`test_paired.py`).
+    def lower(self, level: float = 1 - CONFIDENCE) -> float:
+        """Return the bound that it lies below with this probability at most.
+
+        It takes a row less for lost, since counts go in steps: where few rows change, what is truly within it would
+        else be called beyond in 8.9 % of cases instead of 5, and so it is in 4.4 (`test_paired.py`).
         """
-        return self._bound(z, fewer=1), self._bound(-z)
+        return self._bound(-NormalDist().inv_cdf(level), fewer=1)
 
-    def interval(self) -> tuple[float, float]:
+    def change(self) -> tuple[float, float]:
         """Return the two bounds of the change of the accuracy from A to B, with probability CONFIDENCE."""
-        low, high = self.bounds(NormalDist().inv_cdf((1 + CONFIDENCE) / 2))
-        return -high, -low
+        level = (1 - CONFIDENCE) / 2
+        return -self.upper(level), -self.lower(level)
 
     def __str__(self) -> str:
-        low, high = self.interval()
+        low, high = self.change()
         return (
-            f"accuracy    changes by {-100 * self.fall:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}] (95 %): "
+            f"accuracy    changes by {-100 * self.mean:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}] (95 %): "
             f"{self.lost:.0f} rows lost, {self.gained:.0f} gained of {self.rows:,.0f}"
         )
 

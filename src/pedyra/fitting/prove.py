@@ -1,4 +1,4 @@
-"""Is B no worse than A, by a margin? What two models lose, and get right, on the same rows says so."""
+"""Is B no worse than A, by a margin? The losses, accuracies and answers of both on the same rows say so."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from typing import Any
 from pedyra.errors import UserError
 from pedyra.fitting.heldout import Comparison, Metrics
 from pedyra.fitting.logits import NUMBERS
-from pedyra.fitting.paired import CONFIDENCE, Increase, Pairs, paired
+from pedyra.fitting.paired import Increase, Pairs, paired
 from pedyra.fitting.request import amount, check_changed
 
 NO_WORSE, WORSE, CANNOT_TELL = "no worse", "worse", "cannot tell"
 POWER = 0.8
-"""With as many rows as are said to tell, they do so in this part of cases, were the difference what it is here."""
+"""The probability with which `Proof.enough` rows tell, if the true difference is the one that was measured."""
 NOTHING = Comparison()
 MOST_ROWS = 10**8
-"""More are not worth a number."""
+"""A larger `Proof.enough` is left out."""
 
 
 @dataclass(frozen=True)
 class Margin:
-    """By this much B may be worse than A and still count as no worse."""
+    """How much worse than A B may be and still count as no worse."""
 
     value: float
     of: str
-    """The value is a part of what A "won" over the base, a number of the "loss", a difference of the "accuracy", or a
-    share of the "answers" that may be others than A's."""
+    """The value is a part of the "gain" of A over the base, a number of the "loss", a difference of the "accuracy", or
+    a share of the "answers" that may be others than A's."""
     text: str
     why: str = ""
-    """It is the default for this reason; empty where the user has given it."""
+    """Why it is the default; empty where the user has given it."""
 
     @classmethod
     def read(cls, text: Any, measure: str = "loss") -> Margin:
-        """Read it: 1% is a part of what A won, 0.5pt points of the accuracy, "0.01 loss" a number of the measure.
-        Raises ValueError."""
+        """Read it: 1% is a part of A's gain, 0.5pt points of the accuracy, "0.01 loss" a number of the measure. Raises
+        ValueError."""
         value, unit = amount(text)
-        of = {"%": "won", "pt": "accuracy", measure: "loss"}.get(unit)
+        of = {"%": "gain", "pt": "accuracy", measure: "loss"}.get(unit)
         if of is None or not 0 <= value < (math.inf if of == "loss" else 1):
             raise UserError(
-                f"margin is {text!r}; it is 1% (a part of what A won over the base), 0.5pt (points of the accuracy), "
-                f"or '0.01 {measure}' (a number of it)"
+                f"margin is {text!r}; it is 1% (a part of A's gain over the base), 0.5pt (points of the accuracy), or "
+                f"'0.01 {measure}' (a number of it)"
             )
         return cls(value, of, str(text).strip())
 
@@ -60,71 +60,70 @@ class Margin:
 
     @classmethod
     def default(cls, *, labelled: bool, accuracy: bool) -> Margin:
-        """Return what is asked where the user has not said it, by what there is."""
+        """Return the margin for rows with or without labels and an accuracy, where the user gives none."""
         if not labelled:
             return cls(0.02, "answers", "2%", "the default for rows without labels")
         if accuracy:
             return cls(0.01, "accuracy", "1pt", "the default where rows have an accuracy; or ask --changed 2%")
-        return cls(0.01, "won", "1%", "the default where rows have no accuracy; or ask --changed 2%")
+        return cls(0.01, "gain", "1%", "the default where rows have no accuracy; or ask --changed 2%")
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One model has answered the rows of a proof."""
+    """The answers of one model to the rows of a proof."""
 
     losses: Sequence[float] = ()
-    """Each batch has one; none where rows have no labels."""
+    """One for each batch; none where rows have no labels."""
     metrics: Metrics = field(default_factory=dict)
     correct: Sequence[bool] | None = None
-    """Each row is right or not; None where the task has no accuracy of rows."""
+    """Whether each row is right; None where the task has no accuracy of rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """A proof says whether B is no worse than A; print it."""
+    """Whether B is no worse than A; print it."""
 
     a: str
     b: str
-    """Both are named as the user gave them."""
+    """Both as the user named them."""
     measure: str
-    """The margin is of the loss, the accuracy or the answers."""
+    """What the margin is of: "loss", "accuracy" or "answers"."""
     difference: float
-    """By this much B is worse than A: the rise of the loss, the fall of the accuracy, or the share of the answers that
-    are others."""
+    """How much worse B is: the rise of the loss, the fall of the accuracy, or the share of the answers that differ."""
     standard_error: float
-    """The noise of the margin counts too, which is itself a measurement where it is a part of what A won."""
+    """Where the margin is a part of A's gain, the noise of the gain is in it."""
     lower: float
     upper: float
     """The true difference lies below, and above, with a probability of 5 % each at most."""
     margin: float
-    """The margin is a number of the measure."""
+    """In units of the measure."""
     margin_text: str
-    """The user gave the margin so."""
+    """As the user wrote it."""
     verdict: str
-    """The word is "no worse", "worse", or "cannot tell"."""
+    """One of "no worse", "worse" and "cannot tell"."""
     why: str = ""
-    """The margin is the default for this reason; empty where the user has given it."""
+    """Why the margin is the default; empty where the user has given it."""
     loss_a: float | None = None
-    """It is None where the rows have no labels."""
+    """None where the rows have no labels."""
     loss_b: float | None = None
     answers: Comparison = NOTHING
-    """The share of the answers that are others, and what llama.cpp tells a token, where the models give answers."""
+    """The share of the answers that differ, and llama.cpp's measures of tokens, where the models give answers."""
     gain: Increase | None = None
-    """The loss of A is below that of the base by this, where the margin is a part of it."""
+    """The loss of the base less that of A, where the margin is a part of it."""
     base: str = "the base model"
-    """What was won is counted from this model."""
+    """The model from which the gain is counted."""
     metric: str | None = None
-    """`metric_a` and `metric_b` are values of this metric of the task; None where the task has none."""
+    """The metric of which `metric_a` and `metric_b` are values; None where the task has none."""
     metric_a: float | None = None
     metric_b: float | None = None
     pairs: Pairs | None = None
-    """Rows are counted that one has right and the other wrong, where the task has an accuracy."""
+    """The rows that one has right and the other wrong, where the task has an accuracy."""
     rows: int
     enough: int | None = None
-    """This number of rows would tell; None where these rows do, or no number can be said."""
+    """How many rows would tell; None where these rows do, or no number can be said."""
 
     def row(self) -> dict[str, Any]:
-        """Return its fields as a line of JSON."""
+        """Return the fields of its line of JSON."""
         names = (
             *("a", "b", "measure", "difference", "standard_error", "lower", "upper", "margin", "verdict"),
             *("metric", "metric_a", "metric_b", "loss_a", "loss_b", "rows", "enough"),
@@ -146,81 +145,62 @@ def compare(
     answers: Comparison = NOTHING,
     **facts: Any,
 ) -> Proof:
-    """Prove it by what was measured of A and B; and of the base, where the margin is a part of what A won.
+    """Prove by the measurements of A and B, and of the base, where the margin is a part of A's gain over it.
 
     Args:
         weights: the samples of each batch.
-        answers: what was compared of the answers of A and B.
-        facts: fields of the proof that tell no result: a, b, rows, base.
+        answers: the comparison of the answers of A and B.
+        facts: further fields of the proof: a, b, rows, base.
 
     Raises:
         ValueError: a margin of an accuracy, or of answers, that the task does not have.
     """
     rows, changed = facts["rows"], answers.changed
     both = None if a.correct is None or b.correct is None else Pairs.of(a.correct, b.correct)
-    metric = _metric([*a.metrics])
+    metric = next((name for name in a.metrics if name.endswith("accuracy")), next(iter(a.metrics), None))
     facts |= {"margin_text": margin.text, "why": margin.why, "pairs": both, "answers": answers}
     if a.losses:
         totals = (sum(w * loss for w, loss in zip(weights, each.losses, strict=True)) for each in (a, b))
         facts["loss_a"], facts["loss_b"] = (total / sum(weights) for total in totals)
     if metric is not None:
         facts |= {"metric": metric, "metric_a": a.metrics[metric], "metric_b": b.metrics.get(metric)}
-    if margin.of in ("accuracy", "answers"):
-        if margin.of == "accuracy":
-            if both is None:
-                raise UserError(
-                    f"margin is {margin.text}, and this task has no accuracy; give a part (1%), or '0.01 loss'"
-                )
-            value, error, (low, high) = both.fall, both.error, both.bounds(NormalDist().inv_cdf(CONFIDENCE))
-        else:
-            if changed is None:
-                raise UserError(f"changed is {margin.text}; {NUMBERS}")
-            value, error, low, high = changed.mean, changed.error, changed.lower(), changed.upper()
-        verdict = _verdict(low, high, margin.value)
-        return Proof(
-            measure=margin.of,
-            difference=value,
-            standard_error=error,
-            lower=low,
-            upper=high,
-            margin=margin.value,
-            verdict=verdict,
-            enough=_enough(value, (low, high), margin.value, error, rows) if verdict == CANNOT_TELL else None,
-            **facts,
-        )
-    gain = paired(a.losses, base.losses, weights) if base is not None and margin.of == "won" else None
-    part = margin.value if gain is not None and gain.mean > 0 else 0.0
-    limit = margin.value if gain is None else part * gain.mean
-    limits = [limit] * len(weights)
-    if gain is not None and base is not None:  # so that what A won is weighed against the difference on the same rows
-        limits = [part * (y - x) for x, y in zip(a.losses, base.losses, strict=True)]
-    beside = paired([loss + more for loss, more in zip(a.losses, limits, strict=True)], b.losses, weights)
-    value, low, high = (limit + each for each in (beside.mean, beside.lower(), beside.upper()))
-    verdict = _verdict(low, high, limit)
+    gain, limit, shift = None, margin.value, 0.0
+    if margin.of == "accuracy":
+        if (estimate := both) is None:
+            raise UserError(f"margin is {margin.text}, and this task has no accuracy; give a part (1%), or '0.01 loss'")
+    elif margin.of == "answers":
+        if (estimate := changed) is None:
+            raise UserError(f"changed is {margin.text}; {NUMBERS}")
+    else:
+        limits = [limit] * len(weights)
+        if base is not None and margin.of == "gain":  # gain and difference are measured on the same rows
+            gain = paired(a.losses, base.losses, weights)
+            part = margin.value if gain.mean > 0 else 0.0
+            limit, limits = part * gain.mean, [part * (y - x) for x, y in zip(a.losses, base.losses, strict=True)]
+        estimate = paired([loss + more for loss, more in zip(a.losses, limits, strict=True)], b.losses, weights)
+        shift = limit
+    value, low, high = (shift + each for each in (estimate.mean, estimate.lower(), estimate.upper()))
     unlearned = gain is not None and gain.lower() <= 0
-    if unlearned and verdict == NO_WORSE:
-        verdict = CANNOT_TELL
+    verdict = NO_WORSE if high <= limit and not unlearned else WORSE if low > limit else CANNOT_TELL
     return Proof(
-        measure="loss",
+        measure=margin.of if margin.of in ("accuracy", "answers") else "loss",
         difference=value,
-        standard_error=beside.error,
+        standard_error=estimate.error,
         lower=low,
         upper=high,
         margin=limit,
         verdict=verdict,
         gain=gain,
-        enough=None if unlearned or verdict != CANNOT_TELL else _enough(value, (low, high), limit, beside.error, rows),
+        enough=_enough(value, (low, high), limit, estimate.error, rows)
+        if verdict == CANNOT_TELL and not unlearned
+        else None,
         **facts,
     )
 
 
-def _verdict(lower: float, upper: float, margin: float) -> str:
-    return NO_WORSE if upper <= margin else WORSE if lower > margin else CANNOT_TELL
-
-
 def _enough(value: float, bounds: tuple[float, float], margin: float, error: float, rows: int) -> int | None:
-    """Return how many rows would tell, were the difference what it is here: the bounds and the error come nearer to it
-    with the root of the rows."""
+    """Return how many rows would tell, if the true difference is the one that was measured: the distance of the bounds
+    and the error shrink with the root of the rows."""
     away = value - margin
     reach = bounds[1] - value if away < 0 else value - bounds[0]
     reach_of_power = reach + NormalDist().inv_cdf(POWER) * error
@@ -230,11 +210,6 @@ def _enough(value: float, bounds: tuple[float, float], margin: float, error: flo
     return math.ceil(most) if most <= MOST_ROWS else None
 
 
-def _metric(names: Sequence[str]) -> str | None:
-    """Choose the one that is shown: the accuracy, else the first."""
-    return next((name for name in names if name.endswith("accuracy")), names[0] if names else None)
-
-
 def _answer(proof: Proof) -> str:
     """Say the verdict in words, with the bound that it stands on."""
     there = f"the {proof.measure} of B is {_beside(proof, proof.difference)}"
@@ -242,15 +217,11 @@ def _answer(proof: Proof) -> str:
         there = f"of B's answers {_beside(proof, proof.difference)} are others than A's"
     limit = f"the margin is {_plain(proof, proof.margin)}"
     if proof.verdict == NO_WORSE:
-        return (
-            f"no worse: B is no worse than A by the margin; {there}, at worst {_beside(proof, proof.upper)} (95 %); "
-            f"{limit}"
-        )
+        bound = f"at worst {_beside(proof, proof.upper)} (95 %)"
+        return f"no worse: B is no worse than A by the margin; {there}, {bound}; {limit}"
     if proof.verdict == WORSE:
-        return (
-            f"worse: B is worse than A by more than the margin; {there}, at best {_beside(proof, proof.lower)} (95 %); "
-            f"{limit}"
-        )
+        bound = f"at best {_beside(proof, proof.lower)} (95 %)"
+        return f"worse: B is worse than A by more than the margin; {there}, {bound}; {limit}"
     if proof.gain is not None and proof.gain.lower() <= 0:
         return (
             f"cannot tell: A has not lowered the loss of the base beyond its noise ({proof.gain.mean:+.4f} ± "
@@ -285,7 +256,7 @@ def _facts(proof: Proof) -> list[str]:
 
 
 def _beside(proof: Proof, worse: float) -> str:
-    """Say where B is beside A: an accuracy that is worse is lower, a loss higher, and of answers more are others."""
+    """Say how B differs from A: an accuracy that is worse is lower, a loss is higher."""
     if proof.measure == "answers":
         return f"{worse:.2%}"
     accuracy = proof.measure == "accuracy"

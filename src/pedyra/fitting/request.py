@@ -1,4 +1,4 @@
-"""A fit can be asked this: Python, the command line, recipes and axolotl are made from these fields."""
+"""What a fit can be asked: Python, the command line, recipes and axolotl are made from these fields."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def amount(text: Any) -> tuple[float, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class FitRequest:
-    """A user asks this of a fit.
+    """What a user asks of a fit.
 
     Raises:
         UserError: a value outside its range, or a number without its unit.
@@ -33,8 +33,8 @@ class FitRequest:
     """It is for recipes and the command line; a number without a unit is then refused in our words."""
 
     tolerance: str | None = None
-    """What may be given up: a part of what fine-tuning won (the loss of the base model less the adapter's), as 1%, or
-    points of the accuracy, as 0.5pt. Default: 1pt for a classifier, 1% for others."""
+    """What may be given up: a part of the gain (the loss of the base model less the adapter's), as 1%, or points of the
+    accuracy, as 0.5pt. Default: 1pt for a classifier, 1% for others."""
     changed: str | None = None
     """This share of the answers (classes of rows, next tokens) may be others than the whole adapter's, as 2%: it needs
     no labels, and the accuracy falls by no more. Default for rows without labels: 2%."""
@@ -56,7 +56,8 @@ class FitRequest:
             "tolerance",
             self.tolerance,
             ("%", "pt"),
-            "a part of what was won, above 0% and below 100%, such as 1%, or points of the accuracy, such as 0.5pt",
+            "a part of the gain over the base model, above 0% and below 100%, such as 1%, or points of the accuracy, "
+            "such as 0.5pt",
         )
         check_changed(self.changed)
         if self.rank is not None and self.rank < 1:
@@ -65,25 +66,15 @@ class FitRequest:
             raise UserError(f"rows is {self.rows}; a fit takes at least 32")
 
     def __str__(self) -> str:
-        """Write the tolerance as it is asked; empty where none is."""
+        """Write the tolerance as the user did; empty where there is none."""
         return self.tolerance or self.changed or ""
 
     @property
-    def part(self) -> float:
-        """Return the part of what was won that may be given up, where it decides; else 1 %."""
-        value, unit = amount(self.tolerance)
-        return value if unit == "%" else 0.01
-
-    @property
-    def points(self) -> float | None:
-        """Return by how much the accuracy may fall, where that was asked: 0.005 is half a point."""
-        value, unit = amount(self.tolerance)
-        return value if unit == "pt" else None
-
-    @property
-    def share(self) -> float | None:
-        """Return which share of the answers may change, where that was asked."""
-        return None if self.changed is None else amount(self.changed)[0]
+    def limit(self) -> tuple[float, str]:
+        """Return what may be given up, and of what: 0.01 of the "gain" (the default), of the "accuracy"
+        (a point) or of the "answers"."""
+        value, unit = amount(self.changed or self.tolerance or "1%")
+        return value, "answers" if self.changed is not None else "accuracy" if unit == "pt" else "gain"
 
 
 def check_changed(changed: Any) -> None:

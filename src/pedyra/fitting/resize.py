@@ -1,4 +1,4 @@
-"""pedyra resize makes a LoRA of another rank without rows, by the singular values of its update, and proves nothing."""
+"""pedyra resize makes a LoRA of a lower rank without rows, by the singular values of its update, and proves nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pedyra.lora.singular import Singular, singular
 
 @dataclass(frozen=True)
 class Size:
-    """Exactly one of the three says how small the adapter becomes."""
+    """How small the adapter becomes; exactly one of the three is set."""
 
     rank: int | None = None
     """Rank of each layer, or all that it has."""
@@ -62,7 +62,7 @@ def rank_within(lora: SavedLora, megabytes: float) -> int:
 
 @dataclass(frozen=True)
 class Resized:
-    """`pedyra resize` tells by this record what it has written."""
+    """The result of `pedyra resize`."""
 
     source: Path
     out: Path
@@ -71,10 +71,10 @@ class Resized:
     parameters: int
     of: int
     error: float
-    """Frobenius norm of what is left out of s B A over all layers, as a part of that of the whole."""
+    """Frobenius norm of the removed part of s B A over all layers, relative to the whole."""
     commands: list[str]
     dropped: list[str]
-    """These layers keep nothing, since the place leaves their LoRA out."""
+    """Layers that keep nothing, since the place leaves their LoRA out."""
 
     def summary(self) -> dict[str, Any]:
         """Return the row of the whole: the fields of `fit` that both know, and the error."""

@@ -1,4 +1,4 @@
-"""A fit has found a curve, a verdict and a proof, told as text and as a model card, and the smaller adapter."""
+"""The result of a fit: sizes, verdict and proof, as text and as a model card, and the smaller adapter."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from weakref import ref
 
 from accelerate import PartialState
 
-from pedyra.errors import UserError
 from pedyra.export.destinations import Destination, destination
 from pedyra.export.readers import export_lora
 from pedyra.fitting.cut import CURVE, FIT_RECORD, Factors, check_out, cut_live, write_cut
-from pedyra.fitting.heldout import Comparison, Metrics
+from pedyra.fitting.heldout import Metrics
 from pedyra.fitting.sizes import Candidate
 from pedyra.fitting.verdict import FLAT, Tolerance
 from pedyra.lora.card import CARD, adapter_card, shown_megabytes, shown_name, shown_ranks
@@ -27,59 +26,55 @@ from pedyra.lora.folder import SavedLora, read_lora, saved_lora
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A fit has found a size. `print` shows it, `save` writes the smaller adapter, `apply` makes the live model so.
+    """The result of a fit. `print` shows it, `save` writes the smaller adapter, `apply` puts it into the live model.
 
     Increases are of the mean loss (`measure`), against the adapter as it was; positive is worse.
     """
 
     whole: Candidate
     curve: list[Candidate]
-    """The sizes stand in the order in which they were measured, the whole adapter first."""
+    """The sizes in the order in which they were measured, the whole adapter first."""
     chosen: Candidate
-    """The whole adapter is taken where none smaller is within tolerance."""
+    """The whole adapter, where none smaller is within tolerance."""
     tolerance: Tolerance
     by_rank: bool
-    """True: the user asked for this rank, so it is taken whatever it does to the loss."""
+    """Whether the user named the rank, which is taken whatever it does to the loss."""
     why: str = ""
-    """The tolerance is the default for this reason; empty where the user has given it."""
+    """Why the tolerance is the default; empty where the user has given it."""
     factors: Factors = field(repr=False)
-    """Each layer of the size that is taken has its A and B here."""
+    """Layer -> A and B of the chosen size."""
     verdict: str
-    """The word is flat, capacity-limited or unknown."""
+    """One of flat, capacity-limited and unknown."""
     words: str
-    """A sentence says the verdict."""
+    """The verdict as a sentence."""
     measure: str = "loss"
-    """The loss rises, or a divergence where the loss says nothing about held-out rows."""
+    """The loss, or the name of a divergence where the loss says nothing about held-out rows."""
     rows: str = ""
-    """The words name the rows on which the fit measured."""
+    """The rows on which the fit measured, in words."""
     base: str = "the base model"
-    """What was won is counted from this model."""
+    """The model from which the gain is counted."""
     seconds: float = 0.0
     steps: float = 0.0
-    """In the time of the fit training could have gone on by this number of steps, each a batch of the calibration."""
+    """The time of the fit in training steps, each a batch of the calibration."""
     metrics: Mapping[str, Metrics] = field(default_factory=dict)
-    """On the held-out rows base, whole and, where there is one, smaller -> metric -> value; empty where the task has
-    none."""
+    """base, whole and, if any, smaller -> metric -> value, on the held-out rows; empty where the task has none."""
     model: Any = field(repr=False, default=None)
     adapter: str = "default"
     trainer: ref[Any] | None = field(repr=False, default=None)
     place: Destination | None = field(repr=False, default=None)
-    """The adapter will be served there, and is written in the form that this place reads."""
-    again: Callable[..., Fit] | None = field(repr=False, default=None, compare=False)
-    """It finds the size for another tolerance by what was calibrated."""
+    """Where the adapter will be served, and whose form is written."""
+    again: Callable[..., Fit] = field(repr=False, compare=False)
+    """What `at` calls."""
 
     def at(self, tolerance: Any = None, *, changed: Any = None) -> Fit:
-        """Find the size for another tolerance of the same adapter, by the same rows, without another calibration. Sizes
-        that were asked are not measured again.
+        """Find the size for another tolerance, by the same calibration and the same held-out rows. Sizes that were
+        measured are not measured again.
 
         Args: as of `pedyra.fit`.
 
         Raises:
-            UserError: the live adapter has changed since (it was applied, or trained on); points without an accuracy;
-                a fit that was read from a folder.
+            UserError: the live adapter has changed since (it was applied, or trained on); points without an accuracy.
         """
-        if self.again is None:
-            raise UserError("this fit has no model any more, so it cannot be asked again; call pedyra.fit")
         return self.again(tolerance=tolerance, changed=changed)
 
     @property
@@ -98,20 +93,19 @@ class Fit:
 
     @property
     def decides(self) -> str:
-        """Name what is held to the tolerance: the answers, the accuracy, or the measure."""
-        return (
-            "answers" if self.tolerance.changed is not None else "accuracy" if self.tolerance.points else self.measure
-        )
+        """Name what is compared with the tolerance: the answers, the accuracy, or the measure."""
+        return self.measure if self.tolerance.of == "gain" else self.tolerance.of
 
     @property
     def promise(self) -> str:
         """Say in a sentence what holds of a size that is accepted."""
         limit = self.tolerance
-        if limit.changed is not None:
-            return f"with 95 % confidence at most {limit} of the answers are others than the whole adapter's"
-        if limit.points is not None:
-            return f"with 95 % confidence the accuracy is at most {limit} below the whole adapter's"
-        return f"with 95 % confidence the {self.measure} rises by at most {limit} of what fine-tuning won"
+        promises = {
+            "answers": f"at most {limit} of the answers are others than the whole adapter's",
+            "accuracy": f"the accuracy is at most {limit} below the whole adapter's",
+            "gain": f"the {self.measure} rises by at most {limit} of what fine-tuning won",
+        }
+        return f"with 95 % confidence {promises[limit.of]}"
 
     def row(self) -> dict[str, Any]:
         """Return the result as one row of plain values."""
@@ -143,11 +137,11 @@ class Fit:
         if self.metrics:
             row["metrics"] = {key: dict(values) for key, values in self.metrics.items()}
         if proof and proof.pairs:
-            row |= {"accuracy_change": -proof.pairs.fall, "accuracy_interval": [*proof.pairs.interval()]}
+            row |= {"accuracy_change": -proof.pairs.mean, "accuracy_interval": [*proof.pairs.change()]}
         return {**row, "ranks": self.ranks}
 
     def curve_rows(self) -> list[dict[str, Any]]:
-        """Return a row for each size that was asked, on as many batches as it took to tell."""
+        """Return a row for each size that was measured, on as many batches as it took to tell."""
         return [
             {
                 "rank": each.rank,
@@ -172,16 +166,11 @@ class Fit:
         return size.proof is not None and self.tolerance.learned and self.tolerance.forbids(size.proof)
 
     def _decided(self, size: Candidate) -> dict[str, Any]:
-        """Return what is held to the tolerance, with its bounds of 95 % to each side."""
-        if size.proof is None or not self._is_measured(size.proof):
+        """Return what is compared with the tolerance, with its bounds of 95 % to each side."""
+        if size.proof is None:
             return {"value": None, "lower": None, "upper": None}
-        low, high = self.tolerance.bounds(size.proof)
-        return {"value": self.tolerance.estimate(size.proof)[0], "lower": low, "upper": high}
-
-    def _is_measured(self, proof: Comparison) -> bool:
-        limit = self.tolerance
-        values = proof.changed if limit.changed is not None else proof.pairs if limit.points is not None else proof.rise
-        return values is not None
+        estimate = self.tolerance.estimate(size.proof)
+        return {"value": estimate.mean, "lower": estimate.lower(), "upper": estimate.upper()}
 
     def __str__(self) -> str:
         return report(self)
@@ -237,10 +226,9 @@ class Fit:
         write_cut(lora, self.factors, out, record, beside)
 
     def apply(self) -> None:
-        """Make the live model's adapter the smaller one: physically smaller factors in ordinary LoRA layers, and PEFT's
-        config says so. The Trainer that was fitted makes its optimizer anew if it trains on; any other one still holds
-        the factors that were there, so make it anew.
-        """
+        """Give the live model the smaller adapter: physically smaller factors in ordinary LoRA layers, and the ranks in
+        PEFT's config. The fit's Trainer makes its optimizer anew if it trains on; any other optimizer still holds the
+        earlier factors, so make it anew."""
         cut_live(self.model, self.factors, self.adapter)
         trainer: Any = None if self.trainer is None else self.trainer()
         if trainer is None:
@@ -248,22 +236,22 @@ class Fit:
         trainer.model_wrapped = trainer.model  # DDP would go on averaging the old factors
         if trainer.optimizer is not None:
             live = {id(parameter) for parameter in self.model.parameters()}
-            heldout = (parameter for group in trainer.optimizer.param_groups for parameter in group["params"])
-            if any(id(parameter) not in live for parameter in heldout):
+            parameters = (parameter for group in trainer.optimizer.param_groups for parameter in group["params"])
+            if any(id(parameter) not in live for parameter in parameters):
                 trainer.optimizer = trainer.lr_scheduler = None
 
 
 def report(fit: Fit) -> str:
-    """Tell what was found: what was asked, the answer, what proves it, and the table of the sizes that were asked."""
+    """Write the request, the answer, its proof, and the table of the sizes that were measured."""
     limit = fit.tolerance
     promise = f"asked       {fit.promise}{f' ({fit.why})' if fit.why else ''}"
     lines = [promise, answer(fit), *_metrics(fit), *_proof(fit)]
-    if fit.place is not None and (lost := [name for name in fit.place.dropped(fit.ranks) if not fit.ranks[name]]):
-        lines.append(f"without     the LoRA of {' and '.join(lost)}, which {fit.place.title} leaves out")
+    if fit.place is not None and (names := [name for name in fit.place.dropped(fit.ranks) if not fit.ranks[name]]):
+        lines.append(f"without     the LoRA of {' and '.join(names)}, which {fit.place.title} leaves out")
     if limit.gain is not None:
         gain = f"{limit.gain.mean:.4f} ± {limit.gain.error:.4f} of the {fit.measure} over {fit.base}"
-        if limit.of_loss:
-            gain += f"; {limit.part:.1%} of it is {limit.loss:.4f}"
+        if limit.of == "gain":
+            gain += f"; {limit.value:.1%} of it is {limit.loss:.4f}"
         lines.append(f"won         {gain}")
     if fit.rows:
         lines.append(f"rows        {fit.rows}")
@@ -292,7 +280,7 @@ def answer(fit: Fit) -> str:
 
 
 def _proof(fit: Fit) -> list[str]:
-    """Write a line for each way in which the size that is taken was measured; the last is what decides."""
+    """Write a line for each measure of the chosen size; the last one decides."""
     if fit.is_whole or (proof := fit.chosen.proof) is None:
         return []
     limit, lines = fit.tolerance, proof.lines()
@@ -300,22 +288,24 @@ def _proof(fit: Fit) -> list[str]:
         (low, high), batches = proof.rise.interval(), proof.rise.batches
         change = f"rises by {proof.rise.mean:+.4f} [{low:+.4f}, {high:+.4f}] (95 %) on {batches} batches"
         lines.append(f"loss        the {fit.measure} {change}")
-    if limit.points is not None:
-        bound = 100 * limit.bounds(proof)[1]
+    if limit.of == "accuracy":
+        bound = 100 * limit.estimate(proof).upper()
         return [*lines, f"proof       {limit.says(proof)}, at most by {bound:.2f} (95 %); {limit} may be given up"]
-    decides = lines.pop(-1 if limit.of_loss else 0)
-    allowed = f"{limit.loss:.4f}" if limit.of_loss else str(limit)
+    by_loss = limit.of == "gain"
+    decides = lines.pop(-1 if by_loss else 0)
+    allowed = f"{limit.loss:.4f}" if by_loss else str(limit)
     return [*lines, f"proof       {decides[12:]}; {allowed} may be given up"]
 
 
 def _curve(fit: Fit) -> list[str]:
-    """Write the table of the sizes that were asked, the one that is taken with an arrow."""
+    """Write the table of the sizes that were measured, with an arrow at the chosen one."""
     heads = {"answers": "change", "accuracy": "points lost"}
     lines = [f"    {'rank':>4}  {'parameters':>13}  {'share':>6}  {heads.get(fit.decides, 'rises by'):>17}  batches"]
     for each in fit.curve:
         arrow, value, batches = "->" if each.ranks == fit.ranks else "", "", ""
         if each.proof is not None:
-            mean, error = fit.tolerance.estimate(each.proof)
+            estimate = fit.tolerance.estimate(each.proof)
+            mean, error = estimate.mean, estimate.error
             value = {
                 "answers": f"{mean:.2%} ± {error:.2%}",
                 "accuracy": f"{100 * mean:+.2f} ± {100 * error:.2f}",
@@ -329,7 +319,7 @@ def _curve(fit: Fit) -> list[str]:
 
 
 def _metrics(fit: Fit) -> list[str]:
-    """Write a line for each metric on the held-out rows, and the interval of what the accuracy changes by."""
+    """Write a line for each metric on the held-out rows, and the interval of the change of the accuracy."""
     lines, result = [], fit.metrics
     for name in result.get("whole", {}):
         values = {which: each[name] for which, each in result.items() if name in each}
@@ -343,7 +333,7 @@ def _metrics(fit: Fit) -> list[str]:
 
 
 def fit_card(result: Fit, base: str | None) -> str:
-    """Write the model card of the smaller adapter to the base model of this name: what was kept, and what proves it."""
+    """Write the model card of the smaller adapter to the base model of this name, with the report as its proof."""
     adapted = shown_ranks([rank for rank in result.ranks.values() if rank])
     metrics = list(result.metrics.get("whole", {}))
     rows = {"base model": shown_name(base), "adapted": adapted}

@@ -1,12 +1,12 @@
-"""Sizes are asked one after the other, from the largest down, to the first that is not within tolerance.
+"""Sizes are tested one after the other, from the largest down, to the first that is not within tolerance.
 
-The order is fixed before any row is seen, and all are asked on the same held-out rows. So each size may be held to the
-whole 5 % of doubt, and still the probability that one is taken which is beyond tolerance is 5 % at most (fixed-sequence
+The order is fixed before any row is seen, and all are tested on the same held-out rows. So each size is tested with the
+whole 5 % of doubt, and still the probability of choosing one that is beyond tolerance is 5 % at most (fixed-sequence
 test; Westfall and Krishen 2001, "Optimally weighted, fixed sequence and gatekeeper multiple testing procedures"): the
-first such size in the order is accepted in 5 % of cases, and where it is not, nothing after it is asked.
+first such size in the order is accepted in 5 % of cases, and where it is not, nothing after it is tested.
 
-A size that is clearly within tolerance, or clearly beyond it, does not need all rows: `LOOKS`. The one that is taken is
-measured on all of them and held to the tolerance once more.
+A size that is clearly within tolerance, or clearly beyond it, does not need all rows: `LOOKS`. The chosen one is tested
+once more on all of them.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from pedyra.fitting.sizes import Candidate
 from pedyra.fitting.verdict import DOUBT, Tolerance
 
 LOOKS = ((1 / 4, 0.004), (1 / 2, 0.012), (1.0, 0.04))
-"""They are parts of the rows, each with the doubt with which a size may be accepted on it. A size just beyond tolerance
-is accepted at one of the three looks in 4 to 5 % of cases (tests/fitting/test_search.py)."""
+"""Parts of the rows, each with the doubt with which a size is accepted on it. A size just beyond tolerance is accepted
+at one of the three looks in 4 to 5 % of cases (tests/fitting/test_search.py)."""
 REJECTED = 0.01
-"""A size is rejected on a part of the rows with this doubt."""
+"""The doubt with which a size is rejected on a part of the rows."""
 LEAST, FEW = 12, 24
 """Batches of held-out rows: fewer than `LEAST` give no interval worth the name, and fewer than `FEW` a wide one; a look
 has at least `FEW`."""
 
 Ask = Callable[[Candidate, float], Comparison]
-"""It measures a size on this part of the held-out rows."""
+"""Measures a size on this part of the held-out rows."""
 
 
 def search(sizes: Iterable[Candidate], limit: Tolerance, ask: Ask, batches: int) -> list[Candidate]:
-    """Return the sizes that were asked, in their order; the last one that is `accepted` is the smallest that is proved.
+    """Return the sizes that were tested, in their order; the last `accepted` one is the smallest that is proved.
 
     Args:
-        sizes: from the largest down; what the place, the user or the order of the method gives, and the rows do not.
+        sizes: from the largest down, in an order that does not depend on the rows.
         batches: of all held-out rows.
     """
     candidates: list[Candidate] = []
@@ -54,13 +54,13 @@ def search(sizes: Iterable[Candidate], limit: Tolerance, ask: Ask, batches: int)
 
 
 def with_proof(size: Candidate, limit: Tolerance, comparison: Comparison, doubt: float = DOUBT) -> Candidate:
-    """Return the size with what was found of it."""
+    """Return the size with its measurement, and whether it is within the tolerance."""
     return replace(size, proof=comparison, accepted=limit.allows(comparison, doubt))
 
 
 def _look_at(size: Candidate, limit: Tolerance, ask: Ask, batches: int) -> Candidate:
     """Measure the size on as many rows as it takes to tell."""
-    if limit.points is not None or math.floor(LOOKS[0][0] * batches) < FEW:
+    if limit.of == "accuracy" or math.floor(LOOKS[0][0] * batches) < FEW:
         return with_proof(size, limit, ask(size, 1.0))
     for part, doubt in LOOKS:
         result = with_proof(size, limit, comparison := ask(size, part), doubt)

@@ -12,7 +12,7 @@ from pedyra.fitting.paired import CONFIDENCE
 
 
 class Share(NamedTuple):
-    """Rows have parts of their answers changed, and this is the mean of these parts.
+    """The mean, over rows, of the part of a row's answers that changes.
 
     The bounds are Clopper and Pearson's where each row has one answer. Where it has many, which depend on each other,
     they are those of Korn and Graubard (1998, "Confidence intervals for proportions with small expected number of
@@ -22,7 +22,7 @@ class Share(NamedTuple):
 
     mean: float
     error: float
-    """The standard error of the mean is this, by the spread of the rows."""
+    """The standard error of the mean, by the spread of the rows."""
     rows: int
 
     @classmethod

@@ -1,4 +1,4 @@
-"""An adapter may be cut to some sizes, of which some are asked."""
+"""The sizes to which an adapter may be cut."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ Ranks = dict[str, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A size may be taken, and was measured against the adapter as it is."""
+    """A size that may be taken, and its measurement against the whole adapter."""
 
     ranks: Ranks
     parameters: int
-    """A and B are counted, without heads and magnitudes."""
+    """Of A and B, without heads and magnitudes."""
     share: float
-    """The whole adapter has 1."""
+    """Of the parameters of the whole adapter."""
     predicted: float
-    """The slopes foretell this rise of the loss of the cut, before anything makes up for it."""
+    """The rise of the loss that the slopes predict for the cut without repair."""
     proof: Comparison | None = None
-    """The held-out rows, or as many of them as it took to tell, say this; None where the size was not asked."""
+    """On the held-out rows, or as many of them as it took to tell; None where the size was not measured."""
     accepted: bool | None = None
-    """The size is proved to be within tolerance, or not; None: it was not asked, or only for the curve."""
+    """Whether it is proved to be within tolerance; None where it was not measured, or only for the curve."""
     way: str = ""
-    """It is cut along these directions (`fitting.choice`); empty where nothing is cut."""
+    """The directions along which it is cut (`fitting.choice`); empty where nothing is cut."""
 
     @property
     def rank(self) -> int:
@@ -87,7 +87,7 @@ def of_rank(calibration: Calibration, rank: int, without: Collection[str] = ()) 
 
 
 def ranks_below(highest: int) -> list[int]:
-    """List the ranks to ask of an adapter whose largest is this, from its half down to 1: powers of two and those
+    """List the ranks to try of an adapter whose largest is this, from its half down to 1: powers of two and those
     halfway between, which servers like.
 
     >>> ranks_below(16)
@@ -98,8 +98,8 @@ def ranks_below(highest: int) -> list[int]:
 
 
 def ranks_at(place: Destination, highest: int) -> list[int]:
-    """List the ranks to ask of such an adapter for this place: from the one that holds it, or the place's largest,
-    those that it takes or, where it takes any, those that a fit asks."""
+    """List the ranks to try of such an adapter for this place, from the one that holds it, or its largest: those
+    that the place takes or, where it takes any, `ranks_below`."""
     first = place.rank_for(highest) or place.most or highest
     below = sorted(place.ranks, reverse=True) or ranks_below(first)
     return [first, *(rank for rank in below if place.least <= rank < first)]

@@ -8,121 +8,91 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from pedyra.fitting.heldout import Comparison
-from pedyra.fitting.paired import CONFIDENCE, Increase
+from pedyra.fitting.paired import CONFIDENCE, Increase, Pairs
+from pedyra.fitting.share import Share
 from pedyra.fitting.sizes import Candidate
 
 DOUBT = 1 - CONFIDENCE
-"""A statement may be wrong with this probability."""
+"""The probability with which a statement may be wrong."""
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """A part of what fine-tuning won may be given up or, where `points` are given, of the accuracy; or, where `changed`
-    is, this share of the answers may be others than the whole adapter's."""
+    """What a smaller adapter may give up."""
 
-    gain: Increase | None = None
-    """The loss of the adapter is below that of the base model by this; None where rows have no labels, which tell no
-    loss."""
-    part: float = 0.01
-    points: float | None = None
-    """The accuracy may fall by this: 0.005 is half a point."""
-    changed: float | None = None
+    gain: Increase | None
+    """The loss of the base model less that of the adapter; None where rows have no labels, and so no loss."""
+    value: float
+    of: str = "gain"
+    """The loss may rise by `value` times the "gain", the "accuracy" may fall by it (0.005 is half a point), or this
+    share of the "answers" may differ from the whole adapter's."""
 
     @property
     def loss(self) -> float:
         """Return by how much the loss may rise."""
-        return self.part * max(0.0, self.gain.mean) if self.gain else 0.0
-
-    @property
-    def error(self) -> float:
-        """Return the standard error of `loss`."""
-        return self.part * self.gain.error if self.gain else 0.0
-
-    @property
-    def of_loss(self) -> bool:
-        """Tell whether the loss decides."""
-        return self.points is None and self.changed is None
+        return self.value * max(0.0, self.gain.mean) if self.gain else 0.0
 
     @property
     def limit(self) -> float:
         """Return the most that may be measured: of the answers, the accuracy or the loss."""
-        return next((each for each in (self.changed, self.points) if each is not None), self.loss)
+        return self.loss if self.of == "gain" else self.value
 
     @property
     def learned(self) -> bool:
-        """Tell whether anything was won at all, clear of noise, where the tolerance is a part of it."""
-        return not self.of_loss or (self.gain is not None and self.gain.lower() > 0)
+        """Tell whether the gain, where the tolerance is a part of it, is clearly above 0."""
+        return self.of != "gain" or (self.gain is not None and self.gain.lower() > 0)
 
     def allows(self, comparison: Comparison, doubt: float = DOUBT) -> bool:
         """Tell whether what is truly beyond the tolerance would look like this with probability `doubt` at most."""
-        return self.bounds(comparison, doubt)[1] <= self.limit
+        return self.estimate(comparison).upper(doubt) <= self.limit
 
     def forbids(self, comparison: Comparison, doubt: float = DOUBT) -> bool:
         """Tell whether what is truly within the tolerance would look like this with probability `doubt` at most."""
-        return self.bounds(comparison, doubt)[0] > self.limit
-
-    def bounds(self, comparison: Comparison, doubt: float = DOUBT) -> tuple[float, float]:
-        """Return the two one-sided bounds of what is held to the tolerance.
-
-        What was won is itself a measurement, so the noise of both counts, as that of independent ones.
-        """
-        if self.changed is not None:
-            assert comparison.changed is not None, "answers are compared where the tolerance is of them"
-            return comparison.changed.lower(doubt), comparison.changed.upper(doubt)
-        if self.points is not None:
-            assert comparison.pairs is not None, "points of the accuracy are asked only where the task has one"
-            return comparison.pairs.bounds(NormalDist().inv_cdf(1 - doubt))
-        rise = self._both(comparison)
-        return rise.lower(doubt), rise.upper(doubt)
+        return self.estimate(comparison).lower(doubt) > self.limit
 
     def rows_needed(self, comparison: Comparison) -> float:
-        """Return how many times as many rows like these would tell, in 80 % of cases, on which side of the tolerance
-        this is, if it is truly where it was measured."""
-        value, error = self.estimate(comparison)
-        away, normal = self.limit - value, NormalDist()
-        return ((normal.inv_cdf(1 - DOUBT) + normal.inv_cdf(0.8)) * error / away) ** 2 if away else math.inf
+        """Return how many times as many rows would tell, in 80 % of cases, on which side of the tolerance this is, if
+        the measured value is the true one."""
+        estimate, normal = self.estimate(comparison), NormalDist()
+        away = self.limit - estimate.mean
+        return ((normal.inv_cdf(1 - DOUBT) + normal.inv_cdf(0.8)) * estimate.error / away) ** 2 if away else math.inf
 
-    def estimate(self, comparison: Comparison) -> tuple[float, float]:
-        """Return what is held to the tolerance, and its standard error."""
-        if self.changed is not None and comparison.changed is not None:
-            return comparison.changed.mean, comparison.changed.error
-        if self.points is not None and comparison.pairs is not None:
-            return comparison.pairs.fall, comparison.pairs.error
-        rise = self._both(comparison)
-        return rise.mean, rise.error
+    def estimate(self, comparison: Comparison) -> Increase | Pairs | Share:
+        """Return what is compared with the tolerance: the rise of the loss, the fall of the accuracy, or the share of
+        the answers that change.
+
+        The gain is a measurement too. So the rise has its noise as well, taken as independent and symmetric.
+        """
+        if self.of != "gain":
+            estimate = comparison.changed if self.of == "answers" else comparison.pairs
+            assert estimate is not None, f"the {self.of} is measured where the tolerance is of it"
+            return estimate
+        rise = comparison.rise
+        assert rise is not None, "losses are compared where the tolerance is of them"
+        error = math.hypot(rise.error, self.value * self.gain.error if self.gain else 0.0)
+        part = rise.error / error if 0 < error < math.inf else 0.0
+        return Increase(rise.mean, error, rise.batches, rise.skew * part**3)
 
     def next_allowing(self, comparison: Comparison) -> str | None:
         """Return the next larger tolerance of this kind that allows this, in tenths of a percent of the answers or of a
         point, or in whole percent."""
-        name = "changed" if self.changed is not None else "part" if self.points is None else "points"
-        unit, step = {"changed": ("%", 1000), "points": ("pt", 1000), "part": ("%", 100)}[name]
-        smallest = math.floor(getattr(self, name) * step + 1e-9) + 1
-        larger = ((number, replace(self, **{name: number / step})) for number in range(smallest, step))
-        number = next((number for number, tolerance in larger if tolerance.allows(comparison)), None)
-        return None if number is None else f"{number / step * 100:g}{unit}"
+        step = 100 if self.of == "gain" else 1000
+        larger = range(math.floor(self.value * step + 1e-9) + 1, step)
+        tolerances = (replace(self, value=number / step) for number in larger)
+        return next((str(tolerance) for tolerance in tolerances if tolerance.allows(comparison)), None)
 
     def says(self, comparison: Comparison, measure: str = "loss") -> str:
-        """Say what was measured of what is held to the tolerance."""
-        value, _ = self.estimate(comparison)
-        if self.changed is not None:
-            return f"{value:.2%} of the answers change"
-        return (
-            f"the accuracy falls by {100 * value:.3g} points" if self.points else f"the {measure} rises by {value:.3g}"
-        )
+        """Say the estimate in words."""
+        mean = self.estimate(comparison).mean
+        return {
+            "answers": f"{mean:.2%} of the answers change",
+            "accuracy": f"the accuracy falls by {100 * mean:.3g} points",
+            "gain": f"the {measure} rises by {mean:.3g}",
+        }[self.of]
 
     def __str__(self) -> str:
-        """Write it as it is asked."""
-        if self.changed is not None:
-            return f"{100 * self.changed:.3g}%"
-        return f"{100 * self.points:.3g}pt" if self.points is not None else f"{100 * self.part:.3g}%"
-
-    def _both(self, comparison: Comparison) -> Increase:
-        """Return the rise with the noise of what was won, taken as symmetric, beside its own."""
-        rise = comparison.rise
-        assert rise is not None, "losses are compared where the tolerance is of them"
-        error = math.hypot(rise.error, self.error)
-        part = rise.error / error if 0 < error < math.inf else 0.0
-        return Increase(rise.mean, error, rise.batches, rise.skew * part**3)
+        """Write it as a request has it: 1%, or 0.5pt."""
+        return f"{100 * self.value:.3g}{'pt' if self.of == 'accuracy' else '%'}"
 
 
 CAPACITY_LIMITED, FLAT, UNKNOWN = "capacity-limited", "flat", "unknown"
@@ -136,7 +106,7 @@ def verdict(
     """Say whether the rank was more than this task needs, in a word and as a sentence.
 
     flat: half of the parameters or less is proved to be within tolerance. capacity-limited: a size of half or more is
-    clearly beyond it. unknown: neither can be told from these rows, or nothing was learned.
+    clearly beyond it. unknown: these rows tell neither, or the adapter has no gain.
     """
     if (gain := tolerance.gain) is not None and not tolerance.learned:
         return UNKNOWN, (
@@ -163,7 +133,7 @@ def verdict(
 
 
 def _missing(curve: Sequence[Candidate], tolerance: Tolerance) -> str:
-    """Say what would tell: how many times as many rows, or which tolerance would allow the size that was not proved."""
+    """Say how many times as many rows would tell, or which tolerance would allow the size that was not proved."""
     more, larger = "give more rows", "a larger tolerance"
     undecided = next((each for each in curve if each.proof and not each.accepted), None)
     if undecided is not None and undecided.proof is not None:
@@ -176,17 +146,15 @@ def _missing(curve: Sequence[Candidate], tolerance: Tolerance) -> str:
 
 
 def otherwise(chosen: Candidate, curve: Sequence[Candidate], tolerance: Tolerance) -> str:
-    """Name the other ways to ask of a fit that kept everything, with the least that these rows would allow in each for
-    the largest size that was asked; empty where there is none."""
+    """Name the smallest tolerance of each other kind that would allow the largest size, where a fit kept everything;
+    empty where there is none."""
     largest = next((each for each in curve if each.proof is not None), None)
     if chosen.share < 1 or largest is None or largest.proof is None:
         return ""
-    comparison, ways = largest.proof, []
-    if comparison.changed is not None and tolerance.changed is None:
-        ways.append(("changed", Tolerance(tolerance.gain, changed=0.0)))
-    if comparison.pairs is not None and tolerance.points is None:
-        ways.append(("tolerance", Tolerance(tolerance.gain, points=0.0)))
-    if comparison.rise is not None and not tolerance.of_loss and tolerance.gain and tolerance.gain.lower() > 0:
-        ways.append(("tolerance", Tolerance(tolerance.gain, part=0.0)))
-    message = [f"{name} {least}" for name, way in ways if (least := way.next_allowing(comparison)) is not None]
+    proof = largest.proof
+    message = []
+    for of, estimate in {"answers": proof.changed, "accuracy": proof.pairs, "gain": proof.rise}.items():
+        other = Tolerance(tolerance.gain, 0.0, of)
+        if estimate is not None and of != tolerance.of and other.learned and (least := other.next_allowing(proof)):
+            message.append(f"{'changed' if of == 'answers' else 'tolerance'} {least}")
     return f"; asked otherwise, {' or '.join(message)} would allow rank {largest.rank}" if message else ""

@@ -24,11 +24,11 @@ class PedyraSection(BaseModel, extra="forbid"):
     """The section `pedyra` of axolotl's file."""
 
     method: Literal["pedyra"] | None = None
-    """Ranks move by this method while axolotl trains; none: they stay."""
+    """The method by which ranks move while axolotl trains; none: they stay."""
     settings: dict[str, Any] = {}
     """Fields of PeDyra."""
     fit: FitRequest | None = None
-    """A fit is asked this, {} for its defaults: the smaller adapter goes to the folder `fit` of output_dir."""
+    """What a fit is asked, {} for its defaults; the smaller adapter goes to the folder `fit` of output_dir."""
 
     @model_validator(mode="after")
     def _check(self) -> PedyraSection:
@@ -51,7 +51,7 @@ class PedyraSection(BaseModel, extra="forbid"):
 
 
 class PedyraArgs(BaseModel):
-    """The plugin adds this to axolotl's own keys."""
+    """The key that the plugin adds to axolotl's own."""
 
     pedyra: PedyraSection = PedyraSection()
 
@@ -77,10 +77,10 @@ class PedyraPlugin(BasePlugin):
 
     def post_train(self, cfg: Any, model: Any) -> None:
         trainer, self.trainer = self.trainer, None  # axolotl calls it twice
-        wanted = PedyraSection(**(cfg.pedyra or {})).fit
-        if trainer is not None and wanted is not None:
+        request = PedyraSection(**(cfg.pedyra or {})).fit
+        if trainer is not None and request is not None:
             try:
-                result = fit_trainer(trainer, wanted)
+                result = fit_trainer(trainer, request)
                 LOG.info("%s\nadapter     %s", result, result.save(Path(cfg.output_dir, "fit"), overwrite=True))
             except Exception as error:  # whatever it is, axolotl saves the trained adapter after this
                 LOG.error("pedyra.fit: %s; ask the saved adapter: pedyra fit %s --data ROWS", error, cfg.output_dir)

@@ -43,21 +43,21 @@ class InputEnergy:
     def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer], average: Average) -> None:
         self.active, self._average = False, average
         self._widths, self._device = [layer.a.in_features for layer in layers], layers[0].a.A.device
-        self._sums: list[Tensor | None] = [None] * len(layers)
-        self._counts: list[Tensor | None] = [None] * len(layers)
+        self._sums: list[tuple[Tensor, Tensor] | None] = [None] * len(layers)
+        """The sum of squares and the number of tokens of each layer that was called."""
         self._adapter = layers[0].adapter
         self._mask: Tensor | None = None
         self._target_mask: Tensor | None = None
         self._real: dict[tuple[torch.Size, bool], Tensor] = {}
         self._had_tokens: set[int] = set()
-        """The layers that were given the tokens of the batch in this forward."""
+        """The layers whose input in this forward was the tokens of the batch."""
         base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-        self._last: tuple[Tensor, Tensor, Tensor] | None = None  # input, its energy, its token count
+        self._last: tuple[Tensor, tuple[Tensor, Tensor]] | None = None  # an input, and its sums
         decoder = getattr(getattr(base, "config", None), "is_encoder_decoder", False)
         self._of_target = [decoder and _sees_target(layer.name) for layer in layers]
-        """True stands for a layer that is given tokens of the decoder."""
+        """Whether the input of each layer is tokens of the decoder."""
         self._outermost: str | None = None
-        """This one of the modules below runs, and not inside another one of them."""
+        """Which of the modules below runs and has none of the others around it."""
         self._handles: list[Any] = []
         # Some trainers (TRL's distillation) call the base model, or what it is without its head, themselves.
         headless = getattr(base, "base_model", None)
@@ -65,8 +65,8 @@ class InputEnergy:
         for module, place in places.items():
             if not isinstance(module, nn.Module):
                 continue
-            named = [*inspect.signature(base.forward if module is model else module.forward).parameters]
-            position = named.index("attention_mask") if "attention_mask" in named else None
+            names = [*inspect.signature(base.forward if module is model else module.forward).parameters]
+            position = names.index("attention_mask") if "attention_mask" in names else None
             enter = Watch(functools.partial(self._enter, place=place, position=position))
             leave = Watch(functools.partial(self._leave, place=place))
             self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
@@ -81,35 +81,30 @@ class InputEnergy:
         if self._average.processes > 1:
             self._average_sums()
         # Layers that shared an input share its sum. One division for all: on a GPU launches are what costs.
-        distinct = {id(total): (total, count) for total, count in zip(self._sums, self._counts, strict=True)
-                    if total is not None and count is not None}  # fmt: skip
+        distinct = {id(pair): pair for pair in self._sums if pair is not None}
         means: dict[int, Tensor] = {}
         if distinct:
             totals, counts = zip(*distinct.values(), strict=True)
             widths = [len(total) for total in totals]
             tokens = per_element(torch.stack(counts).clamp_min_(NO_TOKEN), widths)
             means = dict(zip(distinct, (torch.cat(totals) / tokens).split(widths), strict=True))
-        result = [means.get(id(total)) for total in self._sums]
-        self.forget()
-        return result
-
-    def forget(self) -> None:
-        """Begin anew, whatever was seen since the last call of `collect`."""
+        result = [means.get(id(pair)) for pair in self._sums]
         self._sums = [None] * len(self._sums)
-        self._counts = [None] * len(self._counts)
         self._forget_forward()
+        return result
 
     def _average_sums(self) -> None:
         """Average over the processes, of which each may have seen other layers: one collective, and one wait for the
         device."""
-        empty = [torch.zeros(width, device=self._device) for width in self._widths]
-        sums = [none if total is None else total for none, total in zip(empty, self._sums, strict=True)]
-        counts = [none.sum() if count is None else count for none, count in zip(empty, self._counts, strict=True)]
-        flat = self._average(torch.cat([*sums, torch.stack(counts)]))
-        *parts, means = flat.split([*self._widths, len(counts)])
-        present = (means > 0).tolist()
-        self._sums = [part if use else None for part, use in zip(parts, present, strict=True)]
-        self._counts = [count if use else None for count, use in zip(means, present, strict=True)]
+        pairs = (
+            pair or (torch.zeros(width, device=self._device), torch.zeros((), device=self._device))
+            for pair, width in zip(self._sums, self._widths, strict=True)
+        )
+        totals, counts = zip(*pairs, strict=True)
+        flat = self._average(torch.cat([*totals, torch.stack(counts)]))
+        *totals, means = flat.split([*self._widths, len(counts)])
+        averages = zip(totals, means, (means > 0).tolist(), strict=True)
+        self._sums = [(total, count) if seen else None for total, count, seen in averages]
 
     def remove(self) -> None:
         """Take the hooks off."""
@@ -166,19 +161,18 @@ class InputEnergy:
             return
         if torch.compiler.is_compiling():  # the compiler itself merges equal sums, and must not keep inputs alive
             real = self._real_tokens_of(x, self._of_target[index])
-            self._add(index, _energy(x.detach(), real), real.sum())
+            self._add(index, (_energy(x.detach(), real), real.sum()))
             return
         if torch._C._current_graph_task_id() != -1:
             return
         if self._last is None or self._last[0] is not x:
             real = self._real_tokens(x, self._of_target[index])
-            self._last = (x, _energy(x.detach(), real), real.sum())
-        self._add(index, *self._last[1:])
+            self._last = (x, (_energy(x.detach(), real), real.sum()))
+        self._add(index, self._last[1])
 
-    def _add(self, index: int, total: Tensor, count: Tensor) -> None:
-        earlier, earlier_count = self._sums[index], self._counts[index]
-        self._sums[index] = total if earlier is None else earlier + total
-        self._counts[index] = count if earlier_count is None else earlier_count + count
+    def _add(self, index: int, sums: tuple[Tensor, Tensor]) -> None:
+        earlier = self._sums[index]
+        self._sums[index] = sums if earlier is None else (earlier[0] + sums[0], earlier[1] + sums[1])
 
     def _real_tokens(self, x: Tensor, of_target: bool) -> Tensor:
         """Return `_real_tokens_of`, made once per forward for inputs of equal shape."""
@@ -210,7 +204,7 @@ _CROSS, _OF_SOURCE = (
 
 
 def _sees_target(name: str) -> bool:
-    """Say whether a layer of this name, in an encoder-decoder model, is given tokens of the target."""
+    """Say whether the input of a layer of this name, in an encoder-decoder model, is tokens of the target."""
     parts = name.split(".")
     return "decoder" in parts and not (any(part in _CROSS for part in parts) and parts[-1] in _OF_SOURCE)
 

@@ -51,6 +51,7 @@ class TripleScores(Sensitivity):
 
     def observe(self, *, loss_scale: float, begins: bool, adjusts: bool) -> None:
         self.observe_gradients()
+        self._inputs = None
         if self.inputs is not None:
             mean_squares = self.inputs.collect()
             self._note_unseen(mean_squares)
@@ -85,14 +86,10 @@ class TripleScores(Sensitivity):
                     f"the kernel off, or use alpha=1, which needs no inputs"
                 )
 
-    def observe_gradients(self) -> None:
-        self._inputs = None
-        super().observe_gradients()
-
     @torch.no_grad()
     def observe_inputs(self, mean_squares: Sequence[Tensor | None]) -> None:
-        """Move the EMA of the input energy on by one optimizer step; a layer keeps its value where it
-        saw no input, or an infinite one."""
+        """Move the EMA of the input energy on by a step; a layer without an input, or with an infinite one, keeps its
+        value."""
         indices = [index for index, mean_square in enumerate(mean_squares) if mean_square is not None]
         if not indices:
             return

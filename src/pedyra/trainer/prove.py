@@ -78,7 +78,7 @@ def prove(
             with using():
                 measurements[name], facts["weights"] = measurement(judge, heldout.heldout, name)
         limit = margin_of(limit, heldout, measurements.get("A"))
-        if limit.of == "won":
+        if limit.of == "gain":
             using, facts["base"] = base_of(trainer, model, training_rows(trainer), active_adapter(model))
             with using():
                 measurements["base"], _ = measurement(judge, heldout.heldout, "base")
@@ -102,7 +102,7 @@ def margin_of(limit: Margin | None, rows: Rows, a: Measurement | None) -> Margin
 
 def check_margin(margin: Margin | None, is_base: bool) -> None:
     """Raise ValueError for a margin in parts of what A gained over the base, where A is the base."""
-    if margin is not None and margin.of == "won" and is_base:
+    if margin is not None and margin.of == "gain" and is_base:
         raise UserError(
             f"margin is {margin.text} of what A won over the base, and A is the base; give a number of the loss "
             f"('0.01 loss'), points of the accuracy (0.5pt), or a share of the answers (changed 2%)"

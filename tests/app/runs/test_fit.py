@@ -244,10 +244,10 @@ def test_rows_without_a_run_have_the_numbers_of_classes(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tolerance", "2%%"], "tolerance is '2%%'; it is a part of what was won"),
-        (["--tolerance", "150%"], "tolerance is '150%'; it is a part of what was won"),
-        (["--tolerance", "1%", "--tolerance", "1"], "tolerance is '1'; it is a part of what was won"),
-        (["--tolerance", "1pp"], "tolerance is '1pp'; it is a part of what was won"),
+        (["--tolerance", "2%%"], "tolerance is '2%%'; it is a part of the gain"),
+        (["--tolerance", "150%"], "tolerance is '150%'; it is a part of the gain"),
+        (["--tolerance", "1%", "--tolerance", "1"], "tolerance is '1'; it is a part of the gain"),
+        (["--tolerance", "1pp"], "tolerance is '1pp'; it is a part of the gain"),
         (["--rank", "0"], "rank is 0; a rank is at least 1"),
         (["--rows", "31"], "rows is 31; a fit takes at least 32"),
         (["--run", "nowhere"], "nowhere is no run folder (it has no recipe.yaml)"),

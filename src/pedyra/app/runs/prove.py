@@ -130,7 +130,7 @@ def prove_paths(
             answers = answers_beside(in_a.answer, in_b.answer, with_bar(heldout.heldout), in_a.judge.writes)
         del in_a, in_b
     details = {"a": a, "b": b, "rows": heldout.counts[1], "weights": proving.weights, "answers": answers}
-    if margin.of == "won":
+    if margin.of == "gain":
         with ExitStack() as stack:
             in_base = proving.load(stack, _Side(BASE), recipe.model, is_won_from=True)
             measures["base"] = proving.measure(in_base, BASE)

@@ -79,7 +79,7 @@ def prove_samples(a: Path, b: Path, margin: str | None, metric: str | None, name
     values = [[_value(side[doc], metric, path) for doc in in_a] for side, path in ((in_a, a), (in_b, b))]
     is_share = all(value in (0, 1) for side in values for value in side)
     limit = Margin.read(margin or ("1pt" if is_share else "1%"), metric)
-    if limit.of == "won" or (limit.of == "accuracy" and not is_share):
+    if limit.of == "gain" or (limit.of == "accuracy" and not is_share):
         raise UserError(f"margin is {margin}; give a number (--margin '0.01 {metric}'), or 1pt where it is 0 or 1")
     if not is_share and len(in_a) < MEAN:
         raise UserError(f"{a} has {len(in_a)} documents, and the mean of {metric} takes {MEAN}; answer more with both")
