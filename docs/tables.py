@@ -193,12 +193,14 @@ def planted_family() -> Cells:
 @table("energy")
 def energy() -> Cells:
     """Uniform ranks beside those by the energy of a trained LoRA, and those of PE-DyRA, all at r = 2."""
-    names = {"qnli": "QNLI", "mrpc": "MRPC", "facts": "phone book", "language": "Norwegian"}
+    names = {"qnli": "QNLI", "mrpc": "MRPC", "facts": "phone book", "language": "Norwegian", "gsm8k": "GSM8K"}
+    titles = {(task, None): title for task, title in names.items()}
+    titles |= {("rot13", 5.5e-3): "rot13", ("rot13", 1e-2): "rot13, at 1e-2"}
     cells = [["task", "seeds", "uniform ranks", "ranks by energy", "lower by", "`PeDyra()`", "lower by"]]
-    for task, title in names.items():
+    for (task, rate), title in titles.items():
+        case = where(rows("energy"), task=task, **({"learning_rate": rate} if rate else {}))
         losses = {
-            method: by_seed(where(rows("energy"), task=task, method=method), "eval_loss")
-            for method in ("lora", "by energy", "pedyra")
+            method: by_seed(where(case, method=method), "eval_loss") for method in ("lora", "by energy", "pedyra")
         }
         uniform = losses.pop("lora")
         others = [cell for each in losses.values() for cell in (spread(each.values()), gain(uniform, each))]

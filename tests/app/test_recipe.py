@@ -10,7 +10,6 @@ import pytest
 from pedyra.app.recipe import TRAINING_DEFAULTS, load_recipe, recipe_schema
 from pedyra.app.recipe_sections import MethodSection
 from pedyra.methods.names import NAMES, setting_names
-from pedyra.pe_dyra.config import RANK_FIELDS
 
 RECIPE = """
 model: {name: tiny-bert}
@@ -203,7 +202,7 @@ def test_the_schema_describes_every_key_and_forbids_others():
     assert sections["DataSection"]["properties"]["group_by"]["description"].startswith("Column whose equal values")
     forms = {form["properties"]["name"]["const"]: form for form in schema["properties"]["method"]["anyOf"][1:]}
     assert tuple(forms) == NAMES and all(form["additionalProperties"] is False for form in forms.values())
-    assert set(forms["pedyra"]["properties"]) == {"name", *RANK_FIELDS}
+    assert set(forms["pedyra"]["properties"]) == {"name", *setting_names("pedyra")}
 
 
 def test_whole_numbers_may_be_written_as_floats(recipe_file: Path):

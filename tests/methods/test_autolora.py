@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -132,7 +132,17 @@ class Regression(nn.Module):
         return _Output((self.useful(x)[:, 0] + self.useless(z)[:, 0] - y).square().mean())
 
 
-def test_a_search_gives_weight_to_the_rank_that_explains_the_target():
+@pytest.fixture
+def set_rates(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def set_them(**rates: float) -> None:
+        for name, rate in rates.items():
+            monkeypatch.setattr(f"pedyra.methods.autolora.{name.upper()}_RATE", rate)
+
+    return set_them
+
+
+def test_a_search_gives_weight_to_the_rank_that_explains_the_target(set_rates):
+    set_rates(lower=0.05, upper=0.05)
     model: Any = get_peft_model(Regression(), LoraConfig(r=2, lora_alpha=4, target_modules=["useful", "useless"]))
     useful = model.base_model.model.useful
     with torch.no_grad():  # rank 0 reads the feature that matters, rank 1 reads noise
@@ -142,33 +152,18 @@ def test_a_search_gives_weight_to_the_rank_that_explains_the_target():
     parts = zip(x.split(16), z.split(16), (3 * x[:, 0]).split(16), strict=True)
     losses = [lambda model, x=x, z=z, y=y: model(x=x, z=z, y=y).loss for x, z, y in parts]
     train, validation = itertools.cycle(losses[:3]), itertools.cycle(losses[3:])
-    result = search(
-        linear_slots(model, "default"),
-        model,
-        train,
-        validation,
-        steps=40,
-        lower_learning_rate=0.05,
-        upper_learning_rate=0.05,
-    )
+    result = search(linear_slots(model, "default"), model, train, validation, steps=40)
     a = useful.lora_B["default"].a
     assert a[0] > a[1] + 0.1 and result["useful"] == 1
 
 
-def test_a_search_takes_adams_steps_on_a_and_b_and_no_others(make_net, net_batch):
+def test_a_search_takes_adams_steps_on_a_and_b_and_no_others(make_net, net_batch, set_rates):
     """The steps that only serve the hypergradient are taken back, in values and in moments."""
+    set_rates(lower=0.01, upper=1e-12)
     x, y = net_batch(1)
     model, reference = make_net(lora_alpha=8), make_net(lora_alpha=2)  # softmax(a) is 1/4 for rank 4
     losses = itertools.repeat(lambda model: (model(x) - y).square().mean())
-    search(
-        linear_slots(model, "default"),
-        model,
-        losses,
-        losses,
-        steps=3,
-        lower_learning_rate=0.01,
-        upper_learning_rate=1e-12,
-    )
+    search(linear_slots(model, "default"), model, losses, losses, steps=3)
     optimizer = torch.optim.Adam([p for p in reference.parameters() if p.requires_grad], lr=0.01)
     for _ in range(3):
         (reference(x) - y).square().mean().backward()
@@ -207,9 +202,9 @@ def test_the_default_search_is_as_long_as_the_run(prepare, training: dict[str, A
 
 
 @pytest.fixture
-def fast_search(monkeypatch: pytest.MonkeyPatch) -> None:
+def fast_search(set_rates) -> None:
     """A search of three steps that does not find the same rank for all layers."""
-    monkeypatch.setattr("pedyra.methods.autolora.search", partial(search, upper_learning_rate=0.05))
+    set_rates(upper=0.05)
 
 
 @pytest.mark.parametrize("kind", ["classification", "causal_lm"])

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pedyra import PeDyra
-from pedyra.pe_dyra.config import CHOICES, RANK_FIELDS, RankSettings
+from pedyra.pe_dyra.config import CHOICES, RankSettings
 from pedyra.pe_dyra.equations import mix_scores
 
 
@@ -30,7 +30,6 @@ def test_a_recipe_is_checked_without_torch():
 
 
 def test_the_fields_of_pedyra_are_the_settings():
-    assert tuple(field.name for field in dataclasses.fields(PeDyra)) == RANK_FIELDS
     assert PeDyra().to_dict() == dataclasses.asdict(RankSettings())
 
 

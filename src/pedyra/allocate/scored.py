@@ -100,6 +100,8 @@ class ScoredMethod(Method):
     scores: ClassVar[type[ScoreState]] = Sensitivity
     conserves: ClassVar[bool] = False
     """A new triple takes the place of others, so that nothing moves where all layers are at `max_rank`."""
+    prunes: ClassVar[bool] = True
+    """Triples have to be there that can go."""
     always_trains_e: ClassVar[bool] = False
     """E is trained whatever the start; else where it starts at 0 ("svd")."""
 
@@ -117,7 +119,7 @@ class ScoredMethod(Method):
     def check_start(self, start: ScoredSituation) -> None:
         """Raise ValueError where the method cannot work from this start: here, where no layer has a triple to spare."""
         highest = max(start.ranks.values())
-        if start.moves and highest <= start.min_rank:
+        if self.prunes and start.moves and highest <= start.min_rank:
             raise UserError(
                 f"nothing can move: every layer starts at rank {highest} and min_rank is {start.min_rank}; raise the "
                 f"adapter's r, or lower min_rank"

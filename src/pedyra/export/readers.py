@@ -160,6 +160,5 @@ def write_export(out: Path, record: dict[str, Any], save: Any) -> Path:
         text = json.dumps({"pedyra_version": version("pedyra"), **record}, indent=2)
         write_file(part / RECORD, text + "\n")
 
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_folder(out, fill)
     return out

@@ -142,7 +142,6 @@ def write_cut(
         for name, text in (beside or {}).items():
             write_file(part / name, text)
 
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_folder(out, fill)
 
 

@@ -93,7 +93,7 @@ def fit_batches(
         NotWithin: the place does not take the whole adapter, and its largest rank is not within tolerance.
         UserError: too few batches, or a layer that was not seen.
     """
-    check_labels(rows, request)
+    check_labels(rows, "tolerance", request.tolerance)
     heldout = labelled(judge, rows.heldout)
     rows = replace(rows, heldout=heldout)
     batches = sum(gather_object([len(heldout)]))
@@ -117,11 +117,11 @@ def fit_batches(
         fitting.bar.close()
 
 
-def check_labels(rows: Rows, request: FitRequest) -> None:
-    """Refuse a tolerance of the loss or the accuracy for rows without labels: ValueError."""
-    if rows.unlabelled and request.tolerance is not None:
+def check_labels(rows: Rows, name: str, limit: object) -> None:
+    """Refuse a limit, of this name, of the loss or the accuracy for rows without labels: ValueError."""
+    if rows.unlabelled and limit is not None:
         raise UserError(
-            f"tolerance is {request}, and {rows.name} has no labels, which tell a loss and an accuracy; ask for a "
+            f"{name} is {limit}, and {rows.name} has no labels, which tell a loss and an accuracy; ask for a "
             f"share of the answers (changed 2%), or give labels"
         )
 
@@ -179,7 +179,7 @@ class _Fitting:
     def _with_default(self, request: FitRequest) -> tuple[FitRequest, str]:
         """Return the request with its tolerance, and, where that is the default, the reason. Raises UserError: points
         without an accuracy, a tolerance of rows without labels."""
-        check_labels(self.rows, request)
+        check_labels(self.rows, "tolerance", request.tolerance)
         if request.limit[1] == "accuracy" and self.heldout.correct is None:
             raise UserError(
                 f"tolerance is {request.tolerance}, and this task has no accuracy of rows; give a share of the answers "

@@ -216,7 +216,6 @@ class Fit:
                 formed = export_lora(plain, place.form, Path(scratch, "formed"))
                 for name in (FIT_RECORD, CURVE, CARD):
                     shutil.copy2(plain / name, formed / name)
-            out.parent.mkdir(parents=True, exist_ok=True)
             write_folder(out, lambda part: shutil.copytree(formed, part, dirs_exist_ok=True))
 
     def _write_plain(self, lora: SavedLora, out: Path) -> None:

@@ -22,6 +22,7 @@ from pedyra.errors import UserError
 
 def write_file(path: Path, content: str | bytes) -> None:
     """Write `path` whole or not at all: temporary name, fsync, rename. Text is UTF-8."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     remove(part)
     try:
@@ -37,6 +38,7 @@ def write_file(path: Path, content: str | bytes) -> None:
 def write_folder(path: Path, save: Callable[[Path], Any]) -> None:
     """Let `save` fill a folder that appears as `path` whole or not at all, and replaces an old one. A kill leaves one
     of the two whole: the old one is first renamed to `.<name>.old`, and back by the next call."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     # Links above the folder are followed, and the folder itself is none; "." and ".." have no name of their own.
     path = path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
     part, old = (path.with_name(f".{path.name}.{state}") for state in ("part", "old"))

@@ -97,13 +97,12 @@ class Mask(PaperMethod):
     start: Start = "svd"
     """As of PE-DyRA; Mask takes "svd" alone."""
 
+    prunes = False
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.start != "svd":
             raise UserError(f"start is {self.start!r}, but Mask sets E to 0 and lets it learn; use start='svd'")
-
-    def check_start(self, start: ScoredSituation) -> None:
-        """Any start will do: nothing is pruned."""
 
     def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         count = now.moves * sum(at <= now.step for at in now.schedule.adjustments)

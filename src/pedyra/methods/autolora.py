@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 VALIDATION = 0.3
 """The part of the training rows that weighs the ranks, the authors' choice; held-out rows are never looked at."""
-RATE = 3e-4
+LOWER_RATE = UPPER_RATE = 3e-4
 """The learning rate of A and B while searching, and that of the weights of the ranks: the authors'."""
 
 
@@ -106,8 +106,6 @@ def search(
     validation: Iterator[BatchLoss],
     *,
     steps: int,
-    lower_learning_rate: float = RATE,
-    upper_learning_rate: float = RATE,
 ) -> dict[str, int]:
     """Return layer name -> rank, for the layers of `linear_slots(model)`, which are of no use afterwards. One step:
     w' = w - Adam(L_tr); the hypergradient of a; back to w; Adam on a; a lower step with the new a."""
@@ -117,8 +115,8 @@ def search(
         layer.a.E.requires_grad_(False)
         fill(layer, layer.a, slot)
     upper = [slot.a for slot in slots]
-    lower_optimizer = Adam(lower, lr=lower_learning_rate)
-    upper_optimizer = Adam(upper, lr=upper_learning_rate, betas=(0.5, 0.999))
+    lower_optimizer = Adam(lower, lr=LOWER_RATE)
+    upper_optimizer = Adam(upper, lr=UPPER_RATE, betas=(0.5, 0.999))
     model.train()
     for _ in range(steps):
         train_loss, val_loss = partial(next(train), model), partial(next(validation), model)
@@ -127,9 +125,7 @@ def search(
             _step(lower_optimizer, lower, gradients_of(loss(), lower))
 
         moments = {p: {key: value.clone() for key, value in s.items()} for p, s in lower_optimizer.state.items()}
-        gradients = hypergradient(
-            train_loss, val_loss, lower, upper, lower_step=lower_step, learning_rate=lower_learning_rate
-        )
+        gradients = hypergradient(train_loss, val_loss, lower, upper, lower_step=lower_step, learning_rate=LOWER_RATE)
         lower_optimizer.state.clear()
         lower_optimizer.state.update(moments)
         _step(upper_optimizer, upper, gradients)

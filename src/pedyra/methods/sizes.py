@@ -72,6 +72,8 @@ class Growing(ScoredMethod):
     final_rank: int = 8
     """Average rank at the end."""
 
+    prunes = False
+
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[misc]
         check_count("final_rank", self.final_rank, 2)
@@ -79,9 +81,6 @@ class Growing(ScoredMethod):
     def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
         check_grows(self.final_rank, plain_ranks(model, adapter))
         return super().install(model, adapter)
-
-    def check_start(self, start: ScoredSituation) -> None:
-        """Any start will do: nothing is pruned."""
 
     @classmethod
     def at_budget(cls, rank: int) -> Beginning:

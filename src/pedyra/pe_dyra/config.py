@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pedyra.allocate.allocation import Budget
@@ -108,6 +108,3 @@ class RankSettings:
         of the eight tasks of Table 7, k = 12, and no layer below rank 1. `changes` are further fields."""
         published: dict[str, Any] = dict(start="svd", orth_weight=0.1, min_rank=1, moves=12, interval=0.023)
         return cls(**{**published, **changes})
-
-
-RANK_FIELDS = tuple(field.name for field in fields(RankSettings))

@@ -384,7 +384,6 @@ class MethodTraining(TrainerCallback):
         steps_on_file = {row["step"] for row in earlier if row.get("kind") == "adjustment"}
         missing = [record for record in allocator.history if record["step"] not in steps_on_file]
         rows = sorted([*(earlier or [allocator.describe()]), *missing], key=lambda row: row.get("step") or 0)
-        self.record_to.parent.mkdir(parents=True, exist_ok=True)
         write_file(self.record_to, "".join(map(json_line, rows)))
         if not earlier:
             self._record(allocator.snapshot())

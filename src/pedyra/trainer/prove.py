@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import Trainer
 
 from pedyra.errors import UserError
-from pedyra.fitting.fit import Rows, labelled
+from pedyra.fitting.fit import Rows, check_labels, labelled
 from pedyra.fitting.heldout import HeldOut, answers_beside
 from pedyra.fitting.judge import Batch
 from pedyra.fitting.modes import disabled, evaluating
@@ -92,11 +92,7 @@ def margin_of(limit: Margin | None, rows: Rows, a: Measurement | None) -> Margin
     """Return the margin of the request, or the default for these rows. ValueError: it needs labels that they lack."""
     if limit is None:
         return Margin.default(labelled=not rows.unlabelled, accuracy=a is not None and a.correct is not None)
-    if rows.unlabelled and limit.of != "answers":
-        raise UserError(
-            f"margin is {limit.text}, and {rows.name} has no labels, which tell a loss and an accuracy; ask for a "
-            f"share of the answers (changed 2%), or give labels"
-        )
+    check_labels(rows, "margin", None if limit.of == "answers" else limit.text)
     return limit
 
 

@@ -34,7 +34,6 @@ def build_report(run_dir: Path, out: Path | None = None) -> Path:
     target = run.path / "report.html" if out is None else out
     if target.is_dir():
         raise UserError(f"out {target} is a folder; name the HTML file to write")
-    target.parent.mkdir(parents=True, exist_ok=True)
     write_file(target, render(run))
     return target
 

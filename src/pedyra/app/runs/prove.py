@@ -132,7 +132,7 @@ def prove_paths(
     details = {"a": a, "b": b, "rows": heldout.counts[1], "weights": proving.weights, "answers": answers}
     if margin.of == "gain":
         with ExitStack() as stack:
-            in_base = proving.load(stack, _Side(BASE), recipe.model, is_won_from=True)
+            in_base = proving.load(stack, _Side(BASE), recipe.model, is_reference=True)
             measures["base"] = proving.measure(in_base, BASE)
             del in_base
         details["base"] = proving.base
@@ -176,8 +176,8 @@ class _Proving:
         self.weights: list[float] = []  # of the batches
         self.base = "the base model"  # from which a gain is counted
 
-    def load(self, stack: ExitStack, side: _Side, section: ModelSection, *, is_won_from: bool = False) -> _Model:
-        """Load this model and a Trainer for it, until the stack is closed. Where what A won is counted from it, a head
+    def load(self, stack: ExitStack, side: _Side, section: ModelSection, *, is_reference: bool = False) -> _Model:
+        """Load this model and a Trainer for it, until the stack is closed. Where A's gain is counted from it, a head
         that is drawn at random is fitted to it first."""
         stack.callback(_make_room)
         recipe, tokenizer, task = self._recipe, self._tokenizer, self._task
@@ -199,7 +199,7 @@ class _Proving:
             trainer.train_dataset = None
         stack.enter_context(untouched(trainer, model))
         using = nullcontext
-        if is_won_from and getattr(model.get_base_model(), "random_weights", ["tiny"]):
+        if is_reference and getattr(model.get_base_model(), "random_weights", ["tiny"]):
             using, self.base = base_of(trainer, model, [] if self._all else training_rows(trainer), "default")
         return _Model(TrainerJudge(trainer, model), using)
 

@@ -19,7 +19,6 @@ from pedyra.errors import UserError
 from pedyra.lab.compare.named_tasks import task_data
 from pedyra.lora.spelling import did_you_mean
 from pedyra.methods.names import make_method, setting_names
-from pedyra.pe_dyra.config import RANK_FIELDS
 
 Match = Literal["parameters", "rank"]
 Judge = Literal["metric", "loss"]
@@ -127,7 +126,8 @@ class Grid(Section):
     @model_validator(mode="after")
     def _shares_what_methods_have(self) -> Grid:
         # PE-DyRA's too, so that a grid can be cut to some of its methods and keep `shared`.
-        names = {*RANK_FIELDS, *(key for row in self.methods.values() for key in setting_names(row.method.name))}
+        methods = ("pedyra", *(row.method.name for row in self.methods.values()))
+        names = {key for name in methods for key in setting_names(name)} if self.shared else ()
         for key in self.shared:
             if key not in names:
                 raise UserError(f"shared.{key} is a setting of no method; {did_you_mean(key, names)}")

@@ -142,7 +142,6 @@ def run_job(job: Job, start: Callable[[list[str], Path], int], stops: Stops) -> 
             if place == job.folder:  # the user's own, which may be a link
                 break
             refuse_link(place)
-        job.run.parent.mkdir(parents=True, exist_ok=True)
         write_file(job.recipe_file, to_yaml(job.recipe))
         if job.final is None:
             offset = job.log.stat().st_size if job.log.is_file() else 0
