@@ -9,6 +9,8 @@ import pytest
 import torch
 from windows import forced, inside, take_step, trainable
 
+from pedyra import PeDyra
+from pedyra.allocate.allocation import RankPlan
 from pedyra.allocate.rank_allocator import RankAllocator
 
 STEPS = 16
@@ -83,3 +85,25 @@ def test_a_model_compiled_in_place_counts_as_compiled(make_llama, tokens, counti
     model.compile(backend=counting)
     run(model, model, tokens)
     assert len(graphs) == 2
+
+
+def test_a_scaling_that_is_halved_costs_no_graph(make_llama, tokens, counting, graphs):
+    """In each of twelve layers in turn: torch gives up on a model after eight graphs."""
+    eager, compiled = make_llama(r=4, blocks=2), make_llama(r=4, blocks=2)
+    settings = {"interval": 2, "initial_warmup": 0, "final_warmup": 2, "moves": 0, "alpha": 1.0}
+    forward: Any
+    for model, forward in ((eager, eager), (compiled, torch.compile(compiled, backend=counting))):
+        optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
+        allocator = RankAllocator(forward, optimizer, PeDyra(**settings), total_steps=STEPS)
+        model.train()
+        for layer in allocator.layers[:12]:
+            forward(**tokens, labels=tokens["input_ids"]).loss.backward()
+            take_step(allocator)
+            allocator._carry_out(RankPlan({}, {layer.name: 4}, {**allocator.ranks, layer.name: 8}, {}))
+        scaling = allocator.layers[-1].scaling
+        assert [layer.scaling for layer in allocator.layers] == [scaling / 2] * 12 + [scaling] * 2
+        allocator.release()
+        assert all(isinstance(layer.module.scaling["default"], float) for layer in allocator.layers)
+    assert len(graphs) == 1
+    for (name, one), two in zip(eager.named_parameters(), compiled.parameters(), strict=True):
+        assert torch.allclose(one, two, rtol=1e-3, atol=1e-4), name

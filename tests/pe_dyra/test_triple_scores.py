@@ -79,7 +79,7 @@ class LiteralAlgorithm1:
     def s(self, n: int, kind: str, at: int) -> float:
         return self.sensitivity[n, kind, at] * self.uncertainty[n, kind, at]
 
-    def scores(self, layers: list[AdaptedLayer], alpha: float) -> dict[str, list[float]]:
+    def scores(self, layers: list[AdaptedLayer], alpha: float, power: float) -> dict[str, list[float]]:
         by_gradient: dict[str, list[float]] = {}
         by_input: dict[str, list[float]] = {}
         for n, layer in enumerate(layers):
@@ -93,7 +93,7 @@ class LiteralAlgorithm1:
                 s_A = sum(self.s(n, "A", i * width + k) for k in range(width)) / width
                 s_B = sum(self.s(n, "B", k * r + i) for k in range(out)) / out
                 by_gradient[layer.name].append(w_A * s_A + w_E * self.s(n, "E", i) + w_B * s_B)
-                reach = sum(abs(A[i][k]) * self.energy[n, k] for k in range(width))
+                reach = sum(abs(A[i][k]) * self.energy[n, k] ** power for k in range(width))
                 by_input[layer.name].append(abs(E[i]) * reach * sum(B[k][i] ** 2 for k in range(out)) ** 0.5)
         mean_g, mean_i = (_mean([v for values in s.values() for v in values]) for s in (by_gradient, by_input))
         return {
@@ -106,9 +106,10 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
+@pytest.mark.parametrize(("input_norm", "power"), [("rms", 0.5), ("mean_square", 1.0)])
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_algorithm_1_equals_its_loops(alpha, layers):
-    literal, scores = LiteralAlgorithm1(), made(layers, alpha=alpha)
+def test_algorithm_1_equals_its_loops(alpha, input_norm, power, layers):
+    literal, scores = LiteralAlgorithm1(), made(layers, alpha=alpha, input_norm=input_norm)
     for step in range(4):
         draw_gradients(layers, step)
         inputs = [torch.randn(7, layer.a.in_features) for layer in layers]
@@ -117,7 +118,7 @@ def test_algorithm_1_equals_its_loops(alpha, layers):
         literal.observe(layers, inputs)
         if step < 3:
             move_weights(layers)
-    expected = literal.scores(layers, alpha)
+    expected = literal.scores(layers, alpha, power)
     ours = scores.triple_scores()
     assert list(ours) == list(expected)
     for name in expected:

@@ -32,7 +32,7 @@ from pedyra.lora.start import set_origin
 logger = logging.getLogger(__name__)
 
 TENSORS, STATE_RECORD = "pedyra_state.safetensors", "pedyra_state.json"
-FORMAT = 12
+FORMAT = 13
 
 
 class SideFileError(UserError):
@@ -58,6 +58,7 @@ def save_state(allocator: RankAllocator, folder: Path | str) -> None:
         "initial_parameters": allocator.initial_parameters,
         "config": allocator.method.to_dict(),
         "scaling": {layer.name: layer.scaling for layer in layers},
+        "doubling": {layer.name: layer.a.doubling for layer in layers},
         "history": allocator.history,
         "method": allocator.run.values(),
     }
@@ -154,6 +155,8 @@ def _restore_factors(
         news = [successor(old, value.to(old.device, old.dtype, copy=True)) for old, value in pairs]
         put_factors([(layer, news)])
         layer.rescale(record["scaling"][layer.name])
+        doubling = record["doubling"][layer.name]
+        layer.a.doubling = None if doubling is None else tuple(doubling)
         if layer.a.start is not None:
             set_origin(layer, *(tensors[f"origin_{kind}.{layer.name}"] for kind in "AB"))
         if optimizer is not None:

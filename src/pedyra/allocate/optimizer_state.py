@@ -37,11 +37,11 @@ _NOT_SEPARABLE = {
 """Parts of the names of optimizers whose state is not separable by triples: to reset it would change the method."""
 
 MOMENTS = {
-    *("exp_avg", "momentum_buffer", "grad_avg", "state1"),
-    *("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "state2"),
+    **dict.fromkeys(("exp_avg", "momentum_buffer", "grad_avg", "state1"), 1),
+    **dict.fromkeys(("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "state2"), 2),
 }
-"""Averages of gradients (Adam family and Lion, SGD, centred RMSprop, bitsandbytes' first), and of their squares (Adam
-family and RMSprop, Adagrad's "sum", bitsandbytes' second)."""
+"""Averages of gradients (Adam family and Lion, SGD, centred RMSprop, bitsandbytes' first): 1; of their squares (Adam
+family and RMSprop, Adagrad's "sum", bitsandbytes' second): 2. `_power` has the exceptions."""
 
 BLOCK = 256
 ABOUT_BLOCKS = {"qmap1", "qmap2", "absmax1", "absmax2"}
@@ -135,11 +135,21 @@ def move_state(optimizer: Optimizer, replacements: Sequence[Replacement]) -> Non
         for key, value in _values(optimizer, new).items():
             if _has_rows(value, replacement.old.shape):
                 value = dequantize(optimizer.state[new], key, new.device) if value.dtype == torch.uint8 else value
-                moved[key] = select_rows(value, replacement.dim, replacement.indices, replacement.num_new)
+                rows = select_rows(value, replacement.dim, replacement.indices, replacement.num_new)
+                moved[key] = rows * replacement.divisor ** _power(optimizer, new, key)
         if moved and is_bitsandbytes(optimizer):
             renew(optimizer, new, moved)
         elif moved:
             optimizer.state[new].update(moved)
+
+
+def _power(optimizer: Optimizer, parameter: Tensor, key: str) -> int:
+    """Return the power of a gradient's size that this entry of the state has."""
+    if key == "momentum_buffer" and "square_avg" in optimizer.state[parameter]:  # RMSprop's is of its steps
+        return 0
+    if key == "state1" and getattr(optimizer, "optimizer_name", "") in ("rmsprop", "adagrad"):  # bitsandbytes
+        return 2
+    return MOMENTS[key]
 
 
 def _values(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:

@@ -228,6 +228,8 @@ class RankAllocator:
             return
         self._released = True
         self.run.release()
+        for layer in self.layers if self._compiled else ():
+            layer.module.scaling[layer.adapter] = layer.scaling
         if holds_triples(self.layers[0]):  # not deleted since, nor detached
             _OWNERS.pop(self.layers[0].a, None)
 
@@ -373,11 +375,14 @@ def trainable(layers: Sequence[AdaptedLayer]) -> list[AdaptedLayer]:
 
 def _mark_ranks(layers: Sequence[AdaptedLayer]) -> None:
     """Mark the rank dimension of every A, E and B as dynamic, anew after a resize. In the whole process torch no longer
-    assumes that a parameter keeps its shape. Ranks 0 and 1 are constants to the compiler, of a graph of their own."""
+    assumes that a parameter keeps its shape. Ranks 0 and 1 are constants to the compiler, of a graph of their own, and
+    so is a number: a scaling that may change is a tensor."""
     import torch._dynamo  # takes a second to import: only who compiles pays
 
     torch._dynamo.config.force_parameter_static_shapes = False
     for layer in layers:
+        if layer.a.doubling is not None:
+            layer.module.scaling[layer.adapter] = torch.tensor(layer.scaling, device=layer.a.A.device)
         if layer.rank > 1:
             for parameter, dim in zip(layer.factors, (0, 0, 1), strict=True):
                 torch._dynamo.mark_dynamic(parameter, dim)

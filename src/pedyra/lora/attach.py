@@ -142,11 +142,13 @@ def detach(model: nn.Module, adapter_name: str = "default") -> None:
 
 
 def write_ranks(model: nn.Module, adapter_name: str = "default") -> None:
-    """Bring the live PEFT config, and each layer's `r` and `lora_alpha`, in line with the ranks, and keep the scaling.
-    Rank 0 counts as the one row of zeros that is saved."""
+    """Bring the live PEFT config, and each layer's scaling, `r` and `lora_alpha`, in line with the ranks. Rank 0 counts
+    as the one row of zeros that is saved."""
     config: Any = model.peft_config[adapter_name]  # type: ignore[index]
     sizes = {}
     for layer in adapted_layers(model, adapter_name):
+        if layer.a.doubling is not None:
+            layer.rescale(layer.a.doubling[1] * layer.share_at(layer.rank))
         sizes[layer.name] = max(1, layer.rank if layer.a.origin is None else 2 * layer.rank), layer.scaling
         layer.module.r[adapter_name] = max(1, layer.rank)
         layer.module.lora_alpha[adapter_name] = layer.scaling * max(1, layer.rank)

@@ -63,6 +63,9 @@ class AFactor(nn.Module):
     """The `origin` of a loaded state dict, until `start.follow_loaded` has adjusted the base weight to it."""
     bias = None  # an nn.Linear's attribute that PEFT reads
 
+    doubling: tuple[int, float] | None = None
+    """The rank and the scaling of the start, of which each doubling of the rank halves the scaling; see
+    `AdaptedLayer.share_at`. None: the scaling stays."""
     e_fixed_at_one = False
     """E is 1 and not trained, so that the forward leaves it out and has the bits and the time of a plain LoRA."""
 

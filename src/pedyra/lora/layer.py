@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -42,8 +43,20 @@ class AdaptedLayer:
 
     @property
     def scaling(self) -> float:
-        """Return alpha / r at attach; it is constant, so that a change of rank never rescales the triples that stay."""
-        return self.module.scaling[self.adapter]
+        """Return alpha / r at attach, or what a method has made of it since."""
+        return float(self.module.scaling[self.adapter])  # a tensor where the model is compiled
+
+    def share_at(self, rank: int) -> float:
+        """Return the scaling at this rank as a part of that of the start.
+
+        All triples of a layer step the same way, so that a layer with eight times its rank takes steps eight times as
+        large, and diverges at a rate that suits the others (research/ranks.md). So a method may have a layer halve its
+        scaling, and double its B, each time that its rank has doubled (`AFactor.doubling`). The part depends on the
+        rank alone, for weights that are loaded by their names, and powers of two leave every bit of the update.
+        """
+        if self.a.doubling is None:
+            return 1.0
+        return 0.5 ** max(0, (rank // self.a.doubling[0]).bit_length() - 1)
 
     @property
     def direction_parameters(self) -> int:
@@ -58,9 +71,12 @@ class AdaptedLayer:
 
     def rescale(self, scaling: float) -> None:
         """Set the scaling, for the methods that define it by the current rank; see `write_ranks`."""
+        if scaling == self.scaling:
+            return
         if self.b.origin is not None:  # the part that the start took from the base weight stays the same
             self.b.origin = self.b.origin / (scaling / self.scaling)
-        self.module.scaling[self.adapter] = scaling
+        value = self.module.scaling[self.adapter]
+        self.module.scaling[self.adapter] = torch.full_like(value, scaling) if isinstance(value, Tensor) else scaling
 
 
 def adapted_layers(model: nn.Module, adapter_name: str = "default") -> list[AdaptedLayer]:

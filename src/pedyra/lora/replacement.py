@@ -23,6 +23,8 @@ class Replacement:
     dim: int
     indices: Tensor
     num_new: int
+    divisor: float = 1.0
+    """The old rows were divided by it, so that their gradients are so many times as large."""
 
 
 class NewTriples(NamedTuple):
@@ -35,16 +37,19 @@ class NewTriples(NamedTuple):
 
 @torch.no_grad()
 def replacements_of(layer: AdaptedLayer, pruned: Sequence[int], new: NewTriples | None) -> list[Replacement]:
-    """Compute the three factors of the layer without `pruned` and with `new`; the layer itself stays as it is."""
+    """Compute the three factors of the layer without `pruned` and with `new`, B for the scaling at the new rank; the
+    layer itself stays as it is."""
     removed_rows = set(pruned)
     assert not removed_rows or layer.a.E.shape == (layer.rank,), "an E that is no diagonal can only grow"
     replacements = []
-    for old, dim, new_rows in zip(layer.factors, (0, 0, 1), new or (None,) * 3, strict=True):
+    rank = layer.rank - len(removed_rows) + (0 if new is None else new.B.shape[1])
+    divisors = 1.0, 1.0, layer.share_at(rank) / layer.share_at(layer.rank)
+    for old, dim, new_rows, divisor in zip(layer.factors, (0, 0, 1), new or (None,) * 3, divisors, strict=True):
         remaining = [index for index in range(old.shape[dim]) if index not in removed_rows]
         indices = torch.tensor(remaining, dtype=torch.long, device=old.device)
         num_new = 0 if new_rows is None else new_rows.shape[dim]
-        value = select_rows(old.detach(), dim, indices, num_new, new_rows)
-        replacements.append(Replacement(old, successor(old, value), dim, indices, num_new))
+        value = select_rows(old.detach() / divisor, dim, indices, num_new, new_rows)
+        replacements.append(Replacement(old, successor(old, value), dim, indices, num_new, divisor))
     return replacements
 
 

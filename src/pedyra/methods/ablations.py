@@ -11,7 +11,7 @@ from pedyra.allocate.scored import ScoredSituation
 from pedyra.errors import UserError
 from pedyra.methods.sizes import Growing, Shrinking
 from pedyra.pe_dyra.config import Start
-from pedyra.pe_dyra.method import PaperMethod
+from pedyra.pe_dyra.method import PaperMethod, PeDyra
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Expand(Growing, PaperMethod):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomMoves(PaperMethod):
+class RandomMoves(PeDyra):
     """PE-DyRA's moves, at random (Fig. 4a): the paper's causal control. k, schedule and budget are PE-DyRA's.
 
     What is drawn depends on the seed and the step alone. The paper shuffles the order of importance; a uniform draw of

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from pedyra.allocate.allocation import RankPlan, Scores
+from pedyra.allocate.contract import Training, Work
 from pedyra.allocate.scored import ScoredMethod, ScoredSituation
+from pedyra.lora.layer import adapted_layers
 from pedyra.pe_dyra.config import RankSettings
 from pedyra.pe_dyra.equations import plan_adjustment
 from pedyra.pe_dyra.triple_scores import TripleScores
@@ -27,6 +31,13 @@ class PeDyra(PaperMethod):
     """
 
     conserves = True
+
+    def install(self, model: nn.Module, adapter: str = "default", training: Training | None = None) -> Work:
+        """Put triples into the adapter; from LoRA's start, at whose rate it trains, layers that grow step no faster."""
+        work = super().install(model, adapter, training)
+        for layer in adapted_layers(model, adapter) if self.start == "lora" else ():
+            layer.a.doubling = layer.a.doubling or (layer.rank, layer.scaling)
+        return work
 
     def plan(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         """Follow Algorithm 2, at the budget in force."""

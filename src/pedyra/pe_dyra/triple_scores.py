@@ -115,7 +115,8 @@ class TripleScores(Sensitivity):
         by_input = []
         for layer, energy in zip(self.layers, self.energies, strict=True):
             A, E, B = (factor.detach().float() for factor in layer.factors)
-            by_input.append(input_scores(A, E, B, energy))
+            norms = energy.sqrt() if self.settings.input_norm == "rms" else energy
+            by_input.append(input_scores(A, E * layer.share_at(layer.rank), B, norms))
         return torch.cat(by_input)
 
     def _by_gradient(self) -> Tensor:
