@@ -113,7 +113,7 @@ def test_the_orthogonality_term_is_added_after_the_scores_are_taken(make_net, ne
 def test_the_input_score_reads_the_weights_before_the_optimizer_step():
     """Eq. (6) by hand, |e| sum_k |A_k| x_k^2 ||B||, of the weights that the gradient belongs to."""
     model: Any = get_peft_model(nn.Sequential(nn.Linear(2, 2)), LoraConfig(r=2, target_modules=["0"])).train()
-    literal: dict[str, Any] = dict(alpha=0.0, beta1=0.0, score_norm="none", input_norm="mean_square")
+    literal: dict[str, Any] = dict(alpha=0.0, beta1=0.0, score_norm="none")
     given = forced(interval=1, initial_warmup=0, final_warmup=1, moves=0, **literal)
     trained = trainable(model)
     allocator = RankAllocator(model, torch.optim.SGD(trained, lr=10.0), total_steps=3, **given)

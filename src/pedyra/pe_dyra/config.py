@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Start = Literal["svd", "lora"]
 ScoreNorm = Literal["mean", "none"]
 Omega = Literal["gradient", "uniform"]
-InputNorm = Literal["rms", "mean_square"]
+InputNorm = Literal["mean_square", "rms"]
 OrthForm = Literal["norm", "squared"]
 CHOICES: dict[str, tuple[str, ...]] = {
     **{"budget": get_args(Budget), "start": get_args(Start), "score_norm": get_args(ScoreNorm)},
@@ -28,12 +28,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
 class RankSettings:
     """The settings of every method that scores triples: when ranks move, how many, and how triples are scored.
 
-    The defaults are the form to take: moves are the paper's, and scores but for a root in Eq. (6); the start, its
-    learning rate and its alpha are LoRA's, Eq. (2) is off, since its gradient, through Adam, outweighs the task's
-    (research/orthogonality.md), and adjustments are half as many. `as_published` is the paper to the letter. Its t_i,
-    Delta_T and t_f are medians of their parts of the run over the twelve different schedules of Tables 7 to 9 (T being
-    epochs times batches, t_i / T is 0.02 to 0.18, Delta_T / T 0.005 to 0.044 and t_f / T 0.32 to 0.92). What the paper
-    leaves open is read as docs/paper_read.md says.
+    The defaults are the form to take: scores and moves are the paper's, the start, its learning rate and its alpha are
+    LoRA's, Eq. (2) is off, since its gradient, through Adam, outweighs the task's (research/orthogonality.md), and
+    adjustments are half as many. `as_published` is the paper to the letter. Its t_i, Delta_T and t_f are medians of
+    their parts of the run over the twelve different schedules of Tables 7 to 9 (T being epochs times batches, t_i / T
+    is 0.02 to 0.18, Delta_T / T 0.005 to 0.044 and t_f / T 0.32 to 0.92). What the paper leaves open is read as
+    docs/paper_read.md says.
 
     Raises:
         ValueError: a value outside its range, with the value, the rule and the repair.
@@ -72,10 +72,9 @@ class RankSettings:
     the input score decides alone, see docs/paper_read.md)."""
     omega: Omega = "gradient"
     """omega, the weights of A, E, B in Eq. (4): "gradient" is Eq. (5), "uniform" the plain sum of AdaLoRA."""
-    input_norm: InputNorm = "rms"
-    """||X_k|| of Eq. (6), of each input feature: the norm that the paper names ("rms", the root of the mean square), or
-    the mean square that it writes ("mean_square"; in a decoder three layers with huge activations then decide, see
-    research/ranks.md)."""
+    input_norm: InputNorm = "mean_square"
+    """||X_k|| of Eq. (6), of each input feature: the mean square that the paper writes, or its root ("rms"), the norm
+    that it names, under which layers of a decoder with huge activations weigh less (research/ranks.md)."""
 
     # Eqs. (1) and (2): how triples begin, and are held apart.
     start: Start = "lora"
@@ -110,8 +109,6 @@ class RankSettings:
     @classmethod
     def as_published(cls, **changes: Any) -> Self:
         """Return the method as its paper has it, to the letter: Eq. (1) from E = 0, Eq. (2) with gamma = 0.1 as in six
-        of the eight tasks of Table 7, k = 12, mean squares in Eq. (6), and no layer below rank 1. `changes` are further
-        fields."""
+        of the eight tasks of Table 7, k = 12, and no layer below rank 1. `changes` are further fields."""
         published: dict[str, Any] = dict(start="svd", orth_weight=0.1, min_rank=1, moves=12, interval=0.023)
-        published["input_norm"] = "mean_square"
         return cls(**{**published, **changes})
