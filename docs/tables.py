@@ -208,6 +208,20 @@ def energy() -> Cells:
     return cells
 
 
+@table("norms")
+def norms() -> Cells:
+    """How much lower the loss is than LoRA's with squares of the inputs in Eq. (6), and with their root."""
+    titles = [("facts", 5e-3, "phone book"), ("language", 5.5e-3, "Norwegian"), ("rot13", 5.5e-3, "rot13, at 5.5e-3")]
+    titles += [("rot13", 1e-2, "rot13, at 1e-2"), ("sst2", 3e-4, "SST-2, r = 8"), ("qnli", 3e-4, "QNLI, r = 8")]
+    cells = [["task", "`PeDyra()`", '`PeDyra(input_norm="rms")`']]
+    for task, rate, title in titles:
+        known = where([*rows("energy"), *rows("usual")], task=task, learning_rate=rate)
+        lora, squares = (by_seed(where(known, method=name), "eval_loss") for name in ("lora", "pedyra"))
+        root = by_seed(where(rows("norms"), task=task, learning_rate=rate), "eval_loss")
+        cells.append([title, gain(lora, squares), _of_seeds(lora, root)])
+    return cells
+
+
 FORMS_OF_USE = ("pedyra", "from zero", "from zero, no moves")
 """`PeDyra()` at LoRA's rate, and the paper's start without Eq. (2) at a rate of its own, with moves and without."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from closeness import same_bits
+from closeness import close, same_bits
 from peft import PeftModel
 from torch import Tensor, nn
 from windows import forced, trainable
@@ -94,6 +94,21 @@ def test_the_state_in_floats_moves_to_the_last_bit(kind):
     change = without(old, [0, 5, 17], 0)
     move_state(optimizer, [change])
     assert before and all(same_bits(optimizer.state[change.new][key], was[[0, 5, 17]]) for key, was in before.items())
+
+
+@pytest.mark.parametrize("kind", ["AdamW32bit", "Lion32bit", "RMSprop32bit", "Adagrad32bit"])
+def test_where_b_is_divided_averages_are_those_of_the_larger_gradients(kind):
+    old, other = nn.Parameter(torch.zeros(18, 320)), nn.Parameter(torch.zeros(18, 320))
+    optimizer, larger = (getattr(bnb.optim, kind)([parameter], lr=1e-3) for parameter in (old, other))
+    for _ in range(3):
+        old.grad = torch.randn(old.shape)
+        other.grad = 4 * old.grad
+        optimizer.step()
+        larger.step()
+    new = nn.Parameter(old.detach() / 4)
+    move_state(optimizer, [Replacement(old, new, 0, torch.arange(18), 0, divisor=4.0)])
+    averages = {key: value for key, value in larger.state[other].items() if key in ("state1", "state2")}
+    assert averages and all(close(optimizer.state[new][key], value) for key, value in averages.items())
 
 
 @pytest.mark.parametrize("kind", BYTES)
